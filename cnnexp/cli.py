@@ -1,0 +1,127 @@
+"""The commands. Heavy packages are imported by the command that needs them."""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from cnnexp import __version__
+from cnnexp.errors import UsageError
+from cnnexp.paths import shipped
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+USAGE_ERROR, FAILED = 2, 1
+DESCRIPTION = """\
+Why do convolutions work? Sweeps over kernel size, stride and weight tying, and what they show.
+
+  cnnexp run experiment=why_convolutions    train the sweep that answers the question
+  cnnexp report why_convolutions            its table, figures and verdicts
+  cnnexp run --help                         all keys, with examples
+"""
+
+
+def main() -> None:
+    """Entry point: errors that a user can cause are one line and exit code 2."""
+    try:
+        code = _command(sys.argv[1:])
+    except UsageError as error:
+        print(f"cnnexp: {error}", file=sys.stderr)
+        code = USAGE_ERROR
+    except KeyboardInterrupt:
+        print("\ncnnexp: interrupted; the same command goes on with the runs that are missing", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def _command(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["run"]:
+        return _run(list(arguments[1:]))
+    options = _parser().parse_args(arguments)
+    if options.command == "report":
+        from cnnexp.analysis.report import print_report, write_report
+
+        print_report(write_report(Path(options.results_dir) / options.name))
+    elif options.command == "data":
+        from cnnexp.data.tfds_images import prepare
+
+        source = Path(options.source).expanduser() if options.source else None
+        print(prepare(options.name, source, options.data_dir))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _OneLineParser(
+        prog="cnnexp", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("run", help="train one run or a sweep", add_help=False)
+    report = commands.add_parser("report", help="table, figures and verdicts of a sweep")
+    report.add_argument("name", help="the sweep's folder under the results")
+    report.add_argument("--results-dir", default="results", metavar="DIR")
+    data = commands.add_parser("data", help="prepare image sets")
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    prepare = actions.add_parser("prepare", help="prepare a TFDS image set once")
+    prepare.add_argument("name", choices=["fashion_mnist"])
+    prepare.add_argument("--from", dest="source", metavar="DIR", help="files already downloaded")
+    prepare.add_argument("--data-dir", metavar="DIR", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets")
+    return parser
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """argparse without the usage lines above every error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; type: {self.prog} --help")
+
+
+def _run(arguments: list[str]) -> int:
+    """Hand the overrides to Hydra; what it refuses becomes one line."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from cnnexp.sweep.refusals import explain
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the exception itself and exits with 1
+    conf = shipped("conf")
+    sys.argv = ["cnnexp run", *_groups_by_name(arguments, conf)]
+    app = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(_run_single)
+    try:
+        app()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(explain(error, conf)) from None
+    except Exception as error:
+        from cnnexp.sweep.execute import SweepFailed
+
+        if not isinstance(error, SweepFailed):
+            raise
+        print(f"cnnexp: {error}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def _run_single(config: "DictConfig") -> None:
+    """What `hydra.mode=RUN` calls: a sweep of one."""
+    from cnnexp.config import parse
+    from cnnexp.sweep.compose import plain
+    from cnnexp.sweep.execute import run_sweep
+
+    run_sweep([parse(plain(config))])
+
+
+def _groups_by_name(arguments: Sequence[str], conf: Path) -> list[str]:
+    """Let `model.name=mlp` choose the group `model=mlp`, where each of its names is a file of the group."""
+
+    def group_for(argument: str) -> str:
+        match = re.fullmatch(r"(model|data|optim)\.name=([\w,]+)", argument)
+        if match and all((conf / match[1] / f"{name}.yaml").exists() for name in match[2].split(",")):
+            return f"{match[1]}={match[2]}"
+        return argument
+
+    return [group_for(argument) for argument in arguments]

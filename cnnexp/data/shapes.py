@@ -1,0 +1,41 @@
+"""What a data set looks like before it is loaded."""
+
+from dataclasses import dataclass
+
+from cnnexp.config import Digits, FashionMNIST
+from cnnexp.errors import UsageError
+
+DIGIT = 8  # side of scikit-learn's digits, in pixels
+DIGIT_TRAIN_IMAGES = 1_437  # of 1,797; the other 360 are the test images
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataShape:
+    """Shape of the images `(h, w, c)`, number of classes and of training images."""
+
+    image: tuple[int, int, int]
+    classes: int
+    train_images: int
+    multi_label: bool = False
+
+
+def shape_of(data: Digits | FashionMNIST) -> DataShape:
+    """The shape of a configured data set."""
+    if isinstance(data, FashionMNIST):
+        return DataShape(image=(28, 28, 1), classes=10, train_images=60_000)
+    if not data.scatter:
+        return DataShape(image=(DIGIT, DIGIT, 1), classes=10, train_images=DIGIT_TRAIN_IMAGES)
+    return DataShape(image=(data.canvas, data.canvas, 1), classes=10, train_images=data.images)
+
+
+
+def train_size_of(data: Digits | FashionMNIST) -> int:
+    """Number of images that a run trains on.
+
+    Raises:
+        UsageError: more images asked for than there are.
+    """
+    there = shape_of(data).train_images
+    if data.train_size is not None and data.train_size > there:
+        raise UsageError(f"data.train_size={data.train_size}: {data.name} has {there}; allowed: 1 to {there}")
+    return data.train_size or there

@@ -1,0 +1,1 @@
+"""Networks made of tied layers: `spec` says what they are, `network` computes them."""

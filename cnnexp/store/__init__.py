@@ -1,0 +1,1 @@
+"""Runs on disk: the source of truth. W&B, tables and figures are made from it."""

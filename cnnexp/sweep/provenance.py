@@ -1,0 +1,41 @@
+"""What made a result: versions, device, git revision."""
+
+import functools
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import cnnexp
+
+PACKAGES = ("cnnexp", "jax", "flax", "optax", "numpy")
+
+
+@functools.cache
+def provenance() -> dict[str, str]:
+    """The same for every run of a process, under the names of a summary."""
+    import platform
+
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        **{f"version/{package}": version(package) for package in PACKAGES},
+        "version/python": platform.python_version(),
+        "device": f"{len(jax.devices())} x {device.platform} ({device.device_kind})",
+        "git_revision": git_revision(),
+    }
+
+
+def git_revision() -> str:
+    """The checkout's commit, with "+" where files differ from it; "installed" outside a checkout."""
+    root = Path(cnnexp.__file__).parent.parent
+    if not (root / ".git").exists():
+        return "installed"
+    try:
+        revision, changes = (
+            subprocess.run(["git", "-C", root, *command], capture_output=True, text=True, check=True).stdout
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return revision.strip() + ("+" if changes else "")

@@ -1,0 +1,1 @@
+"""Mirrors of the store: Weights & Biases, and the progress display."""

@@ -1,0 +1,42 @@
+"""Optax optimisers whose hyperparameters are traced values, so that runs that differ there share a program."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from cnnexp.config import Optim
+
+
+class Hyper(NamedTuple):
+    """Numbers of the optimiser that may differ between the runs of a stack."""
+
+    learning_rate: Float[Array, ""]
+    weight_decay: Float[Array, ""]
+    momentum: Float[Array, ""]
+
+
+def hyper_of(optim: Optim) -> Hyper:
+    """The configured numbers, as scalars on the device."""
+    return Hyper(*(jnp.float32(getattr(optim, field)) for field in Hyper._fields))
+
+
+def make_optimizer(optim: Optim, hyper: Hyper, steps: int) -> optax.GradientTransformation:
+    """The configured optimiser over a run of `steps`. Weight decay is decoupled from the gradient in AdamW,
+    added to it in SGD, and leaves biases alone in neither: one rule for all parameters."""
+    warmup = round(optim.warmup * steps)
+    if optim.schedule == "cosine":
+        shape = optax.warmup_cosine_decay_schedule(0.0 if warmup else 1.0, 1.0, warmup, max(steps, warmup + 1))
+    else:
+        shape = optax.linear_schedule(0.0, 1.0, warmup) if warmup else optax.constant_schedule(1.0)
+
+    def learning_rate(step: Array) -> Array:
+        return hyper.learning_rate * shape(step)
+
+    if optim.name == "sgd":
+        return optax.chain(
+            optax.add_decayed_weights(hyper.weight_decay),
+            optax.sgd(learning_rate, momentum=hyper.momentum),
+        )
+    return optax.adamw(learning_rate, b1=hyper.momentum, weight_decay=hyper.weight_decay)

@@ -1,0 +1,58 @@
+"""Hydra finds plugins in this namespace package: cnnexp's sweeper and launcher."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class CnnexpSweeper(BasicSweeper):
+    """Hydra's basic sweeper, which hands the whole sweep to the launcher and writes nothing itself."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Expand lists, ranges, choices and globs into jobs, and launch them."""
+        assert self.hydra_context is not None and self.launcher is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        jobs = [job for batch in self.split_arguments(overrides, None) for job in batch]
+        return [self.launcher.launch(jobs, initial_job_idx=0)]
+
+
+class CnnexpLauncher(Launcher):
+    """Composes every job, then trains them together: runs of the same shapes become one program."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what composition needs."""
+        self.loader, self.master = hydra_context.config_loader, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run all jobs; the value of each is its test accuracy, NaN where it has none."""
+        from cnnexp.sweep.compose import compose_jobs
+        from cnnexp.sweep.execute import run_sweep
+
+        configs = compose_jobs(self.loader, self.master, job_overrides)
+        values = run_sweep(configs)
+        pairs = zip(job_overrides, configs, strict=True)
+        return [
+            JobReturn(list(overrides), status=JobStatus.COMPLETED, _return_value=values[config.run_id])
+            for overrides, config in pairs
+        ]
+
+
+_TARGET = "hydra_plugins.cnnexp_plugins."
+_store = ConfigStore.instance()
+_store.store(
+    group="hydra/sweeper",
+    name="cnnexp",
+    node={"_target_": f"{_TARGET}CnnexpSweeper", "max_batch_size": None, "params": None},
+    provider="cnnexp",
+)
+_store.store(
+    group="hydra/launcher", name="cnnexp", node={"_target_": f"{_TARGET}CnnexpLauncher"}, provider="cnnexp"
+)
