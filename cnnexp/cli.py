@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from cnnexp import __version__
-from cnnexp.errors import UsageError
+from cnnexp.errors import UsageError, suggestion
 from cnnexp.paths import shipped
 
 if TYPE_CHECKING:
@@ -77,6 +77,9 @@ class _OneLineParser(argparse.ArgumentParser):
     """argparse without the usage lines above every error."""
 
     def error(self, message: str) -> NoReturn:
+        if match := re.match(r"argument (\w+): invalid choice: '(.*)' \(choose from (.*)\)", message):
+            allowed = re.findall(r"'([^']+)'", match[3])
+            message = f"{match[1]} {match[2]}: {suggestion(match[2], allowed)}"
         raise UsageError(f"{message}; type: {self.prog} --help")
 
 
@@ -90,12 +93,13 @@ def _run(arguments: list[str]) -> int:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the exception itself and exits with 1
     conf = shipped("conf")
-    sys.argv = ["cnnexp run", *_groups_by_name(arguments, conf)]
+    arguments = _groups_by_name(arguments, conf)
+    sys.argv = ["cnnexp run", *arguments]
     app = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(_run_single)
     try:
         app()
     except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(explain(error, conf)) from None
+        raise UsageError(explain(error, conf, arguments)) from None
     except Exception as error:
         from cnnexp.sweep.execute import SweepFailed
 

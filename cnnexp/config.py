@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from cnnexp.errors import UsageError, suggestion
+from cnnexp.errors import UsageError, nearest_name, suggestion
 from cnnexp.layers.geometry import Padding
 from cnnexp.layers.tying import BiasTying, Tying
 
@@ -124,6 +124,13 @@ VARIANTS: dict[str, dict[str, type[Section]]] = {
     "model": {"simple_cnn": SimpleCNN, "mlp": MLP},
     "data": {"digits": Digits, "fashion_mnist": FashionMNIST},
 }
+SECTIONS: dict[str, type[Section]] = {
+    "model": SimpleCNN,
+    "data": Digits,
+    "optim": Optim,
+    "train": Train,
+    "tracking": Tracking,
+}
 Model = Annotated[SimpleCNN | MLP, Field(discriminator="name")]
 Data = Annotated[Digits | FashionMNIST, Field(discriminator="name")]
 
@@ -187,14 +194,18 @@ def keys_of(section: str, values: Mapping[str, Any]) -> list[str]:
         variants = VARIANTS[section]
         chosen = variants.get((values.get(section) or {}).get("name", ""), next(iter(variants.values())))
         return list(chosen.model_fields)
-    sections = {"optim": Optim, "train": Train, "tracking": Tracking}
-    return list(sections[section].model_fields) if section in sections else []
+    return list(SECTIONS[section].model_fields) if section in SECTIONS else []
 
 
 def unknown_key(key: str, values: Mapping[str, Any]) -> UsageError:
     """The error for a dotted key that does not exist."""
     section, _, name = key.rpartition(".")
-    return UsageError(f"{key}: no such key; {suggestion(name, keys_of(section, values))}")
+    allowed = keys_of(section, values)
+    if not section and nearest_name(name, allowed) is None:
+        everywhere = {inner: f"{outer}.{inner}" for outer in SECTIONS for inner in keys_of(outer, values)}
+        if nearest := nearest_name(name, list(everywhere)):
+            return UsageError(f"{key}: no such key; did you mean {everywhere[nearest]!r}?")
+    return UsageError(f"{key}: no such key; {suggestion(name, allowed)}")
 
 
 def _one_line(errors: list[ErrorDetails], values: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Errors that a user can cause: one line that names the key, the value and what is allowed."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UsageError(Exception):
@@ -15,6 +15,16 @@ def suggestion(value: object, allowed: Iterable[str]) -> str:
     "did you mean 'local'? allowed: shared, local"
     """
     names = list(allowed)
-    close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
-    meant = f"did you mean '{close[0]}'? " if close else ""
-    return f"{meant}allowed: {', '.join(names)}"
+    nearest = nearest_name(str(value), names)
+    return f"{f'did you mean {nearest!r}? ' if nearest else ''}allowed: {', '.join(names)}"
+
+
+def nearest_name(given: str, names: Sequence[str]) -> str | None:
+    """The name most like the one given, or one that it abbreviates ("lr", "wd"); None where nothing is near."""
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    return close[0] if close else next((name for name in names if _abbreviates(given, name)), None)
+
+
+def _abbreviates(short: str, name: str) -> bool:
+    letters = iter(name)
+    return len(short) > 1 and short[0] == name[0] and all(letter in letters for letter in short)

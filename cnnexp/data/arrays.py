@@ -8,16 +8,20 @@ from jaxtyping import Array, Float, Int, UInt8
 from cnnexp.config import Digits, FashionMNIST
 
 
+Pixels = UInt8[Array | np.ndarray, "n h w c"]
+Labels = Int[Array | np.ndarray, "n ..."]
+
+
 class Images(NamedTuple):
     """A data set: raw pixels and labels; `mean` and `std` of the training pixels normalise both splits.
 
     Labels are class numbers `(n,)`, or 0 and 1 for each class `(n, classes)` where an image has several.
     """
 
-    train_images: UInt8[Array | np.ndarray, "n h w c"]
-    train_labels: Int[Array | np.ndarray, "n ..."]
-    test_images: UInt8[Array | np.ndarray, "m h w c"]
-    test_labels: Int[Array | np.ndarray, "m ..."]
+    train_images: Pixels
+    train_labels: Labels
+    test_images: Pixels
+    test_labels: Labels
     mean: Float[Array | np.ndarray, " c"]
     std: Float[Array | np.ndarray, " c"]
 

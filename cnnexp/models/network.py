@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from cnnexp.config import Activation, Pool
+from cnnexp.config import Pool
 from cnnexp.layers.tied_conv import TiedConv
 from cnnexp.models.spec import LayerSpec, Network
 

@@ -13,6 +13,7 @@ from cnnexp.errors import UsageError
 from cnnexp.models.spec import spec_of, total
 from cnnexp.store.atomic import read_json
 from cnnexp.store.runs import RunWriter, has_ended, run_folder
+from cnnexp.sweep.devices import configure_jax
 from cnnexp.sweep.provenance import provenance
 from cnnexp.sweep.stacks import Stack, stacks_of
 from cnnexp.tracking.mirror_process import Mirror, resolve_mode
@@ -39,6 +40,8 @@ def run_sweep(configs: Sequence[RunConfig]) -> dict[str, float]:
         SweepProgress(stacks_of(missing), done=len(runs) - len(missing)) as progress,
         Mirror(list(runs.values()), tell=progress.tell),
     ):
+        if progress.stacks:
+            configure_jax()
         for stack in progress.stacks:
             try:
                 _run_stack(stack, progress)

@@ -1,6 +1,7 @@
 """What Hydra refuses, in one line that says what is allowed."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -10,8 +11,8 @@ from cnnexp.config import unknown_key
 from cnnexp.errors import suggestion
 
 
-def explain(error: Exception, conf: Path) -> str:
-    """One line for an error of Hydra or OmegaConf."""
+def explain(error: Exception, conf: Path, arguments: Sequence[str]) -> str:
+    """One line for an error of Hydra or OmegaConf over the overrides given."""
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).removesuffix(".yaml").rpartition("/")
@@ -19,7 +20,7 @@ def explain(error: Exception, conf: Path) -> str:
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {text.splitlines()[0]}"
     if match := re.match(r"Could not override '([\w.]+)'", text):
-        return str(unknown_key(match[1], _chosen(conf)))
+        return str(unknown_key(match[1], _chosen(conf, arguments)))
     if match := re.match(r"Error merging override (\S+)", text):
         cause = str(error.__cause__).splitlines()[0] if error.__cause__ else "not allowed here"
         return f"{match[1]}: {cause}"
@@ -28,8 +29,9 @@ def explain(error: Exception, conf: Path) -> str:
     return re.sub(r"\s*\n\s*", "; ", text.strip())
 
 
-def _chosen(conf: Path) -> dict[str, dict[str, str]]:
-    """The names that the default configuration chooses, for which keys a section has."""
+def _chosen(conf: Path, arguments: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The model and data set chosen, on which the keys of their sections depend."""
     defaults = yaml.safe_load((conf / "config.yaml").read_text())["defaults"]
     pairs = {key: value for entry in defaults if isinstance(entry, dict) for key, value in entry.items()}
+    pairs |= dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     return {section: {"name": pairs[section]} for section in ("model", "data")}

@@ -1,6 +1,7 @@
 """A stack of runs trained from first to last step."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +25,15 @@ def train_stack(runs: Sequence[RunConfig], images: Images) -> Iterator[list[Row]
     train = make_train(runs[0])
     compiled = compile_stack(train)
     size = train.duration.train_size
-    index = np.stack([train_index(np.asarray(images.train_labels), size, run.seed) for run in runs])
-    data = RunData(images=images, index=jnp.asarray(index))
+    subset = np.stack([train_index(np.asarray(images.train_labels), size, run.seed) for run in runs])
+    data = RunData(images=images, subset=jnp.asarray(subset))
     hyper = jax.tree.map(lambda *values: jnp.stack(values), *(hyper_of(run.optim) for run in runs))
     keys = jnp.stack([jax.random.key(run.seed) for run in runs])
 
     state = compiled.init(keys, hyper)
     yield _rows(train, compiled.evaluate(state, data), 0)
     marks = train.duration.evaluate_after
-    for start, stop in zip(marks, marks[1:], strict=False):
+    for start, stop in pairwise(marks):
         state = compiled.advance(state, data, hyper, steps=stop - start)
         yield _rows(train, compiled.evaluate(state, data), stop)
 

@@ -1,9 +1,10 @@
-"""Optax optimisers whose hyperparameters are traced values, so that runs that differ there share a program."""
+"""Optax optimisers whose hyperparameters are traced: runs that differ there share a program."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from cnnexp.config import Optim
@@ -27,11 +28,12 @@ def make_optimizer(optim: Optim, hyper: Hyper, steps: int) -> optax.GradientTran
     added to it in SGD, and leaves biases alone in neither: one rule for all parameters."""
     warmup = round(optim.warmup * steps)
     if optim.schedule == "cosine":
-        shape = optax.warmup_cosine_decay_schedule(0.0 if warmup else 1.0, 1.0, warmup, max(steps, warmup + 1))
+        start = 0.0 if warmup else 1.0
+        shape = optax.warmup_cosine_decay_schedule(start, 1.0, warmup, max(steps, warmup + 1))
     else:
         shape = optax.linear_schedule(0.0, 1.0, warmup) if warmup else optax.constant_schedule(1.0)
 
-    def learning_rate(step: Array) -> Array:
+    def learning_rate(step: ArrayLike) -> Array:
         return hyper.learning_rate * shape(step)
 
     if optim.name == "sgd":

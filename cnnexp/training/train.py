@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from jax import lax, random
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from cnnexp.config import RunConfig
-from cnnexp.data.arrays import Images
+from cnnexp.data.arrays import Images, Labels, Pixels
 from cnnexp.models.network import TiedNetwork
 from cnnexp.models.spec import spec_of
 from cnnexp.training.batches import batch_indices
@@ -27,10 +28,10 @@ class RunData(NamedTuple):
     """What a run trains on: images shared by the whole stack, and the positions of its own subset."""
 
     images: Images
-    index: Int[Array, " train_size"]
+    subset: Int[Array, " train_size"]
 
 
-STACKED = RunData(images=Images(*[None] * 6), index=0)  # pyright: ignore  (axes for vmap)
+STACKED = RunData(images=Images(*[None] * 6), subset=0)  # pyright: ignore  (axes for vmap)
 
 
 class State(NamedTuple):
@@ -85,9 +86,10 @@ class Train:
 
         def step(carry: tuple[Any, optax.OptState], batch: Int[Array, " b"]) -> tuple[Any, None]:
             params, opt_state = carry
-            chosen = data.index[batch]
+            chosen = data.subset[batch]
             images = data.images.train_images[chosen]
-            gradients = jax.grad(self._mean_loss)(params, images, data.images.train_labels[chosen], data.images)
+            labels = data.images.train_labels[chosen]
+            gradients = jax.grad(self._mean_loss)(params, images, labels, data.images)
             updates, opt_state = optimizer.update(gradients, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), None
 
@@ -98,7 +100,7 @@ class Train:
         """Loss and accuracy on the run's training images and on the test split, on the same parameters."""
         images = data.images
         train = self._evaluate_split(
-            state.params, images.train_images, images.train_labels, data.index, images
+            state.params, images.train_images, images.train_labels, data.subset, images
         )
         everything = jnp.arange(len(images.test_images), dtype=jnp.int32)
         test = self._evaluate_split(state.params, images.test_images, images.test_labels, everything, images)
@@ -112,7 +114,7 @@ class Train:
         state = self.init(key, hyper)
         history = [self.evaluate(state, data)]
         marks = self.duration.evaluate_after
-        for start, stop in zip(marks, marks[1:], strict=False):
+        for start, stop in pairwise(marks):
             state = self.advance(state, data, hyper, steps=stop - start)
             history.append(self.evaluate(state, data))
         return state, jax.tree.map(lambda *entries: jnp.stack(entries), *history)
@@ -127,9 +129,9 @@ class Train:
         return losses(self.config.model.head, self._logits(params, pixels, images), labels).mean()
 
     def _evaluate_split(
-        self, params: Any, pixels: Array, labels: Array, index: Int[Array, " n"], images: Images
+        self, params: Any, pixels: Pixels, labels: Labels, index: Int[Array, " n"], images: Images
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Mean loss and accuracy over `index`, a batch at a time; the last batch is filled up, not counted."""
+        """Mean loss and accuracy over `index`, a batch at a time; what fills up the last is not counted."""
         n = len(index)
         size = min(n, EVALUATION_BATCH)
         filled = jnp.pad(index, (0, -n % size)).reshape(-1, size)

@@ -1,0 +1,72 @@
+"""What the tests share: a small configuration and its images."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cnnexp.config import RunConfig, parse
+from cnnexp.data.arrays import Images, load
+
+Configure = Callable[..., RunConfig]
+SMALL: dict[str, Any] = {
+    "experiment": "test",
+    "name": "test",
+    "results_dir": "results",
+    "seed": 0,
+    "model": {
+        "name": "simple_cnn",
+        "features": [4],
+        "kernel_size": 3,
+        "stride": 1,
+        "padding": "SAME",
+        "tying": "shared",
+        "bias": "shared",
+        "pool": "max",
+        "pool_size": 2,
+        "hidden": [],
+        "activation": "relu",
+        "head": "softmax",
+    },
+    "data": {
+        "name": "digits",
+        "scatter": True,
+        "canvas": 10,
+        "noise": 0.1,
+        "images": 120,
+        "test_images": 50,
+        "seed": 0,
+        "train_size": 60,
+        "batch_size": 20,
+    },
+    "optim": {
+        "name": "adamw",
+        "learning_rate": 1e-2,
+        "weight_decay": 0.0,
+        "momentum": 0.9,
+        "schedule": "constant",
+        "warmup": 0.0,
+    },
+    "train": {"epochs": None, "steps": 5, "eval_every": 2.0},
+    "tracking": {"mode": "disabled", "project": "test", "entity": None},
+}
+
+
+@pytest.fixture(scope="session")
+def configure() -> Configure:
+    """A small configuration; `configure(model={"tying": "local"}, seed=1)` changes keys of it."""
+
+    def build(**changes: Any) -> RunConfig:
+        values = {
+            key: {**value, **changes.pop(key, {})} if isinstance(value, dict) else changes.pop(key, value)
+            for key, value in SMALL.items()
+        }
+        return parse({**values, **changes})
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def images(configure: Configure) -> Images:
+    """The images of the small configuration."""
+    return load(configure().data)
