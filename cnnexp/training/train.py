@@ -129,7 +129,7 @@ class Train:
         return losses(self.config.model.head, self._logits(params, pixels, images), labels).mean()
 
     def _evaluate_split(
-        self, params: Any, pixels: Pixels, labels: Labels, index: Int[Array, " n"], images: Images
+        self, params: Any, pixels: Pixels, labels: Labels, index: Int[Array, " size"], images: Images
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Mean loss and accuracy over `index`, a batch at a time; what fills up the last is not counted."""
         n = len(index)

@@ -1,0 +1,177 @@
+"""From the command line to the store: real runs of the smallest size."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnnexp import cli
+from cnnexp.store.atomic import read_json
+from cnnexp.store.runs import StoredRun, read_runs
+from tests.wandb_file import read_wandb_file
+
+SMALL = [
+    "data.images=200",
+    "data.test_images=50",
+    "data.train_size=64",
+    "data.batch_size=32",
+    "model.features=[2]",
+    "train.steps=6",
+    "train.eval_every=3",
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run `cnnexp run` in an empty folder; returns its exit code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+    def command(*overrides: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["cnnexp", "run", *SMALL, *overrides])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return int(stop.value.code or 0)
+
+    return command
+
+
+def runs_of(name: str = "default") -> dict[tuple[Any, ...], StoredRun]:
+    stored = read_runs(Path("results") / name)
+    return {(run.config["model"].get("tying"), run.config["seed"]): run for run in stored}
+
+
+def test_sweep_reaches_the_store_with_every_promised_key(run: Any) -> None:
+    assert run("model.tying=shared,local", "seed=0,1") == 0
+    runs = runs_of()
+    assert set(runs) == {("shared", 0), ("shared", 1), ("local", 0), ("local", 1)}
+    summary = runs["local", 1].summary
+    promised = (
+        "run_id status experiment seed params/total params/conv_0 params/head macs connections steps epochs"
+    )
+    promised += " wall_seconds device git_revision version/jax version/flax version/cnnexp"
+    promised += " train/loss train/accuracy test/loss test/accuracy gap/accuracy gap/loss"
+    assert set(promised.split()) <= set(summary)
+    assert summary["gap/accuracy"] == summary["train/accuracy"] - summary["test/accuracy"]
+    assert summary["gap/loss"] == summary["test/loss"] - summary["train/loss"]
+    assert summary["steps"] == 6 and summary["epochs"] == 3
+    assert [row["step"] for row in runs["local", 1].history] == [0, 3, 6]
+    assert runs["local", 1].history[-1]["test/loss"] == summary["test/loss"]
+    assert summary["params/total"] == 16 * 16 * 9 * 2 + 2 + 8 * 8 * 2 * 10 + 10
+
+
+def test_finished_runs_are_not_run_again_and_missing_ones_are(run: Any) -> None:
+    run("seed=0,1")
+    before = {key: (r.folder / "summary.json").stat().st_mtime_ns for key, r in runs_of().items()}
+    (runs_of()["shared", 1].folder / "status.json").unlink()
+    run("seed=0,1,2")
+    after = {key: (r.folder / "summary.json").stat().st_mtime_ns for key, r in runs_of().items()}
+    assert after["shared", 0] == before["shared", 0]
+    assert after["shared", 1] != before["shared", 1]
+    assert ("shared", 2) in after
+
+
+def test_a_run_has_the_same_result_alone_and_in_any_order(run: Any) -> None:
+    run("seed=0,1", "model.tying=shared,local", "name=together")
+    run("model.tying=local,shared", "seed=1,0", "name=reversed")
+    run("seed=1", "name=alone")
+    together, other, alone = runs_of("together"), runs_of("reversed"), runs_of("alone")
+    for key, stored in together.items():
+        assert stored.run_id == other[key].run_id
+        assert stored.summary["test/loss"] == pytest.approx(other[key].summary["test/loss"], abs=1e-5)
+    assert alone["shared", 1].run_id == together["shared", 1].run_id
+    assert alone["shared", 1].summary["test/loss"] == pytest.approx(
+        together["shared", 1].summary["test/loss"], abs=1e-5
+    )
+
+
+def test_the_same_command_twice_is_bit_identical(run: Any) -> None:
+    run("seed=0,1", "name=first")
+    run("seed=0,1", "name=second")
+    first, second = runs_of("first"), runs_of("second")
+    for key in first:
+        assert first[key].history == second[key].history
+
+
+def test_run_id_hashes_what_decides_the_result_and_nothing_else(run: Any) -> None:
+    run("name=a")
+    run("name=b", "tracking.project=other", "results_dir=elsewhere")
+    run("name=c", "optim.learning_rate=0.01")
+    first, elsewhere = runs_of("a"), read_runs(Path("elsewhere") / "b")
+    assert [r.run_id for r in first.values()] == [r.run_id for r in elsewhere]
+    assert [r.run_id for r in runs_of("c").values()] != [r.run_id for r in first.values()]
+
+
+def test_learning_rates_share_a_stack_and_differ(run: Any) -> None:
+    run("optim.learning_rate=0.001,0.1", "seed=0")
+    losses = {
+        r.config["optim"]["learning_rate"]: r.summary["train/loss"]
+        for r in read_runs(Path("results/default"))
+    }
+    assert len(losses) == 2 and losses[0.001] != losses[0.1]
+
+
+def test_divergence_is_a_status(run: Any) -> None:
+    assert run("optim=sgd", "optim.learning_rate=1e30") == 0
+    (stored,) = runs_of().values()
+    assert stored.status == "diverged" and stored.summary["status"] == "diverged"
+
+
+def test_a_stack_that_raises_is_kept_told_and_does_not_end_the_sweep(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from cnnexp.training import loop
+
+    healthy = loop.train_stack
+
+    def sometimes(runs: Any, images: Any) -> Any:
+        if runs[0].model.tying == "shared":
+            raise FloatingPointError("broken on purpose")
+        return healthy(runs, images)
+
+    monkeypatch.setattr(loop, "train_stack", sometimes)
+    assert run("model.tying=shared,local") == 1
+    runs = runs_of()
+    assert runs["local", 0].status == "finished"
+    assert runs["shared", 0].status == "failed"
+    assert "broken on purpose" in (runs["shared", 0].folder / "error.txt").read_text()
+    assert "broken on purpose" in capfd.readouterr().err
+
+
+def test_mlp_and_sigmoid_head_and_single_mode(run: Any) -> None:
+    assert run("model=mlp", "~model.features", "hydra.mode=RUN") == 2  # SMALL's features are not mlp's
+    assert run("model.head=sigmoid", "hydra.mode=RUN") == 0
+    (stored,) = runs_of().values()
+    assert stored.config["model"]["head"] == "sigmoid"
+
+
+@pytest.mark.parametrize("experiment", sorted(p.stem for p in Path("conf/experiment").glob("*.yaml")))
+def test_one_step_of_every_experiment(run: Any, experiment: str) -> None:
+    sizes = ["data.train_size=16", "seed=0", "train.steps=1", "train.eval_every=1", "model.features=[2,2]"]
+    assert run(f"experiment={experiment}", *sizes) == 0
+    runs = read_runs(Path("results") / experiment)
+    assert runs and all(stored.status == "finished" for stored in runs)
+
+
+def test_offline_wandb_run_reads_back(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert run("seed=0,1") == 0
+    stored = {r.run_id: r for r in runs_of().values()}
+    files = list(Path("results/default/wandb").glob("offline-run-*/*.wandb"))
+    mirrored = {run["id"]: run for run in map(read_wandb_file, files)}
+    assert set(mirrored) == set(stored)
+    for run_id, mirror in mirrored.items():
+        assert mirror["group"] == "default" and mirror["project"] == "cnnexp" and mirror["exit"] == 0
+        assert [row["_step"] for row in mirror["history"]] == [0, 3, 6]
+        for sent, row in zip(mirror["history"], stored[run_id].history, strict=True):
+            assert {key: sent[key] for key in row} == row
+        assert mirror["config"]["model"] == stored[run_id].config["model"]
+        assert mirror["summary"]["params/total"] == stored[run_id].summary["params/total"]
+        assert read_json(stored[run_id].folder / "wandb.json")["mode"] == "offline"
+    assert run("seed=0,1") == 0  # nothing is sent twice
+    assert len(list(Path("results/default/wandb").glob("offline-run-*"))) == 2
+    assert (
+        json.loads((next(iter(stored.values())).folder / "status.json").read_text())["status"] == "finished"
+    )
