@@ -38,7 +38,7 @@ class RunWriter:
         (self.folder / "summary.json").unlink(missing_ok=True)
         self._set_status("running")
 
-    def log(self, row: Mapping[str, float]) -> None:
+    def log(self, row: Mapping[str, int | float]) -> None:
         """Append an evaluation: one line, one write."""
         with (self.folder / "history.jsonl").open("ab", buffering=0) as file:
             file.write(json.dumps(row).encode() + b"\n")
@@ -69,7 +69,7 @@ class StoredRun:
     folder: Path
     config: dict[str, Any]
     summary: dict[str, Any]
-    history: list[dict[str, float]]
+    history: list[dict[str, int | float]]
     status: str
 
 
@@ -87,7 +87,7 @@ def read_run(folder: Path) -> StoredRun:
     )
 
 
-def read_history(folder: Path) -> list[dict[str, float]]:
+def read_history(folder: Path) -> list[dict[str, int | float]]:
     """A run's evaluations; a last line cut off by a crash does not count."""
     path = folder / "history.jsonl"
     if not path.exists():

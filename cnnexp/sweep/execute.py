@@ -25,7 +25,7 @@ class SweepFailed(Exception):
     """Some runs ended without a result; the message says which."""
 
 
-def run_sweep(configs: Sequence[RunConfig]) -> dict[str, float]:
+def run_sweep(configs: Sequence[RunConfig]) -> dict[str, int | float]:
     """Run what the store lacks, and return every run's test accuracy by its id.
 
     Raises:
@@ -72,7 +72,7 @@ def _run_stack(stack: Stack, progress: SweepProgress) -> None:
     # The whole set, whatever part of it the runs use: every stack of a sweep asks for the same.
     images = _images_on_device(stack.runs[0].data.model_copy(update={"train_size": None, "batch_size": 1}))
     writers = [RunWriter(config) for config in stack.runs]
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, int | float]] = []
     try:
         for rows in train_stack(stack.runs, images):
             for writer, row in zip(writers, rows, strict=True):
@@ -88,7 +88,7 @@ def _run_stack(stack: Stack, progress: SweepProgress) -> None:
         writer.finish(status, _summary(config, row) | {"status": status, "wall_seconds": seconds})
 
 
-def _summary(config: RunConfig, last: dict[str, float]) -> dict[str, Any]:
+def _summary(config: RunConfig, last: dict[str, int | float]) -> dict[str, Any]:
     """The last evaluation with the counts and what made it; the caller adds status and time."""
     layers = spec_of(config)
     metrics = {key: value for key, value in last.items() if "/" in key}

@@ -59,7 +59,7 @@ class SweepProgress:
         """A stack is about to be compiled."""
         self._show(f"{_cell(stack)}: compiling")
 
-    def evaluated(self, stack: Stack, rows: Sequence[dict[str, float]]) -> None:
+    def evaluated(self, stack: Stack, rows: Sequence[dict[str, int | float]]) -> None:
         """The runs of a stack were evaluated: a row each."""
         share = rows[0]["step"] / max(1, _last_step(stack))
         index = self.stacks.index(stack)

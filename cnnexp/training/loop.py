@@ -14,7 +14,7 @@ from cnnexp.models.spec import total
 from cnnexp.training.optimizer import hyper_of
 from cnnexp.training.train import Metrics, RunData, Train, compile_stack, make_train
 
-Row = dict[str, float]
+Row = dict[str, int | float]
 
 
 def train_stack(runs: Sequence[RunConfig], images: Images) -> Iterator[list[Row]]:
