@@ -9,20 +9,24 @@ from cnnexp.layers.geometry import Geometry
 from cnnexp.layers.tying import Tying
 
 
-def patches(x: Float[Array, "b h w c"], geometry: Geometry) -> Float[Array, "b oh ow kkc"]:
+def patches(
+    x: Float[Array, "b h w c"], geometry: Geometry, *, batch_axis: int = 0
+) -> Float[Array, "_ _ _ kkc"]:
     """The `kh * kw * c` inputs that each output position sees, in the order of a kernel's axes.
 
-    Strided slices, stacked: the backward pass is as many padded adds, which inside `lax.scan` on CPU
-    is an order of magnitude faster than the backward pass of `lax.conv` (jax issue 12868).
+    Shape `(b, oh, ow, kkc)`, or `(oh, ow, b, kkc)` with `batch_axis=2`. Strided slices, side by side: the
+    backward pass is as many padded adds, which inside `lax.scan` on CPU is an order of magnitude faster
+    than the backward pass of `lax.conv` (jax issue 12868).
     """
-    x = jnp.pad(x, ((0, 0), *geometry.pads, (0, 0)))
+    x = jnp.moveaxis(jnp.pad(x, ((0, 0), *geometry.pads, (0, 0))), 0, batch_axis)
     (kh, kw), (sh, sw), (oh, ow) = geometry.kernel_size, geometry.stride, geometry.out_size
-    b, _, _, c = x.shape
-    taps = [
-        lax.slice(x, (0, i, j, 0), (b, i + (oh - 1) * sh + 1, j + (ow - 1) * sw + 1, c), (1, sh, sw, 1))
-        for i in range(kh)
-        for j in range(kw)
-    ]
+    row_axis = 0 if batch_axis else 1
+    taps = []
+    for i in range(kh):
+        rows = lax.slice_in_dim(x, i, i + (oh - 1) * sh + 1, sh, axis=row_axis)
+        taps += [
+            lax.slice_in_dim(rows, j, j + (ow - 1) * sw + 1, sw, axis=row_axis + 1) for j in range(kw)
+        ]
     return taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
 
 
@@ -52,5 +56,8 @@ def _convolve(
 def _per_position(
     x: Float[Array, "b h w c"], bank: Float[Array, "R kh kw c o"], geometry: Geometry
 ) -> Float[Array, "b oh ow o"]:
+    # With positions first, the patches are ready for one matmul a position: transposing the image is
+    # cheap, transposing its patches, which are kh * kw times as large, is not.
+    columns = patches(x, geometry, batch_axis=2)
     kernels = bank.reshape(*geometry.out_size, -1, geometry.features)
-    return jnp.einsum("bhwi,hwio->bhwo", patches(x, geometry), kernels)
+    return jnp.einsum("hwbi,hwio->hwbo", columns, kernels).transpose(2, 0, 1, 3)

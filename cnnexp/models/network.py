@@ -1,5 +1,6 @@
 """A network computed from its specification."""
 
+from functools import reduce
 from typing import cast
 
 import jax
@@ -34,14 +35,20 @@ class TiedNetwork(nnx.Module):
 def pool(x: Float[Array, "b h w c"], kind: Pool, size: int) -> Float[Array, "b ph pw c"]:
     """Maximum or average over `size` x `size` windows that do not overlap; a rest at the edge is cut.
 
-    By reshape: the backward pass of `reduce_window` is slower on CPU and not deterministic on GPU.
+    Rows, then columns, entry by entry: the backward pass of `reduce_window` is slower on CPU and not
+    deterministic on GPU.
     """
     if kind == "none" or size == 1:
         return x
     b, h, w, c = x.shape
     ph, pw = h // size, w // size
-    windows = x[:, : ph * size, : pw * size].reshape(b, ph, size, pw, size, c)
-    return windows.max((2, 4)) if kind == "max" else windows.mean((2, 4))
+    rows = x[:, : ph * size, : pw * size].reshape(b, ph, size, pw * size * c)
+    columns = _combine([rows[:, :, i] for i in range(size)], kind).reshape(b, ph, pw, size, c)
+    return _combine([columns[:, :, :, j] for j in range(size)], kind)
+
+
+def _combine(entries: list[Array], kind: Pool) -> Array:
+    return reduce(jnp.maximum, entries) if kind == "max" else sum(entries[1:], entries[0]) / len(entries)
 
 
 def _build(layer: LayerSpec, rngs: nnx.Rngs) -> TiedConv:
