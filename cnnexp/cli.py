@@ -33,7 +33,9 @@ def main() -> None:
         print(f"cnnexp: {error}", file=sys.stderr)
         code = USAGE_ERROR
     except KeyboardInterrupt:
-        print("\ncnnexp: interrupted; the same command goes on with the runs that are missing", file=sys.stderr)
+        print(
+            "\ncnnexp: interrupted; the same command goes on with the runs that are missing", file=sys.stderr
+        )
         code = 130
     sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""Where the configuration and the experiments lie: inside an installed package, or beside it in a checkout."""
+"""Where the configuration and the experiments lie: in an installed package, or beside it in a checkout."""
 
 from pathlib import Path
 

@@ -19,7 +19,7 @@ POST = "the usual answer: sparsity of connections and parameter sharing"
 MATTERS = 0.02  # of accuracy: smaller differences are not worth a claim
 
 
-def _difference(metric: str, value: str, baseline: str):  # noqa: ANN202
+def _difference(metric: str, value: str, baseline: str):
     return lambda table: paired_difference(table, metric, "model.tying", value, baseline)
 
 

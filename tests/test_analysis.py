@@ -106,7 +106,9 @@ def test_report_has_the_numbers_the_verdicts_and_the_pictures(
     assert len(table) == 6
     cell = table[(table["model.tying"] == "local") & (table["data.train_size"] == 256)].iloc[0]
     assert cell["test/accuracy"] == pytest.approx(0.51)
-    assert cell["test/accuracy/low"] == pytest.approx(0.50) and cell["test/accuracy/high"] == pytest.approx(0.52)
+    assert cell["test/accuracy/low"] == pytest.approx(0.50) and cell["test/accuracy/high"] == pytest.approx(
+        0.52
+    )
     verdicts = {judged.claim.sentence: judged.verdict for judged in report.judged}
     assert verdicts["Parameter sharing alone helps."] == "supported"
     assert verdicts["Sparsity of connections alone helps."] == "refuted"

@@ -26,7 +26,7 @@ def accuracy_by_images(table: pd.DataFrame) -> Figure:
     figure, axes = _one_panel(4.2)
     for tying, runs in table.groupby("model.tying"):
         cells = runs.groupby("data.train_size")
-        sizes = np.array(sorted(cells.groups), float)
+        sizes = np.sort(runs["data.train_size"].unique())
         _line(axes, sizes, [cells.get_group(size)["test/accuracy"] for size in sizes], str(tying))
         train = [cells.get_group(size)["train/accuracy"].mean() for size in sizes]
         axes.plot(sizes, train, linestyle=":", linewidth=1, color=_style(tying)["color"])
@@ -48,8 +48,10 @@ def gap_by_params(table: pd.DataFrame) -> Figure:
             gap = bootstrap_interval(cell["gap/accuracy"].to_numpy())
             params = float(cell["params/total"].iloc[0])
             _mark(axes, params, gap, style)
-            axes.annotate(f"{size:,}", (params, gap.mean), (9, 0), textcoords="offset points", va="center", size=8)
-        axes.plot([], [], linestyle="", label=str(tying), **style)
+            axes.annotate(
+                f"{size:,}", (params, gap.mean), (9, 0), textcoords="offset points", va="center", size=8
+            )
+        axes.plot([], [], linestyle="", label=str(tying), color=style["color"], marker=style["marker"])
     axes.set_xscale("log")
     low, high = table["params/total"].min(), table["params/total"].max()
     axes.set(
@@ -119,8 +121,9 @@ def _one_panel(height: float) -> tuple[Figure, Axes]:
 
 def _line(axes: Axes, x: np.ndarray, cells: list[pd.Series], tying: str) -> None:
     intervals = np.array([bootstrap_interval(cell.to_numpy()) for cell in cells]).T
-    axes.plot(x, intervals[0], label=tying, **_style(tying))
-    axes.fill_between(x, intervals[1], intervals[2], color=_style(tying)["color"], alpha=0.2, linewidth=0)
+    style = _style(tying)
+    axes.plot(x, intervals[0], label=tying, color=style["color"], marker=style["marker"])
+    axes.fill_between(x, intervals[1], intervals[2], color=style["color"], alpha=0.2, linewidth=0)
 
 
 def _mark(axes: Axes, x: float, interval: Any, style: dict[str, str]) -> None:

@@ -22,7 +22,7 @@ body {{ font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: va
 h1 {{ line-height: 1.2; }}
 .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: 0.35rem 0.7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }}
+th, td {{ padding: 0.35rem 0.7rem; border-bottom: 1px solid var(--line); text-align: left; }}
 th {{ background: var(--soft); }}
 img {{ max-width: 100%; background: #ffffff; border-radius: 4px; }}
 pre {{ background: var(--soft); padding: 0.8rem; overflow-x: auto; }}

@@ -1,4 +1,4 @@
-"""A sweep's report: verdicts, figures, table and protocol, as Markdown, as one HTML page, and on the terminal."""
+"""A sweep's report: verdicts, figures, table and protocol, as Markdown, one HTML page, and terminal text."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -88,7 +88,9 @@ def cells_of(table: pd.DataFrame) -> pd.DataFrame:
     keys = varying_keys(table) or ["model.name"]
     rows = []
     for values, cell in table.groupby(keys, sort=True, dropna=False):
-        row: dict[str, object] = dict(zip(keys, values if isinstance(values, tuple) else (values,), strict=True))
+        row: dict[str, object] = dict(
+            zip(keys, values if isinstance(values, tuple) else (values,), strict=True)
+        )
         row |= {"params/total": int(cell["params/total"].iloc[0]), "macs": int(cell["macs"].iloc[0])}
         row["seeds"] = len(cell)
         for metric in METRICS:
@@ -101,7 +103,10 @@ def cells_of(table: pd.DataFrame) -> pd.DataFrame:
 def _readable(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells as a person reads them: an interval in one column, short names."""
     readable = {key.rpartition(".")[2]: cells[key].astype(str) for key in cells.columns if "." in key}
-    readable |= {"parameters": cells["params/total"].map("{:,}".format), "MACs": cells["macs"].map("{:,}".format)}
+    readable |= {
+        "parameters": cells["params/total"].map("{:,}".format),
+        "MACs": cells["macs"].map("{:,}".format),
+    }
     readable["seeds"] = cells["seeds"].astype(str)
     for metric, title in METRICS.items():
         triples = zip(cells[metric], cells[f"{metric}/low"], cells[f"{metric}/high"], strict=True)
@@ -113,11 +118,15 @@ def _runs_of(folder: Path) -> list[StoredRun]:
     if not folder.is_dir():
         parent = folder.parent
         there = sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
-        known = suggestion(folder.name, there) if there else f"no sweep in {parent}/ yet; type: cnnexp run --help"
+        known = (
+            suggestion(folder.name, there) if there else f"no sweep in {parent}/ yet; type: cnnexp run --help"
+        )
         raise UsageError(f"report {folder.name}: no such sweep; {known}")
     runs = read_runs(folder)
     if not any(run.status == "finished" for run in runs):
-        raise UsageError(f"report {folder.name}: none of its {len(runs)} runs has finished; run the sweep first")
+        raise UsageError(
+            f"report {folder.name}: none of its {len(runs)} runs has finished; run the sweep first"
+        )
     return runs
 
 

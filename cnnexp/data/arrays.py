@@ -7,7 +7,6 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from cnnexp.config import Digits, FashionMNIST
 
-
 Pixels = UInt8[Array | np.ndarray, "n h w c"]
 Labels = Int[Array | np.ndarray, "n ..."]
 

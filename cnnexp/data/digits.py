@@ -16,8 +16,8 @@ def load_digits(data: Digits) -> Images:
     """
     from sklearn.datasets import load_digits as read
 
-    bunch = read()
-    ink, labels = bunch.images / 16.0, bunch.target
+    pixels, labels = (np.asarray(array) for array in read(return_X_y=True))
+    ink = pixels.reshape(-1, DIGIT, DIGIT) / 16.0
     order = balanced_order(labels, [data.seed, 0])
     train, test = order[:DIGIT_TRAIN_IMAGES], order[DIGIT_TRAIN_IMAGES:]
     if not data.scatter:

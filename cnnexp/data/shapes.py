@@ -28,7 +28,6 @@ def shape_of(data: Digits | FashionMNIST) -> DataShape:
     return DataShape(image=(data.canvas, data.canvas, 1), classes=10, train_images=data.images)
 
 
-
 def train_size_of(data: Digits | FashionMNIST) -> int:
     """Number of images that a run trains on.
 

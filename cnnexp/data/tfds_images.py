@@ -72,7 +72,7 @@ def prepare(name: str, source: Path | None, data_dir: str | None) -> Path:
 
     builder = tfds.builder(name, data_dir=data_dir_of(data_dir), file_format="array_record")
     if source is not None:
-        wanted = [Path(url).name for url in builder.url_infos]
+        wanted = [Path(url).name for url in builder.url_infos or ()]
         missing = [file for file in wanted if not (source / file).exists()]
         if missing:
             raise UsageError(f"--from {source}: {missing[0]} is not there; {name} needs {', '.join(wanted)}")
@@ -93,9 +93,9 @@ def _cache_file(name: str, version: Path) -> Path:
 def _read_split(version: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(version)
+    builder = tfds.builder_from_directory(str(version))
     try:
-        source = builder.as_data_source(split)
+        source = builder.as_data_source(split=split)
     except NotImplementedError:
         raise UsageError(
             f"{version}: prepared as {builder.info.file_format}, which needs TensorFlow to read; prepare it "

@@ -24,9 +24,7 @@ def patches(
     taps = []
     for i in range(kh):
         rows = lax.slice_in_dim(x, i, i + (oh - 1) * sh + 1, sh, axis=row_axis)
-        taps += [
-            lax.slice_in_dim(rows, j, j + (ow - 1) * sw + 1, sw, axis=row_axis + 1) for j in range(kw)
-        ]
+        taps += [lax.slice_in_dim(rows, j, j + (ow - 1) * sw + 1, sw, axis=row_axis + 1) for j in range(kw)]
     return taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
 
 

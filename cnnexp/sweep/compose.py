@@ -11,9 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from cnnexp.config import RunConfig, parse
 
 
-def compose_jobs(
-    loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]
-) -> list[RunConfig]:
+def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[RunConfig]:
     """Compose the jobs of a sweep.
 
     Hydra takes tens of milliseconds to compose one configuration. Jobs that choose the same groups differ
@@ -42,4 +40,4 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])

@@ -49,7 +49,9 @@ def run_sweep(configs: Sequence[RunConfig]) -> dict[str, int | float]:
                 failures.extend(str(run_folder(config)) for config in stack.runs)
                 progress.tell(f"failed: {error!r}; see {run_folder(stack.runs[0])}/error.txt")
     if failures:
-        raise SweepFailed(f"{len(failures)} of {len(runs)} runs failed; the same command runs just these again")
+        raise SweepFailed(
+            f"{len(failures)} of {len(runs)} runs failed; the same command runs just these again"
+        )
     return {run_id: _test_accuracy(config) for run_id, config in runs.items()}
 
 
@@ -70,7 +72,8 @@ def _run_stack(stack: Stack, progress: SweepProgress) -> None:
     started = time.perf_counter()
     progress.start(stack)
     # The whole set, whatever part of it the runs use: every stack of a sweep asks for the same.
-    images = _images_on_device(stack.runs[0].data.model_copy(update={"train_size": None, "batch_size": 1}))
+    whole = stack.runs[0].data.model_copy(update={"train_size": None, "batch_size": 1})
+    images = _images_on_device(whole)  # pyright: ignore[reportArgumentType]  (Pydantic hashes what is frozen)
     writers = [RunWriter(config) for config in stack.runs]
     rows: list[dict[str, int | float]] = []
     try:

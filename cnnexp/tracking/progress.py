@@ -66,7 +66,9 @@ class SweepProgress:
         self._predicted_done = sum(self._seconds[:index]) + share * self._seconds[index]
         if share >= 1:
             self._runs_done += len(stack.runs)
-        train, test = (sum(row[key] for row in rows) / len(rows) for key in ("train/accuracy", "test/accuracy"))
+        train, test = (
+            sum(row[key] for row in rows) / len(rows) for key in ("train/accuracy", "test/accuracy")
+        )
         news = f"{_cell(stack)}: train {train:.3f} test {test:.3f}"
         self._show(news)
         if share >= 1 and not self._console.is_terminal:

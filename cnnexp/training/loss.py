@@ -7,9 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 from cnnexp.config import Head
 
 
-def losses(
-    head: Head, logits: Float[Array, "b classes"], labels: Int[Array, "b ..."]
-) -> Float[Array, " b"]:
+def losses(head: Head, logits: Float[Array, "b classes"], labels: Int[Array, "b ..."]) -> Float[Array, " b"]:
     """Cross-entropy of the softmax, or the mean over classes of the sigmoids' binary cross-entropies."""
     if head == "softmax":
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)

@@ -1,0 +1,131 @@
+"""One run as a pure function, and a stack as its vmap."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnnexp.config import RunConfig
+from cnnexp.data.arrays import Images, load
+from cnnexp.data.subsets import train_index
+from cnnexp.training.batches import batch_indices
+from cnnexp.training.loop import train_stack
+from cnnexp.training.loss import correct, losses
+from cnnexp.training.schedule import duration_of
+from cnnexp.training.train import RunData, Train, make_train
+from tests.conftest import Configure
+
+
+def run_data(config: RunConfig, images: Images) -> RunData:
+    size = duration_of(config).train_size
+    return RunData(images, jnp.asarray(train_index(np.asarray(images.train_labels), size, config.seed)))
+
+
+def final_losses(configs: list[RunConfig]) -> list[float]:
+    *_, rows = train_stack(configs, jax.device_put(load(configs[0].data)))
+    return [row["train/loss"] for row in rows]
+
+
+@pytest.mark.parametrize("tying", ["shared", "local", "dense"])
+def test_stack_equals_solo(configure: Configure, tying: str) -> None:
+    configs = [configure(model={"tying": tying}, seed=seed) for seed in (0, 1, 2)]
+    solo = [loss for config in configs for loss in final_losses([config])]
+    assert final_losses(configs) == pytest.approx(solo, abs=1e-5)
+    assert len(set(solo)) == 3
+
+
+def test_same_seed_twice_is_bit_identical(configure: Configure) -> None:
+    configs = [configure(seed=3), configure(seed=4)]
+    images = jax.device_put(load(configs[0].data))
+    assert list(train_stack(configs, images)) == list(train_stack(configs, images))
+
+
+def test_whole_run_as_one_function_equals_the_loop(configure: Configure) -> None:
+    config = configure()
+    images = jax.device_put(load(config.data))
+    _, metrics = jax.jit(make_train(config))(jax.random.key(config.seed), run_data(config, images))
+    rows = [rows[0] for rows in train_stack([config], images)]
+    assert [row["step"] for row in rows] == [0, 2, 4, 5]
+    assert np.asarray(metrics.test_loss) == pytest.approx([row["test/loss"] for row in rows], abs=1e-5)
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+
+
+@pytest.mark.parametrize("optim", [{"name": "sgd"}, {"name": "adamw"}, {"schedule": "cosine", "warmup": 0.4}])
+def test_every_optimiser_learns(configure: Configure, optim: dict[str, Any]) -> None:
+    config = configure(optim=optim, train={"steps": 40, "eval_every": 40.0})
+    before, after = (rows[0] for rows in train_stack([config], jax.device_put(load(config.data))))
+    assert after["train/loss"] < 0.9 * before["train/loss"]
+
+
+def test_warmup_starts_at_zero_and_weight_decay_shrinks(configure: Configure) -> None:
+    images = jax.device_put(load(configure().data))
+
+    def norm(**optim: Any) -> float:
+        config = configure(optim=optim, train={"steps": 1, "eval_every": 1.0})
+        train = Train(config)
+        state, _ = train(jax.random.key(0), run_data(config, images))
+        return float(sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(state.params)))
+
+    untouched = norm(warmup=0.9, learning_rate=0.1, schedule="cosine")
+    assert norm(warmup=0.9, learning_rate=0.3, schedule="cosine") == pytest.approx(untouched)
+    assert norm(weight_decay=5.0) < norm(weight_decay=0.0)
+
+
+def test_evaluation_counts_every_image_once(configure: Configure) -> None:
+    config = configure(data={"images": 1100, "train_size": 1100, "test_images": 700})
+    images, train = jax.device_put(load(config.data)), Train(config)
+    data = run_data(config, images)
+    state, _ = Train(configure(data=config.data.model_dump(), train={"steps": 1}))(jax.random.key(0), data)
+    metrics = train.evaluate(state, data)
+    logits = train._logits(state.params, images.test_images, images)
+    labels = np.asarray(images.test_labels)
+    assert metrics.test_accuracy == pytest.approx(float((np.asarray(logits).argmax(-1) == labels).mean()))
+    expected = -np.asarray(jax.nn.log_softmax(logits))[np.arange(len(labels)), labels].mean()
+    assert metrics.test_loss == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(("size", "batch"), [(12, 5), (12, 12), (7, 20), (1, 3)])
+def test_batches_pass_over_the_images_without_loss_and_resume(size: int, batch: int) -> None:
+    key = jax.random.key(0)
+
+    def batches(first: int, steps: int) -> np.ndarray:
+        step = jnp.int32(first)
+        return np.asarray(batch_indices(key, step, steps=steps, batch_size=batch, train_size=size))
+
+    everything = batches(0, 24)
+    stream = everything.ravel()
+    for epoch in range(len(stream) // size):
+        assert sorted(stream[epoch * size : (epoch + 1) * size]) == list(range(size))
+    assert (batches(7, 5) == everything[7:12]).all()
+    if size > 2:
+        assert list(stream[:size]) != list(stream[size : 2 * size])
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        ({"epochs": None, "steps": 10, "eval_every": 4.0}, (0, 4, 8, 10)),
+        ({"epochs": 2.0, "steps": None, "eval_every": 1.0}, (0, 3, 6)),
+        ({"epochs": 1.5, "steps": None, "eval_every": 1.0}, (0, 3, 4)),
+        ({"epochs": 0.01, "steps": None, "eval_every": 1.0}, (0, 1)),
+    ],
+)
+def test_durations(configure: Configure, train: dict[str, Any], expected: tuple[int, ...]) -> None:
+    duration = duration_of(configure(train=train))  # 60 images in batches of 20
+    assert duration.evaluate_after == expected
+    assert duration.epochs(3) == 1
+
+
+def test_heads_on_known_values() -> None:
+    logits = jnp.array([[2.0, 0.0], [0.0, 2.0]])
+    labels = jnp.array([0, 0])
+    assert list(np.asarray(correct(logits, labels))) == [True, False]
+    softmax = np.log(1 + np.exp([-2.0, 2.0]))
+    assert losses("softmax", logits, labels) == pytest.approx(softmax, rel=1e-5)
+    sigmoid = [(np.log1p(np.exp(-2.0)) + np.log(2)) / 2, (np.log(2) + np.log1p(np.exp(2.0))) / 2]
+    assert losses("sigmoid", logits, labels) == pytest.approx(sigmoid, rel=1e-5)
+    several = jnp.array([[1, 0], [1, 1]])
+    assert list(np.asarray(correct(jnp.array([[2.0, -1.0], [2.0, -1.0]]), several))) == [True, False]
+    assert losses("sigmoid", logits, several).shape == (2,)
