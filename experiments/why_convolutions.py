@@ -81,8 +81,8 @@ EXPERIMENT = Experiment(
     figures={
         "accuracy_by_images.png": Drawing(
             draw=accuracy_by_images,
-            caption="Test accuracy against training images: mean and 95% interval over seeds; dotted: the same "
-            "nets on their training images.",
+            caption="Test accuracy against training images: mean and 95% interval over seeds; "
+            "dotted: the same nets on their training images.",
         ),
         "gap_by_params.png": Drawing(
             draw=gap_by_params,

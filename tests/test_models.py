@@ -64,7 +64,7 @@ def test_pooling_equals_flax(size: int) -> None:
     ("model", "message"),
     [
         ({"kernel_size": 11}, "larger than the 10x10 image"),
-        ({"features": [2, 2, 2], "pool_size": 3}, "leaves nothing"),
+        ({"features": [2, 2], "kernel_size": 1, "pool_size": [3, 4]}, "leaves nothing"),
         ({"features": [2, 2], "stride": [1, 2, 3]}, "3 values for 2 layers"),
     ],
 )

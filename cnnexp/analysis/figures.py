@@ -6,7 +6,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 
 from cnnexp.analysis.statistics import bootstrap_interval
@@ -40,7 +40,7 @@ def accuracy_by_images(table: pd.DataFrame) -> Figure:
 
 
 def gap_by_params(table: pd.DataFrame) -> Figure:
-    """Generalisation gap against parameters: a mark a cell with its 95% interval, labelled with its images."""
+    """Generalisation gap against parameters: a mark a cell, its 95% interval, its training images."""
     figure, axes = _one_panel(4.2)
     for tying, runs in table.groupby("model.tying"):
         style = _style(tying)
@@ -103,12 +103,11 @@ def _weight_numbers(geometry: Any, tying: Any) -> np.ndarray:
     return np.asarray(matrix).round().astype(int)
 
 
-def _distinct_colours(count: int) -> ListedColormap:
+def _distinct_colours(count: int) -> Colormap:
     """As many colours, shuffled so that neighbours differ."""
     shades = mpl.colormaps["turbo"](np.linspace(0.03, 0.97, count))
     colours = ListedColormap(shades[np.random.default_rng(0).permutation(count)])
-    colours.set_bad("white")
-    return colours
+    return colours.with_extremes(bad="white")
 
 
 def _one_panel(height: float) -> tuple[Figure, Axes]:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from cnnexp.store.runs import StoredRun
 
-OUTSIDE_THE_CELL = ("seed", "results_dir", "name", "experiment")  # keys that do not tell cells apart
+GROUPS = ("model", "data", "optim", "train")  # of configuration keys, in the order in which people read them
 
 
 def frame(runs: Iterable[StoredRun]) -> pd.DataFrame:
@@ -21,14 +21,17 @@ def frame(runs: Iterable[StoredRun]) -> pd.DataFrame:
 
 def varying_keys(table: pd.DataFrame) -> list[str]:
     """Configuration keys with several values: those that tell the cells of a sweep apart."""
-    keys = [key for key in table.columns if "/" not in key and ("." in key)]
-    return [key for key in keys if table[key].astype(str).nunique() > 1]
+    return [key for key in _keys(table) if table[key].astype(str).nunique() > 1]
 
 
 def constant_keys(table: pd.DataFrame) -> dict[str, str]:
     """The protocol: configuration keys with one value, and the value."""
-    keys = [key for key in table.columns if "/" not in key and "." in key]
-    return {key: str(table[key].iloc[0]) for key in keys if table[key].astype(str).nunique() == 1}
+    return {key: str(table[key].iloc[0]) for key in _keys(table) if table[key].astype(str).nunique() == 1}
+
+
+def _keys(table: pd.DataFrame) -> list[str]:
+    keys = [(*key.split(".", 1), key) for key in table.columns if "/" not in key and "." in key]
+    return [key for group in GROUPS for first, _, key in keys if first == group]
 
 
 def _row(run: StoredRun) -> dict[str, Any]:

@@ -26,6 +26,9 @@ TOO_NARROW = (
 )
 
 
+WIDE = 110  # columns of a terminal that has room for the whole table
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What was written, for the terminal: the folder, the cells and the judged claims."""
@@ -68,18 +71,24 @@ def print_report(report: Report) -> None:
     from rich.table import Table
 
     console = Console()
-    shown = Table(title=f"mean [95% interval over seeds] after {report.stopping_rule}", title_justify="left")
     cells = _readable(report.cells)
-    for column in cells.columns:
-        shown.add_column(column, justify="left" if cells[column].dtype == object else "right")
+    if console.width < WIDE:
+        cells = cells.drop(columns=["MACs", "seeds"])
+    seeds = " or ".join(str(number) for number in sorted(report.cells["seeds"].unique()))
+    title = f"accuracies in %, mean [95% interval over {seeds} seeds] after {report.stopping_rule}"
+    shown = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for index, column in enumerate(cells.columns):
+        header = column.replace("_", "\n").replace(" ", "\n")
+        shown.add_column(header, justify="left" if index == 0 else "right", overflow="fold")
     for row in cells.itertuples(index=False):
         shown.add_row(*map(str, row))
     console.print(shown)
+    verdicts = Table(show_header=False, box=None, padding=(0, 1, 0, 0))
     colours = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
     for judged in report.judged:
-        verdict = f"[{colours[judged.verdict]}]{judged.verdict:12}[/]"
-        console.print(f"{verdict} {judged.claim.sentence}", highlight=False)
-        console.print(f"             [dim]{judged.claim.measure}: {judged.effect}[/]", highlight=False)
+        verdicts.add_row(f"[{colours[judged.verdict]}]{judged.verdict}[/]", judged.claim.sentence)
+        verdicts.add_row("", f"[dim]{judged.claim.measure}: {judged.effect}[/]")
+    console.print(verdicts)
     console.print(f"\n{report.folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
@@ -110,7 +119,9 @@ def _readable(cells: pd.DataFrame) -> pd.DataFrame:
     readable["seeds"] = cells["seeds"].astype(str)
     for metric, title in METRICS.items():
         triples = zip(cells[metric], cells[f"{metric}/low"], cells[f"{metric}/high"], strict=True)
-        readable[title] = pd.Series([f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in triples])
+        readable[title] = pd.Series(
+            [f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for mean, low, high in triples]
+        )
     return pd.DataFrame(readable)
 
 
@@ -147,8 +158,8 @@ def _markdown(
     parts += [_figure(file, drawing) for file, drawing in experiment.figures.items()]
     parts += [
         "## Table",
-        f"Mean [95% interval over seeds] after {report.stopping_rule}. Gap: train − test accuracy, both in "
-        "evaluation mode, on the same parameters.",
+        f"Accuracies in %: mean [95% interval over seeds] after {report.stopping_rule}. "
+        "Gap: train − test accuracy, both in evaluation mode, on the same parameters.",
         _markdown_table(_readable(report.cells)),
         TOO_NARROW,
         "## Protocol",

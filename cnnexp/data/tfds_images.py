@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import logging
 import os
 from pathlib import Path
 
@@ -95,12 +96,13 @@ def _read_split(version: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
     builder = tfds.builder_from_directory(str(version))
     try:
-        source = builder.as_data_source(split=split)
+        source = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
     except NotImplementedError:
         raise UsageError(
             f"{version}: prepared as {builder.info.file_format}, which needs TensorFlow to read; prepare it "
             "again in another folder with: cnnexp data prepare NAME --data-dir DIR"
         ) from None
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it recommends OpenCV over Pillow at every read
     images, labels = [], []
     for start in range(0, len(source), READ_BATCH):
         records = source.__getitems__(list(range(start, min(start + READ_BATCH, len(source)))))

@@ -6,7 +6,7 @@ def configure_jax() -> None:
     import jax
     from platformdirs import user_cache_path
 
-    if not getattr(jax.config, "jax_compilation_cache_dir", None):  # as $JAX_COMPILATION_CACHE_DIR says, where it is set
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):  # $JAX_COMPILATION_CACHE_DIR goes first
         jax.config.update("jax_compilation_cache_dir", str(user_cache_path("cnnexp") / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
