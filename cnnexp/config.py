@@ -9,19 +9,41 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from cnnexp.errors import UsageError, nearest_name, suggestion
-from cnnexp.layers.geometry import Padding
-from cnnexp.layers.tying import BiasTying, Tying
+from cnnexp.layers.geometry import Connectivity, Padding
+from cnnexp.layers.tying import BIAS_NAMES, TYING_NAMES, Tying, bias_tying
 
 Size = Annotated[int, Field(ge=1)]
 Pair = Annotated[list[Size], Field(min_length=2, max_length=2)]
-Pool = Literal["max", "average", "none"]
+Pool = Literal["max", "average", "global_average", "none"]
 Activation = Literal["relu", "gelu", "tanh", "identity"]
 Head = Literal["softmax", "sigmoid"]
+Lowering = Literal["auto", "conv", "matmul"]
+DType = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["default", "high", "highest", "bfloat16", "tensorfloat32", "float32"]
 RESULT_FORMAT = 1  # part of a run's identity: raise it when the same configuration gives other numbers
+
+
+def _tying(text: str) -> str:
+    try:
+        return str(Tying.parse(text))
+    except ValueError:
+        raise PydanticCustomError("tying", suggestion(text, TYING_NAMES)) from None  # pyright: ignore[reportArgumentType]
+
+
+def _bias(text: str) -> str:
+    try:
+        own = bias_tying(Tying("shared"), text)
+        return text if own is None or text == "same" else str(own)
+    except ValueError:
+        raise PydanticCustomError("tying", suggestion(text, BIAS_NAMES)) from None  # pyright: ignore[reportArgumentType]
+
+
+TyingText = Annotated[str, AfterValidator(_tying)]
+BiasText = Annotated[str, AfterValidator(_bias)]
 
 
 class Section(BaseModel):
@@ -30,7 +52,18 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class SimpleCNN(Section):
+class ModelSection(Section):
+    """What all models share: `dtype` to compute in (null: that of the parameters) and matmul precision."""
+
+    hidden: list[Size]
+    activation: Activation
+    head: Head
+    dtype: DType | None
+    param_dtype: DType
+    precision: Precision | None
+
+
+class SimpleCNN(ModelSection):
     """Tied convolution, activation, pooling, any number of times; dense layers; a head.
 
     A value sets all layers; a list sets each layer. A pair within the list is (height, width), so
@@ -41,23 +74,22 @@ class SimpleCNN(Section):
     features: Size | Annotated[list[Size], Field(min_length=1)]
     kernel_size: Size | list[Size | Pair]
     stride: Size | list[Size | Pair]
+    dilation: Size | list[Size | Pair]
     padding: Padding | list[Padding]
-    tying: Tying | list[Tying]
-    bias: BiasTying | list[BiasTying]
+    tying: TyingText | list[TyingText]
+    connectivity: Connectivity | list[Connectivity]
+    bias: BiasText | list[BiasText]
     pool: Pool | list[Pool]
     pool_size: Size | list[Size]
-    hidden: list[Size]
-    activation: Activation
-    head: Head
+    match: Literal["none", "params", "macs"] = Field(description="what widths are chosen to keep equal")
+    match_tying: TyingText = Field(description="tying of the network that is matched")
+    lowering: Lowering
 
 
-class MLP(Section):
+class MLP(ModelSection):
     """The regular network on pixels: dense layers and a head."""
 
     name: Literal["mlp"]
-    hidden: list[Size]
-    activation: Activation
-    head: Head
 
 
 class DataSection(Section):
@@ -221,6 +253,8 @@ def _one_line(errors: list[ErrorDetails], values: Mapping[str, Any]) -> str:
         return f"{key}={given}: {suggestion(given, allowed)}"
     if error["type"] in ("missing", "union_tag_not_found"):
         return f"{key}: a value is missing"
+    if error["type"] == "tying":
+        return f"{key}={given}: {error['msg']}"
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
     # A key that takes several types fails once for each: say them all.

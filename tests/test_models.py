@@ -1,5 +1,6 @@
 """Networks: what the specification says is what is built."""
 
+import math
 from typing import Any
 
 import flax.linen as linen
@@ -8,11 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hydra import compose, initialize_config_dir
 
+from cnnexp.config import SimpleCNN, parse
 from cnnexp.data.shapes import DataShape
 from cnnexp.errors import UsageError
 from cnnexp.models.network import TiedNetwork, pool
-from cnnexp.models.spec import network, spec_of
+from cnnexp.models.spec import match_target, network, spec_of, total
+from cnnexp.paths import shipped
+from cnnexp.sweep.compose import plain
 from tests.conftest import Configure
 
 
@@ -27,6 +32,8 @@ def build(configure: Configure, **model: Any) -> tuple[Any, TiedNetwork]:
         {"features": [3, 5], "kernel_size": [3, 2], "tying": ["local", "shared"], "hidden": [7]},
         {"features": 4, "kernel_size": [[3, 1], 2], "stride": 2, "padding": "VALID", "pool": "none"},
         {"features": [2, 2], "tying": "dense", "bias": ["local", "none"], "pool": "average"},
+        {"features": [2, 3], "tying": ["tiled(2)", "low_rank(2)"], "bias": "same", "dilation": 2},
+        {"features": 2, "connectivity": "random", "padding": "CIRCULAR", "pool": "global_average"},
     ],
 )
 def test_counts_of_the_specification_are_those_of_the_network(
@@ -42,22 +49,27 @@ def test_counts_of_the_specification_are_those_of_the_network(
 
 def test_mlp_and_names(configure: Configure) -> None:
     values = configure().model_dump() | {
-        "model": {"name": "mlp", "hidden": [8, 6], "activation": "relu", "head": "softmax"}
+        "model": {
+            "name": "mlp",
+            "hidden": [8, 6],
+            "activation": "relu",
+            "head": "softmax",
+            "dtype": None,
+            "param_dtype": "float32",
+            "precision": None,
+        }
     }
-    from cnnexp.config import parse
-
     layers = spec_of(parse(values))
     assert [layer.name for layer in layers] == ["dense_0", "dense_1", "head"]
     assert [layer.counts.params for layer in layers] == [100 * 8 + 8, 8 * 6 + 6, 6 * 10 + 10]
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_pooling_equals_flax(size: int) -> None:
+@pytest.mark.parametrize("window", [(2, 2), (3, 3), (3, 1), (7, 8)])
+def test_pooling_equals_flax(window: tuple[int, int]) -> None:
     x = jax.random.normal(jax.random.key(0), (2, 7, 8, 3))
-    window = (size, size)
-    assert np.allclose(pool(x, "max", size), linen.max_pool(x, window, window))
-    assert np.allclose(pool(x, "average", size), linen.avg_pool(x, window, window), atol=1e-6)
-    assert pool(x, "none", size) is x
+    assert np.allclose(pool(x, "max", window), linen.max_pool(x, window, window))
+    assert np.allclose(pool(x, "average", window), linen.avg_pool(x, window, window), atol=1e-6)
+    assert pool(x, "none", window) is x
 
 
 @pytest.mark.parametrize(
@@ -78,3 +90,58 @@ def test_several_labels_need_sigmoids(configure: Configure) -> None:
     assert network(configure(model={"head": "sigmoid"}).model, shape)
     with pytest.raises(UsageError, match=r"model\.head=softmax"):
         network(configure().model, shape)
+
+
+CIFAR = DataShape(image=(32, 32, 3), classes=10, train_images=50_000)
+
+
+def shipped_model(name: str, **changes: Any) -> SimpleCNN:
+    """A model of conf/model, composed as Hydra does."""
+    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+        values = plain(compose("config", [f"model={name}"]))
+    values["model"] |= changes
+    model = parse(values).model
+    assert isinstance(model, SimpleCNN)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "params"),
+    [
+        ("elsayed2020", {}, 76_106),
+        ("elsayed2020", {"tying": "local", "bias": "local"}, 55_528_330),
+        ("neyshabur2020", {}, 138_316_210),
+        ("neyshabur2020", {"tying": "local"}, 147_610_960),
+        ("neyshabur2020", {"tying": "dense"}, 256_244_560),
+    ],
+)
+def test_networks_of_the_papers_have_their_parameters(
+    name: str, changes: dict[str, Any], params: int
+) -> None:
+    """Elsayed 2020: 76,106 and 55.5M; Neyshabur 2020 at s 32, alpha 150: 138.3M, 147.6M, 256.2M."""
+    assert total(network(shipped_model(name, **changes), CIFAR), "params") == params
+
+
+@pytest.mark.parametrize("tying", ["shared", "tiled(2)", "low_rank(2)", "local"])
+@pytest.mark.parametrize("field", ["params", "macs"])
+def test_widths_are_matched(field: str, tying: str) -> None:
+    model = shipped_model("elsayed2020", tying=tying, match=field, match_tying="low_rank(4)")
+    target = total(network(shipped_model("elsayed2020", tying="low_rank(4)"), CIFAR), field)
+    assert match_target(model, CIFAR) == target
+    matched = network(model, CIFAR)
+    achieved = total(matched, field)
+    for change in (-1, 1):  # one feature less or more in every layer is further away
+        features = [layer.geometry.features + change for layer in matched[:-1]]
+        other = total(network(shipped_model("elsayed2020", tying=tying, features=features), CIFAR), field)
+        assert abs(math.log(achieved / target)) < abs(math.log(other / target))
+
+
+def test_matching_a_network_with_itself_changes_nothing() -> None:
+    model = shipped_model("elsayed2020", match="params")
+    assert network(model, CIFAR) == network(shipped_model("elsayed2020"), CIFAR)
+
+
+def test_numbers_for_a_signal_are_lengths() -> None:
+    signal = DataShape(image=(40, 1, 1), classes=10, train_images=100)
+    first = network(shipped_model("simple_cnn", kernel_size=5, stride=2), signal)[0]
+    assert (first.geometry.kernel_size, first.geometry.stride, first.pool_size) == ((5, 1), (2, 1), (2, 1))

@@ -72,7 +72,7 @@ def equivalent_matrices(table: pd.DataFrame) -> Figure:
 
     geometry = Geometry(in_shape=(6, 6, 1), features=1, kernel_size=(3, 3))
     figure = Figure(figsize=(WIDTH * 1.5, 4.3), layout="constrained")
-    tyings: tuple[Tying, ...] = ("dense", "local", "shared")
+    tyings = [Tying.parse(name) for name in ("dense", "local", "shared")]
     for axes, tying in zip(figure.subplots(1, 3), tyings, strict=True):
         weights = _weight_numbers(geometry, tying)
         colours = _distinct_colours(int(weights.max()))
@@ -94,7 +94,7 @@ def _weight_numbers(geometry: Any, tying: Any) -> np.ndarray:
     import jax.numpy as jnp
 
     from cnnexp.layers.equivalent import equivalent_matrix
-    from cnnexp.layers.patches import tied_map
+    from cnnexp.layers.tied_map import tied_map
     from cnnexp.layers.tying import bank_shape
 
     shape = bank_shape(geometry, tying)

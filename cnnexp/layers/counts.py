@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from cnnexp.layers.geometry import Geometry
-from cnnexp.layers.tying import BiasTying, Tying, bias_shape, weights
+from cnnexp.layers.tying import Tying, bias_shape, weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,8 @@ class Counts:
         connections: nonzeros of the equivalent dense matrix (input units x output units).
         sparsity: `1 - connections / (input units x output units)`.
         sharing: connections / weights: how often each weight is used.
-        macs: multiply-accumulates of one forward pass for one image; padding is not counted.
+        macs: multiply-accumulates of one forward pass for one image; padding is not counted. `low_rank`
+            convolves with each of its r kernels, then mixes the r results.
     """
 
     params: int
@@ -28,17 +29,19 @@ class Counts:
     macs: int
 
 
-def count(geometry: Geometry, tying: Tying, bias: BiasTying) -> Counts:
+def count(geometry: Geometry, tying: Tying | str, bias: str) -> Counts:
     """Count one layer."""
+    tying = Tying.parse(tying)
     pairs = geometry.in_units * geometry.out_units
     inside = geometry.taps_inside() * geometry.in_shape[2] * geometry.features
-    connections = pairs if tying == "dense" else inside
+    connections = pairs if tying.kind == "dense" else inside
     owned = weights(geometry, tying)
+    mixed = tying.size * (connections + geometry.out_units)
     return Counts(
-        params=owned + math.prod(bias_shape(geometry, bias)),
+        params=owned + math.prod(bias_shape(geometry, tying, bias)),
         weights=owned,
         connections=connections,
         sparsity=1 - connections / pairs,
         sharing=connections / owned,
-        macs=connections,
+        macs=mixed if tying.kind == "low_rank" else connections,
     )

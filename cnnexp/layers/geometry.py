@@ -4,20 +4,31 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Padding = Literal["SAME", "VALID"]
+import numpy as np
+from jaxtyping import Int
+
+Padding = Literal["SAME", "VALID", "CIRCULAR"]
+Connectivity = Literal["local", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
     """A window that slides over an image.
 
+    A signal of length n is an image of shape `(n, 1, c)`.
+
     Attributes:
         in_shape: height, width and channels of the input.
         features: output channels.
-        kernel_size: height and width of the window, in pixels.
+        kernel_size: height and width of the window, in taps.
         stride: pixels between neighbouring windows, down and across.
+        dilation: pixels between neighbouring taps, down and across.
         padding: "SAME" surrounds the image with zeros so that `ceil(size / stride)` windows fit;
-            "VALID" keeps every window inside the image. Both as in `jax.lax.padtype_to_pads`.
+            "VALID" keeps every window inside the image; both as in `jax.lax.padtype_to_pads`.
+            "CIRCULAR" has as many windows as "SAME" and continues the image with its other side, as in
+            `flax.nnx.Conv`.
+        connectivity: "local" is the window; "random" connects each position to as many pixels as its
+            window holds, drawn at random, so that sparsity stays and closeness goes.
 
     Raises:
         ValueError: a size below one, or a kernel larger than the image.
@@ -27,19 +38,31 @@ class Geometry:
     features: int
     kernel_size: tuple[int, int]
     stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
     padding: Padding = "SAME"
+    connectivity: Connectivity = "local"
 
     def __post_init__(self) -> None:
-        for name in ("in_shape", "features", "kernel_size", "stride"):
+        for name in ("in_shape", "features", "kernel_size", "stride", "dilation"):
             value = getattr(self, name)
             if min(value if isinstance(value, tuple) else (value,)) < 1:
                 raise ValueError(f"{name}={value} is below 1")
-        for k, size in zip(self.kernel_size, self.in_shape, strict=False):
-            if k > size:
-                raise ValueError(
-                    f"kernel_size={self.kernel_size[0]}x{self.kernel_size[1]} is larger than the "
-                    f"{self.in_shape[0]}x{self.in_shape[1]} image it looks at; allowed: 1 to {size}"
-                )
+        for axis, size in enumerate(self.in_shape[:2]):
+            if self.extent[axis] > size:
+                raise ValueError(self._too_large(axis, size))
+
+    def _too_large(self, axis: int, size: int) -> str:
+        dilated = "" if self.dilation == (1, 1) else f" with dilation={_times(self.dilation)}"
+        kernel, image = _times(self.kernel_size), _times(self.in_shape[:2])
+        allowed = (size - 1) // self.dilation[axis] + 1
+        larger = f"kernel_size={kernel}{dilated} is larger than the {image} image it looks at"
+        return f"{larger}; allowed: 1 to {allowed}"
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Height and width of the window in pixels, dilation included."""
+        h, w = ((k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True))
+        return h, w
 
     @property
     def out_size(self) -> tuple[int, int]:
@@ -58,6 +81,11 @@ class Geometry:
         return math.prod(self.out_size)
 
     @property
+    def pixels(self) -> int:
+        """Number of input positions."""
+        return math.prod(self.in_shape[:2])
+
+    @property
     def fan_in(self) -> int:
         """Inputs of one output unit: `kh * kw * c_in`."""
         return math.prod(self.kernel_size) * self.in_shape[2]
@@ -74,32 +102,49 @@ class Geometry:
 
     @property
     def pads(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Zeros before and after the image, along height and width."""
+        """Pixels before and after the image, along height and width."""
         h, w = (self._pads(axis) for axis in (0, 1))
         return h, w
 
     @property
     def covers_image(self) -> bool:
         """Whether the one window is the whole image, as in a fully connected layer."""
-        return self.kernel_size == self.in_shape[:2] and self.positions == 1
+        whole = self.kernel_size == self.in_shape[:2] and self.positions == 1 and self.connectivity == "local"
+        return whole and self.pads == ((0, 0), (0, 0))
 
     def taps_inside(self) -> int:
         """Pairs of an output position and a kernel tap that falls on a pixel, not on padding."""
-        return math.prod(self._taps_inside(axis) for axis in (0, 1))
+        return math.prod(int((self.axis_index(axis) < self.in_shape[axis]).sum()) for axis in (0, 1))
+
+    def axis_index(self, axis: int) -> Int[np.ndarray, "windows k"]:
+        """The pixel of each window and tap along an axis; the image's size stands for padding."""
+        size, k = self.in_shape[axis], self.kernel_size[axis]
+        starts = np.arange(self._windows(axis)) * self.stride[axis] - self._pads(axis)[0]
+        pixels = starts[:, None] + np.arange(k) * self.dilation[axis]
+        if self.padding == "CIRCULAR":
+            return pixels % size
+        return np.where((pixels >= 0) & (pixels < size), pixels, size)
+
+    def window_index(self) -> Int[np.ndarray, "positions taps"]:
+        """The pixel, counted by rows, of each position and tap of its window; `pixels` stands for padding."""
+        (h, w, _), rows, columns = self.in_shape, self.axis_index(0), self.axis_index(1)
+        i, j = rows[:, None, :, None], columns[None, :, None, :]
+        index = np.where((i < h) & (j < w), i * w + j, h * w)
+        return index.reshape(self.positions, -1)
 
     def _windows(self, axis: int) -> int:
-        size, k, s = self.in_shape[axis], self.kernel_size[axis], self.stride[axis]
-        return -(-size // s) if self.padding == "SAME" else (size - k) // s + 1
+        size, s = self.in_shape[axis], self.stride[axis]
+        return (size - self.extent[axis]) // s + 1 if self.padding == "VALID" else -(-size // s)
 
     def _pads(self, axis: int) -> tuple[int, int]:
         if self.padding == "VALID":
             return 0, 0
-        size, k, s = self.in_shape[axis], self.kernel_size[axis], self.stride[axis]
-        total = max((self._windows(axis) - 1) * s + k - size, 0)
+        size, s, extent = self.in_shape[axis], self.stride[axis], self.extent[axis]
+        if self.padding == "CIRCULAR":
+            return (extent - 1) // 2, extent // 2
+        total = max((self._windows(axis) - 1) * s + extent - size, 0)
         return total // 2, total - total // 2
 
-    def _taps_inside(self, axis: int) -> int:
-        size, k, s = self.in_shape[axis], self.kernel_size[axis], self.stride[axis]
-        before = self._pads(axis)[0]
-        starts = (i * s - before for i in range(self._windows(axis)))
-        return sum(min(start + k, size) - max(start, 0) for start in starts)
+
+def _times(pair: tuple[int, int]) -> str:
+    return f"{pair[0]}x{pair[1]}"

@@ -1,12 +1,18 @@
-"""Linear maps on patches: the two ways to compute a tied layer."""
+"""What each output position sees, as arrays."""
 
-import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Float
+from jax import lax, random
+from jaxtyping import Array, Float, Int, Key
 
 from cnnexp.layers.geometry import Geometry
-from cnnexp.layers.tying import Tying
+
+
+def padded(x: Float[Array, "b h w c"], geometry: Geometry) -> Float[Array, "b ph pw c"]:
+    """The image with its padding around it: zeros, or its other side where it is circular."""
+    mode = "wrap" if geometry.padding == "CIRCULAR" else "constant"
+    if geometry.pads == ((0, 0), (0, 0)):
+        return x
+    return jnp.pad(x, ((0, 0), *geometry.pads, (0, 0)), mode=mode)
 
 
 def patches(
@@ -18,44 +24,37 @@ def patches(
     backward pass is as many padded adds, which inside `lax.scan` on CPU is an order of magnitude faster
     than the backward pass of `lax.conv` (jax issue 12868).
     """
-    x = jnp.moveaxis(jnp.pad(x, ((0, 0), *geometry.pads, (0, 0))), 0, batch_axis)
+    x = jnp.moveaxis(padded(x, geometry), 0, batch_axis)
     (kh, kw), (sh, sw), (oh, ow) = geometry.kernel_size, geometry.stride, geometry.out_size
+    dh, dw = geometry.dilation
     row_axis = 0 if batch_axis else 1
     taps = []
-    for i in range(kh):
+    for i in range(0, kh * dh, dh):
         rows = lax.slice_in_dim(x, i, i + (oh - 1) * sh + 1, sh, axis=row_axis)
-        taps += [lax.slice_in_dim(rows, j, j + (ow - 1) * sw + 1, sw, axis=row_axis + 1) for j in range(kw)]
+        columns = range(0, kw * dw, dw)
+        taps += [lax.slice_in_dim(rows, j, j + (ow - 1) * sw + 1, sw, axis=row_axis + 1) for j in columns]
     return taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
 
 
-def tied_map(
-    x: Float[Array, "b h w c"], bank: Float[Array, "R kh kw c o"], geometry: Geometry, tying: Tying
-) -> Float[Array, "b oh ow o"]:
-    """`y[b, p, o] = sum_i patches[b, p, i] K[p, i, o]`, with the kernels K[p] taken from the bank."""
-    b, o = x.shape[0], geometry.features
-    if tying == "dense" or geometry.covers_image:
-        out = jnp.einsum("bi,pio->bpo", x.reshape(b, -1), bank.reshape(bank.shape[0], -1, o))
-        return out.reshape(b, *geometry.out_shape)
-    if tying == "shared":
-        return _convolve(x, bank[0], geometry)
-    return _per_position(x, bank, geometry)
+def wired_patches(
+    x: Float[Array, "b h w c"], wiring: Int[Array, "positions taps"]
+) -> Float[Array, "positions b kkc"]:
+    """The inputs that each position is wired to; entry `h * w` of the wiring is padding."""
+    b, h, w, c = x.shape
+    pixels = jnp.pad(x.reshape(b, h * w, c).transpose(1, 0, 2), ((0, 1), (0, 0), (0, 0)))
+    return pixels[wiring].transpose(0, 2, 1, 3).reshape(len(wiring), b, -1)
 
 
-def _convolve(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c o"], geometry: Geometry
-) -> Float[Array, "b oh ow o"]:
-    if jax.default_backend() == "cpu":
-        return patches(x, geometry) @ kernel.reshape(-1, geometry.features)
-    return lax.conv_general_dilated(
-        x, kernel, geometry.stride, geometry.pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+def draw_wiring(key: Key[Array, ""], geometry: Geometry) -> Int[Array, "positions taps"]:
+    """For each position as many different pixels as its window holds, drawn at random from the whole image.
 
+    Taps of the window that fall on padding stay there, so each position keeps its number of connections.
+    """
+    window = jnp.asarray(geometry.window_index())
+    pixels, taps = geometry.pixels, window.shape[1]
 
-def _per_position(
-    x: Float[Array, "b h w c"], bank: Float[Array, "R kh kw c o"], geometry: Geometry
-) -> Float[Array, "b oh ow o"]:
-    # With positions first, the patches are ready for one matmul a position: transposing the image is
-    # cheap, transposing its patches, which are kh * kw times as large, is not.
-    columns = patches(x, geometry, batch_axis=2)
-    kernels = bank.reshape(*geometry.out_size, -1, geometry.features)
-    return jnp.einsum("hwbi,hwio->hwbo", columns, kernels).transpose(2, 0, 1, 3)
+    def draw(key: Key[Array, ""]) -> Int[Array, " taps"]:
+        return random.permutation(key, pixels)[:taps]
+
+    drawn = lax.map(draw, random.split(key, geometry.positions), batch_size=256)
+    return jnp.where(window == pixels, pixels, drawn)

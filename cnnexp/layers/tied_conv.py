@@ -1,5 +1,8 @@
 """The one layer of the project."""
 
+from typing import cast
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
@@ -7,49 +10,114 @@ from jax import random
 from jaxtyping import Array, Float
 
 from cnnexp.layers.geometry import Geometry
-from cnnexp.layers.patches import tied_map
-from cnnexp.layers.tying import BiasTying, Tying, bank_shape, bias_shape, fan_in
+from cnnexp.layers.lowering import Lowering
+from cnnexp.layers.patches import draw_wiring
+from cnnexp.layers.tied_map import mix, tied_map
+from cnnexp.layers.tying import Tying, bank_shape, bias_shape, bias_tying, fan_in, kernel_index, mixing_shapes
 
 TRUNCATED_STD = 0.87962566103423978  # of a unit normal cut at two deviations
+
+
+class Wiring(nnx.Variable):
+    """The pixels that each position of a randomly connected layer sees: drawn once, never trained."""
 
 
 class TiedConv(nnx.Module):
     """A linear map on patches whose kernels are tied across positions as asked.
 
     `shared` is a convolution (it equals `flax.nnx.Conv` with the same kernel), `local` a locally
-    connected layer, `dense` connects every input unit to every output unit.
+    connected layer, `dense` connects every input unit to every output unit; `Tying` has the others.
 
     Args:
         geometry: where the layer looks, and the shape of its input and output.
-        tying: how output positions use the kernel bank.
-        bias: one number per feature (`shared`), per feature and position (`local`), or `none`.
+        tying: how output positions use the kernel bank: a `Tying`, or its text as in `tiled(2)`.
+        bias: how they use the bank of biases: `same` as the weights, a tying other than `low_rank` and
+            `dense`, or `none`.
         gain: the initial variance of an output is `gain` times the mean square of the inputs:
             2 before a ReLU (He 2015), 1 otherwise (LeCun 1998). The fan-in is the number of inputs
             of one unit, the same for all tyings of one geometry.
+        lowering: see `tied_map`.
+        dtype: type to compute in; None takes that of images and parameters together.
         param_dtype: type of the parameters.
-        rngs: the stream `params` draws the bank.
+        rngs: the stream `params` draws the bank, and the wiring where connectivity is random.
+
+    Raises:
+        ValueError: not a tying; the message says what is.
     """
 
     def __init__(
         self,
         geometry: Geometry,
         *,
-        tying: Tying = "shared",
-        bias: BiasTying = "shared",
+        tying: Tying | str = "shared",
+        bias: str = "shared",
         gain: float = 1.0,
+        lowering: Lowering = "auto",
+        dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.geometry = geometry
-        self.tying: Tying = tying
-        shape = bank_shape(geometry, tying)
-        std = (gain / fan_in(geometry, tying)) ** 0.5
+        self.geometry, self.tying = geometry, Tying.parse(tying)
+        self.bias_tying = bias_tying(self.tying, bias)
+        self.lowering: Lowering = lowering
+        self.dtype = dtype
+        shape = bank_shape(geometry, self.tying)
+        # A low-rank layer starts as the mean of its kernels: r times their number restores its variance.
+        mixed = self.tying.size if self.tying.kind == "low_rank" else 1
+        std = (gain * mixed / fan_in(geometry, self.tying)) ** 0.5
         # The normal cut at two deviations, and the division, are those of jax.nn.initializers.lecun_normal.
         draw = random.truncated_normal(rngs.params(), -2, 2, shape, param_dtype) * (std / TRUNCATED_STD)
         self.bank = nnx.Param(draw)
-        self.bias = None if bias == "none" else nnx.Param(jnp.zeros(bias_shape(geometry, bias), param_dtype))
+        for name, mixing_shape in mixing_shapes(geometry, self.tying).items():
+            # Equal weights at every position, so that it starts exactly as a convolution.
+            terms = 2 if self.tying.separable else 1
+            start = 0.0 if self.tying.softmax else 1 / (terms * mixed)
+            setattr(self, f"mix_{name}", nnx.Param(jnp.full(mixing_shape, start, param_dtype)))
+        biases = jnp.zeros(bias_shape(geometry, self.tying, bias), param_dtype)
+        self.bias = None if self.bias_tying is None else nnx.Param(biases)
+        random_inputs = geometry.connectivity == "random" and self.tying.kind != "dense"
+        self.wiring = Wiring(draw_wiring(rngs.params(), geometry)) if random_inputs else None
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow o"]:
         """Map images to feature maps of shape `geometry.out_shape`."""
-        y = tied_map(x, self.bank[...], self.geometry, self.tying)
-        return y if self.bias is None else y + self.bias[...]
+        dtype = self.dtype or jnp.result_type(x, self.bank[...])
+        y = tied_map(
+            x.astype(dtype),
+            self.bank[...].astype(dtype),
+            self.geometry,
+            self.tying,
+            mixing=self.mixing(dtype),
+            wiring=None if self.wiring is None else self.wiring[...],
+            lowering=self.lowering,
+        )
+        biases = self.position_biases()
+        return y if biases is None else y + biases.astype(dtype)
+
+    def mixing(self, dtype: Dtype = jnp.float32) -> Float[Array, "oh ow r"] | None:
+        """A `low_rank` layer's weight of each kernel at each position; None for other tyings."""
+        if self.tying.kind != "low_rank":
+            return None
+        if self.tying.separable:
+            rows, columns = (
+                cast(nnx.Param, getattr(self, f"mix_{name}"))[...] for name in ("rows", "columns")
+            )
+            weights = rows[:, None] + columns[None, :]
+        else:
+            (weights,) = (cast(nnx.Param, getattr(self, f"mix_{name}"))[...] for name in ("positions",))
+        return (jax.nn.softmax(weights) if self.tying.softmax else weights).astype(dtype)
+
+    def position_kernels(self) -> Float[Array, "oh ow kh kw c o"]:
+        """The kernel of each output position; of a `dense` layer, as large as the image."""
+        return self._spread(self.bank[...], self.tying)
+
+    def position_biases(self) -> Float[Array, "oh ow o"] | Float[Array, " o"] | None:
+        """The bias of each output position; one for all where it is shared."""
+        if self.bias is None or self.bias_tying is None:
+            return None
+        if self.bias_tying.kind == "shared":
+            return self.bias[...][0]
+        return self._spread(self.bias[...], self.bias_tying)
+
+    def _spread(self, bank: Float[Array, "R ..."], tying: Tying) -> Float[Array, "oh ow ..."]:
+        mixing = self.mixing() if tying.kind == "low_rank" else None
+        return bank[kernel_index(self.geometry, tying)] if mixing is None else mix(bank, mixing)

@@ -1,5 +1,6 @@
 """A network computed from its specification."""
 
+from dataclasses import replace
 from functools import reduce
 from typing import cast
 
@@ -9,7 +10,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from cnnexp.config import Pool
+from cnnexp.layers.embed import embed
 from cnnexp.layers.tied_conv import TiedConv
+from cnnexp.layers.tying import Tying
 from cnnexp.models.spec import LayerSpec, Network
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "tanh": jnp.tanh, "identity": lambda x: x}
@@ -27,24 +30,24 @@ class TiedNetwork(nnx.Module):
         """Logits of the head."""
         x = images
         for layer in self.layers:
-            x = ACTIVATIONS[layer.activation](cast(TiedConv, getattr(self, layer.name))(x))
+            x = ACTIVATIONS[layer.activation](layer_of(self, layer)(x))
             x = pool(x, layer.pool, layer.pool_size)
         return x.reshape(x.shape[0], -1)
 
 
-def pool(x: Float[Array, "b h w c"], kind: Pool, size: int) -> Float[Array, "b ph pw c"]:
-    """Maximum or average over `size` x `size` windows that do not overlap; a rest at the edge is cut.
+def pool(x: Float[Array, "b h w c"], kind: Pool, size: tuple[int, int]) -> Float[Array, "b ph pw c"]:
+    """Maximum or average over windows of `size` pixels that do not overlap; a rest at the edge is cut.
 
     Rows, then columns, entry by entry: the backward pass of `reduce_window` is slower on CPU and not
     deterministic on GPU.
     """
-    if kind == "none" or size == 1:
+    if kind == "none" or size == (1, 1):
         return x
     b, h, w, c = x.shape
-    ph, pw = h // size, w // size
-    rows = x[:, : ph * size, : pw * size].reshape(b, ph, size, pw * size * c)
-    columns = _combine([rows[:, :, i] for i in range(size)], kind).reshape(b, ph, pw, size, c)
-    return _combine([columns[:, :, :, j] for j in range(size)], kind)
+    (sh, sw), (ph, pw) = size, (h // size[0], w // size[1])
+    rows = x[:, : ph * sh, : pw * sw].reshape(b, ph, sh, pw * sw * c)
+    columns = _combine([rows[:, :, i] for i in range(sh)], kind).reshape(b, ph, pw, sw, c)
+    return _combine([columns[:, :, :, j] for j in range(sw)], kind)
 
 
 def _combine(entries: list[Array], kind: Pool) -> Array:
@@ -53,4 +56,45 @@ def _combine(entries: list[Array], kind: Pool) -> Array:
 
 def _build(layer: LayerSpec, rngs: nnx.Rngs) -> TiedConv:
     gain = {"relu": 2.0, "gelu": 2.0}.get(layer.activation, 1.0)
-    return TiedConv(layer.geometry, tying=layer.tying, bias=layer.bias, gain=gain, rngs=rngs)
+    return TiedConv(
+        layer.geometry,
+        tying=layer.tying,
+        bias=layer.bias,
+        gain=gain,
+        lowering=layer.lowering,
+        dtype=None if layer.dtype is None else jnp.dtype(layer.dtype),
+        param_dtype=jnp.dtype(layer.param_dtype),
+        rngs=rngs,
+    )
+
+
+def embed_network(
+    net: TiedNetwork, *, tying: Tying | str, bias: str | None = None, rngs: nnx.Rngs | None = None
+) -> TiedNetwork:
+    """The same function with every convolution embedded in another tying; dense layers stay as they are.
+
+    Raises:
+        ValueError: a layer of the new tying does not hold every function of the old; see `embed`.
+    """
+    tying = Tying.parse(tying)
+    made = {
+        layer.name: layer_of(net, layer)
+        if layer.geometry.covers_image
+        else embed(layer_of(net, layer), tying=tying, bias=bias, rngs=rngs)
+        for layer in net.layers
+    }
+    layers = tuple(_spec_like(layer, made[layer.name]) for layer in net.layers)
+    other = TiedNetwork(layers, rngs=nnx.Rngs(0))
+    for name, layer in made.items():
+        setattr(other, name, layer)
+    return other
+
+
+def layer_of(net: TiedNetwork, layer: LayerSpec) -> TiedConv:
+    """The tied layer of a network under its specification."""
+    return cast(TiedConv, getattr(net, layer.name))
+
+
+def _spec_like(layer: LayerSpec, made: TiedConv) -> LayerSpec:
+    bias = "none" if made.bias_tying is None else str(made.bias_tying)
+    return replace(layer, tying=made.tying, bias="same" if made.bias_tying == made.tying else bias)

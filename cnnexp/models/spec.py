@@ -1,15 +1,29 @@
 """What a network is, layer by layer, before anything is allocated: the same list builds it, counts it,
 refuses it and draws it."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from cnnexp.config import MLP, Activation, Pool, RunConfig, SimpleCNN
+from cnnexp.config import MLP, Activation, DType, Lowering, Pool, RunConfig, SimpleCNN
 from cnnexp.data.shapes import DataShape
 from cnnexp.errors import UsageError
 from cnnexp.layers.counts import Counts, count
 from cnnexp.layers.geometry import Geometry
-from cnnexp.layers.tying import BiasTying, Tying
+from cnnexp.layers.tying import Tying
+
+KEYS = (
+    "features",
+    "kernel_size",
+    "stride",
+    "dilation",
+    "padding",
+    "tying",
+    "connectivity",
+    "bias",
+    "pool",
+    "pool_size",
+)  # of the configuration, that each layer may have its own value of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,17 +32,20 @@ class LayerSpec:
 
     name: str
     geometry: Geometry
-    tying: Tying = "shared"
-    bias: BiasTying = "shared"
+    tying: Tying = Tying("shared")  # noqa: RUF009  (a frozen value)
+    bias: str = "shared"
     activation: Activation = "identity"
     pool: Pool = "none"
-    pool_size: int = 1
+    pool_size: tuple[int, int] = (1, 1)
+    lowering: Lowering = "auto"
+    dtype: DType | None = None
+    param_dtype: DType = "float32"
 
     @property
     def out_shape(self) -> tuple[int, int, int]:
         """Height, width and channels after pooling."""
         h, w, c = self.geometry.out_shape
-        return h // self.pool_size, w // self.pool_size, c
+        return h // self.pool_size[0], w // self.pool_size[1], c
 
     @property
     def counts(self) -> Counts:
@@ -49,6 +66,42 @@ def network(model: SimpleCNN | MLP, shape: DataShape) -> Network:
     """
     if shape.multi_label and model.head == "softmax":
         raise UsageError("model.head=softmax: these images have several labels at once; allowed: sigmoid")
+    if isinstance(model, SimpleCNN) and model.match != "none":
+        model = _matched(model, shape)
+    return _layers(model, shape)
+
+
+def match_target(model: SimpleCNN | MLP, shape: DataShape) -> int | None:
+    """What `model.match` keeps equal: the count of the same network with `model.match_tying`."""
+    if isinstance(model, MLP) or model.match == "none":
+        return None
+    like = model.model_copy(update={"tying": model.match_tying, "match": "none"})
+    return total(_layers(like, shape), model.match)
+
+
+def _matched(model: SimpleCNN, shape: DataShape) -> SimpleCNN:
+    """The model with all features scaled by one factor, so that its count comes nearest to the target."""
+    target, depth = match_target(model, shape), _depth(model, KEYS)
+    widths = [_of_layer(model.features, index) for index in range(depth)]
+    assert target is not None
+
+    def scaled(factor: float) -> SimpleCNN:
+        features = [max(1, round(width * factor)) for width in widths]
+        return model.model_copy(update={"features": features})
+
+    def ratio(factor: float) -> float:
+        return total(_layers(scaled(factor), shape), model.match) / target
+
+    low, high = 1 / max(widths), 2.0
+    while ratio(high) < 1:
+        high *= 2
+    for _ in range(40):  # halves the factor's uncertainty each time: far below one feature
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if ratio(middle) <= 1 else (low, middle)
+    return scaled(min(low, high, key=lambda factor: abs(math.log(ratio(factor)))))
+
+
+def _layers(model: SimpleCNN | MLP, shape: DataShape) -> Network:
     layers = _convolutions(model, shape.image) if isinstance(model, SimpleCNN) else []
     in_shape = layers[-1].out_shape if layers else shape.image
     widths = [*model.hidden, shape.classes]
@@ -61,6 +114,8 @@ def network(model: SimpleCNN | MLP, shape: DataShape) -> Network:
                     in_shape=in_shape, features=width, kernel_size=in_shape[:2], padding="VALID"
                 ),
                 activation="identity" if is_head else model.activation,
+                dtype=model.dtype,
+                param_dtype=model.param_dtype,
             )
         )
         in_shape = layers[-1].out_shape
@@ -80,44 +135,52 @@ def total(layers: Network, field: str) -> int:
 
 
 def _convolutions(model: SimpleCNN, image: tuple[int, int, int]) -> list[LayerSpec]:
-    keys = ("features", "kernel_size", "stride", "padding", "tying", "bias", "pool", "pool_size")
-    depth = _depth(model, keys)
+    depth = _depth(model, KEYS)
     layers: list[LayerSpec] = []
     for index in range(depth):
-        value = {key: _of_layer(getattr(model, key), index) for key in keys}
+        value = {key: _of_layer(getattr(model, key), index) for key in KEYS}
         in_shape = layers[-1].out_shape if layers else image
-        layers.append(_convolution(f"conv_{index}", in_shape, value, model.activation))
+        layers.append(_convolution(f"conv_{index}", in_shape, value, model))
     return layers
 
 
 def _convolution(
-    name: str, in_shape: tuple[int, int, int], value: dict[str, Any], activation: Activation
+    name: str, in_shape: tuple[int, int, int], value: dict[str, Any], model: SimpleCNN
 ) -> LayerSpec:
     try:
         geometry = Geometry(
             in_shape=in_shape,
             features=value["features"],
-            kernel_size=_pair(value["kernel_size"]),
-            stride=_pair(value["stride"]),
+            kernel_size=_pair(value["kernel_size"], in_shape),
+            stride=_pair(value["stride"], in_shape),
+            dilation=_pair(value["dilation"], in_shape),
             padding=value["padding"],
+            connectivity=value["connectivity"],
         )
     except ValueError as error:
         raise UsageError(f"model.{error} (layer {name})") from None
-    pool_size = 1 if value["pool"] == "none" else value["pool_size"]
     h, w = geometry.out_size
-    if min(h, w) < pool_size:
+    kind, pool_size = value["pool"], _pair(value["pool_size"], in_shape)
+    if kind == "none":
+        pool_size = (1, 1)
+    if kind == "global_average":
+        kind, pool_size = "average", (h, w)
+    if h < pool_size[0] or w < pool_size[1]:
         raise UsageError(
-            f"model.pool_size={pool_size}: pooling the {h}x{w} output of layer {name} leaves nothing; "
-            f"allowed: 1 to {min(h, w)}, or model.pool=none"
+            f"model.pool_size={value['pool_size']}: pooling the {h}x{w} output of layer {name} leaves "
+            f"nothing; allowed: 1 to {min(h, w)}, or model.pool=none"
         )
     return LayerSpec(
         name=name,
         geometry=geometry,
-        tying=value["tying"],
+        tying=Tying.parse(value["tying"]),
         bias=value["bias"],
-        activation=activation,
-        pool=value["pool"],
+        activation=model.activation,
+        pool=kind,
         pool_size=pool_size,
+        lowering=model.lowering,
+        dtype=model.dtype,
+        param_dtype=model.param_dtype,
     )
 
 
@@ -138,5 +201,8 @@ def _of_layer(value: Any, index: int) -> Any:
     return value[index] if isinstance(value, list) else value
 
 
-def _pair(value: int | list[int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+def _pair(value: int | list[int], in_shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Down and across; one number for a signal, an image of width one, is along its length."""
+    if isinstance(value, int):
+        return (value, 1 if in_shape[1] == 1 else value)
+    return value[0], value[1]

@@ -1,6 +1,7 @@
 """One run as a pure function of its key, its data and its hyperparameters; `jax.vmap` makes it a stack."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ class State(NamedTuple):
     """A run in progress."""
 
     params: PyTree[Float[Array, "..."]]
+    fixed: PyTree  # drawn by the key and never trained: the wiring of random connectivity
     opt_state: optax.OptState
     step: Int[Array, ""]
     order_key: Key[Array, ""]
@@ -64,14 +66,15 @@ class Train:
         self.duration: Duration = duration_of(config)
         self.network = spec_of(config)
         model = nnx.eval_shape(lambda: TiedNetwork(self.network, rngs=nnx.Rngs(0)))
-        self._graph = nnx.graphdef(model)
+        self._graph, _, _ = nnx.split(model, nnx.Param, ...)
 
     def init(self, key: Key[Array, ""], hyper: Hyper) -> State:
         """Draw the parameters; the key also decides the order of the images."""
         init_key, order_key = random.split(key)
-        params = nnx.state(TiedNetwork(self.network, rngs=nnx.Rngs(params=init_key)), nnx.Param)
+        network = TiedNetwork(self.network, rngs=nnx.Rngs(params=init_key))
+        _, params, fixed = nnx.split(network, nnx.Param, ...)
         opt_state = self._optimizer(hyper).init(params)
-        return State(params, opt_state, jnp.int32(0), order_key)
+        return State(params, fixed, opt_state, jnp.int32(0), order_key)
 
     def advance(self, state: State, data: RunData, hyper: Hyper, *, steps: int) -> State:
         """Train for `steps` batches: one compiled scan."""
@@ -89,21 +92,21 @@ class Train:
             chosen = data.subset[batch]
             images = data.images.train_images[chosen]
             labels = data.images.train_labels[chosen]
-            gradients = jax.grad(self._mean_loss)(params, images, labels, data.images)
+            gradients = jax.grad(self._mean_loss)(params, state.fixed, images, labels, data.images)
             updates, opt_state = optimizer.update(gradients, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), None
 
-        (params, opt_state), _ = lax.scan(step, (state.params, state.opt_state), batches)
-        return State(params, opt_state, state.step + steps, state.order_key)
+        with self._precision():
+            (params, opt_state), _ = lax.scan(step, (state.params, state.opt_state), batches)
+        return State(params, state.fixed, opt_state, state.step + steps, state.order_key)
 
     def evaluate(self, state: State, data: RunData) -> Metrics:
         """Loss and accuracy on the run's training images and on the test split, on the same parameters."""
         images = data.images
-        train = self._evaluate_split(
-            state.params, images.train_images, images.train_labels, data.subset, images
-        )
         everything = jnp.arange(len(images.test_images), dtype=jnp.int32)
-        test = self._evaluate_split(state.params, images.test_images, images.test_labels, everything, images)
+        with self._precision():
+            train = self._evaluate_split(state, images.train_images, images.train_labels, data.subset, images)
+            test = self._evaluate_split(state, images.test_images, images.test_labels, everything, images)
         return Metrics(*train, *test)
 
     def __call__(
@@ -122,14 +125,22 @@ class Train:
     def _optimizer(self, hyper: Hyper) -> optax.GradientTransformation:
         return make_optimizer(self.config.optim, hyper, self.duration.steps)
 
-    def _logits(self, params: Any, pixels: UInt8[Array, "b h w c"], images: Images) -> Float[Array, "b k"]:
-        return nnx.merge(self._graph, params)((pixels.astype(jnp.float32) - images.mean) / images.std)
+    def _precision(self) -> AbstractContextManager[None]:
+        return jax.default_matmul_precision(self.config.model.precision)
 
-    def _mean_loss(self, params: Any, pixels: Array, labels: Array, images: Images) -> Float[Array, ""]:
-        return losses(self.config.model.head, self._logits(params, pixels, images), labels).mean()
+    def _logits(
+        self, params: Any, fixed: Any, pixels: UInt8[Array, "b h w c"], images: Images
+    ) -> Float[Array, "b k"]:
+        normalised = (pixels.astype(jnp.float32) - images.mean) / images.std
+        return nnx.merge(self._graph, params, fixed)(normalised).astype(jnp.float32)
+
+    def _mean_loss(
+        self, params: Any, fixed: Any, pixels: Array, labels: Array, images: Images
+    ) -> Float[Array, ""]:
+        return losses(self.config.model.head, self._logits(params, fixed, pixels, images), labels).mean()
 
     def _evaluate_split(
-        self, params: Any, pixels: Pixels, labels: Labels, index: Int[Array, " size"], images: Images
+        self, state: State, pixels: Pixels, labels: Labels, index: Int[Array, " size"], images: Images
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Mean loss and accuracy over `index`, a batch at a time; what fills up the last is not counted."""
         n = len(index)
@@ -139,7 +150,7 @@ class Train:
 
         def batch(sums: tuple[Array, Array], entry: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
             chosen, mask = entry
-            logits, answer = self._logits(params, pixels[chosen], images), labels[chosen]
+            logits, answer = self._logits(state.params, state.fixed, pixels[chosen], images), labels[chosen]
             loss = losses(self.config.model.head, logits, answer)
             loss_sum = sums[0] + jnp.where(mask, loss, 0).sum()
             return (loss_sum, sums[1] + (correct(logits, answer) & mask).sum()), None
