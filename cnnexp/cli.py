@@ -22,6 +22,7 @@ Why do convolutions work? Sweeps over kernel size, stride and weight tying, and 
   cnnexp run experiment=why_convolutions    train the sweep that answers the question
   cnnexp report why_convolutions            its table, figures and verdicts
   cnnexp run --help                         all keys, with examples
+  cnnexp show model.tying=shared,local      what a network owns and costs, and a picture of its layers
 """
 
 
@@ -43,6 +44,8 @@ def main() -> None:
 def _command(arguments: Sequence[str]) -> int:
     if arguments[:1] == ["run"]:
         return _run(list(arguments[1:]))
+    if arguments[:1] == ["show"] and arguments[1:2] not in (["-h"], ["--help"]):
+        return _run([*arguments[1:], "hydra.launcher.action=show"])
     options = _parser().parse_args(arguments)
     if options.command == "report":
         from cnnexp.analysis.report import print_report, write_report
@@ -63,13 +66,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("run", help="train one run or a sweep", add_help=False)
+    commands.add_parser(
+        "show",
+        help="describe networks, layer by layer, without making them",
+        usage="cnnexp show [KEY=VALUE ...]   the keys are those of cnnexp run",
+    )
     report = commands.add_parser("report", help="table, figures and verdicts of a sweep")
     report.add_argument("name", help="the sweep's folder under the results")
     report.add_argument("--results-dir", default="results", metavar="DIR")
     data = commands.add_parser("data", help="prepare image sets")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     prepare = actions.add_parser("prepare", help="prepare a TFDS image set once")
-    prepare.add_argument("name", choices=["fashion_mnist"])
+    prepare.add_argument("name", choices=["fashion_mnist", "cifar10"])
     prepare.add_argument("--from", dest="source", metavar="DIR", help="files already downloaded")
     prepare.add_argument("--data-dir", metavar="DIR", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets")
     return parser
@@ -91,11 +99,12 @@ def _run(arguments: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from cnnexp.sweep.compose import quote_tyings
     from cnnexp.sweep.refusals import explain
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the exception itself and exits with 1
     conf = shipped("conf")
-    arguments = _groups_by_name(arguments, conf)
+    arguments = quote_tyings(_groups_by_name(arguments, conf))
     sys.argv = ["cnnexp run", *arguments]
     app = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(_run_single)
     try:

@@ -111,10 +111,10 @@ class Digits(DataSection):
     seed: Annotated[int, Field(ge=0)] = Field(description="of the split, the places and the noise")
 
 
-class FashionMNIST(DataSection):
-    """Fashion-MNIST, prepared by TFDS."""
+class TFDSImages(DataSection):
+    """An image set of TensorFlow Datasets, prepared once."""
 
-    name: Literal["fashion_mnist"]
+    name: Literal["fashion_mnist", "cifar10"]
     data_dir: str | None = Field(description="TFDS's folder; null: $TFDS_DATA_DIR or TFDS's default")
 
 
@@ -127,6 +127,11 @@ class Optim(Section):
     momentum: Annotated[float, Field(ge=0, lt=1)]
     schedule: Literal["constant", "cosine"]
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(description="share of the steps")
+
+    @property
+    def slots(self) -> int:
+        """Numbers kept for each parameter: SGD's trace, AdamW's two moments."""
+        return 1 if self.name == "sgd" else 2
 
 
 class Train(Section):
@@ -154,7 +159,7 @@ class Tracking(Section):
 
 VARIANTS: dict[str, dict[str, type[Section]]] = {
     "model": {"simple_cnn": SimpleCNN, "mlp": MLP},
-    "data": {"digits": Digits, "fashion_mnist": FashionMNIST},
+    "data": {"digits": Digits, "fashion_mnist": TFDSImages, "cifar10": TFDSImages},
 }
 SECTIONS: dict[str, type[Section]] = {
     "model": SimpleCNN,
@@ -164,7 +169,7 @@ SECTIONS: dict[str, type[Section]] = {
     "tracking": Tracking,
 }
 Model = Annotated[SimpleCNN | MLP, Field(discriminator="name")]
-Data = Annotated[Digits | FashionMNIST, Field(discriminator="name")]
+Data = Annotated[Digits | TFDSImages, Field(discriminator="name")]
 
 
 class RunConfig(Section):

@@ -17,15 +17,24 @@ class CnnexpSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Expand lists, ranges, choices and globs into jobs, and launch them."""
+        from cnnexp.sweep.compose import quote_tyings
+
         assert self.hydra_context is not None and self.launcher is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        overrides = parser.parse_overrides(quote_tyings([*self._parse_config(), *arguments]))
         jobs = [job for batch in self.split_arguments(overrides, None) for job in batch]
         return [self.launcher.launch(jobs, initial_job_idx=0)]
 
 
 class CnnexpLauncher(Launcher):
-    """Composes every job, then trains them together: runs of the same shapes become one program."""
+    """Composes every job, then trains them together: runs of the same shapes become one program.
+
+    Args:
+        action: `run` trains; `show` describes each network and trains nothing.
+    """
+
+    def __init__(self, action: str = "run"):
+        self.action = action
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what composition needs."""
@@ -33,11 +42,12 @@ class CnnexpLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all jobs; the value of each is its test accuracy, NaN where it has none."""
+        from cnnexp.analysis.show import show
         from cnnexp.sweep.compose import compose_jobs
         from cnnexp.sweep.execute import run_sweep
 
         configs = compose_jobs(self.loader, self.master, job_overrides)
-        values = run_sweep(configs)
+        values = run_sweep(configs) if self.action == "run" else show(configs)
         pairs = zip(job_overrides, configs, strict=True)
         return [
             JobReturn(list(overrides), status=JobStatus.COMPLETED, _return_value=values[config.run_id])
@@ -54,5 +64,8 @@ _store.store(
     provider="cnnexp",
 )
 _store.store(
-    group="hydra/launcher", name="cnnexp", node={"_target_": f"{_TARGET}CnnexpLauncher"}, provider="cnnexp"
+    group="hydra/launcher",
+    name="cnnexp",
+    node={"_target_": f"{_TARGET}CnnexpLauncher", "action": "run"},
+    provider="cnnexp",
 )

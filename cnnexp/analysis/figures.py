@@ -2,14 +2,15 @@
 
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 
+from cnnexp.analysis.layer_pictures import draw_matrix
 from cnnexp.analysis.statistics import bootstrap_interval
+from cnnexp.layers.geometry import Geometry
+from cnnexp.layers.tying import Tying
 
 # Okabe and Ito's palette, which colour-blind readers tell apart.
 STYLE = {
@@ -66,48 +67,12 @@ def gap_by_params(table: pd.DataFrame) -> Figure:
 
 def equivalent_matrices(table: pd.DataFrame) -> Figure:
     """The dense matrices that a dense, a local and a shared layer are equivalent to; a colour a weight."""
-    from cnnexp.layers.counts import count
-    from cnnexp.layers.geometry import Geometry
-    from cnnexp.layers.tying import Tying
-
     geometry = Geometry(in_shape=(6, 6, 1), features=1, kernel_size=(3, 3))
     figure = Figure(figsize=(WIDTH * 1.5, 4.3), layout="constrained")
-    tyings = [Tying.parse(name) for name in ("dense", "local", "shared")]
-    for axes, tying in zip(figure.subplots(1, 3), tyings, strict=True):
-        weights = _weight_numbers(geometry, tying)
-        colours = _distinct_colours(int(weights.max()))
-        axes.imshow(np.ma.masked_equal(weights, 0), cmap=colours, interpolation="nearest", vmin=1)
-        counts = count(geometry, tying, "none")
-        axes.set_title(f"{tying}: {counts.weights:,} weights", fontsize=11)
-        axes.set_xlabel(
-            f"input pixel\n{counts.connections:,} connections, sparsity {counts.sparsity:.2f}\n"
-            f"each weight used {counts.sharing:.1f} times",
-            fontsize=9,
-        )
-        axes.set(xticks=[], yticks=[])
+    for axes, tying in zip(figure.subplots(1, 3), ("dense", "local", "shared"), strict=True):
+        draw_matrix(axes, geometry, Tying.parse(tying))
     figure.axes[0].set_ylabel("output unit")
     return figure
-
-
-def _weight_numbers(geometry: Any, tying: Any) -> np.ndarray:
-    """The equivalent matrix with the number of a weight, from 1, in place of its value; 0: no connection."""
-    import jax.numpy as jnp
-
-    from cnnexp.layers.equivalent import equivalent_matrix
-    from cnnexp.layers.tied_map import tied_map
-    from cnnexp.layers.tying import bank_shape
-
-    shape = bank_shape(geometry, tying)
-    numbers = jnp.arange(1.0, np.prod(shape) + 1).reshape(shape)
-    matrix = equivalent_matrix(lambda x: tied_map(x, numbers, geometry, tying), geometry.in_shape)
-    return np.asarray(matrix).round().astype(int)
-
-
-def _distinct_colours(count: int) -> Colormap:
-    """As many colours, shuffled so that neighbours differ."""
-    shades = mpl.colormaps["turbo"](np.linspace(0.03, 0.97, count))
-    colours = ListedColormap(shades[np.random.default_rng(0).permutation(count)])
-    return colours.with_extremes(bad="white")
 
 
 def _one_panel(height: float) -> tuple[Figure, Axes]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from cnnexp.config import Digits, FashionMNIST
+from cnnexp.config import Digits, TFDSImages
 
 Pixels = UInt8[Array | np.ndarray, "n h w c"]
 Labels = Int[Array | np.ndarray, "n ..."]
@@ -44,7 +44,7 @@ def images_of(
     )
 
 
-def check_prepared(data: Digits | FashionMNIST) -> None:
+def check_prepared(data: Digits | TFDSImages) -> None:
     """Refuse, at once, a data set that is not there.
 
     Raises:
@@ -56,7 +56,7 @@ def check_prepared(data: Digits | FashionMNIST) -> None:
         prepared_version(data.name, data.data_dir)
 
 
-def load(data: Digits | FashionMNIST) -> Images:
+def load(data: Digits | TFDSImages) -> Images:
     """Load a configured data set into memory.
 
     Raises:

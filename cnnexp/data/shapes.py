@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cnnexp.config import Digits, FashionMNIST
+from cnnexp.config import Digits, TFDSImages
 from cnnexp.errors import UsageError
 
 DIGIT = 8  # side of scikit-learn's digits, in pixels
@@ -19,16 +19,22 @@ class DataShape:
     multi_label: bool = False
 
 
-def shape_of(data: Digits | FashionMNIST) -> DataShape:
+TFDS_SHAPES = {
+    "fashion_mnist": DataShape(image=(28, 28, 1), classes=10, train_images=60_000),
+    "cifar10": DataShape(image=(32, 32, 3), classes=10, train_images=50_000),
+}
+
+
+def shape_of(data: Digits | TFDSImages) -> DataShape:
     """The shape of a configured data set."""
-    if isinstance(data, FashionMNIST):
-        return DataShape(image=(28, 28, 1), classes=10, train_images=60_000)
+    if isinstance(data, TFDSImages):
+        return TFDS_SHAPES[data.name]
     if not data.scatter:
         return DataShape(image=(DIGIT, DIGIT, 1), classes=10, train_images=DIGIT_TRAIN_IMAGES)
     return DataShape(image=(data.canvas, data.canvas, 1), classes=10, train_images=data.images)
 
 
-def train_size_of(data: Digits | FashionMNIST) -> int:
+def train_size_of(data: Digits | TFDSImages) -> int:
     """Number of images that a run trains on.
 
     Raises:

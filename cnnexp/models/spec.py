@@ -129,6 +129,18 @@ def spec_of(config: RunConfig) -> Network:
     return network(config.model, shape_of(config.data))
 
 
+def matching_of(config: RunConfig) -> dict[str, int | float]:
+    """What `model.match` aimed at and, as a ratio, what it reached; empty where nothing is matched."""
+    from cnnexp.data.shapes import shape_of
+
+    shape = shape_of(config.data)
+    target = match_target(config.model, shape)
+    if target is None or isinstance(config.model, MLP):
+        return {}
+    achieved = total(network(config.model, shape), config.model.match)
+    return {"match/target": target, "match/ratio": achieved / target}
+
+
 def total(layers: Network, field: str) -> int:
     """The sum of a count over the layers."""
     return sum(getattr(layer.counts, field) for layer in layers)

@@ -1,5 +1,6 @@
 """From the overrides of a sweep's jobs to typed configurations."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,14 @@ def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequen
         ConfigLoaderImpl._apply_overrides_to_config([o for o in overrides if o not in groups], config)
         configs.append(parse(plain(config)))
     return configs
+
+
+def quote_tyings(overrides: Sequence[str]) -> list[str]:
+    """Put `tiled(2)` in the quotes without which Hydra takes it for one of its functions."""
+    return [
+        re.sub(r"""(?<!["'\w])((?:tiled|blocked|low_rank)\([^()]*\))(?!["'])""", r'"\1"', o)
+        for o in overrides
+    ]
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

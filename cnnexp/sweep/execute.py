@@ -7,10 +7,10 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from cnnexp.config import Digits, FashionMNIST, RunConfig
+from cnnexp.config import Digits, RunConfig, TFDSImages
 from cnnexp.data.arrays import Images, check_prepared
 from cnnexp.errors import UsageError
-from cnnexp.models.spec import spec_of, total
+from cnnexp.models.spec import matching_of, spec_of, total
 from cnnexp.store.atomic import read_json
 from cnnexp.store.runs import RunWriter, has_ended, run_folder
 from cnnexp.sweep.devices import configure_jax
@@ -103,6 +103,7 @@ def _summary(config: RunConfig, last: dict[str, int | float]) -> dict[str, Any]:
         "params/total": total(layers, "params"),
         **{f"params/{layer.name}": layer.counts.params for layer in layers},
         "macs": total(layers, "macs"),
+        **matching_of(config),
         "connections": total(layers, "connections"),
         **metrics,
         "steps": last["step"],
@@ -113,7 +114,7 @@ def _summary(config: RunConfig, last: dict[str, int | float]) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=1)  # stacks of one sweep mostly share their data set
-def _images_on_device(data: Digits | FashionMNIST) -> Images:
+def _images_on_device(data: Digits | TFDSImages) -> Images:
     import jax
 
     from cnnexp.data.arrays import load

@@ -1,0 +1,131 @@
+"""Networks described layer by layer, from their configurations alone: nothing is allocated."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cnnexp.config import RunConfig
+from cnnexp.models.spec import LayerSpec, Network, matching_of, spec_of, total
+
+COLUMNS = [
+    "layer",
+    "output",
+    "tying",
+    "params",
+    "weights",
+    "connections",
+    "sparsity",
+    "sharing",
+    "MACs",
+    "memory",
+]
+COUNTED = ("params", "weights", "connections", "MACs", "memory")
+WIDE = 105  # columns of a terminal that has room for every digit
+LEGEND = "MACs: of one image. memory: parameters and what the optimiser keeps for each."
+
+
+def show(configs: Sequence[RunConfig]) -> dict[str, float]:
+    """Print a table a network and write its picture; returns each run's number of parameters."""
+    console = Console()
+    networks: dict[Network, RunConfig] = {}
+    for config in configs:
+        networks.setdefault(spec_of(config), config)
+    for layers, config in networks.items():
+        console.print(_table(layers, config, wide=console.width >= WIDE))
+        if matched := matching_of(config):
+            model = config.model.model_dump()
+            console.print(
+                f"{model['match']} matched with {model['match_tying']}: {matched['match/target']:,}, "
+                f"reached {matched['match/ratio']:.4f} of it",
+                highlight=False,
+            )
+        console.print(_picture(layers, config), highlight=False, soft_wrap=True)
+    console.print(f"[dim]{LEGEND}[/]", highlight=False)
+    return {config.run_id: float(total(spec_of(config), "params")) for config in configs}
+
+
+def _table(layers: Network, config: RunConfig, *, wide: bool) -> Table:
+    inputs = "x".join(map(str, layers[0].geometry.in_shape))
+    params = total(layers, "params")
+    title = f"{config.model.name} on {config.data.name}, images of {inputs}: {params:,} parameters"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    shown = [column for column in COLUMNS if wide or column != "weights"]
+    for column in shown:
+        header = column if wide else column.replace("connections", "connec-\ntions")
+        table.add_column(header, justify="left" if column in ("layer", "tying") else "right", overflow="fold")
+    rows = [_row(layer, config) for layer in layers]
+    pairs = sum(layer.geometry.in_units * layer.geometry.out_units for layer in layers)
+    sums = {column: sum(row[column] for row in rows) for column in COUNTED}
+    rates = {
+        "sparsity": 1 - sums["connections"] / pairs,
+        "sharing": sums["connections"] / sums["weights"],
+    }
+    rows.append({"layer": "total", "output": "", "tying": ""} | sums | rates)
+    for index, row in enumerate(rows):
+        if index == len(layers):
+            table.add_section()
+        table.add_row(*(_text(column, row[column], wide=wide) for column in shown))
+    return table
+
+
+def _row(layer: LayerSpec, config: RunConfig) -> dict[str, Any]:
+    counts, geometry = layer.counts, layer.geometry
+    flat = geometry.covers_image or layer.tying.kind == "dense"
+    tying = "dense" if flat else f"{layer.tying} {geometry.kernel_size[0]}x{geometry.kernel_size[1]}"
+    if geometry.connectivity == "random" and not flat:
+        tying += " random"
+    return {
+        "layer": layer.name,
+        "output": "x".join(map(str, geometry.out_shape))
+        if geometry.positions > 1
+        else str(geometry.features),
+        "tying": tying,
+        "params": counts.params,
+        "weights": counts.weights,
+        "connections": counts.connections,
+        "sparsity": counts.sparsity,
+        "sharing": counts.sharing,
+        "MACs": counts.macs,
+        "memory": _memory(layer, config),
+    }
+
+
+def _text(column: str, value: Any, *, wide: bool) -> str:
+    if column == "memory":
+        return f"{_short(value)}B"
+    if column in COUNTED:
+        return f"{value:,}" if wide else _short(value)
+    return value if isinstance(value, str) else f"{value:.3f}" if column == "sparsity" else f"{value:,.1f}"
+
+
+def _memory(layer: LayerSpec, config: RunConfig) -> int:
+    itemsize = {"float32": 4, "bfloat16": 2, "float16": 2}[layer.param_dtype]
+    return layer.counts.params * itemsize * (1 + config.optim.slots)
+
+
+def _short(number: float) -> str:
+    """Three digits and a prefix: 28.9M."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if number < 999.5 or prefix == "T":
+            return f"{number:.3g}{prefix}"
+        number /= 1000
+    raise AssertionError
+
+
+def _picture(layers: Network, config: RunConfig) -> str:
+    """Write the picture of a network; the line to print about it."""
+    from cnnexp.analysis.layer_pictures import network_picture
+
+    figure = network_picture(layers)
+    if figure is None:
+        return ""
+    ties = "-".join(dict.fromkeys(str(layer.tying) for layer in layers if not layer.geometry.covers_image))
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{config.model.name}-{ties}").strip("-")
+    target = Path(config.results_dir) / "show" / f"{name}.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=120)
+    return str(target)
