@@ -22,7 +22,8 @@ def suggestion(value: object, allowed: Iterable[str]) -> str:
 def nearest_name(given: str, names: Sequence[str]) -> str | None:
     """The name most like the one given, or one that it abbreviates ("lr", "wd"), if any is near."""
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
-    return close[0] if close else next((name for name in names if _abbreviates(given, name)), None)
+    initials = [name for name in names if given == "".join(word[:1] for word in name.split("_"))]
+    return next(iter([*close, *initials, *(name for name in names if _abbreviates(given, name))]), None)
 
 
 def _abbreviates(short: str, name: str) -> bool:

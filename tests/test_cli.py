@@ -17,7 +17,7 @@ WRONG = [
     (["optim.lrr=0.1"], "optim.lrr: no such key; did you mean 'learning_rate'?"),
     (["+optim.lrr=0.1"], "optim.lrr: no such key; did you mean 'learning_rate'?"),
     (["lr=3"], "lr: no such key; did you mean 'optim.learning_rate'?"),
-    (["model.pool=maxx"], "model.pool=maxx: did you mean 'max'? allowed: max, average, none"),
+    (["model.pool=maxx"], "model.pool=maxx: did you mean 'max'? allowed: max, average, global_average, none"),
     (["model=simple_cn"], "model=simple_cn: did you mean 'simple_cnn'?"),
     (["experiment=why_convolution"], "did you mean 'why_convolutions'?"),
     (["model.tying=shared,locall"], "model.tying=locall: did you mean 'local'?"),
@@ -29,8 +29,12 @@ WRONG = [
     (["optim.learning_rate=fast"], "optim.learning_rate=fast: input should be a valid number"),
     (["data.train_size=99999"], "data.train_size=99999: digits has 10000; allowed: 1 to 10000"),
     (["data=fashion_mnist", "data.data_dir=empty"], "type: cnnexp data prepare fashion_mnist"),
-    (["model=mlp", "model.kernel_size=3"], "model.kernel_size: no such key; allowed: name, hidden"),
+    (["model=mlp", "model.kernel_size=3"], "model.kernel_size: no such key; allowed: hidden, activation"),
     (["model.tying=[shared"], "model.tying=[shared"),
+    (["model.tying=tiled"], "model.tying=tiled: did you mean 'tiled(t)'?"),
+    (["model.tying=tiled(0)"], "model.tying=tiled(0): did you mean 'tiled(t)'?"),
+    (["model.bias=low_rank(2)"], "allowed: same, shared, tiled(t), blocked(g), local, none"),
+    (["model.dilation=8"], "kernel_size=3x3 with dilation=8x8 is larger than the 16x16 image"),
     (["seed=-1"], "seed=-1: input should be greater than or equal to 0"),
 ]
 

@@ -123,8 +123,9 @@ def _picture(layers: Network, config: RunConfig) -> str:
     figure = network_picture(layers)
     if figure is None:
         return ""
-    ties = "-".join(dict.fromkeys(str(layer.tying) for layer in layers if not layer.geometry.covers_image))
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{config.model.name}-{ties}").strip("-")
+    tied = [layer for layer in layers if not layer.geometry.covers_image]
+    ties = "-".join(dict.fromkeys(f"{layer.tying} {layer.geometry.connectivity}" for layer in tied))
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", f"{config.model.name}-{ties}".replace(" local", "")).strip("-")
     target = Path(config.results_dir) / "show" / f"{name}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=120)

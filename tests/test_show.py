@@ -1,0 +1,59 @@
+"""`cnnexp show`: counts without allocating, and the pictures."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnexp import cli
+from cnnexp.analysis.layer_pictures import weight_numbers
+from cnnexp.layers.counts import count
+from cnnexp.layers.geometry import Geometry
+from cnnexp.layers.tying import Tying
+from tests.layer_cases import TYINGS
+
+
+def shown(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "argv", ["cnnexp", "show", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    return capsys.readouterr().out
+
+
+def test_show_describes_every_network_of_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = ["model=elsayed2020", "data=cifar10", "model.tying=shared,local,low_rank(4,free)", "seed=0,1"]
+    text = shown(sweep, tmp_path, monkeypatch, capsys)
+    assert text.count("76,106 parameters") == 1
+    assert "55,377,930 parameters" in text
+    assert "low_rank(4,free) 3x3" in text
+    assert "913kB" in text  # three numbers of four bytes for each parameter under AdamW
+    pictures = {path.name for path in (tmp_path / "results" / "show").iterdir()}
+    assert pictures == {f"simple_cnn-{tying}.png" for tying in ("shared", "local", "low_rank-4-free")}
+
+
+def test_show_says_what_matching_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = shown(["model.tying=local", "model.match=macs"], tmp_path, monkeypatch, capsys)
+    assert "macs matched with shared: " in text
+    assert "reached 1.0" in text
+
+
+@pytest.mark.parametrize("connectivity", ["local", "random"])
+@pytest.mark.parametrize("tying", TYINGS)
+def test_pictures_show_the_counts(tying: str, connectivity: str) -> None:
+    geometry = Geometry(
+        in_shape=(6, 5, 1), features=1, kernel_size=(3, 2), stride=(1, 2), connectivity=connectivity
+    )
+    numbers, counts = weight_numbers(geometry, Tying.parse(tying)), count(geometry, tying, "none")
+    assert np.count_nonzero(numbers) == counts.connections
+    if tying in ("shared", "tiled(2)", "blocked(2)"):
+        assert len(np.unique(numbers[numbers > 0])) == counts.weights
