@@ -50,9 +50,7 @@ def test_show_says_what_matching_reached(
 @pytest.mark.parametrize("connectivity", ["local", "random"])
 @pytest.mark.parametrize("tying", TYINGS)
 def test_pictures_show_the_counts(tying: str, connectivity: str) -> None:
-    geometry = Geometry(
-        in_shape=(6, 5, 1), features=1, kernel_size=(3, 2), stride=(1, 2), connectivity=connectivity
-    )
+    geometry = Geometry(in_shape=(6, 6, 1), features=1, kernel_size=(3, 2), connectivity=connectivity)
     numbers, counts = weight_numbers(geometry, Tying.parse(tying)), count(geometry, tying, "none")
     assert np.count_nonzero(numbers) == counts.connections
     if tying in ("shared", "tiled(2)", "blocked(2)"):

@@ -107,7 +107,7 @@ def _memory(layer: LayerSpec, config: RunConfig) -> int:
     return layer.counts.params * itemsize * (1 + config.optim.slots)
 
 
-def _short(number: float) -> str:
+def _short(number: float | int) -> str:
     """Three digits and a prefix: 28.9M."""
     for prefix in ("", "k", "M", "G", "T"):
         if number < 999.5 or prefix == "T":
