@@ -36,7 +36,7 @@ def test_embedding_is_the_same_function(geometry: Geometry, pair: tuple[str, str
 
 
 @pytest.mark.slow
-@settings(few, max_examples=100)
+@settings(few, max_examples=50)
 @given(*CASES)
 def test_embedding_in_many_more_cases(geometry: Geometry, pair: tuple[str, str], bias: str) -> None:
     check_embedding(geometry, pair, bias)

@@ -137,7 +137,7 @@ def test_value_and_gradients_are_those_of_the_formula(geometry: Geometry, tying:
 
 
 @pytest.mark.slow
-@settings(few, max_examples=150)
+@settings(few, max_examples=100)
 @given(*CASES)
 def test_value_and_gradients_in_many_more_cases(geometry: Geometry, tying: str, lowering: str) -> None:
     check_against_the_formula(geometry, tying, lowering)

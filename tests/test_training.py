@@ -79,7 +79,7 @@ def test_evaluation_counts_every_image_once(configure: Configure) -> None:
     data = run_data(config, images)
     state, _ = Train(configure(data=config.data.model_dump(), train={"steps": 1}))(jax.random.key(0), data)
     metrics = train.evaluate(state, data)
-    logits = train._logits(state.params, images.test_images, images)
+    logits = train._logits(state.params, state.fixed, images.test_images, images)
     labels = np.asarray(images.test_labels)
     assert metrics.test_accuracy == pytest.approx(float((np.asarray(logits).argmax(-1) == labels).mean()))
     expected = -np.asarray(jax.nn.log_softmax(logits))[np.arange(len(labels)), labels].mean()
