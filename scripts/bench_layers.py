@@ -5,6 +5,7 @@
 
 Gradients by weights and by input. `solo` is one call, `scan` steps of gradient descent in `lax.scan`,
 `stack` 8 runs under `jax.vmap`; all in milliseconds a run and a step. Memory: XLA's temporary buffers.
+Each layer meets its images in the layout that it works in: nobody transposes.
 PyTorch, where it is installed, runs eagerly, one run at a time.
 """
 
@@ -21,7 +22,8 @@ from jax import lax, random
 
 from cnnexp.layers.counts import count
 from cnnexp.layers.geometry import Geometry
-from cnnexp.layers.tied_map import tied_map
+from cnnexp.layers.layouts import Layout
+from cnnexp.layers.tied_map import layout_of, tied_map
 from cnnexp.layers.tying import Tying, bank_shape
 
 SHAPES = (  # batch, side, channels in and out, kernel, stride
@@ -52,20 +54,24 @@ class Shape(NamedTuple):
             in_shape=(*side, self.channels), features=self.features, kernel_size=kernel, stride=stride
         )
 
-    @property
-    def images(self) -> tuple[int, ...]:
-        """Shape of a batch."""
-        return (self.batch, *self.geometry.in_shape)
+
+class Layer(NamedTuple):
+    """A layer as a function of weights and images."""
+
+    apply: Function
+    weights: tuple[int, ...]
+    layout: Layout = "NHWC"
 
 
-def functions(shape: Shape, tying: str) -> dict[str, tuple[Function, tuple[int, ...]]]:
-    """Ours and the others' layers as functions of weights and images, and the shape of their weights."""
+def layers(shape: Shape, tying: str) -> dict[str, Layer]:
+    """Ours and that of others, each in its own layout."""
     geometry, tied = shape.geometry, Tying.parse(tying)
-    ours = partial(_ours, geometry=geometry, tying=tied)
-    found: dict[str, tuple[Function, tuple[int, ...]]] = {"ours": (ours, bank_shape(geometry, tied))}
+    layout = layout_of(geometry, tied)
+    ours = Layer(
+        partial(_ours, geometry=geometry, tying=tied, layout=layout), bank_shape(geometry, tied), layout
+    )
     window = (shape.kernel, shape.kernel)
     if tying == "shared":
-        kernel_shape = (*window, shape.channels, shape.features)
         sizes, rngs = (shape.channels, shape.features), nnx.Rngs(0)
         conv = nnx.Conv(*sizes, window, strides=shape.stride, use_bias=False, rngs=rngs)
         graph, _, rest = nnx.split(conv, nnx.Param, ...)
@@ -73,25 +79,25 @@ def functions(shape: Shape, tying: str) -> dict[str, tuple[Function, tuple[int, 
         def flax_conv(kernel: jax.Array, x: jax.Array) -> jax.Array:
             return nnx.merge(graph, nnx.State({"kernel": nnx.Param(kernel)}), rest)(x)
 
-        found["nnx.Conv (lax.conv)"] = (flax_conv, kernel_shape)
-    else:
-        module = linen.ConvLocal(shape.features, window, strides=(shape.stride, shape.stride), use_bias=False)
-        kernel_shape = (*geometry.out_size, geometry.fan_in, shape.features)
-        found["linen.ConvLocal"] = (lambda k, x: module.apply({"params": {"kernel": k}}, x), kernel_shape)  # pyright: ignore
-    return found
+        return {"ours": ours, "nnx.Conv (lax.conv)": Layer(flax_conv, (*window, *sizes))}
+    module = linen.ConvLocal(shape.features, window, strides=(shape.stride, shape.stride), use_bias=False)
+
+    def conv_local(kernel: jax.Array, x: jax.Array) -> jax.Array:
+        return module.apply({"params": {"kernel": kernel}}, x)  # pyright: ignore
+
+    kernel_shape = (*geometry.out_size, geometry.fan_in, shape.features)
+    return {"ours": ours, "linen.ConvLocal": Layer(conv_local, kernel_shape)}
 
 
-def _ours(bank: jax.Array, x: jax.Array, geometry: Geometry, tying: Tying) -> jax.Array:
-    return tied_map(x, bank, geometry, tying)
+def _ours(bank: jax.Array, x: jax.Array, geometry: Geometry, tying: Tying, layout: Layout) -> jax.Array:
+    return tied_map(x, bank, geometry, tying, layout=layout)
 
 
-def settings(
-    function: Function, weights: tuple[int, ...], shape: Shape, dtype: Any
-) -> dict[str, tuple[Any, tuple]]:
+def settings(layer: Layer, shape: Shape, dtype: Any) -> dict[str, tuple[Any, tuple]]:
     """For solo, scan and stack: the compiled program, and its arguments."""
 
     def both(w: jax.Array, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y, pull = jax.vjp(function, w, x)
+        y, pull = jax.vjp(layer.apply, w, x)
         return pull(g + 0 * y)  # the forward pass counts too
 
     def steps(w: jax.Array, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -102,7 +108,8 @@ def settings(
         return lax.scan(step, (w, x), None, length=STEPS)[0]
 
     def arguments(*runs: int) -> tuple[jax.Array, ...]:
-        shapes = (weights, shape.images, (shape.batch, *shape.geometry.out_shape))
+        images = ((shape.batch, *size) for size in (shape.geometry.in_shape, shape.geometry.out_shape))
+        shapes = (layer.weights, *(_arranged(size, layer.layout) for size in images))
         return tuple(0.1 * random.normal(random.key(i), (*runs, *s), dtype) for i, s in enumerate(shapes))
 
     programs = {"solo": (both, ()), "scan": (steps, ()), "stack": (jax.vmap(both), (8,))}
@@ -111,6 +118,10 @@ def settings(
         name: (jax.jit(function).lower(*given[name]).compile(), given[name])
         for name, (function, _) in programs.items()
     }
+
+
+def _arranged(size: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+    return tuple(size["NHWC".index(axis)] for axis in layout)
 
 
 def torch_call(torch: Any, shape: Shape, tying: str) -> Any:
@@ -156,10 +167,7 @@ def main() -> None:
 def measure(shape: Shape, tying: str, torch: Any, dtype: Any, repeats: int) -> list[dict[str, Any]]:
     """Rows of one shape and tying."""
     flops = 3 * 2 * count(shape.geometry, tying, "none").macs * shape.batch
-    found = {
-        name: settings(function, weights, shape, dtype)
-        for name, (function, weights) in functions(shape, tying).items()
-    }
+    found = {name: settings(layer, shape, dtype) for name, layer in layers(shape, tying).items()}
     rows = []
     for setting, per_call in (("solo", 1), ("scan", STEPS), ("stack", 8)):
         programs = {name: settings[setting] for name, settings in found.items()}

@@ -1,4 +1,8 @@
-"""How the two basic maps are computed: a convolution, and one kernel for each position."""
+"""How the two basic maps are computed: a convolution, and one kernel for each position.
+
+`conv` is XLA's convolution. `matmul` are matrix products of patches, with the batch as the last axis: a
+patch is then made of long rows, and copying it runs at the speed of memory.
+"""
 
 from typing import Literal
 
@@ -8,53 +12,68 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from cnnexp.layers.geometry import Geometry
-from cnnexp.layers.patches import padded, patches
+from cnnexp.layers.layouts import Layout
+from cnnexp.layers.patches import padded
+from cnnexp.layers.tiles import best_tile, tile_kernels, tile_patches, untile
 
 Lowering = Literal["auto", "conv", "matmul"]
 IMAGES = ("NHWC", "HWIO", "NHWC")
 
 
+def chosen(lowering: Lowering, *, kernel_each: bool) -> Lowering:
+    """What `auto` stands for on this machine: the fastest in `scripts/bench_layers.py`."""
+    if lowering != "auto":
+        return lowering
+    return "matmul" if kernel_each or jax.default_backend() == "cpu" else "conv"
+
+
+def layout_of(lowering: Lowering, *, kernel_each: bool) -> Layout:
+    """The layout in which a lowering takes and gives images."""
+    if chosen(lowering, kernel_each=kernel_each) == "conv":
+        return "NHWC"
+    return "HWCN" if kernel_each else "CHWN"
+
+
 def convolve(
-    x: Float[Array, "b h w c"],
-    kernel: Float[Array, "kh kw c o"],
-    geometry: Geometry,
-    lowering: Lowering = "auto",
-) -> Float[Array, "b oh ow o"]:
-    """A convolution; `geometry.features` is not read."""
-    if lowering == "auto":
-        lowering = "matmul" if jax.default_backend() == "cpu" else "conv"
-    if lowering == "matmul":
-        return patches(x, geometry) @ kernel.reshape(-1, kernel.shape[-1])
-    return lax.conv_general_dilated(
-        padded(x, geometry),
-        kernel,
-        geometry.stride,
-        "VALID",
-        rhs_dilation=geometry.dilation,
-        dimension_numbers=IMAGES,
-    )
+    x: Float[Array, "_ _ _ _"], kernel: Float[Array, "kh kw c o"], geometry: Geometry, lowering: Lowering
+) -> Float[Array, "_ _ _ _"]:
+    """A convolution, in the layout of `layout_of`; `geometry.features` is not read."""
+    if chosen(lowering, kernel_each=False) == "conv":
+        x, window = padded(x, geometry), geometry.dilation
+        return lax.conv_general_dilated(
+            x, kernel, geometry.stride, "VALID", rhs_dilation=window, dimension_numbers=IMAGES
+        )
+    tile = best_tile(geometry, kernel.shape[-1])
+    columns = tile_patches(x, "CHWN", geometry, tile)
+    weights = tile_kernels(jnp.broadcast_to(kernel, (*tile, *kernel.shape)), geometry.stride)
+    taps, rows, across, b = columns.shape
+    y = weights.reshape(taps, -1).T @ columns.reshape(taps, -1)
+    return untile(y.reshape(*tile, -1, rows, across, b).transpose(2, 3, 0, 4, 1, 5), "CHWN", geometry)
 
 
 def per_position(
-    x: Float[Array, "b h w c"],
+    x: Float[Array, "_ _ _ _"],
     kernels: Float[Array, "oh ow kh kw c o"],
     geometry: Geometry,
-    lowering: Lowering = "auto",
-) -> Float[Array, "b oh ow o"]:
-    """A locally connected layer: each position has its kernel."""
+    lowering: Lowering,
+) -> Float[Array, "_ _ _ _"]:
+    """A locally connected layer: each position has its kernel. In the layout of `layout_of`."""
     oh, ow, kh, kw, c, o = kernels.shape
-    if lowering == "conv":
-        by_channel = kernels.transpose(0, 1, 4, 2, 3, 5).reshape(oh, ow, c * kh * kw, o)
+    if chosen(lowering, kernel_each=True) == "conv":
         return lax.conv_general_dilated_local(
             padded(x, geometry),
-            by_channel,
+            kernels.transpose(0, 1, 4, 2, 3, 5).reshape(oh, ow, c * kh * kw, o),
             geometry.stride,
             "VALID",
             geometry.kernel_size,
             rhs_dilation=geometry.dilation,
             dimension_numbers=IMAGES,
         )
-    # With positions first, the patches are ready for one matmul a position: transposing the image is
-    # cheap, transposing its patches, which are kh * kw times as large, is not.
-    columns = patches(x, geometry, batch_axis=2)
-    return jnp.einsum("hwbi,hwio->hwbo", columns, kernels.reshape(oh, ow, -1, o)).transpose(2, 0, 1, 3)
+    tile = th, tw = best_tile(geometry, o, x.shape[-1])
+    columns = tile_patches(x, "HWCN", geometry, tile)
+    rows, across, taps, b = columns.shape
+    kernels = jnp.pad(kernels, ((0, rows * th - oh), (0, across * tw - ow), *[(0, 0)] * 4))
+    apart = kernels.reshape(rows, th, across, tw, kh, kw, c, o).transpose(0, 2, 1, 3, 4, 5, 6, 7)
+    weights = jax.vmap(jax.vmap(lambda kernels: tile_kernels(kernels, geometry.stride)))(apart)
+    y = jnp.einsum("hwib,hwio->hwob", columns, weights.reshape(rows, across, taps, -1))
+    return untile(y.reshape(rows, across, th, tw, o, b).transpose(0, 2, 1, 3, 4, 5), "HWCN", geometry)

@@ -10,9 +10,10 @@ from jax import random
 from jaxtyping import Array, Float
 
 from cnnexp.layers.geometry import Geometry
+from cnnexp.layers.layouts import Layout, arranged
 from cnnexp.layers.lowering import Lowering
 from cnnexp.layers.patches import draw_wiring
-from cnnexp.layers.tied_map import mix, tied_map
+from cnnexp.layers.tied_map import layout_of, mix, tied_map
 from cnnexp.layers.tying import Tying, bank_shape, bias_shape, bias_tying, fan_in, kernel_index, mixing_shapes
 
 TRUNCATED_STD = 0.87962566103423978  # of a unit normal cut at two deviations
@@ -78,8 +79,11 @@ class TiedConv(nnx.Module):
         random_inputs = geometry.connectivity == "random" and self.tying.kind != "dense"
         self.wiring = Wiring(draw_wiring(rngs.params(), geometry)) if random_inputs else None
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow o"]:
-        """Map images to feature maps of shape `geometry.out_shape`."""
+    def __call__(self, x: Float[Array, "_ _ _ _"], layout: Layout = "NHWC") -> Float[Array, "_ _ _ _"]:
+        """Map images of shape `geometry.in_shape` to feature maps of shape `geometry.out_shape`.
+
+        Both have their axes in the order of `layout`; in that of `self.layout` nothing is transposed.
+        """
         dtype = self.dtype or jnp.result_type(x, self.bank[...])
         y = tied_map(
             x.astype(dtype),
@@ -89,9 +93,18 @@ class TiedConv(nnx.Module):
             mixing=self.mixing(dtype),
             wiring=None if self.wiring is None else self.wiring[...],
             lowering=self.lowering,
+            layout=layout,
         )
         biases = self.position_biases()
-        return y if biases is None else y + biases.astype(dtype)
+        if biases is None:
+            return y
+        biases = biases.reshape(1, *((1, 1) if biases.ndim == 1 else self.geometry.out_size), -1)
+        return y + arranged(biases.astype(dtype), "NHWC", layout)
+
+    @property
+    def layout(self) -> Layout:
+        """The layout in which the layer is fastest."""
+        return layout_of(self.geometry, self.tying, self.lowering)
 
     def mixing(self, dtype: Dtype = jnp.float32) -> Float[Array, "oh ow r"] | None:
         """A `low_rank` layer's weight of each kernel at each position; None for other tyings."""

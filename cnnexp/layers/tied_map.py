@@ -8,15 +8,24 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from cnnexp.layers.geometry import Geometry
+from cnnexp.layers.layouts import Layout, copied
 from cnnexp.layers.lowering import Lowering, convolve, per_position
+from cnnexp.layers.lowering import layout_of as lowering_layout
 from cnnexp.layers.patches import padded, wired_patches
-from cnnexp.layers.tying import Tying, kernel_index
+from cnnexp.layers.tying import Tying, bank_shape, kernel_index
 
 FEW = 16  # kernels up to which a convolution for each is cheaper than a kernel for each position
 
 
+def layout_of(geometry: Geometry, tying: Tying, lowering: Lowering = "auto") -> Layout:
+    """The layout in which `tied_map` is fastest; images in another are copied before and after."""
+    if _is_matrix(geometry, tying) or geometry.connectivity == "random":
+        return "NHWC"
+    return lowering_layout(lowering, kernel_each=_kernel_each(geometry, tying))
+
+
 def tied_map(
-    x: Float[Array, "b h w c"],
+    x: Float[Array, "_ _ _ _"],
     bank: Float[Array, "R kh kw c o"],
     geometry: Geometry,
     tying: Tying,
@@ -24,7 +33,8 @@ def tied_map(
     mixing: Float[Array, "oh ow R"] | None = None,
     wiring: Int[Array, "positions taps"] | None = None,
     lowering: Lowering = "auto",
-) -> Float[Array, "b oh ow o"]:
+    layout: Layout = "NHWC",
+) -> Float[Array, "_ _ _ _"]:
     """Apply a kernel bank to images.
 
     Args:
@@ -35,22 +45,37 @@ def tied_map(
         mixing: A, the weight of each kernel at each position; only `low_rank` has it.
         wiring: the pixels of each position, where connectivity is random.
         lowering: `conv` forces XLA's convolution, `matmul` matrix products of patches; `auto` chooses.
+        layout: order of the axes of the images, and of the result.
     """
-    if tying.kind == "dense" or (geometry.covers_image and len(bank) == 1):
-        out = jnp.einsum("bi,pio->bpo", x.reshape(len(x), -1), bank.reshape(len(bank), -1, bank.shape[-1]))
-        return out.reshape(len(x), *geometry.out_shape)
-    if tying.kind == "low_rank":
+    own = layout_of(geometry, tying, lowering)
+    x = copied(x, layout, own)
+    if _is_matrix(geometry, tying):
+        y = jnp.einsum("bi,pio->bpo", x.reshape(len(x), -1), bank.reshape(len(bank), -1, bank.shape[-1]))
+        y = y.reshape(len(x), *geometry.out_shape)
+    elif tying.kind == "low_rank":
         assert mixing is not None
-        features = _one_kernel(x, _side_by_side(bank), geometry, wiring, lowering)
-        apart = features.reshape(*features.shape[:3], len(bank), -1)
-        return jnp.einsum("bhwro,hwr->bhwo", apart, mixing)
-    if len(bank) == 1:
-        return _one_kernel(x, bank[0], geometry, wiring, lowering)
-    if len(bank) == geometry.positions:
-        return _kernel_each(x, bank, geometry, wiring, lowering)
-    if wiring is None and len(bank) <= FEW:
-        return _few_kernels(x, bank, geometry, tying, lowering)
-    return _kernel_each(x, bank[kernel_index(geometry, tying).ravel()], geometry, wiring, lowering)
+        y = _one_kernel(x, _side_by_side(bank), geometry, wiring, lowering)
+        y = _mixed(y, mixing, own)
+    elif _kernel_each(geometry, tying):
+        every = bank if len(bank) == geometry.positions else bank[kernel_index(geometry, tying).ravel()]
+        y = _every_kernel(x, every, geometry, wiring, lowering)
+    elif len(bank) == 1:
+        y = _one_kernel(x, bank[0], geometry, wiring, lowering)
+    else:
+        y = _few_kernels(x, bank, geometry, tying, lowering)
+    return copied(y, own, layout)
+
+
+def _is_matrix(geometry: Geometry, tying: Tying) -> bool:
+    return tying.kind == "dense" or (geometry.covers_image and bank_shape(geometry, tying)[0] == 1)
+
+
+def _kernel_each(geometry: Geometry, tying: Tying) -> bool:
+    """Whether a kernel is laid out for each position, rather than convolving with each that there is."""
+    kernels = bank_shape(geometry, tying)[0]
+    if tying.kind == "low_rank" or kernels == 1:
+        return False
+    return kernels > FEW or kernels == geometry.positions or geometry.connectivity == "random"
 
 
 def mix(bank: Float[Array, "R ..."], mixing: Float[Array, "oh ow R"]) -> Float[Array, "oh ow ..."]:
@@ -62,26 +87,35 @@ def _side_by_side(bank: Float[Array, "R kh kw c o"]) -> Float[Array, "kh kw c Ro
     return jnp.moveaxis(bank, 0, -2).reshape(*bank.shape[1:4], -1)
 
 
+def _mixed(
+    y: Float[Array, "_ _ _ _"], mixing: Float[Array, "oh ow R"], layout: Layout
+) -> Float[Array, "_ _ _ _"]:
+    """At each position the weighted sum of the outputs of the kernels, which lie along the channels."""
+    axis, axes = layout.index("C"), layout.lower()
+    apart = y.reshape(*y.shape[:axis], mixing.shape[-1], -1, *y.shape[axis + 1 :])
+    return jnp.einsum(f"{axes.replace('c', 'rc')},hwr->{axes}", apart, mixing)
+
+
 def _one_kernel(
-    x: Float[Array, "b h w c"],
+    x: Float[Array, "_ _ _ _"],
     kernel: Float[Array, "kh kw c o"],
     geometry: Geometry,
     wiring: Int[Array, "positions taps"] | None,
     lowering: Lowering,
-) -> Float[Array, "b oh ow o"]:
+) -> Float[Array, "_ _ _ _"]:
     if wiring is None:
         return convolve(x, kernel, geometry, lowering)
     out = jnp.einsum("pbi,io->bpo", wired_patches(x, wiring), kernel.reshape(-1, kernel.shape[-1]))
     return out.reshape(len(x), *geometry.out_size, -1)
 
 
-def _kernel_each(
-    x: Float[Array, "b h w c"],
+def _every_kernel(
+    x: Float[Array, "_ _ _ _"],
     kernels: Float[Array, "positions kh kw c o"],
     geometry: Geometry,
     wiring: Int[Array, "positions taps"] | None,
     lowering: Lowering,
-) -> Float[Array, "b oh ow o"]:
+) -> Float[Array, "_ _ _ _"]:
     if wiring is None:
         return per_position(x, kernels.reshape(*geometry.out_size, *kernels.shape[1:]), geometry, lowering)
     flat = kernels.reshape(len(kernels), -1, kernels.shape[-1])
@@ -90,25 +124,29 @@ def _kernel_each(
 
 
 def _few_kernels(
-    x: Float[Array, "b h w c"],
+    x: Float[Array, "_ _ _ _"],
     bank: Float[Array, "R kh kw c o"],
     geometry: Geometry,
     tying: Tying,
     lowering: Lowering,
-) -> Float[Array, "b oh ow o"]:
+) -> Float[Array, "_ _ _ _"]:
     """One convolution for each kernel, over the part of the image where the kernel is used."""
-    x, index = padded(x, geometry), kernel_index(geometry, tying)
-    total = None
+    layout, index = lowering_layout(lowering, kernel_each=False), kernel_index(geometry, tying)
+    x, total = padded(x, geometry, layout), None
+    axes = [layout.index(letter) for letter in "HWC"]
     for number, kernel in enumerate(bank):
-        rows, columns = (np.unique(where) for where in np.nonzero(index == number))
-        (top, bottom, down), (left, right, across) = (_span(axis) for axis in (rows, columns))
-        (sh, sw), (eh, ew) = geometry.stride, geometry.extent
-        part = x[:, top * sh : bottom * sh + eh, left * sw : right * sw + ew]
-        window = replace(geometry, in_shape=part.shape[1:], stride=(down * sh, across * sw), padding="VALID")
+        part, stride = x, []
+        places: dict[str, tuple[int, int, int]] = dict.fromkeys(layout, (0, 0, 0))
+        for axis, used in enumerate(np.nonzero(index == number)):
+            first, last, step = _span(np.unique(used))
+            s, n = geometry.stride[axis], geometry.out_size[axis]
+            part = lax.slice_in_dim(part, first * s, last * s + geometry.extent[axis], axis=axes[axis])
+            places["HW"[axis]] = (first, n - 1 - last, step - 1)
+            stride.append(step * s)
+        in_shape = tuple(part.shape[axis] for axis in axes)
+        window = replace(geometry, in_shape=in_shape, stride=tuple(stride), padding="VALID")
         y = convolve(part, kernel, window, lowering)
-        (oh, ow), zero = geometry.out_size, jnp.zeros((), y.dtype)
-        places = ((0, 0, 0), (top, oh - 1 - bottom, down - 1), (left, ow - 1 - right, across - 1), (0, 0, 0))
-        placed = lax.pad(y, zero, places)
+        placed = lax.pad(y, jnp.zeros((), y.dtype), [places[letter] for letter in layout])
         total = placed if total is None else total + placed
     assert total is not None
     return total

@@ -7,15 +7,18 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Float
 
 from cnnexp.config import Pool
 from cnnexp.layers.embed import embed
+from cnnexp.layers.layouts import Layout, copied
 from cnnexp.layers.tied_conv import TiedConv
 from cnnexp.layers.tying import Tying
 from cnnexp.models.spec import LayerSpec, Network
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "tanh": jnp.tanh, "identity": lambda x: x}
+RISING = ("relu", "tanh", "identity")  # the maximum of these is that of what they are applied to
 
 
 class TiedNetwork(nnx.Module):
@@ -28,26 +31,34 @@ class TiedNetwork(nnx.Module):
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
         """Logits of the head."""
-        x = images
-        for layer in self.layers:
-            x = ACTIVATIONS[layer.activation](layer_of(self, layer)(x))
-            x = pool(x, layer.pool, layer.pool_size)
-        return x.reshape(x.shape[0], -1)
+        x, layout = images, cast(Layout, "NHWC")
+        for spec in self.layers:
+            layer, activation = layer_of(self, spec), ACTIVATIONS[spec.activation]
+            x, layout = copied(x, layout, layer.layout), layer.layout
+            x = layer(x, layout)
+            if spec.pool == "max" and spec.activation in RISING:  # the same, of fewer numbers
+                x = activation(pool(x, spec.pool, spec.pool_size, layout))
+            else:
+                x = pool(activation(x), spec.pool, spec.pool_size, layout)
+        return copied(x, layout, "NHWC").reshape(images.shape[0], -1)
 
 
-def pool(x: Float[Array, "b h w c"], kind: Pool, size: tuple[int, int]) -> Float[Array, "b ph pw c"]:
+def pool(
+    x: Float[Array, "_ _ _ _"], kind: Pool, size: tuple[int, int], layout: Layout = "NHWC"
+) -> Float[Array, "_ _ _ _"]:
     """Maximum or average over windows of `size` pixels that do not overlap; a rest at the edge is cut.
 
     Rows, then columns, entry by entry: the backward pass of `reduce_window` is slower on CPU and not
     deterministic on GPU.
     """
-    if kind == "none" or size == (1, 1):
-        return x
-    b, h, w, c = x.shape
-    (sh, sw), (ph, pw) = size, (h // size[0], w // size[1])
-    rows = x[:, : ph * sh, : pw * sw].reshape(b, ph, sh, pw * sw * c)
-    columns = _combine([rows[:, :, i] for i in range(sh)], kind).reshape(b, ph, pw, sw, c)
-    return _combine([columns[:, :, :, j] for j in range(sw)], kind)
+    for letter, s in zip("HW", size, strict=True):
+        if kind != "none" and s > 1:
+            axis = layout.index(letter)
+            n = x.shape[axis] // s
+            whole = lax.slice_in_dim(x, 0, n * s, axis=axis)
+            apart = whole.reshape(*x.shape[:axis], n, s, *x.shape[axis + 1 :])
+            x = _combine([lax.index_in_dim(apart, i, axis + 1, keepdims=False) for i in range(s)], kind)
+    return x
 
 
 def _combine(entries: list[Array], kind: Pool) -> Array:
