@@ -66,7 +66,7 @@ class Layer(NamedTuple):
 def layers(shape: Shape, tying: str) -> dict[str, Layer]:
     """Ours and that of others, each in its own layout."""
     geometry, tied = shape.geometry, Tying.parse(tying)
-    layout = layout_of(geometry, tied)
+    layout = layout_of(geometry, tied) or "NHWC"
     ours = Layer(
         partial(_ours, geometry=geometry, tying=tied, layout=layout), bank_shape(geometry, tied), layout
     )

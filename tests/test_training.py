@@ -10,6 +10,7 @@ import pytest
 from cnnexp.config import RunConfig
 from cnnexp.data.arrays import Images, load
 from cnnexp.data.subsets import train_index
+from cnnexp.training import stack
 from cnnexp.training.batches import batch_indices
 from cnnexp.training.loop import train_stack
 from cnnexp.training.loss import correct, losses
@@ -28,8 +29,13 @@ def final_losses(configs: list[RunConfig]) -> list[float]:
     return [row["train/loss"] for row in rows]
 
 
+@pytest.mark.parametrize("as_on", ["cpu", "gpu"])
 @pytest.mark.parametrize("tying", ["shared", "local", "dense"])
-def test_stack_equals_solo(configure: Configure, tying: str) -> None:
+def test_stack_equals_solo(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, tying: str, as_on: str
+) -> None:
+    if as_on == "gpu":  # runs side by side, not in turns
+        monkeypatch.setattr(stack, "over_runs", lambda run: jax.vmap(run, in_axes=(0, None)))
     configs = [configure(model={"tying": tying}, seed=seed) for seed in (0, 1, 2)]
     solo = [loss for config in configs for loss in final_losses([config])]
     assert final_losses(configs) == pytest.approx(solo, abs=1e-5)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from cnnexp.layers.geometry import Geometry
 from cnnexp.layers.layouts import Layout
-from cnnexp.layers.patches import padded
+from cnnexp.layers.patches import padded, patches
 from cnnexp.layers.tiles import best_tile, tile_kernels, tile_patches, untile
 
 Lowering = Literal["auto", "conv", "matmul"]
@@ -39,16 +39,12 @@ def convolve(
 ) -> Float[Array, "_ _ _ _"]:
     """A convolution, in the layout of `layout_of`; `geometry.features` is not read."""
     if chosen(lowering, kernel_each=False) == "conv":
-        x, window = padded(x, geometry), geometry.dilation
-        return lax.conv_general_dilated(
-            x, kernel, geometry.stride, "VALID", rhs_dilation=window, dimension_numbers=IMAGES
-        )
-    tile = best_tile(geometry, kernel.shape[-1])
-    columns = tile_patches(x, "CHWN", geometry, tile)
-    weights = tile_kernels(jnp.broadcast_to(kernel, (*tile, *kernel.shape)), geometry.stride)
-    taps, rows, across, b = columns.shape
-    y = weights.reshape(taps, -1).T @ columns.reshape(taps, -1)
-    return untile(y.reshape(*tile, -1, rows, across, b).transpose(2, 3, 0, 4, 1, 5), "CHWN", geometry)
+        x, window = padded(x, geometry), {"rhs_dilation": geometry.dilation, "dimension_numbers": IMAGES}
+        return lax.conv_general_dilated(x, kernel, geometry.stride, "VALID", **window)
+    window = (geometry.kernel_size, geometry.stride, geometry.dilation)
+    columns = patches(padded(x, geometry, "CHWN"), "CHWN", *window)
+    y = kernel.reshape(-1, kernel.shape[-1]).T @ columns.reshape(len(columns), -1)
+    return y.reshape(-1, *columns.shape[1:])
 
 
 def per_position(
@@ -69,7 +65,7 @@ def per_position(
             rhs_dilation=geometry.dilation,
             dimension_numbers=IMAGES,
         )
-    tile = th, tw = best_tile(geometry, o, x.shape[-1])
+    tile = th, tw = best_tile(geometry, x.shape[-1])
     columns = tile_patches(x, "HWCN", geometry, tile)
     rows, across, taps, b = columns.shape
     kernels = jnp.pad(kernels, ((0, rows * th - oh), (0, across * tw - ow), *[(0, 0)] * 4))

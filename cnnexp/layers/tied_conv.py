@@ -102,8 +102,8 @@ class TiedConv(nnx.Module):
         return y + arranged(biases.astype(dtype), "NHWC", layout)
 
     @property
-    def layout(self) -> Layout:
-        """The layout in which the layer is fastest."""
+    def layout(self) -> Layout | None:
+        """The layout in which the layer is fastest; None where all are."""
         return layout_of(self.geometry, self.tying, self.lowering)
 
     def mixing(self, dtype: Dtype = jnp.float32) -> Float[Array, "oh ow r"] | None:

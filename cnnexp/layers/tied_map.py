@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from cnnexp.layers.geometry import Geometry
-from cnnexp.layers.layouts import Layout, copied
+from cnnexp.layers.layouts import Layout, arranged
 from cnnexp.layers.lowering import Lowering, convolve, per_position
 from cnnexp.layers.lowering import layout_of as lowering_layout
 from cnnexp.layers.patches import padded, wired_patches
@@ -17,9 +17,11 @@ from cnnexp.layers.tying import Tying, bank_shape, kernel_index
 FEW = 16  # kernels up to which a convolution for each is cheaper than a kernel for each position
 
 
-def layout_of(geometry: Geometry, tying: Tying, lowering: Lowering = "auto") -> Layout:
-    """The layout in which `tied_map` is fastest; images in another are copied before and after."""
-    if _is_matrix(geometry, tying) or geometry.connectivity == "random":
+def layout_of(geometry: Geometry, tying: Tying, lowering: Lowering = "auto") -> Layout | None:
+    """The layout in which `tied_map` is fastest; None where it is so in all."""
+    if _is_matrix(geometry, tying):
+        return None
+    if geometry.connectivity == "random":
         return "NHWC"
     return lowering_layout(lowering, kernel_each=_kernel_each(geometry, tying))
 
@@ -47,11 +49,10 @@ def tied_map(
         lowering: `conv` forces XLA's convolution, `matmul` matrix products of patches; `auto` chooses.
         layout: order of the axes of the images, and of the result.
     """
-    own = layout_of(geometry, tying, lowering)
-    x = copied(x, layout, own)
+    own = layout_of(geometry, tying, lowering) or layout
+    x = arranged(x, layout, own)
     if _is_matrix(geometry, tying):
-        y = jnp.einsum("bi,pio->bpo", x.reshape(len(x), -1), bank.reshape(len(bank), -1, bank.shape[-1]))
-        y = y.reshape(len(x), *geometry.out_shape)
+        y = _matrix(x, bank, geometry, own)
     elif tying.kind == "low_rank":
         assert mixing is not None
         y = _one_kernel(x, _side_by_side(bank), geometry, wiring, lowering)
@@ -63,7 +64,7 @@ def tied_map(
         y = _one_kernel(x, bank[0], geometry, wiring, lowering)
     else:
         y = _few_kernels(x, bank, geometry, tying, lowering)
-    return copied(y, own, layout)
+    return arranged(y, own, layout)
 
 
 def _is_matrix(geometry: Geometry, tying: Tying) -> bool:
@@ -85,6 +86,20 @@ def mix(bank: Float[Array, "R ..."], mixing: Float[Array, "oh ow R"]) -> Float[A
 
 def _side_by_side(bank: Float[Array, "R kh kw c o"]) -> Float[Array, "kh kw c Ro"]:
     return jnp.moveaxis(bank, 0, -2).reshape(*bank.shape[1:4], -1)
+
+
+def _matrix(
+    x: Float[Array, "_ _ _ _"], bank: Float[Array, "R h w c o"], geometry: Geometry, layout: Layout
+) -> Float[Array, "_ _ _ _"]:
+    """Every input unit connected to every output unit."""
+    if layout == "NHWC" or bank.size > x.size:
+        x = arranged(x, layout, "NHWC")
+        y = jnp.einsum("bi,pio->bpo", x.reshape(len(x), -1), bank.reshape(len(bank), -1, bank.shape[-1]))
+        return arranged(y.reshape(len(x), *geometry.out_shape), "NHWC", layout)
+    # The bank, smaller than the images, takes their order instead.
+    columns = bank.transpose(*(1 + "HWC".index(axis) for axis in layout[:3]), 0, 4)
+    y = columns.reshape(geometry.in_units, -1).T @ x.reshape(geometry.in_units, -1)
+    return arranged(y.reshape(*geometry.out_shape, -1), "HWCN", layout)
 
 
 def _mixed(

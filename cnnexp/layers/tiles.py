@@ -1,7 +1,7 @@
-"""Neighbouring output positions as one matrix product on the window that they share.
+"""Neighbouring positions of a locally connected layer as one matrix product on the window that they share.
 
 The kernel of a tile has zeros where a position does not look: more arithmetic, but fewer numbers to copy into
-patches. A tile of the whole image would be the layer's equivalent matrix.
+patches, and matrices that are not so small. A tile of the whole image would be the layer's equivalent matrix.
 """
 
 import math
@@ -17,23 +17,17 @@ SIDES = (1, 2, 4)
 COPY_COST = 50  # multiply-adds in the time in which a number is copied into a patch, on CPU
 
 
-def best_tile(geometry: Geometry, features: int, batch: int | None = None) -> tuple[int, int]:
-    """Height and width of the cheapest tile.
-
-    Args:
-        geometry: `geometry.features` is not read.
-        features: output channels.
-        batch: images that share the copies of kernels, where each position has a kernel of its own.
-    """
+def best_tile(geometry: Geometry, batch: int) -> tuple[int, int]:
+    """Height and width of the cheapest tile, on CPU; a kernel is copied once for `batch` images."""
     if geometry.dilation != (1, 1):
         return 1, 1
 
     def cost(tile: tuple[int, int]) -> float:
         """A position's multiply-adds for each image and input channel, and what its copies cost."""
         window = math.prod(_extent(geometry, tile))
-        copies = window / math.prod(tile) + (0 if batch is None else window * features / batch)
+        copies = window / math.prod(tile) + window * geometry.features / batch
         waste = math.prod(-(-n // t) * t / n for n, t in zip(geometry.out_size, tile, strict=True))
-        return waste * (COPY_COST * copies + window * features)
+        return waste * (COPY_COST * copies + window * geometry.features)
 
     return min(((h, w) for h in SIDES for w in SIDES), key=cost)
 

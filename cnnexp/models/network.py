@@ -1,20 +1,18 @@
 """A network computed from its specification."""
 
 from dataclasses import replace
-from functools import reduce
 from typing import cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float
 
-from cnnexp.config import Pool
 from cnnexp.layers.embed import embed
-from cnnexp.layers.layouts import Layout, copied
+from cnnexp.layers.layouts import Layout, arranged
 from cnnexp.layers.tied_conv import TiedConv
 from cnnexp.layers.tying import Tying
+from cnnexp.models.pooling import pool
 from cnnexp.models.spec import LayerSpec, Network
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "tanh": jnp.tanh, "identity": lambda x: x}
@@ -34,35 +32,13 @@ class TiedNetwork(nnx.Module):
         x, layout = images, cast(Layout, "NHWC")
         for spec in self.layers:
             layer, activation = layer_of(self, spec), ACTIVATIONS[spec.activation]
-            x, layout = copied(x, layout, layer.layout), layer.layout
-            x = layer(x, layout)
+            own = layer.layout or layout
+            x, layout = layer(arranged(x, layout, own), own), own
             if spec.pool == "max" and spec.activation in RISING:  # the same, of fewer numbers
                 x = activation(pool(x, spec.pool, spec.pool_size, layout))
             else:
                 x = pool(activation(x), spec.pool, spec.pool_size, layout)
-        return copied(x, layout, "NHWC").reshape(images.shape[0], -1)
-
-
-def pool(
-    x: Float[Array, "_ _ _ _"], kind: Pool, size: tuple[int, int], layout: Layout = "NHWC"
-) -> Float[Array, "_ _ _ _"]:
-    """Maximum or average over windows of `size` pixels that do not overlap; a rest at the edge is cut.
-
-    Rows, then columns, entry by entry: the backward pass of `reduce_window` is slower on CPU and not
-    deterministic on GPU.
-    """
-    for letter, s in zip("HW", size, strict=True):
-        if kind != "none" and s > 1:
-            axis = layout.index(letter)
-            n = x.shape[axis] // s
-            whole = lax.slice_in_dim(x, 0, n * s, axis=axis)
-            apart = whole.reshape(*x.shape[:axis], n, s, *x.shape[axis + 1 :])
-            x = _combine([lax.index_in_dim(apart, i, axis + 1, keepdims=False) for i in range(s)], kind)
-    return x
-
-
-def _combine(entries: list[Array], kind: Pool) -> Array:
-    return reduce(jnp.maximum, entries) if kind == "max" else sum(entries[1:], entries[0]) / len(entries)
+        return arranged(x, layout, "NHWC").reshape(images.shape[0], -1)
 
 
 def _build(layer: LayerSpec, rngs: nnx.Rngs) -> TiedConv:

@@ -12,7 +12,8 @@ from cnnexp.data.arrays import Images
 from cnnexp.data.subsets import train_index
 from cnnexp.models.spec import total
 from cnnexp.training.optimizer import hyper_of
-from cnnexp.training.train import Metrics, RunData, Train, compile_stack, make_train
+from cnnexp.training.stack import compile_stack
+from cnnexp.training.train import Metrics, Train, make_train
 
 Row = dict[str, int | float]
 
@@ -25,17 +26,17 @@ def train_stack(runs: Sequence[RunConfig], images: Images) -> Iterator[list[Row]
     train = make_train(runs[0])
     compiled = compile_stack(train)
     size = train.duration.train_size
-    subset = np.stack([train_index(np.asarray(images.train_labels), size, run.seed) for run in runs])
-    data = RunData(images=images, subset=jnp.asarray(subset))
+    subsets = [train_index(np.asarray(images.train_labels), size, run.seed) for run in runs]
+    subset = jnp.asarray(np.stack(subsets))
     hyper = jax.tree.map(lambda *values: jnp.stack(values), *(hyper_of(run.optim) for run in runs))
     keys = jnp.stack([jax.random.key(run.seed) for run in runs])
 
     state = compiled.init(keys, hyper)
-    yield _rows(train, compiled.evaluate(state, data), 0)
+    yield _rows(train, compiled.evaluate(state, subset, images), 0)
     marks = train.duration.evaluate_after
     for start, stop in pairwise(marks):
-        state = compiled.advance(state, data, hyper, steps=stop - start)
-        yield _rows(train, compiled.evaluate(state, data), stop)
+        state = compiled.advance(state, subset, hyper, images, steps=stop - start)
+        yield _rows(train, compiled.evaluate(state, subset, images), stop)
 
 
 def _rows(train: Train, metrics: Metrics, step: int) -> list[Row]:

@@ -1,8 +1,6 @@
 """One run as a pure function of its key, its data and its hyperparameters; `jax.vmap` makes it a stack."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -30,9 +28,6 @@ class RunData(NamedTuple):
 
     images: Images
     subset: Int[Array, " train_size"]
-
-
-STACKED = RunData(images=Images(*[None] * 6), subset=0)  # pyright: ignore  (axes for vmap)
 
 
 class State(NamedTuple):
@@ -162,25 +157,3 @@ class Train:
 def make_train(config: RunConfig) -> Train:
     """The pure function `train(key, data)` of a configuration; its seed and hyperparameters are arguments."""
     return Train(config)
-
-
-class CompiledStack(NamedTuple):
-    """A training over a leading run axis, compiled."""
-
-    init: Callable[[Key[Array, " runs"], Hyper], State]
-    advance: Callable[..., State]
-    evaluate: Callable[[State, RunData], Metrics]
-
-
-def compile_stack(train: Train) -> CompiledStack:
-    """The pieces of a training, vmapped over runs: images are shared, everything else has a run axis."""
-
-    @partial(jax.jit, static_argnames="steps", donate_argnums=0)
-    def advance(state: State, data: RunData, hyper: Hyper, *, steps: int) -> State:
-        return jax.vmap(partial(train.advance, steps=steps), in_axes=(0, STACKED, 0))(state, data, hyper)
-
-    return CompiledStack(
-        init=jax.jit(jax.vmap(train.init)),
-        advance=advance,
-        evaluate=jax.jit(jax.vmap(train.evaluate, in_axes=(0, STACKED))),
-    )
