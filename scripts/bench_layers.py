@@ -4,9 +4,9 @@
     .venv/bin/python scripts/bench_layers.py [--json PATH] [--shapes 0,1] [--dtype bfloat16]
 
 Gradients by weights and by input. `solo` is one call, `scan` steps of gradient descent in `lax.scan`,
-`stack` 8 runs under `jax.vmap`; all in milliseconds a run and a step. Memory: XLA's temporary buffers.
-Each layer meets its images in the layout that it works in: nobody transposes.
-PyTorch, where it is installed, runs eagerly, one run at a time.
+`stack` 8 runs as cnnexp trains them, `vmap` 8 under `jax.vmap`; all in milliseconds a run and a step.
+Memory: XLA's temporary buffers. Each layer meets its images in the layout that it works in: nobody
+transposes. PyTorch, where it is installed, runs eagerly, one run at a time.
 """
 
 from collections.abc import Callable
@@ -25,6 +25,7 @@ from cnnexp.layers.geometry import Geometry
 from cnnexp.layers.layouts import Layout
 from cnnexp.layers.tied_map import layout_of, tied_map
 from cnnexp.layers.tying import Tying, bank_shape
+from cnnexp.training.stack import over_runs
 
 SHAPES = (  # batch, side, channels in and out, kernel, stride
     (128, 28, 1, 16, 5, 1),
@@ -94,7 +95,7 @@ def _ours(bank: jax.Array, x: jax.Array, geometry: Geometry, tying: Tying, layou
 
 
 def settings(layer: Layer, shape: Shape, dtype: Any) -> dict[str, tuple[Any, tuple]]:
-    """For solo, scan and stack: the compiled program, and its arguments."""
+    """For each setting: the compiled program, and its arguments."""
 
     def both(w: jax.Array, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
         y, pull = jax.vjp(layer.apply, w, x)
@@ -112,7 +113,16 @@ def settings(layer: Layer, shape: Shape, dtype: Any) -> dict[str, tuple[Any, tup
         shapes = (layer.weights, *(_arranged(size, layer.layout) for size in images))
         return tuple(0.1 * random.normal(random.key(i), (*runs, *s), dtype) for i, s in enumerate(shapes))
 
-    programs = {"solo": (both, ()), "scan": (steps, ()), "stack": (jax.vmap(both), (8,))}
+    def one(run: tuple[jax.Array, jax.Array, jax.Array], _: None) -> tuple[jax.Array, jax.Array]:
+        return both(*run)
+
+    stack = over_runs(one)
+    programs = {
+        "solo": (both, ()),
+        "scan": (steps, ()),
+        "stack": (lambda *runs: stack(runs, None), (8,)),
+        "vmap": (jax.vmap(both), (8,)),
+    }
     given = {name: arguments(*runs) for name, (_, runs) in programs.items()}
     return {
         name: (jax.jit(function).lower(*given[name]).compile(), given[name])
@@ -169,7 +179,7 @@ def measure(shape: Shape, tying: str, torch: Any, dtype: Any, repeats: int) -> l
     flops = 3 * 2 * count(shape.geometry, tying, "none").macs * shape.batch
     found = {name: settings(layer, shape, dtype) for name, layer in layers(shape, tying).items()}
     rows = []
-    for setting, per_call in (("solo", 1), ("scan", STEPS), ("stack", 8)):
+    for setting, per_call in (("solo", 1), ("scan", STEPS), ("stack", 8), ("vmap", 8)):
         programs = {name: settings[setting] for name, settings in found.items()}
         calls = {name: partial(program, *given) for name, (program, given) in programs.items()}
         memory = {

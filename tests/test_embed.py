@@ -29,14 +29,14 @@ CASES = (
 )
 
 
-@settings(few, max_examples=8)
+@settings(few, max_examples=4)
 @given(*CASES)
 def test_embedding_is_the_same_function(geometry: Geometry, pair: tuple[str, str], bias: str) -> None:
     check_embedding(geometry, pair, bias)
 
 
 @pytest.mark.slow
-@settings(few, max_examples=50)
+@settings(few, max_examples=40)
 @given(*CASES)
 def test_embedding_in_many_more_cases(geometry: Geometry, pair: tuple[str, str], bias: str) -> None:
     check_embedding(geometry, pair, bias)
@@ -85,7 +85,7 @@ def test_what_does_not_hold_every_function_is_refused(source: str, target: str) 
         embed(layer, tying=target)
 
 
-@settings(few, max_examples=5)
+@settings(few, max_examples=4)
 @given(geometries(), st.sampled_from(["shared", "tiled(2)", "blocked(2)"]))
 def test_projection_undoes_embedding(geometry: Geometry, tying: str) -> None:
     layer = filled(geometry, tying, "shared")

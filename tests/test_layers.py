@@ -130,14 +130,14 @@ CASES = (
 )
 
 
-@settings(few, max_examples=12)
+@settings(few, max_examples=8)
 @given(*CASES)
 def test_value_and_gradients_are_those_of_the_formula(geometry: Geometry, tying: str, lowering: str) -> None:
     check_against_the_formula(geometry, tying, lowering)
 
 
 @pytest.mark.slow
-@settings(few, max_examples=100)
+@settings(few, max_examples=80)
 @given(*CASES)
 def test_value_and_gradients_in_many_more_cases(geometry: Geometry, tying: str, lowering: str) -> None:
     check_against_the_formula(geometry, tying, lowering)

@@ -3,10 +3,8 @@
 import math
 from typing import Any
 
-import flax.linen as linen
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
 from hydra import compose, initialize_config_dir
@@ -14,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from cnnexp.config import SimpleCNN, parse
 from cnnexp.data.shapes import DataShape
 from cnnexp.errors import UsageError
-from cnnexp.models.network import TiedNetwork, pool
+from cnnexp.models.network import TiedNetwork
 from cnnexp.models.spec import match_target, network, spec_of, total
 from cnnexp.paths import shipped
 from cnnexp.sweep.compose import plain
@@ -62,14 +60,6 @@ def test_mlp_and_names(configure: Configure) -> None:
     layers = spec_of(parse(values))
     assert [layer.name for layer in layers] == ["dense_0", "dense_1", "head"]
     assert [layer.counts.params for layer in layers] == [100 * 8 + 8, 8 * 6 + 6, 6 * 10 + 10]
-
-
-@pytest.mark.parametrize("window", [(2, 2), (3, 3), (3, 1), (7, 8)])
-def test_pooling_equals_flax(window: tuple[int, int]) -> None:
-    x = jax.random.normal(jax.random.key(0), (2, 7, 8, 3))
-    assert np.allclose(pool(x, "max", window), linen.max_pool(x, window, window))
-    assert np.allclose(pool(x, "average", window), linen.avg_pool(x, window, window), atol=1e-6)
-    assert pool(x, "none", window) is x
 
 
 @pytest.mark.parametrize(
