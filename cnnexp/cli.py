@@ -16,12 +16,14 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 USAGE_ERROR, FAILED = 2, 1
+GOES_ON = "the same command goes on with what is missing"
 DESCRIPTION = """\
 Why do convolutions work? Sweeps over kernel size, stride and weight tying, and what they show.
 
   cnnexp run experiment=why_convolutions    train the sweep that answers the question
   cnnexp report why_convolutions            its table, figures and verdicts
   cnnexp run --help                         all keys, with examples
+  cnnexp plan seed=range(100)               what a sweep would do and how long it would take
   cnnexp show model.tying=shared,local      what a network owns and costs, and a picture of its layers
 """
 
@@ -34,9 +36,7 @@ def main() -> None:
         print(f"cnnexp: {error}", file=sys.stderr)
         code = USAGE_ERROR
     except KeyboardInterrupt:
-        print(
-            "\ncnnexp: interrupted; the same command goes on with the runs that are missing", file=sys.stderr
-        )
+        print(f"\ncnnexp: interrupted; {GOES_ON}", file=sys.stderr)
         code = 130
     sys.exit(code)
 
@@ -44,8 +44,8 @@ def main() -> None:
 def _command(arguments: Sequence[str]) -> int:
     if arguments[:1] == ["run"]:
         return _run(list(arguments[1:]))
-    if arguments[:1] == ["show"] and arguments[1:2] not in (["-h"], ["--help"]):
-        return _run([*arguments[1:], "hydra.launcher.action=show"])
+    if arguments[:1] in (["plan"], ["show"]) and arguments[1:2] not in (["-h"], ["--help"]):
+        return _run([*arguments[1:], f"hydra.launcher.action={arguments[0]}"])
     options = _parser().parse_args(arguments)
     if options.command == "report":
         from cnnexp.analysis.report import print_report, write_report
@@ -70,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
         "show",
         help="describe networks, layer by layer, without making them",
         usage="cnnexp show [KEY=VALUE ...]   the keys are those of cnnexp run",
+    )
+    commands.add_parser(
+        "plan",
+        help="what a sweep would do, cell by cell, and how long it would take",
+        usage="cnnexp plan [KEY=VALUE ...]   the keys are those of cnnexp run",
     )
     report = commands.add_parser("report", help="table, figures and verdicts of a sweep")
     report.add_argument("name", help="the sweep's folder under the results")
@@ -100,6 +105,8 @@ def _run(arguments: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from cnnexp.sweep.compose import quote_tyings
+    from cnnexp.sweep.execute import SweepFailed
+    from cnnexp.sweep.interruption import REQUEUE, Interrupted
     from cnnexp.sweep.refusals import explain
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the exception itself and exits with 1
@@ -111,13 +118,12 @@ def _run(arguments: list[str]) -> int:
         app()
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(explain(error, conf, arguments)) from None
-    except Exception as error:
-        from cnnexp.sweep.execute import SweepFailed
-
-        if not isinstance(error, SweepFailed):
-            raise
+    except SweepFailed as error:
         print(f"cnnexp: {error}", file=sys.stderr)
         return FAILED
+    except Interrupted:
+        print(f"cnnexp: interrupted and saved; {GOES_ON}", file=sys.stderr)
+        return REQUEUE
     return 0
 
 
@@ -126,8 +132,9 @@ def _run_single(config: "DictConfig") -> None:
     from cnnexp.config import parse
     from cnnexp.sweep.compose import plain
     from cnnexp.sweep.execute import run_sweep
+    from cnnexp.sweep.jobs import Job
 
-    run_sweep([parse(plain(config))])
+    run_sweep([Job(config=parse(plain(config)))])
 
 
 def _groups_by_name(arguments: Sequence[str], conf: Path) -> list[str]:

@@ -17,6 +17,9 @@ from cnnexp.layers.geometry import Connectivity, Padding
 from cnnexp.layers.tying import BIAS_NAMES, TYING_NAMES, Tying, bias_tying
 
 Size = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Deviation = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Pair = Annotated[list[Size], Field(min_length=2, max_length=2)]
 Pool = Literal["max", "average", "global_average", "none"]
 Activation = Literal["relu", "gelu", "tanh", "identity"]
@@ -24,7 +27,7 @@ Head = Literal["softmax", "sigmoid"]
 Lowering = Literal["auto", "conv", "matmul"]
 DType = Literal["float32", "bfloat16", "float16"]
 Precision = Literal["default", "high", "highest", "bfloat16", "tensorfloat32", "float32"]
-RESULT_FORMAT = 1  # part of a run's identity: raise it when the same configuration gives other numbers
+RESULT_FORMAT = 2  # part of a run's identity: raise it when the same configuration gives other numbers
 
 
 def _tying(text: str) -> str:
@@ -96,7 +99,10 @@ class DataSection(Section):
     """What all data sets share."""
 
     train_size: Size | None = Field(description="training images, class-balanced and nested; null: all")
+    validation_size: Count = Field(description="images cut from the training split, to choose by")
     batch_size: Size
+    pixel_noise: Deviation = Field(description="of Gaussian noise that each image keeps; white is 1")
+    label_noise: Share = Field(description="of training labels that are wrong")
 
 
 class Digits(DataSection):
@@ -105,10 +111,10 @@ class Digits(DataSection):
     name: Literal["digits"]
     scatter: bool
     canvas: Annotated[int, Field(ge=8)] = Field(description="side of the canvas, in pixels")
-    noise: Annotated[float, Field(ge=0)] = Field(description="deviation of the noise; ink is at most 1")
+    noise: Deviation = Field(description="of the canvas noise; ink is at most 1")
     images: Size = Field(description="canvases made for training")
     test_images: Size = Field(description="canvases made for testing")
-    seed: Annotated[int, Field(ge=0)] = Field(description="of the split, the places and the noise")
+    seed: Count = Field(description="of the split, the places and the noise")
 
 
 class TFDSImages(DataSection):
@@ -124,9 +130,9 @@ class Optim(Section):
     name: Literal["sgd", "adamw"]
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
-    momentum: Annotated[float, Field(ge=0, lt=1)]
+    momentum: Share
     schedule: Literal["constant", "cosine"]
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(description="share of the steps")
+    warmup: Share = Field(description="of the steps")
 
     @property
     def slots(self) -> int:
@@ -140,6 +146,7 @@ class Train(Section):
     epochs: Annotated[float, Field(gt=0)] | None
     steps: Size | None
     eval_every: Annotated[float, Field(gt=0)] | None
+    label_smoothing: Share = Field(description="of the training targets, spread over all classes")
 
     @model_validator(mode="after")
     def _one_duration(self) -> "Train":
@@ -147,6 +154,14 @@ class Train(Section):
             given = f"train.epochs={self.epochs} train.steps={self.steps}"
             raise ValueError(f"{given}: a run lasts either epochs or steps; set one, null the other")
         return self
+
+
+class Sweep(Section):
+    """How a sweep is carried out; nothing here changes a result."""
+
+    on_error: Literal["continue", "stop"] = Field(description="what a cell that raises does to the sweep")
+    max_stack: Size | None = Field(description="runs that train together; null: what memory allows")
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(description="between two checkpoints")
 
 
 class Tracking(Section):
@@ -166,7 +181,14 @@ SECTIONS: dict[str, type[Section]] = {
     "data": Digits,
     "optim": Optim,
     "train": Train,
+    "sweep": Sweep,
     "tracking": Tracking,
+}
+# Traced values: runs that differ only in their seed, their subset and these share one program.
+TRACED: dict[str, tuple[str, ...]] = {
+    "optim": ("learning_rate", "weight_decay", "momentum"),
+    "train": ("label_smoothing",),
+    "data": ("pixel_noise", "label_noise"),
 }
 Model = Annotated[SimpleCNN | MLP, Field(discriminator="name")]
 Data = Annotated[Digits | TFDSImages, Field(discriminator="name")]
@@ -183,6 +205,7 @@ class RunConfig(Section):
     data: Data
     optim: Optim
     train: Train
+    sweep: Sweep
     tracking: Tracking
 
     def identity(self) -> dict[str, Any]:

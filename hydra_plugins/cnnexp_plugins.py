@@ -30,7 +30,7 @@ class CnnexpLauncher(Launcher):
     """Composes every job, then trains them together: runs of the same shapes become one program.
 
     Args:
-        action: `run` trains; `show` describes each network and trains nothing.
+        action: `run` trains; `plan` says what that would do; `show` describes each network.
     """
 
     def __init__(self, action: str = "run"):
@@ -41,18 +41,29 @@ class CnnexpLauncher(Launcher):
         self.loader, self.master = hydra_context.config_loader, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all jobs; the value of each is its test accuracy, NaN where it has none."""
-        from cnnexp.analysis.show import show
+        """Run all jobs; the value of each is its validation accuracy, NaN where it has none."""
         from cnnexp.sweep.compose import compose_jobs
+
+        jobs = compose_jobs(self.loader, self.master, job_overrides)
+        by_id = self._act(jobs)
+        values = [by_id[job.config.run_id] for job in jobs]
+        return [
+            JobReturn(list(job.overrides), status=JobStatus.COMPLETED, _return_value=value)
+            for job, value in zip(jobs, values, strict=True)
+        ]
+
+    def _act(self, jobs: list[Any]) -> dict[str, float]:
+        if self.action == "plan":
+            from cnnexp.sweep.dry_run import print_plan
+
+            return print_plan(jobs)
+        if self.action == "show":
+            from cnnexp.analysis.show import show
+
+            return show([job.config for job in jobs])
         from cnnexp.sweep.execute import run_sweep
 
-        configs = compose_jobs(self.loader, self.master, job_overrides)
-        values = run_sweep(configs) if self.action == "run" else show(configs)
-        pairs = zip(job_overrides, configs, strict=True)
-        return [
-            JobReturn(list(overrides), status=JobStatus.COMPLETED, _return_value=values[config.run_id])
-            for overrides, config in pairs
-        ]
+        return run_sweep(jobs)
 
 
 _TARGET = "hydra_plugins.cnnexp_plugins."

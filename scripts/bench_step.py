@@ -25,8 +25,8 @@ from cnnexp.config import RunConfig, parse
 from cnnexp.data.arrays import images_of
 from cnnexp.models.spec import spec_of
 from cnnexp.sweep.compose import plain
-from cnnexp.training.optimizer import hyper_of
-from cnnexp.training.stack import compile_stack
+from cnnexp.training.hyper import hyper_of
+from cnnexp.training.stack import RunInputs, compile_stack
 from cnnexp.training.train import Train
 
 SIZE, STEPS = 4096, 10
@@ -63,13 +63,13 @@ def epoch(config: RunConfig, runs: int) -> benching.Call:
     train, pixels, labels = Train(config), *pictures()
     images = jax.device_put(images_of(pixels, labels, pixels[:1], labels[:1]))
     compiled = compile_stack(train)
-    one = hyper_of(config.optim)
-    hyper = jax.tree.map(lambda value: jnp.full(runs, value, jnp.float32), one)
-    subset = jnp.tile(jnp.arange(SIZE, dtype=jnp.int32), (runs, 1))
+    hyper = jax.tree.map(lambda value: jnp.full(runs, value, jnp.float32), hyper_of(config))
+    subset, sizes = jnp.tile(jnp.arange(SIZE, dtype=jnp.int32), (runs, 1)), jnp.full(runs, SIZE)
+    inputs, steps = RunInputs(subset, sizes, subset[:, :0], hyper), jnp.int32(STEPS)
     state = [compiled.init(jax.random.split(jax.random.key(0), runs), hyper)]
 
     def call() -> object:
-        state[0] = compiled.advance(state[0], subset, hyper, images, steps=STEPS)
+        state[0] = compiled.advance(state[0], inputs, images, steps)
         return state[0].step
 
     return call

@@ -45,7 +45,10 @@ SMALL: dict[str, Any] = {
         "test_images": 50,
         "seed": 0,
         "train_size": 60,
+        "validation_size": 0,
         "batch_size": 20,
+        "pixel_noise": 0.0,
+        "label_noise": 0.0,
     },
     "optim": {
         "name": "adamw",
@@ -55,7 +58,8 @@ SMALL: dict[str, Any] = {
         "schedule": "constant",
         "warmup": 0.0,
     },
-    "train": {"epochs": None, "steps": 5, "eval_every": 2.0},
+    "train": {"epochs": None, "steps": 5, "eval_every": 2.0, "label_smoothing": 0.0},
+    "sweep": {"on_error": "continue", "max_stack": None, "checkpoint_seconds": 30.0},
     "tracking": {"mode": "disabled", "project": "test", "entity": None},
 }
 

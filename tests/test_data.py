@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits as sklearn_digits
 
 from cnnexp.data.arrays import check_prepared, load
 from cnnexp.data.shapes import shape_of, train_size_of
-from cnnexp.data.subsets import balanced_order, train_index
+from cnnexp.data.subsets import balanced_order, run_order
 from cnnexp.errors import UsageError
 from tests.conftest import Configure
 
@@ -66,18 +66,25 @@ def test_statistics_come_from_the_training_pixels(configure: Configure) -> None:
 
 def test_subsets_are_nested_balanced_and_drawn_by_the_seed() -> None:
     labels = np.random.default_rng(0).integers(0, 10, 2000)
-    small, large = train_index(labels, 100, seed=5), train_index(labels, 1000, seed=5)
-    assert (large[:100] == small).all()
-    assert set(np.bincount(labels[small])) == {10}
-    assert len(set(large)) == 1000
-    assert (train_index(labels, 100, seed=6) != small).any()
+    order = run_order(labels, seed=5)
+    assert set(np.bincount(labels[order[:100]])) == {10}
+    assert sorted(order) == list(range(2000))
+    assert (run_order(labels, seed=6)[:100] != order[:100]).any()
     assert sorted(balanced_order(labels, 0)) == list(range(2000))
 
 
 def test_what_is_not_there_is_refused_at_once(configure: Configure, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="allowed: 1 to 120"):
         train_size_of(digits(configure, train_size=121))
-    fashion = {"name": "fashion_mnist", "data_dir": str(tmp_path), "train_size": None, "batch_size": 8}
+    fashion = {
+        "name": "fashion_mnist",
+        "data_dir": str(tmp_path),
+        "train_size": None,
+        "validation_size": 0,
+        "batch_size": 8,
+        "pixel_noise": 0.0,
+        "label_noise": 0.0,
+    }
     values = configure().model_dump() | {"data": fashion}
     from cnnexp.config import parse
 

@@ -124,14 +124,14 @@ def test_a_stack_that_raises_is_kept_told_and_does_not_end_the_sweep(
 ) -> None:
     from cnnexp.training import loop
 
-    healthy = loop.train_stack
+    healthy = loop.StackTraining.run
 
-    def sometimes(runs: Any, images: Any) -> Any:
+    def sometimes(self: Any, runs: Any, resumed: Any) -> Any:
         if runs[0].model.tying == "shared":
             raise FloatingPointError("broken on purpose")
-        return healthy(runs, images)
+        return healthy(self, runs, resumed)
 
-    monkeypatch.setattr(loop, "train_stack", sometimes)
+    monkeypatch.setattr(loop.StackTraining, "run", sometimes)
     assert run("model.tying=shared,local") == 1
     runs = runs_of()
     assert runs["local", 0].status == "finished"

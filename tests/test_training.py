@@ -9,24 +9,34 @@ import pytest
 
 from cnnexp.config import RunConfig
 from cnnexp.data.arrays import Images, load
-from cnnexp.data.subsets import train_index
+from cnnexp.data.subsets import run_order
 from cnnexp.training import stack
 from cnnexp.training.batches import batch_indices
-from cnnexp.training.loop import train_stack
+from cnnexp.training.hyper import hyper_of
+from cnnexp.training.loop import Moment, Row, StackTraining
 from cnnexp.training.loss import correct, losses
 from cnnexp.training.schedule import duration_of
-from cnnexp.training.train import RunData, Train, make_train
+from cnnexp.training.train import RunData, State, Train, make_train
 from tests.conftest import Configure
 
 
 def run_data(config: RunConfig, images: Images) -> RunData:
-    size = duration_of(config).train_size
-    return RunData(images, jnp.asarray(train_index(np.asarray(images.train_labels), size, config.seed)))
+    order = jnp.asarray(run_order(np.asarray(images.train_labels), config.seed))
+    room = len(order) - config.data.validation_size
+    return RunData(images, order[:room], jnp.int32(duration_of(config).train_size), order[room:])
+
+
+def moments(configs: list[RunConfig], state: State | None = None) -> list[Moment]:
+    images = jax.device_put(load(configs[0].data))
+    return list(StackTraining(configs[0], images).run(configs, state))
+
+
+def histories(configs: list[RunConfig]) -> list[list[Row]]:
+    return [moment.rows for moment in moments(configs) if moment.rows is not None]
 
 
 def final_losses(configs: list[RunConfig]) -> list[float]:
-    *_, rows = train_stack(configs, jax.device_put(load(configs[0].data)))
-    return [row["train/loss"] for row in rows]
+    return [row["test/loss"] for row in histories(configs)[-1]]
 
 
 @pytest.mark.parametrize("as_on", ["cpu", "gpu"])
@@ -44,24 +54,23 @@ def test_stack_equals_solo(
 
 def test_same_seed_twice_is_bit_identical(configure: Configure) -> None:
     configs = [configure(seed=3), configure(seed=4)]
-    images = jax.device_put(load(configs[0].data))
-    assert list(train_stack(configs, images)) == list(train_stack(configs, images))
+    assert histories(configs) == histories(configs)
 
 
 def test_whole_run_as_one_function_equals_the_loop(configure: Configure) -> None:
     config = configure()
     images = jax.device_put(load(config.data))
     _, metrics = jax.jit(make_train(config))(jax.random.key(config.seed), run_data(config, images))
-    rows = [rows[0] for rows in train_stack([config], images)]
+    rows = [rows[0] for rows in histories([config])]
     assert [row["step"] for row in rows] == [0, 2, 4, 5]
-    assert np.asarray(metrics.test_loss) == pytest.approx([row["test/loss"] for row in rows], abs=1e-5)
+    assert np.asarray(metrics["test"].loss) == pytest.approx([row["test/loss"] for row in rows], abs=1e-5)
     assert rows[-1]["train/loss"] < rows[0]["train/loss"]
 
 
 @pytest.mark.parametrize("optim", [{"name": "sgd"}, {"name": "adamw"}, {"schedule": "cosine", "warmup": 0.4}])
 def test_every_optimiser_learns(configure: Configure, optim: dict[str, Any]) -> None:
     config = configure(optim=optim, train={"steps": 40, "eval_every": 40.0})
-    before, after = (rows[0] for rows in train_stack([config], jax.device_put(load(config.data))))
+    before, after = (rows[0] for rows in histories([config]))
     assert after["train/loss"] < 0.9 * before["train/loss"]
 
 
@@ -84,12 +93,13 @@ def test_evaluation_counts_every_image_once(configure: Configure) -> None:
     images, train = jax.device_put(load(config.data)), Train(config)
     data = run_data(config, images)
     state, _ = Train(configure(data=config.data.model_dump(), train={"steps": 1}))(jax.random.key(0), data)
-    metrics = train.evaluate(state, data)
-    logits = train._logits(state.params, state.fixed, images.test_images, images)
+    test = train.evaluate(state, data, hyper_of(config))["test"]
+    normalised = (images.test_images.astype(jnp.float32) - images.mean) / images.std
+    logits = train._logits(state.params, state.fixed, normalised)
     labels = np.asarray(images.test_labels)
-    assert metrics.test_accuracy == pytest.approx(float((np.asarray(logits).argmax(-1) == labels).mean()))
+    assert test.accuracy == pytest.approx(float((np.asarray(logits).argmax(-1) == labels).mean()))
     expected = -np.asarray(jax.nn.log_softmax(logits))[np.arange(len(labels)), labels].mean()
-    assert metrics.test_loss == pytest.approx(float(expected), rel=1e-5)
+    assert test.loss == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize(("size", "batch"), [(12, 5), (12, 12), (7, 20), (1, 3)])
@@ -97,8 +107,12 @@ def test_batches_pass_over_the_images_without_loss_and_resume(size: int, batch: 
     key = jax.random.key(0)
 
     def batches(first: int, steps: int) -> np.ndarray:
-        step = jnp.int32(first)
-        return np.asarray(batch_indices(key, step, steps=steps, batch_size=batch, train_size=size))
+        return np.stack(
+            [
+                batch_indices(key, jnp.int32(step), batch_size=batch, train_size=jnp.int32(size))
+                for step in range(first, first + steps)
+            ]
+        )
 
     everything = batches(0, 24)
     stream = everything.ravel()

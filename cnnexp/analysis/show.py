@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cnnexp.config import RunConfig
 from cnnexp.models.spec import LayerSpec, Network, matching_of, spec_of, total
+from cnnexp.text import short_number
 
 COLUMNS = [
     "layer",
@@ -96,24 +97,15 @@ def _row(layer: LayerSpec, config: RunConfig) -> dict[str, Any]:
 
 def _text(column: str, value: Any, *, wide: bool) -> str:
     if column == "memory":
-        return f"{_short(value)}B"
+        return f"{short_number(value)}B"
     if column in COUNTED:
-        return f"{value:,}" if wide else _short(value)
+        return f"{value:,}" if wide else short_number(value)
     return value if isinstance(value, str) else f"{value:.3f}" if column == "sparsity" else f"{value:,.1f}"
 
 
 def _memory(layer: LayerSpec, config: RunConfig) -> int:
     itemsize = {"float32": 4, "bfloat16": 2, "float16": 2}[layer.param_dtype]
     return layer.counts.params * itemsize * (1 + config.optim.slots)
-
-
-def _short(number: float | int) -> str:
-    """Three digits and a prefix: 28.9M."""
-    for prefix in ("", "k", "M", "G", "T"):
-        if number < 999.5 or prefix == "T":
-            return f"{number:.3g}{prefix}"
-        number /= 1000
-    raise AssertionError
 
 
 def _picture(layers: Network, config: RunConfig) -> str:

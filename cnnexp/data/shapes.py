@@ -40,7 +40,15 @@ def train_size_of(data: Digits | TFDSImages) -> int:
     Raises:
         UsageError: more images asked for than there are.
     """
-    there = shape_of(data).train_images
+    there = shape_of(data).train_images - data.validation_size
+    if there < 1:
+        most = shape_of(data).train_images - 1
+        raise UsageError(
+            f"data.validation_size={data.validation_size}: nothing is left to train on; allowed: 0 to {most}"
+        )
     if data.train_size is not None and data.train_size > there:
-        raise UsageError(f"data.train_size={data.train_size}: {data.name} has {there}; allowed: 1 to {there}")
+        kept = f" beside {data.validation_size} for validation" if data.validation_size else ""
+        raise UsageError(
+            f"data.train_size={data.train_size}: {data.name} has {there}{kept}; allowed: 1 to {there}"
+        )
     return data.train_size or there

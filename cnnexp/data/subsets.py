@@ -19,7 +19,8 @@ def balanced_order(labels: Int[np.ndarray, " n"], seed: int | list[int]) -> Int[
     return np.lexsort((tie_break, turn))
 
 
-def train_index(labels: Int[np.ndarray, "n ..."], size: int, seed: int) -> Int[np.ndarray, " size"]:
-    """The images of one run: `size` of them, drawn by its seed. Images of several labels are not balanced."""
+def run_order(labels: Int[np.ndarray, "n ..."], seed: int) -> Int[np.ndarray, " n"]:
+    """The training split in the order of one run, drawn by its seed: its training images are the first of
+    it, its validation images the last. Images of several labels are not balanced."""
     single = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
-    return balanced_order(single, [seed, 0x5EED])[:size].astype(np.int32)
+    return balanced_order(single, [seed, 0x5EED]).astype(np.int32)

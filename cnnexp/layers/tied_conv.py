@@ -1,5 +1,6 @@
 """The one layer of the project."""
 
+import math
 from typing import cast
 
 import jax
@@ -67,8 +68,9 @@ class TiedConv(nnx.Module):
         mixed = self.tying.size if self.tying.kind == "low_rank" else 1
         std = (gain * mixed / fan_in(geometry, self.tying)) ** 0.5
         # The normal cut at two deviations, and the division, are those of jax.nn.initializers.lecun_normal.
-        draw = random.truncated_normal(rngs.params(), -2, 2, shape, param_dtype) * (std / TRUNCATED_STD)
-        self.bank = nnx.Param(draw)
+        # Drawn flat: the same numbers, of which XLA's CPU compiler makes a program several times sooner.
+        draw = random.truncated_normal(rngs.params(), -2, 2, (math.prod(shape),), param_dtype)
+        self.bank = nnx.Param((draw * (std / TRUNCATED_STD)).reshape(shape))
         for name, mixing_shape in mixing_shapes(geometry, self.tying).items():
             # Equal weights at every position, so that it starts exactly as a convolution.
             terms = 2 if self.tying.separable else 1

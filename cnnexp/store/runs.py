@@ -3,21 +3,34 @@
 import json
 import os
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from cnnexp.config import RunConfig
 from cnnexp.store.atomic import read_json, write_json, write_text
 
-Status = Literal["running", "finished", "diverged", "failed"]
+Status = Literal["running", "interrupted", "finished", "diverged", "failed"]
 ENDED = ("finished", "diverged")  # with a result: not run again
+_DUMPER, _LOADER = (
+    getattr(yaml, "CSafeDumper", yaml.SafeDumper),
+    getattr(yaml, "CSafeLoader", yaml.SafeLoader),
+)
+RESULT = ("config.yaml", "history.jsonl", "summary.json")  # files that an ended run consists of
+
+
+def sweep_folder(config: RunConfig) -> Path:
+    """Where the runs of a sweep are kept."""
+    return Path(config.results_dir) / config.name
 
 
 def run_folder(config: RunConfig) -> Path:
     """Where a run is kept."""
-    return Path(config.results_dir) / config.name / config.run_id
+    return sweep_folder(config) / config.run_id
 
 
 def has_ended(folder: Path) -> bool:
@@ -25,17 +38,45 @@ def has_ended(folder: Path) -> bool:
     return read_json(folder / "status.json").get("status") in ENDED
 
 
+def damaged_files(folder: Path) -> list[Path]:
+    """Files of an ended run that are not what was written; of any run, a status that cannot be read."""
+    status, path = read_json(folder / "status.json"), folder / "status.json"
+    if not status:
+        return [path] if path.exists() else []
+    if status.get("status") not in ENDED:
+        return []
+    return [folder / name for name, sum_ in status.get("crc32", {}).items() if _crc32(folder / name) != sum_]
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder, so that nothing reads it and nothing is lost; returns where it is."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged{number}")).exists():
+        number += 1
+    if path.exists():
+        path.rename(aside)
+    return aside
+
+
 class RunWriter:
-    """Writes one run. What an earlier, interrupted attempt left is replaced."""
+    """Writes one run.
 
-    def __init__(self, config: RunConfig):
-        import yaml
+    Args:
+        config: the run's.
+        resume_at: the step that the run goes on from; what an interrupted attempt wrote after it is dropped.
+            None starts anew, and replaces what such an attempt left.
+    """
 
+    def __init__(self, config: RunConfig, resume_at: int | None = None):
         self.folder = run_folder(config)
         self.started = time.time()
-        write_text(self.folder / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False))
-        write_text(self.folder / "history.jsonl", "")
-        (self.folder / "summary.json").unlink(missing_ok=True)
+        kept = [] if resume_at is None else [r for r in read_history(self.folder) if r["step"] <= resume_at]
+        write_text(
+            self.folder / "config.yaml", yaml.dump(config.model_dump(), sort_keys=False, Dumper=_DUMPER)
+        )
+        write_text(self.folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        for name in ("summary.json", "error.txt"):
+            (self.folder / name).unlink(missing_ok=True)
         self._set_status("running")
 
     def log(self, row: Mapping[str, int | float]) -> None:
@@ -46,19 +87,30 @@ class RunWriter:
     def finish(self, status: Literal["finished", "diverged"], summary: Mapping[str, Any]) -> None:
         """Write the summary, then, last, the status that makes the run count as done."""
         write_json(self.folder / "summary.json", summary)
-        self._set_status(status)
+        self._set_status(status, crc32={name: _crc32(self.folder / name) for name in RESULT})
+
+    def interrupt(self) -> None:
+        """The run was saved and goes on when it is asked for again."""
+        self._set_status("interrupted")
 
     def fail(self, traceback: str) -> None:
         """Record why the run ended without a result; it is run again when asked for again."""
         write_text(self.folder / "error.txt", traceback)
         self._set_status("failed")
 
-    def _set_status(self, status: Status) -> None:
+    def _set_status(self, status: Status, **more: Any) -> None:
         now = time.time()
         write_json(
             self.folder / "status.json",
-            {"status": status, "started": self.started, "updated": now, "pid": os.getpid()},
+            {"status": status, "started": self.started, "updated": now, "pid": os.getpid(), **more},
         )
+
+
+def _crc32(path: Path) -> int | None:
+    try:
+        return zlib.crc32(path.read_bytes())
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +127,10 @@ class StoredRun:
 
 def read_run(folder: Path) -> StoredRun:
     """Read one run's folder."""
-    import yaml
-
     return StoredRun(
         run_id=folder.name,
         folder=folder,
-        config=yaml.load((folder / "config.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)),
+        config=yaml.load((folder / "config.yaml").read_text(), _LOADER),
         summary=read_json(folder / "summary.json"),
         history=read_history(folder),
         status=read_json(folder / "status.json").get("status", "failed"),
@@ -88,12 +138,18 @@ def read_run(folder: Path) -> StoredRun:
 
 
 def read_history(folder: Path) -> list[dict[str, int | float]]:
-    """A run's evaluations; a last line cut off by a crash does not count."""
+    """A run's evaluations; a last line cut off by a crash does not count, nor what follows a damaged one."""
     path = folder / "history.jsonl"
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in lines]
+    rows = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(row, dict) or "step" not in row:
+            break
+        rows.append(row)
+    return rows
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -102,5 +158,5 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def read_runs(folder: Path) -> list[StoredRun]:
-    """Read every run of a sweep's folder."""
-    return [read_run(path) for path in run_folders(folder)]
+    """Read every run of a sweep's folder that is not damaged."""
+    return [read_run(path) for path in run_folders(folder) if not damaged_files(path)]

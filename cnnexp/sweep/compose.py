@@ -1,36 +1,57 @@
 """From the overrides of a sweep's jobs to typed configurations."""
 
+import copy
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 
-from cnnexp.config import RunConfig, parse
+from cnnexp.config import parse
+from cnnexp.sweep.jobs import Job
 
 
-def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[RunConfig]:
+def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[Job]:
     """Compose the jobs of a sweep.
 
-    Hydra takes tens of milliseconds to compose one configuration. Jobs that choose the same groups differ
-    in values only, so each choice of groups is composed once and the values are set on a copy.
+    Hydra takes tens of milliseconds to compose one configuration. The jobs of a sweep differ in values only:
+    what chooses groups, adds or removes is composed once for each choice, and plain values are set on a copy.
     """
-    parser = OverridesParser.create(config_loader=loader)
-    bases: dict[tuple[str, ...], DictConfig] = {}
-    configs = []
-    for job in jobs:
-        overrides = [o for o in parser.parse_overrides(list(job)) if not o.is_hydra_override()]
-        groups = [o for o in overrides if loader.get_group_options(o.key_or_group)]
-        choice = tuple(str(o.input_line) for o in groups)
-        if choice not in bases:
-            bases[choice] = _without_hydra(loader.load_sweep_config(master, list(choice)))
-        config = bases[choice].copy()
-        ConfigLoaderImpl._apply_overrides_to_config([o for o in overrides if o not in groups], config)
-        configs.append(parse(plain(config)))
-    return configs
+    composer = _Composer(loader, master)
+    return [Job(config=parse(composer.values(job)), overrides=tuple(job)) for job in jobs]
+
+
+class _Composer:
+    def __init__(self, loader: ConfigLoader, master: DictConfig):
+        self._loader, self._master = loader, master
+        parser = OverridesParser.create(config_loader=loader)
+        self._parse = lru_cache(maxsize=100_000)(lambda text: parser.parse_overrides([text])[0])
+        self._is_group = lru_cache(maxsize=1_000)(lambda key: bool(loader.get_group_options(key)))
+        self._bases: dict[tuple[str, ...], tuple[DictConfig, dict[str, Any], set[str]]] = {}
+
+    def values(self, job: Sequence[str]) -> dict[str, Any]:
+        """The configuration of one job as nested dictionaries."""
+        overrides = [self._parse(text) for text in job]
+        overrides = [override for override in overrides if not override.is_hydra_override()]
+        groups = tuple(o.input_line or "" for o in overrides if self._is_group(o.key_or_group))
+        if groups not in self._bases:
+            base = _without_hydra(self._loader.load_sweep_config(self._master, list(groups)))
+            self._bases[groups] = (base, plain(base), _interpolated(base))
+        base, values, interpolated = self._bases[groups]
+        settings = [o for o in overrides if not self._is_group(o.key_or_group)]
+        if all(_is_plain(o, values, interpolated) for o in settings):
+            values = copy.deepcopy(values)
+            for override in settings:
+                _set(values, override.key_or_group.split("."), override.value())
+            return values
+        config = base.copy()
+        ConfigLoaderImpl._apply_overrides_to_config(settings, config)
+        return plain(config)
 
 
 def quote_tyings(overrides: Sequence[str]) -> list[str]:
@@ -50,3 +71,27 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def _without_hydra(config: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def _interpolated(config: DictConfig) -> set[str]:
+    """Keys that other keys take their values from."""
+    return set(re.findall(r"\$\{([\w.]+)\}", OmegaConf.to_yaml(config)))
+
+
+def _is_plain(override: Override, values: dict[str, Any], interpolated: set[str]) -> bool:
+    """Whether an override only replaces one value, of a key that exists and that no other key looks at."""
+    *sections, key = override.key_or_group.split(".")
+    for section in sections:
+        values = values.get(section, {}) if isinstance(values, dict) else {}
+    leaf = isinstance(values, dict) and key in values and not isinstance(values[key], dict)
+    value = override.value()
+    simple = not isinstance(value, dict) and "$" not in str(value)
+    change = override.type == OverrideType.CHANGE
+    return leaf and simple and change and override.key_or_group not in interpolated
+
+
+def _set(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    *sections, key = path
+    for section in sections:
+        values = values[section]
+    values[key] = copy.copy(value)

@@ -1,126 +1,287 @@
-"""A sweep, from its configurations to the store."""
+"""A sweep, from its jobs to the store."""
 
 import functools
 import math
 import time
 import traceback
-from collections.abc import Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from cnnexp.config import Digits, RunConfig, TFDSImages
-from cnnexp.data.arrays import Images, check_prepared
-from cnnexp.errors import UsageError
-from cnnexp.models.spec import matching_of, spec_of, total
+from cnnexp.data.arrays import Images
 from cnnexp.store.atomic import read_json
-from cnnexp.store.runs import RunWriter, has_ended, run_folder
-from cnnexp.sweep.devices import configure_jax
-from cnnexp.sweep.provenance import provenance
-from cnnexp.sweep.stacks import Stack, stacks_of
-from cnnexp.tracking.mirror_process import Mirror, resolve_mode
+from cnnexp.store.checkpoints import StackCheckpoints, restore, saved_stacks
+from cnnexp.store.claims import Claims
+from cnnexp.store.runs import RunWriter, has_ended, read_history, run_folder, set_aside, sweep_folder
+from cnnexp.sweep.devices import configure_jax, return_memory
+from cnnexp.sweep.interruption import Interrupted, Interruption
+from cnnexp.sweep.jobs import Cells, Job, rerun_commands
+from cnnexp.sweep.plan import plan_sweep, stacks_for
+from cnnexp.sweep.refusals import refuse_impossible
+from cnnexp.sweep.stacks import Stack
+from cnnexp.sweep.summary import summary_of
+from cnnexp.tracking.mirror_process import Mirror
 from cnnexp.tracking.progress import SweepProgress
-from cnnexp.training.schedule import duration_of
+
+if TYPE_CHECKING:
+    from cnnexp.training.loop import Moment, StackTraining
+    from cnnexp.training.train import State
+
+WHOLE_SET = {  # what runs of one data set may differ in
+    "train_size": None,
+    "validation_size": 0,
+    "batch_size": 1,
+    "pixel_noise": 0.0,
+    "label_noise": 0.0,
+}
+WAIT_SECONDS = 0.5  # between two looks at what other processes are training
 
 
 class SweepFailed(Exception):
-    """Some runs ended without a result; the message says which."""
+    """Some runs ended without a result; the message says which, and how to run them again."""
 
 
-def run_sweep(configs: Sequence[RunConfig]) -> dict[str, int | float]:
-    """Run what the store lacks, and return every run's test accuracy by its id.
+def run_sweep(jobs: Sequence[Job]) -> dict[str, float]:
+    """Run what the store lacks, and return every run's validation accuracy by its id (NaN without one).
 
     Raises:
         UsageError: a run that cannot be trained; nothing was computed or written.
-        SweepFailed: a run raised; the others were trained all the same.
+        SweepFailed: a run raised; the others were trained all the same, unless `sweep.on_error=stop`.
+        Interrupted: a signal asked to stop; everything is saved.
     """
-    runs = {config.run_id: config for config in configs}
-    _refuse_impossible(list(runs.values()))
-    missing = [config for config in runs.values() if not has_ended(run_folder(config))]
-    failures: list[str] = []
-    with (
-        SweepProgress(stacks_of(missing), done=len(runs) - len(missing)) as progress,
-        Mirror(list(runs.values()), tell=progress.tell),
+    by_id = {job.config.run_id: job for job in jobs}
+    runs = {run_id: job.config for run_id, job in by_id.items()}
+    refuse_impossible(list(runs.values()))
+    configure_jax()
+    first, plan = jobs[0].config, plan_sweep(runs)
+    with ExitStack() as contexts:
+        interruption = contexts.enter_context(Interruption())
+        claims = contexts.enter_context(Claims(sweep_folder(first)))
+        progress = contexts.enter_context(SweepProgress(plan, Cells(by_id)))
+        for path in plan.damaged:
+            progress.tell(f"damaged: {path} is not what was written; set aside as {set_aside(path).name}")
+        mirror = contexts.enter_context(Mirror(first.tracking, tell=progress.tell))
+        mirror.changed([run_folder(runs[run_id]) for run_id in plan.ended])
+        work = SweepWork(runs, claims, interruption, progress, mirror)
+        work.train(plan.stacks)
+    if work.failed:
+        raise SweepFailed(_failure_report(work.failed, by_id))
+    return {run_id: _objective(run) for run_id, run in runs.items()}
+
+
+class SweepWork:
+    """What one process does of a sweep: stack by stack, leaving alone what others are at."""
+
+    def __init__(
+        self,
+        runs: Mapping[str, RunConfig],
+        claims: Claims,
+        interruption: Interruption,
+        progress: SweepProgress,
+        mirror: Mirror,
     ):
-        if progress.stacks:
-            configure_jax()
-        for stack in progress.stacks:
-            try:
-                _run_stack(stack, progress)
-            except Exception as error:  # one cell must not end the sweep: it is told and kept
-                failures.extend(str(run_folder(config)) for config in stack.runs)
-                progress.tell(f"failed: {error!r}; see {run_folder(stack.runs[0])}/error.txt")
-    if failures:
-        raise SweepFailed(
-            f"{len(failures)} of {len(runs)} runs failed; the same command runs just these again"
-        )
-    return {run_id: _test_accuracy(config) for run_id, config in runs.items()}
+        self.failed: dict[str, str] = {}  # by run: what was raised, in one line
+        self._runs, self._folder = runs, sweep_folder(next(iter(runs.values())))
+        self._claims, self._interruption = claims, interruption
+        self._progress, self._mirror = progress, mirror
+        self._queue: deque[Stack] = deque()
+        self._training: tuple[str, StackTraining] | None = None
+
+    def train(self, stacks: Sequence[Stack]) -> None:
+        """Train the stacks, then what other processes have left behind, until every run has ended."""
+        self._queue.extend(stacks)
+        while self._queue:
+            stack = self._queue.popleft()
+            self._interruption.raise_if_asked()
+            mine = self._claims.take(stack.runs)
+            todo = {i: run for i, run in stack.runs.items() if i in mine and not has_ended(run_folder(run))}
+            if todo:
+                self._train(replace(stack, runs=todo))
+            if not self._queue:
+                self._claims.take(())
+                self._queue.extend(self._left_behind())
+        _drop_ended_checkpoints(self._runs)
+
+    def _left_behind(self) -> list[Stack]:
+        """Wait for the runs that other processes are training; returns those that they gave up."""
+        while True:
+            left = {
+                run_id: run
+                for run_id, run in self._runs.items()
+                if run_id not in self.failed and not has_ended(run_folder(run))
+            }
+            self._progress.waiting_for(len(left))
+            free = set(left) - self._claims.others()
+            if not left or free:
+                return stacks_for({run_id: run for run_id, run in left.items() if run_id in free})
+            self._interruption.asked.wait(WAIT_SECONDS)
+            self._interruption.raise_if_asked()
+
+    def _train(self, stack: Stack) -> None:
+        try:
+            self._train_stack(stack)
+        except Interrupted:
+            raise
+        except Exception as error:
+            if _is_out_of_memory(error) and len(stack.runs) > 1:
+                self._progress.tell(f"out of memory with {len(stack.runs)} runs at once: going on with half")
+                self._queue.appendleft(stack)
+                self._halve(stack.shape)
+            else:
+                self._fail(stack, error)
+        if self.failed and stack.config.sweep.on_error == "stop":
+            self._queue.clear()
+
+    def _halve(self, shape: str) -> None:
+        self._training = None
+        stacks = [
+            part
+            for stack in self._queue
+            for part in (stack.halves() if stack.shape == shape and len(stack.runs) > 1 else [stack])
+        ]
+        self._queue = deque(stacks)
+
+    def _fail(self, stack: Stack, error: Exception) -> None:
+        told = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        trace = traceback.format_exc()
+        for run_id, run in stack.runs.items():
+            if not has_ended(run_folder(run)):
+                RunWriter(run).fail(trace)
+                self.failed[run_id] = told
+        self._training = None
+        self._progress.failed(stack, told, run_folder(stack.config) / "error.txt")
+
+    def _train_stack(self, stack: Stack) -> None:
+        self._progress.start(stack)
+        started = time.perf_counter()
+        training = self._training_for(stack)
+        stack, state, step = self._restored(stack, training)
+        if not stack.runs:
+            return
+        checkpoints = StackCheckpoints(self._folder, list(stack.runs))
+        writers = {run_id: RunWriter(run, resume_at=step) for run_id, run in stack.runs.items()}
+        saved, last = time.monotonic(), training.train.duration.steps
+        moments = training.run(list(stack.runs.values()), state)
+        del state  # the training gives it up step by step
+        for moment in moments:
+            seconds = (time.perf_counter() - started) / len(stack.runs)
+            if moment.rows is not None:
+                self._record(stack, writers, moment, seconds, last)
+            self._progress.advanced(stack, moment.step, last)
+            if moment.step == last:
+                break
+            asked = self._interruption.asked.is_set()
+            if asked or time.monotonic() - saved >= stack.config.sweep.checkpoint_seconds:
+                checkpoints.save(moment.step, moment.state)
+                saved = time.monotonic()
+            if asked:
+                for writer in writers.values():
+                    writer.interrupt()
+                raise Interrupted
+        checkpoints.delete()
+
+    def _record(
+        self, stack: Stack, writers: dict[str, RunWriter], moment: "Moment", seconds: float, last: int
+    ) -> None:
+        """Write the evaluations of the runs still in progress, and the results of those that end here."""
+        ended: list[str] = []
+        rows = dict(zip(stack.runs, moment.rows or (), strict=True))
+        for run_id, diverged_at in zip(stack.runs, moment.diverged_at, strict=True):
+            if run_id not in writers:
+                continue
+            row, writer = rows[run_id], writers[run_id]
+            writer.log(row)
+            if diverged_at is None and not math.isfinite(row["train/loss"]):
+                diverged_at = moment.step
+            if diverged_at is not None or moment.step == last:
+                status = "finished" if diverged_at is None else "diverged"
+                summary = summary_of(stack.runs[run_id], row, status=status, seconds=seconds)
+                writer.finish(status, summary | {"diverged_step": diverged_at})
+                ended.append(run_id)
+        for run_id in ended:
+            del writers[run_id]
+        self._progress.evaluated(stack, rows, ended)
+        self._mirror.changed([run_folder(run) for run in stack.runs.values()])
+
+    def _training_for(self, stack: Stack) -> "StackTraining":
+        """The compiled program: stacks of one shape follow one another and share it."""
+        from cnnexp.training.loop import StackTraining
+
+        if self._training is None or self._training[0] != stack.shape:
+            self._training = None
+            return_memory()
+            # The whole set, whatever part of it the runs use: every stack of a sweep asks for the same.
+            whole = stack.config.data.model_copy(update=WHOLE_SET)
+            images = _images_on_device(whole)  # pyright: ignore[reportArgumentType]  (Pydantic hashes what is frozen)
+            self._training = (stack.shape, StackTraining(stack.config, images))
+        return self._training[1]
+
+    def _restored(self, stack: Stack, training: "StackTraining") -> "tuple[Stack, State | None, int | None]":
+        """The stack's runs that a checkpoint holds, their state and its step; the others are queued anew."""
+        import jax
+
+        if stack.resumes is None:
+            return stack, None, None
+        saved = dict(saved_stacks(self._folder))[stack.resumes]
+        state = restore(stack.resumes, training.state_like(len(saved)), damaged=self._damaged)
+        if state is None:
+            self._damaged(stack.resumes)
+            return replace(stack, resumes=None), None, None
+        step = int(state.step[0])
+        marks = [mark for mark in training.train.duration.evaluate_after if mark <= step]
+        whole = {i: run for i, run in stack.runs.items() if _steps_of(run, step) == marks}
+        anew = {i: run for i, run in stack.runs.items() if i not in whole}
+        if anew:
+            self._queue.append(Stack(runs=anew, shape=stack.shape))
+        chosen = np.array([saved.index(run_id) for run_id in whole], int)
+        return replace(stack, runs=whole), jax.tree.map(lambda leaf: leaf[chosen], state), step
+
+    def _damaged(self, path: Path) -> None:
+        self._progress.tell(f"damaged: {path} cannot be read; set aside as {set_aside(path).name}")
 
 
-def _refuse_impossible(configs: Sequence[RunConfig]) -> None:
-    for config in configs:
-        spec_of(config)
-        duration_of(config)
-        resolve_mode(config.tracking.mode)
-    for data in {config.data.model_dump_json(): config.data for config in configs}.values():
-        check_prepared(data)
-    if len({(config.results_dir, config.name) for config in configs}) > 1:
-        raise UsageError("name, results_dir: a sweep has one folder; these keys take one value")
+def _steps_of(run: RunConfig, last: int) -> list[int | float]:
+    return [row["step"] for row in read_history(run_folder(run)) if row["step"] <= last]
 
 
-def _run_stack(stack: Stack, progress: SweepProgress) -> None:
-    from cnnexp.training.loop import train_stack
-
-    started = time.perf_counter()
-    progress.start(stack)
-    # The whole set, whatever part of it the runs use: every stack of a sweep asks for the same.
-    whole = stack.runs[0].data.model_copy(update={"train_size": None, "batch_size": 1})
-    images = _images_on_device(whole)  # pyright: ignore[reportArgumentType]  (Pydantic hashes what is frozen)
-    writers = [RunWriter(config) for config in stack.runs]
-    rows: list[dict[str, int | float]] = []
-    try:
-        for rows in train_stack(stack.runs, images):
-            for writer, row in zip(writers, rows, strict=True):
-                writer.log(row)
-            progress.evaluated(stack, rows)
-    except BaseException:
-        for writer in writers:
-            writer.fail(traceback.format_exc())
-        raise
-    seconds = (time.perf_counter() - started) / len(stack.runs)
-    for config, writer, row in zip(stack.runs, writers, rows, strict=True):
-        status = "finished" if math.isfinite(row["train/loss"]) else "diverged"
-        writer.finish(status, _summary(config, row) | {"status": status, "wall_seconds": seconds})
+def _drop_ended_checkpoints(runs: Mapping[str, RunConfig]) -> None:
+    """Remove checkpoints of which every run has a result."""
+    folder = sweep_folder(next(iter(runs.values())))
+    for _, saved in saved_stacks(folder):
+        if all(has_ended(folder / run_id) for run_id in saved):
+            StackCheckpoints(folder, saved).delete()
 
 
-def _summary(config: RunConfig, last: dict[str, int | float]) -> dict[str, Any]:
-    """The last evaluation with the counts and what made it; the caller adds status and time."""
-    layers = spec_of(config)
-    metrics = {key: value for key, value in last.items() if "/" in key}
-    return {
-        "run_id": config.run_id,
-        "status": None,
-        "experiment": config.experiment,
-        "seed": config.seed,
-        "params/total": total(layers, "params"),
-        **{f"params/{layer.name}": layer.counts.params for layer in layers},
-        "macs": total(layers, "macs"),
-        **matching_of(config),
-        "connections": total(layers, "connections"),
-        **metrics,
-        "steps": last["step"],
-        "epochs": last["epoch"],
-        "wall_seconds": None,
-        **provenance(),
-    }
+def _is_out_of_memory(error: Exception) -> bool:
+    import jax
+
+    return isinstance(error, MemoryError) or (
+        isinstance(error, jax.errors.JaxRuntimeError)
+        and any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory"))
+    )
+
+
+def _failure_report(failed: Mapping[str, str], jobs: Mapping[str, Job]) -> str:
+    commands = rerun_commands([jobs[run_id] for run_id in failed])
+    shown = commands[:10] + [f"… and {len(commands) - 10} more cells"] * (len(commands) > 10)
+    reasons = ", ".join(dict.fromkeys(failed.values()))
+    again = "\n".join(f"  {command}" for command in shown)
+    return f"{len(failed)} of {len(jobs)} runs failed ({reasons}); to run just these again:\n{again}"
 
 
 @functools.lru_cache(maxsize=1)  # stacks of one sweep mostly share their data set
 def _images_on_device(data: Digits | TFDSImages) -> Images:
-    import jax
-
     from cnnexp.data.arrays import load
+    from cnnexp.training.stack import WHOLE, on_devices
 
-    return jax.device_put(load(data))
+    return on_devices(load(data), WHOLE)
 
 
-def _test_accuracy(config: RunConfig) -> float:
-    return read_json(run_folder(config) / "summary.json").get("test/accuracy", math.nan)
+def _objective(run: RunConfig) -> float:
+    return read_json(run_folder(run) / "summary.json").get("validation/accuracy", math.nan)

@@ -1,4 +1,4 @@
-"""What Hydra refuses, in one line that says what is allowed."""
+"""What is refused before anything is computed, in one line that says what is allowed."""
 
 import re
 from collections.abc import Sequence
@@ -7,8 +7,38 @@ from pathlib import Path
 import yaml
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 
-from cnnexp.config import unknown_key
-from cnnexp.errors import suggestion
+from cnnexp.config import RunConfig, unknown_key
+from cnnexp.data.arrays import check_prepared
+from cnnexp.errors import UsageError, suggestion
+from cnnexp.models.spec import spec_of
+from cnnexp.tracking.mirror_process import resolve_mode
+from cnnexp.training.schedule import duration_of
+
+
+def refuse_impossible(configs: Sequence[RunConfig]) -> None:
+    """Refuse a sweep of which any run cannot be trained.
+
+    Raises:
+        UsageError: with the first reason found.
+    """
+    refuse_impossible_sweep(configs)
+    for config in configs:
+        spec_of(config)
+        duration_of(config)
+    for data in {config.data.model_dump_json(): config.data for config in configs}.values():
+        check_prepared(data)
+
+
+def refuse_impossible_sweep(configs: Sequence[RunConfig]) -> None:
+    """Refuse what concerns all runs at once.
+
+    Raises:
+        UsageError: a key of the whole sweep has several values, or nowhere to send it.
+    """
+    for mode in {config.tracking.mode for config in configs}:
+        resolve_mode(mode)
+    if len({(config.results_dir, config.name) for config in configs}) > 1:
+        raise UsageError("name, results_dir: a sweep has one folder; these keys take one value")
 
 
 def explain(error: Exception, conf: Path, arguments: Sequence[str]) -> str:

@@ -1,10 +1,13 @@
 """The process that follows runs in the store and sends what is new to W&B through its own client.
 
-Started by a sweep, which writes one line of JSON to its standard input and closes it at the end.
+Started by a sweep, which writes lines of JSON to its standard input: first where to send runs to, then,
+line by line, the folders in which something is new; it closes the input at the end.
 """
 
 import json
 import os
+import queue
+import signal
 import sys
 import threading
 import time
@@ -13,8 +16,6 @@ from typing import Any
 
 from cnnexp.store.atomic import read_json, write_json
 from cnnexp.store.runs import ENDED, StoredRun, read_run
-
-POLL_SECONDS = 0.5
 
 
 class RunMirror:
@@ -38,7 +39,7 @@ class RunMirror:
         for row in run.history[self._sent :]:
             self._wandb_run.log(row, step=int(row["step"]))
         self._sent = len(run.history)
-        if run.status != "running":
+        if run.status not in ("running", "interrupted"):
             self._finish(run)
 
     def _start(self, run: StoredRun) -> Any:
@@ -79,40 +80,64 @@ class RunMirror:
             )
 
 
-def follow(order: dict[str, Any], ended: threading.Event) -> int:
-    """Mirror the folders until the sweep has ended and everything is sent; returns how many runs were."""
-    mirrors = [RunMirror(Path(folder), order) for folder in order["folders"]]
-    waiting = [mirror for mirror in mirrors if not mirror.done]
-    todo = len(waiting)
-    while waiting:
-        last_round = ended.is_set()  # asked before sending: what came until then is sent
-        for mirror in waiting:
-            mirror.send_new()
-        waiting = [mirror for mirror in waiting if not mirror.done]
-        if last_round:
-            break
-        ended.wait(POLL_SECONDS)
-    return todo - len(waiting)
+class Follower:
+    """Sends what is new in the folders it is told of."""
+
+    def __init__(self, order: dict[str, Any]):
+        self.sent = 0  # runs that were sent to their end
+        self.folder = Path()
+        self._order = order
+        self._mirrors: dict[str, RunMirror] = {}
+
+    def send_new(self, folder: str) -> None:
+        """Send what was written since the last time; a run that has ended is forgotten."""
+        mirror = self._mirrors.get(folder) or RunMirror(Path(folder), self._order)
+        if mirror.done:
+            return
+        mirror.send_new()
+        self.folder = Path(folder).parent
+        if mirror.done:
+            self._mirrors.pop(folder, None)
+            self.sent += 1
+        else:
+            self._mirrors[folder] = mirror
+
+
+def _read_ahead() -> queue.SimpleQueue[str | None]:
+    """The lines of the standard input, then None: read at once, so that the sweep never waits to write."""
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
 
 
 def main() -> None:
-    """Read the order, follow, and say in one line what was sent where."""
+    """Read the order, follow the folders that are named line by line, and say what was sent where."""
     order = json.loads(sys.stdin.readline())
     os.environ.setdefault("WANDB_SILENT", "true")
-    ended = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
-    started = time.monotonic()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the sweep, which then closes the pipe
+    started, follower = time.monotonic(), Follower(order)
     try:
-        sent = follow(order, ended)
+        for line in iter(_read_ahead().get, None):
+            for folder in json.loads(line):
+                follower.send_new(folder)
     except Exception as error:  # whatever W&B does, the sweep only reads this line
         print(f"W&B: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; ", end="")
         print("the runs are complete in the store")
         return
-    folder = Path(order["folders"][0]).parent if order["folders"] else Path()
-    if sent and order["mode"] == "offline":
-        print(f"W&B: {sent} runs written offline; to upload them: wandb sync {folder}/wandb/offline-run-*")
-    elif sent:
-        print(f"W&B: {sent} runs sent to project {order['project']} in {time.monotonic() - started:.0f} s")
+    if follower.sent and order["mode"] == "offline":
+        print(
+            f"W&B: {follower.sent} runs written offline; to upload them: "
+            f"wandb sync {follower.folder}/wandb/offline-run-*"
+        )
+    elif follower.sent:
+        seconds = time.monotonic() - started
+        print(f"W&B: {follower.sent} runs sent to project {order['project']} in {seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlparse
 
-from cnnexp.config import RunConfig
+from cnnexp.config import Tracking
 from cnnexp.errors import UsageError
-from cnnexp.store.runs import run_folder
 
 PATIENCE_SECONDS = 30.0  # at the end of a sweep, before the mirror is left behind
 Mode = Literal["online", "offline", "disabled"]
@@ -51,29 +51,35 @@ class Mirror:
     Training never calls W&B: the process may hang or die, and the sweep loses nothing but its mirror.
     """
 
-    def __init__(self, runs: Sequence[RunConfig], *, tell: Callable[[str], None]):
-        self._runs, self._tell = runs, tell
-        self._mode = resolve_mode(runs[0].tracking.mode)
+    def __init__(self, tracking: Tracking, *, tell: Callable[[str], None]):
+        self._tracking, self._tell = tracking, tell
+        self._mode = resolve_mode(tracking.mode)
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> "Mirror":
         if self._mode == "disabled":
             return self
-        tracking = self._runs[0].tracking
-        order = {
-            "mode": self._mode,
-            "project": tracking.project,
-            "entity": tracking.entity,
-            "folders": [str(run_folder(config).resolve()) for config in self._runs],
-        }
+        order = {"mode": self._mode, "project": self._tracking.project, "entity": self._tracking.entity}
         command = [sys.executable, "-m", "cnnexp.tracking.mirror"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order) + "\n")  # the pipe stays open: its end says "finish up"
-        self._process.stdin.flush()
+        self._send(order)  # the pipe stays open: its end says "finish up"
         return self
+
+    def changed(self, folders: Sequence[Path]) -> None:
+        """Say that there is something new in the folders of these runs."""
+        if folders:
+            self._send([str(folder.resolve()) for folder in folders])
+
+    def _send(self, values: Any) -> None:
+        if self._process is None or self._process.stdin is None:
+            return
+        try:
+            self._process.stdin.write(json.dumps(values) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:  # it died, and told why in what it printed; the runs go on
+            pass
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,48 +1,57 @@
 """A sweep's progress: a bar with an ETA from the first second, or plain lines where there is no terminal."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from cnnexp.sweep.jobs import Cells
+from cnnexp.sweep.plan import Plan
 from cnnexp.sweep.stacks import Stack
+from cnnexp.training.schedule import duration_of
 
-# A first guess, corrected as soon as the first evaluation tells how fast this machine is.
+# A first guess, corrected as soon as the first piece of training tells how fast this machine is.
 GUESSED_FLOPS = 30e9  # floating-point operations a second
 COMPILE_SECONDS = 2.5  # of one stack
 PRIOR_SECONDS = 5.0  # the weight of the guess against what was seen
+SILENCE_SECONDS = 60.0  # at most, where there is no terminal
+SHOWN_CELLS = 3  # of one stack, while it trains
+
+Rows = Mapping[str, Mapping[str, int | float]]
 
 
 class SweepProgress:
     """Knows what each stack should take, and learns from what it took."""
 
-    def __init__(self, stacks: Sequence[Stack], *, done: int):
-        self.stacks = list(stacks)
-        self._done_before = done
-        self._runs = sum(len(stack.runs) for stack in self.stacks)
-        self._runs_done = 0
-        self._seconds = [COMPILE_SECONDS + stack.cost / GUESSED_FLOPS for stack in self.stacks]
-        self._predicted_done = 0.0
-        self._started = time.monotonic()
+    def __init__(self, plan: Plan, cells: Cells):
+        self._cells, self._plan = cells, plan
+        self._total = sum(len(stack.runs) for stack in plan.stacks)
+        self._cost = sum(_seconds(stack) for stack in plan.stacks)
+        self._done = self._failed = self._running = 0
+        self._spent = self._share = 0.0  # guessed seconds of what has ended, and of the current stack's part
+        self._news = "starting"
+        self._epoch = ""
+        self._started = self._told = time.monotonic()
         self._console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%  {task.fields[eta]}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("[dim]{task.fields[news]}"),
             console=self._console,
             disable=not self._console.is_terminal,
             get_time=time.monotonic,
         )
-        self._task = self._bar.add_task("", total=sum(self._seconds) or 1.0, eta="", news="starting")
+        self._task = self._bar.add_task("", total=self._cost or 1.0, news="")
 
     def __enter__(self) -> "SweepProgress":
-        if self._done_before:
-            self.tell(f"{self._done_before} runs are in the store already; {self._runs} to train")
-        if self.stacks:
-            self._show("starting")
+        if self._plan.ended:
+            self.tell(f"{len(self._plan.ended)} runs are in the store already; {self._total} to train")
+        if self._plan.stacks:
+            self._show()
             self._bar.start()
         return self
 
@@ -53,51 +62,85 @@ class SweepProgress:
 
     def tell(self, line: str) -> None:
         """Print a line above the bar."""
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def start(self, stack: Stack) -> None:
-        """A stack is about to be compiled."""
-        self._show(f"{_cell(stack)}: compiling")
+        """A stack is about to be compiled, or its program fetched from the cache."""
+        self._running, self._share, self._epoch = len(stack.runs), 0.0, ""
+        self._news = f"{self._names(stack)}: compiling"
+        self._show()
 
-    def evaluated(self, stack: Stack, rows: Sequence[dict[str, int | float]]) -> None:
-        """The runs of a stack were evaluated: a row each."""
-        share = rows[0]["step"] / max(1, _last_step(stack))
-        index = self.stacks.index(stack)
-        self._predicted_done = sum(self._seconds[:index]) + share * self._seconds[index]
-        if share >= 1:
-            self._runs_done += len(stack.runs)
-        train, test = (
-            sum(row[key] for row in rows) / len(rows) for key in ("train/accuracy", "test/accuracy")
-        )
-        news = f"{_cell(stack)}: train {train:.3f} test {test:.3f}"
-        self._show(news)
-        if share >= 1 and not self._console.is_terminal:
-            self.tell(f"{self._runs_done}/{self._runs} runs, {self._eta()}, {news}")
+    def advanced(self, stack: Stack, step: int, last: int) -> None:
+        """A stack has come to a step."""
+        duration = duration_of(stack.config)
+        self._share = step / last * _seconds(stack)
+        self._epoch = f" (epoch {duration.epochs(step):.3g}/{duration.epochs(last):.3g})"
+        self._show()
+        if not self._console.is_terminal and time.monotonic() - self._told > SILENCE_SECONDS:
+            self._tell_state()
 
-    def _show(self, news: str) -> None:
-        description = f"{self._runs_done}/{self._runs} runs"
+    def evaluated(self, stack: Stack, rows: Rows, ended: Sequence[str]) -> None:
+        """The runs of a stack were evaluated, and some of them have their results."""
+        if ended:
+            self._done += len(ended)
+            self._running -= len(ended)
+            for name, members in self._cells.members(ended).items():
+                if self._console.is_terminal:
+                    self.tell(f"{name}: {_accuracies([rows[run_id] for run_id in members])}")
+        self._news = f"{self._names(stack)}: {_accuracies(list(rows.values()))}"
+        if self._running == 0:
+            self._spent, self._share = self._spent + _seconds(stack), 0.0
+            if not self._console.is_terminal:
+                self._tell_state()
+        self._show()
+
+    def failed(self, stack: Stack, error: str, file: Path) -> None:
+        """The runs of a stack still in progress ended without a result."""
+        self._failed += self._running
+        self._running, self._share = 0, 0.0
+        self._spent += _seconds(stack)
+        self.tell(f"failed: {self._names(stack)}: {error}; see {file}")
+        self._show()
+
+    def waiting_for(self, runs: int) -> None:
+        """Other processes are training what is left."""
+        if runs:
+            self._news = f"waiting for {runs} runs of another process"
+            self._show()
+
+    def _names(self, stack: Stack) -> str:
+        names = list(self._cells.members(stack.runs))
+        more = f" and {len(names) - SHOWN_CELLS} more" if len(names) > SHOWN_CELLS else ""
+        return ", ".join(names[:SHOWN_CELLS]) + more
+
+    def _show(self) -> None:
         self._bar.update(
-            self._task, completed=self._predicted_done, description=description, eta=self._eta(), news=news
+            self._task, completed=self._spent + self._share, description=self._state(), news=self._news
         )
 
-    def _eta(self) -> str:
+    def _tell_state(self) -> None:
+        self._told = time.monotonic()
+        self.tell(f"{self._state()}, {self._news}")
+
+    def _state(self) -> str:
+        """Runs done, failed and running, the current stack's step, throughput, and the time left."""
         elapsed = time.monotonic() - self._started
-        slowness = (PRIOR_SECONDS + elapsed) / (PRIOR_SECONDS + self._predicted_done)
-        if not self._predicted_done:
-            slowness = 1.0
-        left = max(0.0, sum(self._seconds) - self._predicted_done) * slowness
-        return f"ETA {int(left) // 60}:{int(left) % 60:02d}"
+        parts = [f"{self._done}/{self._total} runs"]
+        parts += [f"{self._failed} failed"] * bool(self._failed)
+        if self._running:
+            parts.append(f"{self._running} running{self._epoch}")
+        if self._done:
+            parts.append(f"{3600 * self._done / elapsed:,.0f} runs/h")
+        spent = self._spent + self._share
+        slowness = (PRIOR_SECONDS + elapsed) / (PRIOR_SECONDS + spent) if spent else 1.0
+        left = int(max(0.0, self._cost - spent) * slowness)
+        return ", ".join([*parts, f"ETA {left // 60}:{left % 60:02d}"])
 
 
-def _last_step(stack: Stack) -> int:
-    from cnnexp.training.schedule import duration_of
+def _accuracies(rows: Sequence[Mapping[str, int | float]]) -> str:
+    train, test = (sum(row[key] for row in rows) / len(rows) for key in ("train/accuracy", "test/accuracy"))
+    return f"train {train:.3f} test {test:.3f}"
 
-    return duration_of(stack.runs[0]).steps
 
-
-def _cell(stack: Stack) -> str:
-    """What a person tells stacks apart by."""
-    config = stack.runs[0]
-    tying = getattr(config.model, "tying", config.model.name)
-    size = config.data.train_size or "all"
-    return f"{tying}, {size} images"
+def _seconds(stack: Stack) -> float:
+    return COMPILE_SECONDS + stack.flops / GUESSED_FLOPS

@@ -7,12 +7,24 @@ from jaxtyping import Array, Bool, Float, Int
 from cnnexp.config import Head
 
 
-def losses(head: Head, logits: Float[Array, "b classes"], labels: Int[Array, "b ..."]) -> Float[Array, " b"]:
-    """Cross-entropy of the softmax, or the mean over classes of the sigmoids' binary cross-entropies."""
+def losses(
+    head: Head,
+    logits: Float[Array, "b classes"],
+    labels: Int[Array, "b ..."],
+    smoothing: float | Float[Array, ""] = 0.0,
+) -> Float[Array, " b"]:
+    """Cross-entropy of the softmax, or the mean over classes of the sigmoids' binary cross-entropies.
+
+    `smoothing` is the share of the target that is spread over all classes (Szegedy 2016), of each sigmoid
+    over its two answers.
+    """
+    classes = logits.shape[-1]
+    targets = labels if labels.ndim == 2 else labels[:, None] == jnp.arange(classes)
+    answers = classes if head == "softmax" else 2
+    targets = (1 - smoothing) * targets.astype(logits.dtype) + smoothing / answers
     if head == "softmax":
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    targets = labels if labels.ndim == 2 else jnp.eye(logits.shape[-1], dtype=logits.dtype)[labels]
-    return optax.sigmoid_binary_cross_entropy(logits, targets.astype(logits.dtype)).mean(-1)
+        return optax.softmax_cross_entropy(logits, targets)
+    return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
 
 
 def correct(logits: Float[Array, "b classes"], labels: Int[Array, "b ..."]) -> Bool[Array, " b"]:

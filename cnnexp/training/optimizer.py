@@ -1,26 +1,11 @@
 """Optax optimisers whose hyperparameters are traced: runs that differ there share a program."""
 
-from typing import NamedTuple
-
-import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from cnnexp.config import Optim
-
-
-class Hyper(NamedTuple):
-    """Numbers of the optimiser that may differ between the runs of a stack."""
-
-    learning_rate: Float[Array, ""]
-    weight_decay: Float[Array, ""]
-    momentum: Float[Array, ""]
-
-
-def hyper_of(optim: Optim) -> Hyper:
-    """The configured numbers, as scalars on the device."""
-    return Hyper(*(jnp.float32(getattr(optim, field)) for field in Hyper._fields))
+from cnnexp.training.hyper import Hyper
 
 
 def make_optimizer(optim: Optim, hyper: Hyper, steps: int) -> optax.GradientTransformation:

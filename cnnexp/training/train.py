@@ -1,6 +1,8 @@
 """One run as a pure function of its key, its data and its hyperparameters; `jax.vmap` makes it a stack."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -9,25 +11,40 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import lax, random
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from cnnexp.config import RunConfig
-from cnnexp.data.arrays import Images, Labels, Pixels
+from cnnexp.data.arrays import Images
 from cnnexp.models.network import TiedNetwork
 from cnnexp.models.spec import spec_of
 from cnnexp.training.batches import batch_indices
+from cnnexp.training.hyper import Hyper, hyper_of
 from cnnexp.training.loss import correct, losses
-from cnnexp.training.optimizer import Hyper, hyper_of, make_optimizer
+from cnnexp.training.noise import noisy_labels, noisy_pixels
+from cnnexp.training.optimizer import make_optimizer
 from cnnexp.training.schedule import Duration, duration_of
 
 EVALUATION_BATCH = 512  # images at a time: bounds the memory of an evaluation
 
 
 class RunData(NamedTuple):
-    """What a run trains on: images shared by the whole stack, and the positions of its own subset."""
+    """What a run trains on: images shared by the whole stack, and the positions of its own subsets.
+
+    `subset` has room for the whole training split, whatever the run's `train_size`, so that subsets of all
+    sizes share a program; what lies behind `train_size` is not looked at.
+    """
 
     images: Images
-    subset: Int[Array, " train_size"]
+    subset: Int[Array, " room"]
+    train_size: Int[Array, ""]
+    validation: Int[Array, " validation_size"]
+
+
+class Batch(NamedTuple):
+    """Normalised images and their labels."""
+
+    images: Float[Array, "b h w c"]
+    labels: Int[Array, "b ..."]
 
 
 class State(NamedTuple):
@@ -37,16 +54,16 @@ class State(NamedTuple):
     fixed: PyTree  # drawn by the key and never trained: the wiring of random connectivity
     opt_state: optax.OptState
     step: Int[Array, ""]
+    diverged_at: Int[Array, ""]  # the first step whose loss was not finite; -1 where there was none
     order_key: Key[Array, ""]
+    noise_key: Key[Array, ""]
 
 
 class Metrics(NamedTuple):
-    """Means over a split, in evaluation mode."""
+    """Means over a split, in evaluation mode, by the names they have in the store."""
 
-    train_loss: Float[Array, "..."]
-    train_accuracy: Float[Array, "..."]
-    test_loss: Float[Array, "..."]
-    test_accuracy: Float[Array, "..."]
+    loss: Float[Array, "..."]
+    accuracy: Float[Array, "..."]
 
 
 class Train:
@@ -60,61 +77,76 @@ class Train:
         self.config = config
         self.duration: Duration = duration_of(config)
         self.network = spec_of(config)
+        self.classes = self.network[-1].geometry.features
         model = nnx.eval_shape(lambda: TiedNetwork(self.network, rngs=nnx.Rngs(0)))
         self._graph, _, _ = nnx.split(model, nnx.Param, ...)
 
     def init(self, key: Key[Array, ""], hyper: Hyper) -> State:
-        """Draw the parameters; the key also decides the order of the images."""
-        init_key, order_key = random.split(key)
+        """Draw the parameters; the key also decides the order of the images and their noise."""
+        init_key, order_key, noise_key = random.split(key, 3)
         network = TiedNetwork(self.network, rngs=nnx.Rngs(params=init_key))
         _, params, fixed = nnx.split(network, nnx.Param, ...)
         opt_state = self._optimizer(hyper).init(params)
-        return State(params, fixed, opt_state, jnp.int32(0), order_key)
+        return State(params, fixed, opt_state, jnp.int32(0), jnp.int32(-1), order_key, noise_key)
 
-    def advance(self, state: State, data: RunData, hyper: Hyper, *, steps: int) -> State:
-        """Train for `steps` batches: one compiled scan."""
+    def advance(self, state: State, data: RunData, hyper: Hyper, *, steps: int | Int[Array, ""]) -> State:
+        """Train for `steps` batches: one compiled loop, the same for any number of steps."""
         optimizer = self._optimizer(hyper)
-        batches = batch_indices(
-            state.order_key,
-            state.step,
-            steps=steps,
-            batch_size=self.duration.batch_size,
-            train_size=self.duration.train_size,
-        )
 
-        def step(carry: tuple[Any, optax.OptState], batch: Int[Array, " b"]) -> tuple[Any, None]:
-            params, opt_state = carry
-            chosen = data.subset[batch]
-            images = data.images.train_images[chosen]
-            labels = data.images.train_labels[chosen]
-            gradients = jax.grad(self._mean_loss)(params, state.fixed, images, labels, data.images)
-            updates, opt_state = optimizer.update(gradients, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), None
+        def step(_: Int[Array, ""], state: State) -> State:
+            place = batch_indices(
+                state.order_key, state.step, batch_size=self.duration.batch_size, train_size=data.train_size
+            )
+            batch = self._train_batch(state, data, data.subset[place], hyper)
+            mean_loss = partial(self._mean_loss, hyper=hyper)
+            loss, gradients = jax.value_and_grad(mean_loss)(state.params, state.fixed, batch)
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            diverges = (state.diverged_at < 0) & ~jnp.isfinite(loss)
+            return state._replace(
+                params=optax.apply_updates(state.params, updates),
+                opt_state=opt_state,
+                step=state.step + 1,
+                diverged_at=jnp.where(diverges, state.step, state.diverged_at),
+            )
 
         with self._precision():
-            (params, opt_state), _ = lax.scan(step, (state.params, state.opt_state), batches)
-        return State(params, state.fixed, opt_state, state.step + steps, state.order_key)
+            return lax.fori_loop(0, steps, step, state)
 
-    def evaluate(self, state: State, data: RunData) -> Metrics:
-        """Loss and accuracy on the run's training images and on the test split, on the same parameters."""
+    def evaluate(self, state: State, data: RunData, hyper: Hyper) -> dict[str, Metrics]:
+        """Loss and accuracy on each split, all on the same parameters: the run's training images, the
+        validation images where there are any, and the test images."""
         images = data.images
-        everything = jnp.arange(len(images.test_images), dtype=jnp.int32)
+        test = jnp.arange(len(images.test_images), dtype=jnp.int32)
+
+        def train_batch(chosen: Array) -> Batch:
+            return self._train_batch(state, data, chosen, hyper)
+
+        def validation_batch(chosen: Array) -> Batch:
+            return self._true_batch(state, data, chosen, hyper)
+
+        def test_batch(chosen: Array) -> Batch:
+            labels = images.test_labels[chosen]
+            return self._batch(state, images.test_images[chosen], -1 - chosen, labels, images, hyper)
+
         with self._precision():
-            train = self._evaluate_split(state, images.train_images, images.train_labels, data.subset, images)
-            test = self._evaluate_split(state, images.test_images, images.test_labels, everything, images)
-        return Metrics(*train, *test)
+            metrics = {"train": self._mean_metrics(state, train_batch, data.subset, data.train_size)}
+            if len(data.validation):
+                size = len(data.validation)
+                metrics["validation"] = self._mean_metrics(state, validation_batch, data.validation, size)
+            metrics["test"] = self._mean_metrics(state, test_batch, test, len(test))
+        return metrics
 
     def __call__(
         self, key: Key[Array, ""], data: RunData, hyper: Hyper | None = None
-    ) -> tuple[State, Metrics]:
+    ) -> tuple[State, dict[str, Metrics]]:
         """The whole run. The metrics have a leading axis: one entry for each step of `evaluate_after`."""
-        hyper = hyper_of(self.config.optim) if hyper is None else hyper
+        hyper = hyper_of(self.config) if hyper is None else hyper
         state = self.init(key, hyper)
-        history = [self.evaluate(state, data)]
+        history = [self.evaluate(state, data, hyper)]
         marks = self.duration.evaluate_after
         for start, stop in pairwise(marks):
             state = self.advance(state, data, hyper, steps=stop - start)
-            history.append(self.evaluate(state, data))
+            history.append(self.evaluate(state, data, hyper))
         return state, jax.tree.map(lambda *entries: jnp.stack(entries), *history)
 
     def _optimizer(self, hyper: Hyper) -> optax.GradientTransformation:
@@ -123,35 +155,56 @@ class Train:
     def _precision(self) -> AbstractContextManager[None]:
         return jax.default_matmul_precision(self.config.model.precision)
 
-    def _logits(
-        self, params: Any, fixed: Any, pixels: UInt8[Array, "b h w c"], images: Images
-    ) -> Float[Array, "b k"]:
-        normalised = (pixels.astype(jnp.float32) - images.mean) / images.std
-        return nnx.merge(self._graph, params, fixed)(normalised).astype(jnp.float32)
+    def _train_batch(self, state: State, data: RunData, chosen: Int[Array, " b"], hyper: Hyper) -> Batch:
+        """Images of the training split, with the wrong labels that some of them have."""
+        batch = self._true_batch(state, data, chosen, hyper)
+        if not self.config.data.label_noise:
+            return batch
+        noisy = noisy_labels(state.noise_key, chosen, batch.labels, hyper.label_noise, self.classes)
+        return batch._replace(labels=noisy)
 
-    def _mean_loss(
-        self, params: Any, fixed: Any, pixels: Array, labels: Array, images: Images
-    ) -> Float[Array, ""]:
-        return losses(self.config.model.head, self._logits(params, fixed, pixels, images), labels).mean()
+    def _true_batch(self, state: State, data: RunData, chosen: Int[Array, " b"], hyper: Hyper) -> Batch:
+        images = data.images
+        return self._batch(
+            state, images.train_images[chosen], chosen, images.train_labels[chosen], images, hyper
+        )
 
-    def _evaluate_split(
-        self, state: State, pixels: Pixels, labels: Labels, index: Int[Array, " size"], images: Images
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """Mean loss and accuracy over `index`, a batch at a time; what fills up the last is not counted."""
-        n = len(index)
-        size = min(n, EVALUATION_BATCH)
-        filled = jnp.pad(index, (0, -n % size)).reshape(-1, size)
-        counted = (jnp.arange(filled.size) < n).reshape(filled.shape)
+    def _batch(
+        self, state: State, pixels: Array, identity: Array, labels: Array, images: Images, hyper: Hyper
+    ) -> Batch:
+        levels = pixels.astype(jnp.float32)
+        if self.config.data.pixel_noise:
+            levels = noisy_pixels(state.noise_key, identity, levels, 255 * hyper.pixel_noise)
+        return Batch((levels - images.mean) / images.std, labels)
 
-        def batch(sums: tuple[Array, Array], entry: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
-            chosen, mask = entry
-            logits, answer = self._logits(state.params, state.fixed, pixels[chosen], images), labels[chosen]
-            loss = losses(self.config.model.head, logits, answer)
-            loss_sum = sums[0] + jnp.where(mask, loss, 0).sum()
-            return (loss_sum, sums[1] + (correct(logits, answer) & mask).sum()), None
+    def _logits(self, params: Any, fixed: Any, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
+        return nnx.merge(self._graph, params, fixed)(images).astype(jnp.float32)
 
-        (loss, hits), _ = lax.scan(batch, (jnp.float32(0), jnp.int32(0)), (filled, counted))
-        return loss / n, hits / n
+    def _mean_loss(self, params: Any, fixed: Any, batch: Batch, hyper: Hyper) -> Float[Array, ""]:
+        logits = self._logits(params, fixed, batch.images)
+        return losses(self.config.model.head, logits, batch.labels, hyper.label_smoothing).mean()
+
+    def _mean_metrics(
+        self,
+        state: State,
+        batch_of: Callable[[Array], Batch],
+        index: Int[Array, " room"],
+        count: int | Int[Array, ""],
+    ) -> Metrics:
+        """Means over the first `count` of `index`, in batches; what fills up the last is not counted."""
+        size = min(len(index), EVALUATION_BATCH)
+        filled = jnp.pad(index, (0, -len(index) % size))
+
+        def add(number: Array, sums: Metrics) -> Metrics:
+            batch = batch_of(lax.dynamic_slice(filled, (number * size,), (size,)))
+            counted = number * size + jnp.arange(size) < count
+            logits = self._logits(state.params, state.fixed, batch.images)
+            loss = jnp.where(counted, losses(self.config.model.head, logits, batch.labels), 0)
+            hits = correct(logits, batch.labels) & counted
+            return Metrics(sums.loss + loss.sum(), sums.accuracy + hits.sum())
+
+        sums = lax.fori_loop(0, -(-count // size), add, Metrics(jnp.float32(0), jnp.int32(0)))
+        return Metrics(sums.loss / count, sums.accuracy / count)
 
 
 def make_train(config: RunConfig) -> Train:

@@ -1,0 +1,74 @@
+"""The state of a stack on disk, from which an interrupted sweep goes on."""
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cnnexp.store.atomic import read_json, write_json
+
+KEPT = 2  # checkpoints of a stack
+
+
+class StackCheckpoints:
+    """The last checkpoints of one stack, written by Orbax: whole or absent.
+
+    Args:
+        folder: the sweep's.
+        runs: ids of the stack's runs, in the order of the run axis.
+    """
+
+    def __init__(self, folder: Path, runs: Sequence[str]):
+        digest = hashlib.sha256(" ".join(runs).encode()).hexdigest()[:12]
+        self.folder = folder / "checkpoints" / digest
+        self._runs = list(runs)
+        self._manager: Any = None
+
+    def save(self, step: int, state: Any) -> None:
+        """Keep a state; the oldest beyond two is dropped."""
+        import orbax.checkpoint as ocp
+
+        if self._manager is None:
+            write_json(self.folder / "runs.json", {"runs": self._runs})
+            self._manager = _manager(self.folder)
+        if step not in self._manager.all_steps():
+            self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def delete(self) -> None:
+        """The stack has ended: its results are in the store."""
+        if self._manager is not None:
+            self._manager.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def saved_stacks(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Every stack that was saved in a sweep's folder, newest first: its own folder and its runs' ids."""
+    files = list((folder / "checkpoints").glob("*/runs.json"))
+    for file in sorted(files, key=lambda path: -path.parent.stat().st_mtime):
+        yield file.parent, read_json(file).get("runs", [])
+
+
+def restore(stack: Path, like: Any, *, damaged: Callable[[Path], None]) -> Any:
+    """The newest state that can be read, in the form of `like`; None where there is none.
+
+    A checkpoint that cannot be read is handed to `damaged`.
+    """
+    import orbax.checkpoint as ocp
+
+    with _manager(stack) as manager:
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                return manager.restore(step, args=ocp.args.StandardRestore(like))
+            except Exception:  # whatever Orbax says of a file that is not what it wrote
+                damaged(stack / str(step))
+    return None
+
+
+def _manager(folder: Path) -> Any:
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step of every save
+    options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
+    return ocp.CheckpointManager(folder.resolve(), options=options)

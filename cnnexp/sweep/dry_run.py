@@ -1,0 +1,126 @@
+"""`cnnexp plan`: what a sweep would do, cell by cell. Nothing is trained or written."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cnnexp.data.arrays import check_prepared
+from cnnexp.errors import UsageError
+from cnnexp.models.spec import spec_of, total
+from cnnexp.sweep.forecast import COMPILE_SECONDS, Forecast, forecast
+from cnnexp.sweep.jobs import Cells, Job
+from cnnexp.sweep.memory import kept_bytes, working_bytes
+from cnnexp.sweep.plan import Plan, plan_sweep
+from cnnexp.sweep.refusals import refuse_impossible_sweep
+from cnnexp.text import duration_text, short_number
+from cnnexp.training.schedule import duration_of
+
+HEADER = ("cell", "weights", "MACs", "memory", "runs", "done", "stack", "time")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellLine:
+    """What the dry run says of one cell; `stacks` are numbers from 1 on."""
+
+    name: str
+    weights: int
+    macs: int
+    memory: int
+    runs: int
+    done: int
+    stacks: tuple[int, ...]
+    seconds: float
+
+
+def print_plan(jobs: Sequence[Job]) -> dict[str, float]:
+    """Print a line a cell, the cells that are impossible with their reasons, and the totals.
+
+    Returns:
+        Each run's estimated seconds, NaN where it is impossible.
+    """
+    by_id = {job.config.run_id: job for job in jobs}
+    refuse_impossible_sweep([job.config for job in by_id.values()])
+    cells = Cells(by_id)
+    impossible = _impossible(by_id, cells)
+    runs = {i: job.config for i, job in by_id.items() if cells.name(i) not in impossible}
+    plan = plan_sweep(runs)
+    guess = forecast(Path(jobs[0].config.results_dir))
+    lines = _cell_lines(plan, cells, guess)
+    for line in _columns([HEADER, *map(_text, lines)]):
+        print(line)
+    for name, reason in impossible.items():
+        print(f"impossible: {name}: {reason}")
+    for path in plan.damaged:
+        print(f"damaged: {path} is not what was written; its run will be done again")
+    _print_totals(plan, lines, impossible, guess)
+    return {run_id: guess.seconds(runs[run_id]) if run_id in runs else math.nan for run_id in by_id}
+
+
+def _impossible(jobs: Mapping[str, Job], cells: Cells) -> dict[str, str]:
+    """Cells that cannot be trained, and why."""
+    reasons: dict[str, str] = {}
+    for name, members in cells.members(jobs).items():
+        config = jobs[members[0]].config
+        try:
+            spec_of(config)
+            duration_of(config)
+            check_prepared(config.data)
+        except UsageError as error:
+            reasons[name] = str(error)
+    return reasons
+
+
+def _cell_lines(plan: Plan, cells: Cells, guess: Forecast) -> list[CellLine]:
+    stack_of = {run_id: number for number, stack in enumerate(plan.stacks, 1) for run_id in stack.runs}
+    lines = []
+    for name, members in cells.members(plan.runs).items():
+        config = plan.runs[members[0]]
+        layers, missing = spec_of(config), [run_id for run_id in members if run_id in stack_of]
+        lines.append(
+            CellLine(
+                name=name,
+                weights=total(layers, "weights"),
+                macs=total(layers, "macs"),
+                memory=kept_bytes(config) + working_bytes(config),
+                runs=len(members),
+                done=len(members) - len(missing),
+                stacks=tuple(sorted({stack_of[run_id] for run_id in missing})),
+                seconds=len(missing) * guess.seconds(config),
+            )
+        )
+    return lines
+
+
+def _text(line: CellLine) -> tuple[str, ...]:
+    stacks = (
+        "-"
+        if not line.stacks
+        else f"{line.stacks[0]}" + (f"-{line.stacks[-1]}" if len(line.stacks) > 1 else "")
+    )
+    numbers = (short_number(line.weights), short_number(line.macs), f"{short_number(line.memory)}B")
+    return (line.name, *numbers, str(line.runs), str(line.done), stacks, duration_text(line.seconds))
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Aligned: the first column to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(map(str.rjust, row[1:], widths[1:]))]).rstrip() for row in rows
+    ]
+
+
+def _print_totals(
+    plan: Plan, lines: Sequence[CellLine], impossible: Mapping[str, str], guess: Forecast
+) -> None:
+    programs = len({stack.shape for stack in plan.stacks})
+    resumed = sum(stack.resumes is not None for stack in plan.stacks)
+    seconds = sum(line.seconds for line in lines) + programs * COMPILE_SECONDS
+    left = len(plan.runs) - len(plan.ended)
+    print(
+        f"{len(lines)} cells, {len(plan.runs)} runs: {len(plan.ended)} done, {left} to train in "
+        f"{len(plan.stacks)} stacks of {programs} programs"
+        + (f", {resumed} of them from a checkpoint" if resumed else "")
+        + (f"; {len(impossible)} cells are impossible" if impossible else "")
+    )
+    print(f"about {duration_text(seconds)}, from {guess.source}")

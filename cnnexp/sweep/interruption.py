@@ -1,0 +1,44 @@
+"""SIGTERM and SIGINT as a question that the training answers when it can be stopped without loss."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+REQUEUE = 75  # exit code: EX_TEMPFAIL of sysexits.h, "try again later"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(Exception):
+    """The sweep was asked to stop, and everything is saved."""
+
+
+class Interruption:
+    """A context in which a first signal sets `asked`; a second one ends the process as it always did."""
+
+    def __init__(self):
+        self.asked = threading.Event()
+        self._before = {}
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def raise_if_asked(self) -> None:
+        """Stop here, where nothing is in progress."""
+        if self.asked.is_set():
+            raise Interrupted
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked.set()
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

@@ -1,0 +1,59 @@
+"""The runs that a command asks for, and how a person asks for them again."""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from cnnexp.config import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One combination of a sweep's overrides, and the configuration that it makes."""
+
+    config: RunConfig
+    overrides: tuple[str, ...] = ()
+
+
+class Cells:
+    """Runs that differ in their seeds alone, named by the overrides that tell them from the other cells."""
+
+    def __init__(self, jobs: Mapping[str, Job]):
+        pairs = {run_id: [_key_and_value(o) for o in job.overrides] for run_id, job in jobs.items()}
+        values: dict[str, set[str]] = {}
+        for key, value in (pair for given in pairs.values() for pair in given):
+            values.setdefault(key, set()).add(value)
+        self._varying = [key for key in values if len(values[key]) > 1 and key != "seed"]
+        self._names = {run_id: self._name(dict(given)) for run_id, given in pairs.items()}
+
+    def name(self, run_id: str) -> str:
+        """The cell of a run: `tying=local kernel_size=5`."""
+        return self._names[run_id]
+
+    def members(self, runs: Iterable[str]) -> dict[str, list[str]]:
+        """Runs by the names of their cells."""
+        members: dict[str, list[str]] = {}
+        for run_id in runs:
+            members.setdefault(self._names[run_id], []).append(run_id)
+        return members
+
+    def _name(self, given: Mapping[str, str]) -> str:
+        named = (f"{key.rpartition('.')[2]}={given[key]}" for key in self._varying if key in given)
+        return " ".join(named) or "the run"
+
+
+def rerun_commands(jobs: Sequence[Job]) -> list[str]:
+    """Commands that ask for just these jobs: one for each cell."""
+    seeds: dict[tuple[str, ...], list[str]] = {}
+    for job in jobs:
+        rest = tuple(o for o in job.overrides if not o.startswith(("seed=", "hydra.")))
+        seeds.setdefault(rest, []).append(str(job.config.seed))
+    return [
+        shlex.join(["cnnexp", "run", *rest, f"seed={','.join(dict.fromkeys(values))}"])
+        for rest, values in seeds.items()
+    ]
+
+
+def _key_and_value(override: str) -> tuple[str, str]:
+    key, _, value = override.lstrip("+").partition("=")
+    return key, value
