@@ -1,7 +1,7 @@
 """Numbers as people read them."""
 
 
-def short_number(number: float) -> str:
+def short_number(number: float | int) -> str:
     """Three digits and a prefix.
 
     >>> short_number(28_938)
@@ -14,7 +14,7 @@ def short_number(number: float) -> str:
     raise AssertionError
 
 
-def duration_text(seconds: float) -> str:
+def duration_text(seconds: float | int) -> str:
     """Two units at most.
 
     >>> duration_text(5400)

@@ -84,5 +84,7 @@ def _step(what: str, *command: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Set up .venv from requirements.lock.")
-    parser.add_argument("--extra", action="append", default=[], choices=("dev", "tfds", "cuda", "tpu"))
+    parser.add_argument(
+        "--extra", action="append", default=[], choices=("dev", "optuna", "tfds", "cuda", "tpu")
+    )
     set_up(set(parser.parse_args().extra))

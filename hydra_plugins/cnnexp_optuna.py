@@ -1,0 +1,162 @@
+"""`hydra/sweeper=optuna`: a search by current Optuna, whose batches train as stacks."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    import optuna
+
+
+class OptunaSweeper(Sweeper):
+    """Searches for the highest validation accuracy; the keys are those of Hydra's Optuna plugin.
+
+    What is searched is written as sweeps are: `key=a,b`, `key=range(1,9)`, `key=interval(0,1)`,
+    `key='tag(log, interval(1e-4, 1e-1))'`. The test split decides nothing.
+
+    Args:
+        direction: `maximize` or `minimize`.
+        n_trials: runs in all.
+        n_jobs: runs that are asked for at once: those that differ in traced values train as one stack.
+        storage: Optuna's URL of a data base that keeps the study; null: it lives as long as the command.
+        study_name: of the study in the storage.
+        sampler: an Optuna sampler to instantiate.
+        params: what is searched, beside what the command line says.
+    """
+
+    def __init__(
+        self,
+        direction: str,
+        n_trials: int,
+        n_jobs: int,
+        storage: str | None,
+        study_name: str | None,
+        sampler: DictConfig,
+        params: DictConfig | None,
+    ):
+        self.direction, self.n_trials, self.n_jobs = direction, n_trials, n_jobs
+        self.storage, self.study_name, self.sampler = storage, study_name, sampler
+        self.params = params
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Make the launcher."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Ask for batches of trials and launch each as one sweep."""
+        from cnnexp.errors import UsageError
+        from cnnexp.sweep.compose import quote_tyings
+
+        if self.config.hydra.launcher.action != "run":
+            raise UsageError(
+                "hydra/sweeper=optuna: its runs are not known beforehand; only cnnexp run takes it"
+            )
+        if not self.config.data.validation_size and not any("validation_size" in a for a in arguments):
+            raise UsageError(
+                "hydra/sweeper=optuna: it chooses by validation accuracy, and the test split must not; "
+                "set data.validation_size"
+            )
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        given = [f"{key}={value}" for key, value in (self.params or {}).items()]
+        overrides = {o.key_or_group: o for o in parser.parse_overrides(quote_tyings([*given, *arguments]))}
+        searched = {key: _distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
+        fixed = [o.input_line or "" for o in overrides.values() if not o.is_sweep_override()]
+        study = self._study()
+        while (asked := len(study.trials)) < self.n_trials:
+            self._batch(study, searched, fixed, min(self.n_jobs, self.n_trials - asked))
+        best = study.best_trial
+        found = " ".join(f"{key}={value}" for key, value in best.params.items())
+        print(f"best of {len(study.trials)} runs: {found}: validation accuracy {best.value:.4f}")
+        return best.value
+
+    def _batch(
+        self, study: "optuna.Study", searched: Mapping[str, Any], fixed: list[str], number: int
+    ) -> None:
+        from optuna.trial import TrialState
+
+        trials = [study.ask(dict(searched)) for _ in range(number)]
+        jobs = [[*fixed, *(f"{key}={_quoted(value)}" for key, value in t.params.items())] for t in trials]
+        try:
+            values = [
+                job.return_value for job in self.launcher.launch(jobs, initial_job_idx=trials[0].number)
+            ]
+        except BaseException:
+            for trial in trials:
+                study.tell(trial, state=TrialState.FAIL)
+            raise
+        for trial, value in zip(trials, values, strict=True):
+            if math.isfinite(value):
+                study.tell(trial, value)
+            else:
+                study.tell(trial, state=TrialState.FAIL)
+
+    def _study(self) -> "optuna.Study":
+        from cnnexp.errors import UsageError
+
+        try:
+            import optuna
+        except ImportError:
+            raise UsageError(
+                "hydra/sweeper=optuna needs Optuna; type: pip install 'cnnexp[optuna]'"
+            ) from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        return optuna.create_study(
+            storage=self.storage,
+            sampler=instantiate(self.sampler),
+            study_name=self.study_name,
+            direction=self.direction,  # pyright: ignore[reportArgumentType]
+            load_if_exists=True,
+        )
+
+
+def _distribution(override: Override) -> Any:
+    """Optuna's form of a sweep."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        log = "log" in value.tags
+        if "int" in value.tags:
+            return IntDistribution(int(value.start or 0), int(value.end or 0), log=log)
+        return FloatDistribution(value.start or 0.0, value.end or 0.0, log=log)
+    if isinstance(value, RangeSweep):
+        numbers = list(value.range())
+        if all(isinstance(number, int) for number in numbers):
+            return IntDistribution(numbers[0], numbers[-1], step=int(value.step))
+    if isinstance(value, ChoiceSweep | RangeSweep):
+        return CategoricalDistribution(list(override.sweep_string_iterator()))
+    raise AssertionError(override.input_line)
+
+
+def _quoted(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)
+
+
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="optuna",
+    node={
+        "_target_": "hydra_plugins.cnnexp_optuna.OptunaSweeper",
+        "_recursive_": False,  # the sampler is made when it is known that Optuna is there
+        "direction": "maximize",
+        "n_trials": 20,
+        "n_jobs": 4,
+        "storage": None,
+        "study_name": None,
+        "sampler": {"_target_": "optuna.samplers.TPESampler", "seed": 0},
+        "params": None,
+    },
+    provider="cnnexp",
+)
