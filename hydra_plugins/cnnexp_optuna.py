@@ -56,6 +56,7 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Ask for batches of trials and launch each as one sweep."""
+        assert self.config is not None and self.hydra_context is not None
         from cnnexp.errors import UsageError
         from cnnexp.sweep.compose import quote_tyings
 
@@ -86,6 +87,7 @@ class OptunaSweeper(Sweeper):
     ) -> None:
         from optuna.trial import TrialState
 
+        assert self.launcher is not None
         trials = [study.ask(dict(searched)) for _ in range(number)]
         jobs = [[*fixed, *(f"{key}={_quoted(value)}" for key, value in t.params.items())] for t in trials]
         try:

@@ -4,9 +4,9 @@
 
 Kernel size {3, 5} x stride {1, 2} x tying {shared, local} x 4 learning rates x 3 seeds = 96 trainings of the
 two-layer net on 10,000 Fashion-MNIST images for 2 epochs, each evaluated on its training and test images
-before the first and after each epoch. Ours: `cnnexp run` with an empty and with a filled compilation cache. PyTorch:
-in one process, and in one process per run as `python train.py -m` starts them. `--sample N` has PyTorch train
-N runs of each cell's 12 and scales what they took; 12 trains them all.
+before the first and after each epoch. Ours: `cnnexp run` with an empty and with a filled compilation cache.
+PyTorch: in one process, and in one process per run as `python train.py -m` starts them. `--sample N` has
+PyTorch train N runs of each cell's 12 and scales what they took; 12 trains them all.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def torch_training(torch: Any, data: dict[str, Any], cell: Cell, learning_rate: 
             sum(float(functional.cross_entropy(score, y, reduction="sum")) for score, y in scores)
             return sum(int((score.argmax(1) == y).sum()) for score, y in scores) / len(labels)
 
-    images, labels = data["train"]
+    (images, labels), test = data["train"], 0.0
     for epoch in range(EPOCHS + 1):
         if epoch:
             for chosen in torch.randperm(len(images), device=device).split(BATCH):
@@ -120,8 +120,12 @@ def torch_data(torch: Any) -> dict[str, Any]:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images = load_prepared("fashion_mnist", None)
-    pixels = [np.moveaxis(part, -1, 1) for part in (images.train_images[:IMAGES], images.test_images)]
-    labels = [part.astype(np.int64) for part in (images.train_labels[:IMAGES], images.test_labels)]
+    pixels = [
+        np.moveaxis(np.asarray(part), -1, 1) for part in (images.train_images[:IMAGES], images.test_images)
+    ]
+    labels = [
+        np.asarray(part).astype(np.int64) for part in (images.train_labels[:IMAGES], images.test_labels)
+    ]
     train, test = (
         (torch.tensor(x.copy(), device=device), torch.tensor(y, device=device))
         for x, y in zip(pixels, labels, strict=True)
@@ -139,7 +143,7 @@ def runs_of(seeds: int, sample: int) -> list[tuple[Cell, float, int]]:
 
 def torch_process(index: int | None, seeds: int, sample: int) -> None:
     """What a PyTorch process does: all trainings, or one of them."""
-    import torch
+    import torch  # pyright: ignore
 
     data, runs = torch_data(torch), runs_of(seeds, sample)
     for cell, rate, seed in runs if index is None else [runs[index]]:

@@ -24,7 +24,8 @@ from cnnexp.training.noise import noisy_labels, noisy_pixels
 from cnnexp.training.optimizer import make_optimizer
 from cnnexp.training.schedule import Duration, duration_of
 
-EVALUATION_BATCH = 512  # images at a time: bounds the memory of an evaluation
+# Images at a time in an evaluation. On CPU what they make must stay in its caches.
+EVALUATION_BATCH_ON_CPU, EVALUATION_BATCH = 128, 512
 
 
 class RunData(NamedTuple):
@@ -192,7 +193,8 @@ class Train:
         count: int | Int[Array, ""],
     ) -> Metrics:
         """Means over the first `count` of `index`, in batches; what fills up the last is not counted."""
-        size = min(len(index), EVALUATION_BATCH)
+        on_cpu = jax.default_backend() == "cpu"
+        size = min(len(index), EVALUATION_BATCH_ON_CPU if on_cpu else EVALUATION_BATCH)
         filled = jnp.pad(index, (0, -len(index) % size))
 
         def add(number: Array, sums: Metrics) -> Metrics:

@@ -1,0 +1,223 @@
+"""A sweep that is stopped, killed, shared or damaged ends with the numbers of one left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from cnnexp.store.checkpoints import StackCheckpoints, restore, saved_stacks
+from cnnexp.store.claims import Claims
+from cnnexp.store.runs import StoredRun, damaged_files, read_runs
+from cnnexp.sweep.interruption import Interruption
+from cnnexp.training.loop import Moment, StackTraining
+from tests.test_sweep import run  # noqa: F401  (a fixture)
+
+SWEEP = ["model.tying=shared,local", "seed=0,1,2", "sweep.checkpoint_seconds=0", "train.steps=12"]
+
+
+def numbers(name: str) -> dict[str, tuple[dict[str, Any], list[Any]]]:
+    """All that must not depend on what happened on the way."""
+
+    def lasting(stored: StoredRun) -> dict[str, Any]:
+        return {key: value for key, value in stored.summary.items() if key != "wall_seconds"}
+
+    return {stored.run_id: (lasting(stored), stored.history) for stored in read_runs(Path("results") / name)}
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of one step, so that there are many moments."""
+    monkeypatch.setattr(StackTraining, "_keep_pace", lambda self, steps, seconds: None)
+    before = StackTraining.__init__
+
+    def init(self: Any, *arguments: Any) -> None:
+        before(self, *arguments)
+        self._piece = 1
+
+    monkeypatch.setattr(StackTraining, "__init__", init)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("moment", [0, 2, 5, 12, 13, 17])
+def test_interrupted_sweep_saves_asks_to_be_requeued_and_goes_on(
+    run: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    moment: int,
+) -> None:
+    assert run(*SWEEP, "name=alone") == 0
+    healthy, seen = StackTraining.run, [0]
+
+    def interrupted(self: Any, *arguments: Any) -> Any:
+        for each in healthy(self, *arguments):
+            if seen[0] == moment:
+                os.kill(os.getpid(), signal.SIGTERM)
+            seen[0] += 1
+            yield each
+
+    monkeypatch.setattr(StackTraining, "run", interrupted)
+    assert run(*SWEEP, "name=stopped") == 75
+    statuses = [stored.status for stored in read_runs(Path("results/stopped"))]
+    assert "interrupted" in statuses or statuses.count("finished") == 3
+    assert run(*SWEEP, "name=stopped") == 0
+    assert numbers("stopped") == numbers("alone")
+    assert not list(Path("results/stopped").glob("checkpoints/*"))
+    if 0 < moment < 12:
+        assert seen[0] < 2 * 13 + 2  # it went on: a few moments more than those of two whole stacks
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_part_of_an_interrupted_stack_goes_on_and_a_damaged_history_starts_anew(
+    run: Any,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sweep = ["seed=0,1,2", "sweep.checkpoint_seconds=0", "train.steps=9"]
+    assert run(*sweep, "name=alone") == 0
+    healthy = StackTraining.run
+
+    def killed(self: Any, *arguments: Any) -> Any:
+        for number, moment in enumerate(healthy(self, *arguments)):
+            if number == 6:
+                raise KeyboardInterrupt
+            yield moment
+
+    monkeypatch.setattr(StackTraining, "run", killed)
+    assert run(*sweep, "name=broken") == 130
+    monkeypatch.setattr(StackTraining, "run", healthy)
+    folders = [stored.folder for stored in read_runs(Path("results/broken"))]
+    (folders[0] / "history.jsonl").write_text("{]")
+    (saved,) = saved_stacks(Path("results/broken"))
+    newest = max((path for path in saved[0].iterdir() if path.name.isdigit()), key=lambda p: int(p.name))
+    for file in (newest / "default").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"nothing of the kind")
+    assert run(*sweep, "name=broken") == 0
+    assert numbers("broken") == numbers("alone")
+
+
+def test_what_is_damaged_is_set_aside_named_and_done_again(
+    run: Any,  # noqa: F811
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert run("seed=0,1,2,3") == 0
+    before = numbers("default")
+    folders = [stored.folder for stored in read_runs(Path("results/default"))]
+    summary = (folders[0] / "summary.json").read_bytes()
+    (folders[0] / "summary.json").write_bytes(summary[:40])
+    (folders[1] / "status.json").write_text("")
+    (folders[2] / "history.jsonl").unlink()
+    assert [path.name for folder in folders for path in damaged_files(folder)] == [
+        "summary.json",
+        "status.json",
+        "history.jsonl",
+    ]
+    capfd.readouterr()
+    assert run("seed=0,1,2,3") == 0
+    told = capfd.readouterr().err
+    for folder, name in zip(folders, ("summary.json", "status.json", "history.jsonl"), strict=False):
+        assert f"{folder / name} is not what was written" in told
+    assert (folders[0] / "summary.json.damaged1").read_bytes() == summary[:40]
+    assert numbers("default") == before
+
+
+def test_two_claims_never_overlap_and_end_with_their_process(tmp_path: Path) -> None:
+    with Claims(tmp_path) as first, Claims(tmp_path) as second:
+        assert first.take({"a", "b"}) == {"a", "b"}
+        assert second.take({"b", "c"}) == {"c"}
+        assert second.others() == {"a", "b"} and first.others() == {"c"}
+        first.take(())
+        assert second.take({"b"}) == {"b"}
+    dead = (
+        "import os, sys; from pathlib import Path; from cnnexp.store.claims import Claims\n"
+        "claims = Claims(Path(sys.argv[1])).__enter__(); claims.take({'a'}); os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", dead, str(tmp_path)], check=False)
+    with Claims(tmp_path) as third:
+        assert third.take({"a"}) == {"a"}
+
+
+def test_a_second_signal_ends_the_process_as_ever() -> None:
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert interruption.asked.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+
+def test_only_the_last_two_checkpoints_are_kept_and_an_unreadable_one_is_passed_over(tmp_path: Path) -> None:
+    checkpoints = StackCheckpoints(tmp_path, ["a", "b"])
+    for step in (1, 2, 3):
+        checkpoints.save(
+            step, {"x": np.full(2, float(step)), "key": jax.random.split(jax.random.key(step), 2)}
+        )
+    assert sorted(path.name for path in checkpoints.folder.iterdir() if path.is_dir()) == ["2", "3"]
+    assert list(saved_stacks(tmp_path)) == [(checkpoints.folder, ["a", "b"])]
+    for file in checkpoints.folder.glob("3/default/**/*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    damaged: list[Path] = []
+    like = {
+        "x": jax.ShapeDtypeStruct((2,), np.float32),
+        "key": jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2)),
+    }
+    state = restore(checkpoints.folder, like, damaged=damaged.append)
+    assert damaged == [checkpoints.folder / "3"] and state["x"].tolist() == [2.0, 2.0]
+    checkpoints.delete()
+    assert list(saved_stacks(tmp_path)) == []
+
+
+def test_a_moment_is_what_the_training_goes_on_from(configure: Any, images: Any) -> None:
+    configs = [configure(seed=seed) for seed in (0, 1)]
+    training = StackTraining(configs[0], images)
+    whole = [moment for moment in training.run(configs)]
+    assert [moment.step for moment in whole] == [0, 2, 4, 5]
+    saved: list[Any] = []
+    for moment in training.run(configs):
+        if moment.step == 2:
+            saved.append(jax.tree.map(np.asarray, _unkeyed(moment)))
+            break
+    keyed = jax.tree.map(jax.numpy.asarray, saved[0])
+    state = keyed._replace(
+        order_key=jax.random.wrap_key_data(keyed.order_key),
+        noise_key=jax.random.wrap_key_data(keyed.noise_key),
+    )
+    rest = list(training.run(configs, state))
+    assert [moment.rows for moment in rest] == [moment.rows for moment in whole[2:]]
+
+
+def _unkeyed(moment: Moment) -> Any:
+    state = moment.state
+    return state._replace(
+        order_key=jax.random.key_data(state.order_key), noise_key=jax.random.key_data(state.noise_key)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_random_moments_a_sweep_ends_with_the_same_numbers() -> None:
+    check = [sys.executable, str(Path("scripts/check_resume.py")), "--kills=3", "train.steps=200"]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 0 and "runs that differ: none" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
+    sizes = ["data.images=200", "data.test_images=50", "data.train_size=64", "model.features=[2]"]
+    command = [sys.executable, "-m", "cnnexp", "run", *sizes, "model.tying=shared,local,dense", "seed=0,1"]
+    command += ["train.steps=300", "tracking.mode=disabled"]
+    both = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    stored = read_runs(tmp_path / "results" / "default")
+    assert [one.status for one in stored] == ["finished"] * 6
+    pids = [json.loads((one.folder / "status.json").read_text())["pid"] for one in stored]
+    assert len(set(pids)) == 2
