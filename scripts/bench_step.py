@@ -25,8 +25,9 @@ from cnnexp.config import RunConfig, parse
 from cnnexp.data.arrays import images_of
 from cnnexp.models.spec import spec_of
 from cnnexp.sweep.compose import plain
+from cnnexp.sweep.devices import configure_jax
 from cnnexp.training.hyper import hyper_of
-from cnnexp.training.stack import RunInputs, compile_stack
+from cnnexp.training.stack import RUNS, WHOLE, RunInputs, compile_stack, device_mesh, on_devices
 from cnnexp.training.train import Train
 
 SIZE, STEPS = 4096, 10
@@ -61,12 +62,14 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
 def epoch(config: RunConfig, runs: int) -> benching.Call:
     """`STEPS` steps of a stack as one compiled program."""
     train, pixels, labels = Train(config), *pictures()
-    images = jax.device_put(images_of(pixels, labels, pixels[:1], labels[:1]))
-    compiled = compile_stack(train)
+    mesh = device_mesh(runs)
+    images = on_devices(images_of(pixels, labels, pixels[:1], labels[:1]), WHOLE, mesh)
+    compiled = compile_stack(train, mesh)
     hyper = jax.tree.map(lambda value: jnp.full(runs, value, jnp.float32), hyper_of(config))
     subset, sizes = jnp.tile(jnp.arange(SIZE, dtype=jnp.int32), (runs, 1)), jnp.full(runs, SIZE)
-    inputs, steps = RunInputs(subset, sizes, subset[:, :0], hyper), jnp.int32(STEPS)
-    state = [compiled.init(jax.random.split(jax.random.key(0), runs), hyper)]
+    inputs, steps = on_devices(RunInputs(subset, sizes, subset[:, :0], hyper), RUNS, mesh), jnp.int32(STEPS)
+    keys = on_devices(jax.random.split(jax.random.key(0), runs), RUNS, mesh)
+    state = [compiled.init(keys, inputs.hyper)]
 
     def call() -> object:
         state[0] = compiled.advance(state[0], inputs, images, steps)
@@ -128,6 +131,7 @@ def main() -> None:
     options.add_argument("--dtype", default="null", help="null (float32) or bfloat16")
     options.add_argument("--precision", default="null", help="as model.precision")
     chosen = options.parse_args()
+    configure_jax()
     torch, rows = benching.torch_or_none(), []
     if torch is None:
         print("PyTorch is not installed: left out")

@@ -149,8 +149,7 @@ def test_a_second_signal_ends_the_process_as_ever() -> None:
         time.sleep(0.01)
         assert interruption.asked.is_set()
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_only_the_last_two_checkpoints_are_kept_and_an_unreadable_one_is_passed_over(tmp_path: Path) -> None:
@@ -178,7 +177,7 @@ def test_only_the_last_two_checkpoints_are_kept_and_an_unreadable_one_is_passed_
 def test_a_moment_is_what_the_training_goes_on_from(configure: Any, images: Any) -> None:
     configs = [configure(seed=seed) for seed in (0, 1)]
     training = StackTraining(configs[0], images)
-    whole = [moment for moment in training.run(configs)]
+    whole = list(training.run(configs))
     assert [moment.step for moment in whole] == [0, 2, 4, 5]
     saved: list[Any] = []
     for moment in training.run(configs):

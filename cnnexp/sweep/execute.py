@@ -91,7 +91,7 @@ class SweepWork:
         self._claims, self._interruption = claims, interruption
         self._progress, self._mirror = progress, mirror
         self._queue: deque[Stack] = deque()
-        self._training: tuple[str, StackTraining] | None = None
+        self._training: tuple[tuple[str, int], StackTraining] | None = None
 
     def train(self, stacks: Sequence[Stack]) -> None:
         """Train the stacks, then what other processes have left behind, until every run has ended."""
@@ -211,15 +211,18 @@ class SweepWork:
 
     def _training_for(self, stack: Stack) -> "StackTraining":
         """The compiled program: stacks of one shape follow one another and share it."""
+        import jax
+
         from cnnexp.training.loop import StackTraining
 
-        if self._training is None or self._training[0] != stack.shape:
+        key = (stack.shape, min(len(stack.runs), jax.local_device_count()))
+        if self._training is None or self._training[0] != key:
             self._training = None
             return_memory()
             # The whole set, whatever part of it the runs use: every stack of a sweep asks for the same.
             whole = stack.config.data.model_copy(update=WHOLE_SET)
-            images = _images_on_device(whole)  # pyright: ignore[reportArgumentType]  (Pydantic hashes what is frozen)
-            self._training = (stack.shape, StackTraining(stack.config, images))
+            images = _images(whole)  # pyright: ignore[reportArgumentType]  (Pydantic hashes what is frozen)
+            self._training = (key, StackTraining(stack.config, images, len(stack.runs)))
         return self._training[1]
 
     def _restored(self, stack: Stack, training: "StackTraining") -> "tuple[Stack, State | None, int | None]":
@@ -276,11 +279,10 @@ def _failure_report(failed: Mapping[str, str], jobs: Mapping[str, Job]) -> str:
 
 
 @functools.lru_cache(maxsize=1)  # stacks of one sweep mostly share their data set
-def _images_on_device(data: Digits | TFDSImages) -> Images:
+def _images(data: Digits | TFDSImages) -> Images:
     from cnnexp.data.arrays import load
-    from cnnexp.training.stack import WHOLE, on_devices
 
-    return on_devices(load(data), WHOLE)
+    return load(data)
 
 
 def _objective(run: RunConfig) -> float:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from cnnexp.data.shapes import train_size_of
 from cnnexp.data.subsets import run_order
 from cnnexp.models.spec import total
 from cnnexp.training.hyper import hyper_of
-from cnnexp.training.stack import RUNS, RunInputs, compile_stack, on_devices
+from cnnexp.training.stack import RUNS, WHOLE, RunInputs, compile_stack, device_mesh, on_devices
 from cnnexp.training.train import Metrics, State, Train, make_train
 
 Row = dict[str, int | float]
@@ -47,12 +47,13 @@ class Moment:
 
 
 class StackTraining:
-    """One compiled program, for any runs of its shapes; the images are on the devices."""
+    """One compiled program for up to `runs` runs of its shapes, and the images on its devices."""
 
-    def __init__(self, config: RunConfig, images: Images):
+    def __init__(self, config: RunConfig, images: Images, runs: int = 1):
         self.train: Train = make_train(config)
-        self._images = images
-        self._compiled = compile_stack(self.train)
+        self._mesh = device_mesh(runs)
+        self._images = on_devices(images, WHOLE, self._mesh)
+        self._compiled = compile_stack(self.train, self._mesh)
         self._piece = 16  # steps between two signs of life: grows and shrinks with what they take
         labels = np.asarray(images.train_labels)
         self._order = lru_cache(maxsize=64)(lambda seed: run_order(labels, seed))
@@ -63,15 +64,16 @@ class StackTraining:
         The first evaluation is before any training, the last after the last step. `resumed` is the state of
         an earlier moment, from which the training goes on to the same numbers.
         """
-        room = -len(runs) % len(jax.local_devices())
-        inputs = on_devices(self._inputs([*runs, *[runs[-1]] * room]), RUNS)  # the last run fills up
+        room = -len(runs) % self._mesh.size
+        spread = partial(on_devices, spec=RUNS, mesh=self._mesh)
+        inputs = spread(self._inputs([*runs, *[runs[-1]] * room]))  # the last run fills up
         keys = jnp.stack([jax.random.key(run.seed) for run in [*runs, *[runs[-1]] * room]])
         marks = self.train.duration.evaluate_after
         if resumed is None:
-            state, step = self._compiled.init(on_devices(keys, RUNS), inputs.hyper), 0
+            state, step = self._compiled.init(spread(keys), inputs.hyper), 0
             yield self._evaluated(runs, state, inputs, step)
         else:
-            state = on_devices(jax.tree.map(lambda leaf: _filled_up(leaf, room), resumed), RUNS)
+            state = spread(jax.tree.map(lambda leaf: _filled_up(leaf, room), resumed))
             step = int(resumed.step[0])
         for stop in (mark for mark in marks if mark > step):
             while step < stop:

@@ -52,13 +52,12 @@ class CompiledStack(NamedTuple):
     evaluate: Callable[[State, RunInputs, Images], dict[str, Metrics]]
 
 
-def compile_stack(train: Train) -> CompiledStack:
+def compile_stack(train: Train, mesh: Mesh) -> CompiledStack:
     """Compile the pieces of a training; each XLA program is built at its first call.
 
-    The run axis is spread over all local devices and must be divisible by their number; no device needs
-    what another has.
+    The run axis is spread over the mesh and must be divisible by its size; no device needs what another has.
     """
-    spread = partial(jax.shard_map, mesh=device_mesh(), out_specs=RUNS, check_vma=False)
+    spread = partial(jax.shard_map, mesh=mesh, out_specs=RUNS, check_vma=False)
 
     def data_of(inputs: RunInputs, images: Images) -> RunData:
         return RunData(images, inputs.subset, inputs.train_size, inputs.validation)
@@ -84,11 +83,11 @@ def compile_stack(train: Train) -> CompiledStack:
     return CompiledStack(init, advance, evaluate)
 
 
-def device_mesh() -> Mesh:
-    """All devices of this machine, along the run axis."""
-    return Mesh(np.array(jax.local_devices()), ("runs",))
+def device_mesh(runs: int) -> Mesh:
+    """Devices of this machine along the run axis: all of them, or as many as there are runs."""
+    return Mesh(np.array(jax.local_devices()[:runs]), ("runs",))
 
 
-def on_devices(tree: Runs, spec: PartitionSpec) -> Runs:
+def on_devices(tree: Runs, spec: PartitionSpec, mesh: Mesh) -> Runs:
     """Put arrays on the devices: spread along the run axis, or whole on each of them."""
-    return jax.device_put(tree, NamedSharding(device_mesh(), spec))
+    return jax.device_put(tree, NamedSharding(mesh, spec))
