@@ -1,10 +1,13 @@
 """From the command line to the store: real runs of the smallest size."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from cnnexp import cli
@@ -113,10 +116,88 @@ def test_learning_rates_share_a_stack_and_differ(run: Any) -> None:
     assert len(losses) == 2 and losses[0.001] != losses[0.1]
 
 
-def test_divergence_is_a_status(run: Any) -> None:
-    assert run("optim=sgd", "optim.learning_rate=1e30") == 0
-    (stored,) = runs_of().values()
-    assert stored.status == "diverged" and stored.summary["status"] == "diverged"
+def test_a_run_that_diverges_ends_with_its_step_and_its_neighbours_go_on(run: Any) -> None:
+    assert run("optim=sgd", "optim.learning_rate=0.01,1e30", "name=both") == 0
+    assert run("optim=sgd", "optim.learning_rate=0.01", "name=alone") == 0
+    (alone,) = read_runs(Path("results/alone"))
+    both = {stored.status: stored for stored in read_runs(Path("results/both"))}
+    assert both["finished"].history == alone.history
+    summary = both["diverged"].summary
+    assert summary["status"] == "diverged" and 0 < summary["diverged_step"] < 3
+    assert both["finished"].summary["diverged_step"] is None
+    assert [row["step"] for row in both["diverged"].history] == [0, 3]  # it ends where it is seen
+
+
+def test_out_of_memory_halves_the_stack_and_goes_on(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from cnnexp.training import loop
+
+    healthy, sizes = loop.StackTraining.run, []
+
+    def small_memory(self: Any, runs: Any, resumed: Any) -> Any:
+        sizes.append(len(runs))
+        if len(runs) > 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+        return healthy(self, runs, resumed)
+
+    monkeypatch.setattr(loop.StackTraining, "run", small_memory)
+    assert run("seed=range(7)") == 0
+    assert sizes == [7, 3, 1, 2, 4, 2, 2] or sorted(sizes) == [1, 2, 2, 2, 3, 4, 7]
+    assert "out of memory with 7 runs at once" in capfd.readouterr().err
+    assert [stored.status for stored in read_runs(Path("results/default"))] == ["finished"] * 7
+
+
+def test_on_error_stop_ends_the_sweep_and_the_last_lines_say_how_to_go_on(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from cnnexp.training import loop
+
+    def broken(self: Any, runs: Any, resumed: Any) -> Any:
+        raise FloatingPointError("broken on purpose")
+
+    monkeypatch.setattr(loop.StackTraining, "run", broken)
+    assert run("model.tying=shared,local", "seed=3,4", "sweep.on_error=stop") == 1
+    last = capfd.readouterr().err.splitlines()[-2:]
+    assert last[0].startswith("cnnexp: 2 of 4 runs failed (FloatingPointError: broken on purpose)")
+    assert last[1].endswith("model.tying=shared sweep.on_error=stop seed=3,4")
+    assert len(read_runs(Path("results/default"))) == 2
+
+
+def test_optuna_searches_by_validation_accuracy_in_stacks(
+    run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=5", "hydra.sweeper.n_jobs=3"]
+    search += ["optim.learning_rate=tag(log,interval(1e-4,1e-1))", "model.activation=relu,tanh"]
+    assert run(*search) == 2
+    assert "set data.validation_size" in capsys.readouterr().err
+    assert run(*search, "data.validation_size=50") == 0
+    stored = read_runs(Path("results/default"))
+    best = max(one.summary["validation/accuracy"] for one in stored)
+    assert len(stored) == 5 and f"validation accuracy {best:.4f}" in capsys.readouterr().out
+    assert all(1e-4 <= one.config["optim"]["learning_rate"] <= 1e-1 for one in stored)
+
+
+def test_hydras_own_sweeper_launches_stacks_too(run: Any) -> None:
+    assert run("-m", "hydra/sweeper=basic", "seed=0,1", "optim.learning_rate=0.1") == 0
+    assert [stored.status for stored in read_runs(Path("results/default"))] == ["finished"] * 2
+
+
+@pytest.mark.slow
+def test_eight_devices_give_the_same_results_as_one(tmp_path: Path) -> None:
+    sweep = ["model.tying=shared,local", "seed=range(5)", "tracking.mode=disabled"]
+    for devices in (1, 8):
+        subprocess.run(
+            [sys.executable, "-m", "cnnexp", "run", *SMALL, *sweep, f"name=on{devices}"],
+            cwd=tmp_path,
+            env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+            check=True,
+        )
+    one, eight = (read_runs(tmp_path / "results" / f"on{devices}") for devices in (1, 8))
+    assert eight[0].summary["device"].startswith("8 x cpu")
+    for first, second in zip(one, eight, strict=True):
+        assert first.run_id == second.run_id
+        assert first.summary["test/loss"] == pytest.approx(second.summary["test/loss"], abs=1e-5)
 
 
 def test_a_stack_that_raises_is_kept_told_and_does_not_end_the_sweep(

@@ -6,15 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from cnnexp.config import RunConfig
 from cnnexp.data.arrays import Images, load
 from cnnexp.data.subsets import run_order
 from cnnexp.training import stack
-from cnnexp.training.batches import batch_indices
+from cnnexp.training.batches import ROUNDS, batch_indices, permuted
 from cnnexp.training.hyper import hyper_of
 from cnnexp.training.loop import Moment, Row, StackTraining
 from cnnexp.training.loss import correct, losses
+from cnnexp.training.noise import noisy_labels, noisy_pixels
 from cnnexp.training.schedule import duration_of
 from cnnexp.training.train import RunData, State, Train, make_train
 from tests.conftest import Configure
@@ -121,6 +123,72 @@ def test_batches_pass_over_the_images_without_loss_and_resume(size: int, batch: 
     assert (batches(7, 5) == everything[7:12]).all()
     if size > 2:
         assert list(stream[:size]) != list(stream[size : 2 * size])
+
+
+@pytest.mark.parametrize("size", [2, 3, 7, 64, 100])
+def test_orders_are_as_random_as_those_of_jax(size: int) -> None:
+    epochs = 4000
+
+    def orders(words: Any) -> np.ndarray:
+        epoch, place = jnp.divmod(jnp.arange(epochs * size, dtype=jnp.uint32), size)
+        return np.asarray(permuted(words, epoch, place, jnp.uint32(size)), np.int64).reshape(epochs, size)
+
+    found = orders(jax.random.bits(jax.random.key(2), (ROUNDS, 2)))
+    assert (np.sort(found, axis=1) == np.arange(size)).all()
+    counts = np.stack([np.bincount(column, minlength=size) for column in found.T])
+    statistic = ((counts - epochs / size) ** 2 / (epochs / size)).sum()
+    assert stats.chi2.sf(statistic, (size - 1) ** 2) > 1e-3  # each image is anywhere equally often
+    if size > 2:
+        steps = (found[:, 1:] - found[:, :-1]) % size
+        assert stats.chisquare(np.bincount(steps.ravel(), minlength=size)[1:]).pvalue > 1e-3
+
+
+def test_training_sizes_share_a_stack_and_give_what_they_give_alone(configure: Configure) -> None:
+    configs = [configure(data={"train_size": size}) for size in (7, 30, 60)]
+    solo = [loss for config in configs for loss in final_losses([config])]
+    assert final_losses(configs) == pytest.approx(solo, abs=1e-5)
+    rows = histories(configs)[-1]
+    assert [row["epoch"] for row in rows] == pytest.approx([100 / 7, 100 / 30, 100 / 60])
+
+
+def test_validation_images_are_never_trained_on(configure: Configure) -> None:
+    config = configure(data={"train_size": None, "validation_size": 20, "images": 60})
+    images = load(config.data)
+    spoilt = images._replace(train_labels=images.train_labels.copy())
+    held_out = run_order(images.train_labels, config.seed)[-20:]
+    spoilt.train_labels[held_out] = (images.train_labels[held_out] + 1) % 10
+    true, wrong = (
+        list(StackTraining(config, data).run([config]))[-1].rows or [] for data in (images, spoilt)
+    )
+    assert true[0]["train/loss"] == wrong[0]["train/loss"] and true[0]["test/loss"] == wrong[0]["test/loss"]
+    assert true[0]["validation/accuracy"] != wrong[0]["validation/accuracy"]
+
+
+def test_label_smoothing_changes_what_is_trained_not_what_is_measured(configure: Configure) -> None:
+    plain, smooth = histories([configure(), configure(train={"label_smoothing": 0.3})])[0]
+    assert plain["train/loss"] == smooth["train/loss"]
+    plain, smooth = histories([configure(), configure(train={"label_smoothing": 0.3})])[-1]
+    assert plain["train/loss"] != smooth["train/loss"]
+    logits, labels = jnp.array([[2.0, 0.0, 1.0]]), jnp.array([0])
+    expected = -(0.8 * jax.nn.log_softmax(logits)[0, 0] + 0.2 * jax.nn.log_softmax(logits)[0].mean())
+    assert losses("softmax", logits, labels, 0.2)[0] == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_noise_is_an_images_own_and_of_the_size_asked_for(configure: Configure) -> None:
+    key, identity = jax.random.key(0), jnp.arange(2000)
+    images = jnp.zeros((2000, 3, 3, 1))
+    noise = noisy_pixels(key, identity, images, jnp.float32(2.0))
+    assert float(noise.std()) == pytest.approx(2.0, rel=0.02) and abs(float(noise.mean())) < 0.05
+    assert (noisy_pixels(key, identity[5:6], images[:1], jnp.float32(2.0)) == noise[5:6]).all()
+    labels = identity % 10
+    few, many = (noisy_labels(key, identity, labels, jnp.float32(share), 10) for share in (0.1, 0.4))
+    assert float((many != labels).mean()) == pytest.approx(0.4, abs=0.04)
+    assert ((few != labels) <= (many != labels)).all()
+    wrong = np.asarray((many - labels) % 10)[np.asarray(many != labels)]
+    assert stats.chisquare(np.bincount(wrong, minlength=10)[1:]).pvalue > 1e-3
+    levels = [configure(data={"pixel_noise": noise}, seed=1) for noise in (0.01, 0.5)]
+    low, high = histories(levels)[0]
+    assert low["test/loss"] != high["test/loss"]
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,14 @@ class Cells:
         """The cell of a run: `tying=local kernel_size=5`."""
         return self._names[run_id]
 
+    def common_name(self, runs: Iterable[str]) -> str:
+        """What all cells of these runs share: `tying=local (4 cells)`."""
+        names = list(self.members(runs))
+        if len(names) == 1:
+            return names[0]
+        shared = [word for word in names[0].split(" ") if all(word in name.split(" ") for name in names)]
+        return " ".join([*shared, f"({len(names)} cells)"])
+
     def members(self, runs: Iterable[str]) -> dict[str, list[str]]:
         """Runs by the names of their cells."""
         members: dict[str, list[str]] = {}

@@ -1,7 +1,7 @@
 """Which runs train together."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,8 +80,3 @@ def shape_of_program(run: RunConfig) -> str:
     duration = duration_of(run)  # in steps: sizes of training sets share a program under one number of steps
     del values["train"]
     return json.dumps([values, duration.steps, duration.evaluate_after], sort_keys=True)
-
-
-def cells_of(runs: Iterable[RunConfig]) -> int:
-    """How many configurations there are, whatever their seeds."""
-    return len({json.dumps(run.identity() | {"seed": None}, sort_keys=True) for run in runs})

@@ -18,7 +18,6 @@ GUESSED_FLOPS = 30e9  # floating-point operations a second
 COMPILE_SECONDS = 2.5  # of one stack
 PRIOR_SECONDS = 5.0  # the weight of the guess against what was seen
 SILENCE_SECONDS = 60.0  # at most, where there is no terminal
-SHOWN_CELLS = 3  # of one stack, while it trains
 
 Rows = Mapping[str, Mapping[str, int | float]]
 
@@ -67,7 +66,7 @@ class SweepProgress:
     def start(self, stack: Stack) -> None:
         """A stack is about to be compiled, or its program fetched from the cache."""
         self._running, self._share, self._epoch = len(stack.runs), 0.0, ""
-        self._news = f"{self._names(stack)}: compiling"
+        self._news = f"{self._cells.common_name(stack.runs)}: compiling"
         self._show()
 
     def advanced(self, stack: Stack, step: int, last: int) -> None:
@@ -87,7 +86,7 @@ class SweepProgress:
             for name, members in self._cells.members(ended).items():
                 if self._console.is_terminal:
                     self.tell(f"{name}: {_accuracies([rows[run_id] for run_id in members])}")
-        self._news = f"{self._names(stack)}: {_accuracies(list(rows.values()))}"
+        self._news = f"{self._cells.common_name(stack.runs)}: {_accuracies(list(rows.values()))}"
         if self._running == 0:
             self._spent, self._share = self._spent + _seconds(stack), 0.0
             if not self._console.is_terminal:
@@ -99,7 +98,7 @@ class SweepProgress:
         self._failed += self._running
         self._running, self._share = 0, 0.0
         self._spent += _seconds(stack)
-        self.tell(f"failed: {self._names(stack)}: {error}; see {file}")
+        self.tell(f"failed: {self._cells.common_name(stack.runs)}: {error}; see {file}")
         self._show()
 
     def waiting_for(self, runs: int) -> None:
@@ -107,11 +106,6 @@ class SweepProgress:
         if runs:
             self._news = f"waiting for {runs} runs of another process"
             self._show()
-
-    def _names(self, stack: Stack) -> str:
-        names = list(self._cells.members(stack.runs))
-        more = f" and {len(names) - SHOWN_CELLS} more" if len(names) > SHOWN_CELLS else ""
-        return ", ".join(names[:SHOWN_CELLS]) + more
 
     def _show(self) -> None:
         self._bar.update(
