@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 USAGE_ERROR, FAILED = 2, 1
 GOES_ON = "the same command goes on with what is missing"
+MULTIRUN = ("-m", "--multirun")  # what every command is; Hydra takes the flag in some places only
 DESCRIPTION = """\
 Why do convolutions work? Sweeps over kernel size, stride and weight tying, and what they show.
 
@@ -111,6 +112,7 @@ def _run(arguments: list[str]) -> int:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the exception itself and exits with 1
     conf = shipped("conf")
+    arguments = [argument for argument in arguments if argument not in MULTIRUN]
     arguments = quote_tyings(_groups_by_name(arguments, conf))
     sys.argv = ["cnnexp run", *arguments]
     app = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(_run_single)

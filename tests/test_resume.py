@@ -46,7 +46,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_pieces")
-@pytest.mark.parametrize("moment", [0, 2, 5, 12, 13, 17])
+@pytest.mark.parametrize("moment", [0, 5, 12, 17])
 def test_interrupted_sweep_saves_asks_to_be_requeued_and_goes_on(
     run: Any,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,

@@ -143,7 +143,7 @@ def test_out_of_memory_halves_the_stack_and_goes_on(
 
     monkeypatch.setattr(loop.StackTraining, "run", small_memory)
     assert run("seed=range(7)") == 0
-    assert sizes == [7, 3, 1, 2, 4, 2, 2] or sorted(sizes) == [1, 2, 2, 2, 3, 4, 7]
+    assert sizes == [7, 3, 1, 2, 2, 2]  # what is too large for one stack is so for the next of its shape
     assert "out of memory with 7 runs at once" in capfd.readouterr().err
     assert [stored.status for stored in read_runs(Path("results/default"))] == ["finished"] * 7
 

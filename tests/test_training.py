@@ -154,14 +154,14 @@ def test_training_sizes_share_a_stack_and_give_what_they_give_alone(configure: C
 def test_validation_images_are_never_trained_on(configure: Configure) -> None:
     config = configure(data={"train_size": None, "validation_size": 20, "images": 60})
     images = load(config.data)
-    spoilt = images._replace(train_labels=images.train_labels.copy())
-    held_out = run_order(images.train_labels, config.seed)[-20:]
-    spoilt.train_labels[held_out] = (images.train_labels[held_out] + 1) % 10
+    spoilt = images._replace(train_images=images.train_images.copy())
+    held_out = run_order(np.asarray(images.train_labels), config.seed)[-20:]
+    spoilt.train_images[held_out] = 255 - images.train_images[held_out]
     true, wrong = (
         list(StackTraining(config, data).run([config]))[-1].rows or [] for data in (images, spoilt)
     )
     assert true[0]["train/loss"] == wrong[0]["train/loss"] and true[0]["test/loss"] == wrong[0]["test/loss"]
-    assert true[0]["validation/accuracy"] != wrong[0]["validation/accuracy"]
+    assert true[0]["validation/loss"] != wrong[0]["validation/loss"]
 
 
 def test_label_smoothing_changes_what_is_trained_not_what_is_measured(configure: Configure) -> None:

@@ -66,6 +66,7 @@ def run_sweep(jobs: Sequence[Job]) -> dict[str, float]:
         progress = contexts.enter_context(SweepProgress(plan, Cells(by_id)))
         for path in plan.damaged:
             progress.tell(f"damaged: {path} is not what was written; set aside as {set_aside(path).name}")
+            (path.parent / "status.json").unlink(missing_ok=True)  # the run has no result any more
         mirror = contexts.enter_context(Mirror(first.tracking, tell=progress.tell))
         mirror.changed([run_folder(runs[run_id]) for run_id in plan.ended])
         work = SweepWork(runs, claims, interruption, progress, mirror)
@@ -103,6 +104,8 @@ class SweepWork:
             todo = {i: run for i, run in stack.runs.items() if i in mine and not has_ended(run_folder(run))}
             if todo:
                 self._train(replace(stack, runs=todo))
+            if self.failed and stack.config.sweep.on_error == "stop":
+                return
             if not self._queue:
                 self._claims.take(())
                 self._queue.extend(self._left_behind())
@@ -135,8 +138,6 @@ class SweepWork:
                 self._halve(stack.shape)
             else:
                 self._fail(stack, error)
-        if self.failed and stack.config.sweep.on_error == "stop":
-            self._queue.clear()
 
     def _halve(self, shape: str) -> None:
         self._training = None
