@@ -159,12 +159,12 @@ class SweepWork:
         self._progress.failed(stack, told, run_folder(stack.config) / "error.txt")
 
     def _train_stack(self, stack: Stack) -> None:
-        self._progress.start(stack)
         started = time.perf_counter()
         training = self._training_for(stack)
         stack, state, step = self._restored(stack, training)
         if not stack.runs:
             return
+        self._progress.start(stack)
         checkpoints = StackCheckpoints(self._folder, list(stack.runs))
         writers = {run_id: RunWriter(run, resume_at=step) for run_id, run in stack.runs.items()}
         saved, last = time.monotonic(), training.train.duration.steps

@@ -31,6 +31,7 @@ class SweepProgress:
         self._cost = sum(_seconds(stack) for stack in plan.stacks)
         self._done = self._failed = self._running = 0
         self._spent = self._share = 0.0  # guessed seconds of what has ended, and of the current stack's part
+        self._fraction = 0.0  # of the current stack
         self._news = "starting"
         self._epoch = ""
         self._started = self._told = time.monotonic()
@@ -65,14 +66,15 @@ class SweepProgress:
 
     def start(self, stack: Stack) -> None:
         """A stack is about to be compiled, or its program fetched from the cache."""
-        self._running, self._share, self._epoch = len(stack.runs), 0.0, ""
+        self._running, self._share, self._fraction, self._epoch = len(stack.runs), 0.0, 0.0, ""
         self._news = f"{self._cells.common_name(stack.runs)}: compiling"
         self._show()
 
     def advanced(self, stack: Stack, step: int, last: int) -> None:
         """A stack has come to a step."""
         duration = duration_of(stack.config)
-        self._share = step / last * _seconds(stack)
+        self._fraction = step / last
+        self._share = self._fraction * _seconds(stack)
         self._epoch = f" (epoch {duration.epochs(step):.3g}/{duration.epochs(last):.3g})"
         self._show()
         if not self._console.is_terminal and time.monotonic() - self._told > SILENCE_SECONDS:
@@ -123,8 +125,9 @@ class SweepProgress:
         parts += [f"{self._failed} failed"] * bool(self._failed)
         if self._running:
             parts.append(f"{self._running} running{self._epoch}")
-        if self._done:
-            parts.append(f"{3600 * self._done / elapsed:,.0f} runs/h")
+        trained = self._done + self._running * self._fraction
+        if trained:
+            parts.append(f"{3600 * trained / elapsed:,.0f} runs/h")
         spent = self._spent + self._share
         slowness = (PRIOR_SECONDS + elapsed) / (PRIOR_SECONDS + spent) if spent else 1.0
         left = int(max(0.0, self._cost - spent) * slowness)
