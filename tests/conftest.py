@@ -1,10 +1,13 @@
-"""What the tests share: a small configuration and its images."""
+"""What the tests share: a small configuration and its images, and a sweep of the smallest size."""
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cnnexp import cli
 from cnnexp.config import RunConfig, parse
 from cnnexp.data.arrays import Images, load
 
@@ -82,3 +85,29 @@ def configure() -> Configure:
 def images(configure: Configure) -> Images:
     """The images of the small configuration."""
     return load(configure().data)
+
+
+SMALL_SWEEP = [
+    "data.images=200",
+    "data.test_images=50",
+    "data.train_size=64",
+    "data.batch_size=32",
+    "model.features=[2]",
+    "train.steps=6",
+    "train.eval_every=3",
+]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run `cnnexp run` in an empty folder; returns its exit code."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+    def command(*overrides: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["cnnexp", "run", *SMALL_SWEEP, *overrides])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return int(stop.value.code or 0)
+
+    return command

@@ -18,7 +18,6 @@ from cnnexp.store.claims import Claims
 from cnnexp.store.runs import StoredRun, damaged_files, read_runs
 from cnnexp.sweep.interruption import Interruption
 from cnnexp.training.loop import Moment, StackTraining
-from tests.test_sweep import run  # noqa: F401  (a fixture)
 
 SWEEP = ["model.tying=shared,local", "seed=0,1,2", "sweep.checkpoint_seconds=0", "train.steps=12"]
 
@@ -48,7 +47,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("moment", [0, 5, 12, 17])
 def test_interrupted_sweep_saves_asks_to_be_requeued_and_goes_on(
-    run: Any,  # noqa: F811
+    run: Any,
     monkeypatch: pytest.MonkeyPatch,
     moment: int,
 ) -> None:
@@ -75,7 +74,7 @@ def test_interrupted_sweep_saves_asks_to_be_requeued_and_goes_on(
 
 @pytest.mark.usefixtures("small_pieces")
 def test_part_of_an_interrupted_stack_goes_on_and_a_damaged_history_starts_anew(
-    run: Any,  # noqa: F811
+    run: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sweep = ["seed=0,1,2", "sweep.checkpoint_seconds=0", "train.steps=9"]
@@ -103,7 +102,7 @@ def test_part_of_an_interrupted_stack_goes_on_and_a_damaged_history_starts_anew(
 
 
 def test_what_is_damaged_is_set_aside_named_and_done_again(
-    run: Any,  # noqa: F811
+    run: Any,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert run("seed=0,1,2,3") == 0

@@ -10,35 +10,10 @@ from typing import Any
 import jax
 import pytest
 
-from cnnexp import cli
 from cnnexp.store.atomic import read_json
 from cnnexp.store.runs import StoredRun, read_runs
+from tests.conftest import SMALL_SWEEP
 from tests.wandb_file import read_wandb_file
-
-SMALL = [
-    "data.images=200",
-    "data.test_images=50",
-    "data.train_size=64",
-    "data.batch_size=32",
-    "model.features=[2]",
-    "train.steps=6",
-    "train.eval_every=3",
-]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run `cnnexp run` in an empty folder; returns its exit code."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-
-    def command(*overrides: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["cnnexp", "run", *SMALL, *overrides])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return int(stop.value.code or 0)
-
-    return command
 
 
 def runs_of(name: str = "default") -> dict[tuple[Any, ...], StoredRun]:
@@ -188,7 +163,7 @@ def test_eight_devices_give_the_same_results_as_one(tmp_path: Path) -> None:
     sweep = ["model.tying=shared,local", "seed=range(5)", "tracking.mode=disabled"]
     for devices in (1, 8):
         subprocess.run(
-            [sys.executable, "-m", "cnnexp", "run", *SMALL, *sweep, f"name=on{devices}"],
+            [sys.executable, "-m", "cnnexp", "run", *SMALL_SWEEP, *sweep, f"name=on{devices}"],
             cwd=tmp_path,
             env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
             check=True,

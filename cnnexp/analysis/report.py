@@ -13,7 +13,7 @@ from cnnexp.analysis.page import html_page
 from cnnexp.analysis.statistics import bootstrap_interval
 from cnnexp.errors import UsageError, suggestion
 from cnnexp.store.atomic import write_text
-from cnnexp.store.runs import StoredRun, read_runs
+from cnnexp.store.runs import StoredRun, read_runs, run_folders
 
 METRICS = {
     "train/accuracy": "train accuracy",
@@ -59,7 +59,8 @@ def write_report(folder: Path) -> Report:
     for file, drawing in experiment.figures.items():
         drawing.draw(table).savefig(report.folder / file, dpi=160)
     write_text(report.folder / "table.csv", report.cells.to_csv(index=False))
-    markdown = _markdown(report, experiment, table, runs, folder.name)
+    damaged = len(run_folders(folder)) - len(runs)
+    markdown = _markdown(report, experiment, table, runs, folder.name, damaged)
     write_text(report.folder / "report.md", markdown)
     write_text(report.folder / "report.html", html_page(markdown, report.folder, title=name))
     return report
@@ -150,9 +151,14 @@ def _stopping_rule(table: pd.DataFrame) -> str:
 
 
 def _markdown(
-    report: Report, experiment: Experiment, table: pd.DataFrame, runs: list[StoredRun], name: str
+    report: Report,
+    experiment: Experiment,
+    table: pd.DataFrame,
+    runs: list[StoredRun],
+    name: str,
+    damaged: int,
 ) -> str:
-    parts = [f"# {experiment.question}", _state(runs)]
+    parts = [f"# {experiment.question}", _state(runs, damaged)]
     if report.judged:
         parts += ["## Verdicts", _markdown_table(_verdicts(report.judged))]
     parts += [_figure(file, drawing) for file, drawing in experiment.figures.items()]
@@ -171,11 +177,12 @@ def _markdown(
     return "\n\n".join(parts) + "\n"
 
 
-def _state(runs: list[StoredRun]) -> str:
+def _state(runs: list[StoredRun], damaged: int) -> str:
     counts = Counter(run.status for run in runs)
     seconds = sum(run.summary.get("wall_seconds") or 0 for run in runs)
     states = ", ".join(f"{number} {status}" for status, number in counts.most_common())
-    return f"{len(runs)} runs: {states}; {seconds / 60:.1f} minutes of training."
+    left_out = f"; {damaged} more are damaged and left out" if damaged else ""
+    return f"{len(runs)} runs: {states}{left_out}; {seconds / 60:.1f} minutes of training."
 
 
 def _verdicts(judged: list[Judged]) -> pd.DataFrame:
