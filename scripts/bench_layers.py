@@ -8,9 +8,9 @@ Gradients by weights and by input. `solo` is one call, `scan` steps of gradient 
 Memory: XLA's temporary buffers. Each layer meets its images in the layout that it works in: nobody
 transposes. PyTorch, where it is installed, runs eagerly, one run at a time.
 
-What keeps local layers from a larger lead in `scan` on CPU: ConvLocal is three to five times faster there than
-by itself, as XLA moves its patch extraction out of the way, and both then do the same small products, one a
-position, which run at a fifth of a large product's rate.
+What keeps local layers from a larger lead in `scan` on CPU: ConvLocal is three to five times faster there
+than by itself, as XLA moves its patch extraction out of the way, and both then do the same small products,
+one a position, which run at a fifth of a large product's rate.
 """
 
 from collections.abc import Callable

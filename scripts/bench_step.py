@@ -9,10 +9,10 @@ it: one loop over the steps of an epoch. `stack of 8` trains eight such runs in 
 images in memory and chooses them by index. `limit`: the step's own multiply-adds at the rate of a large
 matrix product. In milliseconds a run and a step.
 
-What keeps the shared step from its limit on CPU: products with 16 and 32 output channels, and the long thin
-contraction of the weight gradient, run at half to two thirds of a large product's rate; the rest is copying
-patches and choosing in pooling. Without gain: tiles of positions, barriers around copies, patches by gather or
-dynamic slices, batched split-K weight gradients, pooling fused with its activation, `vmap` over runs.
+What keeps the shared step from its limit on CPU: products with 16 and 32 output channels, and the long
+thin contraction of the weight gradient, run at half to two thirds of a large product's rate; the rest is
+copying patches and choosing in pooling. Without gain: tiles of positions, barriers around copies, patches
+by gather or dynamic slices, batched split-K weight gradients, pooling fused with its activation, `vmap`.
 """
 
 from collections.abc import Callable

@@ -9,7 +9,6 @@ PyTorch: in one process, and in one process per run as `python train.py -m` star
 PyTorch train N runs of each cell's 12 and scales what they took; 12 trains them all.
 """
 
-import argparse
 import itertools
 import os
 import subprocess
@@ -19,7 +18,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import benching
 import numpy as np
 
 KERNELS, STRIDES, TYINGS = (3, 5), (1, 2), ("shared", "local")
@@ -141,7 +139,7 @@ def runs_of(seeds: int, sample: int) -> list[tuple[Cell, float, int]]:
     return [(cell, rate, seed) for cell in cells for rate, seed in points[::step][:sample]]
 
 
-def torch_process(index: int | None, seeds: int, sample: int) -> None:
+def torch_process(seeds: int, sample: int, index: int | None = None) -> None:
     """What a PyTorch process does: all trainings, or one of them."""
     import torch  # pyright: ignore
 
@@ -159,18 +157,17 @@ def timed(*arguments: str) -> float:
 
 def main() -> None:
     """Measure and print."""
+    if "--torch-run" in sys.argv:  # a process as PyTorch's users start them: without JAX
+        torch_process(*map(int, sys.argv[2:]))
+        return
+    import benching
+
     options = benching.parser(__doc__)
     options.add_argument("--sample", type=int, default=12, help="runs of each cell's that PyTorch trains")
     options.add_argument("--seeds", type=int, default=3)
-    options.add_argument("--torch-run", default=None, help=argparse.SUPPRESS)
     chosen = options.parse_args()
-    if chosen.torch_run is not None:
-        torch_process(
-            None if chosen.torch_run == "all" else int(chosen.torch_run), chosen.seeds, chosen.sample
-        )
-        return
     total = 8 * len(LEARNING_RATES) * chosen.seeds
-    same = (f"--seeds={chosen.seeds}", f"--sample={chosen.sample}")
+    same = (str(chosen.seeds), str(chosen.sample))
     with tempfile.TemporaryDirectory() as work:
         times = {
             f"cnnexp, {state} cache": ours(Path(work), state, chosen.seeds) for state in ("cold", "warm")
@@ -180,8 +177,8 @@ def main() -> None:
         print("PyTorch is not installed: left out")
     else:
         trained = len(runs_of(chosen.seeds, chosen.sample))
-        together = timed(*same, "--torch-run=all")
-        single = [timed(*same, f"--torch-run={i}") for i in range(0, trained, trained // 8)]
+        together = timed("--torch-run", *same)
+        single = [timed("--torch-run", *same, str(i)) for i in range(0, trained, trained // 8)]
         baselines["PyTorch, one process"] = together * total / trained
         baselines["PyTorch, a process per run"] = sum(single) * total / len(single)
         print(f"PyTorch trained {trained} of {total} runs in one process and {len(single)} in their own")
