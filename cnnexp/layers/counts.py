@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cnnexp.layers.geometry import Geometry
 from cnnexp.layers.tying import Tying, bias_shape, weights
@@ -29,6 +30,7 @@ class Counts:
     macs: int
 
 
+@lru_cache(maxsize=4096)  # a sweep asks for the same layers again and again
 def count(geometry: Geometry, tying: Tying | str, bias: str) -> Counts:
     """Count one layer."""
     tying = Tying.parse(tying)

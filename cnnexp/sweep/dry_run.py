@@ -37,7 +37,7 @@ def print_plan(jobs: Sequence[Job]) -> dict[str, float]:
     """Print a line a cell, the cells that are impossible with their reasons, and the totals.
 
     Returns:
-        Each run's estimated seconds, NaN where it is impossible.
+        NaN for every run: there is no result to choose by.
     """
     by_id = {job.config.run_id: job for job in jobs}
     refuse_impossible_sweep([job.config for job in by_id.values()])
@@ -54,7 +54,7 @@ def print_plan(jobs: Sequence[Job]) -> dict[str, float]:
     for path in plan.damaged:
         print(f"damaged: {path} is not what was written; its run will be done again")
     _print_totals(plan, lines, impossible, guess)
-    return {run_id: guess.seconds(runs[run_id]) if run_id in runs else math.nan for run_id in by_id}
+    return dict.fromkeys(by_id, math.nan)
 
 
 def _impossible(jobs: Mapping[str, Job], cells: Cells) -> dict[str, str]:
