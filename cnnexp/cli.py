@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 USAGE_ERROR, FAILED = 2, 1
 GOES_ON = "the same command goes on with what is missing"
+DATA_DIR = "default: $TFDS_DATA_DIR or ~/tensorflow_datasets"
 MULTIRUN = ("-m", "--multirun")  # what every command is; Hydra takes the flag in some places only
 DESCRIPTION = """\
 Why do convolutions work? Sweeps over kernel size, stride and weight tying, and what they show.
@@ -53,10 +54,15 @@ def _command(arguments: Sequence[str]) -> int:
 
         print_report(write_report(Path(options.results_dir) / options.name))
     elif options.command == "data":
-        from cnnexp.data.tfds_images import prepare
+        if options.action == "prepare":
+            from cnnexp.data.prepare import prepare
 
-        source = Path(options.source).expanduser() if options.source else None
-        print(prepare(options.name, source, options.data_dir))
+            source = Path(options.source).expanduser() if options.source else None
+            print(prepare(options.name, source, options.data_dir).folder)
+        else:
+            from cnnexp.data.listing import print_prepared
+
+            print_prepared(options.data_dir)
     return 0
 
 
@@ -80,12 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="table, figures and verdicts of a sweep")
     report.add_argument("name", help="the sweep's folder under the results")
     report.add_argument("--results-dir", default="results", metavar="DIR")
-    data = commands.add_parser("data", help="prepare image sets")
+    data = commands.add_parser("data", help="prepare and list image sets")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     prepare = actions.add_parser("prepare", help="prepare a TFDS image set once")
-    prepare.add_argument("name", choices=["fashion_mnist", "cifar10"])
+    prepare.add_argument("name", help="as TFDS calls it: cifar10, emnist/letters, …")
     prepare.add_argument("--from", dest="source", metavar="DIR", help="files already downloaded")
-    prepare.add_argument("--data-dir", metavar="DIR", help="default: $TFDS_DATA_DIR or ~/tensorflow_datasets")
+    listing = actions.add_parser("list", help="the prepared sets: where they are, and how large")
+    for action in (prepare, listing):
+        action.add_argument("--data-dir", metavar="DIR", help=DATA_DIR)
     return parser
 
 
@@ -143,9 +151,10 @@ def _groups_by_name(arguments: Sequence[str], conf: Path) -> list[str]:
     """Let `model.name=mlp` choose the group `model=mlp`, where each of its names is a file of the group."""
 
     def group_for(argument: str) -> str:
-        match = re.fullmatch(r"(model|data|optim)\.name=([\w,]+)", argument)
-        if match and all((conf / match[1] / f"{name}.yaml").exists() for name in match[2].split(",")):
-            return f"{match[1]}={match[2]}"
-        return argument
+        match = re.fullmatch(r"(model|data|optim)\.name=([\w,/-]+)", argument)
+        if match is None or any(other.startswith(f"{match[1]}=") for other in arguments):
+            return argument
+        files = [conf / match[1] / f"{name}.yaml" for name in match[2].split(",")]
+        return f"{match[1]}={match[2]}" if all(file.exists() for file in files) else argument
 
     return [group_for(argument) for argument in arguments]

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
+MANY = 30  # names are not listed
+
 
 class UsageError(Exception):
     """Wrong input; the command line prints the message alone and exits with code 2."""
@@ -16,7 +18,9 @@ def suggestion(value: object, allowed: Iterable[str]) -> str:
     """
     names = list(allowed)
     nearest = nearest_name(str(value), names)
-    return f"{f'did you mean {nearest!r}? ' if nearest else ''}allowed: {', '.join(names)}"
+    meant = f"did you mean {nearest!r}? " if nearest else ""
+    shown = names if len(names) <= MANY else [f"any of {len(names)}"]
+    return f"{meant}allowed: {', '.join(shown)}"
 
 
 def nearest_name(given: str, names: Sequence[str]) -> str | None:

@@ -32,7 +32,7 @@ from cnnexp.models.spec import spec_of
 from cnnexp.sweep.compose import plain
 from cnnexp.sweep.devices import configure_jax
 from cnnexp.training.hyper import hyper_of
-from cnnexp.training.stack import RUNS, WHOLE, RunInputs, compile_stack, device_mesh, on_devices
+from cnnexp.training.stack import RUNS, WHOLE, Subsets, compile_stack, device_mesh, on_devices
 from cnnexp.training.train import Train
 
 SIZE, STEPS = 4096, 10
@@ -70,14 +70,15 @@ def epoch(config: RunConfig, runs: int) -> benching.Call:
     mesh = device_mesh(runs)
     images = on_devices(images_of(pixels, labels, pixels[:1], labels[:1]), WHOLE, mesh)
     compiled = compile_stack(train, mesh)
-    hyper = jax.tree.map(lambda value: jnp.full(runs, value, jnp.float32), hyper_of(config))
+    hyper = jax.tree.map(lambda value: jnp.full(runs, value), hyper_of(config))
+    hyper = on_devices(hyper, RUNS, mesh)
     subset, sizes = jnp.tile(jnp.arange(SIZE, dtype=jnp.int32), (runs, 1)), jnp.full(runs, SIZE)
-    inputs, steps = on_devices(RunInputs(subset, sizes, subset[:, :0], hyper), RUNS, mesh), jnp.int32(STEPS)
+    subsets, steps = on_devices(Subsets(subset, sizes, subset[:, :0]), RUNS, mesh), jnp.int32(STEPS)
     keys = on_devices(jax.random.split(jax.random.key(0), runs), RUNS, mesh)
-    state = [compiled.init(keys, inputs.hyper)]
+    state = [compiled.init(keys, hyper)]
 
     def call() -> object:
-        state[0] = compiled.advance(state[0], inputs, images, steps)
+        state[0] = compiled.advance(state[0], hyper, subsets, images, steps)
         return state[0].step
 
     return call

@@ -114,10 +114,12 @@ def _same(side: int, kernel: int, stride: int) -> tuple[int, int]:
 
 def torch_data(torch: Any) -> dict[str, Any]:
     """The same images."""
-    from cnnexp.data.tfds_images import load_prepared
+    from bench_data import section
+
+    from cnnexp.data.loading import load_images
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    images = load_prepared("fashion_mnist", None)
+    images = load_images(section("fashion_mnist", None))
     pixels = [
         np.moveaxis(np.asarray(part), -1, 1) for part in (images.train_images[:IMAGES], images.test_images)
     ]
@@ -128,7 +130,8 @@ def torch_data(torch: Any) -> dict[str, Any]:
         (torch.tensor(x.copy(), device=device), torch.tensor(y, device=device))
         for x, y in zip(pixels, labels, strict=True)
     )
-    return {"train": train, "test": test, "mean": float(images.mean[0]), "std": float(images.std[0])}
+    mean, std = (float(value[0]) for value in images.normalisation)
+    return {"train": train, "test": test, "mean": mean, "std": std}
 
 
 def runs_of(seeds: int, sample: int) -> list[tuple[Cell, float, int]]:

@@ -9,7 +9,8 @@ import pytest
 
 from cnnexp import cli
 from cnnexp.config import RunConfig, parse
-from cnnexp.data.arrays import Images, load
+from cnnexp.data.arrays import Images
+from cnnexp.data.loading import load_images
 
 Configure = Callable[..., RunConfig]
 SMALL: dict[str, Any] = {
@@ -52,6 +53,18 @@ SMALL: dict[str, Any] = {
         "batch_size": 20,
         "pixel_noise": 0.0,
         "label_noise": 0.0,
+        "split_seed": None,
+        "stream": "auto",
+        "corrupt": "both",
+        "resolution": None,
+        "image_noise": 0.0,
+        "shift": 0,
+        "permutation": "none",
+        "block": 1,
+        "salt_and_pepper": 0.0,
+        "crop": 0,
+        "flip": False,
+        "digits": 1,
     },
     "optim": {
         "name": "adamw",
@@ -84,7 +97,7 @@ def configure() -> Configure:
 @pytest.fixture(scope="session")
 def images(configure: Configure) -> Images:
     """The images of the small configuration."""
-    return load(configure().data)
+    return load_images(configure().data)
 
 
 SMALL_SWEEP = [

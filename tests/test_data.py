@@ -1,13 +1,13 @@
 """The images: real, split before they are scattered, drawn the same way every time."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits as sklearn_digits
 
-from cnnexp.data.arrays import check_prepared, load
+from cnnexp.data.loading import check_prepared
+from cnnexp.data.loading import load_images as load
 from cnnexp.data.shapes import shape_of, train_size_of
 from cnnexp.data.subsets import balanced_order, run_order
 from cnnexp.errors import UsageError
@@ -54,14 +54,14 @@ def _windows(canvas: np.ndarray) -> set[bytes]:
 
 def test_loading_twice_is_identical_and_another_seed_is_not(configure: Configure) -> None:
     first, second = load(digits(configure)), load(digits(configure))
-    assert all((a == b).all() for a, b in zip(first, second, strict=True))
+    assert all((a == b).all() for a, b in zip(first[:4], second[:4], strict=True))
     assert (load(digits(configure, seed=1)).train_images != first.train_images).any()
 
 
 def test_statistics_come_from_the_training_pixels(configure: Configure) -> None:
     images = load(digits(configure))
-    assert images.mean == pytest.approx(images.train_images.astype(float).mean(), rel=1e-5)
-    assert images.std == pytest.approx(images.train_images.astype(float).std(), rel=1e-5)
+    assert images.normalisation.mean == pytest.approx(images.train_images.astype(float).mean(), rel=1e-5)
+    assert images.normalisation.std == pytest.approx(images.train_images.astype(float).std(), rel=1e-5)
 
 
 def test_subsets_are_nested_balanced_and_drawn_by_the_seed() -> None:
@@ -73,21 +73,20 @@ def test_subsets_are_nested_balanced_and_drawn_by_the_seed() -> None:
     assert sorted(balanced_order(labels, 0)) == list(range(2000))
 
 
-def test_what_is_not_there_is_refused_at_once(configure: Configure, tmp_path: Path) -> None:
+def test_what_is_not_there_is_refused_at_once(configure: Configure) -> None:
     with pytest.raises(UsageError, match="allowed: 1 to 120"):
         train_size_of(digits(configure, train_size=121))
-    fashion = {
-        "name": "fashion_mnist",
-        "data_dir": str(tmp_path),
-        "train_size": None,
-        "validation_size": 0,
-        "batch_size": 8,
-        "pixel_noise": 0.0,
-        "label_noise": 0.0,
-    }
-    values = configure().model_dump() | {"data": fashion}
-    from cnnexp.config import parse
+    with pytest.raises(UsageError, match="made in memory"):
+        check_prepared(digits(configure, stream="always"))
 
-    with pytest.raises(UsageError, match="cnnexp data prepare fashion_mnist") as refusal:
-        check_prepared(parse(values).data)
-    assert "\n" not in str(refusal.value)
+
+def test_several_digits_on_a_canvas_are_several_labels(configure: Configure) -> None:
+    data = digits(configure, digits=3, canvas=24)
+    images = load(data)
+    assert shape_of(data).multi_label
+    assert images.train_labels.shape == (120, 10)
+    assert set(np.unique(images.train_labels)) == {0, 1}
+    assert set(images.train_labels.sum(1)) <= {1, 2, 3}
+    single = load(digits(configure, digits=1, canvas=24, noise=0.0))
+    several = load(digits(configure, digits=3, canvas=24, noise=0.0))
+    assert (several.train_images > 85).sum() > 1.5 * (single.train_images > 85).sum()

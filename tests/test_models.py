@@ -76,13 +76,13 @@ def test_impossible_geometry_is_refused(configure: Configure, model: dict[str, A
 
 
 def test_several_labels_need_sigmoids(configure: Configure) -> None:
-    shape = DataShape(image=(10, 10, 1), classes=10, train_images=5, multi_label=True)
+    shape = DataShape(image=(10, 10, 1), classes=10, train_images=5, test_images=5, multi_label=True)
     assert network(configure(model={"head": "sigmoid"}).model, shape)
     with pytest.raises(UsageError, match=r"model\.head=softmax"):
         network(configure().model, shape)
 
 
-CIFAR = DataShape(image=(32, 32, 3), classes=10, train_images=50_000)
+CIFAR = DataShape(image=(32, 32, 3), classes=10, train_images=50_000, test_images=10_000)
 
 
 def shipped_model(name: str, **changes: Any) -> SimpleCNN:
@@ -132,6 +132,6 @@ def test_matching_a_network_with_itself_changes_nothing() -> None:
 
 
 def test_numbers_for_a_signal_are_lengths() -> None:
-    signal = DataShape(image=(40, 1, 1), classes=10, train_images=100)
+    signal = DataShape(image=(40, 1, 1), classes=10, train_images=100, test_images=100)
     first = network(shipped_model("simple_cnn", kernel_size=5, stride=2), signal)[0]
     assert (first.geometry.kernel_size, first.geometry.stride, first.pool_size) == ((5, 1), (2, 1), (2, 1))

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
 
@@ -55,3 +56,30 @@ def test_pictures_show_the_counts(tying: str, connectivity: str) -> None:
     assert np.count_nonzero(numbers) == counts.connections
     if tying in ("shared", "tiled(2)", "blocked(2)"):
         assert len(np.unique(numbers[numbers > 0])) == counts.weights
+
+
+def test_show_draws_what_the_network_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["data.images=100", "data.test_images=50"]
+    text = shown([*small, "data.pixel_noise=0,0.3", "data.corrupt=test"], tmp_path, monkeypatch, capsys)
+    assert "digits: 100 training and 50 test images of 16x16x1, 10 classes of " in text
+    picture = tmp_path / "results" / "show" / "data-digits.png"
+    three_rows = matplotlib.image.imread(picture).shape[0]  # train, test, and noisy test
+    assert str(picture.relative_to(tmp_path)) in text
+    shown([*small, "data.pixel_noise=0"], tmp_path, monkeypatch, capsys)
+    assert matplotlib.image.imread(picture).shape[0] < three_rows
+
+
+def test_show_describes_networks_on_images_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for data, image in (
+        ("emnist/letters", "28x28x1"),
+        ("imagenette/160px-v2", "64x64x3"),
+        ("cifar100", "32x32x3"),
+    ):
+        text = shown([f"data={data}"], tmp_path, monkeypatch, capsys)
+        assert f"simple_cnn on {data}, images of {image}" in text
+        assert f"no picture of the images: data.name={data}: not prepared" in text

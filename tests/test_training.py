@@ -9,23 +9,24 @@ import pytest
 from scipy import stats
 
 from cnnexp.config import RunConfig
-from cnnexp.data.arrays import Images, load
+from cnnexp.data.arrays import Images
+from cnnexp.data.loading import load_images as load
+from cnnexp.data.order import ROUNDS, batch_indices, permuted
+from cnnexp.data.source import InMemory
 from cnnexp.data.subsets import run_order
 from cnnexp.training import stack
-from cnnexp.training.batches import ROUNDS, batch_indices, permuted
 from cnnexp.training.hyper import hyper_of
 from cnnexp.training.loop import Moment, Row, StackTraining
 from cnnexp.training.loss import correct, losses
-from cnnexp.training.noise import noisy_labels, noisy_pixels
 from cnnexp.training.schedule import duration_of
-from cnnexp.training.train import RunData, State, Train, make_train
+from cnnexp.training.train import State, Train, make_train
 from tests.conftest import Configure
 
 
-def run_data(config: RunConfig, images: Images) -> RunData:
+def run_data(config: RunConfig, images: Images) -> InMemory:
     order = jnp.asarray(run_order(np.asarray(images.train_labels), config.seed))
     room = len(order) - config.data.validation_size
-    return RunData(images, order[:room], jnp.int32(duration_of(config).train_size), order[room:])
+    return InMemory(images, order[:room], jnp.int32(duration_of(config).train_size), order[room:])
 
 
 def moments(configs: list[RunConfig], state: State | None = None) -> list[Moment]:
@@ -96,7 +97,8 @@ def test_evaluation_counts_every_image_once(configure: Configure) -> None:
     data = run_data(config, images)
     state, _ = Train(configure(data=config.data.model_dump(), train={"steps": 1}))(jax.random.key(0), data)
     test = train.evaluate(state, data, hyper_of(config))["test"]
-    normalised = (images.test_images.astype(jnp.float32) - images.mean) / images.std
+    mean, std = images.normalisation
+    normalised = (images.test_images.astype(jnp.float32) - mean) / std
     logits = train._logits(state.params, state.fixed, normalised)
     labels = np.asarray(images.test_labels)
     assert test.accuracy == pytest.approx(float((np.asarray(logits).argmax(-1) == labels).mean()))
@@ -172,23 +174,6 @@ def test_label_smoothing_changes_what_is_trained_not_what_is_measured(configure:
     logits, labels = jnp.array([[2.0, 0.0, 1.0]]), jnp.array([0])
     expected = -(0.8 * jax.nn.log_softmax(logits)[0, 0] + 0.2 * jax.nn.log_softmax(logits)[0].mean())
     assert losses("softmax", logits, labels, 0.2)[0] == pytest.approx(float(expected), rel=1e-6)
-
-
-def test_noise_is_an_images_own_and_of_the_size_asked_for(configure: Configure) -> None:
-    key, identity = jax.random.key(0), jnp.arange(2000)
-    images = jnp.zeros((2000, 3, 3, 1))
-    noise = noisy_pixels(key, identity, images, jnp.float32(2.0))
-    assert float(noise.std()) == pytest.approx(2.0, rel=0.02) and abs(float(noise.mean())) < 0.05
-    assert (noisy_pixels(key, identity[5:6], images[:1], jnp.float32(2.0)) == noise[5:6]).all()
-    labels = identity % 10
-    few, many = (noisy_labels(key, identity, labels, jnp.float32(share), 10) for share in (0.1, 0.4))
-    assert float((many != labels).mean()) == pytest.approx(0.4, abs=0.04)
-    assert ((few != labels) <= (many != labels)).all()
-    wrong = np.asarray((many - labels) % 10)[np.asarray(many != labels)]
-    assert stats.chisquare(np.bincount(wrong, minlength=10)[1:]).pvalue > 1e-3
-    levels = [configure(data={"pixel_noise": noise}, seed=1) for noise in (0.01, 0.5)]
-    low, high = histories(levels)[0]
-    assert low["test/loss"] != high["test/loss"]
 
 
 @pytest.mark.parametrize(

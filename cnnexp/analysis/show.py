@@ -1,7 +1,7 @@
 """Networks described layer by layer, from their configurations alone: nothing is allocated."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cnnexp.config import RunConfig
+from cnnexp.errors import UsageError
 from cnnexp.models.spec import LayerSpec, Network, matching_of, spec_of, total
 from cnnexp.text import short_number
 
@@ -46,6 +47,8 @@ def show(configs: Sequence[RunConfig]) -> dict[str, float]:
             )
         console.print(_picture(layers, config), highlight=False, soft_wrap=True)
     console.print(f"[dim]{LEGEND}[/]", highlight=False)
+    for line in _data_pictures(configs):
+        console.print(line, highlight=False, soft_wrap=True)
     return {config.run_id: float(total(spec_of(config), "params")) for config in configs}
 
 
@@ -106,6 +109,30 @@ def _text(column: str, value: Any, *, wide: bool) -> str:
 def _memory(layer: LayerSpec, config: RunConfig) -> int:
     itemsize = {"float32": 4, "bfloat16": 2, "float16": 2}[layer.param_dtype]
     return layer.counts.params * itemsize * (1 + config.optim.slots)
+
+
+def _data_pictures(configs: Sequence[RunConfig]) -> Iterator[str]:
+    """What is known of each set of images, and the picture of its examples; the lines to print."""
+    from cnnexp.analysis.data_pictures import data_picture
+    from cnnexp.data.loading import check_prepared, describe, load, same_images
+    from cnnexp.data.shapes import check_levels
+
+    sets: dict[str, list[RunConfig]] = {}
+    for config in configs:
+        check_levels(config.data)
+        sets.setdefault(same_images(config.data), []).append(config)
+    for alike in sets.values():
+        data = alike[0].data
+        try:
+            check_prepared(data)
+        except UsageError as error:
+            yield f"no picture of the images: {error}"
+            continue
+        yield describe(data)
+        target = Path(alike[0].results_dir) / "show" / f"data-{data.name.replace('/', '-')}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        data_picture(alike, load(data)).savefig(target, dpi=120)
+        yield str(target)
 
 
 def _picture(layers: Network, config: RunConfig) -> str:

@@ -5,14 +5,20 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from cnnexp.config import Digits, TFDSImages
-
-Pixels = UInt8[Array | np.ndarray, "n h w c"]
+Pixels = UInt8[Array | np.ndarray, "n h w c"] | Float[Array | np.ndarray, "n h w c"]
 Labels = Int[Array | np.ndarray, "n ..."]
+Numbers = Int[Array | np.ndarray, "..."]  # which images, or how many
+
+
+class Normalisation(NamedTuple):
+    """Mean and standard deviation of the training pixels by channel; they normalise both splits."""
+
+    mean: Float[Array | np.ndarray, " c"]
+    std: Float[Array | np.ndarray, " c"]
 
 
 class Images(NamedTuple):
-    """A data set: raw pixels and labels; `mean` and `std` of the training pixels normalise both splits.
+    """A data set in memory: raw pixels, 0 to 255 or real numbers, and labels.
 
     Labels are class numbers `(n,)`, or 0 and 1 for each class `(n, classes)` where an image has several.
     """
@@ -21,51 +27,33 @@ class Images(NamedTuple):
     train_labels: Labels
     test_images: Pixels
     test_labels: Labels
-    mean: Float[Array | np.ndarray, " c"]
-    std: Float[Array | np.ndarray, " c"]
+    normalisation: Normalisation
 
 
 def images_of(
     train_images: np.ndarray, train_labels: np.ndarray, test_images: np.ndarray, test_labels: np.ndarray
 ) -> Images:
     """Put raw arrays into their form; the statistics come from the training images alone."""
-    flat = train_images.reshape(-1, train_images.shape[-1])
-    counts = np.stack([np.bincount(channel, minlength=256) for channel in flat.T])
-    levels = np.arange(256.0)
-    mean = (counts * levels).sum(1) / counts.sum(1)
-    variance = (counts * (levels - mean[:, None]) ** 2).sum(1) / counts.sum(1)
+    if train_images.dtype == np.uint8:
+        flat = train_images.reshape(-1, train_images.shape[-1])
+        mean, std = moments(np.stack([np.bincount(channel, minlength=256) for channel in flat.T]))
+    else:
+        mean = train_images.mean((0, 1, 2), dtype=np.float64).astype(np.float32)
+        std = train_images.std((0, 1, 2), dtype=np.float64).astype(np.float32)
     return Images(
         train_images,
         train_labels.astype(np.int32),
         test_images,
         test_labels.astype(np.int32),
-        mean.astype(np.float32),
-        np.sqrt(variance).astype(np.float32),
+        Normalisation(mean, std),
     )
 
 
-def check_prepared(data: Digits | TFDSImages) -> None:
-    """Refuse, at once, a data set that is not there.
-
-    Raises:
-        UsageError: the set is not prepared; the message says what to type.
-    """
-    if not isinstance(data, Digits):
-        from cnnexp.data.tfds_images import prepared_version
-
-        prepared_version(data.name, data.data_dir)
-
-
-def load(data: Digits | TFDSImages) -> Images:
-    """Load a configured data set into memory.
-
-    Raises:
-        UsageError: the set is not prepared; the message says what to type.
-    """
-    if isinstance(data, Digits):
-        from cnnexp.data.digits import load_digits
-
-        return load_digits(data)
-    from cnnexp.data.tfds_images import load_prepared
-
-    return load_prepared(data.name, data.data_dir)
+def moments(
+    levels: Int[np.ndarray, "c 256"],
+) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    """Mean and standard deviation of pixels, from how often each of their 256 levels comes."""
+    grey, counts = np.arange(256.0), levels.sum(1)
+    mean = (levels * grey).sum(1) / counts
+    variance = (levels * (grey - mean[:, None]) ** 2).sum(1) / counts
+    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)

@@ -1,12 +1,19 @@
 """scikit-learn's handwritten digits: 1,797 real 8x8 images that need no download."""
 
-import numpy as np
-from jaxtyping import Float, Int, UInt8
+from functools import partial
 
-from cnnexp.config import Digits
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, random
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from cnnexp.config.data import Digits
 from cnnexp.data.arrays import Images, images_of
 from cnnexp.data.shapes import DIGIT, DIGIT_TRAIN_IMAGES
 from cnnexp.data.subsets import balanced_order
+from cnnexp.data.tasks import drawn_images
+
+CLASSES = 10
 
 
 def load_digits(data: Digits) -> Images:
@@ -23,28 +30,38 @@ def load_digits(data: Digits) -> Images:
     if not data.scatter:
         grey = np.round(255 * ink).astype(np.uint8)[..., None]
         return images_of(grey[train], labels[train], grey[test], labels[test])
-    made = [
-        _scatter(ink[base], labels[base], data, count, np.random.default_rng([data.seed, stream]))
-        for stream, (base, count) in enumerate(((train, data.images), (test, data.test_images)), start=1)
+    streams = random.split(random.key(data.seed), 2)
+    drawn = [
+        array
+        for base, stream, count in zip((train, test), streams, (data.images, data.test_images), strict=True)
+        for array in drawn_images(
+            partial(_canvas, data, jnp.asarray(ink[base], jnp.float32), jnp.asarray(labels[base], jnp.int32)),
+            stream,
+            count,
+        )
     ]
-    return images_of(*made[0], *made[1])
+    return images_of(*drawn)
 
 
-def _scatter(
-    ink: Float[np.ndarray, "n 8 8"],
-    labels: Int[np.ndarray, " n"],
+def _canvas(
     data: Digits,
-    count: int,
-    rng: np.random.Generator,
-) -> tuple[UInt8[np.ndarray, "count h w 1"], Int[np.ndarray, " count"]]:
-    """Each canvas: one digit, anywhere that it fits, then Gaussian noise on every pixel."""
-    chosen = rng.integers(len(ink), size=count)
-    top, left = rng.integers(data.canvas - DIGIT + 1, size=(2, count, 1, 1))
-    offset = np.arange(DIGIT)
-    canvas = np.zeros((count, data.canvas, data.canvas), np.float32)
-    rows, columns = top + offset[:, None], left + offset[None, :]
-    canvas[np.arange(count)[:, None, None], rows, columns] = ink[chosen]
-    canvas += data.noise * rng.standard_normal(canvas.shape, np.float32)
+    ink: Float[Array, "n 8 8"],
+    labels: Int[Array, " n"],
+    key: Key[Array, ""],
+    number: Int[Array, ""],
+) -> tuple[UInt8[Array, "h w 1"], Int[Array, "..."]]:
+    """Digits, anywhere that they fit, then Gaussian noise on every pixel; where two meet, the darker ink."""
+    digit_key, place_key, noise_key = random.split(key, 3)
+    chosen = random.randint(digit_key, (data.digits,), 0, len(ink))
+    places = random.randint(place_key, (data.digits, 2), 0, data.canvas - DIGIT + 1)
+    canvas = jnp.zeros((data.canvas, data.canvas))
+    for digit, place in zip(ink[chosen], places, strict=True):
+        here = lax.dynamic_slice(canvas, place, (DIGIT, DIGIT))
+        canvas = lax.dynamic_update_slice(canvas, jnp.maximum(here, digit), place)
+    canvas += data.noise * random.normal(noise_key, canvas.shape)
     # Grey values keep noise on both sides of the paper: ink -1 is black, paper 0 is 85, ink 2 is white.
-    grey = np.round(np.clip(85 * (1 + canvas), 0, 255)).astype(np.uint8)
-    return grey[..., None], labels[chosen]
+    grey = jnp.round(jnp.clip(85 * (1 + canvas), 0, 255)).astype(jnp.uint8)
+    label = labels[chosen]
+    if data.digits > 1:  # each digit on the canvas is a label
+        return grey[..., None], jnp.zeros(CLASSES, jnp.int32).at[label].set(1)
+    return grey[..., None], label[0]

@@ -1,40 +1,121 @@
 """What a data set looks like before it is loaded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
-from cnnexp.config import Digits, TFDSImages
+from cnnexp.config.data import (
+    MNIST1D,
+    ChannelNorm,
+    Data,
+    Digits,
+    KPatterns,
+    SignalDistribution,
+    Task,
+    TFDSImages,
+)
 from cnnexp.errors import UsageError
 
 DIGIT = 8  # side of scikit-learn's digits, in pixels
-DIGIT_TRAIN_IMAGES = 1_437  # of 1,797; the other 360 are the test images
+DIGIT_TRAIN_IMAGES, DIGIT_TEST_IMAGES = 1_437, 360
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataShape:
-    """Shape of the images `(h, w, c)`, number of classes and of training images."""
+    """Shape of the images `(h, w, c)`, number of classes, of training and of test images."""
 
     image: tuple[int, int, int]
     classes: int
     train_images: int
+    test_images: int
     multi_label: bool = False
+    varied: bool = False  # the images have several sizes and are brought to one
+    itemsize: int = 1  # bytes of a pixel
 
 
-TFDS_SHAPES = {
-    "fashion_mnist": DataShape(image=(28, 28, 1), classes=10, train_images=60_000),
-    "cifar10": DataShape(image=(32, 32, 3), classes=10, train_images=50_000),
+def _known(
+    height: int, channels: int, classes: int, train: int, test: int, *, varied: bool = False
+) -> DataShape:
+    return DataShape(
+        image=(height, height, channels),
+        classes=classes,
+        train_images=train,
+        test_images=test,
+        varied=varied,
+    )
+
+
+KNOWN = {  # sets of which networks can be described before the images are there
+    "mnist": _known(28, 1, 10, 60_000, 10_000),
+    "fashion_mnist": _known(28, 1, 10, 60_000, 10_000),
+    "kmnist": _known(28, 1, 10, 60_000, 10_000),
+    "emnist/letters": _known(28, 1, 37, 88_800, 14_800),
+    "cifar10": _known(32, 3, 10, 50_000, 10_000),
+    "cifar100": _known(32, 3, 100, 50_000, 10_000),
+    "svhn_cropped": _known(32, 3, 10, 73_257, 26_032),
+    "imagenette/160px-v2": _known(160, 3, 10, 9_469, 3_925, varied=True),
+    "imagenet2012": _known(224, 3, 1_000, 1_281_167, 50_000, varied=True),
 }
 
 
-def shape_of(data: Digits | TFDSImages) -> DataShape:
-    """The shape of a configured data set."""
+def shape_of(data: Data) -> DataShape:
+    """The shape of a configured data set.
+
+    Raises:
+        UsageError: a TFDS set that is neither known nor prepared, or whose images have no size yet.
+    """
     if isinstance(data, TFDSImages):
-        return TFDS_SHAPES[data.name]
-    if not data.scatter:
-        return DataShape(image=(DIGIT, DIGIT, 1), classes=10, train_images=DIGIT_TRAIN_IMAGES)
-    return DataShape(image=(data.canvas, data.canvas, 1), classes=10, train_images=data.images)
+        return _tfds_shape(data.name, data.data_dir, data.train_split, data.test_split, data.size)
+    if isinstance(data, Digits):
+        return _digits_shape(data)
+    image, classes = _task_shape(data)
+    return DataShape(
+        image=image,
+        classes=classes,
+        train_images=data.images,
+        test_images=data.test_images,
+        itemsize=4,
+    )
 
 
-def train_size_of(data: Digits | TFDSImages) -> int:
+def _digits_shape(data: Digits) -> DataShape:
+    scattered = data.scatter
+    side = data.canvas if scattered else DIGIT
+    return DataShape(
+        image=(side, side, 1),
+        classes=10,
+        train_images=data.images if scattered else DIGIT_TRAIN_IMAGES,
+        test_images=data.test_images if scattered else DIGIT_TEST_IMAGES,
+        multi_label=scattered and data.digits > 1,
+    )
+
+
+def _task_shape(data: Task) -> tuple[tuple[int, int, int], int]:
+    if isinstance(data, SignalDistribution):
+        return (data.patches * data.dimension, 1, 1), 2
+    if isinstance(data, ChannelNorm):
+        return (data.side, data.side, 3), 2
+    if isinstance(data, KPatterns):
+        return (data.length, 1, 1), 2
+    assert isinstance(data, MNIST1D)
+    return (data.length, 1, 1), 10
+
+
+@lru_cache(maxsize=64)
+def _tfds_shape(
+    name: str, data_dir: str | None, train_split: str, test_split: str, size: int | None
+) -> DataShape:
+    from cnnexp.data.prepared import is_prepared, prepared_set
+
+    if name in KNOWN and not is_prepared(name, data_dir):
+        shape = KNOWN[name]
+    else:
+        shape = prepared_set(name, data_dir).shape(train_split, test_split)
+    if size is None and shape.varied:
+        raise UsageError(f"data.size: the images of {name} have several sizes; set the side to bring them to")
+    return shape if size is None else replace(shape, image=(size, size, shape.image[2]))
+
+
+def train_size_of(data: Data) -> int:
     """Number of images that a run trains on.
 
     Raises:
@@ -52,3 +133,26 @@ def train_size_of(data: Digits | TFDSImages) -> int:
             f"data.train_size={data.train_size}: {data.name} has {there}{kept}; allowed: 1 to {there}"
         )
     return data.train_size or there
+
+
+def check_levels(data: Data) -> None:
+    """Refuse what cannot be done to images of this shape.
+
+    Raises:
+        UsageError: blocks that do not fill the image, or moves and resolutions larger than it.
+    """
+    height, width, _ = shape_of(data).image
+    size = f"{height}x{width} images"
+    for key, most in (("shift", height - 1), ("crop", height - 1), ("resolution", max(height, width))):
+        if (getattr(data, key) or 0) > most:
+            raise UsageError(f"data.{key}={getattr(data, key)}: too much for {size}; allowed: up to {most}")
+    if data.block > 1 and data.permutation == "none":
+        raise UsageError(f"data.block={data.block}: with data.permutation=none no block moves; allowed: 1")
+    fitting = [side for side in range(1, height + 1) if height % side == 0 and width % min(side, width) == 0]
+    if data.block not in fitting:
+        allowed = ", ".join(map(str, fitting))
+        raise UsageError(f"data.block={data.block}: does not fill {size}; allowed: {allowed}")
+    if isinstance(data, KPatterns) and data.pattern > data.length:
+        raise UsageError(f"data.pattern={data.pattern}: longer than the input; allowed: 1 to {data.length}")
+    if isinstance(data, MNIST1D) and data.padding[0] > data.padding[1]:
+        raise UsageError(f"data.padding={data.padding}: the least comes first, then the most")

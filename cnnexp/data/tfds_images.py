@@ -1,111 +1,109 @@
-"""Image sets of TensorFlow Datasets: prepared once, read ever after without TensorFlow."""
+"""Image sets of TensorFlow Datasets in memory or on disk: surveyed once, then ready in a moment."""
 
 import hashlib
-import importlib.util
-import logging
 import os
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from cnnexp.data.arrays import Images, images_of
-from cnnexp.errors import UsageError
+from cnnexp.config.data import TFDSImages
+from cnnexp.data.arrays import Images, Normalisation
+from cnnexp.data.prepared import PreparedSet, prepared_set
+from cnnexp.data.records import Records
+from cnnexp.data.shapes import DataShape, shape_of
+from cnnexp.data.stream import ImageFiles
+from cnnexp.data.survey import Survey, survey
 
-READ_BATCH = 2048  # one call for many records: reading one by one takes more than twice as long
+Arrays = dict[str, np.ndarray]
 
 
-def data_dir_of(data_dir: str | None) -> Path:
-    """The folder of prepared sets: as given, `$TFDS_DATA_DIR`, or TFDS's default."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+class TFDSSet:
+    """A prepared set as one configuration looks at it."""
 
+    def __init__(self, data: TFDSImages):
+        self.prepared: PreparedSet = prepared_set(data.name, data.data_dir)
+        self.shape: DataShape = shape_of(data)
+        self._splits = {"train": data.train_split, "test": data.test_split}
+        self._size = data.size
+        self._resize = data.size is not None
 
-def prepared_version(name: str, data_dir: str | None) -> Path:
-    """The folder of the newest prepared version.
+    def survey(self) -> Survey:
+        """The checks and statistics; the first time the whole set is read.
 
-    Raises:
-        UsageError: there is none; the message says what to type.
-    """
-    folder = data_dir_of(data_dir)
-    versions = sorted(folder.glob(f"{name}/*/dataset_info.json"))
-    if not versions:
-        raise UsageError(
-            f"data.name={name}: not prepared in {folder}; type: cnnexp data prepare {name} "
-            "(with --from DIR where its files are already downloaded)"
+        Raises:
+            UsageError: a damaged file, or images or labels that are not what the set says.
+        """
+        for kind in ("images", "survey"):
+            if (arrays := _stored(self._cache_file(kind), Survey._fields)) is not None:
+                return Survey(**arrays)
+        found = survey(self._records(), self.shape.classes)
+        _store(self._cache_file("survey"), found._asdict())
+        return found
+
+    def images(self) -> Images:
+        """The set in memory; after the first time from a cache, which is some twenty times faster."""
+        file = self._cache_file("images")
+        arrays = _stored(file)
+        if arrays is None:
+            arrays = self._read()
+            _store(file, arrays)
+        normalisation = Normalisation(arrays["mean"], arrays["std"])
+        images, labels = (
+            {split: arrays[f"{split}_{kind}"] for split in self._splits} for kind in ("images", "labels")
         )
-    return versions[-1].parent
+        return Images(images["train"], labels["train"], images["test"], labels["test"], normalisation)
+
+    def files(self) -> ImageFiles:
+        """The set on disk, to be streamed."""
+        found = self.survey()
+        return ImageFiles(
+            records=self._records(),
+            train_labels=found.train_labels,
+            test_labels=found.test_labels,
+            normalisation=Normalisation(found.mean, found.std),
+        )
+
+    def _read(self) -> Arrays:
+        records = self._records()
+        keep = {name: np.empty((len(split), *self.shape.image), np.uint8) for name, split in records.items()}
+        found = survey(records, self.shape.classes, keep)
+        return {f"{name}_images": images for name, images in keep.items()} | found._asdict()
+
+    def _records(self) -> dict[str, Records]:
+        return {
+            name: Records(self.prepared, split, self.shape.image, resize=self._resize)
+            for name, split in self._splits.items()
+        }
+
+    def _cache_file(self, kind: str) -> Path:
+        from platformdirs import user_cache_path
+
+        # Another preparation, a file changed since, another size: another digest.
+        stamps = [
+            (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+            for file in sorted(self.prepared.folder.iterdir())
+        ]
+        looked_at = (str(self.prepared.folder.resolve()), stamps, self._splits, self._size)
+        digest = hashlib.sha256(repr(looked_at).encode()).hexdigest()[:12]
+        name = f"{self.prepared.name.replace('/', '-')}-{self.prepared.folder.name}-{digest}-{kind}.npz"
+        return user_cache_path("cnnexp") / "datasets" / name
 
 
-def load_prepared(name: str, data_dir: str | None) -> Images:
-    """Read a prepared set; after the first time from a cache, which is some twenty times faster.
-
-    Raises:
-        UsageError: the set is not prepared, or not in a format of random access.
-    """
-    version = prepared_version(name, data_dir)
-    cache = _cache_file(name, version)
-    if not cache.exists():
-        arrays = [array for split in ("train", "test") for array in _read_split(version, split)]
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(f".{os.getpid()}.npz")
-        np.savez(partial, *arrays)
-        partial.replace(cache)
-    with np.load(cache) as stored:
-        return images_of(*(stored[f"arr_{index}"] for index in range(4)))
-
-
-def prepare(name: str, source: Path | None, data_dir: str | None) -> Path:
-    """Prepare a set with its own TFDS builder, which checks the checksums of what it reads.
-
-    Args:
-        name: the builder's name.
-        source: a folder with the published files already downloaded; None downloads them.
-        data_dir: where to; see `data_dir_of`.
-
-    Raises:
-        UsageError: TensorFlow is missing, or a file in `source` is.
-    """
-    if importlib.util.find_spec("tensorflow") is None:
-        raise UsageError(f"preparing {name} needs TensorFlow; type: pip install 'cnnexp[tfds]'")
-    if source is not None and not source.is_dir():
-        raise UsageError(f"--from {source}: no such folder")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder(name, data_dir=data_dir_of(data_dir), file_format="array_record")
-    if source is not None:
-        wanted = [Path(url).name for url in builder.url_infos or ()]
-        missing = [file for file in wanted if not (source / file).exists()]
-        if missing:
-            raise UsageError(f"--from {source}: {missing[0]} is not there; {name} needs {', '.join(wanted)}")
-    config = tfds.download.DownloadConfig(manual_dir=source) if source else None
-    builder.download_and_prepare(download_config=config)
-    return Path(builder.data_path)
-
-
-def _cache_file(name: str, version: Path) -> Path:
-    from platformdirs import user_cache_path
-
-    # The info file holds the checksum-derived sizes of every shard: another preparation, another digest.
-    stamp = (version / "dataset_info.json").read_bytes() + str(version.resolve()).encode()
-    digest = hashlib.sha256(stamp).hexdigest()[:12]
-    return user_cache_path("cnnexp") / "datasets" / f"{name}-{version.name}-{digest}.npz"
-
-
-def _read_split(version: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder_from_directory(str(version))
+def _stored(file: Path, keys: Iterable[str] | None = None) -> Arrays | None:
     try:
-        source = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
-    except NotImplementedError:
-        raise UsageError(
-            f"{version}: prepared as {builder.info.file_format}, which needs TensorFlow to read; prepare it "
-            "again in another folder with: cnnexp data prepare NAME --data-dir DIR"
-        ) from None
-    logging.getLogger("absl").setLevel(logging.ERROR)  # it recommends OpenCV over Pillow at every read
-    images, labels = [], []
-    for start in range(0, len(source), READ_BATCH):
-        records = source.__getitems__(list(range(start, min(start + READ_BATCH, len(source)))))
-        images.append(np.stack([record["image"] for record in records]))
-        labels.append(np.stack([record["label"] for record in records]))
-    return np.concatenate(images), np.concatenate(labels)
+        with file.open("rb") as opened, np.load(opened) as stored:
+            return {key: stored[key] for key in keys or stored}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # not what was written: it can be made again
+        file.unlink(missing_ok=True)
+        return None
+
+
+def _store(file: Path, arrays: Arrays) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}.npz")
+    np.savez(partial, **arrays)  # pyright: ignore[reportArgumentType]
+    partial.replace(file)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from cnnexp.config import Pool
+from cnnexp.config.sections import Pool
 from cnnexp.layers.layouts import Layout
 
 

@@ -5,7 +5,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from cnnexp.config import MLP, Activation, DType, Lowering, Pool, RunConfig, SimpleCNN
+from cnnexp.config import RunConfig
+from cnnexp.config.sections import MLP, Activation, DType, Lowering, Pool, SimpleCNN
 from cnnexp.data.shapes import DataShape
 from cnnexp.errors import UsageError
 from cnnexp.layers.counts import Counts, count

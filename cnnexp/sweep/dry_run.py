@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnexp.data.arrays import check_prepared
+from cnnexp.data.loading import check_prepared
 from cnnexp.errors import UsageError
 from cnnexp.models.spec import spec_of, total
 from cnnexp.sweep.forecast import COMPILE_SECONDS, Forecast, forecast

@@ -1,6 +1,5 @@
 """A sweep, from its jobs to the store."""
 
-import functools
 import math
 import time
 import traceback
@@ -13,8 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cnnexp.config import Digits, RunConfig, TFDSImages
+from cnnexp.config import RunConfig
+from cnnexp.config.data import Data
 from cnnexp.data.arrays import Images
+from cnnexp.data.loading import load, make_ready, same_images
+from cnnexp.data.stream import ImageFiles
 from cnnexp.store.atomic import read_json
 from cnnexp.store.checkpoints import StackCheckpoints, restore, saved_stacks
 from cnnexp.store.claims import Claims
@@ -33,13 +35,6 @@ if TYPE_CHECKING:
     from cnnexp.training.loop import Moment, StackTraining
     from cnnexp.training.train import State
 
-WHOLE_SET = {  # what runs of one data set may differ in
-    "train_size": None,
-    "validation_size": 0,
-    "batch_size": 1,
-    "pixel_noise": 0.0,
-    "label_noise": 0.0,
-}
 WAIT_SECONDS = 0.5  # between two looks at what other processes are training
 
 
@@ -59,6 +54,8 @@ def run_sweep(jobs: Sequence[Job]) -> dict[str, float]:
     runs = {run_id: job.config for run_id, job in by_id.items()}
     refuse_impossible(list(runs.values()))
     configure_jax()
+    for data in {same_images(run.data): run.data for run in runs.values()}.values():
+        make_ready(data)
     first, plan = jobs[0].config, plan_sweep(runs)
     with ExitStack() as contexts:
         interruption = contexts.enter_context(Interruption())
@@ -93,6 +90,7 @@ class SweepWork:
         self._progress, self._mirror = progress, mirror
         self._queue: deque[Stack] = deque()
         self._training: tuple[tuple[str, int], StackTraining] | None = None
+        self._images: tuple[str, Images | ImageFiles] | None = None
 
     def train(self, stacks: Sequence[Stack]) -> None:
         """Train the stacks, then what other processes have left behind, until every run has ended."""
@@ -220,11 +218,16 @@ class SweepWork:
         if self._training is None or self._training[0] != key:
             self._training = None
             return_memory()
-            # The whole set, whatever part of it the runs use: every stack of a sweep asks for the same.
-            whole = stack.config.data.model_copy(update=WHOLE_SET)
-            images = _images(whole)  # pyright: ignore[reportArgumentType]  (Pydantic hashes what is frozen)
+            images = self._loaded(stack.config.data)
             self._training = (key, StackTraining(stack.config, images, len(stack.runs)))
         return self._training[1]
+
+    def _loaded(self, data: Data) -> Images | ImageFiles:
+        """The images of a stack; those of one sweep mostly share their data set."""
+        if self._images is None or self._images[0] != same_images(data):
+            self._images = None
+            self._images = (same_images(data), load(data))
+        return self._images[1]
 
     def _restored(self, stack: Stack, training: "StackTraining") -> "tuple[Stack, State | None, int | None]":
         """The stack's runs that a checkpoint holds, their state and its step; the others are queued anew."""
@@ -277,13 +280,6 @@ def _failure_report(failed: Mapping[str, str], jobs: Mapping[str, Job]) -> str:
     reasons = ", ".join(dict.fromkeys(failed.values()))
     again = "\n".join(f"  {command}" for command in shown)
     return f"{len(failed)} of {len(jobs)} runs failed ({reasons}); to run just these again:\n{again}"
-
-
-@functools.lru_cache(maxsize=1)  # stacks of one sweep mostly share their data set
-def _images(data: Digits | TFDSImages) -> Images:
-    from cnnexp.data.arrays import load
-
-    return load(data)
 
 
 def _objective(run: RunConfig) -> float:

@@ -1,6 +1,7 @@
 """How many runs fit in a device at once, estimated from shapes alone."""
 
 from cnnexp.config import RunConfig
+from cnnexp.data.loading import resident_bytes
 from cnnexp.models.spec import LayerSpec, spec_of
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -29,13 +30,13 @@ def largest_stack(config: RunConfig) -> int:
     import jax
 
     devices = jax.local_devices()
-    kept, working = kept_bytes(config), working_bytes(config)
+    kept, working, images = kept_bytes(config), working_bytes(config), resident_bytes(config.data)
     if devices[0].platform == "cpu":  # devices share the memory, and the runs of each take turns
-        fit = (SHARE * _host_bytes() - len(devices) * working) // kept
+        fit = (SHARE * _host_bytes() - len(devices) * (working + images)) // kept
         most = min(int(fit), IN_TURNS * len(devices))
     else:
         bytes_limit = (devices[0].memory_stats() or {}).get("bytes_limit", 8 * 2**30)
-        most = int(SHARE * bytes_limit // (kept + working)) * len(devices)
+        most = int((SHARE * bytes_limit - images) // (kept + working)) * len(devices)
     return max(1, min(most, config.sweep.max_stack or most))
 
 

@@ -8,7 +8,8 @@ import yaml
 from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
 
 from cnnexp.config import RunConfig, unknown_key
-from cnnexp.data.arrays import check_prepared
+from cnnexp.data.loading import check_prepared
+from cnnexp.data.shapes import check_levels
 from cnnexp.errors import UsageError, suggestion
 from cnnexp.models.spec import spec_of
 from cnnexp.tracking.mirror_process import resolve_mode
@@ -27,6 +28,7 @@ def refuse_impossible(configs: Sequence[RunConfig]) -> None:
         duration_of(config)
     for data in {config.data.model_dump_json(): config.data for config in configs}.values():
         check_prepared(data)
+        check_levels(data)
 
 
 def refuse_impossible_sweep(configs: Sequence[RunConfig]) -> None:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnexp.config import TRACED, RunConfig
+from cnnexp.config.data import LEVELS
 from cnnexp.models.spec import spec_of, total
 from cnnexp.training.schedule import duration_of
-
-SWITCHES = ("pixel_noise", "label_noise")  # whether there is any is a part of the program, how much is not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +70,12 @@ def split(group: Mapping[str, RunConfig], shape: str, largest: int) -> Iterator[
 def shape_of_program(run: RunConfig) -> str:
     """All that a run's program depends on: its identity without the traced values."""
     values = run.identity()
-    del values["seed"], values["data"]["train_size"]
+    del values["seed"], values["data"]["train_size"], values["data"]["split_seed"]
     for section, keys in TRACED.items():
         for key in keys:
             value = values[section].pop(key)
-            if key in SWITCHES:
-                values[section][key] = value > 0
+            if key in LEVELS:  # whether there is any is a part of the program, how much is not
+                values[section][key] = bool(value)
     duration = duration_of(run)  # in steps: sizes of training sets share a program under one number of steps
     del values["train"]
     return json.dumps([values, duration.steps, duration.evaluate_after], sort_keys=True)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from cnnexp.config import RunConfig
+from cnnexp.config.data import corruption_summary
 from cnnexp.models.spec import matching_of, spec_of, total
 from cnnexp.sweep.provenance import provenance
 from cnnexp.sweep.stacks import run_flops
@@ -24,6 +25,7 @@ def summary_of(
         **{f"params/{layer.name}": layer.counts.params for layer in layers},
         "macs": total(layers, "macs"),
         **matching_of(config),
+        **corruption_summary(config.data),
         "connections": total(layers, "connections"),
         **metrics,
         "steps": last["step"],

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from cnnexp.config import Tracking
+from cnnexp.config.sections import Tracking
 from cnnexp.errors import UsageError
 
 PATIENCE_SECONDS = 30.0  # at the end of a sweep, before the mirror is left behind

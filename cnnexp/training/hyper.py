@@ -5,21 +5,22 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from cnnexp.config import TRACED, RunConfig
+from cnnexp.config import RunConfig
+from cnnexp.data.corruptions import Levels, levels_of
 
 
 class Hyper(NamedTuple):
-    """Numbers that may differ between the runs of a stack; `cnnexp.config.TRACED` says where each is set."""
+    """Numbers that may differ between the runs of a stack: those that `cnnexp.config.TRACED` lists."""
 
     learning_rate: Float[Array, "..."]
     weight_decay: Float[Array, "..."]
     momentum: Float[Array, "..."]
     label_smoothing: Float[Array, "..."]
-    pixel_noise: Float[Array, "..."]
-    label_noise: Float[Array, "..."]
+    levels: Levels
 
 
 def hyper_of(config: RunConfig) -> Hyper:
-    """The configured numbers, as scalars on the device."""
-    sections = {key: getattr(config, section) for section, keys in TRACED.items() for key in keys}
-    return Hyper(*(jnp.float32(getattr(sections[name], name)) for name in Hyper._fields))
+    """The configured numbers."""
+    optim = config.optim
+    numbers = (optim.learning_rate, optim.weight_decay, optim.momentum, config.train.label_smoothing)
+    return Hyper(*map(jnp.float32, numbers), levels=levels_of(config.data))

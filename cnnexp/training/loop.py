@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,12 @@ import numpy as np
 from cnnexp.config import RunConfig
 from cnnexp.data.arrays import Images
 from cnnexp.data.shapes import train_size_of
+from cnnexp.data.stream import ImageFiles
 from cnnexp.data.subsets import run_order
 from cnnexp.models.spec import total
+from cnnexp.training.feed import Feed, MemoryFeed, StreamFeed
 from cnnexp.training.hyper import hyper_of
-from cnnexp.training.stack import RUNS, WHOLE, RunInputs, compile_stack, device_mesh, on_devices
+from cnnexp.training.stack import RUNS, WHOLE, Subsets, compile_stack, device_mesh, on_devices
 from cnnexp.training.train import Metrics, State, Train, make_train
 
 Row = dict[str, int | float]
@@ -47,12 +49,12 @@ class Moment:
 
 
 class StackTraining:
-    """One compiled program for up to `runs` runs of its shapes, and the images on its devices."""
+    """One compiled program for up to `runs` runs of its shapes, and the images on its devices or on disk."""
 
-    def __init__(self, config: RunConfig, images: Images, runs: int = 1):
+    def __init__(self, config: RunConfig, images: Images | ImageFiles, runs: int = 1):
         self.train: Train = make_train(config)
         self._mesh = device_mesh(runs)
-        self._images = on_devices(images, WHOLE, self._mesh)
+        self._images = on_devices(images, WHOLE, self._mesh) if isinstance(images, Images) else images
         self._compiled = compile_stack(self.train, self._mesh)
         self._piece = 16  # steps between two signs of life: grows and shrinks with what they take
         labels = np.asarray(images.train_labels)
@@ -64,28 +66,35 @@ class StackTraining:
         The first evaluation is before any training, the last after the last step. `resumed` is the state of
         an earlier moment, from which the training goes on to the same numbers.
         """
-        room = -len(runs) % self._mesh.size
-        spread = partial(on_devices, spec=RUNS, mesh=self._mesh)
-        inputs = spread(self._inputs([*runs, *[runs[-1]] * room]))  # the last run fills up
-        keys = jnp.stack([jax.random.key(run.seed) for run in [*runs, *[runs[-1]] * room]])
-        marks = self.train.duration.evaluate_after
+        filled = [*runs, *[runs[-1]] * (-len(runs) % self._mesh.size)]  # the last run fills up
+        hyper = jax.tree.map(lambda *values: np.stack(values), *map(hyper_of, filled))
+        hyper = on_devices(hyper, RUNS, self._mesh)
         if resumed is None:
-            state, step = self._compiled.init(spread(keys), inputs.hyper), 0
-            yield self._evaluated(runs, state, inputs, step)
+            keys = jnp.stack([jax.random.key(run.seed) for run in filled])
+            state, step = self._compiled.init(on_devices(keys, RUNS, self._mesh), hyper), 0
         else:
-            state = spread(jax.tree.map(lambda leaf: _filled_up(leaf, room), resumed))
+            room = len(filled) - len(runs)
+            state = on_devices(jax.tree.map(lambda leaf: _filled_up(leaf, room), resumed), RUNS, self._mesh)
             step = int(resumed.step[0])
-        for stop in (mark for mark in marks if mark > step):
+        feed = self._feed(filled, state)
+
+        def evaluated(step: int) -> Moment:
+            rows = _rows(self.train, runs, feed.evaluate(state, hyper), step)
+            return Moment(step=step, runs=len(runs), padded_state=state, rows=rows)
+
+        if resumed is None:
+            yield evaluated(0)
+        for stop in (mark for mark in self.train.duration.evaluate_after if mark > step):
             while step < stop:
-                steps = min(stop - step, self._piece)
+                steps = min(stop - step, self._piece, feed.most_steps or self._piece)
                 started = time.perf_counter()
-                state = self._compiled.advance(state, inputs, self._images, jnp.int32(steps))
+                state = feed.advance(state, hyper, step, steps)
                 jax.block_until_ready(state.step)
                 self._keep_pace(steps, time.perf_counter() - started)
                 step += steps
                 if step < stop:
                     yield Moment(step=step, runs=len(runs), padded_state=state)
-            yield self._evaluated(runs, state, inputs, stop)
+            yield evaluated(stop)
 
     def state_like(self, runs: int) -> State:
         """Shapes and types of the state of a stack, to read a saved one into."""
@@ -95,24 +104,26 @@ class StackTraining:
         )
         return jax.eval_shape(jax.vmap(self.train.init), keys, hyper)
 
-    def _inputs(self, runs: Sequence[RunConfig]) -> RunInputs:
-        room = len(self._order(runs[0].seed)) - runs[0].data.validation_size
-        orders = np.stack([self._order(run.seed) for run in runs])
+    def _feed(self, runs: Sequence[RunConfig], state: State) -> Feed:
+        subsets = self._subsets(runs)
+        if isinstance(self._images, Images):
+            return MemoryFeed(self._compiled, self._images, subsets, self._mesh)
+        return StreamFeed(self.train, self._compiled, self._images, subsets, state.order_key, self._mesh)
+
+    def _subsets(self, runs: Sequence[RunConfig]) -> Subsets:
+        orders = [
+            self._order(run.seed if run.data.split_seed is None else run.data.split_seed) for run in runs
+        ]
+        room = len(orders[0]) - runs[0].data.validation_size
         sizes = np.array([run.data.train_size or room for run in runs], np.int32)
-        hyper = jax.tree.map(lambda *values: jnp.stack(values), *(hyper_of(run) for run in runs))
-        subset, validation = jnp.asarray(orders[:, :room]), jnp.asarray(orders[:, room:])
-        return RunInputs(subset, jnp.asarray(sizes), validation, hyper)
+        both = np.stack(orders)
+        return Subsets(both[:, :room], sizes, both[:, room:])
 
     def _keep_pace(self, steps: int, seconds: float) -> None:
         if seconds > 2 * PIECE_SECONDS and self._piece > 1:
             self._piece //= 2
         elif steps == self._piece and seconds < PIECE_SECONDS / 2:
             self._piece *= 2
-
-    def _evaluated(self, runs: Sequence[RunConfig], state: State, inputs: RunInputs, step: int) -> Moment:
-        metrics = self._compiled.evaluate(state, inputs, self._images)
-        rows = _rows(self.train, runs, metrics, step)
-        return Moment(step=step, runs=len(runs), padded_state=state, rows=rows)
 
 
 def _rows(train: Train, runs: Sequence[RunConfig], metrics: dict[str, Metrics], step: int) -> list[Row]:

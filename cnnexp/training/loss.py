@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from cnnexp.config import Head
+from cnnexp.config.sections import Head
 
 
 def losses(

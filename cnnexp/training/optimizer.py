@@ -4,7 +4,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from cnnexp.config import Optim
+from cnnexp.config.sections import Optim
 from cnnexp.training.hyper import Hyper
 
 

@@ -8,16 +8,18 @@ import jax
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
-from cnnexp.data.arrays import Images
+from cnnexp.data.arrays import Images, Normalisation
+from cnnexp.data.source import Counted, InMemory, Raw, Window
 from cnnexp.training.hyper import Hyper
-from cnnexp.training.train import Metrics, RunData, State, Train
+from cnnexp.training.train import Metrics, State, Train
 
 Runs = TypeVar("Runs")  # a pytree with a leading run axis
 Shared = TypeVar("Shared")  # one without, the same for all runs
 Result = TypeVar("Result")
 RUNS, WHOLE = PartitionSpec("runs"), PartitionSpec()
+SPLITS = ("train", "validation", "test")
 
 
 def over_runs(function: Callable[[Runs, Shared], Result]) -> Callable[[Runs, Shared], Result]:
@@ -32,24 +34,36 @@ def over_runs(function: Callable[[Runs, Shared], Result]) -> Callable[[Runs, Sha
     return jax.vmap(function, in_axes=(0, None))
 
 
-class RunInputs(NamedTuple):
-    """What tells the runs of a stack apart, each with a leading run axis."""
+class Subsets(NamedTuple):
+    """Which images are those of each run, with a leading run axis; see `InMemory`."""
 
-    subset: Int[Array, "runs room"]
-    train_size: Int[Array, " runs"]
-    validation: Int[Array, "runs validation_size"]
-    hyper: Hyper
+    subset: Int[Array | np.ndarray, "runs room"]
+    train_size: Int[Array | np.ndarray, " runs"]
+    validation: Int[Array | np.ndarray, "runs validation_size"]
+
+
+class Streamed(NamedTuple):
+    """What streamed in for each run, with a leading run axis; see `Window`."""
+
+    batches: Raw
+    first: Int[Array | np.ndarray, " runs"]
 
 
 class CompiledStack(NamedTuple):
-    """The pieces of a training for a stack: the images are shared, everything else has a run axis.
+    """The pieces of a training for a stack: what is the runs' own has a run axis, the rest is shared.
 
-    `advance(state, inputs, images, steps)` gives up its `state`; `steps` is traced.
+    `advance(state, hyper, own, shared, steps)` gives up its `state`; `steps` is traced. Where images are in
+    memory, `own` are `Subsets` and `shared` the images; where they stream, `Streamed` and the normalisation.
+    `evaluate(state, hyper, own, images)` is for images in memory. `add(state, hyper, counted, window)` is by
+    split: the sums over a streamed window that the runs share, of which each counts its own images.
     """
 
     init: Callable[[Key[Array, " runs"], Hyper], State]
-    advance: Callable[[State, RunInputs, Images, Int[Array, ""]], State]
-    evaluate: Callable[[State, RunInputs, Images], dict[str, Metrics]]
+    advance: Callable[[State, Hyper, Subsets | Streamed, Images | Normalisation, Int[Array, ""]], State]
+    evaluate: Callable[[State, Hyper, Subsets, Images], dict[str, Metrics]]
+    add: dict[
+        str, Callable[[State, Hyper, Bool[Array | np.ndarray, "runs batches b"], Raw, Normalisation], Metrics]
+    ]
 
 
 def compile_stack(train: Train, mesh: Mesh) -> CompiledStack:
@@ -59,28 +73,52 @@ def compile_stack(train: Train, mesh: Mesh) -> CompiledStack:
     """
     spread = partial(jax.shard_map, mesh=mesh, out_specs=RUNS, check_vma=False)
 
-    def data_of(inputs: RunInputs, images: Images) -> RunData:
-        return RunData(images, inputs.subset, inputs.train_size, inputs.validation)
-
     @partial(jax.jit, donate_argnums=0)
-    @partial(spread, in_specs=(RUNS, RUNS, WHOLE, WHOLE))
-    def advance(state: State, inputs: RunInputs, images: Images, steps: Int[Array, ""]) -> State:
-        def one(run: tuple[State, RunInputs], shared: tuple[Images, Array]) -> State:
-            (state, inputs), (images, steps) = run, shared
-            return train.advance(state, data_of(inputs, images), inputs.hyper, steps=steps)
+    @partial(spread, in_specs=(RUNS, RUNS, RUNS, WHOLE, WHOLE))
+    def advance(
+        state: State, hyper: Hyper, own: Subsets | Streamed, shared: Images | Normalisation, steps: Array
+    ) -> State:
+        def one(
+            run: tuple[State, Hyper, Subsets | Streamed], shared: tuple[Images | Normalisation, Array]
+        ) -> State:
+            (state, hyper, own), (data, steps) = run, shared
+            return train.advance(state, _source(own, data), hyper, steps=steps)
 
-        return over_runs(one)((state, inputs), (images, steps))
+        return over_runs(one)((state, hyper, own), (shared, steps))
 
     @jax.jit
-    @partial(spread, in_specs=(RUNS, RUNS, WHOLE))
-    def evaluate(state: State, inputs: RunInputs, images: Images) -> dict[str, Metrics]:
-        def one(run: tuple[State, RunInputs], images: Images) -> dict[str, Metrics]:
-            return train.evaluate(run[0], data_of(run[1], images), run[1].hyper)
+    @partial(spread, in_specs=(RUNS, RUNS, RUNS, WHOLE))
+    def evaluate(state: State, hyper: Hyper, own: Subsets, images: Images) -> dict[str, Metrics]:
+        def one(run: tuple[State, Hyper, Subsets], images: Images) -> dict[str, Metrics]:
+            state, hyper, own = run
+            return train.evaluate(state, InMemory(images, *own), hyper)
 
-        return over_runs(one)((state, inputs), images)
+        return over_runs(one)((state, hyper, own), images)
+
+    def add_split(split: str) -> Callable[..., Metrics]:
+        @jax.jit
+        @partial(spread, in_specs=(RUNS, RUNS, RUNS, WHOLE, WHOLE))
+        def add(
+            state: State, hyper: Hyper, counted: Array, window: Raw, normalisation: Normalisation
+        ) -> Metrics:
+            def one(run: tuple[State, Hyper, Array], shared: tuple[Raw, Normalisation]) -> Metrics:
+                state, hyper, counted = run
+                return train.sums(state, Counted(shared[0], counted, shared[1]), hyper, split=split)
+
+            return over_runs(one)((state, hyper, counted), (window, normalisation))
+
+        return add
 
     init = jax.jit(spread(jax.vmap(train.init), in_specs=(RUNS, RUNS)))
-    return CompiledStack(init, advance, evaluate)
+    return CompiledStack(init, advance, evaluate, {split: add_split(split) for split in SPLITS})
+
+
+def _source(own: Subsets | Streamed, shared: Images | Normalisation) -> InMemory | Window:
+    if isinstance(own, Subsets):
+        assert isinstance(shared, Images)
+        return InMemory(shared, *own)
+    assert isinstance(shared, Normalisation)
+    return Window(*own, shared)
 
 
 def device_mesh(runs: int) -> Mesh:

@@ -10,35 +10,23 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax import lax, random
+from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from cnnexp.config import RunConfig
-from cnnexp.data.arrays import Images
+from cnnexp.data.arrays import Normalisation, Numbers
+from cnnexp.data.corruptions import Corruptions
+from cnnexp.data.order import keys_of_run
+from cnnexp.data.source import Counted, InMemory, Raw, Window
 from cnnexp.models.network import TiedNetwork
 from cnnexp.models.spec import spec_of
-from cnnexp.training.batches import batch_indices
 from cnnexp.training.hyper import Hyper, hyper_of
 from cnnexp.training.loss import correct, losses
-from cnnexp.training.noise import noisy_labels, noisy_pixels
 from cnnexp.training.optimizer import make_optimizer
 from cnnexp.training.schedule import Duration, duration_of
 
 # Images at a time in an evaluation. On CPU what they make must stay in its caches.
 EVALUATION_BATCH_ON_CPU, EVALUATION_BATCH = 128, 512
-
-
-class RunData(NamedTuple):
-    """What a run trains on: images shared by the whole stack, and the positions of its own subsets.
-
-    `subset` has room for the whole training split, whatever the run's `train_size`, so that subsets of all
-    sizes share a program; what lies behind `train_size` is not looked at.
-    """
-
-    images: Images
-    subset: Int[Array, " room"]
-    train_size: Int[Array, ""]
-    validation: Int[Array, " validation_size"]
 
 
 class Batch(NamedTuple):
@@ -84,21 +72,21 @@ class Train:
 
     def init(self, key: Key[Array, ""], hyper: Hyper) -> State:
         """Draw the parameters; the key also decides the order of the images and their noise."""
-        init_key, order_key, noise_key = random.split(key, 3)
-        network = TiedNetwork(self.network, rngs=nnx.Rngs(params=init_key))
+        keys = keys_of_run(key)
+        network = TiedNetwork(self.network, rngs=nnx.Rngs(params=keys.init))
         _, params, fixed = nnx.split(network, nnx.Param, ...)
         opt_state = self._optimizer(hyper).init(params)
-        return State(params, fixed, opt_state, jnp.int32(0), jnp.int32(-1), order_key, noise_key)
+        return State(params, fixed, opt_state, jnp.int32(0), jnp.int32(-1), keys.order, keys.noise)
 
-    def advance(self, state: State, data: RunData, hyper: Hyper, *, steps: int | Int[Array, ""]) -> State:
+    def advance(
+        self, state: State, source: InMemory | Window, hyper: Hyper, *, steps: int | Int[Array, ""]
+    ) -> State:
         """Train for `steps` batches: one compiled loop, the same for any number of steps."""
         optimizer = self._optimizer(hyper)
 
         def step(_: Int[Array, ""], state: State) -> State:
-            place = batch_indices(
-                state.order_key, state.step, batch_size=self.duration.batch_size, train_size=data.train_size
-            )
-            batch = self._train_batch(state, data, data.subset[place], hyper)
+            raw = source.train_batch(state.order_key, state.step, self.duration.batch_size)
+            batch = self._batch(state, raw, source.normalisation, hyper, split="train", step=state.step)
             mean_loss = partial(self._mean_loss, hyper=hyper)
             loss, gradients = jax.value_and_grad(mean_loss)(state.params, state.fixed, batch)
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -113,32 +101,22 @@ class Train:
         with self._precision():
             return lax.fori_loop(0, steps, step, state)
 
-    def evaluate(self, state: State, data: RunData, hyper: Hyper) -> dict[str, Metrics]:
+    def evaluate(self, state: State, source: InMemory, hyper: Hyper) -> dict[str, Metrics]:
         """Loss and accuracy on each split, all on the same parameters: the run's training images, the
         validation images where there are any, and the test images."""
-        images = data.images
-        test = jnp.arange(len(images.test_images), dtype=jnp.int32)
+        splits = ("train", "validation", "test") if len(source.validation) else ("train", "test")
+        return {split: self._evaluate_split(state, source, hyper, split) for split in splits}
 
-        def train_batch(chosen: Array) -> Batch:
-            return self._train_batch(state, data, chosen, hyper)
+    def sums(self, state: State, window: Counted, hyper: Hyper, *, split: str) -> Metrics:
+        """Sums, not means, over the images of a window that count: what a streamed evaluation adds up."""
 
-        def validation_batch(chosen: Array) -> Batch:
-            return self._true_batch(state, data, chosen, hyper)
+        def batch(number: Array) -> tuple[Raw, Array]:
+            return jax.tree.map(lambda leaf: leaf[number], (window.batches, window.counted))
 
-        def test_batch(chosen: Array) -> Batch:
-            labels = images.test_labels[chosen]
-            return self._batch(state, images.test_images[chosen], -1 - chosen, labels, images, hyper)
-
-        with self._precision():
-            metrics = {"train": self._mean_metrics(state, train_batch, data.subset, data.train_size)}
-            if len(data.validation):
-                size = len(data.validation)
-                metrics["validation"] = self._mean_metrics(state, validation_batch, data.validation, size)
-            metrics["test"] = self._mean_metrics(state, test_batch, test, len(test))
-        return metrics
+        return self._sums(state, batch, len(window.counted), window.normalisation, hyper, split)
 
     def __call__(
-        self, key: Key[Array, ""], data: RunData, hyper: Hyper | None = None
+        self, key: Key[Array, ""], data: InMemory, hyper: Hyper | None = None
     ) -> tuple[State, dict[str, Metrics]]:
         """The whole run. The metrics have a leading axis: one entry for each step of `evaluate_after`."""
         hyper = hyper_of(self.config) if hyper is None else hyper
@@ -156,27 +134,24 @@ class Train:
     def _precision(self) -> AbstractContextManager[None]:
         return jax.default_matmul_precision(self.config.model.precision)
 
-    def _train_batch(self, state: State, data: RunData, chosen: Int[Array, " b"], hyper: Hyper) -> Batch:
-        """Images of the training split, with the wrong labels that some of them have."""
-        batch = self._true_batch(state, data, chosen, hyper)
-        if not self.config.data.label_noise:
-            return batch
-        noisy = noisy_labels(state.noise_key, chosen, batch.labels, hyper.label_noise, self.classes)
-        return batch._replace(labels=noisy)
-
-    def _true_batch(self, state: State, data: RunData, chosen: Int[Array, " b"], hyper: Hyper) -> Batch:
-        images = data.images
-        return self._batch(
-            state, images.train_images[chosen], chosen, images.train_labels[chosen], images, hyper
-        )
-
     def _batch(
-        self, state: State, pixels: Array, identity: Array, labels: Array, images: Images, hyper: Hyper
+        self,
+        state: State,
+        raw: Raw,
+        normalisation: Normalisation,
+        hyper: Hyper,
+        *,
+        split: str,
+        step: Int[Array, ""] | None = None,
     ) -> Batch:
-        levels = pixels.astype(jnp.float32)
-        if self.config.data.pixel_noise:
-            levels = noisy_pixels(state.noise_key, identity, levels, 255 * hyper.pixel_noise)
-        return Batch((levels - images.mean) / images.std, labels)
+        """What the network sees; only training images have the wrong labels that some of them have."""
+        corruptions = Corruptions(self.config.data, state.noise_key, hyper.levels, normalisation)
+        corrupted_as = "test" if split == "test" else "train"
+        images = corruptions.images(raw.pixels, raw.identity, split=corrupted_as, step=step)
+        labels = jnp.asarray(raw.labels)
+        if split == "train":
+            labels = corruptions.labels(labels, raw.identity, self.classes)
+        return Batch(images, labels)
 
     def _logits(self, params: Any, fixed: Any, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
         return nnx.merge(self._graph, params, fixed)(images).astype(jnp.float32)
@@ -185,28 +160,43 @@ class Train:
         logits = self._logits(params, fixed, batch.images)
         return losses(self.config.model.head, logits, batch.labels, hyper.label_smoothing).mean()
 
-    def _mean_metrics(
+    def _evaluate_split(self, state: State, source: InMemory, hyper: Hyper, split: str) -> Metrics:
+        """Means in batches; what fills up the last is not counted."""
+        places, count = source.places(split)
+        size = min(len(places), evaluation_batch())
+        filled = jnp.pad(places, (0, -len(places) % size))
+
+        def batch(number: Array) -> tuple[Raw, Array]:
+            chosen = lax.dynamic_slice(filled, (number * size,), (size,))
+            return source.raw(split, chosen), number * size + jnp.arange(size) < count
+
+        sums = self._sums(state, batch, -(-count // size), source.normalisation, hyper, split)
+        return Metrics(sums.loss / count, sums.accuracy / count)
+
+    def _sums(
         self,
         state: State,
-        batch_of: Callable[[Array], Batch],
-        index: Int[Array, " room"],
-        count: int | Int[Array, ""],
+        batch: Callable[[Array], tuple[Raw, Array]],
+        batches: int | Numbers,
+        normalisation: Normalisation,
+        hyper: Hyper,
+        split: str,
     ) -> Metrics:
-        """Means over the first `count` of `index`, in batches; what fills up the last is not counted."""
-        on_cpu = jax.default_backend() == "cpu"
-        size = min(len(index), EVALUATION_BATCH_ON_CPU if on_cpu else EVALUATION_BATCH)
-        filled = jnp.pad(index, (0, -len(index) % size))
-
         def add(number: Array, sums: Metrics) -> Metrics:
-            batch = batch_of(lax.dynamic_slice(filled, (number * size,), (size,)))
-            counted = number * size + jnp.arange(size) < count
-            logits = self._logits(state.params, state.fixed, batch.images)
-            loss = jnp.where(counted, losses(self.config.model.head, logits, batch.labels), 0)
-            hits = correct(logits, batch.labels) & counted
+            raw, counted = batch(number)
+            images, labels = self._batch(state, raw, normalisation, hyper, split=split)
+            logits = self._logits(state.params, state.fixed, images)
+            loss = jnp.where(counted, losses(self.config.model.head, logits, labels), 0)
+            hits = correct(logits, labels) & counted
             return Metrics(sums.loss + loss.sum(), sums.accuracy + hits.sum())
 
-        sums = lax.fori_loop(0, -(-count // size), add, Metrics(jnp.float32(0), jnp.int32(0)))
-        return Metrics(sums.loss / count, sums.accuracy / count)
+        with self._precision():
+            return lax.fori_loop(0, batches, add, Metrics(jnp.float32(0), jnp.int32(0)))
+
+
+def evaluation_batch() -> int:
+    """Images at a time in an evaluation."""
+    return EVALUATION_BATCH_ON_CPU if jax.default_backend() == "cpu" else EVALUATION_BATCH
 
 
 def make_train(config: RunConfig) -> Train:

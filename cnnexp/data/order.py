@@ -1,14 +1,31 @@
 """The order in which a run sees its images: a pure function of its key and the step."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jax import random
 from jaxtyping import Array, Int, Key, UInt32
 
+from cnnexp.data.arrays import Numbers
+
 ROUNDS = 24  # of mixing; a test checks that the orders are as random as those of `random.permutation`
 
 
+class RunKeys(NamedTuple):
+    """What a run draws: its parameters, the order of its images, and what is done to them."""
+
+    init: Key[Array, ""]
+    order: Key[Array, ""]
+    noise: Key[Array, ""]
+
+
+def keys_of_run(key: Key[Array, ""]) -> RunKeys:
+    """The keys of a run from that of its seed."""
+    return RunKeys(*random.split(key, 3))
+
+
 def batch_indices(
-    key: Key[Array, ""], step: Int[Array, ""], *, batch_size: int, train_size: Int[Array, ""]
+    key: Key[Array, ""], step: Int[Array, ""], *, batch_size: int, train_size: Numbers
 ) -> Int[Array, " batch_size"]:
     """Positions within the training subset for the batch of one step.
 
@@ -17,16 +34,16 @@ def batch_indices(
     from batch to batch, so a resumed run needs only its step, and subsets of all sizes share a program.
     """
     seen = step.astype(jnp.uint32) * batch_size + jnp.arange(batch_size, dtype=jnp.uint32)
-    size = train_size.astype(jnp.uint32)
+    size = jnp.asarray(train_size, jnp.uint32)
     return permuted(random.bits(key, (ROUNDS, 2)), seen // size, seen % size, size).astype(jnp.int32)
 
 
 def permuted(
     words: UInt32[Array, "rounds 2"],
-    epoch: UInt32[Array, " n"],
-    place: UInt32[Array, " n"],
+    epoch: UInt32[Array, "*#n"],
+    place: UInt32[Array, "*#n"],
     size: UInt32[Array, ""],
-) -> UInt32[Array, " n"]:
+) -> UInt32[Array, "*n"]:
     """Where the random permutation of each epoch sends a place in [0, size).
 
     A swap-or-not network (Hoang, Morris and Rogaway 2012): each round pairs every place with its mirror image

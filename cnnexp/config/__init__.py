@@ -1,0 +1,144 @@
+"""The typed configuration: what every key means, its type and its range.
+
+Hydra composes; this module refuses what it composed wrongly, in one line, before anything is computed.
+Every section is a value: `RunConfig.identity()` is all that decides a run's result.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from cnnexp.config.data import DATA_VARIANTS, LEVELS, NOT_IDENTITY, OTHER, WHERE, Data, Digits
+from cnnexp.config.sections import MLP, Optim, Section, SimpleCNN, Sweep, Tracking, Train
+from cnnexp.errors import UsageError, nearest_name, suggestion
+
+RESULT_FORMAT = 3  # part of a run's identity: raise it when the same configuration gives other numbers
+
+VARIANTS: dict[str, dict[str, type[Section]]] = {
+    "model": {"simple_cnn": SimpleCNN, "mlp": MLP},
+    "data": dict(DATA_VARIANTS),
+}
+SECTIONS: dict[str, type[Section]] = {
+    "model": SimpleCNN,
+    "data": Digits,
+    "optim": Optim,
+    "train": Train,
+    "sweep": Sweep,
+    "tracking": Tracking,
+}
+# Traced values: runs that differ only in their seed, their subset and these share one program.
+TRACED: dict[str, tuple[str, ...]] = {
+    "optim": ("learning_rate", "weight_decay", "momentum"),
+    "train": ("label_smoothing",),
+    "data": (*LEVELS, *WHERE),
+}
+Model = Annotated[SimpleCNN | MLP, Field(discriminator="name")]
+
+
+class RunConfig(Section):
+    """One training: one configuration, one seed."""
+
+    experiment: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    results_dir: Annotated[str, Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    model: Model
+    data: Data
+    optim: Optim
+    train: Train
+    sweep: Sweep
+    tracking: Tracking
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the run's result, and nothing else."""
+        values = self.model_dump(include={"seed", "model", "data", "optim", "train"})
+        for key in NOT_IDENTITY:
+            values["data"].pop(key, None)
+        return {"format": RESULT_FORMAT, **values}
+
+    @property
+    def run_id(self) -> str:
+        """The name of the run: a hash of its identity, the same on every machine."""
+        canonical = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def parse(values: Mapping[str, Any]) -> RunConfig:
+    """Turn a composed configuration into a typed one.
+
+    Raises:
+        UsageError: a key, type or value that is not allowed; the message names the first of them.
+    """
+    try:
+        return RunConfig.model_validate(_with_default_duration(values))
+    except ValidationError as error:
+        raise UsageError(_one_line(error.errors(), values)) from None
+
+
+def _with_default_duration(values: Mapping[str, Any]) -> dict[str, Any]:
+    # A default number of epochs in the files would contradict every `train.steps=...` typed.
+    train = dict(values.get("train") or {})
+    if train.get("epochs") is None and train.get("steps") is None:
+        train["epochs"] = 10.0
+    if train.get("eval_every") is None:
+        train["eval_every"] = 1.0 if train.get("epochs") else max(1.0, (train.get("steps") or 1) / 10)
+    for key in ("epochs", "eval_every"):  # 5 and 5.0 are one duration and one identity
+        if isinstance(train.get(key), int):
+            train[key] = float(train[key])
+    return {**values, "train": train}
+
+
+def keys_of(section: str, values: Mapping[str, Any]) -> list[str]:
+    """The keys allowed in a section ("" is the top level), given the names chosen in `values`."""
+    if not section:
+        return list(RunConfig.model_fields)
+    if section in VARIANTS:
+        variants = VARIANTS[section]
+        chosen = variants.get((values.get(section) or {}).get("name", ""), variants.get(OTHER, SimpleCNN))
+        return list(chosen.model_fields)
+    return list(SECTIONS[section].model_fields) if section in SECTIONS else []
+
+
+def unknown_key(key: str, values: Mapping[str, Any]) -> UsageError:
+    """The error for a dotted key that does not exist."""
+    section, _, name = key.rpartition(".")
+    allowed = keys_of(section, values)
+    if not section and nearest_name(name, allowed) is None:
+        everywhere = {inner: f"{outer}.{inner}" for outer in SECTIONS for inner in keys_of(outer, values)}
+        if nearest := nearest_name(name, list(everywhere)):
+            return UsageError(f"{key}: no such key; did you mean {everywhere[nearest]!r}?")
+    return UsageError(f"{key}: no such key; {suggestion(name, allowed)}")
+
+
+def _one_line(errors: list[ErrorDetails], values: Mapping[str, Any]) -> str:
+    error = errors[0]
+    key = _user_key(error["loc"])
+    given, context = error["input"], error.get("ctx", {})
+    if error["type"] == "extra_forbidden":
+        return str(unknown_key(key, values))
+    if error["type"] == "union_tag_invalid":
+        return f"{key}.name={context['tag']}: {suggestion(context['tag'], VARIANTS[key])}"
+    if error["type"] == "literal_error":
+        allowed = [name.strip("' ") for name in context["expected"].replace(" or ", ",").split(",")]
+        return f"{key}={given}: {suggestion(given, allowed)}"
+    if error["type"] in ("missing", "union_tag_not_found"):
+        return f"{key}: a value is missing"
+    if error["type"] == "tying":
+        return f"{key}={given}: {error['msg']}"
+    if error["type"] == "value_error":
+        return error["msg"].removeprefix("Value error, ")
+    # A key that takes several types fails once for each: say them all.
+    alike = dict.fromkeys(e["msg"].lower() for e in errors if _user_key(e["loc"]) == key)
+    return f"{key}={given}: {', or '.join(alike)}"
+
+
+def _user_key(loc: tuple[int | str, ...]) -> str:
+    """The dotted key as a person types it: without Pydantic's names of union members."""
+    section, *rest = loc
+    if section in VARIANTS:
+        rest = rest[1:]
+    return ".".join([str(section), *(str(part) for part in rest[:1])])

@@ -1,0 +1,135 @@
+"""The sections of a configuration, except that of the data: every key, its type and its range."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from cnnexp.errors import suggestion
+from cnnexp.layers.geometry import Connectivity, Padding
+from cnnexp.layers.tying import BIAS_NAMES, TYING_NAMES, Tying, bias_tying
+
+Size = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Deviation = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Pair = Annotated[list[Size], Field(min_length=2, max_length=2)]
+Pool = Literal["max", "average", "global_average", "none"]
+Activation = Literal["relu", "gelu", "tanh", "identity"]
+Head = Literal["softmax", "sigmoid"]
+Lowering = Literal["auto", "conv", "matmul"]
+DType = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["default", "high", "highest", "bfloat16", "tensorfloat32", "float32"]
+
+
+def _tying(text: str) -> str:
+    try:
+        return str(Tying.parse(text))
+    except ValueError:
+        raise PydanticCustomError("tying", suggestion(text, TYING_NAMES)) from None  # pyright: ignore[reportArgumentType]
+
+
+def _bias(text: str) -> str:
+    try:
+        own = bias_tying(Tying("shared"), text)
+        return text if own is None or text == "same" else str(own)
+    except ValueError:
+        raise PydanticCustomError("tying", suggestion(text, BIAS_NAMES)) from None  # pyright: ignore[reportArgumentType]
+
+
+TyingText = Annotated[str, AfterValidator(_tying)]
+BiasText = Annotated[str, AfterValidator(_bias)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys and values of another type are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """What all models share: `dtype` to compute in (null: that of the parameters) and matmul precision."""
+
+    hidden: list[Size]
+    activation: Activation
+    head: Head
+    dtype: DType | None
+    param_dtype: DType
+    precision: Precision | None
+
+
+class SimpleCNN(ModelSection):
+    """Tied convolution, activation, pooling, any number of times; dense layers; a head.
+
+    A value sets all layers; a list sets each layer. A pair within the list is (height, width), so
+    `kernel_size: [[5, 3], 3]` is a rectangular kernel, then a square one.
+    """
+
+    name: Literal["simple_cnn"]
+    features: Size | Annotated[list[Size], Field(min_length=1)]
+    kernel_size: Size | list[Size | Pair]
+    stride: Size | list[Size | Pair]
+    dilation: Size | list[Size | Pair]
+    padding: Padding | list[Padding]
+    tying: TyingText | list[TyingText]
+    connectivity: Connectivity | list[Connectivity]
+    bias: BiasText | list[BiasText]
+    pool: Pool | list[Pool]
+    pool_size: Size | list[Size]
+    match: Literal["none", "params", "macs"] = Field(description="what widths are chosen to keep equal")
+    match_tying: TyingText = Field(description="tying of the network that is matched")
+    lowering: Lowering
+
+
+class MLP(ModelSection):
+    """The regular network on pixels: dense layers and a head."""
+
+    name: Literal["mlp"]
+
+
+class Optim(Section):
+    """An Optax optimiser. `momentum` is SGD's momentum and AdamW's b1."""
+
+    name: Literal["sgd", "adamw"]
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    momentum: Share
+    schedule: Literal["constant", "cosine"]
+    warmup: Share = Field(description="of the steps")
+
+    @property
+    def slots(self) -> int:
+        """Numbers kept for each parameter: SGD's trace, AdamW's two moments."""
+        return 1 if self.name == "sgd" else 2
+
+
+class Train(Section):
+    """How long to train and how often to evaluate, both in the same unit: epochs or steps."""
+
+    epochs: Annotated[float, Field(gt=0)] | None
+    steps: Size | None
+    eval_every: Annotated[float, Field(gt=0)] | None
+    label_smoothing: Share = Field(description="of the training targets, spread over all classes")
+
+    @model_validator(mode="after")
+    def _one_duration(self) -> "Train":
+        if (self.epochs is None) == (self.steps is None):
+            given = f"train.epochs={self.epochs} train.steps={self.steps}"
+            raise ValueError(f"{given}: a run lasts either epochs or steps; set one, null the other")
+        return self
+
+
+class Sweep(Section):
+    """How a sweep is carried out; nothing here changes a result."""
+
+    on_error: Literal["continue", "stop"] = Field(description="what a cell that raises does to the sweep")
+    max_stack: Size | None = Field(description="runs that train together; null: what memory allows")
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(description="between two checkpoints")
+
+
+class Tracking(Section):
+    """Where runs are mirrored to in Weights & Biases."""
+
+    mode: Literal["auto", "online", "offline", "disabled"]
+    project: str
+    entity: str | None

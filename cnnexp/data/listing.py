@@ -1,0 +1,37 @@
+"""What image sets are prepared on this machine."""
+
+from rich.console import Console
+from rich.table import Table
+
+from cnnexp.data.prepared import PreparedSet, data_dir_of, prepared_sets
+from cnnexp.errors import UsageError
+from cnnexp.text import short_number
+
+
+def print_prepared(data_dir: str | None) -> None:
+    """Print a table of the prepared sets: where each is, its images and its size."""
+    console = Console()
+    sets = list(prepared_sets(data_dir))
+    if not sets:
+        console.print(f"nothing is prepared in {data_dir_of(data_dir)}; type: cnnexp data prepare NAME")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for column in ("name", "version", "images", "shape", "classes", "size", "where"):
+        table.add_column(column, overflow="fold")
+    for prepared in sets:
+        table.add_row(*_row(prepared))
+    console.print(table)
+
+
+def _row(prepared: PreparedSet) -> list[str]:
+    try:
+        sizes = prepared.split_sizes()
+        split = "train" if "train" in sizes else next(iter(sizes))
+        shape = prepared.shape(split, split)
+        sides = "x".join(str(side) if side else "?" for side in shape.image)
+        counts = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+        described = [counts, sides, str(shape.classes)]
+    except UsageError as error:
+        described = [f"cannot be used: {error}", "", ""]
+    where = str(prepared.folder)
+    return [prepared.name, prepared.folder.name, *described, f"{short_number(prepared.bytes)}B", where]

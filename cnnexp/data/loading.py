@@ -1,0 +1,114 @@
+"""From a data section to its images."""
+
+import math
+
+from cnnexp.config.data import Data, DataSection, Digits, TFDSImages
+from cnnexp.data.arrays import Images
+from cnnexp.data.shapes import shape_of
+from cnnexp.data.stream import ImageFiles
+from cnnexp.errors import UsageError
+
+SHARE = 0.3  # of a device's memory that images may take; the rest is for what is trained on them
+
+
+def check_prepared(data: Data) -> None:
+    """Refuse, at once, a data set that is not there.
+
+    Raises:
+        UsageError: the set is not prepared; the message says what to type.
+    """
+    if data.stream == "always" and not isinstance(data, TFDSImages):
+        raise UsageError(f"data.stream=always: {data.name} is made in memory; allowed: auto, never")
+    if isinstance(data, TFDSImages):
+        from cnnexp.data.prepared import prepared_set
+
+        found = prepared_set(data.name, data.data_dir)
+        for split in (data.train_split, data.test_split):
+            found.shards(split)
+
+
+def make_ready(data: Data) -> None:
+    """Read and check a prepared set that was not yet looked at.
+
+    Raises:
+        UsageError: a file is damaged, or the images or labels are not what the set says.
+    """
+    if isinstance(data, TFDSImages):
+        load(data)
+
+
+def load(data: Data) -> Images | ImageFiles:
+    """Load a configured data set: into memory, or as files to stream where it is too large for that.
+
+    Raises:
+        UsageError: the set is not prepared, or damaged.
+    """
+    if isinstance(data, TFDSImages):
+        from cnnexp.data.tfds_images import TFDSSet
+
+        found = TFDSSet(data)
+        return found.files() if _streams(data) else found.images()
+    return load_images(data)
+
+
+def load_images(data: Data) -> Images:
+    """Load a data set into memory, whatever its size."""
+    if isinstance(data, TFDSImages):
+        from cnnexp.data.tfds_images import TFDSSet
+
+        return TFDSSet(data).images()
+    if isinstance(data, Digits):
+        from cnnexp.data.digits import load_digits
+
+        return load_digits(data)
+    from cnnexp.data.tasks import load_task
+
+    return load_task(data)
+
+
+def describe(data: Data) -> str:
+    """One line: how many images of which classes there are, and how many are in both splits."""
+    from cnnexp.data.survey import survey_images
+
+    if isinstance(data, TFDSImages):
+        from cnnexp.data.tfds_images import TFDSSet
+
+        found = TFDSSet(data).survey()
+    else:
+        found = survey_images(load_images(data))
+    return found.line(data.name, shape_of(data).image)
+
+
+def same_images(data: Data) -> str:
+    """A key that is the same for sections that load the same images."""
+    own = set(type(data).model_fields) - set(DataSection.model_fields)
+    return data.model_dump_json(include={*own, "name", "stream"})
+
+
+def resident_bytes(data: Data) -> int:
+    """What the images take on each device: nothing where they stream."""
+    if isinstance(data, TFDSImages) and _streams(data):
+        return 0
+    return _bytes_of(data)
+
+
+def _streams(data: TFDSImages) -> bool:
+    if data.stream != "auto":
+        return data.stream == "always"
+    return _bytes_of(data) > SHARE * _device_bytes()
+
+
+def _bytes_of(data: Data) -> int:
+    shape = shape_of(data)
+    return math.prod(shape.image) * shape.itemsize * (shape.train_images + shape.test_images)
+
+
+def _device_bytes() -> float:
+    """Memory for one copy of the images; on CPU every core is a device with a copy of its own."""
+    import jax
+    import psutil
+
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        return psutil.virtual_memory().total / jax.local_device_count()
+    return (device.memory_stats() or {}).get("bytes_limit", 8 * 2**30)

@@ -1,0 +1,126 @@
+"""The images of a prepared set, in any order: records decoded without TensorFlow."""
+
+import io
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from cnnexp.data.prepared import PreparedSet
+from cnnexp.errors import UsageError
+
+
+class Records:
+    """A split of a prepared set in random access, safe to read from several threads.
+
+    Args:
+        prepared: the set.
+        split: the name of the split.
+        shape: the shape `(h, w, c)` that every image has, or is brought to where `resize`.
+        resize: whether to scale the shorter side and cut the middle out.
+
+    Raises:
+        UsageError: a file is damaged; the message names it.
+    """
+
+    def __init__(self, prepared: PreparedSet, split: str, shape: tuple[int, int, int], *, resize: bool):
+        self.shape = shape  # of every image: (h, w, c)
+        self._prepared, self._resize = prepared, resize
+        self._image_key, self._label_key = prepared.keys()
+        self._shards = prepared.shards(split)
+        self._source = self._opened(list(self._shards))
+
+    def __len__(self) -> int:
+        return sum(self._shards.values())
+
+    def raw(self, indices: Sequence[int]) -> list[bytes]:
+        """Records as they are on disk.
+
+        Raises:
+            UsageError: one cannot be read; the message names its file.
+        """
+        try:
+            return self._source.__getitems__([int(index) for index in indices])
+        except Exception as error:
+            raise self._culprit(error) from None
+
+    def read(self, indices: Sequence[int]) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
+        """Images and labels.
+
+        Raises:
+            UsageError: a record cannot be read or decoded; the message names its file.
+        """
+        images, labels = np.empty((len(indices), *self.shape), np.uint8), np.empty(len(indices), np.int32)
+        for place, record in enumerate(self.raw(indices)):
+            try:
+                features = self._example.FromString(record).features.feature
+                labels[place] = features[self._label_key].int64_list.value[0]
+                images[place] = self._decoded(features[self._image_key].bytes_list.value[0])
+            except Exception as error:
+                raise self._undecodable(indices[place], error) from None
+        return images, labels
+
+    def _decoded(self, encoded: bytes) -> UInt8[np.ndarray, "h w c"]:
+        height, width, channels = self.shape
+        image = Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG"))
+        mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+        if image.mode != mode:
+            image = image.convert(mode)
+        if self._resize:
+            image = _cut_middle(image, width, height)
+        return np.asarray(image).reshape(self.shape)
+
+    @cached_property
+    def _example(self) -> Any:
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        return tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  (made at import)
+
+    def _opened(self, files: list[Any]) -> Any:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        try:
+            source = ArrayRecordDataSource([str(file) for file in files])
+            found = len(source)
+        except Exception as error:
+            raise self._culprit(error) from None
+        if found != len(self):
+            raise self._culprit(ValueError(f"{found} records in all, {len(self)} were written"))
+        return source
+
+    def _culprit(self, error: Exception) -> UsageError:
+        """Which file it is that cannot be read."""
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        for file, length in self._shards.items():
+            try:
+                source = ArrayRecordDataSource([str(file)])
+                if len(source) != length:
+                    return self._prepared.damaged(file, f"{len(source)} records, {length} were written")
+                for start in range(0, length, 2048):
+                    source.__getitems__(list(range(start, min(length, start + 2048))))
+            except Exception as cause:
+                return self._prepared.damaged(file, f"damaged or truncated ({_first_line(cause)})")
+        return self._prepared.damaged(self._prepared.folder, _first_line(error))
+
+    def _undecodable(self, index: int, error: Exception) -> UsageError:
+        for file, length in self._shards.items():
+            if index < length:
+                return self._prepared.damaged(file, f"record {index} is no image ({_first_line(error)})")
+            index -= length
+        raise IndexError(index)
+
+
+def _cut_middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    scale = max(width / image.width, height / image.height)
+    sides = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    image = image.resize(sides, Image.Resampling.BILINEAR)
+    left, top = (sides[0] - width) // 2, (sides[1] - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
