@@ -18,15 +18,15 @@ from cnnexp.store.runs import read_runs
 
 SWEEP = [
     "data=fashion_mnist",
-    "model.tying=shared,local",
+    "model.tying=shared",
     "seed=0,1",
     "data.train_size=5000,20000",
     "data.validation_size=2000",
     "data.crop=2",
     "data.flip=true",
     "data.pixel_noise=0.1",
-    "train.steps=150",
-    "train.eval_every=50",
+    "train.steps=60",
+    "train.eval_every=30",
     "sweep.checkpoint_seconds=1",
     "tracking.mode=disabled",
     "name=sweep",

@@ -1,16 +1,22 @@
 """The images of a prepared set, in any order: records decoded without TensorFlow."""
 
-import io
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import cv2
 import numpy as np
 from jaxtyping import Int, UInt8
-from PIL import Image
 
 from cnnexp.data.prepared import PreparedSet
 from cnnexp.errors import UsageError
+
+AS_STORED = cv2.IMREAD_IGNORE_ORIENTATION  # as TFDS reads: not turned by what a camera noted
+COLOURS = {
+    1: cv2.IMREAD_GRAYSCALE | AS_STORED,
+    3: cv2.IMREAD_COLOR | AS_STORED,
+    4: cv2.IMREAD_UNCHANGED,
+}
 
 
 class Records:
@@ -54,24 +60,26 @@ class Records:
             UsageError: a record cannot be read or decoded; the message names its file.
         """
         images, labels = np.empty((len(indices), *self.shape), np.uint8), np.empty(len(indices), np.int32)
+        parse, image_key, label_key = self._example.FromString, self._image_key, self._label_key
         for place, record in enumerate(self.raw(indices)):
             try:
-                features = self._example.FromString(record).features.feature
-                labels[place] = features[self._label_key].int64_list.value[0]
-                images[place] = self._decoded(features[self._image_key].bytes_list.value[0])
+                features = parse(record).features.feature
+                labels[place] = features[label_key].int64_list.value[0]
+                images[place] = self._decoded(features[image_key].bytes_list.value[0])
             except Exception as error:
                 raise self._undecodable(indices[place], error) from None
         return images, labels
 
     def _decoded(self, encoded: bytes) -> UInt8[np.ndarray, "h w c"]:
         height, width, channels = self.shape
-        image = Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG"))
-        mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
-        if image.mode != mode:
-            image = image.convert(mode)
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), COLOURS[channels])
+        if image is None:
+            raise ValueError("neither PNG nor JPEG")
         if self._resize:
-            image = _cut_middle(image, width, height)
-        return np.asarray(image).reshape(self.shape)
+            image = _cut_middle(image, height, width)
+        if channels == 1:
+            return image.reshape(self.shape)
+        return image[..., [2, 1, 0, 3][:channels]]  # OpenCV has blue first
 
     @cached_property
     def _example(self) -> Any:
@@ -114,12 +122,13 @@ class Records:
         raise IndexError(index)
 
 
-def _cut_middle(image: Image.Image, width: int, height: int) -> Image.Image:
-    scale = max(width / image.width, height / image.height)
-    sides = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-    image = image.resize(sides, Image.Resampling.BILINEAR)
-    left, top = (sides[0] - width) // 2, (sides[1] - height) // 2
-    return image.crop((left, top, left + width, top + height))
+def _cut_middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    scale = max(height / image.shape[0], width / image.shape[1])
+    sides = max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale))
+    if sides != (image.shape[1], image.shape[0]):
+        image = cv2.resize(image, sides, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    top, left = (sides[1] - height) // 2, (sides[0] - width) // 2
+    return image[top : top + height, left : left + width]
 
 
 def _first_line(error: Exception) -> str:
