@@ -5,6 +5,7 @@ from typing import Any
 import mnist1d.data
 import numpy as np
 import pytest
+from compare_mnist1d import PAPER
 from scipy import stats
 
 from cnnexp.config.data import DATA_VARIANTS, DataSection
@@ -19,15 +20,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "signal_distribution": {"patches": 4, "dimension": 6, "noise": 0.25},
     "channel_norm": {"side": 6},
     "k_patterns": {"length": 20, "pattern": 3, "function": "parity"},
-    "mnist1d": {
-        "length": 40,
-        "padding": [36, 60],
-        "scale": 0.4,
-        "translation": 48,
-        "correlated_noise": 0.25,
-        "noise": 0.02,
-        "shear": 0.75,
-    },
+    "mnist1d": PAPER,
 }
 
 

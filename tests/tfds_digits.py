@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
-from cnnexp.data.prepare import without_tensorflow
+from cnnexp.data.without_tensorflow import without_tensorflow
 
 TRAIN, TEST, NAME = 1_200, 300, "tfds_digits"
 

@@ -1,21 +1,17 @@
 """Preparing sets of TensorFlow Datasets with their own builders, where possible without TensorFlow."""
 
-import importlib
 import os
 import re
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from glob import glob
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from cnnexp.data.prepared import FORMAT, PreparedSet, data_dir_of
+from cnnexp.data.without_tensorflow import without_tensorflow
 from cnnexp.errors import UsageError, suggestion
 
 CONNECT_SECONDS = 3.0  # after which a server is taken for out of reach; TFDS tries for minutes
@@ -107,57 +103,6 @@ def _only_reachable(name: str, source: Path | None) -> Iterator[None]:
         yield
     finally:
         downloader._Downloader.download = download
-
-
-@contextmanager
-def without_tensorflow() -> Iterator[None]:
-    """Let TFDS open files and write PNG without TensorFlow, which is all that most image sets need it for.
-
-    Where TensorFlow is there it is not touched either: its graph encodes images several times slower.
-    """
-    from tensorflow_datasets.core.features import image_feature
-    from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow
-
-    files = SimpleNamespace(
-        GFile=open, exists=os.path.exists, isdir=os.path.isdir, listdir=os.listdir, glob=glob
-    )
-    encoder: Any = image_feature._ImageEncoder
-    encode, kept = encoder._encode_image, dict(tensorflow._submodules)
-    tensorflow._submodules["io"] = _StandIn("io", gfile=files)
-    tensorflow._submodules["compat"] = _StandIn("compat", as_text=_as_text)
-    encoder._encode_image = _encoded
-    try:
-        yield
-    finally:
-        tensorflow._submodules.clear()
-        tensorflow._submodules.update(kept)
-        encoder._encode_image = encode
-
-
-class _StandIn(SimpleNamespace):
-    """A module of TensorFlow of which some functions are here, the others where they were."""
-
-    def __init__(self, module: str, **here: Any):
-        super().__init__(**here)
-        self._module = module
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(getattr(importlib.import_module("tensorflow"), self._module), name)
-
-
-def _as_text(text: str | bytes) -> str:
-    return text.decode() if isinstance(text, bytes) else text
-
-
-def _encoded(self: Any, image: np.ndarray) -> bytes:
-    """What TFDS's image encoder does, by OpenCV."""
-    import cv2
-    from tensorflow_datasets.core.features import image_feature
-
-    image_feature._validate_np_array(image, shape=self.shape, dtype=self.np_dtype)
-    colours = image if image.shape[-1] == 1 else image[..., [2, 1, 0, 3][: image.shape[-1]]]
-    _, encoded = cv2.imencode(f".{self.encoding_format}", colours)
-    return encoded.tobytes()
 
 
 def _wrong_file(error: Exception) -> str:
