@@ -26,7 +26,8 @@ Why do convolutions work? Sweeps over kernel size, stride and weight tying, and 
   cnnexp report why_convolutions            its table, figures and verdicts
   cnnexp run --help                         all keys, with examples
   cnnexp plan seed=range(100)               what a sweep would do and how long it would take
-  cnnexp show model.tying=shared,local      what a network owns and costs, and a picture of its layers
+  cnnexp show model.tying=shared,local      what a network owns and costs, and pictures of layers and images
+  cnnexp sync why_convolutions              send to W&B what it lacks of a sweep
 """
 
 
@@ -53,6 +54,8 @@ def _command(arguments: Sequence[str]) -> int:
         from cnnexp.analysis.report import print_report, write_report
 
         print_report(write_report(Path(options.results_dir) / options.name))
+    elif options.command == "sync":
+        return _sync(options)
     elif options.command == "data":
         if options.action == "prepare":
             from cnnexp.data.prepare import prepare
@@ -63,6 +66,18 @@ def _command(arguments: Sequence[str]) -> int:
             from cnnexp.data.listing import print_prepared
 
             print_prepared(options.data_dir)
+    return 0
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from cnnexp.tracking.sync import NotSent, sync
+
+    offline_dir = Path(options.to).expanduser().resolve() if options.to else None
+    try:
+        sync(Path(options.results_dir), options.name, follow=options.follow, offline_dir=offline_dir)
+    except NotSent as error:
+        print(f"cnnexp: {error}", file=sys.stderr)
+        return FAILED
     return 0
 
 
@@ -86,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="table, figures and verdicts of a sweep")
     report.add_argument("name", help="the sweep's folder under the results")
     report.add_argument("--results-dir", default="results", metavar="DIR")
+    sync = commands.add_parser("sync", help="send to W&B what it lacks of a sweep")
+    sync.add_argument("name", nargs="?", help="the sweep's folder under the results; none: all of them")
+    sync.add_argument("--results-dir", default="results", metavar="DIR")
+    sync.add_argument("--follow", action="store_true", help="go on until every run has ended")
+    sync.add_argument("--to", metavar="DIR", help="write W&B's offline files there instead")
     data = commands.add_parser("data", help="prepare and list image sets")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     prepare = actions.add_parser("prepare", help="prepare a TFDS image set once")

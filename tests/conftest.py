@@ -116,6 +116,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run `cnnexp run` in an empty folder; returns its exit code."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
 
     def command(*overrides: str) -> int:
         monkeypatch.setattr(sys, "argv", ["cnnexp", "run", *SMALL_SWEEP, *overrides])

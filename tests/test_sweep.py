@@ -1,6 +1,5 @@
 """From the command line to the store: real runs of the smallest size."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,10 +9,8 @@ from typing import Any
 import jax
 import pytest
 
-from cnnexp.store.atomic import read_json
 from cnnexp.store.runs import StoredRun, read_runs
 from tests.conftest import SMALL_SWEEP
-from tests.wandb_file import read_wandb_file
 
 
 def runs_of(name: str = "default") -> dict[tuple[Any, ...], StoredRun]:
@@ -209,25 +206,3 @@ def test_one_step_of_every_experiment(run: Any, experiment: str) -> None:
     assert run(f"experiment={experiment}", *sizes) == 0
     runs = read_runs(Path("results") / experiment)
     assert runs and all(stored.status == "finished" for stored in runs)
-
-
-def test_offline_wandb_run_reads_back(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    assert run("seed=0,1") == 0
-    stored = {r.run_id: r for r in runs_of().values()}
-    files = list(Path("results/default/wandb").glob("offline-run-*/*.wandb"))
-    mirrored = {run["id"]: run for run in map(read_wandb_file, files)}
-    assert set(mirrored) == set(stored)
-    for run_id, mirror in mirrored.items():
-        assert mirror["group"] == "default" and mirror["project"] == "cnnexp" and mirror["exit"] == 0
-        assert [row["_step"] for row in mirror["history"]] == [0, 3, 6]
-        for sent, row in zip(mirror["history"], stored[run_id].history, strict=True):
-            assert {key: sent[key] for key in row} == row
-        assert mirror["config"]["model"] == stored[run_id].config["model"]
-        assert mirror["summary"]["params/total"] == stored[run_id].summary["params/total"]
-        assert read_json(stored[run_id].folder / "wandb.json")["mode"] == "offline"
-    assert run("seed=0,1") == 0  # nothing is sent twice
-    assert len(list(Path("results/default/wandb").glob("offline-run-*"))) == 2
-    assert (
-        json.loads((next(iter(stored.values())).folder / "status.json").read_text())["status"] == "finished"
-    )

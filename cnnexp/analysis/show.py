@@ -61,6 +61,16 @@ def _table(layers: Network, config: RunConfig, *, wide: bool) -> Table:
     for column in shown:
         header = column if wide else column.replace("connections", "connec-\ntions")
         table.add_column(header, justify="left" if column in ("layer", "tying") else "right", overflow="fold")
+    rows = layer_rows(layers, config)
+    for index, row in enumerate(rows):
+        if index == len(layers):
+            table.add_section()
+        table.add_row(*(_text(column, row[column], wide=wide) for column in shown))
+    return table
+
+
+def layer_rows(layers: Network, config: RunConfig) -> list[dict[str, Any]]:
+    """The values of `COLUMNS` for each layer, then for all of them together."""
     rows = [_row(layer, config) for layer in layers]
     pairs = sum(layer.geometry.in_units * layer.geometry.out_units for layer in layers)
     sums = {column: sum(row[column] for row in rows) for column in COUNTED}
@@ -69,11 +79,7 @@ def _table(layers: Network, config: RunConfig, *, wide: bool) -> Table:
         "sharing": sums["connections"] / sums["weights"],
     }
     rows.append({"layer": "total", "output": "", "tying": ""} | sums | rates)
-    for index, row in enumerate(rows):
-        if index == len(layers):
-            table.add_section()
-        table.add_row(*(_text(column, row[column], wide=wide) for column in shown))
-    return table
+    return rows
 
 
 def _row(layer: LayerSpec, config: RunConfig) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def run_sweep(jobs: Sequence[Job]) -> dict[str, float]:
         for path in plan.damaged:
             progress.tell(f"damaged: {path} is not what was written; set aside as {set_aside(path).name}")
             (path.parent / "status.json").unlink(missing_ok=True)  # the run has no result any more
-        mirror = contexts.enter_context(Mirror(first.tracking, tell=progress.tell))
+        mirror = contexts.enter_context(Mirror(first.tracking, sweep_folder(first), tell=progress.tell))
         mirror.changed([run_folder(runs[run_id]) for run_id in plan.ended])
         work = SweepWork(runs, claims, interruption, progress, mirror)
         work.train(plan.stacks)

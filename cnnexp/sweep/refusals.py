@@ -12,7 +12,7 @@ from cnnexp.data.loading import check_prepared
 from cnnexp.data.shapes import check_levels
 from cnnexp.errors import UsageError, suggestion
 from cnnexp.models.spec import spec_of
-from cnnexp.tracking.mirror_process import resolve_mode
+from cnnexp.tracking.target import resolve_mode
 from cnnexp.training.schedule import duration_of
 
 

@@ -1,7 +1,10 @@
 """The process that follows runs in the store and sends what is new to W&B through its own client.
 
 Started by a sweep, which writes lines of JSON to its standard input: first where to send runs to, then,
-line by line, the folders in which something is new; it closes the input at the end.
+line by line, the folders in which something is new; it closes the input at the end. What this process
+writes to its standard output are lines of JSON too: `{"sent": 3, "left": 2}` and `{"say": "..."}`.
+
+It may be killed at any moment, and ends itself when the client fails: another one goes on where it was.
 """
 
 import json
@@ -11,99 +14,137 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnexp.store.atomic import read_json, write_json
-from cnnexp.store.runs import ENDED, StoredRun, read_run
+from cnnexp.tracking.target import Reachability, Target
+from cnnexp.tracking.wandb_run import RunMirror
+from cnnexp.tracking.wandb_sweep import SweepMirror
 
-
-class RunMirror:
-    """One W&B run that follows one folder. `wandb.json` beside the run says what was sent."""
-
-    def __init__(self, folder: Path, order: dict[str, Any]):
-        self._folder, self._order = folder, order
-        self._sent = 0
-        self._wandb_run: Any = None
-        self.done = read_json(folder / "wandb.json").get("mode") in (order["mode"], "online")
-
-    def send_new(self) -> None:
-        """Send the evaluations that were written since the last call, and finish where the run has ended."""
-        if self.done or not (self._folder / "status.json").exists():
-            return
-        run = read_run(self._folder)
-        if not run.history:
-            return
-        if self._wandb_run is None:
-            self._wandb_run = self._start(run)
-        for row in run.history[self._sent :]:
-            self._wandb_run.log(row, step=int(row["step"]))
-        self._sent = len(run.history)
-        if run.status not in ("running", "interrupted"):
-            self._finish(run)
-
-    def _start(self, run: StoredRun) -> Any:
-        import wandb
-
-        settings = wandb.Settings(
-            silent=True,
-            console="off",
-            disable_git=True,
-            disable_code=True,
-            x_disable_stats=True,
-            x_disable_meta=True,
-            x_save_requirements=False,
-            init_timeout=20,
-        )
-        return wandb.init(
-            id=run.run_id,
-            name=run.run_id,
-            project=self._order["project"],
-            entity=self._order["entity"],
-            group=run.config["experiment"],
-            config=run.config,
-            dir=self._folder.parent,
-            mode=self._order["mode"],
-            resume="allow" if self._order["mode"] == "online" else None,
-            reinit="create_new",
-            settings=settings,
-        )
-
-    def _finish(self, run: StoredRun) -> None:
-        self._wandb_run.summary.update(run.summary)
-        self._wandb_run.finish(exit_code=0 if run.status in ENDED else 1)
-        self.done = True
-        if run.status in ENDED:
-            write_json(
-                self._folder / "wandb.json",
-                {"mode": self._order["mode"], "rows": self._sent, "project": self._order["project"]},
-            )
+DONE, OUTAGE, REFUSED = 0, 3, 4  # exit codes
+GIVE_UP_SECONDS = 120.0  # without any progress after the sweep's end
+NICE = 10  # training goes first
 
 
 class Follower:
     """Sends what is new in the folders it is told of."""
 
-    def __init__(self, order: dict[str, Any]):
+    def __init__(self, target: Target):
         self.sent = 0  # runs that were sent to their end
-        self.folder = Path()
-        self._order = order
+        self.target = target
         self._mirrors: dict[str, RunMirror] = {}
+        self._news: dict[str, None] = {}
 
-    def send_new(self, folder: str) -> None:
-        """Send what was written since the last time; a run that has ended is forgotten."""
-        mirror = self._mirrors.get(folder) or RunMirror(Path(folder), self._order)
-        if mirror.done:
-            return
+    def told(self, folders: Sequence[str]) -> None:
+        """There is something new in these folders, or there may be."""
+        for folder in folders:
+            mirror = self._mirrors.setdefault(folder, RunMirror(Path(folder), self.target))
+            if mirror.done:
+                del self._mirrors[folder]
+            else:
+                self._news[folder] = None
+
+    @property
+    def left(self) -> list[str]:
+        """Folders with news that were not sent."""
+        return list(self._news)
+
+    def send_one(self) -> None:
+        """Send what is new in one of the folders; a run that has ended is forgotten."""
+        folder = next(iter(self._news))
+        mirror = self._mirrors[folder]
         mirror.send_new()
-        self.folder = Path(folder).parent
         if mirror.done:
-            self._mirrors.pop(folder, None)
             self.sent += 1
-        else:
-            self._mirrors[folder] = mirror
+            del self._mirrors[folder]
+        del self._news[folder]
 
 
-def _read_ahead() -> queue.SimpleQueue[str | None]:
+def send_all(follower: Follower, lines: "queue.SimpleQueue[str | None]", sweep: SweepMirror) -> None:
+    """Follow until the lines have ended and everything was sent, last what all runs say together.
+
+    Raises:
+        ConnectionError: at the end, where the server does not answer.
+        Exception: whatever the client raises.
+    """
+    server, told, ended = Reachability(), False, False
+    while not ended or follower.left:
+        try:
+            line = lines.get(timeout=None if not follower.left else 0.01 if server else 0.5)
+            ended |= line is None
+            follower.told(json.loads(line) if line else [])
+        except queue.Empty:
+            pass
+        if not follower.left:
+            continue
+        if follower.target.mode == "offline" or server:
+            if follower.target.mode == "online":
+                sweep.start()
+            follower.send_one()
+            _report(sent=follower.sent, left=len(follower.left))
+        elif ended:
+            raise ConnectionError(f"{server.host} is out of reach")
+        elif not told:
+            _report(say=f"W&B: {server.host} is out of reach; the sweep goes on, and so do the attempts")
+            told = True
+    if follower.sent and follower.target.mode == "online":  # offline, `cnnexp sync --to` writes it
+        sweep.finish()
+
+
+def main() -> None:
+    """Read where to, follow the folders that are named line by line, and say what was sent where."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the sweep, which then closes the pipe
+    os.nice(NICE)
+    os.environ["WANDB_SILENT"] = "true"
+    order = json.loads(sys.stdin.readline())
+    target = Target(**order["target"])
+    follower, started = Follower(target), time.monotonic()
+    sweep = SweepMirror(Path(order["folder"]), target, order["process"])
+    lines = _read_ahead()
+    code = DONE
+    try:
+        send_all(follower, lines, sweep)
+    except BaseException as error:  # whatever W&B does, the sweep only hears of it
+        code = REFUSED if _is_refusal(error) else OUTAGE
+        left = f"; {len(follower.left)} runs are not sent yet" if follower.left else ""
+        _report(say=f"W&B: {outage_line(error)}{left}")
+    if follower.sent:
+        _report(say=sent_line(target, follower.sent, time.monotonic() - started))
+    sys.stdout.flush()
+    os._exit(code)  # the client's own threads may hang
+
+
+def outage_line(error: BaseException) -> str:
+    """What went wrong, in one line without the key."""
+    text = (str(error).splitlines() or [""])[0] or type(error).__name__
+    key = os.environ.get("WANDB_API_KEY")
+    return (text.replace(key, "…") if key else text)[:200]
+
+
+def sent_line(target: Target, runs: int, seconds: float) -> str:
+    """What was sent where."""
+    if target.mode == "offline":
+        folder = f"{target.directory}/wandb" if target.directory else "results/NAME/wandb"
+        return f"W&B: {runs} runs written offline; to upload them: wandb sync {folder}/offline-run-*"
+    return f"W&B: {runs} runs sent to project {target.project} in {seconds:.0f} s"
+
+
+def _is_refusal(error: BaseException) -> bool:
+    told = f"{type(error).__name__} {error}"
+    return any(
+        sign in told for sign in ("AuthenticationError", "401", "invalid api key", "permission denied")
+    )
+
+
+def _report(**values: Any) -> None:
+    try:
+        print(json.dumps(values), flush=True)
+    except BrokenPipeError:  # the sweep has ended and left this process behind
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _read_ahead() -> "queue.SimpleQueue[str | None]":
     """The lines of the standard input, then None: read at once, so that the sweep never waits to write."""
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
@@ -111,33 +152,11 @@ def _read_ahead() -> queue.SimpleQueue[str | None]:
         for line in sys.stdin:
             lines.put(line)
         lines.put(None)
+        time.sleep(GIVE_UP_SECONDS)
+        os._exit(OUTAGE)
 
     threading.Thread(target=read, daemon=True).start()
     return lines
-
-
-def main() -> None:
-    """Read the order, follow the folders that are named line by line, and say what was sent where."""
-    order = json.loads(sys.stdin.readline())
-    os.environ.setdefault("WANDB_SILENT", "true")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the sweep, which then closes the pipe
-    started, follower = time.monotonic(), Follower(order)
-    try:
-        for line in iter(_read_ahead().get, None):
-            for folder in json.loads(line):
-                follower.send_new(folder)
-    except Exception as error:  # whatever W&B does, the sweep only reads this line
-        print(f"W&B: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}; ", end="")
-        print("the runs are complete in the store")
-        return
-    if follower.sent and order["mode"] == "offline":
-        print(
-            f"W&B: {follower.sent} runs written offline; to upload them: "
-            f"wandb sync {follower.folder}/wandb/offline-run-*"
-        )
-    elif follower.sent:
-        seconds = time.monotonic() - started
-        print(f"W&B: {follower.sent} runs sent to project {order['project']} in {seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -1,96 +1,134 @@
 """Starts the process that mirrors the store to W&B, and never waits for it longer than it says."""
 
+import contextlib
 import json
-import netrc
 import os
+import queue
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
-from urllib.parse import urlparse
 
 from cnnexp.config.sections import Tracking
-from cnnexp.errors import UsageError
+from cnnexp.tracking.target import Target, target_of
 
-PATIENCE_SECONDS = 30.0  # at the end of a sweep, before the mirror is left behind
-Mode = Literal["online", "offline", "disabled"]
-
-
-def resolve_mode(mode: str) -> Mode:
-    """`auto` is online where an API key is configured, otherwise offline; `$WANDB_MODE` outranks `auto`.
-
-    Raises:
-        UsageError: online without a key, which would ask for one.
-    """
-    if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if _key_is_configured() else "offline")
-    if mode == "online":
-        if not _key_is_configured():
-            raise UsageError(
-                "tracking.mode=online: no W&B key is configured; type: wandb login, or tracking.mode=offline"
-            )
-        return "online"
-    return "disabled" if mode in ("disabled", "dryrun") else "offline"
-
-
-def _key_is_configured() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+PATIENCE_SECONDS = 1.0  # at the end of a sweep, for a mirror that makes no progress …
+PATIENCE_SHARE = 0.02  # … or this share of the sweep's time, where that is longer
+OFFLINE_SECONDS = 30.0  # for one that only writes files
+LONGEST_SECONDS = 60.0  # for one that goes on and on
+AGAIN_SECONDS = 1.0  # before a mirror that was killed is started again
+AGAIN_AFTER_OUTAGE = 15.0  # before one that gave up is, doubled each time
+REFUSED = 4
 
 
 class Mirror:
     """A context in which another process follows the runs' folders and sends what is new.
 
-    Training never calls W&B: the process may hang or die, and the sweep loses nothing but its mirror.
+    Training never calls W&B: the process may hang or die, and the sweep loses nothing but its mirror,
+    which is started again.
     """
 
-    def __init__(self, tracking: Tracking, *, tell: Callable[[str], None]):
-        self._tracking, self._tell = tracking, tell
-        self._mode = resolve_mode(tracking.mode)
+    def __init__(self, tracking: Tracking, folder: Path, *, tell: Callable[[str], None]):
+        self._target: Target = target_of(tracking)
+        self._folder, self._tell = folder.resolve(), tell
+        self._folders: dict[str, None] = {}
         self._process: subprocess.Popen[str] | None = None
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._said: set[str] = set()
+        self._started = self._progressed = time.monotonic()
+        self._died_at: float | None = None
+        self._wait = 0.0
 
     def __enter__(self) -> "Mirror":
-        if self._mode == "disabled":
-            return self
-        order = {"mode": self._mode, "project": self._tracking.project, "entity": self._tracking.entity}
-        command = [sys.executable, "-m", "cnnexp.tracking.mirror"]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        self._send(order)  # the pipe stays open: its end says "finish up"
+        if self._target.mode != "disabled":
+            self._start()
         return self
 
     def changed(self, folders: Sequence[Path]) -> None:
         """Say that there is something new in the folders of these runs."""
-        if folders:
-            self._send([str(folder.resolve()) for folder in folders])
-
-    def _send(self, values: Any) -> None:
-        if self._process is None or self._process.stdin is None:
+        if self._process is None or not folders:
             return
+        named = [str(folder.resolve()) for folder in folders]
+        self._folders.update(dict.fromkeys(named))
+        self._hear()
+        if self._process.poll() is None:
+            self._send(named)
+        elif self._may_start_again():
+            self._start()
+            self._send(list(self._folders))
+
+    def _may_start_again(self) -> bool:
+        assert self._process is not None
+        code = self._process.returncode
+        if self._died_at is None:
+            self._died_at = time.monotonic()
+            self._wait = AGAIN_SECONDS if code < 0 else max(2 * self._wait, AGAIN_AFTER_OUTAGE)
+        return code != REFUSED and time.monotonic() >= self._died_at + self._wait
+
+    def _start(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "cnnexp.tracking.mirror"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        self._died_at = None
+        threading.Thread(target=_pump, args=(self._process, self._lines), daemon=True).start()
+        order = {"target": asdict(self._target), "folder": str(self._folder), "process": os.getpid()}
+        self._send(order)
+
+    def _send(self, values: object) -> None:
+        assert self._process is not None and self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(values) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:  # it died, and told why in what it printed; the runs go on
+        except (BrokenPipeError, ValueError):  # it died; the runs go on
             pass
+
+    def _hear(self) -> None:
+        """What the mirror said since the last time."""
+        while not self._lines.empty():
+            heard = json.loads(self._lines.get())
+            self._progressed = time.monotonic()
+            if "say" in heard and heard["say"] not in self._said:
+                self._said.add(heard["say"])
+                self._tell(heard["say"])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is None:
+        process = self._process
+        if process is None or process.stdin is None:
             return
-        try:
-            output, _ = self._process.communicate(timeout=PATIENCE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._tell("W&B did not answer in time; the runs are complete in the store")
-            return
-        for line in output.splitlines():
-            self._tell(line)
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        ended = self._progressed = time.monotonic()
+        patience = max(PATIENCE_SECONDS, PATIENCE_SHARE * (ended - self._started))
+        if self._target.mode == "offline":
+            patience = OFFLINE_SECONDS
+        while process.poll() is None:
+            if time.monotonic() > min(self._progressed + patience, ended + LONGEST_SECONDS):
+                break
+            time.sleep(0.02)
+            self._hear()
+        time.sleep(0.02)
+        self._hear()
+        again = f"cnnexp sync {self._folder.name} sends what is missing"
+        if process.poll() is None:
+            self._tell(f"W&B: the rest is being sent in the background; {again}")
+        elif process.returncode < 0:
+            self._tell(f"W&B: the mirror ended by {signal.Signals(-process.returncode).name}; {again}")
+        elif process.returncode:
+            self._tell(f"W&B: {again}")
+
+
+def _pump(process: "subprocess.Popen[str]", lines: "queue.SimpleQueue[str]") -> None:
+    for line in process.stdout or ():
+        lines.put(line)

@@ -1,0 +1,98 @@
+"""Where runs are mirrored to, and whether it can be reached: all without importing W&B's client."""
+
+import netrc
+import os
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlparse
+
+from cnnexp.config.sections import Tracking
+from cnnexp.errors import UsageError
+
+Mode = Literal["online", "offline", "disabled"]
+PROBE_SECONDS = 2.0  # for an answer from the server: any answer, as quick as it is
+PROBE_EVERY = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where to: `directory` is where W&B's files are written; None: beside the runs."""
+
+    mode: Mode
+    project: str
+    entity: str | None
+    directory: str | None = None
+
+    @property
+    def address(self) -> str:
+        """What `wandb.json` in a run's folder calls the place that the run was sent to."""
+        where = base_url() if self.mode == "online" else f"offline {self.directory or ''}".rstrip()
+        return f"{where} {self.entity or ''}/{self.project}"
+
+
+def target_of(tracking: Tracking) -> Target:
+    """Resolve a tracking section; see `resolve_mode`."""
+    return Target(mode=resolve_mode(tracking.mode), project=tracking.project, entity=tracking.entity)
+
+
+def resolve_mode(mode: str) -> Mode:
+    """`auto` is online where an API key is configured, otherwise offline; `$WANDB_MODE` outranks `auto`.
+
+    Raises:
+        UsageError: online without a key, which would ask for one.
+    """
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or ("online" if _key_is_configured() else "offline")
+    if mode == "online":
+        if not _key_is_configured():
+            raise UsageError(
+                "tracking.mode=online: no W&B key is configured; type: wandb login, or tracking.mode=offline"
+            )
+        return "online"
+    return "disabled" if mode in ("disabled", "dryrun") else "offline"
+
+
+def base_url() -> str:
+    """The server: `$WANDB_BASE_URL`, or W&B's own."""
+    return (os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").rstrip("/")
+
+
+class Reachability:
+    """Whether the server answers, asked no oftener than every few seconds."""
+
+    def __init__(self) -> None:
+        self._asked, self._answer = -PROBE_EVERY, False
+
+    @property
+    def host(self) -> str:
+        """The server's name, for a person."""
+        return urlparse(base_url()).netloc
+
+    def __bool__(self) -> bool:
+        if time.monotonic() - self._asked >= PROBE_EVERY:
+            self._answer = _answers(base_url())
+            self._asked = time.monotonic()
+        return self._answer
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=PROBE_SECONDS):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500 and error.code != 429
+    except (OSError, ValueError):
+        return False
+
+
+def _key_is_configured() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(base_url()).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

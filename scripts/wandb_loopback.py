@@ -1,0 +1,249 @@
+"""A small W&B server on loopback: what the client needs to record runs, and ways to fail."""
+
+import base64
+import gzip
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+ENTITY = "team"
+
+
+class RecordedRun:
+    """What arrived of one run: `history` as the server has it, by line, as the client's offsets say."""
+
+    def __init__(self, name: str, project: str):
+        self.name, self.project = name, project
+        self.config: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}
+        self.history: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
+        self.meta: dict[str, Any] = {"tags": []}
+        self.state = "running"
+        self.files: dict[str, bytes] = {}
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps in the order of their lines."""
+        return [row["_step"] for row in self.history]
+
+    def node(self) -> dict[str, Any]:
+        """The run as a query answers with it."""
+        lines = [json.dumps(json.dumps(row)) for row in self.history[-1:]]
+        return {
+            "__typename": "Run",
+            "id": f"R:{self.name}",
+            "name": self.name,
+            "displayName": self.meta.get("displayName", self.name),
+            "description": None,
+            "sweepName": None,
+            "tags": self.meta["tags"],
+            "config": json.dumps({key: {"value": value} for key, value in self.config.items()}),
+            "summaryMetrics": json.dumps(self.summary),
+            "historyLineCount": len(self.history),
+            "historyTail": f"[{','.join(lines)}]",
+            "eventsLineCount": len(self.events),
+            "eventsTail": "[]",
+            "logLineCount": 0,
+            "wandbConfig": json.dumps({"t": 1}),
+            "state": self.state,
+            "stopped": False,
+            "project": project_node(self.project),
+        }
+
+
+def project_node(name: str) -> dict[str, Any]:
+    """A project as a query answers with it."""
+    return {"id": f"P:{name}", "internalId": "1", "name": name, "entity": {"id": "E", "name": ENTITY}}
+
+
+class WandbServer:
+    """Serves on a port of loopback. `failing` is what every request meets:
+
+    None: it is answered; "silent": it is not; a number: that HTTP status. `left`: requests that are answered
+    before the server goes silent.
+    """
+
+    def __init__(self) -> None:
+        self.runs: dict[str, RecordedRun] = {}
+        self.operations: list[str] = []
+        self.keys: set[str] = set()
+        self.failing: str | int | None = None
+        self.left: int | None = None
+        self.lock = threading.RLock()
+        self.stopped = threading.Event()
+        handler = type("Handler", (_Handler,), {"recorder": self})
+        self._http = _Server(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        """Let go of the port."""
+        self.stopped.set()
+        self._http.shutdown()
+        self._http.server_close()
+
+    def query(self, operation: str, values: dict[str, Any]) -> dict[str, Any]:
+        """Answer a GraphQL query or mutation by its name."""
+        self.operations.append(operation)
+        if operation in ("Viewer", "GetViewer"):
+            return {
+                "viewer": {
+                    "id": "U",
+                    "username": "user",
+                    "entity": ENTITY,
+                    "flags": "{}",
+                    "teams": {"edges": []},
+                }
+            }
+        if operation == "ServerFeaturesQuery":
+            return {"serverInfo": {"features": []}}
+        if operation == "UpsertBucket":
+            return self._upsert(values)
+        if operation == "RunResumeStatus":
+            run = self.runs.get(values["name"])
+            return {"model": {**project_node(values["project"]), "bucket": run.node() if run else None}}
+        if operation == "CreateRunFiles":
+            files = [{"name": f, "uploadUrl": f"{self.url}/up/{values['run']}/{f}"} for f in values["files"]]
+            return {"createRunFiles": {"runID": f"R:{values['run']}", "uploadHeaders": [], "files": files}}
+        raise KeyError(operation)
+
+    def _upsert(self, values: dict[str, Any]) -> dict[str, Any]:
+        name = values["name"]
+        inserted = name not in self.runs
+        run = self.runs.setdefault(name, RecordedRun(name, values["project"]))
+        run.meta |= {key: values[key] for key in META if values.get(key) is not None}
+        for key, entry in json.loads(values.get("config") or "{}").items():
+            run.config[key] = entry["value"] if isinstance(entry, dict) else entry
+        return {"upsertBucket": {"bucket": run.node(), "inserted": inserted}}
+
+    def stream(self, project: str, name: str, body: dict[str, Any]) -> None:
+        """Take lines of a run's files, at the offsets that the client gives."""
+        run = self.runs.setdefault(name, RecordedRun(name, project))
+        for file, part in (body.get("files") or {}).items():
+            if file in ("wandb-history.jsonl", "wandb-events.jsonl"):
+                lines = run.history if "history" in file else run.events
+                offset = part.get("offset", 0)
+                assert offset <= len(lines), f"{file}: a gap before line {offset}"
+                rows = [json.loads(line) for line in part["content"]]
+                lines[offset : offset + len(rows)] = rows
+            elif file == "wandb-summary.json":
+                run.summary = json.loads(part["content"][-1])
+        if body.get("complete"):
+            run.state = "failed" if body.get("exitcode") else "finished"
+
+
+META = ("displayName", "groupName", "jobType", "tags", "commit", "notes")
+
+
+@contextmanager
+def wandb_server() -> Iterator[WandbServer]:
+    """A server for as long as the context lasts."""
+    server = WandbServer()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is part of the tests."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    recorder: WandbServer
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if self._meets_failure():
+            return
+        _, _, run, file = [*unquote(urlparse(self.path).path).split("/", 3), "", "", ""][:4]
+        recorded = self.recorder.runs.get(run)
+        content = recorded.files.get(file) if recorded else None
+        self._answer(content or b"{}", 200 if content else 404)
+
+    def do_PUT(self) -> None:
+        body = self._body()
+        if self._meets_failure():
+            return
+        _, _, run, file = unquote(urlparse(self.path).path).split("/", 3)
+        with self.recorder.lock:
+            self.recorder.runs[run].files[file] = body
+        self._answer({})
+
+    def do_POST(self) -> None:
+        body = self._body()
+        if self._meets_failure():
+            return
+        path = urlparse(self.path).path
+        with self.recorder.lock:
+            if path == "/graphql":
+                self._graphql(json.loads(body))
+            elif match := re.fullmatch(r"/files/([^/]+)/([^/]+)/([^/]+)/file_stream", path):
+                self.recorder.stream(match[2], match[3], json.loads(body))
+                self._answer({"exitcode": None, "limits": {}})
+            else:
+                self._answer({})
+
+    def _graphql(self, asked: dict[str, Any]) -> None:
+        given = self.headers.get("Authorization", "")
+        key = base64.b64decode(given.removeprefix("Basic ")).decode().removeprefix("api:")
+        self.recorder.keys.add(key)
+        if key != KEY:
+            self._answer({"errors": [{"message": "invalid api key"}]}, 401)
+            return
+        match = re.search(r"\b(?:query|mutation)\s+(\w+)", asked.get("query", ""))
+        try:
+            self._answer(
+                {"data": self.recorder.query(match[1] if match else "", asked.get("variables") or {})}
+            )
+        except KeyError as error:
+            self._answer({"errors": [{"message": f"unknown operation {error}"}]}, 400)
+
+    def _meets_failure(self) -> bool:
+        server = self.recorder
+        if server.left is not None:
+            server.left -= 1
+            if server.left < 0:
+                server.failing = server.failing or "silent"
+        if server.failing is None:
+            return False
+        if server.failing == "silent":
+            while not server.stopped.wait(0.1) and server.failing == "silent":
+                time.sleep(0)
+            self.close_connection = True
+        else:
+            self._answer({"error": "no"}, int(server.failing))
+        return True
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            body = b""
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        return gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+
+    def _answer(self, content: Any, status: int = 200) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
