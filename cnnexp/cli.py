@@ -28,6 +28,7 @@ Why do convolutions work? Sweeps over kernel size, stride and weight tying, and 
   cnnexp plan seed=range(100)               what a sweep would do and how long it would take
   cnnexp show model.tying=shared,local      what a network owns and costs, and pictures of layers and images
   cnnexp sync why_convolutions              send to W&B what it lacks of a sweep
+  cnnexp dashboard why_convolutions         a W&B workspace and report of it
 """
 
 
@@ -56,6 +57,8 @@ def _command(arguments: Sequence[str]) -> int:
         print_report(write_report(Path(options.results_dir) / options.name))
     elif options.command == "sync":
         return _sync(options)
+    elif options.command == "dashboard":
+        return _dashboard(options)
     elif options.command == "data":
         if options.action == "prepare":
             from cnnexp.data.prepare import prepare
@@ -78,6 +81,31 @@ def _sync(options: argparse.Namespace) -> int:
     except NotSent as error:
         print(f"cnnexp: {error}", file=sys.stderr)
         return FAILED
+    return 0
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    from cnnexp.tracking.dashboard import save, write_dry_run
+    from cnnexp.tracking.mirror import outage_line
+    from cnnexp.tracking.sync import sweep_folder, target_of_sweep
+    from cnnexp.tracking.target import Reachability
+
+    folder = sweep_folder(Path(options.results_dir), options.name)
+    if options.dry_run:
+        print(write_dry_run(folder, target_of_sweep(folder, "offline")))
+        return 0
+    target, server = target_of_sweep(folder, "online"), Reachability()
+    if not server:
+        print(f"cnnexp: W&B: {server.host} is out of reach; --dry-run writes a file", file=sys.stderr)
+        return FAILED
+    try:
+        addresses = save(folder, target)
+    except Exception as error:
+        if not type(error).__module__.startswith("wandb"):
+            raise
+        print(f"cnnexp: W&B: {outage_line(error)}", file=sys.stderr)
+        return FAILED
+    print("\n".join(addresses.values()))
     return 0
 
 
@@ -106,6 +134,10 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("--results-dir", default="results", metavar="DIR")
     sync.add_argument("--follow", action="store_true", help="go on until every run has ended")
     sync.add_argument("--to", metavar="DIR", help="write W&B's offline files there instead")
+    dashboard = commands.add_parser("dashboard", help="make a W&B workspace and report of a sweep")
+    dashboard.add_argument("name", help="the sweep's folder under the results")
+    dashboard.add_argument("--results-dir", default="results", metavar="DIR")
+    dashboard.add_argument("--dry-run", action="store_true", help="only write their specifications as JSON")
     data = commands.add_parser("data", help="prepare and list image sets")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     prepare = actions.add_parser("prepare", help="prepare a TFDS image set once")

@@ -73,6 +73,7 @@ class WandbServer:
 
     def __init__(self) -> None:
         self.runs: dict[str, RecordedRun] = {}
+        self.views: dict[str, dict[str, Any]] = {}
         self.operations: list[str] = []
         self.keys: set[str] = set()
         self.failing: str | int | None = None
@@ -93,7 +94,7 @@ class WandbServer:
     def query(self, operation: str, values: dict[str, Any]) -> dict[str, Any]:
         """Answer a GraphQL query or mutation by its name."""
         self.operations.append(operation)
-        if operation in ("Viewer", "GetViewer"):
+        if operation in ("Viewer", "GetViewer", "GetDefaultEntity"):
             return {
                 "viewer": {
                     "id": "U",
@@ -113,7 +114,29 @@ class WandbServer:
         if operation == "CreateRunFiles":
             files = [{"name": f, "uploadUrl": f"{self.url}/up/{values['run']}/{f}"} for f in values["files"]]
             return {"createRunFiles": {"runID": f"R:{values['run']}", "uploadHeaders": [], "files": files}}
+        if operation in ("UpsertView2", "upsertView"):
+            return self._upsert_view(values)
+        if operation == "CreateProject":
+            return {"upsertModel": {"project": project_node(values["input"]["name"]), "inserted": True}}
+        if operation == "GetProjects":
+            pages = {"endCursor": None, "hasNextPage": False}
+            names = sorted({run.project for run in self.runs.values()})
+            edges = [{"node": project_node(name), "cursor": name} for name in names]
+            return {"models": {"edges": edges, "pageInfo": pages}}
+        if operation == "SpecificReport":
+            return {"view": self.views[values["reportId"]]}
+        if operation == "View":
+            found = [{"node": view} for view in self.views.values() if view["name"] == values["viewName"]]
+            return {"project": {**project_node(values["name"]), "allViews": {"edges": found}}}
         raise KeyError(operation)
+
+    def _upsert_view(self, values: dict[str, Any]) -> dict[str, Any]:
+        named = [number for number, view in self.views.items() if view["name"] == values.get("name")]
+        number = values.get("id") or (named[0] if named else f"Vmlldzo{len(self.views)}")
+        given = {key: values.get(key) for key in ("type", "name", "displayName", "description", "spec")}
+        project = {**project_node(values["projectName"]), "entityName": ENTITY}
+        self.views[number] = {"id": number, **given, "project": project, "user": {"username": "user"}}
+        return {"upsertView": {"view": self.views[number], "inserted": "id" not in values}}
 
     def _upsert(self, values: dict[str, Any]) -> dict[str, Any]:
         name = values["name"]

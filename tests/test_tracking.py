@@ -1,6 +1,8 @@
 """W&B as a mirror of the store: the real client against a server on loopback, well and in trouble."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -249,3 +251,28 @@ def test_the_key_is_nowhere(shell: Shell) -> None:
     assert KEY not in "\n".join([*shell.lines, done.stdout, done.stderr])
     for file in Path().rglob("*"):
         assert not (file.is_file() and KEY.encode() in file.read_bytes()), file
+
+
+def test_a_dashboard_is_made_and_remade_in_place(shell: Shell) -> None:
+    shell.run("seed=0,1", "model.tying=shared,local")
+    shell.wait_for_mirrors()
+    assert (
+        shell("dashboard", "default", "--dry-run").stdout.strip() == "results/default/report/dashboard.json"
+    )
+    text = (SWEEP / "report" / "dashboard.json").read_text()
+    workspace = json.loads(text)["workspace"]["section"]["panelBankConfig"]["sections"]
+    panels = {panel["viewType"] for section in workspace for panel in section["panels"]}
+    assert panels >= {"Run History Line Plot", "Scatter Plot", "Bar Chart", "Parallel Coordinates Plot"}
+    run = next(iter(stored().values()))
+    metrics = {name for name in re.findall(r"(?:train|test|gap)/\w+", text) if name != "train/accuracy"}
+    assert {"test/accuracy", "gap/accuracy"} <= metrics <= set(run.history[0])
+    first = shell("dashboard", "default")
+    assert first.returncode == 0, first.stderr
+    assert len(first.stdout.split()) == len(shell.server.views) == 2
+    saved = {number: view["spec"] for number, view in shell.server.views.items()}
+    assert all("gap/accuracy" in spec for spec in saved.values())
+    assert shell("dashboard", "default").stdout == first.stdout
+    assert set(shell.server.views) == set(saved)
+    shell.environment["WANDB_BASE_URL"] = "http://127.0.0.1:9"
+    done = shell("dashboard", "default")
+    assert done.returncode == 1 and "127.0.0.1:9 is out of reach; --dry-run" in done.stderr

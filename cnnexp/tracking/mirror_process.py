@@ -17,10 +17,9 @@ from types import TracebackType
 from cnnexp.config.sections import Tracking
 from cnnexp.tracking.target import Target, target_of
 
-PATIENCE_SECONDS = 1.0  # at the end of a sweep, for a mirror that makes no progress …
+PATIENCE_SECONDS = 0.5  # at the end of a sweep, before the mirror is left to itself …
 PATIENCE_SHARE = 0.02  # … or this share of the sweep's time, where that is longer
 OFFLINE_SECONDS = 30.0  # for one that only writes files
-LONGEST_SECONDS = 60.0  # for one that goes on and on
 AGAIN_SECONDS = 1.0  # before a mirror that was killed is started again
 AGAIN_AFTER_OUTAGE = 15.0  # before one that gave up is, doubled each time
 REFUSED = 4
@@ -40,7 +39,7 @@ class Mirror:
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._said: set[str] = set()
-        self._started = self._progressed = time.monotonic()
+        self._started = time.monotonic()
         self._died_at: float | None = None
         self._wait = 0.0
 
@@ -96,7 +95,6 @@ class Mirror:
         """What the mirror said since the last time."""
         while not self._lines.empty():
             heard = json.loads(self._lines.get())
-            self._progressed = time.monotonic()
             if "say" in heard and heard["say"] not in self._said:
                 self._said.add(heard["say"])
                 self._tell(heard["say"])
@@ -109,12 +107,12 @@ class Mirror:
             return
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
-        ended = self._progressed = time.monotonic()
+        ended = time.monotonic()
         patience = max(PATIENCE_SECONDS, PATIENCE_SHARE * (ended - self._started))
         if self._target.mode == "offline":
             patience = OFFLINE_SECONDS
         while process.poll() is None:
-            if time.monotonic() > min(self._progressed + patience, ended + LONGEST_SECONDS):
+            if time.monotonic() > ended + patience:
                 break
             time.sleep(0.02)
             self._hear()

@@ -1,7 +1,6 @@
 """`cnnexp sync`: what W&B lacks of a sweep, sent from the store by hand at any later time."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -35,8 +34,9 @@ def sync(results: Path, name: str | None, *, follow: bool, offline_dir: Path | N
         UsageError: there is no such sweep, or no key.
         NotSent: the server is out of reach, or refuses.
     """
-    for folder in _sweeps(results, name):
-        target = _target_of(folder, offline_dir)
+    folders = [sweep_folder(results, name)] if name else [results / sweep for sweep in _sweeps(results)]
+    for folder in folders:
+        target = target_of_sweep(folder, "offline" if offline_dir else "online", offline_dir)
         follower, started = Follower(target), time.monotonic()
         while True:
             try:
@@ -69,23 +69,32 @@ def _send(folder: Path, follower: Follower) -> None:
     SweepMirror(folder, follower.target).finish()
 
 
-def _sweeps(results: Path, name: str | None) -> Iterator[Path]:
-    there = sorted(path.name for path in results.glob("*") if run_folders(path))
-    if name is None:
-        yield from (results / sweep for sweep in there)
-    elif name in there:
-        yield results / name
-    else:
+def sweep_folder(results: Path, name: str) -> Path:
+    """The folder of a sweep that has runs.
+
+    Raises:
+        UsageError: there is no such sweep.
+    """
+    there = _sweeps(results)
+    if name not in there:
         raise UsageError(f"{name}: no such sweep in {results}; {suggestion(name, there)}")
+    return results / name
 
 
-def _target_of(folder: Path, offline_dir: Path | None) -> Target:
-    """Where the sweep's own configuration says, however it was run."""
+def target_of_sweep(folder: Path, mode: str, directory: Path | None = None) -> Target:
+    """Where the sweep's own configuration says, in another mode perhaps.
+
+    Raises:
+        UsageError: online without a key.
+    """
     config = yaml.safe_load((run_folders(folder)[0] / "config.yaml").read_text())
     tracking = Tracking.model_validate(config["tracking"])
-    directory = str(offline_dir) if offline_dir else None
-    mode = resolve_mode("offline" if offline_dir else "online")
-    return Target(mode=mode, project=tracking.project, entity=tracking.entity, directory=directory)
+    where = str(directory) if directory else None
+    return Target(mode=resolve_mode(mode), project=tracking.project, entity=tracking.entity, directory=where)
+
+
+def _sweeps(results: Path) -> list[str]:
+    return sorted(path.name for path in results.glob("*") if run_folders(path))
 
 
 def _all_ended(folder: Path) -> bool:

@@ -1,0 +1,198 @@
+"""`cnnexp dashboard`: a saved W&B workspace and a report of a sweep, made and remade in place."""
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import wandb_workspaces.workspaces as workspaces
+from wandb_workspaces.reports.v2 import interface as reports
+from wandb_workspaces.reports.v2.interface import Config, SummaryMetric
+
+from cnnexp.analysis.report import write_report
+from cnnexp.store.atomic import read_json, write_text
+from cnnexp.tracking.target import Target
+
+FILE = "dashboard.json"  # in the sweep's folder: where its workspace and its report were saved
+COLUMNS = [
+    "run:displayName",
+    "config:model.tying.value",
+    "config:model.kernel_size.value",
+    "config:model.stride.value",
+    "config:data.train_size.value",
+    "config:seed.value",
+    "summary:params/total",
+    "summary:macs",
+    "summary:train/accuracy.last",
+    "summary:test/accuracy.last",
+    "summary:gap/accuracy.last",
+]
+
+
+def sections() -> dict[str, list[Any]]:
+    """The panels by the names of their sections."""
+    return {
+        "Learning curves, by tying": [
+            _curve("test/accuracy", "step"),
+            _curve("test/accuracy", "images"),
+            _curve("train/accuracy", "step"),
+            _curve("gap/accuracy", "step"),
+        ],
+        "Gap and accuracy against costs": [
+            _scatter(x, y)
+            for y in ("gap/accuracy.last", "test/accuracy.last")
+            for x in ("params/total", "macs")
+        ],
+        "Test accuracy by kernel size and stride": [
+            _bars("test/accuracy", key) for key in ("model.kernel_size", "model.stride", "model.tying")
+        ],
+        "All at once": [
+            reports.ParallelCoordinatesPlot(
+                title="what was chosen, and what came of it",
+                columns=[
+                    *(
+                        _column(Config(key), key)
+                        for key in ("model.tying", "model.kernel_size", "model.stride")
+                    ),
+                    _column(Config("data.train_size"), "data.train_size"),
+                    _column(SummaryMetric("params/total"), "parameters", log=True),
+                    _column(SummaryMetric("gap/accuracy.last"), "gap"),
+                    _column(SummaryMetric("test/accuracy.last"), "test accuracy"),
+                ],
+            )
+        ],
+    }
+
+
+def workspace_of(folder: Path, target: Target) -> workspaces.Workspace:
+    """The workspace of a sweep: only its runs, grouped panels, and the verdicts with their figures."""
+    verdicts = [
+        reports.MarkdownPanel(markdown=verdicts_markdown(folder)),
+        reports.MediaBrowser(title="figures", media_keys=_figures(folder)),
+    ]
+    named = {"Verdicts": verdicts, **sections()}
+    return workspaces.Workspace(
+        entity=target.entity or "",
+        project=target.project,
+        name=f"cnnexp {folder.name}",
+        sections=[
+            workspaces.Section(name=name, panels=panels, is_open=True) for name, panels in named.items()
+        ],
+        runset_settings=workspaces.RunsetSettings(
+            filters=[workspaces.Metric("Group") == folder.name],
+            order=[workspaces.Ordering(workspaces.Summary("test/accuracy.last"), ascending=False)],
+            pinned_columns=COLUMNS,
+        ),
+    )
+
+
+def report_of(folder: Path, target: Target) -> reports.Report:
+    """The report of a sweep: the verdicts, their figures, every section's panels and the runs."""
+    # Left empty, a run set is that of the report's own project; named, the package asks the server for it.
+    runs = reports.Runset(name=folder.name, filters=f"Group == '{folder.name}'", pinned_columns=COLUMNS)
+    blocks: list[Any] = [reports.MarkdownBlock(text=verdicts_markdown(folder))]
+    for name, panels in sections().items():
+        blocks += [reports.H2(text=name), reports.PanelGrid(runsets=[runs], panels=panels)]
+    figures = reports.MediaBrowser(title="figures", media_keys=_figures(folder))
+    blocks += [reports.H2(text="Figures"), reports.PanelGrid(runsets=[runs], panels=[figures])]
+    return reports.Report(
+        project=target.project,
+        entity=target.entity or "",
+        title=f"cnnexp {folder.name}",
+        description="Verdicts, figures and runs of one sweep.",
+        blocks=blocks,
+        width="fluid",
+    )
+
+
+def write_dry_run(folder: Path, target: Target) -> Path:
+    """Write the specifications of both as JSON; returns the file.
+
+    Raises:
+        ValueError: the package's own types do not read back what they wrote.
+    """
+    specification = {
+        "workspace": _checked(workspace_of(folder, target)._to_model().spec),
+        "report": _checked(report_of(folder, target)._to_model().spec),
+    }
+    file = folder / "report" / "dashboard.json"
+    write_text(file, json.dumps(specification, indent=1) + "\n")
+    return file
+
+
+def save(folder: Path, target: Target) -> dict[str, str]:
+    """Save both at W&B, in place of those saved before; returns their addresses."""
+    import wandb
+
+    saved = read_json(folder / FILE)
+    target = replace(target, entity=target.entity or wandb.Api().default_entity)
+    workspace, report = workspace_of(folder, target), report_of(folder, target)
+    if "workspace" in saved:
+        earlier = workspaces.Workspace.from_url(saved["workspace"])
+        earlier.sections, earlier.runset_settings = workspace.sections, workspace.runset_settings
+        workspace = earlier
+    if "report" in saved:
+        remade: Any = reports.Report.from_url(saved["report"])
+        remade.title, remade.blocks = report.title, report.blocks
+        report = remade
+    urls = {"workspace": workspace.save().url, "report": report.save().url}
+    write_text(folder / FILE, json.dumps(urls, indent=1) + "\n")
+    return urls
+
+
+def verdicts_markdown(folder: Path) -> str:
+    """Each claim with its verdict and its estimate."""
+    report = write_report(folder)
+    lines = [
+        f"- **{judged.verdict}**: {judged.claim.sentence} {judged.claim.measure}: {judged.effect}"
+        for judged in report.judged
+    ]
+    return "\n".join([f"## {folder.name}: verdicts", *(lines or ["This experiment makes no claims."])])
+
+
+def _figures(folder: Path) -> list[str]:
+    return [f"figures/{file.stem}" for file in sorted((folder / "report").glob("*.png"))]
+
+
+def _curve(metric: str, axis: str) -> reports.LinePlot:
+    return reports.LinePlot(
+        title=f"{metric} against {axis}",
+        x=axis,
+        y=[metric],
+        groupby=Config("model.tying"),
+        groupby_aggfunc="mean",
+        groupby_rangefunc="stddev",
+        max_runs_to_show=100,
+    )
+
+
+def _scatter(x: str, y: str) -> reports.ScatterPlot:
+    return reports.ScatterPlot(
+        title=f"{y.removesuffix('.last')} against {x}", x=SummaryMetric(x), y=SummaryMetric(y), log_x=True
+    )
+
+
+def _bars(metric: str, key: str) -> reports.BarPlot:
+    return reports.BarPlot(
+        title=f"{metric} by {key}",
+        metrics=[metric],
+        groupby=Config(key),
+        groupby_aggfunc="mean",
+        groupby_rangefunc="stddev",
+    )
+
+
+def _column(metric: Any, name: str, *, log: bool | None = None) -> Any:
+    return reports.ParallelCoordinatesPlotColumn(metric=metric, display_name=name, log=log)
+
+
+def _checked(spec: Any) -> dict[str, Any]:
+    """A specification as JSON, which its own type reads back to the same."""
+    text = spec.model_dump_json(by_alias=True)
+    with warnings.catch_warnings():  # the package's types of blocks do not know that a comment may be absent
+        warnings.simplefilter("ignore", UserWarning)
+        again = type(spec).model_validate_json(text).model_dump_json(by_alias=True)
+    if json.loads(again) != json.loads(text):
+        raise ValueError("the specification does not read back as it was written")
+    return json.loads(text)
