@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlparse
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 ENTITY = "team"
+CREATED = "2026-01-01T00:00:00Z"
 
 
 class RecordedRun:
@@ -61,7 +62,19 @@ class RecordedRun:
 
 def project_node(name: str) -> dict[str, Any]:
     """A project as a query answers with it."""
-    return {"id": f"P:{name}", "internalId": "1", "name": name, "entity": {"id": "E", "name": ENTITY}}
+    entity = {"id": "E", "name": ENTITY}
+    none = {"edges": []}
+    user = {"id": "U", "username": "user", "name": "user", "email": "", "entity": ENTITY, "admin": False}
+    user |= {"__typename": "User", "flags": "{}", "deletedAt": None, "apiKeys": none, "teams": none}
+    more = {"entityName": ENTITY, "createdAt": CREATED, "isBenchmark": False, "user": user}
+    return {
+        "__typename": "Project",
+        "id": f"P:{name}",
+        "internalId": "1",
+        "name": name,
+        "entity": entity,
+        **more,
+    }
 
 
 class WandbServer:
