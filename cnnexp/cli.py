@@ -50,6 +50,8 @@ def _command(arguments: Sequence[str]) -> int:
         return _run(list(arguments[1:]))
     if arguments[:1] in (["plan"], ["show"]) and arguments[1:2] not in (["-h"], ["--help"]):
         return _run([*arguments[1:], f"hydra.launcher.action={arguments[0]}"])
+    if arguments[:1] == ["wandb-sweep"] and not {"-h", "--help"} & set(arguments):
+        return _wandb_sweep(arguments)
     options = _parser().parse_args(arguments)
     if options.command == "report":
         from cnnexp.analysis.report import print_report, write_report
@@ -126,6 +128,13 @@ def _parser() -> argparse.ArgumentParser:
         help="what a sweep would do, cell by cell, and how long it would take",
         usage="cnnexp plan [KEY=VALUE ...]   the keys are those of cnnexp run",
     )
+    wandb_sweep = commands.add_parser(
+        "wandb-sweep",
+        help="have W&B's agents carry out a sweep",
+        usage="cnnexp wandb-sweep [--method grid] [--agents 1] [KEY=VALUE ...]   keys as in cnnexp run",
+    )
+    wandb_sweep.add_argument("--method", choices=["grid", "random", "bayes"], default="grid")
+    wandb_sweep.add_argument("--agents", type=int, default=1, metavar="N", help="processes on this machine")
     report = commands.add_parser("report", help="table, figures and verdicts of a sweep")
     report.add_argument("name", help="the sweep's folder under the results")
     report.add_argument("--results-dir", default="results", metavar="DIR")
@@ -159,6 +168,14 @@ class _OneLineParser(argparse.ArgumentParser):
         raise UsageError(f"{message}; type: {self.prog} --help")
 
 
+def _wandb_sweep(arguments: Sequence[str]) -> int:
+    options, overrides = _parser().parse_known_args(arguments)
+    if options.agents < 1:
+        raise UsageError(f"--agents {options.agents}: allowed: 1 and more")
+    launcher = {"action": "wandb_sweep", "method": options.method, "agents": options.agents}
+    return _run([*overrides, *(f"hydra.launcher.{key}={value}" for key, value in launcher.items())])
+
+
 def _run(arguments: list[str]) -> int:
     """Hand the overrides to Hydra; what it refuses becomes one line."""
     import hydra
@@ -169,10 +186,11 @@ def _run(arguments: list[str]) -> int:
     from cnnexp.sweep.execute import SweepFailed
     from cnnexp.sweep.interruption import REQUEUE, Interrupted
     from cnnexp.sweep.refusals import explain
+    from cnnexp.sweep.wandb_sweep import agent_overrides
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the exception itself and exits with 1
     conf = shipped("conf")
-    arguments = [argument for argument in arguments if argument not in MULTIRUN]
+    arguments = [argument for argument in agent_overrides(arguments) if argument not in MULTIRUN]
     arguments = quote_tyings(_groups_by_name(arguments, conf))
     sys.argv = ["cnnexp run", *arguments]
     app = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(_run_single)

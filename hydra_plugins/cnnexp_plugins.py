@@ -30,11 +30,13 @@ class CnnexpLauncher(Launcher):
     """Composes every job, then trains them together: runs of the same shapes become one program.
 
     Args:
-        action: `run` trains; `plan` says what that would do; `show` describes each network.
+        action: `run` trains; `plan` says what that would do; `show` describes each network; `wandb_sweep`
+            has W&B's agents train.
+        method, agents: of W&B's sweep.
     """
 
-    def __init__(self, action: str = "run"):
-        self.action = action
+    def __init__(self, action: str = "run", method: str = "grid", agents: int = 1):
+        self.action, self.method, self.agents = action, method, agents
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what composition needs."""
@@ -61,6 +63,11 @@ class CnnexpLauncher(Launcher):
             from cnnexp.analysis.show import show
 
             return show([job.config for job in jobs])
+        if self.action == "wandb_sweep":
+            from cnnexp.sweep.wandb_sweep import start_wandb_sweep
+
+            print(start_wandb_sweep(jobs, self.method, self.agents))
+            return {job.config.run_id: float("nan") for job in jobs}
         from cnnexp.sweep.execute import run_sweep
 
         return run_sweep(jobs)
@@ -77,6 +84,6 @@ _store.store(
 _store.store(
     group="hydra/launcher",
     name="cnnexp",
-    node={"_target_": f"{_TARGET}CnnexpLauncher", "action": "run"},
+    node={"_target_": f"{_TARGET}CnnexpLauncher", "action": "run", "method": "grid", "agents": 1},
     provider="cnnexp",
 )

@@ -9,8 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from typing import Any
 from urllib.parse import unquote, urlparse
+
+import yaml
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 ENTITY = "team"
@@ -77,6 +80,22 @@ def project_node(name: str) -> dict[str, Any]:
     }
 
 
+def sweep_node(method: str, config: str, project: str) -> dict[str, Any]:
+    """A sweep as a query answers with it."""
+    page = {"edges": [], "pageInfo": {"endCursor": None, "hasNextPage": False}}
+    absent = ("displayName", "description", "bestLoss", "runCountExpected", "controller", "scheduler")
+    times = dict.fromkeys(("createdAt", "heartbeatAt", "updatedAt"), CREATED)
+    node: dict[str, Any] = {
+        "__typename": "Sweep",
+        "id": "S",
+        "name": "sweep1",
+        "state": "RUNNING",
+        "runCount": 0,
+    }
+    node |= {"method": method, "config": config, "project": project_node(project), **times}
+    return node | dict.fromkeys(absent) | {"priorRuns": page, "runs": page, "agents": page}
+
+
 class WandbServer:
     """Serves on a port of loopback. `failing` is what every request meets:
 
@@ -86,6 +105,7 @@ class WandbServer:
 
     def __init__(self) -> None:
         self.runs: dict[str, RecordedRun] = {}
+        self.sweep: dict[str, Any] = {}
         self.views: dict[str, dict[str, Any]] = {}
         self.operations: list[str] = []
         self.keys: set[str] = set()
@@ -129,6 +149,10 @@ class WandbServer:
             return {"createRunFiles": {"runID": f"R:{values['run']}", "uploadHeaders": [], "files": files}}
         if operation in ("UpsertView2", "upsertView"):
             return self._upsert_view(values)
+        if operation == "SweepWithRuns":
+            return {"project": {**project_node(values["project"]), "sweep": self.sweep["node"]}}
+        if operation in ("UpsertSweep", "CreateAgent", "Heartbeat", "AgentHeartbeat"):
+            return self._sweep(operation, values)
         if operation == "CreateProject":
             return {"upsertModel": {"project": project_node(values["input"]["name"]), "inserted": True}}
         if operation == "GetProjects":
@@ -142,6 +166,28 @@ class WandbServer:
             found = [{"node": view} for view in self.views.values() if view["name"] == values["viewName"]]
             return {"project": {**project_node(values["name"]), "allViews": {"edges": found}}}
         raise KeyError(operation)
+
+    def _sweep(self, operation: str, values: dict[str, Any]) -> dict[str, Any]:
+        """A grid of runs, given to whichever agent asks."""
+        if operation == "UpsertSweep":
+            config = yaml.safe_load(values["config"])
+            choices = {key: entry["values"] for key, entry in config["parameters"].items()}
+            points = [dict(zip(choices, point, strict=True)) for point in product(*choices.values())]
+            self.sweep = {"config": values["config"], "left": points}
+            self.sweep["node"] = sweep_node(config["method"], values["config"], values["projectName"])
+            return {"upsertSweep": {"sweep": self.sweep["node"], "configValidationWarnings": []}}
+        if operation == "CreateAgent":
+            return {"createAgent": {"agent": {"id": "A"}}}
+        commands: list[dict[str, Any]] = []
+        if not json.loads(values.get("runState") or "{}"):
+            if self.sweep["left"]:
+                point = self.sweep["left"].pop(0)
+                arguments = {key: {"value": value} for key, value in point.items()}
+                run_id = f"agent{len(self.sweep['left'])}"
+                commands = [{"type": "run", "run_id": run_id, "program": None, "args": arguments}]
+            else:
+                commands = [{"type": "exit"}]
+        return {"agentHeartbeat": {"agent": {"id": "A"}, "commands": json.dumps(commands)}}
 
     def _upsert_view(self, values: dict[str, Any]) -> dict[str, Any]:
         named = [number for number, view in self.views.items() if view["name"] == values.get("name")]

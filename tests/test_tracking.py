@@ -13,10 +13,13 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from wandb_loopback import KEY, WandbServer, wandb_server
 
 from cnnexp.store.atomic import read_json
 from cnnexp.store.runs import StoredRun, read_runs
+from cnnexp.sweep.wandb_sweep import agent_overrides, parameters_of
 from tests.conftest import SMALL_SWEEP
 from tests.wandb_file import read_wandb_file
 
@@ -276,3 +279,50 @@ def test_a_dashboard_is_made_and_remade_in_place(shell: Shell) -> None:
     shell.environment["WANDB_BASE_URL"] = "http://127.0.0.1:9"
     done = shell("dashboard", "default")
     assert done.returncode == 1 and "127.0.0.1:9 is out of reach; --dry-run" in done.stderr
+
+
+@pytest.mark.slow
+def test_agents_of_wandb_carry_out_the_same_sweep(shell: Shell) -> None:
+    sweep = [*SMALL_SWEEP, "model.tying=shared,local", "seed=0,1"]
+    shell.environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    done = shell("wandb-sweep", "--agents", "1", *sweep, "name=agents", "tracking.mode=online")
+    assert done.returncode == 0, done.stderr
+    shell.wait_for_mirrors()
+    agents = {run.run_id: run for run in read_runs(Path("results/agents"))}
+    assert {run.status for run in agents.values()} == {"finished"}
+    assert set(shell.server.runs) == {"agent0", "agent1", "agent2", "agent3"}
+    assert all(run.steps == [0, 3, 6] for run in shell.server.runs.values())
+    del shell.environment["WANDB_API_KEY"]
+    shell.run(*sweep, "name=hydra", mode="disabled")
+    hydra = {run.run_id: run for run in read_runs(Path("results/hydra"))}
+    assert set(hydra) == set(agents)
+    for run_id, run in hydra.items():
+        for row, other in zip(run.history, agents[run_id].history, strict=True):
+            assert row == pytest.approx(other, abs=1e-5)
+
+
+def test_parameters_of_an_agent_become_overrides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    chosen = {
+        "model.tying": "low_rank(4,free)",
+        "model.kernel_size": [5, 3],
+        "optim.learning_rate": 0.001,
+        "experiment": "with a space, and 'quotes'",
+        "data.flip": True,
+        "data.train_size": None,
+    }
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        yaml.safe_dump({"wandb_version": 1, **{key: {"value": value} for key, value in chosen.items()}})
+    )
+    assert agent_overrides(["seed=1"]) == ["seed=1"]
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(file))
+    found = agent_overrides(["seed=1", "--optim.learning_rate=0.001", "model.kernel_size=[5, 3]"])
+    parser = OverridesParser.create()
+    parsed = {o.key_or_group: o.value() for o in parser.parse_overrides(found)}
+    assert parsed == {"seed": 1, **chosen}
+    parameters, fixed = parameters_of(
+        [["seed=1", "a.b=[1,2]", "c='x y'"], ["seed=2", "a.b=[1,2]", "c='x y'"]]
+    )
+    assert parameters == {"seed": {"values": [1, 2]}}
+    assert fixed == ["a.b=[1,2]", "c='x y'"]

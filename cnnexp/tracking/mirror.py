@@ -69,6 +69,8 @@ def send_all(follower: Follower, lines: "queue.SimpleQueue[str | None]", sweep: 
         Exception: whatever the client raises.
     """
     server, told, ended = Reachability(), False, False
+    # Offline, `cnnexp sync --to` writes what all runs say together; under an agent each run is a sweep.
+    whole = follower.target.mode == "online" and follower.target.agent_run is None
     while not ended or follower.left:
         try:
             line = lines.get(timeout=None if not follower.left else 0.01 if server else 0.5)
@@ -79,7 +81,7 @@ def send_all(follower: Follower, lines: "queue.SimpleQueue[str | None]", sweep: 
         if not follower.left:
             continue
         if follower.target.mode == "offline" or server:
-            if follower.target.mode == "online":
+            if whole:
                 sweep.start()
             follower.send_one()
             _report(sent=follower.sent, left=len(follower.left))
@@ -88,7 +90,7 @@ def send_all(follower: Follower, lines: "queue.SimpleQueue[str | None]", sweep: 
         elif not told:
             _report(say=f"W&B: {server.host} is out of reach; the sweep goes on, and so do the attempts")
             told = True
-    if follower.sent and follower.target.mode == "online":  # offline, `cnnexp sync --to` writes it
+    if follower.sent and whole:
         sweep.finish()
 
 

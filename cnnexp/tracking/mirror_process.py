@@ -19,7 +19,7 @@ from cnnexp.tracking.target import Target, target_of
 
 PATIENCE_SECONDS = 0.5  # at the end of a sweep, before the mirror is left to itself …
 PATIENCE_SHARE = 0.02  # … or this share of the sweep's time, where that is longer
-OFFLINE_SECONDS = 30.0  # for one that only writes files
+LONG_SECONDS = 30.0  # for one that only writes files, or whose result is waited for
 AGAIN_SECONDS = 1.0  # before a mirror that was killed is started again
 AGAIN_AFTER_OUTAGE = 15.0  # before one that gave up is, doubled each time
 REFUSED = 4
@@ -109,8 +109,8 @@ class Mirror:
             process.stdin.close()
         ended = time.monotonic()
         patience = max(PATIENCE_SECONDS, PATIENCE_SHARE * (ended - self._started))
-        if self._target.mode == "offline":
-            patience = OFFLINE_SECONDS
+        if self._target.mode == "offline" or self._target.agent_run:  # an agent looks at the result
+            patience = LONG_SECONDS
         while process.poll() is None:
             if time.monotonic() > ended + patience:
                 break

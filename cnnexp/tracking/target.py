@@ -19,12 +19,18 @@ PROBE_EVERY = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where to: `directory` is where W&B's files are written; None: beside the runs."""
+    """Where to.
+
+    Attributes:
+        directory: where W&B's files are written; None: beside the runs.
+        agent_run: the id that an agent of W&B has given to the one run there is; None: there is no agent.
+    """
 
     mode: Mode
     project: str
     entity: str | None
     directory: str | None = None
+    agent_run: str | None = None
 
     @property
     def address(self) -> str:
@@ -35,7 +41,9 @@ class Target:
 
 def target_of(tracking: Tracking) -> Target:
     """Resolve a tracking section; see `resolve_mode`."""
-    return Target(mode=resolve_mode(tracking.mode), project=tracking.project, entity=tracking.entity)
+    agent_run = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+    mode = resolve_mode(tracking.mode)
+    return Target(mode=mode, project=tracking.project, entity=tracking.entity, agent_run=agent_run)
 
 
 def resolve_mode(mode: str) -> Mode:

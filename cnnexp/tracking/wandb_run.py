@@ -56,7 +56,7 @@ class RunMirror:
         wandb_run = start_wandb_run(
             self._target,
             folder,
-            id=run.run_id,
+            id=self._target.agent_run or run.run_id,
             name=f"{_cell(run)} seed {run.config['seed']}",
             group=run.config["name"],
             job_type=_cell(run),
