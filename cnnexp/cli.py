@@ -77,9 +77,8 @@ def _command(arguments: Sequence[str]) -> int:
 def _sync(options: argparse.Namespace) -> int:
     from cnnexp.tracking.sync import NotSent, sync
 
-    offline_dir = Path(options.to).expanduser().resolve() if options.to else None
     try:
-        sync(Path(options.results_dir), options.name, follow=options.follow, offline_dir=offline_dir)
+        sync(Path(options.results_dir), options.name, follow=options.follow, to=options.to)
     except NotSent as error:
         print(f"cnnexp: {error}", file=sys.stderr)
         return FAILED
@@ -90,9 +89,18 @@ def _dashboard(options: argparse.Namespace) -> int:
     from cnnexp.tracking.dashboard import save, write_dry_run
     from cnnexp.tracking.mirror import outage_line
     from cnnexp.tracking.sync import sweep_folder, target_of_sweep
-    from cnnexp.tracking.target import Reachability
+    from cnnexp.tracking.target import Reachability, resolve_mode
 
-    folder = sweep_folder(Path(options.results_dir), options.name)
+    results = Path(options.results_dir)
+    if options.local:
+        from cnnexp.tracking.trackio_run import show_trackio
+
+        resolve_mode("local")
+        show_trackio(results, options.project)
+        return 0
+    if options.name is None:
+        raise UsageError("dashboard: of which sweep? type: cnnexp dashboard NAME")
+    folder = sweep_folder(results, options.name)
     if options.dry_run:
         print(write_dry_run(folder, target_of_sweep(folder, "offline")))
         return 0
@@ -142,10 +150,16 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("name", nargs="?", help="the sweep's folder under the results; none: all of them")
     sync.add_argument("--results-dir", default="results", metavar="DIR")
     sync.add_argument("--follow", action="store_true", help="go on until every run has ended")
-    sync.add_argument("--to", metavar="DIR", help="write W&B's offline files there instead")
+    sync.add_argument(
+        "--to", metavar="DIR", help="write W&B's offline files there instead; trackio: to Trackio"
+    )
     dashboard = commands.add_parser("dashboard", help="make a W&B workspace and report of a sweep")
-    dashboard.add_argument("name", help="the sweep's folder under the results")
+    dashboard.add_argument("name", nargs="?", help="the sweep's folder under the results")
     dashboard.add_argument("--results-dir", default="results", metavar="DIR")
+    dashboard.add_argument("--project", default="cnnexp", help="that --local opens")
+    dashboard.add_argument(
+        "--local", action="store_true", help="Trackio's page of all runs, on this machine alone"
+    )
     dashboard.add_argument("--dry-run", action="store_true", help="only write their specifications as JSON")
     data = commands.add_parser("data", help="prepare and list image sets")
     actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")

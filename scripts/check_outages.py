@@ -3,7 +3,7 @@
     scripts/check_outages.py [--kills 20] [--repeats 1] [Hydra overrides]
 
 The real client against a small server on loopback. For each failure the same sweep is run into an empty
-store, timed against `tracking.mode=disabled` in the same turn; then the server is well again and
+store, timed against `tracking.mode=disabled` before and after; then the server is well again and
 `cnnexp sync` sends what is missing. Exits with 1 where a sweep fails, or a run has not every step exactly
 once.
 """
@@ -30,7 +30,7 @@ from cnnexp.store.runs import read_runs
 
 SWEEP = [
     "model.tying=shared,local",
-    "seed=range(12)",
+    "seed=range(8)",
     "data.images=1000",
     "data.test_images=500",
     "train.steps=400",
@@ -119,7 +119,7 @@ def one(failure: Failure, work: Path, overrides: list[str]) -> tuple[float, floa
     with wandb_server() as server:
         environment = os.environ | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
         environment.pop("WANDB_MODE", None)
-        disabled, _ = timed(command(work / "disabled", "disabled", overrides), environment)
+        before, _ = timed(command(work / "before", "disabled", overrides), environment)
         failure.begin(server)
         stop = threading.Event()
         killer = threading.Thread(target=kill_mirrors, args=(failure.kills, stop), daemon=True)
@@ -131,6 +131,8 @@ def one(failure: Failure, work: Path, overrides: list[str]) -> tuple[float, floa
         else:
             seconds, said = timed(command(work / "store", failure.mode, overrides), failing)
         stop.set()
+        after, _ = timed(command(work / "after", "disabled", overrides), environment)
+        disabled = (before + after) / 2
         arrived = sum(len(run.history) for run in server.runs.values())
         server.failing = server.left = None
         sync = [sys.executable, "-m", "cnnexp", "sync", "sweep", "--results-dir", str(work / "store")]

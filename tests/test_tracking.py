@@ -1,8 +1,11 @@
 """W&B as a mirror of the store: the real client against a server on loopback, well and in trouble."""
 
+import contextlib
 import json
 import os
 import re
+import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -326,3 +329,50 @@ def test_parameters_of_an_agent_become_overrides(monkeypatch: pytest.MonkeyPatch
     )
     assert parameters == {"seed": {"values": [1, 2]}}
     assert fixed == ["a.b=[1,2]", "c='x y'"]
+
+
+@pytest.mark.slow
+def test_trackio_shows_the_runs_in_a_browser(shell: Shell) -> None:
+    done = shell.run("seed=0,1", mode="local")
+    assert "cnnexp dashboard --local" in done.stderr
+    database = Path("results/trackio/cnnexp.db")
+
+    def rows() -> list[tuple[str, int]]:
+        with contextlib.closing(sqlite3.connect(database)) as opened:
+            return sorted(opened.execute("SELECT run_name, step FROM metrics"))
+
+    wanted = sorted((run.run_id, row["step"]) for run in stored().values() for row in run.history)
+    assert rows() == wanted
+    for ledger in SWEEP.glob("*/trackio.json"):
+        ledger.unlink()  # as if the mirror had been killed behind the last row
+    shell.sync("default", "--to", "trackio")
+    assert rows() == wanted
+    assert not shell.server.operations
+    page = _page_of_trackio(shell)
+    for run_id in stored():
+        assert run_id in page
+    assert "accuracy" in page
+
+
+def _page_of_trackio(shell: Shell) -> str:
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None and not os.environ.get("CI_HAS_BROWSER"):
+        pytest.skip("no Chromium on this machine")
+    assert browser is not None
+    command = [sys.executable, "-m", "cnnexp", "dashboard", "--local"]
+    with subprocess.Popen(
+        command, env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            address = next(
+                m[0] for line in server.stdout if (m := re.search(r"http://127\.0\.0\.1:\d+\S*", line))
+            )
+            look = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=15000"]
+            seen = subprocess.run([*look, "--dump-dom", address], capture_output=True, text=True, timeout=120)
+            return seen.stdout
+        finally:
+            server.kill()
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -128,8 +128,8 @@ class Sweep(Section):
 
 
 class Tracking(Section):
-    """Where runs are mirrored to in Weights & Biases."""
+    """Where runs are mirrored to: Weights & Biases, or Trackio on this machine (local)."""
 
-    mode: Literal["auto", "online", "offline", "disabled"]
+    mode: Literal["auto", "online", "offline", "local", "disabled"]
     project: str
     entity: str | None

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnexp.tracking.target import Reachability, Target
+from cnnexp.tracking.trackio_run import TrackioMirror
 from cnnexp.tracking.wandb_run import RunMirror
 from cnnexp.tracking.wandb_sweep import SweepMirror
 
@@ -33,13 +34,14 @@ class Follower:
     def __init__(self, target: Target):
         self.sent = 0  # runs that were sent to their end
         self.target = target
-        self._mirrors: dict[str, RunMirror] = {}
+        self._mirrors: dict[str, RunMirror | TrackioMirror] = {}
         self._news: dict[str, None] = {}
 
     def told(self, folders: Sequence[str]) -> None:
         """There is something new in these folders, or there may be."""
         for folder in folders:
-            mirror = self._mirrors.setdefault(folder, RunMirror(Path(folder), self.target))
+            kind = TrackioMirror if self.target.mode == "local" else RunMirror
+            mirror = self._mirrors.setdefault(folder, kind(Path(folder), self.target))
             if mirror.done:
                 del self._mirrors[folder]
             else:
@@ -80,7 +82,7 @@ def send_all(follower: Follower, lines: "queue.SimpleQueue[str | None]", sweep: 
             pass
         if not follower.left:
             continue
-        if follower.target.mode == "offline" or server:
+        if follower.target.mode != "online" or server:
             if whole:
                 sweep.start()
             follower.send_one()
@@ -126,6 +128,8 @@ def outage_line(error: BaseException) -> str:
 
 def sent_line(target: Target, runs: int, seconds: float) -> str:
     """What was sent where."""
+    if target.mode == "local":
+        return f"Trackio: {runs} runs; to look at them, type: cnnexp dashboard --local"
     if target.mode == "offline":
         folder = f"{target.directory}/wandb" if target.directory else "results/NAME/wandb"
         return f"W&B: {runs} runs written offline; to upload them: wandb sync {folder}/offline-run-*"

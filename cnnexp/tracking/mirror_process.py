@@ -109,7 +109,7 @@ class Mirror:
             process.stdin.close()
         ended = time.monotonic()
         patience = max(PATIENCE_SECONDS, PATIENCE_SHARE * (ended - self._started))
-        if self._target.mode == "offline" or self._target.agent_run:  # an agent looks at the result
+        if self._target.mode != "online" or self._target.agent_run:  # an agent looks at the result
             patience = LONG_SECONDS
         while process.poll() is None:
             if time.monotonic() > ended + patience:

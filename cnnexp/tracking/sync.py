@@ -21,14 +21,14 @@ class NotSent(Exception):
     """Something is left to send; the message says why and what to type."""
 
 
-def sync(results: Path, name: str | None, *, follow: bool, offline_dir: Path | None) -> None:
+def sync(results: Path, name: str | None, *, follow: bool, to: str | None) -> None:
     """Send every run of a sweep, or of all sweeps, that is not where it should be.
 
     Args:
         results: the folder of sweeps.
         name: of the sweep; None: all of them.
         follow: go on until every run has ended and was sent.
-        offline_dir: write W&B's offline files there instead.
+        to: not to the server: to `trackio`, or a folder for W&B's offline files.
 
     Raises:
         UsageError: there is no such sweep, or no key.
@@ -36,7 +36,9 @@ def sync(results: Path, name: str | None, *, follow: bool, offline_dir: Path | N
     """
     folders = [sweep_folder(results, name)] if name else [results / sweep for sweep in _sweeps(results)]
     for folder in folders:
-        target = target_of_sweep(folder, "offline" if offline_dir else "online", offline_dir)
+        offline_dir = Path(to).expanduser().resolve() if to and to != "trackio" else None
+        mode = "local" if to == "trackio" else "offline" if to else "online"
+        target = target_of_sweep(folder, mode, offline_dir)
         follower, started = Follower(target), time.monotonic()
         while True:
             try:
@@ -66,7 +68,8 @@ def _send(folder: Path, follower: Follower) -> None:
                 raise ConnectionError(f"{server.host} is out of reach")
             follower.send_one()
             advance(1)
-    SweepMirror(folder, follower.target).finish()
+    if follower.target.mode != "local":
+        SweepMirror(folder, follower.target).finish()
 
 
 def sweep_folder(results: Path, name: str) -> Path:

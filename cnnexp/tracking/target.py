@@ -6,13 +6,14 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 from urllib.parse import urlparse
 
 from cnnexp.config.sections import Tracking
 from cnnexp.errors import UsageError
 
-Mode = Literal["online", "offline", "disabled"]
+Mode = Literal["online", "offline", "local", "disabled"]
 PROBE_SECONDS = 2.0  # for an answer from the server: any answer, as quick as it is
 PROBE_EVERY = 5.0
 
@@ -50,7 +51,7 @@ def resolve_mode(mode: str) -> Mode:
     """`auto` is online where an API key is configured, otherwise offline; `$WANDB_MODE` outranks `auto`.
 
     Raises:
-        UsageError: online without a key, which would ask for one.
+        UsageError: online without a key, which would ask for one, or local without Trackio.
     """
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE") or ("online" if _key_is_configured() else "offline")
@@ -60,6 +61,10 @@ def resolve_mode(mode: str) -> Mode:
                 "tracking.mode=online: no W&B key is configured; type: wandb login, or tracking.mode=offline"
             )
         return "online"
+    if mode == "local":
+        if find_spec("trackio") is None:
+            raise UsageError("tracking.mode=local: needs Trackio; type: pip install 'cnnexp[local]'")
+        return "local"
     return "disabled" if mode in ("disabled", "dryrun") else "offline"
 
 

@@ -118,7 +118,7 @@ def start_wandb_run(target: Target, folder: Path, *, stats_of: int | None = None
         project=target.project,
         entity=target.entity,
         dir=folder,
-        mode=target.mode,
+        mode="online" if target.mode == "online" else "offline",
         resume="allow" if target.mode == "online" else None,
         reinit="create_new",
         settings=settings,

@@ -1,0 +1,90 @@
+"""One run of the store as one run of Trackio, whose dashboard needs no account and no network."""
+
+import contextlib
+import io
+import os
+import sqlite3
+import warnings
+from pathlib import Path
+from typing import Any
+
+from cnnexp.store.atomic import read_json, write_json
+from cnnexp.store.runs import ENDED, read_run
+from cnnexp.tracking.target import Target
+
+
+def trackio_folder(results: Path) -> Path:
+    """Where Trackio keeps its databases: beside the sweeps."""
+    return results / "trackio"
+
+
+def use_trackio(results: Path) -> None:
+    """Tell Trackio, before it is imported, where its files are, and to stay off the network."""
+    os.environ["TRACKIO_DIR"] = str(trackio_folder(results).resolve())
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+class TrackioMirror:
+    """A Trackio run that follows a run's folder; `trackio.json` in the folder says what was sent."""
+
+    def __init__(self, folder: Path, target: Target):
+        self._folder, self._target = folder, target
+        self._sent = 0  # rows
+
+    @property
+    def done(self) -> bool:
+        """Whether all that the store has of the run was sent."""
+        status = read_json(self._folder / "status.json").get("status")
+        return read_json(self._folder / "trackio.json").get("status") == status in ENDED
+
+    def send_new(self) -> None:
+        """Send the rows that Trackio does not have yet, with the summary behind the last."""
+        if not (self._folder / "status.json").exists():
+            return
+        run = read_run(self._folder)
+        if len(run.history) > self._sent:
+            use_trackio(self._folder.parent.parent)
+            self._log(run.run_id, run)
+            self._sent = len(run.history)
+        if run.status in ENDED:
+            write_json(self._folder / "trackio.json", {"status": run.status, "rows": self._sent})
+
+    def _log(self, name: str, run: Any) -> None:
+        import trackio
+
+        config = {"run_id": run.run_id, "sweep": run.config["name"], "status": run.status, **run.config}
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            there = trackio.init(
+                project=self._target.project,
+                name=name,
+                group=run.config["name"],
+                config=config,
+                resume="allow",
+                embed=False,
+                auto_log_cpu=False,
+                auto_log_gpu=False,
+            )
+            known = self._steps(name)
+            for row in run.history:
+                if row["step"] not in known:  # "step" is a word of Trackio's own
+                    metrics = {key: value for key, value in row.items() if key != "step"}
+                    there.log(metrics, step=int(row["step"]))
+            there.finish()
+
+    def _steps(self, name: str) -> set[int]:
+        """Steps that the database has of a run."""
+        file = Path(os.environ["TRACKIO_DIR"]) / f"{self._target.project}.db"
+        if not file.exists():
+            return set()
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            found = database.execute("SELECT step FROM metrics WHERE run_name = ?", (name,))
+            return {int(step) for (step,) in found}
+
+
+def show_trackio(results: Path, project: str) -> None:
+    """Serve Trackio's page on loopback until it is interrupted."""
+    use_trackio(results)
+    import trackio
+
+    trackio.show(project=project, host="127.0.0.1", open_browser=False, block_thread=True)
