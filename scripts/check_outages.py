@@ -165,6 +165,7 @@ def main() -> int:
     arguments = options.parse_args()
     rows, wrong = [], False
     with tempfile.TemporaryDirectory() as temporary:
+        timed(command(Path(temporary) / "warm", "disabled", arguments.overrides), dict(os.environ))
         for failure in failures(arguments.kills):
             if arguments.only and failure.name not in arguments.only:
                 continue

@@ -24,7 +24,7 @@ from cnnexp.tracking.wandb_run import RunMirror
 from cnnexp.tracking.wandb_sweep import SweepMirror
 
 DONE, OUTAGE, REFUSED = 0, 3, 4  # exit codes
-GIVE_UP_SECONDS = 120.0  # without any progress after the sweep's end
+GIVE_UP_SECONDS = 600.0  # after the sweep's end
 NICE = 10  # training goes first
 
 
