@@ -222,6 +222,12 @@ def test_sync_says_what_is_wrong(shell: Shell) -> None:
     done = shell("sync", "default")
     assert done.returncode == 1
     assert "127.0.0.1:9 is out of reach; to try again, type: cnnexp sync default" in done.stderr
+    follow = [sys.executable, "-m", "cnnexp", "sync", "default", "--follow"]
+    with subprocess.Popen(follow, env=shell.environment, text=True, stdout=subprocess.PIPE) as following:
+        assert following.stdout is not None
+        for _ in range(2):  # nothing was sent, so it goes on
+            assert "trying again" in following.stdout.readline()
+        following.kill()
     shell.environment["WANDB_BASE_URL"] = shell.server.url
     shell.sync()  # all sweeps
     assert_complete(shell.server)
@@ -231,7 +237,8 @@ def test_sync_says_what_is_wrong(shell: Shell) -> None:
 
 @pytest.mark.slow
 def test_offline_files_read_back(shell: Shell) -> None:
-    shell.run("seed=0,1", mode="offline")
+    done = shell.run("seed=0,1", mode="offline")
+    assert f"wandb sync {SWEEP.resolve()}/wandb/offline-run-*" in done.stderr
     runs = stored()
     files = list(SWEEP.glob("wandb/offline-run-*/*.wandb"))
     mirrored = {sent["id"]: sent for sent in map(read_wandb_file, files)}

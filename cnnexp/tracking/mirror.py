@@ -20,7 +20,7 @@ from typing import Any
 
 from cnnexp.tracking.target import Reachability, Target
 from cnnexp.tracking.trackio_run import TrackioMirror
-from cnnexp.tracking.wandb_run import RunMirror
+from cnnexp.tracking.wandb_run import RunMirror, files_folder
 from cnnexp.tracking.wandb_sweep import SweepMirror
 
 DONE, OUTAGE, REFUSED = 0, 3, 4  # exit codes
@@ -114,7 +114,7 @@ def main() -> None:
         left = f"; {len(follower.left)} runs are not sent yet" if follower.left else ""
         _report(say=f"W&B: {outage_line(error)}{left}")
     if follower.sent:
-        _report(say=sent_line(target, follower.sent, time.monotonic() - started))
+        _report(say=sent_line(target, Path(order["folder"]), follower.sent, time.monotonic() - started))
     sys.stdout.flush()
     os._exit(code)  # the client's own threads may hang
 
@@ -126,13 +126,13 @@ def outage_line(error: BaseException) -> str:
     return (text.replace(key, "…") if key else text)[:200]
 
 
-def sent_line(target: Target, runs: int, seconds: float) -> str:
+def sent_line(target: Target, sweep: Path, runs: int, seconds: float) -> str:
     """What was sent where."""
     if target.mode == "local":
         return f"Trackio: {runs} runs; to look at them, type: cnnexp dashboard --local"
     if target.mode == "offline":
-        folder = f"{target.directory}/wandb" if target.directory else "results/NAME/wandb"
-        return f"W&B: {runs} runs written offline; to upload them: wandb sync {folder}/offline-run-*"
+        files = files_folder(target, sweep) / "wandb" / "offline-run-*"
+        return f"W&B: {runs} runs written offline; to upload them: wandb sync {files}"
     return f"W&B: {runs} runs sent to project {target.project} in {seconds:.0f} s"
 
 

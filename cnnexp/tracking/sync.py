@@ -14,7 +14,7 @@ from cnnexp.tracking.target import Reachability, Target, resolve_mode
 from cnnexp.tracking.wandb_sweep import SweepMirror
 
 FOLLOW_SECONDS = 2.0  # between two looks at the store
-AGAIN_SECONDS = 15.0  # after a failure, while following
+AGAIN_SECONDS = 5.0  # after a failure, while following
 
 
 class NotSent(Exception):
@@ -42,7 +42,7 @@ def sync(results: Path, name: str | None, *, follow: bool, to: str | None) -> No
         follower, started = Follower(target), time.monotonic()
         while True:
             try:
-                _send(folder, follower)
+                _send(folder, follower, whole=not follow or _all_ended(folder))
             except Exception as error:
                 if not follow:
                     again = f"cnnexp sync {folder.name}"
@@ -50,16 +50,17 @@ def sync(results: Path, name: str | None, *, follow: bool, to: str | None) -> No
                 print(f"W&B: {outage_line(error)}; trying again", flush=True)
                 time.sleep(AGAIN_SECONDS)
                 follower = Follower(target)
+                continue
             if not follow or _all_ended(folder):
                 break
             time.sleep(FOLLOW_SECONDS)
         if follower.sent:
-            print(sent_line(target, follower.sent, time.monotonic() - started))
+            print(sent_line(target, folder, follower.sent, time.monotonic() - started))
         else:
             print(f"{folder.name}: nothing is missing at {target.address}")
 
 
-def _send(folder: Path, follower: Follower) -> None:
+def _send(folder: Path, follower: Follower, *, whole: bool) -> None:
     follower.told([str(run.resolve()) for run in run_folders(folder)])
     server = Reachability()
     with progress_bar("sending runs", len(follower.left)) as advance:
@@ -68,7 +69,7 @@ def _send(folder: Path, follower: Follower) -> None:
                 raise ConnectionError(f"{server.host} is out of reach")
             follower.send_one()
             advance(1)
-    if follower.target.mode != "local":
+    if whole and follower.target.mode != "local":
         SweepMirror(folder, follower.target).finish()
 
 
