@@ -3,7 +3,7 @@
     scripts/check_outages.py [--kills 20] [--repeats 1] [Hydra overrides]
 
 The real client against a small server on loopback. For each failure the same sweep is run into an empty
-store, timed against `tracking.mode=disabled` before and after; then the server is well again and
+store, timed against `tracking.mode=disabled` right before and after; then the server is well again and
 `cnnexp sync` sends what is missing. Exits with 1 where a sweep fails, or a run has not every step exactly
 once.
 """
@@ -30,7 +30,7 @@ from cnnexp.store.runs import read_runs
 
 SWEEP = [
     "model.tying=shared,local",
-    "seed=range(8)",
+    "seed=range(24)",
     "data.images=1000",
     "data.test_images=500",
     "train.steps=400",
@@ -114,12 +114,11 @@ def kill_mirrors(kills: int, stop: threading.Event) -> None:
                 kills -= 1
 
 
-def one(failure: Failure, work: Path, overrides: list[str]) -> tuple[float, float, str, dict[str, int]]:
-    """Seconds disabled and with the failure, what the sweep said of it, and counts after the sync."""
+def one(failure: Failure, work: Path, overrides: list[str]) -> tuple[float, str, dict[str, int]]:
+    """Seconds with the failure, what the sweep said of it, and counts after the sync."""
     with wandb_server() as server:
         environment = os.environ | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
         environment.pop("WANDB_MODE", None)
-        before, _ = timed(command(work / "before", "disabled", overrides), environment)
         failure.begin(server)
         stop = threading.Event()
         killer = threading.Thread(target=kill_mirrors, args=(failure.kills, stop), daemon=True)
@@ -131,14 +130,16 @@ def one(failure: Failure, work: Path, overrides: list[str]) -> tuple[float, floa
         else:
             seconds, said = timed(command(work / "store", failure.mode, overrides), failing)
         stop.set()
-        after, _ = timed(command(work / "after", "disabled", overrides), environment)
-        disabled = (before + after) / 2
         arrived = sum(len(run.history) for run in server.runs.values())
         server.failing = server.left = None
         sync = [sys.executable, "-m", "cnnexp", "sync", "sweep", "--results-dir", str(work / "store")]
         timed(sync, environment)
         lines = [line for line in said.splitlines() if line.startswith("W&B")]
-        return disabled, seconds, "; ".join(lines), counts(server, work / "store") | {"before": arrived}
+        return seconds, "; ".join(lines), counts(server, work / "store") | {"before": arrived}
+
+
+def _disabled(folder: Path, overrides: list[str]) -> float:
+    return timed(command(folder, "disabled", overrides), dict(os.environ))[0]
 
 
 def counts(server: WandbServer, store: Path) -> dict[str, int]:
@@ -165,18 +166,22 @@ def main() -> int:
     arguments = options.parse_args()
     rows, wrong = [], False
     with tempfile.TemporaryDirectory() as temporary:
-        timed(command(Path(temporary) / "warm", "disabled", arguments.overrides), dict(os.environ))
+        work = Path(temporary)
+        _disabled(work / "warm", arguments.overrides)
+        before = _disabled(work / "first", arguments.overrides)
         for failure in failures(arguments.kills):
             if arguments.only and failure.name not in arguments.only:
                 continue
             turns = []
             for turn in range(arguments.repeats):
-                work = Path(temporary) / f"{failure.name}-{turn}"
-                work.mkdir()
-                turns.append(one(failure, work, arguments.overrides))
+                folder = work / f"{failure.name}-{turn}"
+                folder.mkdir()
+                seconds, said, found = one(failure, folder, arguments.overrides)
+                after = _disabled(folder / "after", arguments.overrides)
+                turns.append(((before + after) / 2, seconds))
+                before = after
+                wrong |= bool(found["lacking"] or found["twice"])
             disabled, seconds = (median(turn[i] for turn in turns) for i in (0, 1))
-            *_, said, found = turns[-1]
-            wrong |= any(turn[3]["lacking"] or turn[3]["twice"] for turn in turns)
             sent = f"steps {found['before']:3} then {found['steps'] - found['lacking']:3} of {found['steps']}"
             times = f"{disabled:6.1f} s disabled, {seconds:6.1f} s ({seconds / disabled - 1:+6.1%})"
             print(f"{failure.name:24} {times}; {sent}, {found['twice']} twice; {said}", flush=True)
