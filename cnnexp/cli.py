@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 USAGE_ERROR, FAILED = 2, 1
 GOES_ON = "the same command goes on with what is missing"
+FORMATS = ("table", "csv", "parquet", "latex", "markdown")
 DATA_DIR = "default: $TFDS_DATA_DIR or ~/tensorflow_datasets"
 MULTIRUN = ("-m", "--multirun")  # what every command is; Hydra takes the flag in some places only
 DESCRIPTION = """\
@@ -24,6 +25,8 @@ Why do convolutions work? Sweeps over kernel size, stride and weight tying, and 
 
   cnnexp run experiment=why_convolutions    train the sweep that answers the question
   cnnexp report why_convolutions            its table, figures and verdicts
+  cnnexp results why_convolutions --by      the same numbers as CSV, LaTeX, Markdown or Parquet
+  cnnexp compare NAME OTHER                 two sweeps side by side
   cnnexp run --help                         all keys, with examples
   cnnexp plan seed=range(100)               what a sweep would do and how long it would take
   cnnexp show model.tying=shared,local      what a network owns and costs, and pictures of layers and images
@@ -57,6 +60,20 @@ def _command(arguments: Sequence[str]) -> int:
         from cnnexp.analysis.report import print_report, write_report
 
         print_report(write_report(Path(options.results_dir) / options.name))
+    elif options.command == "results":
+        from cnnexp.analysis.results import results
+
+        results(
+            Path(options.results_dir) / options.name,
+            conditions=options.where,
+            by=options.by,
+            form=options.format,
+            output=options.output,
+        )
+    elif options.command == "compare":
+        from cnnexp.analysis.compare import compare
+
+        compare(*(_sweep(options, name) for name in (options.first, options.second)), form=options.format)
     elif options.command == "sync":
         return _sync(options)
     elif options.command == "dashboard":
@@ -72,6 +89,12 @@ def _command(arguments: Sequence[str]) -> int:
 
             print_prepared(options.data_dir)
     return 0
+
+
+def _sweep(options: argparse.Namespace, name: str) -> Path:
+    """A sweep by its name under the results, or by the path of its folder."""
+    under = Path(options.results_dir) / name
+    return Path(name) if not under.exists() and Path(name).is_dir() else under
 
 
 def _sync(options: argparse.Namespace) -> int:
@@ -146,6 +169,26 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="table, figures and verdicts of a sweep")
     report.add_argument("name", help="the sweep's folder under the results")
     report.add_argument("--results-dir", default="results", metavar="DIR")
+    results = commands.add_parser("results", help="a sweep's runs, or its cells, as a table")
+    results.add_argument("name", help="the sweep's folder under the results")
+    results.add_argument("--results-dir", default="results", metavar="DIR")
+    results.add_argument(
+        "--where",
+        nargs="+",
+        default=[],
+        metavar="COND",
+        help="model.tying=shared,local, seed<3, …: runs that fulfil all",
+    )
+    results.add_argument(
+        "--by", nargs="*", metavar="KEY", help="a row a cell of these keys; none: of all that vary"
+    )
+    compare = commands.add_parser("compare", help="two sweeps side by side: what moved beyond its interval")
+    compare.add_argument("first", help="a sweep's folder under the results, or anywhere")
+    compare.add_argument("second", help="another one")
+    compare.add_argument("--results-dir", default="results", metavar="DIR")
+    for command in (results, compare):
+        command.add_argument("--format", choices=FORMATS, default="table")
+    results.add_argument("--output", "-o", type=Path, metavar="FILE")
     sync = commands.add_parser("sync", help="send to W&B what it lacks of a sweep")
     sync.add_argument("name", nargs="?", help="the sweep's folder under the results; none: all of them")
     sync.add_argument("--results-dir", default="results", metavar="DIR")

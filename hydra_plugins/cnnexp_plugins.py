@@ -1,5 +1,6 @@
 """Hydra finds plugins in this namespace package: cnnexp's sweeper and launcher."""
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,7 +71,7 @@ class CnnexpLauncher(Launcher):
             return {job.config.run_id: float("nan") for job in jobs}
         from cnnexp.sweep.execute import run_sweep
 
-        return run_sweep(jobs)
+        return run_sweep(jobs, shlex.join(["cnnexp", "run", *self.master.hydra.overrides.task]))
 
 
 _TARGET = "hydra_plugins.cnnexp_plugins."

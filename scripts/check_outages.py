@@ -94,9 +94,9 @@ def timed(command: list[str], environment: dict[str, str]) -> tuple[float, str]:
 def full_disk(folder: Path) -> Iterator[dict[str, str]]:
     """A folder for W&B's files on a file system that is full."""
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={TMPFS}", "none", folder]).returncode == 0
-    if not mounted:
-        raise SystemExit("full disk: a small file system could not be mounted; run it as root")
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={TMPFS}", "none", str(folder)]
+    if subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        raise PermissionError("full disk: a small file system could not be mounted; run it as root")
     try:
         (folder / "filler").write_bytes(bytes(psutil.disk_usage(str(folder)).free))
         yield {"WANDB_DIR": str(folder)}
@@ -172,7 +172,8 @@ def main() -> int:
         for failure in failures(arguments.kills):
             if arguments.only and failure.name not in arguments.only:
                 continue
-            turns = []
+            turns: list[tuple[float, float]] = []
+            said, found = "", dict[str, int]()
             for turn in range(arguments.repeats):
                 folder = work / f"{failure.name}-{turn}"
                 folder.mkdir()

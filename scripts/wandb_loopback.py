@@ -168,7 +168,7 @@ class WandbServer:
         raise KeyError(operation)
 
     def _sweep(self, operation: str, values: dict[str, Any]) -> dict[str, Any]:
-        """A grid of runs, given to whichever agent asks."""
+        """The points of a grid, whatever the method, given to whichever agent asks."""
         if operation == "UpsertSweep":
             config = yaml.safe_load(values["config"])
             choices = {key: entry["values"] for key, entry in config["parameters"].items()}

@@ -4,17 +4,18 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy.stats import t
 
-from cnnexp.analysis.claims import Claim, judge
-from cnnexp.analysis.frame import frame, varying_keys
+from cnnexp.analysis.compare import compare, comparison
+from cnnexp.analysis.frame import frame, varying_keys, where
 from cnnexp.analysis.report import print_report, write_report
-from cnnexp.analysis.statistics import bootstrap_interval, paired_difference
+from cnnexp.analysis.results import results
 from cnnexp.errors import UsageError
 from cnnexp.store.runs import read_runs
+from tests.browser import looked_at
 
 PARAMS = {"dense": 1000, "local": 100, "shared": 10}
 TEST = {"dense": 0.50, "local": 0.50, "shared": 0.80}  # what each tying reaches on 256 images
@@ -30,8 +31,10 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path / "results/why_convolutions"
 
 
-def _write(folder: Path, tying: str, size: int, seed: int, status: str = "finished") -> None:
-    test = TEST[tying] + 0.01 * seed - (0.1 if size == 64 else 0)
+def _write(
+    folder: Path, tying: str, size: int, seed: int, status: str = "finished", better: float = 0.0
+) -> None:
+    test = TEST[tying] + 0.01 * seed - (0.1 if size == 64 else 0) + better
     metrics = {"train/accuracy": 1.0, "test/accuracy": test, "gap/accuracy": 1 - test}
     summary = {"experiment": "why_convolutions", "seed": seed, "params/total": PARAMS[tying], "macs": 7}
     summary |= {"steps": 10, "epochs": 1.0, "version/jax": "1", "device": "cpu", "git_revision": "abc"}
@@ -55,47 +58,6 @@ def test_frame_has_a_row_a_finished_run_and_knows_its_cells(sweep: Path) -> None
     assert run["test/accuracy_while_training"].item() == pytest.approx((0.4 + 0.8) / 2)
 
 
-def test_bootstrap_interval_on_known_data() -> None:
-    values = np.random.default_rng(1).normal(5, 1, 400)
-    interval = bootstrap_interval(values)
-    assert interval == bootstrap_interval(values)
-    assert interval.mean == pytest.approx(values.mean())
-    half = 1.96 * values.std() / 20
-    assert interval.low == pytest.approx(values.mean() - half, abs=0.02)
-    assert interval.high == pytest.approx(values.mean() + half, abs=0.02)
-    assert bootstrap_interval([2.0, 2.0]) == (2, 2, 2)
-    assert np.isnan(bootstrap_interval([2.0]).low)
-
-
-def test_differences_are_paired_by_seed(sweep: Path) -> None:
-    table = frame(read_runs(sweep))
-    difference = paired_difference(table, "test/accuracy", "model.tying", "shared", "dense")
-    assert difference == pytest.approx([0.3, 0.3, 0.3])
-    assert len(paired_difference(table, "test/accuracy", "model.tying", "shared", "tiled")) == 0
-
-
-@pytest.mark.parametrize(
-    ("estimates", "expected"),
-    [
-        ([0.30, 0.31, 0.29], "supported"),
-        ([-0.30, -0.31, -0.29], "refuted"),
-        ([0.01, 0.0, 0.012], "refuted"),  # an effect, but all of it below what matters
-        ([0.3, -0.3, 0.05], "inconclusive"),
-        ([0.3, 0.3], "inconclusive"),  # too few seeds
-        ([], "inconclusive"),
-    ],
-)
-def test_verdicts_come_from_the_interval(estimates: list[float], expected: str) -> None:
-    claim = Claim(
-        sentence="It helps.",
-        source="a post",
-        measure="difference",
-        estimate=lambda table: np.array(estimates),
-        threshold=0.02,
-    )
-    assert judge(claim, pd.DataFrame()).verdict == expected
-
-
 def test_report_has_the_numbers_the_verdicts_and_the_pictures(
     sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,9 +68,9 @@ def test_report_has_the_numbers_the_verdicts_and_the_pictures(
     assert len(table) == 6
     cell = table[(table["model.tying"] == "local") & (table["data.train_size"] == 256)].iloc[0]
     assert cell["test/accuracy"] == pytest.approx(0.51)
-    assert cell["test/accuracy/low"] == pytest.approx(0.50) and cell["test/accuracy/high"] == pytest.approx(
-        0.52
-    )
+    half = t.ppf(0.975, 2) * 0.01 / 3**0.5
+    assert cell["test/accuracy/low"] == pytest.approx(0.51 - half)
+    assert cell["test/accuracy/high"] == pytest.approx(0.51 + half)
     verdicts = {judged.claim.sentence: judged.verdict for judged in report.judged}
     assert verdicts["Parameter sharing alone helps."] == "supported"
     assert verdicts["Sparsity of connections alone helps."] == "refuted"
@@ -117,15 +79,115 @@ def test_report_has_the_numbers_the_verdicts_and_the_pictures(
     assert "cnnexp run experiment=why_convolutions" in markdown and "10 steps" in markdown
     pictures = re.findall(r"\]\(([\w.]+)\)", markdown)
     assert len(pictures) == 3
-    assert all((sweep / "report" / name).read_bytes()[:4] == b"\x89PNG" for name in pictures)
+    for name in pictures:
+        assert (sweep / "report" / name).read_bytes()[:4] == b"\x89PNG"
+        assert (sweep / "report" / name).with_suffix(".pdf").read_bytes()[:4] == b"%PDF"
 
 
 def test_page_is_self_contained(sweep: Path) -> None:
     write_report(sweep)
     page = (sweep / "report/report.html").read_text()
-    assert page.count('src="data:image/png;base64,') == 3
-    assert not re.search(r'(src|href)="(?!data:)', page)
-    assert "<table>" in page and "<strong>refuted</strong>" in page
+    assert page.count('src="data:image/png;base64,') == page.count('srcset="data:image/png;base64,') == 3
+    assert not re.search(r'(src|srcset|href)="(?!data:|#)', page)
+    assert "<table>" in page and '<strong class="refuted">refuted</strong>' in page
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_page_is_readable_on_a_phone_and_by_a_screen_reader(sweep: Path, *, dark: bool) -> None:
+    write_report(sweep)
+    found = looked_at(sweep / "report/report.html", 390, dark=dark)
+    assert found["violations"] == [] and found["passes"] > 20
+    assert found["overflow"] <= 0 and found["dark"] == dark
+    assert len(found["images"]) == 3 and min(found["images"]) > 600
+
+
+def test_report_says_what_failed_and_what_was_typed(sweep: Path) -> None:
+    _write(sweep, "shared", 999, 0, status="failed")
+    (sweep / "shared-999-0/error.txt").write_text("Traceback\n  …\nValueError: no such thing\n")
+    (sweep / "commands.txt").write_text("cnnexp run experiment=why_convolutions 'seed=range(3)'\n")
+    write_report(sweep)
+    markdown = (sweep / "report/report.md").read_text()
+    assert "- `shared-999-0` failed: ValueError: no such thing" in markdown
+    assert "```\ncnnexp run experiment=why_convolutions 'seed=range(3)'\n```" in markdown
+    assert "18 finished, 1 failed" in markdown and "| dense | 1,000 |" in markdown
+
+
+@pytest.mark.parametrize(
+    ("conditions", "left"),
+    [
+        (["model.tying=shared,local"], 12),
+        (["model.tying!=shared", "seed<2"], 8),
+        (["data.train_size<=64", "seed=0"], 3),
+        (["test/accuracy>0.6"], 6),
+    ],
+)
+def test_conditions_choose_runs(sweep: Path, conditions: list[str], left: int) -> None:
+    assert len(where(frame(read_runs(sweep)), conditions)) == left
+
+
+@pytest.mark.parametrize(
+    ("condition", "told"),
+    [
+        ("model.tieing=shared", "did you mean 'model.tying'"),
+        ("model.tying=shard", "did you mean 'shared'"),
+        ("model.tying<3", "= and !="),
+        ("shared", "COLUMN=VALUE"),
+    ],
+)
+def test_wrong_conditions_are_refused(sweep: Path, condition: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        where(frame(read_runs(sweep)), [condition])
+
+
+def test_tying_with_commas_is_one_value() -> None:
+    table = pd.DataFrame({"model.tying": ["low_rank(4,free)", "shared"], "seed": [0, 0]})
+    assert len(where(table, ["model.tying=low_rank(4,free),shared"])) == 2
+    assert len(where(table, ["model.tying=low_rank(4,free)"])) == 1
+
+
+def test_results_in_every_format(
+    sweep: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    files = {}
+    for form in ("csv", "parquet", "latex", "markdown"):
+        files[form] = tmp_path / f"cells.{form}"
+        results(sweep, conditions=["seed<2"], by=["model.tying"], form=form, output=files[form])
+    read = pd.read_csv(files["csv"])
+    assert read["model.tying"].tolist() == ["dense", "local", "shared"] and set(read["seeds"]) == {2}
+    pd.testing.assert_frame_equal(read, pd.read_parquet(files["parquet"]), check_dtype=False)
+    latex = files["latex"].read_text()
+    assert "\\toprule" in latex and "\\begin{tabular}{lrrr" in latex and "75.5" in latex
+    assert files["markdown"].read_text().startswith("| tying | parameters |")
+    capfdbinary.readouterr()
+    results(sweep, conditions=["seed=0"])
+    printed = capfdbinary.readouterr().out.decode()
+    assert len(printed.splitlines()) == 6 + 2 and "80.0" in printed
+    with pytest.raises(UsageError, match=r"did you mean 'model\.tying'"):
+        results(sweep, by=["model.tieing"])
+
+
+def test_two_sweeps_side_by_side(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "results/other"
+    for seed in (0, 1, 2):
+        _write(other, "dense", 64, seed)
+        _write(other, "local", 64, seed, better=0.2 + 0.001 * seed)
+    table = comparison(*(frame(read_runs(folder)) for folder in (sweep, other)))
+    assert len(table) == 2 * 3
+    test = table[table["metric"] == "test/accuracy"].set_index("model.tying")
+    assert test["moved"].to_dict() == {"dense": False, "local": True}
+    assert test.loc["local", "change"] == pytest.approx(0.201)
+    compare(sweep, other)
+    printed = capsys.readouterr().out
+    assert "why_convolutions: 18 runs, 3 seeds" in printed and "2 of 6 numbers moved" in printed
+
+
+def test_unlike_seeds_are_compared_unpaired(sweep: Path, tmp_path: Path) -> None:
+    for seed in (7, 8, 9):
+        _write(tmp_path / "results/other", "dense", 64, seed)
+    table = comparison(*(frame(read_runs(folder)) for folder in (sweep, tmp_path / "results/other")))
+    change = table[table["metric"] == "test/accuracy"].iloc[0]
+    assert change["change"] == pytest.approx(0.07) and change["moved"]
+    assert change["change/high"] - change["change/low"] > 0.02
 
 
 def test_what_cannot_be_reported_is_refused(sweep: Path, tmp_path: Path) -> None:

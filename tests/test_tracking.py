@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -17,12 +16,14 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from check_outages import full_disk
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from wandb_loopback import KEY, WandbServer, wandb_server
 
 from cnnexp.store.atomic import read_json
 from cnnexp.store.runs import StoredRun, read_runs
 from cnnexp.sweep.wandb_sweep import agent_overrides, parameters_of
+from tests.browser import dom_of
 from tests.conftest import SMALL_SWEEP
 from tests.wandb_file import read_wandb_file
 
@@ -119,9 +120,12 @@ def test_what_arrives(shell: Shell) -> None:
         assert sent.meta["jobType"] == f"simple_cnn {run.config['model']['tying']} digits 64 images"
         for key in ("params/total", "params/conv_0", "git_revision", "device", "version/jax"):
             assert sent.summary[key] == run.summary[key]
+        kernels = sent.history[-1]["kernels/conv_0"]
+        assert kernels["path"] in sent.files and "kernels/conv_0" not in sent.history[0]
         last, best = (sent.summary["test/accuracy"][kind] for kind in ("last", "max"))
         assert last == run.summary["test/accuracy"]
         assert best == max(row["test/accuracy"] for row in run.history)
+        assert sent.summary["gap/accuracy"]["min"] == min(row["gap/accuracy"] for row in run.history)
         assert sent.summary["test/loss"]["min"] == min(row["test/loss"] for row in run.history)
     whole = shell.server.runs["sweep-default"]
     assert whole.meta["jobType"] == "sweep"
@@ -211,6 +215,24 @@ def test_a_mirror_killed_again_and_again_leaves_every_step_once(shell: Shell) ->
     done.set()
     killer.join()
     assert len(set(killed)) > 2
+    shell.sync("default")
+    assert_complete(shell.server)
+
+
+@pytest.mark.slow
+def test_a_full_disk_for_the_files_of_wandb(shell: Shell, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as mounts:
+        try:
+            where = mounts.enter_context(full_disk(tmp_path / "disk"))
+        except PermissionError as error:
+            pytest.skip(str(error))
+        healthy = shell.environment
+        shell.environment = healthy | where
+        shell.run("seed=0,1")
+        assert all(run.status == "finished" for run in stored().values())
+        for process in mirrors():
+            process.kill()
+    shell.environment = healthy
     shell.sync("default")
     assert_complete(shell.server)
 
@@ -313,6 +335,28 @@ def test_agents_of_wandb_carry_out_the_same_sweep(shell: Shell) -> None:
             assert row == pytest.approx(other, abs=1e-5)
 
 
+@pytest.mark.slow
+def test_agents_of_wandb_choose_points_themselves(shell: Shell) -> None:
+    shell.environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    sweep = [
+        *SMALL_SWEEP,
+        "data.validation_size=20",
+        "optim.learning_rate=0.001,0.01",
+        "tracking.mode=online",
+    ]
+    done = shell("wandb-sweep", "--method", "bayes", "--agents", "2", *sweep)
+    assert done.returncode == 0, done.stderr
+    shell.wait_for_mirrors()
+    asked = yaml.safe_load(shell.server.sweep["config"])
+    assert asked["method"] == "bayes" and asked["metric"]["name"] == "validation/accuracy.last"
+    assert asked["parameters"] == {"optim.learning_rate": {"values": [0.001, 0.01]}}
+    assert len(shell.server.runs) == 2
+    for run in shell.server.runs.values():
+        assert run.summary["validation/accuracy"]["last"] == run.history[-1]["validation/accuracy"]
+    done = shell("wandb-sweep", "--method", "bayes", *SMALL_SWEEP, "seed=0,1")
+    assert done.returncode == 2 and "data.validation_size" in done.stderr
+
+
 def test_parameters_of_an_agent_become_overrides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     chosen = {
         "model.tying": "low_rank(4,free)",
@@ -364,10 +408,6 @@ def test_trackio_shows_the_runs_in_a_browser(shell: Shell) -> None:
 
 
 def _page_of_trackio(shell: Shell) -> str:
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if browser is None and not os.environ.get("CI_HAS_BROWSER"):
-        pytest.skip("no Chromium on this machine")
-    assert browser is not None
     command = [sys.executable, "-m", "cnnexp", "dashboard", "--local"]
     with subprocess.Popen(
         command, env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -377,11 +417,6 @@ def _page_of_trackio(shell: Shell) -> str:
             address = next(
                 m[0] for line in server.stdout if (m := re.search(r"http://127\.0\.0\.1:\d+\S*", line))
             )
-            look = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=15000"]
-            seen = subprocess.run([*look, "--dump-dom", address], capture_output=True, text=True, timeout=120)
-            return seen.stdout
+            return dom_of(address)
         finally:
             server.kill()
-
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")

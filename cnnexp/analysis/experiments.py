@@ -1,27 +1,17 @@
 """What an experiment asks and claims: a module of the `experiments` folder, found by its name."""
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import pandas as pd
-from matplotlib.figure import Figure
-
 from cnnexp.analysis.claims import Claim
+from cnnexp.analysis.figures import Drawing
 from cnnexp.paths import shipped
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """A figure of the report: how to draw it from the frame, and the sentence below it."""
-
-    draw: Callable[[pd.DataFrame], Figure]
-    caption: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What the report of a sweep says beyond its table; figures by file name."""
+    """What the report of a sweep says beyond its table; figures by the name of their files."""
 
     question: str = "What did this sweep show?"
     claims: Sequence[Claim] = ()

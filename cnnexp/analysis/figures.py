@@ -1,99 +1,217 @@
 """Figures: the same colour and mark for the same tying everywhere, intervals always."""
 
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from cnnexp.analysis.layer_pictures import draw_matrix
-from cnnexp.analysis.statistics import bootstrap_interval
+from cnnexp.analysis.statistics import Interval, interval
 from cnnexp.layers.geometry import Geometry
 from cnnexp.layers.tying import Tying
 
-# Okabe and Ito's palette, which colour-blind readers tell apart.
+# Okabe and Ito's palette, which colour-blind readers tell apart; marks and lines differ too.
 STYLE = {
     "dense": {"color": "#D55E00", "marker": "s"},
     "local": {"color": "#009E73", "marker": "^"},
+    "low_rank": {"color": "#CC79A7", "marker": "P"},
+    "tiled": {"color": "#E69F00", "marker": "v"},
+    "blocked": {"color": "#56B4E9", "marker": "D"},
     "shared": {"color": "#0072B2", "marker": "o"},
 }
-OTHER = {"color": "#555555", "marker": "D"}
-WIDTH = 6.4  # inches: a page's text
+OTHER = {"color": "#7A7A7A", "marker": "X"}
+ORDER = list(STYLE)
+TEXT_WIDTH, COLUMN_WIDTH = 6.75, 3.25  # inches, of a paper's page of two columns and of one of them
+PAPER: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.which": "major",
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.5,
+    "legend.frameon": False,
+    "lines.markersize": 4,
+    "lines.linewidth": 1.2,
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+}
+DARK: dict[Any, Any] = {
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), "#E4E4E4"
+    ),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "#161616"),
+    "grid.color": "#8A8A8A",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure of a report: how to draw it from the frame, and the sentence below it."""
+
+    draw: Callable[[pd.DataFrame], Figure]
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A published value, drawn as a star beside ours."""
+
+    x: float
+    accuracy: float
+    label: str
+    tying: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendered:
+    """One figure at a paper's size, for print and for both kinds of screen."""
+
+    png: bytes
+    dark_png: bytes
+    pdf: bytes
+
+
+def render(drawing: Drawing, table: pd.DataFrame) -> Rendered:
+    """Draw on white and on black."""
+    with mpl.rc_context(PAPER):
+        figure = drawing.draw(table)
+        png, pdf = _saved(figure, "png"), _saved(figure, "pdf")
+    with mpl.rc_context(PAPER | DARK):
+        return Rendered(png=png, pdf=pdf, dark_png=_saved(drawing.draw(table), "png"))
+
+
+def _saved(figure: Figure, form: str) -> bytes:
+    file = io.BytesIO()
+    metadata: dict[str, Any] = {"CreationDate": None} if form == "pdf" else {}
+    figure.savefig(file, format=form, metadata=metadata)
+    return file.getvalue()
+
+
+def accuracy_and_gap(
+    table: pd.DataFrame,
+    x: str,
+    *,
+    by: str = "model.tying",
+    label: str | None = None,
+    base: int = 10,
+    lines: bool = True,
+    references: Sequence[Reference] = (),
+) -> Figure:
+    """Train and test accuracy, and the gap between them, against a key or count on a logarithmic axis.
+
+    Args:
+        table: a frame.
+        x: the column; cells of one value of it and of `by` are averaged seed by seed.
+        by: what tells the lines apart.
+        label: of the axis.
+        base: of the logarithm.
+        lines: join the cells of a line; else each cell is a mark.
+        references: published values.
+    """
+    figure = Figure(figsize=(TEXT_WIDTH, 2.7), layout="constrained")
+    accuracy, gap = figure.subplots(1, 2, sharex=True)
+    for name in sorted(table[by].astype(str).unique(), key=tying_order):
+        runs, style = table[table[by].astype(str) == name], style_of(name)
+        for axes, metric, look in (
+            (accuracy, "train/accuracy", {"linestyle": ":", "markerfacecolor": "none"}),
+            (accuracy, "test/accuracy", {"linestyle": "-", "label": name}),
+            (gap, "gap/accuracy", {"linestyle": "-"}),
+        ):
+            places, found = intervals_by(runs, x, metric)
+            draw_intervals(axes, places, found, **style, **(look if lines else look | {"linestyle": "none"}))
+    for reference in references:
+        colour = style_of(reference.tying)["color"] if reference.tying else "#7A7A7A"
+        accuracy.plot(
+            reference.x,
+            reference.accuracy,
+            marker="*",
+            linestyle="none",
+            markersize=9,
+            color=colour,
+            label=reference.label,
+        )
+    accuracy.plot(
+        [], [], color="#7A7A7A", linestyle=":", marker="o", markerfacecolor="none", label="training images"
+    )
+    for axes in (accuracy, gap):
+        axes.set_xscale("log", base=base)
+        axes.set_xlabel(label or x.rpartition(".")[2].replace("_", " "))
+    if base == 2:
+        ticks = sorted(table[x].unique())
+        accuracy.set_xticks(ticks[:: -(-len(ticks) // 6)])
+        accuracy.xaxis.set_major_formatter("{x:,.0f}")
+        accuracy.xaxis.set_minor_locator(NullLocator())
+    accuracy.set(ylabel="accuracy", ylim=(0, 1.04))
+    gap.set_ylabel("generalisation gap (train − test)")
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside right center")
+    return figure
 
 
 def accuracy_by_images(table: pd.DataFrame) -> Figure:
-    """Test accuracy against the number of training images, a line a tying with its 95% interval."""
-    figure, axes = _one_panel(4.2)
-    for tying, runs in table.groupby("model.tying"):
-        cells = runs.groupby("data.train_size")
-        sizes = np.sort(runs["data.train_size"].unique())
-        _line(axes, sizes, [cells.get_group(size)["test/accuracy"] for size in sizes], str(tying))
-        train = [cells.get_group(size)["train/accuracy"].mean() for size in sizes]
-        axes.plot(sizes, train, linestyle=":", linewidth=1, color=_style(tying)["color"])
-    axes.plot([], [], linestyle=":", linewidth=1, color="#333333", label="on the training images")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(table["data.train_size"].unique()))
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set(xlabel="training images", ylabel="accuracy", ylim=(0, 1.04))
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
+    """Accuracies and gap against the number of training images, a line a tying."""
+    return accuracy_and_gap(table, "data.train_size", label="training images", base=2)
 
 
-def gap_by_params(table: pd.DataFrame) -> Figure:
-    """Generalisation gap against parameters: a mark a cell, its 95% interval, its training images."""
-    figure, axes = _one_panel(4.2)
-    for tying, runs in table.groupby("model.tying"):
-        style = _style(tying)
-        for size, cell in runs.groupby("data.train_size"):
-            gap = bootstrap_interval(cell["gap/accuracy"].to_numpy())
-            params = float(cell["params/total"].iloc[0])
-            _mark(axes, params, gap, style)
-            axes.annotate(
-                f"{size:,}", (params, gap.mean), (9, 0), textcoords="offset points", va="center", size=8
-            )
-        axes.plot([], [], linestyle="", label=str(tying), color=style["color"], marker=style["marker"])
-    axes.set_xscale("log")
-    low, high = table["params/total"].min(), table["params/total"].max()
-    axes.set(
-        xlabel="parameters",
-        ylabel="generalisation gap (train − test accuracy)",
-        xlim=(low / 2, high * 3),
-        ylim=(0, None),
-    )
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return figure
+def accuracy_by_params(table: pd.DataFrame) -> Figure:
+    """Accuracies and gap against the number of parameters, a mark a network."""
+    return accuracy_and_gap(table, "params/total", label="parameters", lines=False)
 
 
 def equivalent_matrices(table: pd.DataFrame) -> Figure:
     """The dense matrices that a dense, a local and a shared layer are equivalent to; a colour a weight."""
     geometry = Geometry(in_shape=(6, 6, 1), features=1, kernel_size=(3, 3))
-    figure = Figure(figsize=(WIDTH * 1.5, 4.3), layout="constrained")
+    figure = Figure(figsize=(TEXT_WIDTH, 2.9), layout="constrained")
     for axes, tying in zip(figure.subplots(1, 3), ("dense", "local", "shared"), strict=True):
         draw_matrix(axes, geometry, Tying.parse(tying))
+        axes.title.set_fontsize(8)
+        axes.xaxis.label.set_fontsize(7)
+        axes.grid(visible=False)
     figure.axes[0].set_ylabel("output unit")
     return figure
 
 
-def _one_panel(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH * 1.15, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    return figure, axes
+def intervals_by(runs: pd.DataFrame, x: str, metric: str) -> tuple[np.ndarray, list[Interval]]:
+    """The values of a column in order, and at each the interval of a metric over seeds."""
+    cells = runs.groupby(x)
+    places = np.sort(runs[x].unique())
+    means = [cells.get_group(place).groupby("seed")[metric].mean() for place in places]
+    return places, [interval(values.to_numpy()) for values in means]
 
 
-def _line(axes: Axes, x: np.ndarray, cells: list[pd.Series], tying: str) -> None:
-    intervals = np.array([bootstrap_interval(cell.to_numpy()) for cell in cells]).T
-    style = _style(tying)
-    axes.plot(x, intervals[0], label=tying, color=style["color"], marker=style["marker"])
-    axes.fill_between(x, intervals[1], intervals[2], color=style["color"], alpha=0.2, linewidth=0)
+def draw_intervals(axes: Axes, x: np.ndarray, found: Sequence[Interval], **style: Any) -> None:
+    """Estimates with their intervals as bars; one seed has no bar."""
+    values, low, high = np.array(found, float).T
+    error = np.nan_to_num([values - low, high - values])
+    axes.errorbar(x, values, yerr=error, capsize=2, elinewidth=0.8, **style)
 
 
-def _mark(axes: Axes, x: float, interval: Any, style: dict[str, str]) -> None:
-    error = [[interval.mean - interval.low], [interval.high - interval.mean]]
-    axes.errorbar([x], [interval.mean], yerr=error, capsize=3, markersize=6, **style)  # pyright: ignore[reportArgumentType]
+def style_of(tying: object) -> dict[str, str]:
+    """Colour and mark of a tying: those of its kind, `tiled(4)` as `tiled`."""
+    return STYLE.get(str(tying).partition("(")[0], OTHER)
 
 
-def _style(tying: object) -> dict[str, str]:
-    return STYLE.get(str(tying), OTHER)
+def tying_order(tying: str) -> tuple[int, str]:
+    """From dense to shared, and by size within a kind."""
+    kind = tying.partition("(")[0]
+    return (ORDER.index(kind) if kind in ORDER else len(ORDER), f"{len(tying):3} {tying}")
+
+
+def default_drawings(table: pd.DataFrame) -> Mapping[str, Drawing]:
+    """Figures of a sweep whose experiment has none of its own."""
+    drawings = {}
+    if table["data.train_size"].nunique() > 1 if "data.train_size" in table else False:
+        caption = "Accuracy (dotted: on the training images) and generalisation gap against training images."
+        drawings["accuracy_by_images"] = Drawing(draw=accuracy_by_images, caption=caption)
+    if table["params/total"].nunique() > 1 and "model.tying" in table:
+        caption = "Accuracy (hollow: on the training images) and generalisation gap against parameters."
+        drawings["accuracy_by_params"] = Drawing(draw=accuracy_by_params, caption=caption)
+    return drawings

@@ -1,10 +1,12 @@
 """The store as one table: a row a run, a column a configuration key or metric."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from cnnexp.errors import UsageError, suggestion
 from cnnexp.store.runs import StoredRun
 
 GROUPS = ("model", "data", "optim", "train")  # of configuration keys, in the order in which people read them
@@ -21,23 +23,72 @@ def frame(runs: Iterable[StoredRun]) -> pd.DataFrame:
 
 def varying_keys(table: pd.DataFrame) -> list[str]:
     """Configuration keys with several values: those that tell the cells of a sweep apart."""
-    return [key for key in _keys(table) if table[key].astype(str).nunique() > 1]
+    return [key for key in config_keys(table) if table[key].astype(str).nunique() > 1]
 
 
 def constant_keys(table: pd.DataFrame) -> dict[str, str]:
     """The protocol: configuration keys with one value, and the value."""
-    return {key: str(table[key].iloc[0]) for key in _keys(table) if table[key].astype(str).nunique() == 1}
+    return {
+        key: str(table[key].iloc[0]) for key in config_keys(table) if table[key].astype(str).nunique() == 1
+    }
 
 
-def _keys(table: pd.DataFrame) -> list[str]:
-    keys = [(*key.split(".", 1), key) for key in table.columns if "/" not in key and "." in key]
-    return [key for group in GROUPS for first, _, key in keys if first == group]
+def config_keys(table: pd.DataFrame) -> list[str]:
+    """Dotted configuration keys that decide a result, in reading order."""
+    keys = [(key.partition(".")[0], key) for key in table.columns if "/" not in key and "." in key]
+    return [key for group in GROUPS for first, key in keys if first == group]
+
+
+CONDITION = re.compile(r"([\w./]+)\s*(<=|>=|!=|=|<|>)\s*(.+)")
+
+
+def where(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
+    """The runs that fulfil every condition: `model.tying=shared,local`, `data.train_size<=512`, `seed!=0`.
+
+    Raises:
+        UsageError: not a condition, no such column, or no run is left.
+    """
+    for condition in conditions:
+        match = CONDITION.fullmatch(condition.strip())
+        if match is None:
+            raise UsageError(f"--where {condition}: allowed: COLUMN=VALUE[,VALUE…], and !=, <, <=, >, >=")
+        column, relation, text = match.groups()
+        if column not in table:
+            raise UsageError(
+                f"--where {column}: no such column; {suggestion(column, map(str, table.columns))}"
+            )
+        left = table[_holds(table[column], relation, text)]
+        if left.empty:
+            there = suggestion(text, sorted(set(table[column].astype(str))))
+            raise UsageError(f"--where {condition}: no such run; {there}")
+        table = left
+    return table
+
+
+def _holds(values: pd.Series, relation: str, text: str) -> pd.Series:
+    if relation in ("=", "!="):
+        numbers = pd.to_numeric(values, errors="coerce")
+        equal = pd.Series(False, index=values.index)
+        for choice in re.split(r",(?![^(\[]*[)\]])", text):  # not the commas within brackets
+            number = pd.to_numeric(choice, errors="coerce")
+            equal |= (values.astype(str) == choice.strip()) | (numbers == number)
+        return equal if relation == "=" else ~equal
+    try:
+        limit = float(text)
+        numbers = pd.to_numeric(values)
+    except ValueError:
+        raise UsageError(
+            f"--where {values.name}{relation}{text}: allowed: = and != for what is no number"
+        ) from None
+    return {"<": numbers < limit, "<=": numbers <= limit, ">": numbers > limit, ">=": numbers >= limit}[
+        relation
+    ]
 
 
 def _row(run: StoredRun) -> dict[str, Any]:
     curve = [row["test/accuracy"] for row in run.history if row["step"] > 0]
     extra = {"test/accuracy_while_training": sum(curve) / len(curve)} if curve else {}
-    return _dotted(run.config) | run.summary | extra
+    return {"run_id": run.run_id} | _dotted(run.config) | run.summary | extra
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,232 +1,167 @@
-"""A sweep's report: verdicts, figures, table and protocol, as Markdown, one HTML page, and terminal text."""
+"""A sweep's report: everything that it says, worked out once, and written as files."""
 
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from cnnexp.analysis.claims import Judged, judge
-from cnnexp.analysis.experiments import Drawing, Experiment, load_experiment
-from cnnexp.analysis.frame import constant_keys, frame, varying_keys
+from cnnexp.analysis.experiments import Experiment, load_experiment
+from cnnexp.analysis.figures import Drawing, Rendered, default_drawings, render
+from cnnexp.analysis.frame import frame, varying_keys
+from cnnexp.analysis.kernel_pictures import kernels_figure
 from cnnexp.analysis.page import html_page
-from cnnexp.analysis.statistics import bootstrap_interval
-from cnnexp.errors import UsageError, suggestion
-from cnnexp.store.atomic import write_text
-from cnnexp.store.runs import StoredRun, read_runs, run_folders
+from cnnexp.analysis.results import finished_runs, print_table
+from cnnexp.analysis.tables import cells_of, latex_table, readable
+from cnnexp.analysis.tuning import Tuning, tune
+from cnnexp.store.atomic import write_bytes, write_text
+from cnnexp.store.runs import StoredRun, read_commands, read_kernels, run_folders
 
-METRICS = {
-    "train/accuracy": "train accuracy",
-    "test/accuracy": "test accuracy",
-    "gap/accuracy": "gap",
-}
-TOO_NARROW = (
-    "Intervals are percentile bootstrap intervals over seeds. From 3 seeds they are too narrow: take them as "
-    "a lower bound of the uncertainty, and run more seeds before a close call."
+NETWORKS = 6  # whose kernels are drawn, at most
+KERNELS_CAPTION = (
+    "First filters of the first layer, from the first input channel, where their output positions are (one "
+    "seed, after training; red positive, blue negative). A convolution has the same one everywhere."
 )
-
-
 WIDE = 110  # columns of a terminal that has room for the whole table
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was written, for the terminal: the folder, the cells and the judged claims."""
+    """What a sweep says.
+
+    Attributes:
+        folder: where it is written.
+        experiment: its question, claims and figures.
+        runs: all that can be read, finished or not.
+        damaged: number of those that cannot.
+        table: the frame of the finished runs, each cell at its chosen learning rate and weight decay.
+        tuning: how they were chosen.
+        cells: a row a cell.
+        judged: the claims, in their order.
+        drawn: figures by name: the caption, and the pictures.
+        commands: that made the runs.
+    """
 
     folder: Path
+    experiment: Experiment
+    runs: list[StoredRun]
+    damaged: int
+    table: pd.DataFrame
+    tuning: Tuning
     cells: pd.DataFrame
     judged: list[Judged]
-    stopping_rule: str
+    drawn: Mapping[str, tuple[str, Rendered]]
+    commands: list[str]
+
+    @property
+    def stopping_rule(self) -> str:
+        """How long runs were trained."""
+        steps = sorted(int(step) for step in self.table["steps"].unique())
+        if len(steps) == 1:
+            return f"{steps[0]:,} steps"
+        epochs = sorted(float(epoch) for epoch in self.table["epochs"].round(3).unique())
+        return f"{epochs[0]:g} epochs" if len(epochs) == 1 else f"{steps[0]:,} to {steps[-1]:,} steps"
 
 
-def write_report(folder: Path) -> Report:
-    """Write `report/` beside the runs of a sweep.
+def make_report(folder: Path) -> Report:
+    """Work out what the runs of a sweep say.
 
     Raises:
         UsageError: there is no such sweep, or no finished run in it.
     """
-    runs = _runs_of(folder)
-    table = frame(runs)
-    name = str(table["experiment"].iloc[0])
-    experiment = load_experiment(name)
-    report = Report(
+    runs = finished_runs(folder)
+    tuning = tune(frame(runs))
+    table = tuning.table
+    experiment = load_experiment(str(table["experiment"].iloc[0]))
+    drawings = dict(experiment.figures or default_drawings(table))
+    if kernels := _kept_kernels(table, runs):
+        drawings["kernels"] = Drawing(draw=lambda _: kernels_figure(kernels), caption=KERNELS_CAPTION)
+    return Report(
         folder=folder / "report",
+        experiment=experiment,
+        runs=runs,
+        damaged=len(run_folders(folder)) - len(runs),
+        table=table,
+        tuning=tuning,
         cells=cells_of(table),
-        judged=[judge(claim, table) for claim in experiment.claims],
-        stopping_rule=_stopping_rule(table),
+        judged=judge(experiment.claims, table),
+        drawn={name: (drawing.caption, render(drawing, table)) for name, drawing in drawings.items()},
+        commands=read_commands(folder) or [_derived_command(table, folder.name)],
     )
-    report.folder.mkdir(exist_ok=True)
-    for file, drawing in experiment.figures.items():
-        drawing.draw(table).savefig(report.folder / file, dpi=160)
+
+
+def write_report(folder: Path) -> Report:
+    """Write `report/` beside the runs of a sweep: the page, and its figures and tables for a paper.
+
+    Raises:
+        UsageError: there is no such sweep, or no finished run in it.
+    """
+    from cnnexp.analysis.report_text import markdown, verdicts_table
+
+    report = make_report(folder)
+    for name, (_, rendered) in report.drawn.items():
+        write_bytes(report.folder / f"{name}.png", rendered.png)
+        write_bytes(report.folder / f"{name}.pdf", rendered.pdf)
     write_text(report.folder / "table.csv", report.cells.to_csv(index=False))
-    damaged = len(run_folders(folder)) - len(runs)
-    markdown = _markdown(report, experiment, table, runs, folder.name, damaged)
-    write_text(report.folder / "report.md", markdown)
-    write_text(report.folder / "report.html", html_page(markdown, report.folder, title=name))
+    write_text(report.folder / "table.tex", latex_table(readable(report.cells)))
+    if report.judged:
+        verdicts = verdicts_table(report.judged)
+        write_text(report.folder / "verdicts.csv", verdicts.to_csv(index=False))
+        paper = verdicts[["claim", "verdict", "effect", "expected"]]
+        write_text(report.folder / "verdicts.tex", latex_table(paper, r"p{0.45\linewidth}lll"))
+    text = markdown(report)
+    write_text(report.folder / "report.md", text)
+    pictures = {name: rendered for name, (_, rendered) in report.drawn.items()}
+    write_text(report.folder / "report.html", html_page(text, pictures, title=report.experiment.question))
     return report
 
 
 def print_report(report: Report) -> None:
     """The table and the verdicts, then where the rest is."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
-    cells = _readable(report.cells)
+    cells = readable(report.cells)
     if console.width < WIDE:
-        cells = cells.drop(columns=["MACs", "seeds"])
+        cells = cells.drop(columns=["MACs", "seeds"], errors="ignore")
     seeds = " or ".join(str(number) for number in sorted(report.cells["seeds"].unique()))
-    title = f"accuracies in %, mean [95% interval over {seeds} seeds] after {report.stopping_rule}"
-    shown = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    for index, column in enumerate(cells.columns):
-        header = column.replace("_", "\n").replace(" ", "\n")
-        shown.add_column(header, justify="left" if index == 0 else "right", overflow="fold")
-    for row in cells.itertuples(index=False):
-        shown.add_row(*map(str, row))
-    console.print(shown)
+    print_table(
+        cells, f"accuracies in %, mean [95% interval over {seeds} seeds] after {report.stopping_rule}"
+    )
     verdicts = Table(show_header=False, box=None, padding=(0, 1, 0, 0))
     colours = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
     for judged in report.judged:
         verdicts.add_row(f"[{colours[judged.verdict]}]{judged.verdict}[/]", judged.claim.sentence)
-        verdicts.add_row("", f"[dim]{judged.claim.measure}: {judged.effect}[/]")
+        measured = f"{judged.claim.measure}: {judged.effect}, expected {judged.condition}"
+        verdicts.add_row("", f"[dim]{escape('; '.join(filter(None, [measured, judged.advice])))}[/]")
     console.print(verdicts)
+    for warning in report.tuning.warnings:
+        console.print(f"[yellow]tuning[/] {warning}", highlight=False)
     console.print(f"\n{report.folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
-def cells_of(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a cell: the keys that vary, counts, seeds, and each metric's mean and interval limits."""
-    keys = varying_keys(table) or ["model.name"]
-    rows = []
-    for values, cell in table.groupby(keys, sort=True, dropna=False):
-        row: dict[str, object] = dict(
-            zip(keys, values if isinstance(values, tuple) else (values,), strict=True)
-        )
-        row |= {"params/total": int(cell["params/total"].iloc[0]), "macs": int(cell["macs"].iloc[0])}
-        row["seeds"] = len(cell)
-        for metric in METRICS:
-            interval = bootstrap_interval(cell[metric].to_numpy())
-            row |= {metric: interval.mean, f"{metric}/low": interval.low, f"{metric}/high": interval.high}
-        rows.append(row)
-    return pd.DataFrame(rows)
+def _kept_kernels(table: pd.DataFrame, runs: list[StoredRun]) -> dict[str, dict]:
+    """The first layer's kernels in one run of each network, where runs have kept any."""
+    keys = [key for key in varying_keys(table) if key.startswith("model.")]
+    folders = {run.run_id: run.folder for run in runs}
+    sizes = [key for key in ("data.train_size",) if key in table]
+    ordered = table.sort_values([*sizes, "seed"], ascending=[False] * len(sizes) + [True])
+    cells = ordered.groupby(keys, sort=True) if keys else [((), ordered)]
+    kept: dict[str, dict] = {}
+    for values, cell in cells:
+        name = " ".join(map(str, values)) or str(table["model.name"].iloc[0])
+        if len(kept) < NETWORKS and (sample := read_kernels(folders[cell["run_id"].iloc[0]])[1]):
+            kept[name] = dict(list(sample.items())[:1])
+    return kept
 
 
-def _readable(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells as a person reads them: an interval in one column, short names."""
-    readable = {key.rpartition(".")[2]: cells[key].astype(str) for key in cells.columns if "." in key}
-    readable |= {
-        "parameters": cells["params/total"].map("{:,}".format),
-        "MACs": cells["macs"].map("{:,}".format),
-    }
-    readable["seeds"] = cells["seeds"].astype(str)
-    for metric, title in METRICS.items():
-        triples = zip(cells[metric], cells[f"{metric}/low"], cells[f"{metric}/high"], strict=True)
-        readable[title] = pd.Series(
-            [f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for mean, low, high in triples]
-        )
-    return pd.DataFrame(readable)
-
-
-def _runs_of(folder: Path) -> list[StoredRun]:
-    if not folder.is_dir():
-        parent = folder.parent
-        there = sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
-        known = (
-            suggestion(folder.name, there) if there else f"no sweep in {parent}/ yet; type: cnnexp run --help"
-        )
-        raise UsageError(f"report {folder.name}: no such sweep; {known}")
-    runs = read_runs(folder)
-    if not any(run.status == "finished" for run in runs):
-        raise UsageError(
-            f"report {folder.name}: none of its {len(runs)} runs has finished; run the sweep first"
-        )
-    return runs
-
-
-def _stopping_rule(table: pd.DataFrame) -> str:
-    steps = sorted(int(step) for step in table["steps"].unique())
-    if len(steps) == 1:
-        return f"{steps[0]:,} steps"
-    epochs = sorted(float(epoch) for epoch in table["epochs"].round(3).unique())
-    return f"{epochs[0]:g} epochs" if len(epochs) == 1 else f"{steps[0]:,} to {steps[-1]:,} steps"
-
-
-def _markdown(
-    report: Report,
-    experiment: Experiment,
-    table: pd.DataFrame,
-    runs: list[StoredRun],
-    name: str,
-    damaged: int,
-) -> str:
-    parts = [f"# {experiment.question}", _state(runs, damaged)]
-    if report.judged:
-        parts += ["## Verdicts", _markdown_table(_verdicts(report.judged))]
-    parts += [_figure(file, drawing) for file, drawing in experiment.figures.items()]
-    parts += [
-        "## Table",
-        f"Accuracies in %: mean [95% interval over seeds] after {report.stopping_rule}. "
-        "Gap: train − test accuracy, both in evaluation mode, on the same parameters.",
-        _markdown_table(_readable(report.cells)),
-        TOO_NARROW,
-        "## Protocol",
-        _protocol(table),
-        "## Reproduce",
-        f"```\n{_command(table, name)}\n```",
-        "Made with " + ", ".join(_made_with(table)) + ".",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _state(runs: list[StoredRun], damaged: int) -> str:
-    counts = Counter(run.status for run in runs)
-    seconds = sum(run.summary.get("wall_seconds") or 0 for run in runs)
-    states = ", ".join(f"{number} {status}" for status, number in counts.most_common())
-    left_out = f"; {damaged} more are damaged and left out" if damaged else ""
-    return f"{len(runs)} runs: {states}{left_out}; {seconds / 60:.1f} minutes of training."
-
-
-def _verdicts(judged: list[Judged]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "claim": [one.claim.sentence for one in judged],
-            "verdict": [f"**{one.verdict}**" for one in judged],
-            "measured by": [one.claim.measure for one in judged],
-            "effect [95%]": [one.effect for one in judged],
-            "supported above": [f"{_threshold(one)}" for one in judged],
-        }
-    )
-
-
-def _threshold(judged: Judged) -> str:
-    claim = judged.claim
-    return f"{claim.threshold * 100:g} points" if claim.unit == "points" else f"{claim.threshold:g}x"
-
-
-def _figure(file: str, drawing: Drawing) -> str:
-    return f"![{drawing.caption}]({file})\n\n*{drawing.caption}*"
-
-
-def _protocol(table: pd.DataFrame) -> str:
-    keys = {key: value for key, value in constant_keys(table).items() if not key.startswith("tracking.")}
-    return _markdown_table(pd.DataFrame({"key": [f"`{key}`" for key in keys], "value": list(keys.values())}))
-
-
-def _command(table: pd.DataFrame, name: str) -> str:
+def _derived_command(table: pd.DataFrame, name: str) -> str:
+    """For a sweep whose commands were not kept."""
     experiment = str(table["experiment"].iloc[0])
     if experiment != "default":
         return f"cnnexp run experiment={experiment}" + (f" name={name}" if name != experiment else "")
     choices = (f"{key}={','.join(map(str, table[key].unique()))}" for key in [*varying_keys(table), "seed"])
     return " ".join(["cnnexp run", *choices]) + "  # and the constant keys of the protocol"
-
-
-def _made_with(table: pd.DataFrame) -> list[str]:
-    columns = [*(key for key in table.columns if key.startswith("version/")), "device", "git_revision"]
-    return [
-        f"{column.rpartition('/')[2]} {' or '.join(map(str, table[column].unique()))}" for column in columns
-    ]
-
-
-def _markdown_table(table: pd.DataFrame) -> str:
-    lines = [list(map(str, table.columns)), ["---"] * len(table.columns)]
-    lines += [[str(value).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

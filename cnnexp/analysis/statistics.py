@@ -1,6 +1,6 @@
-"""Means with their intervals, and differences of cells paired by seed."""
+"""Estimates with their intervals, from values that seeds gave independently."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,56 +8,173 @@ import pandas as pd
 from jaxtyping import Float
 
 RESAMPLES = 9_999
+IN_THE_TAIL = 10  # resamples beyond a limit, below which the bootstrap does not resolve it
 SEED = 0  # of the bootstrap: the same table gives the same intervals
+CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """A mean and the limits of its interval; the limits are NaN where one value tells nothing of spread."""
+    """An estimate and the limits of its interval; they are NaN where one value tells nothing of spread."""
 
-    mean: float
+    value: float
     low: float
     high: float
 
 
-def bootstrap_interval(
-    values: Sequence[float] | Float[np.ndarray, " n"], confidence: float = 0.95
-) -> Interval:
-    """Percentile bootstrap of the mean (Efron 1979; `scipy.stats.bootstrap`).
+def interval(values: Sequence[float] | Float[np.ndarray, " n"], confidence: float = CONFIDENCE) -> Interval:
+    """The mean of independent values and its confidence interval.
 
-    With 3 values it is too narrow: about 80% of such intervals hold the true mean, not 95%.
+    The bias-corrected and accelerated bootstrap (Efron 1987; `scipy.stats.bootstrap`), its level widened for
+    small samples as Hesterberg 2015 (section 3.4) has it, since a resample spreads too little. Where too few
+    resamples lie beyond such a limit (5 values at 95%, more at higher levels), Student's t instead: resamples
+    never leave the range of the values. docs/statistics.md has what both cover.
     """
     from scipy.stats import bootstrap
 
     array = np.asarray(values, float)
-    mean = float(array.mean())
-    if len(array) < 2:
+    n, mean = len(array), float(np.mean(array)) if len(array) else np.nan
+    if n < 2:
         return Interval(mean, np.nan, np.nan)
-    if np.ptp(array) == 0:
+    if np.ptp(array) <= 1e-12 * max(abs(mean), 1e-300):
         return Interval(mean, mean, mean)
-    limits = bootstrap(
-        (array,),
-        np.mean,
-        confidence_level=confidence,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval
-    return Interval(mean, float(limits.low), float(limits.high))
+    tail = _widened_tail(n, confidence)
+    if tail * RESAMPLES >= IN_THE_TAIL:
+        limits = bootstrap(
+            (array,),
+            np.mean,
+            confidence_level=1 - 2 * tail,
+            n_resamples=RESAMPLES,
+            method="BCa",
+            rng=np.random.default_rng(SEED),
+        ).confidence_interval
+        if np.isfinite(limits).all():
+            return Interval(mean, float(limits.low), float(limits.high))
+    return student_interval(array, confidence)
 
 
-def paired_difference(
-    table: pd.DataFrame, metric: str, key: str, value: str, baseline: str
-) -> Float[np.ndarray, " seeds"]:
-    """`metric` where `key` is `value`, minus where it is `baseline`: a number a seed.
+def student_interval(
+    values: Sequence[float] | Float[np.ndarray, " n"], confidence: float = CONFIDENCE
+) -> Interval:
+    """The mean and its interval by Student's t, which is exact for normal values however few."""
+    from scipy.stats import t
 
-    Runs are paired by seed and by every other varying key, and averaged over the latter. Empty where
-    either cell is missing.
+    array = np.asarray(values, float)
+    mean, half = (
+        float(array.mean()),
+        float(t.ppf((1 + confidence) / 2, len(array) - 1) * standard_error(array)),
+    )
+    return Interval(mean, mean - half, mean + half)
+
+
+def standard_error(values: Float[np.ndarray, " n"]) -> float:
+    """Of the mean."""
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def _widened_tail(n: int, confidence: float) -> float:
+    from scipy.stats import norm, t
+
+    return float(norm.cdf(-np.sqrt(n / (n - 1)) * t.ppf((1 + confidence) / 2, n - 1)))
+
+
+def jackknife(
+    estimate: Callable[[Float[np.ndarray, "n ..."]], float], data: Float[np.ndarray, "n ..."]
+) -> Float[np.ndarray, " n"]:
+    """Pseudo-values of an estimate that is not a mean: their mean is its bias-corrected value, and their
+    `interval` its interval (Tukey 1958).
+
+    Args:
+        estimate: of the data of some seeds.
+        data: an entry a seed along the first axis.
+    """
+    n, whole = len(data), estimate(data)
+    without = np.array([estimate(np.delete(data, i, axis=0)) for i in range(n)])
+    return n * whole - (n - 1) * without
+
+
+Cell = Mapping[str, object]  # configuration keys and their values, as the frame has them
+
+
+def paired(table: pd.DataFrame, metric: str, *cells: Cell) -> Float[np.ndarray, "seeds cells"]:
+    """`metric` in several cells, seed by seed.
+
+    Runs are paired by seed and by every varying key that no cell names, and averaged over the latter. Empty
+    where a cell is missing.
     """
     from cnnexp.analysis.frame import varying_keys
 
-    others = [other for other in varying_keys(table) if other != key]
-    wide = table.pivot_table(index=["seed", *others], columns=key, values=metric)
-    if value not in wide or baseline not in wide:
-        return np.empty(0)
-    pairs = (wide[value] - wide[baseline]).dropna()
-    return pairs.groupby("seed").mean().to_numpy()
+    named = set().union(*cells)
+    by = ["seed", *(key for key in varying_keys(table) if key not in named)]
+    columns = [in_cell(table, cell).groupby(by, dropna=False)[metric].mean() for cell in cells]
+    joined = pd.concat(columns, axis=1, keys=range(len(cells))).dropna()
+    return joined.groupby("seed").mean().to_numpy(float).reshape(-1, len(cells))
+
+
+def in_cell(table: pd.DataFrame, cell: Cell) -> pd.DataFrame:
+    """The runs whose keys have these values."""
+    chosen = pd.Series(True, index=table.index)
+    for key, value in cell.items():
+        chosen &= table[key].astype(str) == str(value)
+    return table[chosen]
+
+
+def paired_difference(
+    table: pd.DataFrame, metric: str, one: Cell, other: Cell
+) -> Float[np.ndarray, " seeds"]:
+    """`metric` in one cell minus that in the other: a number a seed, see `paired`."""
+    values = paired(table, metric, one, other)
+    return values[:, 0] - values[:, 1]
+
+
+def paired_ratio(table: pd.DataFrame, metric: str, one: Cell, other: Cell) -> Float[np.ndarray, " seeds"]:
+    """Pseudo-values of the mean of `metric` in one cell over that in the other, see `paired`."""
+    values = paired(table, metric, one, other)
+    if len(values) < 2:
+        return values[:, 0] / values[:, 1]
+    return jackknife(lambda some: float(some[:, 0].mean() / some[:, 1].mean()), values)
+
+
+def probability_greater(values: Float[np.ndarray, "seeds 2"], confidence: float = CONFIDENCE) -> Interval:
+    """P(A > B) over paired runs, ties counting half, with Wilson's interval (Bouthillier 2021 asks for it).
+
+    Args:
+        values: A and B, seed by seed; see `paired`.
+    """
+    from scipy.stats import norm
+
+    a, b = values.T
+    n, share = len(a), float(np.mean((a > b) + 0.5 * (a == b)))
+    z = norm.ppf((1 + confidence) / 2)
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return Interval(share, float(middle - half), float(middle + half))
+
+
+def interquartile_mean(values: Float[np.ndarray, "..."]) -> float:
+    """The mean without the lowest and the highest quarter of all values (Agarwal 2021)."""
+    from scipy.stats import trim_mean
+
+    return float(trim_mean(np.ravel(values), 0.25))
+
+
+def rank_correlation(table: pd.DataFrame, count: str, metric: str) -> Float[np.ndarray, " seeds"]:
+    """Spearman's correlation over cells between a count and a metric, a number a seed."""
+    from scipy.stats import spearmanr
+
+    seeds = [runs for _, runs in table.groupby("seed") if runs[count].nunique() > 2]
+    return np.array([float(spearmanr(runs[count], runs[metric]).statistic) for runs in seeds])  # pyright: ignore
+
+
+def holm_confidences(p_values: Sequence[float], confidence: float = CONFIDENCE) -> list[float]:
+    """The confidence at which each claim of a family is judged (Holm 1979).
+
+    The smallest p-value is held against all, the next against one fewer, and so on up to the first that
+    is not small enough; those behind it share its level.
+    """
+    alpha, levels = 1 - confidence, [confidence] * len(p_values)
+    left, passed = len(p_values), True
+    for index in np.argsort(p_values, kind="stable"):
+        levels[index] = 1 - alpha / left
+        passed = passed and p_values[index] <= alpha / left
+        left -= passed
+    return levels

@@ -1,10 +1,12 @@
 """The one layer of the project."""
 
 import math
+from types import EllipsisType
 from typing import cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.typing import Dtype
 from jax import random
@@ -125,6 +127,18 @@ class TiedConv(nnx.Module):
         """The kernel of each output position; of a `dense` layer, as large as the image."""
         return self._spread(self.bank[...], self.tying)
 
+    def sample_kernels(self, side: int, filters: int) -> Float[Array, "rows columns kh kw filters"]:
+        """Kernels from the first input channel to the first outputs, at evenly spread output positions.
+
+        Args:
+            side: rows, and columns, of positions at most.
+            filters: outputs at most.
+        """
+        rows, columns = (
+            np.linspace(0, n - 1, min(n, side)).round().astype(int) for n in self.geometry.out_size
+        )
+        return self._spread(self.bank[..., 0, :filters], self.tying, np.ix_(rows, columns))
+
     def position_biases(self) -> Float[Array, "oh ow o"] | Float[Array, " o"] | None:
         """The bias of each output position; one for all where it is shared."""
         if self.bias is None or self.bias_tying is None:
@@ -133,6 +147,8 @@ class TiedConv(nnx.Module):
             return self.bias[...][0]
         return self._spread(self.bias[...], self.bias_tying)
 
-    def _spread(self, bank: Float[Array, "R ..."], tying: Tying) -> Float[Array, "oh ow ..."]:
+    def _spread(
+        self, bank: Float[Array, "R ..."], tying: Tying, at: tuple[np.ndarray, ...] | EllipsisType = ...
+    ) -> Float[Array, "oh ow ..."]:
         mixing = self.mixing() if tying.kind == "low_rank" else None
-        return bank[kernel_index(self.geometry, tying)] if mixing is None else mix(bank, mixing)
+        return bank[kernel_index(self.geometry, tying)[at]] if mixing is None else mix(bank, mixing[at])

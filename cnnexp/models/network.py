@@ -16,6 +16,7 @@ from cnnexp.models.pooling import pool
 from cnnexp.models.spec import LayerSpec, Network
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "tanh": jnp.tanh, "identity": lambda x: x}
+SAMPLE_SIDE, SAMPLE_FILTERS = 8, 4
 RISING = ("relu", "tanh", "identity")  # the maximum of these is that of what they are applied to
 
 
@@ -75,6 +76,15 @@ def embed_network(
     for name, layer in made.items():
         setattr(other, name, layer)
     return other
+
+
+def sample_kernels(net: TiedNetwork) -> dict[str, Float[Array, "rows columns kh kw filters"]]:
+    """A few kernels of every layer with several output positions, by its name, to be kept and looked at."""
+    return {
+        layer.name: layer_of(net, layer).sample_kernels(SAMPLE_SIDE, SAMPLE_FILTERS)
+        for layer in net.layers
+        if layer.geometry.positions > 1
+    }
 
 
 def layer_of(net: TiedNetwork, layer: LayerSpec) -> TiedConv:

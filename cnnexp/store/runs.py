@@ -1,18 +1,21 @@
 """One folder a run: `config.yaml`, `history.jsonl`, `summary.json`, `status.json`."""
 
+import io
 import json
 import os
 import time
+import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 
 from cnnexp.config import RunConfig
-from cnnexp.store.atomic import read_json, write_json, write_text
+from cnnexp.store.atomic import read_json, write_bytes, write_json, write_text
 
 Status = Literal["running", "interrupted", "finished", "diverged", "failed"]
 ENDED = ("finished", "diverged")  # with a result: not run again
@@ -20,6 +23,7 @@ _DUMPER, _LOADER = (
     getattr(yaml, "CSafeDumper", yaml.SafeDumper),
     getattr(yaml, "CSafeLoader", yaml.SafeLoader),
 )
+COMMANDS = "commands.txt"
 RESULT = ("config.yaml", "history.jsonl", "summary.json")  # files that an ended run consists of
 
 
@@ -83,6 +87,13 @@ class RunWriter:
         """Append an evaluation: one line, one write."""
         with (self.folder / "history.jsonl").open("ab", buffering=0) as file:
             file.write(json.dumps(row).encode() + b"\n")
+
+    def keep_kernels(self, step: int, kernels: Mapping[str, np.ndarray]) -> None:
+        """Keep a few kernels to look at, before the evaluation of their step is written."""
+        file = io.BytesIO()
+        small: dict[str, Any] = {name: kernel.astype(np.float16) for name, kernel in kernels.items()}
+        np.savez(file, step=step, **small)
+        write_bytes(self.folder / "kernels.npz", file.getvalue())
 
     def finish(self, status: Literal["finished", "diverged"], summary: Mapping[str, Any]) -> None:
         """Write the summary, then, last, the status that makes the run count as done."""
@@ -150,6 +161,29 @@ def read_history(folder: Path) -> list[dict[str, int | float]]:
             break
         rows.append(row)
     return rows
+
+
+def record_command(config: RunConfig, command: str) -> None:
+    """Keep the command that a sweep's runs were asked for with, each once."""
+    folder = sweep_folder(config)
+    known = read_commands(folder)
+    if command not in known:
+        write_text(folder / COMMANDS, "".join(line + "\n" for line in [*known, command]))
+
+
+def read_commands(folder: Path) -> list[str]:
+    """The commands that made the runs of a sweep's folder, in their order."""
+    path = folder / COMMANDS
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def read_kernels(folder: Path) -> tuple[int, dict[str, np.ndarray]]:
+    """The step and, by layer, a few kernels `(rows, columns, kh, kw, filters)` of a run; none: step -1."""
+    try:
+        with np.load(folder / "kernels.npz") as kept:
+            return int(kept["step"]), {name: kept[name].astype(np.float32) for name in kept.files[1:]}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return -1, {}
 
 
 def run_folders(folder: Path) -> list[Path]:

@@ -20,7 +20,15 @@ from cnnexp.data.stream import ImageFiles
 from cnnexp.store.atomic import read_json
 from cnnexp.store.checkpoints import StackCheckpoints, restore, saved_stacks
 from cnnexp.store.claims import Claims
-from cnnexp.store.runs import RunWriter, has_ended, read_history, run_folder, set_aside, sweep_folder
+from cnnexp.store.runs import (
+    RunWriter,
+    has_ended,
+    read_history,
+    record_command,
+    run_folder,
+    set_aside,
+    sweep_folder,
+)
 from cnnexp.sweep.devices import configure_jax, return_memory
 from cnnexp.sweep.interruption import Interrupted, Interruption
 from cnnexp.sweep.jobs import Cells, Job, rerun_commands
@@ -42,8 +50,10 @@ class SweepFailed(Exception):
     """Some runs ended without a result; the message says which, and how to run them again."""
 
 
-def run_sweep(jobs: Sequence[Job]) -> dict[str, float]:
+def run_sweep(jobs: Sequence[Job], command: str | None = None) -> dict[str, float]:
     """Run what the store lacks, and return every run's validation accuracy by its id (NaN without one).
+
+    `command` is what a person typed for it; it is kept beside the runs.
 
     Raises:
         UsageError: a run that cannot be trained; nothing was computed or written.
@@ -61,6 +71,8 @@ def run_sweep(jobs: Sequence[Job]) -> dict[str, float]:
         interruption = contexts.enter_context(Interruption())
         claims = contexts.enter_context(Claims(sweep_folder(first)))
         progress = contexts.enter_context(SweepProgress(plan, Cells(by_id)))
+        if command:
+            record_command(first, command)
         for path in plan.damaged:
             progress.tell(f"damaged: {path} is not what was written; set aside as {set_aside(path).name}")
             (path.parent / "status.json").unlink(missing_ok=True)  # the run has no result any more
@@ -171,7 +183,7 @@ class SweepWork:
         for moment in moments:
             seconds = (time.perf_counter() - started) / len(stack.runs)
             if moment.rows is not None:
-                self._record(stack, writers, moment, seconds, last)
+                self._record(stack, writers, moment, training, seconds)
             self._progress.advanced(stack, moment.step, last)
             if moment.step == last:
                 break
@@ -186,19 +198,28 @@ class SweepWork:
         checkpoints.delete()
 
     def _record(
-        self, stack: Stack, writers: dict[str, RunWriter], moment: "Moment", seconds: float, last: int
+        self,
+        stack: Stack,
+        writers: dict[str, RunWriter],
+        moment: "Moment",
+        training: "StackTraining",
+        seconds: float,
     ) -> None:
         """Write the evaluations of the runs still in progress, and the results of those that end here."""
         ended: list[str] = []
         rows = dict(zip(stack.runs, moment.rows or (), strict=True))
-        for run_id, diverged_at in zip(stack.runs, moment.diverged_at, strict=True):
+        at_end = moment.step == training.train.duration.steps
+        kernels = training.kernels(moment) if at_end else None
+        for index, (run_id, diverged_at) in enumerate(zip(stack.runs, moment.diverged_at, strict=True)):
             if run_id not in writers:
                 continue
             row, writer = rows[run_id], writers[run_id]
+            if kernels is not None:
+                writer.keep_kernels(moment.step, kernels[index])
             writer.log(row)
             if diverged_at is None and not math.isfinite(row["train/loss"]):
                 diverged_at = moment.step
-            if diverged_at is not None or moment.step == last:
+            if diverged_at is not None or at_end:
                 status = "finished" if diverged_at is None else "diverged"
                 summary = summary_of(stack.runs[run_id], row, status=status, seconds=seconds)
                 writer.finish(status, summary | {"diverged_step": diverged_at})

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from cnnexp.analysis.data_pictures import data_picture
 from cnnexp.analysis.layer_pictures import network_picture
-from cnnexp.analysis.report import Report, write_report
+from cnnexp.analysis.report import write_report
+from cnnexp.analysis.report_text import verdicts_table
 from cnnexp.analysis.show import COLUMNS, layer_rows
 from cnnexp.config import RunConfig, parse
 from cnnexp.data.loading import check_prepared, load, same_images
@@ -17,7 +18,6 @@ from cnnexp.errors import UsageError
 from cnnexp.models.spec import Network, spec_of
 from cnnexp.store.runs import StoredRun
 
-VERDICT_COLUMNS = ["verdict", "claim", "estimate", "source"]
 PICTURES = 6  # of networks, and of sets of images, at most
 
 
@@ -38,11 +38,11 @@ def aggregate(folder: Path, runs: list[StoredRun]) -> dict[str, Any]:
     ]
     logged: dict[str, Any] = {
         "cells": wandb.Table(dataframe=report.cells),
-        "verdicts": _table(VERDICT_COLUMNS, _verdicts(report)),
+        "verdicts": wandb.Table(dataframe=verdicts_table(report.judged)),
         "layers": _table(["network", *COLUMNS], layers),
     }
-    for file in sorted(report.folder.glob("*.png")):
-        logged[f"figures/{file.stem}"] = wandb.Image(str(file))
+    for name in report.drawn:
+        logged[f"figures/{name}"] = wandb.Image(str(report.folder / f"{name}.png"))
     for name, (network, _) in list(networks.items())[:PICTURES]:
         if (figure := network_picture(network)) is not None:
             logged[f"networks/{name}"] = _image(figure)
@@ -60,12 +60,6 @@ def _networks(configs: list[RunConfig]) -> dict[str, tuple[Network, RunConfig]]:
         kernels = "-".join("x".join(map(str, layer.geometry.kernel_size)) for layer in network[:-1])
         named.setdefault(f"{config.model.name} {tying} {kernels}", (network, config))
     return named
-
-
-def _verdicts(report: Report) -> list[list[str]]:
-    return [
-        [j.verdict, j.claim.sentence, f"{j.claim.measure}: {j.effect}", j.claim.source] for j in report.judged
-    ]
 
 
 def _table(columns: list[Any], rows: list[Any]) -> Any:

@@ -20,7 +20,7 @@ from typing import Any
 
 from cnnexp.tracking.target import Reachability, Target
 from cnnexp.tracking.trackio_run import TrackioMirror
-from cnnexp.tracking.wandb_run import RunMirror, files_folder
+from cnnexp.tracking.wandb_run import RunMirror
 from cnnexp.tracking.wandb_sweep import SweepMirror
 
 DONE, OUTAGE, REFUSED = 0, 3, 4  # exit codes
@@ -129,10 +129,9 @@ def outage_line(error: BaseException) -> str:
 def sent_line(target: Target, sweep: Path, runs: int, seconds: float) -> str:
     """What was sent where."""
     if target.mode == "local":
-        return f"Trackio: {runs} runs; to look at them, type: cnnexp dashboard --local"
+        return f"Trackio: {runs} runs; {target.advice(sweep)}"
     if target.mode == "offline":
-        files = files_folder(target, sweep) / "wandb" / "offline-run-*"
-        return f"W&B: {runs} runs written offline; to upload them: wandb sync {files}"
+        return f"W&B: {runs} runs written offline; {target.advice(sweep)}"
     return f"W&B: {runs} runs sent to project {target.project} in {seconds:.0f} s"
 
 

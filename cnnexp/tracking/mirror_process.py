@@ -19,7 +19,8 @@ from cnnexp.tracking.target import Target, target_of
 
 PATIENCE_SECONDS = 0.5  # at the end of a sweep, before the mirror is left to itself …
 PATIENCE_SHARE = 0.02  # … or this share of the sweep's time, where that is longer
-LONG_SECONDS = 30.0  # for one that only writes files, or whose result is waited for
+FILES_SECONDS = 2.0  # … or this long, for one that only writes files
+RESULT_SECONDS = 30.0  # for one whose result an agent waits for
 AGAIN_SECONDS = 1.0  # before a mirror that was killed is started again
 AGAIN_AFTER_OUTAGE = 15.0  # before one that gave up is, doubled each time
 REFUSED = 4
@@ -109,8 +110,10 @@ class Mirror:
             process.stdin.close()
         ended = time.monotonic()
         patience = max(PATIENCE_SECONDS, PATIENCE_SHARE * (ended - self._started))
-        if self._target.mode != "online" or self._target.agent_run:  # an agent looks at the result
-            patience = LONG_SECONDS
+        if self._target.mode != "online":
+            patience = max(patience, FILES_SECONDS)
+        if self._target.agent_run:
+            patience = RESULT_SECONDS
         while process.poll() is None:
             if time.monotonic() > ended + patience:
                 break
@@ -120,7 +123,10 @@ class Mirror:
         self._hear()
         again = f"cnnexp sync {self._folder.name} sends what is missing"
         if process.poll() is None:
-            self._tell(f"W&B: the rest is being sent in the background; {again}")
+            doing = "sent" if self._target.mode == "online" else "written"
+            self._tell(
+                f"W&B: the rest is being {doing} in the background; {self._target.advice(self._folder)}"
+            )
         elif process.returncode < 0:
             self._tell(f"W&B: the mirror ended by {signal.Signals(-process.returncode).name}; {again}")
         elif process.returncode:

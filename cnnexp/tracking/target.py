@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlparse
 
@@ -38,6 +39,18 @@ class Target:
         """What `wandb.json` in a run's folder calls the place that the run was sent to."""
         where = base_url() if self.mode == "online" else f"offline {self.directory or ''}".rstrip()
         return f"{where} {self.entity or ''}/{self.project}"
+
+    def files_folder(self, sweep: Path) -> Path:
+        """Where the client keeps its files: as asked for, `$WANDB_DIR`, or beside the runs."""
+        return Path(self.directory or os.environ.get("WANDB_DIR") or sweep)
+
+    def advice(self, sweep: Path) -> str:
+        """What a person may type next."""
+        if self.mode == "local":
+            return "to look at them, type: cnnexp dashboard --local"
+        if self.mode == "offline":
+            return f"to upload them: wandb sync {self.files_folder(sweep) / 'wandb' / 'offline-run-*'}"
+        return f"cnnexp sync {sweep.name} sends what is missing"
 
 
 def target_of(tracking: Tracking) -> Target:

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from cnnexp.analysis.kernel_pictures import kernel_mosaics
 from cnnexp.store.atomic import read_json, write_json
 from cnnexp.store.runs import ENDED, read_run
 from cnnexp.tracking.target import Target
@@ -69,7 +70,11 @@ class TrackioMirror:
             for row in run.history:
                 if row["step"] not in known:  # "step" is a word of Trackio's own
                     metrics = {key: value for key, value in row.items() if key != "step"}
-                    there.log(metrics, step=int(row["step"]))
+                    mosaics = kernel_mosaics(run.folder, row["step"])
+                    pictures = {
+                        f"kernels/{layer}": trackio.Image(picture) for layer, picture in mosaics.items()
+                    }
+                    there.log(metrics | pictures, step=int(row["step"]))
             there.finish()
 
     def _steps(self, name: str) -> set[int]:

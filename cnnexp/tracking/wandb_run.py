@@ -1,10 +1,10 @@
 """One run of the store as one W&B run, each of its steps once, whatever is restarted."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+from cnnexp.analysis.kernel_pictures import kernel_mosaics
 from cnnexp.store.atomic import read_json, write_json
 from cnnexp.store.runs import ENDED, StoredRun, read_run
 from cnnexp.tracking.target import Target
@@ -43,13 +43,13 @@ class RunMirror:
         wandb_run = self._wandb_run = self._wandb_run or self._started(run)
         for row in run.history[self._sent :]:
             if row["step"] >= wandb_run.starting_step:  # what lies before it is on the server already
-                wandb_run.log(row, step=int(row["step"]), commit=True)
+                wandb_run.log(row | self._pictures(row["step"]), step=int(row["step"]), commit=True)
         self._sent = len(run.history)
         if run.status != "running":
             self._finish(run)
 
     def _started(self, run: StoredRun) -> Any:
-        folder = files_folder(self._target, self._folder.parent)
+        folder = self._target.files_folder(self._folder.parent)
         if self._target.mode == "offline":  # written anew from the store, instead of twice
             for earlier in (folder / "wandb").glob(f"offline-run-*-{run.run_id}"):
                 shutil.rmtree(earlier)
@@ -67,10 +67,19 @@ class RunMirror:
             wandb_run.define_metric(axis, hidden=axis != "step")
         for key in run.history[0]:
             if "/" in key:
-                best = "min" if key.endswith("loss") else "max"
+                best = "min" if key.endswith("loss") or key.startswith("gap/") else "max"
                 wandb_run.define_metric(key, step_metric="step", summary=f"last,{best}")
 
         return wandb_run
+
+    def _pictures(self, step: int | float) -> dict[str, Any]:
+        """The kernels, beside the evaluation at which they were kept."""
+        mosaics = kernel_mosaics(self._folder, step)
+        if not mosaics:
+            return {}
+        import wandb
+
+        return {f"kernels/{layer}": wandb.Image(mosaic) for layer, mosaic in mosaics.items()}
 
     def _finish(self, run: StoredRun) -> None:
         final = {key: value for key, value in run.summary.items() if key not in run.history[0]}
@@ -81,11 +90,6 @@ class RunMirror:
         self._wandb_run = None
         sent = {"address": self._target.address, "status": run.status, "rows": self._sent}
         write_json(self._folder / "wandb.json", sent)
-
-
-def files_folder(target: Target, sweep: Path) -> Path:
-    """Where the client keeps its files: as asked for, `$WANDB_DIR`, or beside the runs."""
-    return Path(target.directory or os.environ.get("WANDB_DIR") or sweep)
 
 
 def start_wandb_run(target: Target, folder: Path, *, stats_of: int | None = None, **run: Any) -> Any:

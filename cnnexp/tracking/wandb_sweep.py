@@ -8,7 +8,7 @@ from typing import Any
 from cnnexp.store.atomic import read_json, write_json
 from cnnexp.store.runs import read_runs, run_folders
 from cnnexp.tracking.target import Target
-from cnnexp.tracking.wandb_run import files_folder, start_wandb_run
+from cnnexp.tracking.wandb_run import start_wandb_run
 
 
 class SweepMirror:
@@ -29,7 +29,7 @@ class SweepMirror:
         if self._wandb_run is None:
             self._wandb_run = start_wandb_run(
                 self._target,
-                files_folder(self._target, self._folder),
+                self._target.files_folder(self._folder),
                 stats_of=self._process,
                 id=f"sweep-{self._folder.name}",
                 name=f"{self._folder.name}: all runs",

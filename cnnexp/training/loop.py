@@ -56,6 +56,7 @@ class StackTraining:
         self._mesh = device_mesh(runs)
         self._images = on_devices(images, WHOLE, self._mesh) if isinstance(images, Images) else images
         self._compiled = compile_stack(self.train, self._mesh)
+        self._kernels = jax.jit(jax.vmap(self.train.kernels))
         self._piece = 16  # steps between two signs of life: grows and shrinks with what they take
         labels = np.asarray(images.train_labels)
         self._order = lru_cache(maxsize=64)(lambda seed: run_order(labels, seed))
@@ -95,6 +96,11 @@ class StackTraining:
                 if step < stop:
                     yield Moment(step=step, runs=len(runs), padded_state=state)
             yield evaluated(stop)
+
+    def kernels(self, moment: Moment) -> list[dict[str, np.ndarray]]:
+        """A few kernels of each run, by layer."""
+        sampled = jax.device_get(self._kernels(moment.padded_state))
+        return [{name: leaf[run] for name, leaf in sampled.items()} for run in range(moment.runs)]
 
     def state_like(self, runs: int) -> State:
         """Shapes and types of the state of a stack, to read a saved one into."""

@@ -18,7 +18,7 @@ from cnnexp.data.arrays import Normalisation, Numbers
 from cnnexp.data.corruptions import Corruptions
 from cnnexp.data.order import keys_of_run
 from cnnexp.data.source import Counted, InMemory, Raw, Window
-from cnnexp.models.network import TiedNetwork
+from cnnexp.models.network import TiedNetwork, sample_kernels
 from cnnexp.models.spec import spec_of
 from cnnexp.training.hyper import Hyper, hyper_of
 from cnnexp.training.loss import correct, losses
@@ -114,6 +114,10 @@ class Train:
             return jax.tree.map(lambda leaf: leaf[number], (window.batches, window.counted))
 
         return self._sums(state, batch, len(window.counted), window.normalisation, hyper, split)
+
+    def kernels(self, state: State) -> dict[str, Float[Array, "rows columns kh kw filters"]]:
+        """A few of the kernels as they are now, by layer."""
+        return sample_kernels(nnx.merge(self._graph, state.params, state.fixed))
 
     def __call__(
         self, key: Key[Array, ""], data: InMemory, hyper: Hyper | None = None

@@ -1,0 +1,194 @@
+"""The report as Markdown."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pandas as pd
+
+from cnnexp.analysis.claims import Judged
+from cnnexp.analysis.frame import constant_keys, varying_keys
+from cnnexp.analysis.report import Report
+from cnnexp.analysis.tables import markdown_table, readable
+from cnnexp.analysis.tuning import CHOSEN_BY
+from cnnexp.store.runs import StoredRun
+from cnnexp.text import duration_text
+
+VERDICT_COLUMNS = [
+    "claim",
+    "verdict",
+    "effect",
+    "expected",
+    "measured by",
+    "seeds",
+    "would decide",
+    "published",
+    "source",
+]
+MOST_FAILURES = 20
+ABOUT_INTERVALS = (
+    "Intervals are 95% confidence intervals over seeds: bias-corrected bootstrap intervals widened for small "
+    "samples, or Student's t where seeds are too few for a bootstrap."
+)
+ABOUT_VERDICTS = (
+    "A claim is supported where the whole interval of its effect lies where the claim expects it, refuted "
+    "where all of it lies elsewhere, and inconclusive otherwise. The intervals are wider than 95% alone "
+    "would be: Holm's correction for judging all claims of this report together."
+)
+
+
+def markdown(report: Report) -> str:
+    """The whole report."""
+    parts = [f"# {report.experiment.question}", _state(report)]
+    if report.judged:
+        parts += ["## Verdicts", markdown_table(_marked(verdicts_table(report.judged))), ABOUT_VERDICTS]
+    if report.drawn:
+        parts += [
+            "## Figures",
+            *(f"![{caption}]({name}.png)\n\n*{caption}*" for name, (caption, _) in report.drawn.items()),
+        ]
+    parts += [
+        "## Table",
+        f"Accuracies in %: mean [95% interval over seeds] after {report.stopping_rule}. "
+        "Gap: train − test accuracy, both in evaluation mode, on the same parameters.",
+        markdown_table(readable(report.cells)),
+        ABOUT_INTERVALS,
+    ]
+    if report.tuning.keys or report.tuning.warnings:
+        parts += ["## Tuning", *_tuning(report)]
+    parts += [
+        "## Protocol",
+        f"Stopping rule: {report.stopping_rule}.",
+        _counts(report.table),
+        _protocol(report.table),
+    ]
+    if failures := _failures(report.runs):
+        parts += ["## What failed", failures]
+    commands = "\n".join(report.commands)
+    parts += [
+        "## Reproduce",
+        f"```\n{commands}\n```",
+        "Made with " + ", ".join(_made_with(report.table)) + ".",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def verdicts_table(judged: Sequence[Judged]) -> pd.DataFrame:
+    """A row a claim."""
+    rows = [
+        {
+            "claim": one.claim.sentence,
+            "verdict": one.verdict,
+            "effect": one.effect,
+            "expected": one.condition,
+            "measured by": one.claim.measure,
+            "seeds": "" if one.claim.exact else str(one.seeds),
+            "would decide": one.advice,
+            "published": one.claim.published,
+            "source": one.claim.source,
+        }
+        for one in judged
+    ]
+    table = pd.DataFrame(rows, columns=VERDICT_COLUMNS)
+    unused = [column for column in ("would decide", "published") if (table[column] == "").all()]
+    return table.drop(columns=unused)
+
+
+def _marked(verdicts: pd.DataFrame) -> pd.DataFrame:
+    return verdicts.assign(verdict=verdicts["verdict"].map("**{}**".format))
+
+
+def _state(report: Report) -> str:
+    counts = Counter(run.status for run in report.runs)
+    seconds = sum(run.summary.get("wall_seconds") or 0 for run in report.runs)
+    states = ", ".join(f"{number} {status}" for status, number in counts.most_common())
+    left_out = f"; {report.damaged} more are damaged and left out" if report.damaged else ""
+    return f"{len(report.runs)} runs: {states}{left_out}; {duration_text(seconds)} of training."
+
+
+def _tuning(report: Report) -> list[str]:
+    """What was chosen for each cell, and what is doubtful about it."""
+    parts = []
+    if report.tuning.keys:
+        choices = report.tuning.choices
+        shown = choices.assign(**{CHOSEN_BY: (100 * choices[CHOSEN_BY]).map("{:.1f}".format)})
+        names = {column: column.rpartition(".")[2] for column in shown.columns if column != CHOSEN_BY}
+        titles = names | {CHOSEN_BY: "validation accuracy", "at_edge": "at the edge"}
+        tuned = " and ".join(names[key].replace("_", " ") for key in report.tuning.keys)
+        parts += [
+            f"Each cell has its own {tuned}: the best by mean accuracy over seeds on validation images. "
+            "Test images chose nothing.",
+            markdown_table(shown.rename(columns=titles).astype(str)),
+        ]
+    warnings = "\n".join(f"- **Warning**: {warning}" for warning in report.tuning.warnings)
+    return [*parts, warnings] if warnings else parts
+
+
+def _counts(table: pd.DataFrame) -> str:
+    """Parameters by layer, a row a network."""
+    keys = [key for key in varying_keys(table) if key.startswith("model.")] or ["model.name"]
+    counted = [name for name in table.columns if name.startswith("params/")]
+    networks = table.drop_duplicates([*keys, *counted])[[*keys, *counted, "macs"]].sort_values(keys)
+    titles = {name: name.removeprefix("params/").replace("total", "parameters") for name in counted}
+    titles |= {key: key.rpartition(".")[2] for key in keys} | {"macs": "MACs"}
+    numbers = networks[[*counted, "macs"]].map(lambda n: "" if pd.isna(n) else f"{int(n):,}")
+    return markdown_table(pd.concat([networks[keys].astype(str), numbers], axis=1).rename(columns=titles))
+
+
+def _protocol(table: pd.DataFrame) -> str:
+    keys = constant_keys(table)
+    return markdown_table(pd.DataFrame({"key": [f"`{key}`" for key in keys], "value": list(keys.values())}))
+
+
+def _failures(runs: Sequence[StoredRun]) -> str:
+    """Runs without a result, or with one that is no number, and why."""
+    lines = []
+    for run in runs:
+        if run.status == "finished":
+            continue
+        error = run.folder / "error.txt"
+        last = error.read_text().strip().splitlines()[-1:] if error.exists() else []
+        step = run.summary.get("diverged_step")
+        why = last[0] if last else f"from step {step} on its loss is not finite" if step is not None else ""
+        lines.append(f"- `{run.run_id}` {run.status}{why and ': '}{why}")
+    more = [f"- … and {len(lines) - VERDICT_COLUMNS = [
+    "claim",
+    "verdict",
+    "effect",
+    "expected",
+    "measured by",
+    "seeds",
+    "would decide",
+    "published",
+    "source",
+]
+MOST_FAILURES} more"] if len(lines) > VERDICT_COLUMNS = [
+    "claim",
+    "verdict",
+    "effect",
+    "expected",
+    "measured by",
+    "seeds",
+    "would decide",
+    "published",
+    "source",
+]
+MOST_FAILURES else []
+    return "\n".join([*lines[:VERDICT_COLUMNS = [
+    "claim",
+    "verdict",
+    "effect",
+    "expected",
+    "measured by",
+    "seeds",
+    "would decide",
+    "published",
+    "source",
+]
+MOST_FAILURES], *more])
+
+
+def _made_with(table: pd.DataFrame) -> list[str]:
+    columns = [*(key for key in table.columns if key.startswith("version/")), "device", "git_revision"]
+    return [
+        f"{column.rpartition('/')[2]} {' or '.join(map(str, table[column].unique()))}" for column in columns
+    ]

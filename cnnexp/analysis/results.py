@@ -1,0 +1,103 @@
+"""`cnnexp results`: the runs of a sweep as one table, or what cells of them say together."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from cnnexp.analysis.frame import frame, varying_keys, where
+from cnnexp.analysis.tables import METRICS, Format, as_format, cells_of, readable
+from cnnexp.errors import UsageError, suggestion
+from cnnexp.store.runs import StoredRun, read_runs
+
+SHORT = 12  # characters of a run's id
+
+
+def results(
+    folder: Path,
+    *,
+    conditions: Sequence[str] = (),
+    by: Sequence[str] | None = None,
+    form: Format = "table",
+    output: Path | None = None,
+) -> None:
+    """Print a row a run, or a row a cell where `by` is given.
+
+    Args:
+        folder: of the sweep.
+        conditions: see `where`.
+        by: keys that tell cells apart; empty: those that vary.
+        form: how.
+        output: into a file instead.
+
+    Raises:
+        UsageError: no such sweep, column or run.
+    """
+    table = where(frame(finished_runs(folder)), conditions)
+    for key in by or ():
+        if key not in table:
+            raise UsageError(f"--by {key}: no such column; {suggestion(key, map(str, table.columns))}")
+    if by is None:
+        shown = _runs_for_people(table)
+    else:
+        table = cells_of(table, by)
+        shown = readable(table)
+    if form == "parquet" and output is None and sys.stdout.isatty():
+        raise UsageError("--format parquet: bytes are not for a terminal; add --output FILE")
+    if form == "table" and output is None:
+        print_table(shown)
+        return
+    content = as_format(table, shown, "csv" if form == "table" else form)
+    if output is None:
+        sys.stdout.buffer.write(content)
+        sys.stdout.flush()
+    else:
+        output.write_bytes(content)
+        print(output)
+
+
+def finished_runs(folder: Path) -> list[StoredRun]:
+    """Every readable run of a sweep of which at least one has finished.
+
+    Raises:
+        UsageError: there is no such sweep, or no finished run in it.
+    """
+    if not folder.is_dir():
+        parent = folder.parent
+        there = sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+        known = (
+            suggestion(folder.name, there) if there else f"no sweep in {parent}/ yet; type: cnnexp run --help"
+        )
+        raise UsageError(f"{folder.name}: no such sweep; {known}")
+    runs = read_runs(folder)
+    if not any(run.status == "finished" for run in runs):
+        raise UsageError(f"{folder.name}: none of its {len(runs)} runs has finished; run the sweep first")
+    return runs
+
+
+def print_table(shown: pd.DataFrame, title: str | None = None) -> None:
+    """Draw a table in the terminal, numbers to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for index, column in enumerate(shown.columns):
+        header = str(column).replace("_", "\n").replace(" ", "\n")
+        drawn.add_column(header, justify="left" if index == 0 else "right", overflow="fold")
+    for row in shown.itertuples(index=False):
+        drawn.add_row(*map(str, row))
+    Console().print(drawn)
+
+
+def _runs_for_people(table: pd.DataFrame) -> pd.DataFrame:
+    keys = varying_keys(table)
+    shown = {"run": table["run_id"].str[:SHORT]}
+    shown |= {key.rpartition(".")[2]: table[key].astype(str) for key in keys}
+    shown["seed"] = table["seed"].astype(str)
+    shown["parameters"] = table["params/total"].map("{:,}".format)
+    shown |= {title: (100 * table[metric]).map("{:.1f}".format) for metric, title in METRICS.items()}
+    if "wall_seconds" in table:
+        shown["seconds"] = table["wall_seconds"].map("{:.1f}".format)
+    order = table.sort_values([*keys, "seed"]).index
+    return pd.DataFrame(shown).loc[order]

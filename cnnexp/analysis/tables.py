@@ -1,0 +1,133 @@
+"""Tables of cells, for people and for papers: terminal, Markdown, LaTeX, CSV, Parquet."""
+
+import io
+from collections.abc import Sequence
+from typing import Literal
+
+import pandas as pd
+
+from cnnexp.analysis.frame import varying_keys
+from cnnexp.analysis.statistics import interval
+
+Format = Literal["table", "csv", "parquet", "latex", "markdown"]
+METRICS = {
+    "train/accuracy": "train accuracy",
+    "test/accuracy": "test accuracy",
+    "gap/accuracy": "gap",
+}
+
+
+def cells_of(table: pd.DataFrame, keys: Sequence[str] | None = None) -> pd.DataFrame:
+    """A row a cell: the keys that vary, counts, seeds, and each metric's mean and interval limits.
+
+    Args:
+        table: a frame.
+        keys: that tell cells apart; None: all that vary.
+    """
+    keys = list(keys or varying_keys(table) or ["model.name"])
+    rows = []
+    for values, cell in table.groupby(keys, sort=True, dropna=False):
+        row: dict[str, object] = dict(
+            zip(keys, values if isinstance(values, tuple) else (values,), strict=True)
+        )
+        row |= {
+            name: int(cell[name].iloc[0]) for name in ("params/total", "macs") if cell[name].nunique() == 1
+        }
+        row["seeds"] = cell["seed"].nunique()
+        for metric in METRICS:
+            found = interval(cell.groupby("seed")[metric].mean().to_numpy())
+            row |= {metric: found.value, f"{metric}/low": found.low, f"{metric}/high": found.high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def readable(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells as a person reads them: an interval in one column, short names."""
+    shown = {key.rpartition(".")[2]: cells[key].map(_text) for key in cells.columns if "." in key}
+    for column, title in (("params/total", "parameters"), ("macs", "MACs")):
+        if column in cells:
+            shown[title] = cells[column].map(lambda n: "several" if pd.isna(n) else f"{int(n):,}")
+    shown["seeds"] = cells["seeds"].astype(str)
+    for metric, title in METRICS.items():
+        triples = zip(cells[metric], cells[f"{metric}/low"], cells[f"{metric}/high"], strict=True)
+        shown[title] = pd.Series([percent(*triple) for triple in triples], index=cells.index)
+    return pd.DataFrame(shown)
+
+
+def percent(value: float, low: float, high: float) -> str:
+    """An accuracy with its interval, in hundredths."""
+    return f"{100 * value:.1f}" + ("" if pd.isna(low) else f" [{100 * low:.1f}, {100 * high:.1f}]")
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """A table of text in Markdown."""
+    lines = [list(map(str, table.columns)), ["---"] * len(table.columns)]
+    lines += [[_text(value).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def latex_table(table: pd.DataFrame, columns: str | None = None) -> str:
+    """A table of text in LaTeX, with the rules of the package booktabs.
+
+    Args:
+        table: the texts.
+        columns: their format; None: numbers to the right, others to the left.
+    """
+    escaped = table.rename(columns=_latex).map(lambda value: _latex(_text(value)))
+    numbers = [column for column in table.columns if all(map(_is_number, table[column]))]
+    columns = columns or "".join("r" if column in numbers else "l" for column in table.columns)
+    return escaped.style.hide(axis="index").to_latex(hrules=True, column_format=columns)
+
+
+def as_format(table: pd.DataFrame, shown: pd.DataFrame, form: Format) -> bytes:
+    """A table in a format of files.
+
+    Args:
+        table: every number, for programs.
+        shown: the same as text, for people.
+        form: not `table`, which the terminal draws.
+    """
+    if form == "parquet":
+        file = io.BytesIO()
+        table.to_parquet(file, index=False)
+        return file.getvalue()
+    if form == "csv":
+        return table.to_csv(index=False).encode()
+    return (markdown_table(shown) + "\n" if form == "markdown" else latex_table(shown)).encode()
+
+
+def _text(value: object) -> str:
+    if isinstance(value, float):
+        return "" if pd.isna(value) else f"{value:g}"
+    return (
+        f"{value:,}"
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000
+        else str(value)
+    )
+
+
+SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "×": r"$\times$",
+    "−": "$-$",
+    "α": r"$\alpha$",
+    "β": r"$\beta$",
+    "σ": r"$\sigma$",
+    "<": "$<$",
+    ">": "$>$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "…": r"\ldots{}",
+}
+
+
+def _latex(text: object) -> str:
+    return "".join(SPECIAL.get(character, character) for character in str(text))
+
+
+def _is_number(value: object) -> bool:
+    return _text(value).replace(",", "").replace("%", "")[:1].lstrip("+-−").isdigit() or isinstance(
+        value, int | float
+    )

@@ -1,0 +1,114 @@
+"""How often the intervals of `cnnexp.analysis.statistics` hold the true value, as a Markdown table.
+
+    scripts/check_coverage.py [--simulations 2000]
+
+Data of a known mean are drawn again and again for several numbers of seeds, and for each draw the 95%
+interval is made. Exits with 1 where, at 10 seeds, the share that holds the mean is outside 93 to 97%.
+docs/statistics.md has the table of one run.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from scipy.stats import bootstrap
+
+from cnnexp.analysis.curves import power_law
+from cnnexp.analysis.statistics import interval, jackknife, probability_greater, student_interval
+from cnnexp.progress import progress_bar
+
+SEEDS = (3, 5, 10, 30)
+ALLOWED = (0.93, 0.97)  # at 10 seeds
+SIZES = np.array([64.0, 256.0, 1024.0, 4096.0, 16384.0])
+Draw = Callable[[np.random.Generator, int], np.ndarray]
+Limits = Callable[[np.ndarray], tuple[float, float, float]]
+
+
+def normal(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Accuracies as they mostly are."""
+    return rng.normal(0.8, 0.02, n)
+
+
+def skewed(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Errors of which a few are much larger: gamma with shape 4, skewness 1."""
+    return rng.gamma(4, 0.05, n)
+
+
+def pairs(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Two cells of a sweep that share half of their variance by the seed."""
+    return np.array([0.8, 0.4]) + rng.normal(0, 0.02, (n, 1)) + rng.normal(0, 0.02, (n, 2))
+
+
+def learning_curves(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Errors 2 * images^-0.5 + 0.02, each off by 3%."""
+    return (2 * SIZES**-0.5 + 0.02) * np.exp(rng.normal(0, 0.03, (n, len(SIZES))))
+
+
+def scipy_bootstrap(values: np.ndarray) -> tuple[float, float, float]:
+    """SciPy's own, not widened."""
+    found = bootstrap((values,), np.mean, n_resamples=2_000, rng=np.random.default_rng(0)).confidence_interval
+    return float(values.mean()), float(found.low), float(found.high)
+
+
+def ratio(values: np.ndarray) -> tuple[float, float, float]:
+    """Of the means of two cells."""
+    return interval(jackknife(lambda some: float(some[:, 0].mean() / some[:, 1].mean()), values))
+
+
+def win_rate(values: np.ndarray) -> tuple[float, float, float]:
+    """P(A > B) of nearly equal cells."""
+    return probability_greater(values - np.array([0.4, 0.0]))
+
+
+CASES: dict[str, tuple[Draw, Limits, float, bool]] = {  # data, interval, truth, whether it must hold at 10
+    "mean, normal data: `interval`": (normal, interval, 0.8, True),
+    "mean, normal data: Student's t alone": (normal, student_interval, 0.8, False),
+    "mean, normal data: BCa bootstrap, not widened": (normal, scipy_bootstrap, 0.8, False),
+    "mean, skewed data: `interval`": (skewed, interval, 0.2, True),
+    "mean, skewed data: Student's t alone": (skewed, student_interval, 0.2, False),
+    "ratio of paired cells: jackknife, `interval`": (pairs, ratio, 2.0, True),
+    "P(A > B), true 0.5: Wilson": (pairs, win_rate, 0.5, False),
+    "exponent of a learning curve: jackknife (a tenth of the simulations)": (
+        learning_curves,
+        lambda errors: power_law(SIZES, errors).exponent,
+        0.5,
+        False,
+    ),
+}
+
+
+def coverage(draw: Draw, limits: Limits, truth: float, seeds: int, simulations: int) -> float:
+    """The share of simulated intervals that hold the truth."""
+    held = 0
+    for number in range(simulations):
+        _, low, high = limits(draw(np.random.default_rng([seeds, number]), seeds))
+        held += low <= truth <= high
+    return held / simulations
+
+
+def main() -> int:
+    """Print the table."""
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options.add_argument("--simulations", type=int, default=2_000)
+    simulations = options.parse_args().simulations
+    warnings.simplefilter("ignore")
+    print(f"Share of 95% intervals that hold the true value, in %, over {simulations:,} simulations")
+    print("\n| estimate | " + " | ".join(f"{n} seeds" for n in SEEDS) + " |")
+    print("|---" * (1 + len(SEEDS)) + "|")
+    wrong = False
+    with progress_bar("simulating", len(CASES) * len(SEEDS)) as advance:
+        for name, (draw, limits, truth, must_hold) in CASES.items():
+            shares = []
+            for seeds in SEEDS:
+                few = simulations // 10 if draw is learning_curves else simulations  # each is n + 1 fits
+                shares.append(coverage(draw, limits, truth, seeds, few))
+                advance(1)
+            wrong |= must_hold and not ALLOWED[0] <= shares[SEEDS.index(10)] <= ALLOWED[1]
+            print(f"| {name} | " + " | ".join(f"{100 * share:.1f}" for share in shares) + " |", flush=True)
+    return int(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
