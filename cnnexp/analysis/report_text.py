@@ -150,41 +150,8 @@ def _failures(runs: Sequence[StoredRun]) -> str:
         step = run.summary.get("diverged_step")
         why = last[0] if last else f"from step {step} on its loss is not finite" if step is not None else ""
         lines.append(f"- `{run.run_id}` {run.status}{why and ': '}{why}")
-    more = [f"- … and {len(lines) - VERDICT_COLUMNS = [
-    "claim",
-    "verdict",
-    "effect",
-    "expected",
-    "measured by",
-    "seeds",
-    "would decide",
-    "published",
-    "source",
-]
-MOST_FAILURES} more"] if len(lines) > VERDICT_COLUMNS = [
-    "claim",
-    "verdict",
-    "effect",
-    "expected",
-    "measured by",
-    "seeds",
-    "would decide",
-    "published",
-    "source",
-]
-MOST_FAILURES else []
-    return "\n".join([*lines[:VERDICT_COLUMNS = [
-    "claim",
-    "verdict",
-    "effect",
-    "expected",
-    "measured by",
-    "seeds",
-    "would decide",
-    "published",
-    "source",
-]
-MOST_FAILURES], *more])
+    more = [f"- … and {len(lines) - MOST_FAILURES} more"] if len(lines) > MOST_FAILURES else []
+    return "\n".join([*lines[:MOST_FAILURES], *more])
 
 
 def _made_with(table: pd.DataFrame) -> list[str]:
