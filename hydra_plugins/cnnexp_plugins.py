@@ -1,7 +1,7 @@
 """Hydra finds plugins in this namespace package: cnnexp's sweeper and launcher."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -14,7 +14,23 @@ from omegaconf import DictConfig
 
 
 class CnnexpSweeper(BasicSweeper):
-    """Hydra's basic sweeper, which hands the whole sweep to the launcher and writes nothing itself."""
+    """Hydra's basic sweeper, which hands the whole sweep to the launcher and writes nothing itself.
+
+    Args:
+        max_batch_size: has no effect.
+        params: overrides that are swept, as in Hydra's sweeper.
+        parts: by a name, further ones: the sweep is the union of its parts, each all combinations of `params`,
+            its own and what the command line says.
+    """
+
+    def __init__(
+        self,
+        max_batch_size: int | None,
+        params: Mapping[str, str] | None = None,
+        parts: Mapping[str, Mapping[str, str] | None] | None = None,
+    ):
+        super().__init__(max_batch_size, dict(params or {}))
+        self.parts = parts or {"all": {}}
 
     def sweep(self, arguments: list[str]) -> Any:
         """Expand lists, ranges, choices and globs into jobs, and launch them."""
@@ -22,8 +38,11 @@ class CnnexpSweeper(BasicSweeper):
 
         assert self.hydra_context is not None and self.launcher is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides(quote_tyings([*self._parse_config(), *arguments]))
-        jobs = [job for batch in self.split_arguments(overrides, None) for job in batch]
+        jobs = []
+        for part in self.parts.values():
+            params = [f"{key}={value}" for key, value in {**self.params, **(part or {})}.items()]
+            overrides = parser.parse_overrides(quote_tyings([*params, *arguments]))
+            jobs += [job for batch in self.split_arguments(overrides, None) for job in batch]
         return [self.launcher.launch(jobs, initial_job_idx=0)]
 
 
@@ -79,7 +98,7 @@ _store = ConfigStore.instance()
 _store.store(
     group="hydra/sweeper",
     name="cnnexp",
-    node={"_target_": f"{_TARGET}CnnexpSweeper", "max_batch_size": None, "params": None},
+    node={"_target_": f"{_TARGET}CnnexpSweeper", "max_batch_size": None, "params": None, "parts": None},
     provider="cnnexp",
 )
 _store.store(

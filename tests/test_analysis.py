@@ -4,13 +4,16 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from scipy.stats import t
 
 from cnnexp.analysis.compare import compare, comparison
+from cnnexp.analysis.figures import Reference, accuracy_and_gap, default_drawings, style_of, tying_order
 from cnnexp.analysis.frame import frame, varying_keys, where
+from cnnexp.analysis.kernel_pictures import kernel_mosaic
 from cnnexp.analysis.report import print_report, write_report
 from cnnexp.analysis.results import results
 from cnnexp.errors import UsageError
@@ -198,3 +201,33 @@ def test_what_cannot_be_reported_is_refused(sweep: Path, tmp_path: Path) -> None
     _write(tmp_path / "results/started", "local", 64, 0, status="running")
     with pytest.raises(UsageError, match="none of its 1 runs has finished"):
         write_report(tmp_path / "results/started")
+
+
+def test_figures_have_one_style_a_tying_and_the_published_values(sweep: Path) -> None:
+    table = frame(read_runs(sweep))
+    star = Reference(x=100.0, accuracy=0.9, label="a paper's net", tying="shared")
+    figure = accuracy_and_gap(table, "params/total", lines=False, references=[star])
+    accuracy, gap = figure.axes
+    (drawn,) = (line for line in accuracy.lines if line.get_marker() == "*")
+    assert (drawn.get_xdata(), drawn.get_ydata()) == ([100.0], [0.9])
+    assert drawn.get_color() == style_of("shared")["color"]
+    assert len(gap.containers) == 3 and len(accuracy.containers) == 6  # intervals always; train beside test
+    assert accuracy.get_xscale() == gap.get_xscale() == "log"
+    assert style_of("tiled(4)") == style_of("tiled(2)") != style_of("shared")
+    order = ["shared", "tiled(2)", "local", "tiled(16)", "dense", "odd"]
+    assert sorted(order, key=tying_order) == ["dense", "local", "tiled(2)", "tiled(16)", "shared", "odd"]
+
+
+def test_a_sweep_without_an_experiment_has_figures_too(sweep: Path) -> None:
+    assert set(default_drawings(frame(read_runs(sweep)))) == {"accuracy_by_images", "accuracy_by_params"}
+
+
+def test_pictures_of_kernels_repeat_only_where_they_are_shared() -> None:
+    one = np.random.default_rng(0).normal(size=(1, 1, 3, 3, 2)).astype(np.float32)
+    shared = kernel_mosaic(np.tile(one, (2, 2, 1, 1, 1)))
+    height, width = shared.shape[0] // 2, (shared.shape[1] - 12) // 4
+    assert (shared[:height, :width] == shared[height:, :width]).all()
+    assert (shared[:height, :width] == shared[:height, width : 2 * width]).all()
+    assert (shared[:height, :width] != shared[:height, -width:]).any()  # another filter
+    broken = kernel_mosaic(np.full_like(one, np.nan))
+    assert broken.max() == 255

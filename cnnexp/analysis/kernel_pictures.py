@@ -16,7 +16,7 @@ POSITIVE, NEGATIVE, MIDDLE = (
     np.array(colour, float) for colour in ((178, 24, 43), (33, 102, 172), (255,) * 3)
 )
 BETWEEN = 190  # the grey between kernels
-SMALLEST = 240  # pixels of the shorter side of a filter's panel, about
+SMALLEST = 96  # pixels of the shorter side of a filter's panel, about
 
 
 def kernel_mosaic(

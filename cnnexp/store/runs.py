@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import re
 import time
 import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,11 +143,26 @@ def read_run(folder: Path) -> StoredRun:
     return StoredRun(
         run_id=folder.name,
         folder=folder,
-        config=yaml.load((folder / "config.yaml").read_text(), _LOADER),
+        config=_config((folder / "config.yaml").read_text()),
         summary=read_json(folder / "summary.json"),
         history=read_history(folder),
         status=read_json(folder / "status.json").get("status", "failed"),
     )
+
+
+def _config(text: str) -> dict[str, Any]:
+    """A stored configuration. Runs of a sweep share most of its sections, which are each parsed once."""
+    return {
+        key: dict(value) if isinstance(value, dict) else value
+        for section in re.split(r"(?m)^(?=[^\s-])", text)
+        if section
+        for key, value in _section(section).items()
+    }
+
+
+@lru_cache(maxsize=10_000)
+def _section(text: str) -> dict[str, Any]:
+    return yaml.load(text, _LOADER)
 
 
 def read_history(folder: Path) -> list[dict[str, int | float]]:
