@@ -19,8 +19,8 @@ class CnnexpSweeper(BasicSweeper):
     Args:
         max_batch_size: has no effect.
         params: overrides that are swept, as in Hydra's sweeper.
-        parts: by a name, further ones: the sweep is the union of its parts, each all combinations of `params`,
-            its own and what the command line says.
+        parts: by a name, further ones: the sweep is the union of its parts, each all combinations of
+            `params`, its own and what the command line says.
     """
 
     def __init__(

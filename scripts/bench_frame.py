@@ -47,7 +47,7 @@ def write_store(folder: Path, runs: int) -> None:
     with progress_bar("writing runs", runs) as advance:
         for number in range(runs):
             config = _config(values, folder, number)
-            writer = RunWriter(config)
+            writer, row = RunWriter(config), {}
             for step in np.linspace(0, STEPS, EVALUATIONS).astype(int).tolist():
                 row = {"step": step, "epoch": step / 10, "images": step * 64, "macs": step * 1e6}
                 train, test = rng.uniform(0.8, 1), rng.uniform(0.3, 0.8)
@@ -68,7 +68,7 @@ def _config(values: dict[str, Any], folder: Path, number: int) -> RunConfig:
 
 def timed(function: Callable[[], Any], repeats: int) -> tuple[float, Any]:
     """The median of the seconds, and what the function returned."""
-    seconds = []
+    seconds, result = [], None
     for _ in range(repeats):
         started = time.perf_counter()
         result = function()

@@ -45,6 +45,7 @@ SMALL: dict[str, Any] = {
         "scatter": True,
         "canvas": 10,
         "noise": 0.1,
+        "apart": False,
         "images": 120,
         "test_images": 50,
         "seed": 0,

@@ -28,6 +28,17 @@ def test_digits_as_they_are(configure: Configure) -> None:
     assert images.train_images.dtype == np.uint8
 
 
+def test_digits_apart_are_tested_where_none_was_trained_on(configure: Configure) -> None:
+    images = load(digits(configure, noise=0.0, apart=True))  # 3 places from left to right on 10 pixels
+    assert (images.train_images[:, :, 8:] == 85).all() and (images.train_images[:, :, :2] > 85).any()
+    assert (images.test_images[:, :, :2] == 85).all() and (images.test_images[:, :, 8:] > 85).any()
+    assert (images.train_images[:, 8:] > 85).any() and (images.train_images[:, :2] > 85).any()
+    with pytest.raises(
+        UsageError, match=r"data\.apart=true: needs data\.scatter=true and data\.canvas above 8"
+    ):
+        shape_of(digits(configure, apart=True, canvas=8))
+
+
 def test_scattered_digits_are_whole_and_test_digits_are_never_trained_on(configure: Configure) -> None:
     images = load(digits(configure, noise=0.0, images=400, test_images=200))
     base = load(digits(configure, scatter=False))

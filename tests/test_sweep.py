@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import pytest
 
-from cnnexp.store.runs import StoredRun, read_runs
+from cnnexp.analysis.report import write_report
+from cnnexp.store.runs import StoredRun, read_commands, read_runs
 from tests.conftest import SMALL_SWEEP
 
 
@@ -202,7 +203,37 @@ def test_mlp_and_sigmoid_head_and_single_mode(run: Any) -> None:
 
 @pytest.mark.parametrize("experiment", sorted(p.stem for p in Path("conf/experiment").glob("*.yaml")))
 def test_one_step_of_every_experiment(run: Any, experiment: str) -> None:
-    sizes = ["data.train_size=16", "seed=0", "train.steps=1", "train.eval_every=1", "model.features=[2,2]"]
-    assert run(f"experiment={experiment}", *sizes) == 0
+    smallest = [
+        "data.train_size=16",
+        "data.validation_size=10",
+        "seed=0",
+        "optim.learning_rate=0.01",
+        "train.steps=1",
+        "train.eval_every=1",
+        "model.features=[2,2]",
+    ]
+    assert run(f"experiment={experiment}", *smallest) == 0
     runs = read_runs(Path("results") / experiment)
     assert runs and all(stored.status == "finished" for stored in runs)
+    report = write_report(Path("results") / experiment)
+    assert not report.unmeasured or experiment == "why_convolutions"  # of which one compares training sizes
+
+
+def test_a_sweep_is_the_union_of_its_parts(run: Any) -> None:
+    parts = "hydra.sweeper.parts={noise:{data.pixel_noise:'0.1,0.2'},wide:{model.features:'[3]'}}"
+    assert run("seed=0,1", "model.tying=shared,local", "hydra.sweeper.params={data.noise:0.2}", parts) == 0
+    runs = read_runs(Path("results/default"))
+    cells = {(stored.config["data"]["pixel_noise"], *stored.config["model"]["features"]) for stored in runs}
+    assert cells == {(0.1, 2), (0.2, 2), (0.0, 2)}  # the command line outranks a part
+    assert len(runs) == 3 * 4
+    assert {stored.config["data"]["noise"] for stored in runs} == {0.2}
+    (command,) = read_commands(Path("results/default"))
+    assert command.startswith("cnnexp run ") and "model.tying=shared,local" in command
+
+
+def test_sizes_of_an_experiment(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    once = ["data.train_size=16", "seed=0", "train.steps=1", "train.eval_every=1", "model.tying=shared"]
+    assert run("experiment=why_convolutions", "size=demo", *once, "data.validation_size=0") == 0
+    assert len(read_runs(Path("results/why_convolutions"))) == 1
+    assert run("experiment=why_convolutions", "size=papper") == 2
+    assert "size=papper: did you mean 'paper'? allowed: demo, paper, small" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cnnexp.analysis.frame import config_keys, frame
+from cnnexp.analysis.frame import TUNED, config_keys, frame
 from cnnexp.analysis.results import finished_runs, print_table
 from cnnexp.analysis.statistics import Interval, interval
 from cnnexp.analysis.tables import METRICS, Format, as_format, percent
@@ -103,7 +103,7 @@ def _shared_keys(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
     """Keys that vary, and of which both sweeps have the same values, or at least one."""
     keys = []
     for key in config_keys(one):
-        if key in other:
+        if key in other and key not in TUNED:
             a, b = ({str(value) for value in table[key].unique()} for table in (one, other))
             if len(a | b) > 1 and a & b:
                 keys.append(key)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from cnnexp.analysis.layer_pictures import draw_matrix
-from cnnexp.analysis.statistics import Interval, interval
+from cnnexp.analysis.statistics import Cell, Interval, in_cell, interval
 from cnnexp.layers.geometry import Geometry
 from cnnexp.layers.tying import Tying
 
@@ -55,10 +55,14 @@ DARK: dict[Any, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A figure of a report: how to draw it from the frame, and the sentence below it."""
+    """A figure of a report: how to draw it from the frame, and the sentence below it.
+
+    `needs` says whether a frame has the runs that it shows.
+    """
 
     draw: Callable[[pd.DataFrame], Figure]
     caption: str
+    needs: Callable[[pd.DataFrame], bool] = lambda table: True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +168,44 @@ def accuracy_by_images(table: pd.DataFrame) -> Figure:
 def accuracy_by_params(table: pd.DataFrame) -> Figure:
     """Accuracies and gap against the number of parameters, a mark a network."""
     return accuracy_and_gap(table, "params/total", label="parameters", lines=False)
+
+
+def accuracy_by_condition(
+    table: pd.DataFrame, usual: Cell, conditions: Mapping[str, Cell], *, by: str = "model.tying"
+) -> Figure:
+    """Train and test accuracy, and the gap, a row a condition, a mark a tying with its interval.
+
+    Args:
+        table: a frame.
+        usual: keys and their values where no condition says otherwise.
+        conditions: by what people call them, the keys that they change; those without runs are left out.
+        by: what the colours tell apart.
+    """
+    found = {name: in_cell(table, {**usual, **changed}) for name, changed in conditions.items()}
+    found = {name: runs for name, runs in found.items() if len(runs)}
+    figure = Figure(figsize=(TEXT_WIDTH, 0.8 + 0.32 * len(found)), layout="constrained")
+    accuracy, gap = figure.subplots(1, 2, sharey=True)
+    names = sorted(table[by].astype(str).unique(), key=tying_order)
+    for place, name in enumerate(names):
+        look = style_of(name) | {"linestyle": "none"}
+        for row, runs in enumerate(found.values()):
+            own = runs[runs[by].astype(str) == name]
+            height = row + 0.5 * ((place + 0.5) / len(names) - 0.5)
+            for axes, metric, more in (
+                (accuracy, "train/accuracy", {"markerfacecolor": "none"}),
+                (accuracy, "test/accuracy", {}),
+                (gap, "gap/accuracy", {}),
+            ):
+                if len(own):
+                    value, low, high = interval(own.groupby("seed")[metric].mean().to_numpy())
+                    error = np.nan_to_num([[value - low], [high - value]])
+                    axes.errorbar([value], [height], xerr=error, capsize=2, elinewidth=0.8, **look, **more)
+        accuracy.plot([], [], label=name, **look)
+    accuracy.set_yticks(range(len(found)), list(found))
+    accuracy.set(xlabel="accuracy", xlim=(0, 1.04), ylim=(len(found) - 0.5, -0.5))
+    gap.set_xlabel("generalisation gap (train − test)")
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside right center")
+    return figure
 
 
 def equivalent_matrices(table: pd.DataFrame) -> Figure:

@@ -12,11 +12,16 @@ from cnnexp.store.runs import StoredRun
 GROUPS = ("model", "data", "optim", "train")  # of configuration keys, in the order in which people read them
 
 
-def frame(runs: Iterable[StoredRun]) -> pd.DataFrame:
-    """Every finished run: dotted configuration keys, the summary, and `test/accuracy_while_training`.
+TUNED = ("optim.learning_rate", "optim.weight_decay")  # chosen for each cell, so that they tell none apart
+TARGETS = (0.25, 0.5, 0.75, 0.9)  # of test accuracy, whose steps are counted
 
-    The last is the mean test accuracy over the evaluations after the first step: of two curves that end at
-    the same height, the one that rises sooner has more.
+
+def frame(runs: Iterable[StoredRun]) -> pd.DataFrame:
+    """Every finished run: dotted configuration keys, the summary, and how it got there.
+
+    `test/accuracy_while_training` is the mean test accuracy over the evaluations after the first step: of two
+    curves that end at the same height, the one that rises sooner has more. `steps_to/0.5` are the steps to
+    that test accuracy, on the line between two evaluations; infinite where it is never reached.
     """
     return pd.DataFrame([_row(run) for run in runs if run.status == "finished"])
 
@@ -86,9 +91,23 @@ def _holds(values: pd.Series, relation: str, text: str) -> pd.Series:
 
 
 def _row(run: StoredRun) -> dict[str, Any]:
-    curve = [row["test/accuracy"] for row in run.history if row["step"] > 0]
-    extra = {"test/accuracy_while_training": sum(curve) / len(curve)} if curve else {}
+    curve = [(row["step"], row["test/accuracy"]) for row in run.history]
+    after = [accuracy for step, accuracy in curve if step > 0]
+    extra = {"test/accuracy_while_training": sum(after) / len(after)} if after else {}
+    extra |= {f"steps_to/{target:g}": steps_to(curve, target) for target in TARGETS}
     return {"run_id": run.run_id} | _dotted(run.config) | run.summary | extra
+
+
+def steps_to(curve: Sequence[tuple[float, float]], target: float) -> float:
+    """Where a curve of steps and accuracies first reaches a target; infinite where it does not."""
+    before: tuple[float, float] | None = None
+    for step, accuracy in curve:
+        if accuracy >= target:
+            if before is None:
+                return float(step)
+            return before[0] + (step - before[0]) * (target - before[1]) / (accuracy - before[1])
+        before = (step, accuracy)
+    return float("inf")
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

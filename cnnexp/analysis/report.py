@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cnnexp.analysis.claims import Judged, judge
+from cnnexp.analysis.claims import Claim, Judged, judge
 from cnnexp.analysis.experiments import Experiment, load_experiment
 from cnnexp.analysis.figures import Drawing, Rendered, default_drawings, render
 from cnnexp.analysis.frame import frame, varying_keys
@@ -39,6 +39,7 @@ class Report:
         tuning: how they were chosen.
         cells: a row a cell.
         judged: the claims, in their order.
+        unmeasured: those for which the sweep lacks cells.
         drawn: figures by name: the caption, and the pictures.
         commands: that made the runs.
     """
@@ -51,6 +52,7 @@ class Report:
     tuning: Tuning
     cells: pd.DataFrame
     judged: list[Judged]
+    unmeasured: list[Claim]
     drawn: Mapping[str, tuple[str, Rendered]]
     commands: list[str]
 
@@ -74,7 +76,12 @@ def make_report(folder: Path) -> Report:
     tuning = tune(frame(runs))
     table = tuning.table
     experiment = load_experiment(str(table["experiment"].iloc[0]))
-    drawings = dict(experiment.figures or default_drawings(table))
+    drawings = {
+        name: drawing
+        for name, drawing in (experiment.figures or default_drawings(table)).items()
+        if drawing.needs(table)
+    }
+    judged = judge(experiment.claims, table)
     if kernels := _kept_kernels(table, runs):
         drawings["kernels"] = Drawing(draw=lambda _: kernels_figure(kernels), caption=KERNELS_CAPTION)
     return Report(
@@ -85,7 +92,8 @@ def make_report(folder: Path) -> Report:
         table=table,
         tuning=tuning,
         cells=cells_of(table),
-        judged=judge(experiment.claims, table),
+        judged=[one for one in judged if one.interval is not None],
+        unmeasured=[one.claim for one in judged if one.interval is None],
         drawn={name: (drawing.caption, render(drawing, table)) for name, drawing in drawings.items()},
         commands=read_commands(folder) or [_derived_command(table, folder.name)],
     )
@@ -138,6 +146,8 @@ def print_report(report: Report) -> None:
         measured = f"{judged.claim.measure}: {judged.effect}, expected {judged.condition}"
         verdicts.add_row("", f"[dim]{escape('; '.join(filter(None, [measured, judged.advice])))}[/]")
     console.print(verdicts)
+    if report.unmeasured:
+        console.print(f"[dim]{len(report.unmeasured)} more claims need cells that this sweep lacks[/]")
     for warning in report.tuning.warnings:
         console.print(f"[yellow]tuning[/] {warning}", highlight=False)
     console.print(f"\n{report.folder / 'report.html'}", highlight=False, soft_wrap=True)

@@ -41,6 +41,9 @@ def markdown(report: Report) -> str:
     parts = [f"# {report.experiment.question}", _state(report)]
     if report.judged:
         parts += ["## Verdicts", markdown_table(_marked(verdicts_table(report.judged))), ABOUT_VERDICTS]
+    if report.unmeasured:
+        sentences = "\n".join(f"- {claim.sentence}" for claim in report.unmeasured)
+        parts += ["Not measured, as this sweep lacks their cells:", sentences]
     if report.drawn:
         parts += [
             "## Figures",

@@ -98,12 +98,12 @@ Cell = Mapping[str, object]  # configuration keys and their values, as the frame
 def paired(table: pd.DataFrame, metric: str, *cells: Cell) -> Float[np.ndarray, "seeds cells"]:
     """`metric` in several cells, seed by seed.
 
-    Runs are paired by seed and by every varying key that no cell names, and averaged over the latter. Empty
-    where a cell is missing.
+    Runs are paired by seed and by every varying key that no cell names, and averaged over the latter; what
+    was tuned belongs to each cell. Empty where a cell is missing.
     """
-    from cnnexp.analysis.frame import varying_keys
+    from cnnexp.analysis.frame import TUNED, varying_keys
 
-    named = set().union(*cells)
+    named = set().union(TUNED, *cells)
     by = ["seed", *(key for key in varying_keys(table) if key not in named)]
     columns = [in_cell(table, cell).groupby(by, dropna=False)[metric].mean() for cell in cells]
     joined = pd.concat(columns, axis=1, keys=range(len(cells))).dropna()

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from cnnexp.analysis.frame import varying_keys
+from cnnexp.analysis.frame import TUNED, varying_keys
 
-TUNED = ("optim.learning_rate", "optim.weight_decay")
 CHOSEN_BY = "validation/accuracy"
 
 

@@ -39,6 +39,9 @@ class Digits(DataSection):
     digits: Annotated[int, Field(ge=1, le=9)] = Field(description="on a canvas; several: several labels")
     canvas: Annotated[int, Field(ge=8)] = Field(description="side of the canvas, in pixels")
     noise: Deviation = Field(description="of the canvas noise; ink is at most 1")
+    apart: bool = Field(
+        description="training digits in the left half of all places, test digits in the right"
+    )
     images: Size = Field(description="canvases made for training")
     test_images: Size = Field(description="canvases made for testing")
     seed: Count = Field(description="of the split, the places and the noise")

@@ -213,7 +213,7 @@ def block_permutation(
     words = random.bits(key, (ROUNDS, 2))
     epoch = (identity.astype(jnp.uint32) + 1)[:, None]
     size = (rows * columns).astype(jnp.uint32)
-    sent = permuted(words, epoch, number.astype(jnp.uint32), size).astype(jnp.int32)
+    sent = permuted(words, epoch, number.astype(jnp.uint32), size, rolled=True).astype(jnp.int32)
     return (sent // columns * block + row % block) * width + sent % columns * across + column % across
 
 

@@ -31,11 +31,20 @@ def load_digits(data: Digits) -> Images:
         grey = np.round(255 * ink).astype(np.uint8)[..., None]
         return images_of(grey[train], labels[train], grey[test], labels[test])
     streams = random.split(random.key(data.seed), 2)
+    halves = _columns(data)
     drawn = [
         array
-        for base, stream, count in zip((train, test), streams, (data.images, data.test_images), strict=True)
+        for base, columns, stream, count in zip(
+            (train, test), halves, streams, (data.images, data.test_images), strict=True
+        )
         for array in drawn_images(
-            partial(_canvas, data, jnp.asarray(ink[base], jnp.float32), jnp.asarray(labels[base], jnp.int32)),
+            partial(
+                _canvas,
+                data,
+                columns,
+                jnp.asarray(ink[base], jnp.float32),
+                jnp.asarray(labels[base], jnp.int32),
+            ),
             stream,
             count,
         )
@@ -43,8 +52,17 @@ def load_digits(data: Digits) -> Images:
     return images_of(*drawn)
 
 
+def _columns(data: Digits) -> tuple[tuple[int, int], tuple[int, int]]:
+    """From where to where the left edge of a training digit, and of a test digit, may be."""
+    places = data.canvas - DIGIT + 1
+    if data.apart:
+        return (0, places // 2), (-(-places // 2), places)
+    return (0, places), (0, places)
+
+
 def _canvas(
     data: Digits,
+    columns: tuple[int, int],
     ink: Float[Array, "n 8 8"],
     labels: Int[Array, " n"],
     key: Key[Array, ""],
@@ -53,7 +71,8 @@ def _canvas(
     """Digits, anywhere that they fit, then Gaussian noise on every pixel; where two meet, the darker ink."""
     digit_key, place_key, noise_key = random.split(key, 3)
     chosen = random.randint(digit_key, (data.digits,), 0, len(ink))
-    places = random.randint(place_key, (data.digits, 2), 0, data.canvas - DIGIT + 1)
+    low, high = jnp.array([0, columns[0]]), jnp.array([data.canvas - DIGIT + 1, columns[1]])
+    places = random.randint(place_key, (data.digits, 2), low, high)
     canvas = jnp.zeros((data.canvas, data.canvas))
     for digit, place in zip(ink[chosen], places, strict=True):
         here = lax.dynamic_slice(canvas, place, (DIGIT, DIGIT))

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import random
+from jax import lax, random
 from jaxtyping import Array, Int, Key, UInt32
 
 from cnnexp.data.arrays import Numbers
@@ -43,20 +43,27 @@ def permuted(
     epoch: UInt32[Array, "*#n"],
     place: UInt32[Array, "*#n"],
     size: UInt32[Array, ""],
+    *,
+    rolled: bool = False,
 ) -> UInt32[Array, "*n"]:
     """Where the random permutation of each epoch sends a place in [0, size).
 
     A swap-or-not network (Hoang, Morris and Rogaway 2012): each round pairs every place with its mirror image
     about a random point, and a random bit of the pair decides whether the two change places. Any place is
     found without making the whole permutation.
+
+    `rolled` compiles the rounds as a loop: sooner done, and slower where places are few.
     """
-    for first, second in words:
-        centre = jnp.floor(_unit(_mixed(epoch ^ first)) * size.astype(jnp.float32)).astype(jnp.uint32)
+    place, epoch = jnp.broadcast_arrays(place, epoch)
+
+    def mixed(place: Array, word: Array) -> tuple[Array, None]:
+        centre = jnp.floor(_unit(_mixed(epoch ^ word[0])) * size.astype(jnp.float32)).astype(jnp.uint32)
         centre = jnp.minimum(centre, size - 1)
         mirror = jnp.where(place <= centre, centre - place, centre + (size - place))
-        swap = _mixed(jnp.maximum(place, mirror) ^ _mixed(epoch ^ second)) >> 31
-        place = jnp.where(swap == 1, mirror, place)
-    return place
+        swap = _mixed(jnp.maximum(place, mirror) ^ _mixed(epoch ^ word[1])) >> 31
+        return jnp.where(swap == 1, mirror, place), None
+
+    return lax.scan(mixed, place, words, unroll=1 if rolled else len(words))[0]
 
 
 def _mixed(word: UInt32[Array, "..."]) -> UInt32[Array, "..."]:

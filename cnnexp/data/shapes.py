@@ -79,6 +79,8 @@ def shape_of(data: Data) -> DataShape:
 
 def _digits_shape(data: Digits) -> DataShape:
     scattered = data.scatter
+    if data.apart and (not scattered or data.canvas < DIGIT + 1):
+        raise UsageError(f"data.apart=true: needs data.scatter=true and data.canvas above {DIGIT}")
     side = data.canvas if scattered else DIGIT
     return DataShape(
         image=(side, side, 1),

@@ -25,7 +25,6 @@ from cnnexp.tracking.wandb_sweep import SweepMirror
 
 DONE, OUTAGE, REFUSED = 0, 3, 4  # exit codes
 GIVE_UP_SECONDS = 600.0  # after the sweep's end
-NICE = 10  # training goes first
 
 
 class Follower:
@@ -99,7 +98,7 @@ def send_all(follower: Follower, lines: "queue.SimpleQueue[str | None]", sweep: 
 def main() -> None:
     """Read where to, follow the folders that are named line by line, and say what was sent where."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the sweep, which then closes the pipe
-    os.nice(NICE)
+    _give_way()
     os.environ["WANDB_SILENT"] = "true"
     order = json.loads(sys.stdin.readline())
     target = Target(**order["target"])
@@ -117,6 +116,14 @@ def main() -> None:
         _report(say=sent_line(target, Path(order["folder"]), follower.sent, time.monotonic() - started))
     sys.stdout.flush()
     os._exit(code)  # the client's own threads may hang
+
+
+def _give_way() -> None:
+    """Leave the cores to training: take what it leaves idle."""
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.nice(19)
 
 
 def outage_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from cnnexp.config.sections import Tracking
 from cnnexp.tracking.target import Target, target_of
 
 PATIENCE_SECONDS = 0.5  # at the end of a sweep, before the mirror is left to itself …
-PATIENCE_SHARE = 0.02  # … or this share of the sweep's time, where that is longer
+PATIENCE_SHARE = 0.01  # … or this share of the sweep's time, where that is longer
 FILES_SECONDS = 2.0  # … or this long, for one that only writes files
 RESULT_SECONDS = 30.0  # for one whose result an agent waits for
 AGAIN_SECONDS = 1.0  # before a mirror that was killed is started again

@@ -1,0 +1,168 @@
+"""Kernel size, stride and tying: what each costs, and what it does to the generalisation gap.
+
+    cnnexp run experiment=kernel_stride_tying
+    cnnexp report kernel_stride_tying
+
+All nets have one tied layer and a head. They are compared at equal width; the controls have the parameters or
+the MACs of the local net of the same geometry.
+"""
+
+import numpy as np
+import pandas as pd
+
+from cnnexp.analysis.claims import Claim, more_than
+from cnnexp.analysis.experiments import Experiment
+from cnnexp.analysis.figures import Drawing, accuracy_and_gap
+from cnnexp.analysis.statistics import Cell, paired, rank_correlation
+
+POST = "the usual answer: sparsity of connections and parameter sharing"
+MATTERS = 0.02
+WIDTH = {"model.match": "none"}
+WINDOW = {"model.kernel_size": 5, "model.stride": 1}
+
+
+def cell(tying: str, **keys: object) -> Cell:
+    """A tying at equal width, or matched where `keys` say so."""
+    return {**WIDTH, "model.tying": tying, **keys}
+
+
+def above(metric: str, one: Cell, other: Cell):
+    """Of one cell over another, seed by seed, mean over the geometries that both have."""
+    return lambda table: np.diff(paired(table, metric, other, one))[:, 0]
+
+
+def kernels(metric: str, tying: str):
+    """What a kernel of 7 adds to one of 3, mean over strides."""
+    return above(metric, cell(tying, **{"model.kernel_size": 7}), cell(tying, **{"model.kernel_size": 3}))
+
+
+def fewer_parameters(table: pd.DataFrame) -> np.ndarray:
+    """Of local over shared, at the same window."""
+    counts = [paired(table, "params/total", cell(tying, **WINDOW)) for tying in ("local", "shared")]
+    return counts[0][:1, 0] / counts[1][:1, 0] if all(map(len, counts)) else np.empty(0)
+
+
+def among_equals(metric: str):
+    """Spearman's correlation of parameters and a metric over the nets of equal width, one a seed."""
+    return lambda table: rank_correlation(table[table["model.match"] == "none"], "params/total", metric)
+
+
+def claim(sentence: str, measure: str, estimate, smallest: float = MATTERS, **more) -> Claim:
+    """That an effect is larger than the smallest that matters."""
+    return Claim(
+        sentence=sentence,
+        source=POST,
+        measure=measure,
+        estimate=estimate,
+        expected=more_than(smallest),
+        **more,
+    )
+
+
+CLAIMS = (
+    claim(
+        "Sharing saves parameters.",
+        "parameters, local over shared, 5x5 kernels, stride 1",
+        fewer_parameters,
+        1.0,
+        unit="x",
+        exact=True,
+    ),
+    claim(
+        "Sharing closes the gap: at every kernel size and stride.",
+        "gap, local − shared, mean over kernel sizes and strides",
+        above("gap/accuracy", cell("local"), cell("shared")),
+    ),
+    claim(
+        "Partial sharing closes part of it: tiles.",
+        "gap, local − tiled(2), mean over kernel sizes and strides",
+        above("gap/accuracy", cell("local"), cell("tiled(2)")),
+    ),
+    claim(
+        "Partial sharing closes part of it: blocks.",
+        "gap, local − blocked(2), mean over kernel sizes and strides",
+        above("gap/accuracy", cell("local"), cell("blocked(2)")),
+    ),
+    claim(
+        "Sparsity closes the gap: local is below dense.",
+        "gap, dense − local, 5x5 kernels, mean over strides",
+        above(
+            "gap/accuracy",
+            cell("dense", **{"model.kernel_size": 5}),
+            cell("local", **{"model.kernel_size": 5}),
+        ),
+    ),
+    claim(
+        "Larger windows help a convolution.",
+        "test accuracy of shared, 7x7 − 3x3 kernels, mean over strides",
+        kernels("test/accuracy", "shared"),
+    ),
+    claim(
+        "Larger windows widen the gap of a local net.",
+        "gap of local, 7x7 − 3x3 kernels, mean over strides",
+        kernels("gap/accuracy", "local"),
+    ),
+    claim(
+        "A larger stride costs a convolution accuracy.",
+        "test accuracy of shared, stride 1 − 2, mean over kernel sizes",
+        above("test/accuracy", cell("shared", **{"model.stride": 1}), cell("shared", **{"model.stride": 2})),
+    ),
+    claim(
+        "It is not the number of parameters: with as many, shared still has the smaller gap.",
+        "gap, local − shared of as many parameters, 5x5 kernels, stride 1",
+        above(
+            "gap/accuracy",
+            cell("local", **WINDOW),
+            cell("shared", **{"model.match": "params", **WINDOW}),
+        ),
+    ),
+    claim(
+        "Nor that of MACs: with as many, shared has the smaller gap than dense.",
+        "gap, dense − shared of equal MACs",
+        above(
+            "gap/accuracy",
+            cell("dense", **{"model.match": "macs", **WINDOW}),
+            cell("shared", **{"model.match": "macs", **WINDOW}),
+        ),
+    ),
+    claim(
+        "At equal width the gap grows with the parameters.",
+        "rank correlation of parameters and gap over nets",
+        among_equals("gap/accuracy"),
+        0.5,
+        unit="",
+    ),
+)
+
+
+def by(count: str, label: str):
+    """Every net of equal width by one of its counts."""
+    return lambda table: accuracy_and_gap(
+        table[table["model.match"] == "none"], count, label=label, lines=False
+    )
+
+
+def by_kernel(table: pd.DataFrame):
+    """Accuracies by kernel size, strides averaged."""
+    windows = table[(table["model.match"] == "none") & (table["model.tying"] != "dense")]
+    return accuracy_and_gap(windows, "model.kernel_size", label="kernel size (3, 5, 7), strides averaged")
+
+
+EXPERIMENT = Experiment(
+    question="What do kernel size, stride and tying cost, and what do they do to the generalisation gap?",
+    claims=CLAIMS,
+    figures={
+        "by_params": Drawing(
+            draw=by("params/total", "parameters"),
+            caption="Accuracy (hollow: on the training images) and gap against parameters, at equal width.",
+        ),
+        "by_macs": Drawing(
+            draw=by("macs", "MACs"),
+            caption="The same against multiply-accumulates of one image.",
+        ),
+        "by_kernel": Drawing(
+            draw=by_kernel,
+            caption="The same against kernel size: mean and 95% interval over seeds, strides averaged.",
+        ),
+    },
+)
