@@ -57,9 +57,12 @@ def _command(arguments: Sequence[str]) -> int:
         return _wandb_sweep(arguments)
     options = _parser().parse_args(arguments)
     if options.command == "report":
-        from cnnexp.analysis.report import print_report, write_report
+        from cnnexp.analysis.report import print_report, publish, write_report
 
-        print_report(write_report(Path(options.results_dir) / options.name))
+        report = write_report(Path(options.results_dir) / options.name)
+        print_report(report)
+        if options.publish:
+            print(publish(report, options.publish))
     elif options.command == "results":
         from cnnexp.analysis.results import results
 
@@ -169,6 +172,12 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="table, figures and verdicts of a sweep")
     report.add_argument("name", help="the sweep's folder under the results")
     report.add_argument("--results-dir", default="results", metavar="DIR")
+    report.add_argument(
+        "--publish",
+        type=Path,
+        metavar="DIR",
+        help="also as DIR/NAME.md with small figures, to be kept beside code",
+    )
     results = commands.add_parser("results", help="a sweep's runs, or its cells, as a table")
     results.add_argument("name", help="the sweep's folder under the results")
     results.add_argument("--results-dir", default="results", metavar="DIR")

@@ -282,7 +282,8 @@ def test_learning_rates_are_chosen_on_validation_images_and_never_by_the_test() 
 
 def test_a_choice_at_the_edge_is_warned_of() -> None:
     tuning = tune(_tuned([0.001, 0.01], [0.5, 0.7], [0.9, 0.1]))
-    assert len(tuning.warnings) == 2 and "optim.learning_rate=0.01 is at the edge" in tuning.warnings[0]
+    (warning,) = tuning.warnings
+    assert warning.startswith("optim.learning_rate: in 2 of 2 cells the value chosen, 0.01, is at the edge")
     assert tuning.choices["at_edge"].tolist() == ["optim.learning_rate"] * 2
 
 

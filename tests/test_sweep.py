@@ -233,6 +233,7 @@ def test_a_sweep_is_the_union_of_its_parts(run: Any) -> None:
 
 def test_sizes_of_an_experiment(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     once = ["data.train_size=16", "seed=0", "train.steps=1", "train.eval_every=1", "model.tying=shared"]
+    once += ["model.features=[2,2]"]
     assert run("experiment=why_convolutions", "size=demo", *once, "data.validation_size=0") == 0
     assert len(read_runs(Path("results/why_convolutions"))) == 1
     assert run("experiment=why_convolutions", "size=papper") == 2

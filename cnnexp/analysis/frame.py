@@ -98,9 +98,9 @@ def _row(run: StoredRun) -> dict[str, Any]:
     return {"run_id": run.run_id} | _dotted(run.config) | run.summary | extra
 
 
-def steps_to(curve: Sequence[tuple[float, float]], target: float) -> float:
+def steps_to(curve: Sequence[tuple[int | float, int | float]], target: float) -> float:
     """Where a curve of steps and accuracies first reaches a target; infinite where it does not."""
-    before: tuple[float, float] | None = None
+    before: tuple[int | float, int | float] | None = None
     for step, accuracy in curve:
         if accuracy >= target:
             if before is None:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from cnnexp.analysis.claims import Claim, Judged, judge
 from cnnexp.analysis.experiments import Experiment, load_experiment
-from cnnexp.analysis.figures import Drawing, Rendered, default_drawings, render
+from cnnexp.analysis.figures import Drawing, Rendered, default_drawings, render, smaller
 from cnnexp.analysis.frame import frame, varying_keys
 from cnnexp.analysis.kernel_pictures import kernels_figure
 from cnnexp.analysis.page import html_page
@@ -123,6 +123,22 @@ def write_report(folder: Path) -> Report:
     pictures = {name: rendered for name, (_, rendered) in report.drawn.items()}
     write_text(report.folder / "report.html", html_page(text, pictures, title=report.experiment.question))
     return report
+
+
+def publish(report: Report, folder: Path) -> Path:
+    """Write the report as Markdown with small figures, to be kept beside code; returns the file.
+
+    Args:
+        report: what it says.
+        folder: `NAME.md` goes there, its figures to `figures/`.
+    """
+    from cnnexp.analysis.report_text import markdown
+
+    name = report.folder.parent.name
+    for figure, (_, rendered) in report.drawn.items():
+        write_bytes(folder / "figures" / f"{name}_{figure}.png", smaller(rendered.png))
+    write_text(folder / f"{name}.md", markdown(report, f"figures/{name}_"))
+    return folder / f"{name}.md"
 
 
 def print_report(report: Report) -> None:

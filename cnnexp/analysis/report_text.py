@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import pandas as pd
 
@@ -10,6 +11,7 @@ from cnnexp.analysis.frame import constant_keys, varying_keys
 from cnnexp.analysis.report import Report
 from cnnexp.analysis.tables import markdown_table, readable
 from cnnexp.analysis.tuning import CHOSEN_BY
+from cnnexp.store.atomic import read_json
 from cnnexp.store.runs import StoredRun
 from cnnexp.text import duration_text
 
@@ -36,8 +38,13 @@ ABOUT_VERDICTS = (
 )
 
 
-def markdown(report: Report) -> str:
-    """The whole report."""
+def markdown(report: Report, pictures: str = "") -> str:
+    """The whole report.
+
+    Args:
+        report: what it says.
+        pictures: what the files of the figures begin with: a folder, or part of their names.
+    """
     parts = [f"# {report.experiment.question}", _state(report)]
     if report.judged:
         parts += ["## Verdicts", markdown_table(_marked(verdicts_table(report.judged))), ABOUT_VERDICTS]
@@ -47,7 +54,10 @@ def markdown(report: Report) -> str:
     if report.drawn:
         parts += [
             "## Figures",
-            *(f"![{caption}]({name}.png)\n\n*{caption}*" for name, (caption, _) in report.drawn.items()),
+            *(
+                f"![{caption}]({pictures}{name}.png)\n\n*{caption}*"
+                for name, (caption, _) in report.drawn.items()
+            ),
         ]
     parts += [
         "## Table",
@@ -105,7 +115,16 @@ def _state(report: Report) -> str:
     seconds = sum(run.summary.get("wall_seconds") or 0 for run in report.runs)
     states = ", ".join(f"{number} {status}" for status, number in counts.most_common())
     left_out = f"; {report.damaged} more are damaged and left out" if report.damaged else ""
-    return f"{len(report.runs)} runs: {states}{left_out}; {duration_text(seconds)} of training."
+    times = [read_json(run.folder / "status.json") for run in report.runs]
+    begun = min((time["started"] for time in times if "started" in time), default=None)
+    ended = max((time["updated"] for time in times if "updated" in time), default=None)
+    when = ""
+    if begun and ended:
+        day = datetime.fromtimestamp(begun, UTC).date().isoformat()
+        when = f" First to last on {day}, within {duration_text(ended - begun)}."
+    devices = " and ".join(sorted(map(str, report.table["device"].unique())))
+    made = f"{duration_text(seconds)} of training on {devices}"
+    return f"{len(report.runs)} runs: {states}{left_out}; {made}.{when}"
 
 
 def _tuning(report: Report) -> list[str]:

@@ -59,10 +59,12 @@ def tune(table: pd.DataFrame) -> Tuning:
         kept.append(runs)
         named = dict(zip(cell_keys, values, strict=True))
         choices.append({**named, **chosen, CHOSEN_BY: runs[CHOSEN_BY].mean(), "at_edge": " ".join(edges)})
-        if edges:
-            cell_name = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in named.items())
-            at = ", ".join(f"{key}={chosen[key]:g}" for key in edges)
+    for key in keys:
+        at = [row[key] for row in choices if key in row["at_edge"].split()]
+        if at:
+            values = " or ".join(f"{value:g}" for value in sorted(set(at)))
             warnings.append(
-                f"{cell_name or 'the only cell'}: {at} is at the edge of the values tried; try beyond it"
+                f"{key}: in {len(at)} of {len(choices)} cells the value chosen, {values}, is at the edge of "
+                "those tried; try beyond it"
             )
     return Tuning(table=pd.concat(kept), keys=keys, choices=pd.DataFrame(choices), warnings=warnings)
