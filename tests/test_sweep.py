@@ -212,11 +212,13 @@ def test_one_step_of_every_experiment(run: Any, experiment: str) -> None:
         "train.eval_every=1",
         "model.features=[2,2]",
     ]
+    if experiment == "kernel_stride_tying":  # of 36 programs
+        smallest += ["model.kernel_size=3", "model.stride=1"]
     assert run(f"experiment={experiment}", *smallest) == 0
     runs = read_runs(Path("results") / experiment)
     assert runs and all(stored.status == "finished" for stored in runs)
     report = write_report(Path("results") / experiment)
-    assert not report.unmeasured or experiment == "why_convolutions"  # of which one compares training sizes
+    assert len(report.judged) > len(report.unmeasured) and report.drawn
 
 
 def test_a_sweep_is_the_union_of_its_parts(run: Any) -> None:
