@@ -113,7 +113,7 @@ CLAIMS = (
         above(
             "gap/accuracy",
             cell("local", **WINDOW),
-            cell("shared", **{"model.match": "params", **WINDOW}),
+            cell("shared", **{"model.match": "params", "model.match_tying": "local", **WINDOW}),
         ),
     ),
     claim(

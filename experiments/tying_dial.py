@@ -37,6 +37,15 @@ def above(one: Cell, other: Cell, metric: str = "test/accuracy"):
     return lambda table: np.diff(paired(table, metric, other, one))[:, 0]
 
 
+def near_above_far(table: pd.DataFrame) -> np.ndarray:
+    """Of nets of two or three layers: low rank in the first layer alone over low rank in the last alone."""
+    for others in (["shared"], ["shared", "shared"]):
+        near, far = cell(str(["low_rank(4)", *others])), cell(str([*others, "low_rank(4)"]))
+        if len(found := above(near, far)(table)):
+            return found
+    return np.empty(0)
+
+
 def along(dial: str, metric: str):
     """Spearman's correlation of a metric with the number of parameters along a dial, one a seed."""
 
@@ -77,8 +86,8 @@ CLAIMS = (
     claim(
         "Freedom pays more near the input than far from it.",
         ELSAYED,
-        "test accuracy, low rank in the first layer − in the second",
-        above(cell("['low_rank(4)', 'shared']"), cell("['shared', 'low_rank(4)']")),
+        "test accuracy, low rank in the first layer − in the last",
+        near_above_far,
     ),
     claim(
         "Small tiles are at least as good as one kernel.",

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import pytest
 
-from cnnexp.analysis.report import write_report
 from cnnexp.store.runs import StoredRun, read_commands, read_runs
 from tests.conftest import SMALL_SWEEP
 
@@ -199,26 +198,6 @@ def test_mlp_and_sigmoid_head_and_single_mode(run: Any) -> None:
     assert run("model.head=sigmoid", "hydra.mode=RUN") == 0
     (stored,) = runs_of().values()
     assert stored.config["model"]["head"] == "sigmoid"
-
-
-@pytest.mark.parametrize("experiment", sorted(p.stem for p in Path("conf/experiment").glob("*.yaml")))
-def test_one_step_of_every_experiment(run: Any, experiment: str) -> None:
-    smallest = [
-        "data.train_size=16",
-        "data.validation_size=10",
-        "seed=0",
-        "optim.learning_rate=0.01",
-        "train.steps=1",
-        "train.eval_every=1",
-        "model.features=[2,2]",
-    ]
-    if experiment == "kernel_stride_tying":  # of 36 programs
-        smallest += ["model.kernel_size=3", "model.stride=1"]
-    assert run(f"experiment={experiment}", *smallest) == 0
-    runs = read_runs(Path("results") / experiment)
-    assert runs and all(stored.status == "finished" for stored in runs)
-    report = write_report(Path("results") / experiment)
-    assert len(report.judged) > len(report.unmeasured) and report.drawn
 
 
 def test_a_sweep_is_the_union_of_its_parts(run: Any) -> None:
