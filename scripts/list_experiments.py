@@ -8,7 +8,7 @@ from pathlib import Path
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 BEGIN, END = "<!-- the table -->", "<!-- its end -->"
-COLUMNS = ("experiment", "question", "supported", "refuted", "inconclusive", "runs, time", "command")
+COLUMNS = ("experiment", "question", "supported", "refuted", "inconclusive", "runs, training", "command")
 HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
 
 
@@ -16,7 +16,7 @@ def row(report: Path) -> str:
     """What a report says, in a line."""
     text = report.read_text()
     question = re.search(r"^# (.*)$", text, re.MULTILINE)
-    runs = re.search(r"^(\d+ runs).*within (.*)\.$", text, re.MULTILINE)
+    runs = re.search(r"^([\d,]+ runs).*; (.*) of training", text, re.MULTILINE)
     command = re.search(r"## Reproduce\s+```\n(.*)\n", text)
     assert question and runs and command, f"{report}: not a report"
     counts = [str(len(re.findall(rf"\*\*{v}\*\*", text))) for v in ("supported", "refuted", "inconclusive")]

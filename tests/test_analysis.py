@@ -16,6 +16,8 @@ from cnnexp.analysis.frame import frame, varying_keys, where
 from cnnexp.analysis.kernel_pictures import kernel_mosaic
 from cnnexp.analysis.report import print_report, write_report
 from cnnexp.analysis.results import results
+from cnnexp.analysis.statistics import in_cell
+from cnnexp.analysis.tables import telling_keys
 from cnnexp.errors import UsageError
 from cnnexp.store.runs import read_runs
 from tests.browser import looked_at
@@ -241,3 +243,32 @@ def test_pictures_of_kernels_repeat_only_where_they_are_shared() -> None:
     assert (shared[:height, :width] != shared[:height, -width:]).any()  # another filter
     broken = kernel_mosaic(np.full_like(one, np.nan))
     assert broken.max() == 255
+
+
+def test_kernels_of_a_signal_lie_across() -> None:
+    positions, taps = 5, 9
+    picture = kernel_mosaic(np.ones((positions, 1, taps, 1, 3)))
+    assert picture.shape[1] > picture.shape[0] / 3 > positions
+    assert max(picture.shape) < 2_000
+
+
+def test_a_table_names_the_fewest_keys_that_tell_its_cells_apart() -> None:
+    cells = pd.DataFrame(
+        {
+            "model.tying": ["shared", "local", "shared", "local"],
+            "model.features": ["[2, 4]", "[2, 4]", "[8]", "[8]"],
+            "data.noise": [0.1, 0.1, 0.2, 0.2],
+            "data.digits": [1, 1, None, None],
+            "optim.learning_rate": [0.1, 0.2, 0.3, 0.4],
+        }
+    )
+    assert telling_keys(cells) == ["model.tying", "data.noise", "optim.learning_rate"]
+    alone = cells.drop(columns=["data.noise", "data.digits"])
+    assert telling_keys(alone) == ["model.tying", "model.features", "optim.learning_rate"]
+
+
+def test_a_key_that_only_some_runs_have_varies() -> None:
+    table = pd.DataFrame({"optim.l1": [None, 0.1], "train.steps": [None, None]})
+    assert varying_keys(table) == ["optim.l1"]
+    assert in_cell(table, {"optim.l1": None}).index.tolist() == [0]
+    assert in_cell(table, {"optim.l1": 0.1}).index.tolist() == [1]

@@ -57,6 +57,9 @@ def invented(config: RunConfig, random: np.random.Generator) -> StoredRun:
     history = [{"step": step, "epoch": 0.0, "test/accuracy": step / 10} for step in (0, 5)]
     last = {"step": 10, "epoch": 1.0} | metrics
     summary = summary_of(config, last, status="finished", seconds=1.0)
+    summary |= {
+        f"learned/{measure}/conv_0": random.uniform() for measure in ("distance", "zeros", "locality")
+    }
     values = config.model_dump()
     return StoredRun(
         run_id=config.run_id,

@@ -3,11 +3,12 @@
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import t
+from scipy.stats import bootstrap, norm, t
 
 from cnnexp.analysis.claims import Claim, Expected, between, judge, less_than, more_seeds, more_than, p_value
 from cnnexp.analysis.curves import curves, fit_power_law, images_needed, log_images_needed, power_law
@@ -54,6 +55,24 @@ def test_interval_is_skewed_where_the_values_are() -> None:
     values = np.random.default_rng(3).gamma(1, 1, 40)
     value, low, high = interval(values)
     assert high - value > 1.1 * (value - low)
+
+
+def test_interval_is_the_accelerated_bootstraps_at_hesterbergs_level() -> None:
+    values = np.random.default_rng(3).gamma(1, 1, 12)
+    near = 0.15 * values.std(ddof=1) / 12**0.5  # what another 20,000 resamples may move a limit by
+    wider = 1 - 2 * norm.cdf(-((12 / 11) ** 0.5) * t.ppf(0.975, 11))
+
+    def limits(level: float, method: Literal["BCa", "percentile"]) -> list[float]:
+        random = np.random.default_rng(9)
+        found = bootstrap(
+            (values,), np.mean, confidence_level=level, n_resamples=20_000, method=method, rng=random
+        )
+        return list(found.confidence_interval)
+
+    expected = limits(wider, "BCa")
+    assert list(interval(values)[1:]) == pytest.approx(expected, abs=near)
+    assert limits(wider, "percentile") != pytest.approx(expected, abs=2 * near)
+    assert limits(0.95, "BCa") != pytest.approx(expected, abs=2 * near)
 
 
 @pytest.mark.slow
@@ -109,6 +128,9 @@ def test_pairing_removes_what_seeds_share(two_tyings: pd.DataFrame) -> None:
     lacking = two_tyings.drop(index=two_tyings[two_tyings["seed"] == 3].index[:1])
     kept = paired_difference(lacking, "test/accuracy", *cells)  # only the sizes that both have
     assert kept == pytest.approx([0.3] * 4)
+    rates = two_tyings["model.tying"].map({"shared": 0.1, "dense": 0.01})  # each cell's own, as tuned
+    tuned = two_tyings.assign(**{"optim.learning_rate": rates})
+    assert paired_difference(tuned, "test/accuracy", *cells) == pytest.approx([0.3] * 4)
 
 
 def test_probability_of_being_greater() -> None:

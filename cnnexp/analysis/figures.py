@@ -28,6 +28,7 @@ STYLE = {
 }
 OTHER = {"color": "#7A7A7A", "marker": "X"}
 ORDER = list(STYLE)
+LARGEST_SIDE = 1_600  # pixels, of a small picture
 TEXT_WIDTH, COLUMN_WIDTH = 6.75, 3.25  # inches, of a paper's page of two columns and of one of them
 PAPER: dict[Any, Any] = {
     "font.size": 8,
@@ -94,11 +95,12 @@ def render(drawing: Drawing, table: pd.DataFrame) -> Rendered:
 
 
 def smaller(png: bytes) -> bytes:
-    """The same picture at half its size, in few colours: some ten kilobytes."""
+    """The same picture at half its size or less, in few colours: some ten kilobytes."""
     from PIL import Image
 
     picture = Image.open(io.BytesIO(png)).convert("RGB")
-    half = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS)
+    scale = min(0.5, LARGEST_SIDE / max(picture.size))
+    half = picture.resize([round(scale * side) for side in picture.size], Image.Resampling.LANCZOS)
     file = io.BytesIO()
     half.quantize(64).save(file, format="png", optimize=True)
     return file.getvalue()

@@ -12,7 +12,8 @@ from cnnexp.store.runs import StoredRun
 GROUPS = ("model", "data", "optim", "train")  # of configuration keys, in the order in which people read them
 
 
-TUNED = ("optim.learning_rate", "optim.weight_decay")  # chosen for each cell, so that they tell none apart
+# Chosen for each cell, so that they tell none apart.
+TUNED = ("optim.learning_rate", "optim.weight_decay", "optim.l1")
 TARGETS = (0.25, 0.5, 0.75, 0.9)  # of test accuracy, whose steps are counted
 
 
@@ -28,14 +29,17 @@ def frame(runs: Iterable[StoredRun]) -> pd.DataFrame:
 
 def varying_keys(table: pd.DataFrame) -> list[str]:
     """Configuration keys with several values: those that tell the cells of a sweep apart."""
-    return [key for key in config_keys(table) if table[key].astype(str).nunique() > 1]
+    return [key for key in config_keys(table) if _kinds(table[key]) > 1]
 
 
 def constant_keys(table: pd.DataFrame) -> dict[str, str]:
     """The protocol: configuration keys with one value, and the value."""
-    return {
-        key: str(table[key].iloc[0]) for key in config_keys(table) if table[key].astype(str).nunique() == 1
-    }
+    return {key: str(table[key].iloc[0]) for key in config_keys(table) if _kinds(table[key]) == 1}
+
+
+def _kinds(values: pd.Series) -> int:
+    """Number of different values, of which none at all is one."""
+    return values.map(str).nunique(dropna=False)
 
 
 def config_keys(table: pd.DataFrame) -> list[str]:

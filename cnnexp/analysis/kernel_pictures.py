@@ -17,6 +17,9 @@ POSITIVE, NEGATIVE, MIDDLE = (
 )
 BETWEEN = 190  # the grey between kernels
 SMALLEST = 96  # pixels of the shorter side of a filter's panel, about
+LARGEST = 1_000  # of the longer side
+TALLEST = 0.4  # of the figure's width, a panel
+SIGNAL = 200  # pixels of all positions of a signal, one below the other
 
 
 def kernel_mosaic(
@@ -24,23 +27,29 @@ def kernel_mosaic(
 ) -> UInt8[np.ndarray, "height width rgb"]:
     """Kernels where their output positions are, a panel a filter; red is positive, blue negative.
 
-    All share one scale, from the largest weight; what is not finite is white.
+    All share one scale, from the largest weight; what is not finite is white. Kernels on signals lie
+    across, those of one filter below one another.
     """
+    is_signal = kernels.shape[1] == kernels.shape[3] == 1
+    if is_signal:
+        kernels = kernels.swapaxes(2, 3)
     rows, columns, kh, kw, filters = kernels.shape
     finite = np.nan_to_num(kernels, nan=0.0, posinf=0.0, neginf=0.0)
     value = (finite / (np.abs(finite).max() or 1.0))[..., None]
     end = np.where(value > 0, POSITIVE, NEGATIVE)
     colours = (MIDDLE + np.abs(value) * (end - MIDDLE)).round().astype(np.uint8)
-    zoom = max(1, SMALLEST // min(rows * kh, columns * kw))
+    zoom = max(1, min(SMALLEST // min(rows * kh, columns * kw), LARGEST // max(rows * kh, columns * kw)))
+    tall = min(zoom, max(4, SIGNAL // rows)) if is_signal else zoom
     panels = []
     for number in range(filters):
-        enlarged = colours[:, :, :, :, number].repeat(zoom, 2).repeat(zoom, 3)
-        frame = 1 + zoom // 4
+        enlarged = colours[:, :, :, :, number].repeat(tall, 2).repeat(zoom, 3)
+        frame = 1 + tall // 4
         width = ((0, 0), (0, 0), (frame, frame), (frame, frame), (0, 0))
         framed = np.pad(enlarged, width, constant_values=BETWEEN).swapaxes(1, 2)
         panels.append(framed.reshape(rows * framed.shape[1], columns * framed.shape[3], 3))
-        panels.append(np.full((len(panels[0]), 12, 3), 255, np.uint8))
-    return np.concatenate(panels[:-1], axis=1)
+        height, across, _ = panels[0].shape
+        panels.append(np.full((12, across, 3) if is_signal else (height, 12, 3), 255, np.uint8))
+    return np.concatenate(panels[:-1], axis=0 if is_signal else 1)
 
 
 def kernel_mosaics(folder: Path, step: float) -> dict[str, UInt8[np.ndarray, "height width rgb"]]:
@@ -60,12 +69,13 @@ def kernels_figure(networks: Mapping[str, Mapping[str, Float[np.ndarray, "_ _ _ 
     drawn = [
         (name, layer, kernel_mosaic(k)) for name, layers in networks.items() for layer, k in layers.items()
     ]
-    heights = [mosaic.shape[0] / mosaic.shape[1] for *_, mosaic in drawn]
+    heights = [min(TALLEST, mosaic.shape[0] / mosaic.shape[1]) for *_, mosaic in drawn]
     width = 7.4
     figure = Figure(figsize=(width, sum(width * height + 0.35 for height in heights)), layout="constrained")
     panels = figure.subplots(len(drawn), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (name, layer, mosaic) in zip(panels, drawn, strict=True):
         axes.imshow(mosaic, interpolation="nearest")
+        axes.set_anchor("W")
         axes.set_title(f"{name}: {layer}", fontsize=10, loc="left")
         axes.axis("off")
     return figure

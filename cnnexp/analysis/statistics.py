@@ -114,7 +114,12 @@ def in_cell(table: pd.DataFrame, cell: Cell) -> pd.DataFrame:
     """The runs whose keys have these values."""
     chosen = pd.Series(True, index=table.index)
     for key, value in cell.items():
-        chosen &= table[key].astype(str) == str(value)
+        if value is None:
+            chosen &= table[key].isna()
+        elif isinstance(value, int | float) and not isinstance(value, bool):  # a column with gaps has floats
+            chosen &= pd.to_numeric(table[key], errors="coerce") == value
+        else:
+            chosen &= table[key].astype(str) == str(value)
     return table[chosen]
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pandas as pd
 
-from cnnexp.analysis.frame import varying_keys
+from cnnexp.analysis.frame import TUNED, varying_keys
 from cnnexp.analysis.statistics import interval
 
 Format = Literal["table", "csv", "parquet", "latex", "markdown"]
@@ -43,7 +43,7 @@ def cells_of(table: pd.DataFrame, keys: Sequence[str] | None = None) -> pd.DataF
 
 def readable(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells as a person reads them: an interval in one column, short names."""
-    shown = {key.rpartition(".")[2]: cells[key].map(_text) for key in cells.columns if "." in key}
+    shown = {key.rpartition(".")[2]: cells[key].map(_text) for key in telling_keys(cells)}
     for column, title in (("params/total", "parameters"), ("macs", "MACs")):
         if column in cells:
             shown[title] = cells[column].map(lambda n: "several" if pd.isna(n) else f"{int(n):,}")
@@ -52,6 +52,22 @@ def readable(cells: pd.DataFrame) -> pd.DataFrame:
         triples = zip(cells[metric], cells[f"{metric}/low"], cells[f"{metric}/high"], strict=True)
         shown[title] = pd.Series([percent(*triple) for triple in triples], index=cells.index)
     return pd.DataFrame(shown)
+
+
+def telling_keys(cells: pd.DataFrame) -> list[str]:
+    """The fewest keys that tell all cells apart, and those that were tuned.
+
+    Where parts of a sweep have data or networks of their own, many keys change together. Those that only some
+    cells have are left out first, then those with the longest values.
+    """
+    keys = [key for key in cells.columns if "." in key]
+    telling = [key for key in keys if key not in TUNED]
+    texts = cells[telling].map(_text)
+    for key in sorted(telling, key=lambda key: ((texts[key] != "").all(), -texts[key].str.len().max())):
+        others = [other for other in telling if other != key]
+        if key != "model.tying" and others and not texts.duplicated(others).any():
+            telling = others
+    return [key for key in keys if key in telling or key in TUNED]
 
 
 def percent(value: float, low: float, high: float) -> str:

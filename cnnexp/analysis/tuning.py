@@ -46,11 +46,9 @@ def tune(table: pd.DataFrame) -> Tuning:
     cell_keys = [key for key in varying if key not in keys]
     kept, choices, warnings = [], [], []
     for values, cell in table.groupby(cell_keys, sort=True, dropna=False) if cell_keys else [((), table)]:
-        tried = cell.groupby(keys)[CHOSEN_BY].agg(["size", "mean"])
-        best = tried.sort_values(["size", "mean"]).index[-1]
-        best = best if isinstance(best, tuple) else (best,)
+        tried = list(cell.groupby(keys, dropna=False))  # not all optimisers have all keys
+        best, runs = max(reversed(tried), key=lambda one: (len(one[1]), one[1][CHOSEN_BY].mean()))
         chosen = dict(zip(keys, best, strict=True))
-        runs = cell[(cell[keys] == pd.Series(chosen)).all(axis=1)]
         edges = [
             key
             for key in keys

@@ -30,10 +30,16 @@ SECTIONS: dict[str, type[Section]] = {
     "sweep": Sweep,
     "tracking": Tracking,
 }
+# Keys that came after the first results were kept: where they are null they are no part of a run's identity.
+LATER: dict[str, tuple[str, ...]] = {
+    "model": ("threshold",),
+    "optim": ("l1", "l1_threshold"),
+    "train": ("share_every", "tied_steps"),
+}
 # Traced values: runs that differ only in their seed, their subset and these share one program.
 TRACED: dict[str, tuple[str, ...]] = {
-    "optim": ("learning_rate", "weight_decay", "momentum"),
-    "train": ("label_smoothing",),
+    "optim": ("learning_rate", "weight_decay", "momentum", "l1", "l1_threshold"),
+    "train": ("label_smoothing", "share_every", "tied_steps"),
     "data": (*LEVELS, *WHERE),
 }
 Model = Annotated[SimpleCNN | MLP, Field(discriminator="name")]
@@ -58,6 +64,10 @@ class RunConfig(Section):
         values = self.model_dump(include={"seed", "model", "data", "optim", "train"})
         for key in NOT_IDENTITY:
             values["data"].pop(key, None)
+        for section, keys in LATER.items():
+            for key in keys:
+                if values[section][key] is None:
+                    del values[section][key]
         return {"format": RESULT_FORMAT, **values}
 
     @property

@@ -11,11 +11,12 @@ from cnnexp.layers.tying import BIAS_NAMES, TYING_NAMES, Tying, bias_tying
 
 Size = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
 Deviation = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Pair = Annotated[list[Size], Field(min_length=2, max_length=2)]
 Pool = Literal["max", "average", "global_average", "none"]
-Activation = Literal["relu", "gelu", "tanh", "identity"]
+Activation = Literal["relu", "gelu", "tanh", "shrink", "identity"]
 Head = Literal["softmax", "sigmoid"]
 Lowering = Literal["auto", "conv", "matmul"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -52,10 +53,18 @@ class ModelSection(Section):
 
     hidden: list[Size]
     activation: Activation
+    threshold: Positive | None = Field(default=None, description="that `shrink` starts with, and trains")
     head: Head
     dtype: DType | None
     param_dtype: DType
     precision: Precision | None
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> "ModelSection":
+        if (self.activation == "shrink") == (self.threshold is None):
+            given = f"model.activation={self.activation} model.threshold={self.threshold}"
+            raise ValueError(f"{given}: a threshold belongs to shrink; set both, or neither")
+        return self
 
 
 class SimpleCNN(ModelSection):
@@ -91,11 +100,23 @@ class Optim(Section):
     """An Optax optimiser. `momentum` is SGD's momentum and AdamW's b1."""
 
     name: Literal["sgd", "adamw"]
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0)]
     momentum: Share
     schedule: Literal["constant", "cosine"]
     warmup: Share = Field(description="of the steps")
+    l1: Positive | None = Field(default=None, description="of kernels: lambda of beta-LASSO")
+    l1_threshold: Deviation | None = Field(
+        default=None, description="in units of l1, where kernels are cut to 0: beta"
+    )
+
+    @model_validator(mode="after")
+    def _threshold_of_l1(self) -> "Optim":
+        if self.l1_threshold is not None and self.l1 is None:
+            raise ValueError(
+                f"optim.l1_threshold={self.l1_threshold}: is a multiple of optim.l1; set that too"
+            )
+        return self
 
     @property
     def slots(self) -> int:
@@ -106,10 +127,16 @@ class Optim(Section):
 class Train(Section):
     """How long to train and how often to evaluate, both in the same unit: epochs or steps."""
 
-    epochs: Annotated[float, Field(gt=0)] | None
+    epochs: Positive | None
     steps: Size | None
-    eval_every: Annotated[float, Field(gt=0)] | None
+    eval_every: Positive | None
     label_smoothing: Share = Field(description="of the training targets, spread over all classes")
+    share_every: Size | None = Field(
+        default=None, description="steps between averages of the kernels over positions"
+    )
+    tied_steps: Count | None = Field(
+        default=None, description="for which a less tied network is kept a convolution"
+    )
 
     @model_validator(mode="after")
     def _one_duration(self) -> "Train":

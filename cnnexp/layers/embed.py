@@ -127,14 +127,22 @@ def _full_kernels(layer: TiedConv) -> Float[Array, "oh ow h w c o"]:
     geometry, each = layer.geometry, layer.position_kernels()
     if layer.tying.kind == "dense":
         return each
-    index: Int[Array, "positions taps"] = (
-        jnp.asarray(geometry.window_index()) if layer.wiring is None else layer.wiring[...]
-    )
+    wiring = None if layer.wiring is None else layer.wiring[...]
+    return placed(each, geometry, wiring).reshape(*geometry.out_size, *geometry.in_shape, geometry.features)
+
+
+def placed(
+    each: Float[Array, "... c o"],
+    geometry: Geometry,
+    wiring: Int[Array, "positions taps"] | None = None,
+) -> Float[Array, "positions h w c o"]:
+    """The kernel of each position in turn on the whole image, zero where it does not look."""
+    index = jnp.asarray(geometry.window_index()) if wiring is None else wiring
     (h, w, c), o = geometry.in_shape, geometry.features
+    image = jnp.zeros((geometry.positions, h * w + 1, c, o), each.dtype)
     taps = each.reshape(geometry.positions, -1, c, o)
-    placed = jnp.zeros((geometry.positions, h * w + 1, c, o), each.dtype)
-    placed = placed.at[jnp.arange(geometry.positions)[:, None], index].add(taps)
-    return placed[:, :-1].reshape(*geometry.out_size, h, w, c, o)
+    image = image.at[jnp.arange(geometry.positions)[:, None], index].add(taps)
+    return image[:, :-1].reshape(geometry.positions, h, w, c, o)
 
 
 def _ranks(layer: TiedConv, tying: Tying, rngs: nnx.Rngs | None) -> Float[Array, "r kh kw c o"]:

@@ -42,11 +42,11 @@ def kernel_distances(layer: TiedConv) -> KernelDistances:
     return KernelDistances(np.sqrt(values), means, pairs)
 
 
-def locality(layer: TiedConv, window: int) -> Float[Array, "oh ow o"]:
-    """Share of each unit's squared weights inside the best `window` x `window` part of the image.
+def locality(layer: TiedConv, window: tuple[int, int]) -> Float[Array, ""]:
+    """Share of the squared weights inside the best window of this size for each unit.
 
-    One where a unit looks at such a window alone; about `window**2 / pixels` (a little more, as the best is
-    taken) where its weights lie anywhere.
+    One where every unit looks at such a window alone; about the window's share of the pixels (a little more,
+    as the best is taken) where their weights lie anywhere.
 
     Raises:
         ValueError: the layer is not dense, or the window larger than the image.
@@ -54,15 +54,14 @@ def locality(layer: TiedConv, window: int) -> Float[Array, "oh ow o"]:
     height, width, _ = layer.geometry.in_shape
     if layer.tying.kind != "dense" and not layer.geometry.covers_image:
         raise ValueError(f"locality of a {layer.tying} layer is given by its kernel_size; allowed: dense")
-    if not 1 <= window <= min(height, width):
-        raise ValueError(f"window={window}; allowed: 1 to {min(height, width)}")
+    kh, kw = window
+    if not (1 <= kh <= height and 1 <= kw <= width):
+        raise ValueError(f"window={window}; allowed: 1 to {height}, 1 to {width}")
     energy = jnp.square(layer.position_kernels()).sum(-2)  # oh ow h w o
     inside = jnp.pad(energy, ((0, 0), (0, 0), (1, 0), (1, 0), (0, 0))).cumsum(2).cumsum(3)
-    bottom, top = inside[:, :, window:], inside[:, :, :-window]
-    boxes = (
-        bottom[:, :, :, window:] - bottom[:, :, :, :-window] - top[:, :, :, window:] + top[:, :, :, :-window]
-    )
-    return boxes.max((2, 3)) / energy.sum((2, 3))
+    bottom, top = inside[:, :, kh:], inside[:, :, :-kh]
+    boxes = bottom[:, :, :, kw:] - bottom[:, :, :, :-kw] - top[:, :, :, kw:] + top[:, :, :, :-kw]
+    return boxes.max((2, 3)).sum() / energy.sum()
 
 
 def equivariance_error(

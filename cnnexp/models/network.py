@@ -1,5 +1,6 @@
 """A network computed from its specification."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -10,6 +11,8 @@ from jaxtyping import Array, Float
 
 from cnnexp.layers.embed import embed
 from cnnexp.layers.layouts import Layout, arranged
+from cnnexp.layers.probes import locality
+from cnnexp.layers.sharing import distance_to_shared
 from cnnexp.layers.tied_conv import TiedConv
 from cnnexp.layers.tying import Tying
 from cnnexp.models.pooling import pool
@@ -27,12 +30,18 @@ class TiedNetwork(nnx.Module):
         self.layers = layers
         for layer in layers:
             setattr(self, layer.name, _build(layer, rngs))
+            if layer.threshold is not None:
+                setattr(
+                    self,
+                    f"{layer.name}_threshold",
+                    nnx.Param(jnp.asarray(layer.threshold, layer.param_dtype)),
+                )
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
         """Logits of the head."""
         x, layout = images, cast(Layout, "NHWC")
         for spec in self.layers:
-            layer, activation = layer_of(self, spec), ACTIVATIONS[spec.activation]
+            layer, activation = layer_of(self, spec), self._activation(spec)
             own = layer.layout or layout
             x, layout = layer(arranged(x, layout, own), own), own
             if spec.pool == "max" and spec.activation in RISING:  # the same, of fewer numbers
@@ -40,6 +49,17 @@ class TiedNetwork(nnx.Module):
             else:
                 x = pool(activation(x), spec.pool, spec.pool_size, layout)
         return arranged(x, layout, "NHWC").reshape(images.shape[0], -1)
+
+    def _activation(self, layer: LayerSpec) -> Callable[[Array], Array]:
+        if layer.threshold is None:
+            return ACTIVATIONS[layer.activation]
+        threshold = getattr(self, f"{layer.name}_threshold")[...]
+        return lambda x: shrink(x, threshold.astype(x.dtype))
+
+
+def shrink(x: Float[Array, "..."], threshold: Float[Array, ""]) -> Float[Array, "..."]:
+    """Towards zero by a threshold, and zero up to it: `relu(x - b) - relu(-x - b)` (Lahoti 2024)."""
+    return jax.nn.relu(x - threshold) - jax.nn.relu(-x - threshold)
 
 
 def _build(layer: LayerSpec, rngs: nnx.Rngs) -> TiedConv:
@@ -75,15 +95,54 @@ def embed_network(
     other = TiedNetwork(layers, rngs=nnx.Rngs(0))
     for name, layer in made.items():
         setattr(other, name, layer)
+    for layer in net.layers:
+        if layer.threshold is not None:
+            setattr(other, f"{layer.name}_threshold", getattr(net, f"{layer.name}_threshold"))
     return other
+
+
+def embedded_convolution(layers: Network, *, rngs: nnx.Rngs) -> TiedNetwork:
+    """A network that is drawn as its convolution is, and holds just its function (d'Ascoli 2019)."""
+    shared = Tying("shared")
+    net = TiedNetwork(
+        tuple(layer if layer.geometry.covers_image else replace(layer, tying=shared) for layer in layers),
+        rngs=rngs,
+    )
+    for layer in layers:
+        if not layer.geometry.covers_image:
+            setattr(net, layer.name, embed(layer_of(net, layer), tying=layer.tying, bias=layer.bias))
+    net.layers = layers
+    return net
+
+
+def spatial_layers(net: TiedNetwork) -> dict[str, TiedConv]:
+    """The layers with several output positions, by their names."""
+    return {layer.name: layer_of(net, layer) for layer in net.layers if layer.geometry.positions > 1}
+
+
+def learned(net: TiedNetwork) -> dict[str, Float[Array, ""]]:
+    """What training made of the kernels, by the names that it has in a summary.
+
+    `learned/distance/<layer>`: see `distance_to_shared`, of layers that may differ from a convolution.
+    `learned/locality/<layer>`: of dense layers, the share of the squared weights in the best window for
+    each unit, as large as the layer's kernel. `learned/zeros/<layer>`: the share of weights that are zero.
+    """
+    measured: dict[str, Float[Array, ""]] = {}
+    for name, layer in spatial_layers(net).items():
+        if layer.tying.kind in ("shared", "low_rank"):
+            continue
+        measured[f"learned/distance/{name}"] = distance_to_shared(layer)
+        measured[f"learned/zeros/{name}"] = (layer.bank[...] == 0).mean()
+        (kh, kw), (h, w, _) = layer.geometry.kernel_size, layer.geometry.in_shape
+        if layer.tying.kind == "dense" and kh <= h and kw <= w:
+            measured[f"learned/locality/{name}"] = locality(layer, (kh, kw))
+    return measured
 
 
 def sample_kernels(net: TiedNetwork) -> dict[str, Float[Array, "rows columns kh kw filters"]]:
     """A few kernels of every layer with several output positions, by its name, to be kept and looked at."""
     return {
-        layer.name: layer_of(net, layer).sample_kernels(SAMPLE_SIDE, SAMPLE_FILTERS)
-        for layer in net.layers
-        if layer.geometry.positions > 1
+        name: layer.sample_kernels(SAMPLE_SIDE, SAMPLE_FILTERS) for name, layer in spatial_layers(net).items()
     }
 
 

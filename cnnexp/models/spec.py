@@ -2,7 +2,7 @@
 refuses it and draws it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cnnexp.config import RunConfig
@@ -36,6 +36,7 @@ class LayerSpec:
     tying: Tying = Tying("shared")  # noqa: RUF009  (a frozen value)
     bias: str = "shared"
     activation: Activation = "identity"
+    threshold: float | None = None
     pool: Pool = "none"
     pool_size: tuple[int, int] = (1, 1)
     lowering: Lowering = "auto"
@@ -50,8 +51,9 @@ class LayerSpec:
 
     @property
     def counts(self) -> Counts:
-        """Parameters, connections and MACs of the layer."""
-        return count(self.geometry, self.tying, self.bias)
+        """Parameters, that of its activation among them, connections and MACs of the layer."""
+        counts = count(self.geometry, self.tying, self.bias)
+        return counts if self.threshold is None else replace(counts, params=counts.params + 1)
 
 
 Network = tuple[LayerSpec, ...]
@@ -115,6 +117,7 @@ def _layers(model: SimpleCNN | MLP, shape: DataShape) -> Network:
                     in_shape=in_shape, features=width, kernel_size=in_shape[:2], padding="VALID"
                 ),
                 activation="identity" if is_head else model.activation,
+                threshold=None if is_head else model.threshold,
                 dtype=model.dtype,
                 param_dtype=model.param_dtype,
             )
@@ -127,7 +130,16 @@ def spec_of(config: RunConfig) -> Network:
     """The network that a run trains."""
     from cnnexp.data.shapes import shape_of
 
-    return network(config.model, shape_of(config.data))
+    layers = network(config.model, shape_of(config.data))
+    for key in ("share_every", "tied_steps"):
+        value = getattr(config.train, key)
+        mixed = [layer for layer in layers if not layer.tying.one_kernel_each]
+        if value is not None and mixed:
+            raise UsageError(
+                f"train.{key}={value}: {mixed[0].tying} has no kernel for each position; "
+                "allowed with it: null, or model.tying=local, tiled(t), blocked(g), dense, shared"
+            )
+    return layers
 
 
 def matching_of(config: RunConfig) -> dict[str, int | float]:
@@ -189,6 +201,7 @@ def _convolution(
         tying=Tying.parse(value["tying"]),
         bias=value["bias"],
         activation=model.activation,
+        threshold=model.threshold,
         pool=kind,
         pool_size=pool_size,
         lowering=model.lowering,

@@ -214,15 +214,17 @@ class SweepWork:
             if run_id not in writers:
                 continue
             row, writer = rows[run_id], writers[run_id]
+            learned: dict[str, float] = {}
             if kernels is not None:
-                writer.keep_kernels(moment.step, kernels[index])
+                sample, learned = kernels[index]
+                writer.keep_kernels(moment.step, sample)
             writer.log(row)
             if diverged_at is None and not math.isfinite(row["train/loss"]):
                 diverged_at = moment.step
             if diverged_at is not None or at_end:
                 status = "finished" if diverged_at is None else "diverged"
                 summary = summary_of(stack.runs[run_id], row, status=status, seconds=seconds)
-                writer.finish(status, summary | {"diverged_step": diverged_at})
+                writer.finish(status, summary | learned | {"diverged_step": diverged_at})
                 ended.append(run_id)
         for run_id in ended:
             del writers[run_id]

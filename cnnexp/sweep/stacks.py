@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnexp.config import TRACED, RunConfig
+from cnnexp.config import LATER, TRACED, RunConfig
 from cnnexp.config.data import LEVELS
 from cnnexp.models.spec import spec_of, total
 from cnnexp.training.schedule import duration_of
@@ -73,9 +73,12 @@ def shape_of_program(run: RunConfig) -> str:
     del values["seed"], values["data"]["train_size"], values["data"]["split_seed"]
     for section, keys in TRACED.items():
         for key in keys:
-            value = values[section].pop(key)
+            value = values[section].pop(key, None)
             if key in LEVELS:  # whether there is any is a part of the program, how much is not
                 values[section][key] = bool(value)
+            elif key in LATER.get(section, ()):
+                values[section][key] = value is not None
     duration = duration_of(run)  # in steps: sizes of training sets share a program under one number of steps
-    del values["train"]
+    for key in ("epochs", "steps", "eval_every"):
+        del values["train"][key]
     return json.dumps([values, duration.steps, duration.evaluate_after], sort_keys=True)

@@ -56,7 +56,9 @@ class StackTraining:
         self._mesh = device_mesh(runs)
         self._images = on_devices(images, WHOLE, self._mesh) if isinstance(images, Images) else images
         self._compiled = compile_stack(self.train, self._mesh)
-        self._kernels = jax.jit(jax.vmap(self.train.kernels))
+        self._kernels = jax.jit(
+            jax.vmap(lambda state: (self.train.kernels(state), self.train.learned(state)))
+        )
         self._piece = 16  # steps between two signs of life: grows and shrinks with what they take
         labels = np.asarray(images.train_labels)
         self._order = lru_cache(maxsize=64)(lambda seed: run_order(labels, seed))
@@ -97,10 +99,16 @@ class StackTraining:
                     yield Moment(step=step, runs=len(runs), padded_state=state)
             yield evaluated(stop)
 
-    def kernels(self, moment: Moment) -> list[dict[str, np.ndarray]]:
-        """A few kernels of each run, by layer."""
-        sampled = jax.device_get(self._kernels(moment.padded_state))
-        return [{name: leaf[run] for name, leaf in sampled.items()} for run in range(moment.runs)]
+    def kernels(self, moment: Moment) -> list[tuple[dict[str, np.ndarray], dict[str, float]]]:
+        """Of each run a few kernels, by layer, and what training has made of them all."""
+        sampled, learned = jax.device_get(self._kernels(moment.padded_state))
+        return [
+            (
+                {name: leaf[run] for name, leaf in sampled.items()},
+                {name: float(leaf[run]) for name, leaf in learned.items()},
+            )
+            for run in range(moment.runs)
+        ]
 
     def state_like(self, runs: int) -> State:
         """Shapes and types of the state of a stack, to read a saved one into."""

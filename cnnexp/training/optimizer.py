@@ -1,11 +1,15 @@
 """Optax optimisers whose hyperparameters are traced: runs that differ there share a program."""
 
+import jax
+import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from cnnexp.config.sections import Optim
 from cnnexp.training.hyper import Hyper
+
+BANK_AXES = 5  # of a bank of kernels, which biases have fewer than
 
 
 def make_optimizer(optim: Optim, hyper: Hyper, steps: int) -> optax.GradientTransformation:
@@ -22,8 +26,47 @@ def make_optimizer(optim: Optim, hyper: Hyper, steps: int) -> optax.GradientTran
         return hyper.learning_rate * shape(step)
 
     if optim.name == "sgd":
-        return optax.chain(
+        optimizer = optax.chain(
             optax.add_decayed_weights(hyper.weight_decay),
             optax.sgd(learning_rate, momentum=hyper.momentum),
         )
-    return optax.adamw(learning_rate, b1=hyper.momentum, weight_decay=hyper.weight_decay)
+    else:
+        optimizer = optax.adamw(learning_rate, b1=hyper.momentum, weight_decay=hyper.weight_decay)
+    if optim.l1 is None:
+        return optimizer
+    return optax.chain(optimizer, beta_lasso(learning_rate, hyper.l1, hyper.l1_threshold))
+
+
+def beta_lasso(
+    learning_rate: optax.Schedule, l1: Float[Array, ""], threshold: Float[Array, ""]
+) -> optax.GradientTransformation:
+    """What follows an optimiser to make it beta-LASSO (Neyshabur 2020, algorithm 1).
+
+    A step also goes against the signs of the kernels by `learning_rate * l1`, and what is then smaller than
+    `threshold * l1` is set to zero; it comes back when one step takes it beyond. Biases are left alone.
+
+    Args:
+        learning_rate: by step.
+        l1: the weight of the 1-norm in the loss, lambda.
+        threshold: beta; 0 is the plain subgradient.
+    """
+
+    def init(params: optax.Params) -> optax.ScaleByScheduleState:
+        del params
+        return optax.ScaleByScheduleState(jnp.int32(0))
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        assert isinstance(state, optax.ScaleByScheduleState)
+        shrinkage = learning_rate(state.count) * l1
+
+        def cut(step: Array, kernels: Array) -> Array:
+            if kernels.ndim < BANK_AXES:
+                return step
+            reached = kernels + step - shrinkage * jnp.sign(kernels)
+            return jnp.where(jnp.abs(reached) < threshold * l1, 0, reached) - kernels
+
+        return jax.tree.map(cut, updates, params), optax.ScaleByScheduleState(state.count + 1)
+
+    return optax.GradientTransformation(init, update)

@@ -18,7 +18,15 @@ from cnnexp.data.arrays import Normalisation, Numbers
 from cnnexp.data.corruptions import Corruptions
 from cnnexp.data.order import keys_of_run
 from cnnexp.data.source import Counted, InMemory, Raw, Window
-from cnnexp.models.network import TiedNetwork, sample_kernels
+from cnnexp.layers.sharing import share, tie_gradient
+from cnnexp.layers.tied_conv import TiedConv
+from cnnexp.models.network import (
+    TiedNetwork,
+    embedded_convolution,
+    learned,
+    sample_kernels,
+    spatial_layers,
+)
 from cnnexp.models.spec import spec_of
 from cnnexp.training.hyper import Hyper, hyper_of
 from cnnexp.training.loss import correct, losses
@@ -73,7 +81,8 @@ class Train:
     def init(self, key: Key[Array, ""], hyper: Hyper) -> State:
         """Draw the parameters; the key also decides the order of the images and their noise."""
         keys = keys_of_run(key)
-        network = TiedNetwork(self.network, rngs=nnx.Rngs(params=keys.init))
+        build = TiedNetwork if self.config.train.tied_steps is None else embedded_convolution
+        network = build(self.network, rngs=nnx.Rngs(params=keys.init))
         _, params, fixed = nnx.split(network, nnx.Param, ...)
         opt_state = self._optimizer(hyper).init(params)
         return State(params, fixed, opt_state, jnp.int32(0), jnp.int32(-1), keys.order, keys.noise)
@@ -89,10 +98,12 @@ class Train:
             batch = self._batch(state, raw, source.normalisation, hyper, split="train", step=state.step)
             mean_loss = partial(self._mean_loss, hyper=hyper)
             loss, gradients = jax.value_and_grad(mean_loss)(state.params, state.fixed, batch)
+            gradients = self._tied(gradients, state, hyper)
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            params = self._shared(optax.apply_updates(state.params, updates), state, hyper)
             diverges = (state.diverged_at < 0) & ~jnp.isfinite(loss)
             return state._replace(
-                params=optax.apply_updates(state.params, updates),
+                params=params,
                 opt_state=opt_state,
                 step=state.step + 1,
                 diverged_at=jnp.where(diverges, state.step, state.diverged_at),
@@ -117,7 +128,11 @@ class Train:
 
     def kernels(self, state: State) -> dict[str, Float[Array, "rows columns kh kw filters"]]:
         """A few of the kernels as they are now, by layer."""
-        return sample_kernels(nnx.merge(self._graph, state.params, state.fixed))
+        return sample_kernels(self._merged(state.params, state.fixed))
+
+    def learned(self, state: State) -> dict[str, Float[Array, ""]]:
+        """What training has made of the kernels, by its names in a summary."""
+        return learned(self._merged(state.params, state.fixed))
 
     def __call__(
         self, key: Key[Array, ""], data: InMemory, hyper: Hyper | None = None
@@ -158,7 +173,31 @@ class Train:
         return Batch(images, labels)
 
     def _logits(self, params: Any, fixed: Any, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
-        return nnx.merge(self._graph, params, fixed)(images).astype(jnp.float32)
+        return self._merged(params, fixed)(images).astype(jnp.float32)
+
+    def _merged(self, params: Any, fixed: Any) -> TiedNetwork:
+        return nnx.merge(self._graph, params, fixed)
+
+    def _tied(self, gradients: Any, state: State, hyper: Hyper) -> Any:
+        """The gradients of the convolution, for as long as the network is kept one."""
+        if self.config.train.tied_steps is None:
+            return gradients
+        kept = state.step < hyper.tied_steps
+        return lax.cond(kept, partial(self._changed, tie_gradient, state.fixed), lambda tree: tree, gradients)
+
+    def _shared(self, params: Any, state: State, hyper: Hyper) -> Any:
+        """The parameters with the kernels averaged over positions, every so many steps."""
+        if self.config.train.share_every is None:
+            return params
+        due = (state.step + 1) % hyper.share_every == 0
+        return lax.cond(due, partial(self._changed, share, state.fixed), lambda tree: tree, params)
+
+    def _changed(self, change: Callable[[TiedConv], None], fixed: Any, tree: Any) -> Any:
+        """Parameters, or what has their structure, with every spatial layer changed."""
+        network = self._merged(tree, fixed)
+        for layer in spatial_layers(network).values():
+            change(layer)
+        return nnx.split(network, nnx.Param, ...)[1]
 
     def _mean_loss(self, params: Any, fixed: Any, batch: Batch, hyper: Hyper) -> Float[Array, ""]:
         logits = self._logits(params, fixed, batch.images)
