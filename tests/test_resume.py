@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from cnnexp.store.checkpoints import StackCheckpoints, restore, saved_stacks
-from cnnexp.store.claims import Claims
 from cnnexp.store.runs import StoredRun, damaged_files, read_runs
 from cnnexp.sweep.interruption import Interruption
 from cnnexp.training.loop import Moment, StackTraining
@@ -124,22 +123,6 @@ def test_what_is_damaged_is_set_aside_named_and_done_again(
         assert f"{folder / name} is not what was written" in told
     assert (folders[0] / "summary.json.damaged1").read_bytes() == summary[:40]
     assert numbers("default") == before
-
-
-def test_two_claims_never_overlap_and_end_with_their_process(tmp_path: Path) -> None:
-    with Claims(tmp_path) as first, Claims(tmp_path) as second:
-        assert first.take({"a", "b"}) == {"a", "b"}
-        assert second.take({"b", "c"}) == {"c"}
-        assert second.others() == {"a", "b"} and first.others() == {"c"}
-        first.take(())
-        assert second.take({"b"}) == {"b"}
-    dead = (
-        "import os, sys; from pathlib import Path; from cnnexp.store.claims import Claims\n"
-        "claims = Claims(Path(sys.argv[1])).__enter__(); claims.take({'a'}); os._exit(1)"
-    )
-    subprocess.run([sys.executable, "-c", dead, str(tmp_path)], check=False)
-    with Claims(tmp_path) as third:
-        assert third.take({"a"}) == {"a"}
 
 
 def test_a_second_signal_ends_the_process_as_ever() -> None:

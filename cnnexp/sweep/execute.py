@@ -19,7 +19,7 @@ from cnnexp.data.loading import load, make_ready, same_images
 from cnnexp.data.stream import ImageFiles
 from cnnexp.store.atomic import read_json
 from cnnexp.store.checkpoints import StackCheckpoints, restore, saved_stacks
-from cnnexp.store.claims import Claims
+from cnnexp.store.leases import LeaseLost, Leases
 from cnnexp.store.runs import (
     RunWriter,
     has_ended,
@@ -69,7 +69,7 @@ def run_sweep(jobs: Sequence[Job], command: str | None = None) -> dict[str, floa
     first, plan = jobs[0].config, plan_sweep(runs)
     with ExitStack() as contexts:
         interruption = contexts.enter_context(Interruption())
-        claims = contexts.enter_context(Claims(sweep_folder(first)))
+        leases = contexts.enter_context(Leases(sweep_folder(first)))
         progress = contexts.enter_context(SweepProgress(plan, Cells(by_id)))
         if command:
             record_command(first, command)
@@ -78,7 +78,7 @@ def run_sweep(jobs: Sequence[Job], command: str | None = None) -> dict[str, floa
             (path.parent / "status.json").unlink(missing_ok=True)  # the run has no result any more
         mirror = contexts.enter_context(Mirror(first.tracking, sweep_folder(first), tell=progress.tell))
         mirror.changed([run_folder(runs[run_id]) for run_id in plan.ended])
-        work = SweepWork(runs, claims, interruption, progress, mirror)
+        work = SweepWork(runs, leases, interruption, progress, mirror)
         work.train(plan.stacks)
     if work.failed:
         raise SweepFailed(_failure_report(work.failed, by_id))
@@ -91,14 +91,15 @@ class SweepWork:
     def __init__(
         self,
         runs: Mapping[str, RunConfig],
-        claims: Claims,
+        leases: Leases,
         interruption: Interruption,
         progress: SweepProgress,
         mirror: Mirror,
     ):
         self.failed: dict[str, str] = {}  # by run: what was raised, in one line
         self._runs, self._folder = runs, sweep_folder(next(iter(runs.values())))
-        self._claims, self._interruption = claims, interruption
+        self._left = dict(runs)  # without those known to have ended
+        self._leases, self._interruption = leases, interruption
         self._progress, self._mirror = progress, mirror
         self._queue: deque[Stack] = deque()
         self._training: tuple[tuple[str, int], StackTraining] | None = None
@@ -110,27 +111,27 @@ class SweepWork:
         while self._queue:
             stack = self._queue.popleft()
             self._interruption.raise_if_asked()
-            mine = self._claims.take(stack.runs)
+            mine = self._leases.take(stack.runs)
             todo = {i: run for i, run in stack.runs.items() if i in mine and not has_ended(run_folder(run))}
             if todo:
                 self._train(replace(stack, runs=todo))
             if self.failed and stack.config.sweep.on_error == "stop":
                 return
             if not self._queue:
-                self._claims.take(())
+                self._leases.take(())
                 self._queue.extend(self._left_behind())
         _drop_ended_checkpoints(self._runs)
 
     def _left_behind(self) -> list[Stack]:
         """Wait for the runs that other processes are training; returns those that they gave up."""
         while True:
-            left = {
+            self._left = left = {
                 run_id: run
-                for run_id, run in self._runs.items()
+                for run_id, run in self._left.items()
                 if run_id not in self.failed and not has_ended(run_folder(run))
             }
             self._progress.waiting_for(len(left))
-            free = set(left) - self._claims.others()
+            free = set(left) - self._leases.others()
             if not left or free:
                 return stacks_for({run_id: run for run_id, run in left.items() if run_id in free})
             self._interruption.asked.wait(WAIT_SECONDS)
@@ -141,6 +142,9 @@ class SweepWork:
             self._train_stack(stack)
         except Interrupted:
             raise
+        except LeaseLost as error:
+            self._progress.tell(f"{error}: other workers may have gone on with {len(stack.runs)} runs")
+            self._queue.extend(stacks_for(stack.runs))
         except Exception as error:
             if _is_out_of_memory(error) and len(stack.runs) > 1:
                 self._progress.tell(f"out of memory with {len(stack.runs)} runs at once: going on with half")
@@ -181,6 +185,7 @@ class SweepWork:
         moments = training.run(list(stack.runs.values()), state)
         del state  # the training gives it up step by step
         for moment in moments:
+            self._leases.check()
             seconds = (time.perf_counter() - started) / len(stack.runs)
             if moment.rows is not None:
                 self._record(stack, writers, moment, training, seconds)

@@ -1,0 +1,210 @@
+"""Which runs the living workers of a sweep are training, wherever they are, so that no two train the same.
+
+A worker has one file, which it touches every few seconds. Its lease on a run is a hard link to that file, by
+the name `<run id>.<generation>`: making a link succeeds for one worker only, and the file's time of change is
+the sign of life of all leases of a worker at once. A lease whose worker is dead is not removed (a worker that
+looked a moment ago may be about to do the same); the next generation is taken instead. `docs/scaling.md` says
+what this needs of a file system.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from cnnexp.errors import UsageError
+from cnnexp.store.runs import has_ended
+
+LEASE_SECONDS = 60.0  # without a sign of life, after which a worker counts as dead
+BEAT_SECONDS = 5.0  # between two signs of life
+
+
+class LeaseLost(Exception):
+    """This worker gave no sign of life for so long that others may be training its runs."""
+
+
+class Leases:
+    """A context: one worker's leases on the runs of a sweep's folder.
+
+    Raises:
+        UsageError: the file system has no hard links.
+    """
+
+    def __init__(self, folder: Path):
+        self._sweep, self._folder = folder, folder / "leases"
+        self._worker = self._folder / f"worker-{uuid.uuid4().hex[:12]}"
+        self._held: dict[str, int] = {}  # generations, by run
+        self._ended = threading.Event()
+
+    def __enter__(self) -> "Leases":
+        self._folder.mkdir(parents=True, exist_ok=True)
+        who = {"worker": self._worker.name, "host": _host(), "pid": os.getpid(), "on": socket.gethostname()}
+        self._worker.write_text(json.dumps(who))
+        self._beat()
+        threading.Thread(target=self._live, name="leases", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._release(set(self._held))
+        self._worker.unlink(missing_ok=True)
+
+    def take(self, runs: Collection[str]) -> set[str]:
+        """Lease those of the runs that no other worker has, instead of what was leased before.
+
+        Who gets a run must look whether it has ended: another worker may have ended it just now.
+        """
+        self._release(set(self._held) - set(runs))
+        newest, alive = self._newest() if runs else {}, _Living(self)
+        for run_id in runs:
+            lease = newest.get(run_id)
+            if run_id not in self._held and (lease is None or lease not in alive):
+                self._link(run_id, lease.generation + 1 if lease else 0)
+        return set(self._held)
+
+    def others(self) -> set[str]:
+        """What other living workers are training."""
+        alive = _Living(self)
+        newest = self._newest().items()
+        return {run_id for run_id, lease in newest if run_id not in self._held and lease in alive}
+
+    def check(self) -> None:
+        """Nothing may be written for a run whose lease has run out.
+
+        Raises:
+            LeaseLost: this process was stopped, or the store out of reach, too long; it holds nothing now.
+        """
+        if _seconds() - self._beaten > LEASE_SECONDS:
+            self._release(set(self._held))
+            self._beat()
+            raise LeaseLost(f"no sign of life for {LEASE_SECONDS:.0f} s")
+
+    def _link(self, run_id: str, generation: int) -> None:
+        path = self._path(run_id, generation)
+        try:
+            os.link(self._worker, path)
+        except FileExistsError:  # another was faster; or NFS repeated a request that had been granted
+            if _owner(path).get("worker") != self._worker.name:
+                return
+        except PermissionError:
+            raise UsageError(f"results_dir: the file system of {self._sweep} has no hard links") from None
+        self._held[run_id] = generation
+
+    def _release(self, runs: Collection[str]) -> None:
+        for run_id in runs:
+            generation = self._held.pop(run_id)
+            ended = has_ended(self._sweep / run_id)  # then earlier generations have no use any more
+            for number in range(0 if ended else generation, generation + 1):
+                self._path(run_id, number).unlink(missing_ok=True)
+
+    def _newest(self) -> dict[str, "_Lease"]:
+        """The last generation of each run's leases."""
+        newest: dict[str, _Lease] = {}
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                run_id, _, number = entry.name.rpartition(".")
+                generation = int(number) if run_id and number.isdigit() else -1
+                if generation > (newest[run_id].generation if run_id in newest else -1):
+                    newest[run_id] = _Lease(Path(entry.path), generation, entry.inode())
+        return newest
+
+    def now(self) -> float:
+        """The file server's clock."""
+        return self._beaten_at + (_seconds() - self._beaten)
+
+    def _path(self, run_id: str, generation: int) -> Path:
+        return self._folder / f"{run_id}.{generation}"
+
+    def _live(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            if _seconds() - self._beaten <= LEASE_SECONDS:  # else the training must hear of it first
+                self._beat()
+
+    def _beat(self) -> None:
+        """A sign of life, by the clock of the file server, which all workers share."""
+        started = _seconds()
+        try:
+            os.utime(self._worker)
+            self._beaten_at = self._worker.stat().st_mtime
+        except OSError:
+            return
+        self._beaten = started
+
+
+@dataclass(frozen=True)
+class _Lease:
+    path: Path
+    generation: int
+    inode: int  # of its worker's file
+
+
+class _Living:
+    """Which leases have a worker that gave a sign of life; looked up once a worker."""
+
+    def __init__(self, leases: Leases):
+        self._leases, self._known = leases, dict[int, bool]()
+
+    def __contains__(self, lease: _Lease) -> bool:
+        if lease.inode not in self._known:
+            try:
+                with lease.path.open() as file:  # opening makes NFS ask the server how old it is
+                    age, owner = self._leases.now() - os.fstat(file.fileno()).st_mtime, _parsed(file.read())
+            except FileNotFoundError:  # given back just now
+                return False
+            here = owner.get("host") == _host()
+            self._known[lease.inode] = age <= LEASE_SECONDS and not (here and _is_gone(owner["pid"]))
+        return self._known[lease.inode]
+
+
+def _seconds() -> float:
+    """Time that goes on while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+@lru_cache(maxsize=1)
+def _host() -> str:
+    """What a process id is unique on: a boot of a machine, and a container's processes on it."""
+    parts = [socket.gethostname()]
+    for path, read in (("/proc/sys/kernel/random/boot_id", _first_line), ("/proc/self/ns/pid", os.readlink)):
+        try:
+            parts.append(read(path))
+        except OSError:
+            continue
+    return " ".join(parts)
+
+
+def _first_line(path: str) -> str:
+    return Path(path).read_text().strip()
+
+
+def _is_gone(pid: int) -> bool:
+    import psutil
+
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _owner(path: Path) -> dict[str, Any]:
+    try:
+        return _parsed(path.read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {}

@@ -1,0 +1,108 @@
+"""No two workers train the same run, on one machine or several, and what a dead one held is free again."""
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from cnnexp.store import leases as module
+from cnnexp.store.leases import LEASE_SECONDS, LeaseLost, Leases
+from cnnexp.store.runs import ENDED
+
+
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on this process is on another machine, which cannot see the others' processes."""
+    monkeypatch.setattr(module, "_host", lambda: "another")
+
+
+def silent_for(monkeypatch: pytest.MonkeyPatch, leases: Leases, seconds: float) -> None:
+    """As if a worker had been stopped for so long: it neither writes nor counts the time."""
+    now = time.time() - seconds
+    monkeypatch.setattr(leases, "_beat", lambda: None)
+    os.utime(leases._worker, (now, now))
+
+
+def test_leases_of_two_workers_never_overlap_and_end_with_their_process(tmp_path: Path) -> None:
+    with Leases(tmp_path) as first, Leases(tmp_path) as second:
+        assert first.take({"a", "b"}) == {"a", "b"}
+        assert second.take({"b", "c"}) == {"c"}
+        assert second.others() == {"a", "b"} and first.others() == {"c"}
+        first.take(())
+        assert second.take({"b"}) == {"b"}
+    dead = (
+        "import os, sys; from pathlib import Path; from cnnexp.store.leases import Leases\n"
+        "leases = Leases(Path(sys.argv[1])).__enter__(); leases.take({'a'}); os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", dead, str(tmp_path)], check=False)
+    with Leases(tmp_path) as third:
+        assert third.others() == set()
+        assert third.take({"a"}) == {"a"}
+
+
+def test_a_silent_worker_of_another_machine_keeps_its_runs_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Leases(tmp_path) as silent:
+        silent.take({"a"})
+        elsewhere(monkeypatch)
+        with Leases(tmp_path) as other:
+            silent_for(monkeypatch, silent, LEASE_SECONDS - 5)
+            assert other.take({"a"}) == set() and other.others() == {"a"}
+            silent_for(monkeypatch, silent, LEASE_SECONDS + 5)
+            assert other.take({"a"}) == {"a"}
+            silent.take(())
+            assert silent.others() == {"a"}  # giving back what it lost leaves the new lease alone
+
+
+def test_a_worker_that_was_stopped_for_too_long_may_not_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Leases(tmp_path) as leases:
+        leases.take({"a"})
+        leases.check()
+        clock = module._seconds
+        monkeypatch.setattr(module, "_seconds", lambda: clock() + LEASE_SECONDS + 1)
+        with pytest.raises(LeaseLost, match="no sign of life for 60 s"):
+            leases.check()
+        leases.check()
+        assert leases.take({"a"}) == {"a"}
+
+
+def test_an_ended_run_leaves_no_lease_behind(tmp_path: Path) -> None:
+    with Leases(tmp_path) as leases:
+        (tmp_path / "leases" / "a.0").write_text("{}")  # of a worker long dead
+        os.utime(tmp_path / "leases" / "a.0", (0, 0))
+        assert leases.take({"a"}) == {"a"}
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "status.json").write_text(f'{{"status": "{ENDED[0]}"}}')
+    assert list((tmp_path / "leases").iterdir()) == []
+
+
+RACE = """
+import sys, time
+from pathlib import Path
+from cnnexp.store.leases import Leases
+
+folder, start, runs = Path(sys.argv[1]), float(sys.argv[2]), [f"run{n}" for n in range(60)]
+with Leases(folder) as leases:
+    time.sleep(max(0.0, start - time.time()))
+    for run in runs:  # one by one, so that the workers get in one another's way
+        mine = leases.take({*leases._held, run})
+    print(" ".join(sorted(mine)), flush=True)
+    time.sleep(max(0.0, start + 3 - time.time()))
+"""
+
+
+def test_workers_that_race_for_what_a_dead_one_held_get_each_run_once(tmp_path: Path) -> None:
+    (tmp_path / "leases").mkdir()
+    for number in range(60):
+        (tmp_path / "leases" / f"run{number}.0").write_text("{}")
+        os.utime(tmp_path / "leases" / f"run{number}.0", (0, 0))
+    command = [sys.executable, "-c", RACE, str(tmp_path), str(time.time() + 2)]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    got = Counter(run for worker in workers for run in worker.communicate()[0].split())
+    assert len(got) == 60 and set(got.values()) == {1}
