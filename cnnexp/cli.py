@@ -287,7 +287,7 @@ def _groups_by_name(arguments: Sequence[str], conf: Path) -> list[str]:
     """Let `model.name=mlp` choose the group `model=mlp`, where each of its names is a file of the group."""
 
     def group_for(argument: str) -> str:
-        match = re.fullmatch(r"(model|data|optim)\.name=([\w,/-]+)", argument)
+        match = re.fullmatch(r"(model|data|optim|launcher)\.name=([\w,/-]+)", argument)
         if match is None or any(other.startswith(f"{match[1]}=") for other in arguments):
             return argument
         files = [conf / match[1] / f"{name}.yaml" for name in match[2].split(",")]

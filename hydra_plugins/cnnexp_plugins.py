@@ -88,9 +88,9 @@ class CnnexpLauncher(Launcher):
 
             print(start_wandb_sweep(jobs, self.method, self.agents))
             return {job.config.run_id: float("nan") for job in jobs}
-        from cnnexp.sweep.execute import run_sweep
+        from cnnexp.sweep.launch import launch
 
-        return run_sweep(jobs, shlex.join(["cnnexp", "run", *self.master.hydra.overrides.task]))
+        return launch(jobs, shlex.join(["cnnexp", "run", *self.master.hydra.overrides.task]))
 
 
 _TARGET = "hydra_plugins.cnnexp_plugins."

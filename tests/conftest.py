@@ -78,6 +78,7 @@ SMALL: dict[str, Any] = {
     "train": {"epochs": None, "steps": 5, "eval_every": 2.0, "label_smoothing": 0.0},
     "sweep": {"on_error": "continue", "max_stack": None, "checkpoint_seconds": 30.0},
     "tracking": {"mode": "disabled", "project": "test", "entity": None},
+    "launcher": {"name": "local"},
 }
 
 

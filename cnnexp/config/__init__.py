@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from cnnexp.config.data import DATA_VARIANTS, LEVELS, NOT_IDENTITY, OTHER, WHERE, Data, Digits
+from cnnexp.config.launchers import LAUNCHER_VARIANTS, Launcher, LocalLauncher
 from cnnexp.config.sections import MLP, Optim, Section, SimpleCNN, Sweep, Tracking, Train
 from cnnexp.errors import UsageError, nearest_name, suggestion
 
@@ -21,6 +22,7 @@ RESULT_FORMAT = 3  # part of a run's identity: raise it when the same configurat
 VARIANTS: dict[str, dict[str, type[Section]]] = {
     "model": {"simple_cnn": SimpleCNN, "mlp": MLP},
     "data": dict(DATA_VARIANTS),
+    "launcher": dict(LAUNCHER_VARIANTS),
 }
 SECTIONS: dict[str, type[Section]] = {
     "model": SimpleCNN,
@@ -29,6 +31,7 @@ SECTIONS: dict[str, type[Section]] = {
     "train": Train,
     "sweep": Sweep,
     "tracking": Tracking,
+    "launcher": LocalLauncher,
 }
 # Keys that came after the first results were kept: where they are null they are no part of a run's identity.
 LATER: dict[str, tuple[str, ...]] = {
@@ -58,6 +61,7 @@ class RunConfig(Section):
     train: Train
     sweep: Sweep
     tracking: Tracking
+    launcher: Launcher
 
     def identity(self) -> dict[str, Any]:
         """All that decides the run's result, and nothing else."""
@@ -108,7 +112,9 @@ def keys_of(section: str, values: Mapping[str, Any]) -> list[str]:
         return list(RunConfig.model_fields)
     if section in VARIANTS:
         variants = VARIANTS[section]
-        chosen = variants.get((values.get(section) or {}).get("name", ""), variants.get(OTHER, SimpleCNN))
+        chosen = variants.get(
+            (values.get(section) or {}).get("name", ""), variants.get(OTHER, SECTIONS[section])
+        )
         return list(chosen.model_fields)
     return list(SECTIONS[section].model_fields) if section in SECTIONS else []
 
@@ -117,9 +123,10 @@ def unknown_key(key: str, values: Mapping[str, Any]) -> UsageError:
     """The error for a dotted key that does not exist."""
     section, _, name = key.rpartition(".")
     allowed = keys_of(section, values)
-    if not section and nearest_name(name, allowed) is None:
+    if not section:
         everywhere = {inner: f"{outer}.{inner}" for outer in SECTIONS for inner in keys_of(outer, values)}
-        if nearest := nearest_name(name, list(everywhere)):
+        nearest = nearest_name(name, [*allowed, *everywhere])
+        if nearest in everywhere and nearest not in allowed:
             return UsageError(f"{key}: no such key; did you mean {everywhere[nearest]!r}?")
     return UsageError(f"{key}: no such key; {suggestion(name, allowed)}")
 

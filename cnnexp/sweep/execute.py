@@ -32,7 +32,7 @@ from cnnexp.store.runs import (
 from cnnexp.sweep.devices import configure_jax, return_memory
 from cnnexp.sweep.interruption import Interrupted, Interruption
 from cnnexp.sweep.jobs import Cells, Job, rerun_commands
-from cnnexp.sweep.plan import plan_sweep, stacks_for
+from cnnexp.sweep.plan import Plan, plan_sweep, stacks_for
 from cnnexp.sweep.refusals import refuse_impossible
 from cnnexp.sweep.stacks import Stack
 from cnnexp.sweep.summary import summary_of
@@ -61,28 +61,41 @@ def run_sweep(jobs: Sequence[Job], command: str | None = None) -> dict[str, floa
         Interrupted: a signal asked to stop; everything is saved.
     """
     by_id = {job.config.run_id: job for job in jobs}
-    runs = {run_id: job.config for run_id, job in by_id.items()}
+    first = jobs[0].config
+    with ExitStack() as contexts:
+        interruption = contexts.enter_context(Interruption())
+        plan, progress = prepare(by_id, command, contexts)
+        leases = contexts.enter_context(Leases(sweep_folder(first)))
+        mirror = contexts.enter_context(Mirror(first.tracking, sweep_folder(first), tell=progress.tell))
+        mirror.changed([run_folder(plan.runs[run_id]) for run_id in plan.ended])
+        work = SweepWork(plan.runs, leases, interruption, progress, mirror)
+        work.train(plan.stacks)
+    if work.failed:
+        raise SweepFailed(failure_report(work.failed, by_id))
+    return {run_id: objective(run) for run_id, run in plan.runs.items()}
+
+
+def prepare(jobs: Mapping[str, Job], command: str | None, contexts: ExitStack) -> tuple[Plan, SweepProgress]:
+    """What comes before the training of a sweep, wherever that is: the plan, and a display of its progress.
+
+    Damaged files are set aside and the command is recorded.
+
+    Raises:
+        UsageError: a run that cannot be trained; nothing was computed or written.
+    """
+    runs = {run_id: job.config for run_id, job in jobs.items()}
     refuse_impossible(list(runs.values()))
     configure_jax()
     for data in {same_images(run.data): run.data for run in runs.values()}.values():
         make_ready(data)
-    first, plan = jobs[0].config, plan_sweep(runs)
-    with ExitStack() as contexts:
-        interruption = contexts.enter_context(Interruption())
-        leases = contexts.enter_context(Leases(sweep_folder(first)))
-        progress = contexts.enter_context(SweepProgress(plan, Cells(by_id)))
-        if command:
-            record_command(first, command)
-        for path in plan.damaged:
-            progress.tell(f"damaged: {path} is not what was written; set aside as {set_aside(path).name}")
-            (path.parent / "status.json").unlink(missing_ok=True)  # the run has no result any more
-        mirror = contexts.enter_context(Mirror(first.tracking, sweep_folder(first), tell=progress.tell))
-        mirror.changed([run_folder(runs[run_id]) for run_id in plan.ended])
-        work = SweepWork(runs, leases, interruption, progress, mirror)
-        work.train(plan.stacks)
-    if work.failed:
-        raise SweepFailed(_failure_report(work.failed, by_id))
-    return {run_id: _objective(run) for run_id, run in runs.items()}
+    plan = plan_sweep(runs)
+    progress = contexts.enter_context(SweepProgress(plan, Cells(jobs)))
+    if command:
+        record_command(next(iter(runs.values())), command)
+    for path in plan.damaged:
+        progress.tell(f"damaged: {path} is not what was written; set aside as {set_aside(path).name}")
+        (path.parent / "status.json").unlink(missing_ok=True)  # the run has no result any more
+    return plan, progress
 
 
 class SweepWork:
@@ -199,7 +212,7 @@ class SweepWork:
             if asked:
                 for writer in writers.values():
                     writer.interrupt()
-                raise Interrupted
+                self._interruption.raise_if_asked()
         checkpoints.delete()
 
     def _record(
@@ -302,7 +315,8 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _failure_report(failed: Mapping[str, str], jobs: Mapping[str, Job]) -> str:
+def failure_report(failed: Mapping[str, str], jobs: Mapping[str, Job]) -> str:
+    """Runs without a result, why, and commands that run just these again."""
     commands = rerun_commands([jobs[run_id] for run_id in failed])
     shown = commands[:10] + [f"… and {len(commands) - 10} more cells"] * (len(commands) > 10)
     reasons = ", ".join(dict.fromkeys(failed.values()))
@@ -310,5 +324,6 @@ def _failure_report(failed: Mapping[str, str], jobs: Mapping[str, Job]) -> str:
     return f"{len(failed)} of {len(jobs)} runs failed ({reasons}); to run just these again:\n{again}"
 
 
-def _objective(run: RunConfig) -> float:
+def objective(run: RunConfig) -> float:
+    """A run's validation accuracy; NaN without one."""
     return read_json(run_folder(run) / "summary.json").get("validation/accuracy", math.nan)

@@ -1,22 +1,28 @@
-"""SIGTERM and SIGINT as a question that the training answers when it can be stopped without loss."""
+"""Signals as a question that the training answers when it can be stopped without loss."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 
 REQUEUE = 75  # exit code: EX_TEMPFAIL of sysexits.h, "try again later"
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Those of a person and of a scheduler that ends a job, and those that it sends ahead of a time limit.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interrupted(Exception):
-    """The sweep was asked to stop, and everything is saved."""
+    """The sweep was asked to stop, and everything is saved; `signal` is what asked."""
+
+    def __init__(self, signal: int | None = None):
+        super().__init__("interrupted")
+        self.signal = signal
 
 
 class Interruption:
-    """A context in which a first signal sets `asked`; a second one ends the process as it always did."""
+    """A context in which a first signal sets `asked`; a second one does what it always did."""
 
     def __init__(self):
         self.asked = threading.Event()
+        self._signal: int | None = None
         self._before = {}
 
     def __enter__(self) -> "Interruption":
@@ -30,11 +36,12 @@ class Interruption:
         self._restore()
 
     def raise_if_asked(self) -> None:
-        """Stop here, where nothing is in progress."""
+        """Stop here, where nothing is in progress or all of it is saved."""
         if self.asked.is_set():
-            raise Interrupted
+            raise Interrupted(self._signal)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
         self.asked.set()
         self._restore()
 

@@ -41,6 +41,8 @@ def refuse_impossible_sweep(configs: Sequence[RunConfig]) -> None:
         resolve_mode(mode)
     if len({(config.results_dir, config.name) for config in configs}) > 1:
         raise UsageError("name, results_dir: a sweep has one folder; these keys take one value")
+    if len({config.launcher.model_dump_json() for config in configs}) > 1:
+        raise UsageError("launcher: a sweep is sent to one place; its keys take one value")
 
 
 def explain(error: Exception, conf: Path, arguments: Sequence[str]) -> str:
@@ -62,8 +64,8 @@ def explain(error: Exception, conf: Path, arguments: Sequence[str]) -> str:
 
 
 def _chosen(conf: Path, arguments: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The model and data set chosen, on which the keys of their sections depend."""
+    """The choices on which the keys of their sections depend."""
     defaults = yaml.safe_load((conf / "config.yaml").read_text())["defaults"]
     pairs = {key: value for entry in defaults if isinstance(entry, dict) for key, value in entry.items()}
     pairs |= dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    return {section: {"name": pairs[section]} for section in ("model", "data")}
+    return {section: {"name": pairs[section]} for section in ("model", "data", "launcher")}

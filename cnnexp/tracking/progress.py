@@ -103,6 +103,19 @@ class SweepProgress:
         self.tell(f"failed: {self._cells.common_name(stack.runs)}: {error}; see {file}")
         self._show()
 
+    def seen(self, rows: Rows, *, running: int, failed: int) -> None:
+        """What others have done: the last rows of the runs that ended since the last time, and the numbers
+        of runs that are in progress and that failed."""
+        self._done, self._running, self._failed = self._done + len(rows), running, failed
+        self._spent, self._fraction = self._cost * (self._done + failed) / max(1, self._total), 0.0
+        for name, members in self._cells.members(rows).items():
+            self._news = f"{name}: {_accuracies([rows[run_id] for run_id in members])}"
+            if self._console.is_terminal:
+                self.tell(self._news)
+        if not self._console.is_terminal and (rows or time.monotonic() - self._told > SILENCE_SECONDS):
+            self._tell_state()
+        self._show()
+
     def waiting_for(self, runs: int) -> None:
         """Other processes are training what is left."""
         if runs:

@@ -1,0 +1,84 @@
+"""Where the stacks of a sweep are trained. Nothing here changes a result."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from cnnexp.config.sections import Count, Positive, Section, Size
+
+Flag = str | int | float | bool
+
+
+def minutes_of(time: int | str) -> int:
+    """Slurm's time limits in minutes, rounded up: minutes, `M:SS`, `H:MM:SS`, `D-HH`, `D-HH:MM:SS`.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(time))
+    if match is None:
+        raise ValueError(f"launcher.time={time}: allowed: minutes, H:MM:SS, D-HH:MM:SS")
+    days, *rest = match.groups()
+    parts = [int(part) for part in rest if part is not None]
+    if days is not None:
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+    elif len(parts) == 3:
+        hours, minutes, seconds = parts
+    else:
+        hours, (minutes, seconds) = 0, (*parts, 0)[:2]
+    whole = (int(days or 0) * 24 + hours) * 60 + minutes + (seconds > 0)
+    if whole < 1:
+        raise ValueError(f"launcher.time={time}: allowed: a minute and more")
+    return whole
+
+
+def _time(time: int | str) -> int | str:
+    minutes_of(time)
+    return time
+
+
+class LocalLauncher(Section):
+    """This process trains, on the devices that it sees."""
+
+    name: Literal["local"]
+
+
+class SlurmLauncher(Section):
+    """Tasks of a Slurm job array. `gpus`, `cpus` and `memory_gb` are those of one task."""
+
+    name: Literal["slurm"]
+    wait: bool
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    time: Annotated[int | str, AfterValidator(_time)]
+    gpus: Count
+    cpus: Size | None
+    memory_gb: Positive | None
+    signal_seconds: Size
+    requeues: Count
+    tasks: Size
+    parallel: Size
+    setup: list[str]
+    sbatch: dict[str, Flag]
+
+
+class RayLauncher(Section):
+    """Ray tasks. `cpus`, `gpus` and `resources` are those of one task."""
+
+    name: Literal["ray"]
+    address: str | None
+    cpus: Positive
+    gpus: Annotated[float, Field(ge=0)]
+    resources: dict[str, Positive]
+    retries: Count
+
+
+LAUNCHER_VARIANTS: dict[str, type[Section]] = {
+    "local": LocalLauncher,
+    "slurm": SlurmLauncher,
+    "ray": RayLauncher,
+}
+Launcher = Annotated[LocalLauncher | SlurmLauncher | RayLauncher, Field(discriminator="name")]

@@ -1,0 +1,87 @@
+"""`launcher=ray`: the stacks of a sweep as Ray tasks, on this machine or a cluster."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+from cnnexp.config.launchers import RayLauncher
+from cnnexp.errors import UsageError
+from cnnexp.sweep.jobs import Job
+from cnnexp.sweep.plan import Plan
+from cnnexp.sweep.remote import Share, shares, watch
+
+if TYPE_CHECKING:
+    from cnnexp.tracking.progress import SweepProgress
+
+SAVE_SECONDS = 60.0  # for tasks that were asked to stop
+# What workers take from here. Keys of services are not among them: they belong on the cluster.
+PASSED_ON = ("TFDS_DATA_DIR", "WANDB_MODE", "WANDB_BASE_URL", "JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")
+
+
+def run_on_ray(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
+    """Have Ray train what the store lacks, and show it until it has ended; see `run_sweep`.
+
+    Raises:
+        UsageError: also: no Ray here, or no cluster at the address.
+    """
+    launcher = jobs[0].config.launcher
+    assert isinstance(launcher, RayLauncher)
+    with ExitStack() as contexts:
+        ray = _started(launcher, contexts)
+        tasks: list[Any] = []
+
+        def send(plan: Plan, by_id: Mapping[str, Job], progress: "SweepProgress") -> Iterator[bool]:
+            options = {
+                "num_cpus": launcher.cpus,
+                "num_gpus": launcher.gpus,
+                "resources": launcher.resources,
+                "max_retries": launcher.retries,  # of a lost worker or node
+            }
+            work = ray.remote(**options)(_work)
+            tasks.extend(work.remote(share, launcher.cpus) for share in shares(plan, by_id))
+            progress.tell(f"Ray: {len(tasks)} tasks for {len(plan.stacks)} stacks")
+            while True:
+                _, working = ray.wait(tasks, num_returns=len(tasks), timeout=0)
+                yield bool(working)
+
+        def cancel() -> None:
+            for task in tasks:
+                ray.cancel(task, force=False)  # as SIGINT: the worker saves
+            ray.wait(tasks, num_returns=len(tasks), timeout=SAVE_SECONDS)
+
+        return watch(jobs, command, send, cancel)
+
+
+def _started(launcher: RayLauncher, contexts: ExitStack) -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("launcher=ray: needs Ray; type: pip install 'cnnexp[ray]'") from None
+    if not ray.is_initialized():
+        passed = {key: os.environ[key] for key in PASSED_ON if key in os.environ}
+        try:
+            ray.init(
+                launcher.address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": passed},
+                include_dashboard=None if launcher.address else False,
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise UsageError(f"launcher.address={launcher.address}: no Ray there: {reason}") from None
+        contexts.callback(ray.shutdown)
+    return ray
+
+
+def _work(share: Share, cpus: float) -> None:
+    """What a Ray worker does; `cpus` are those that Ray counts on it to use."""
+    from cnnexp.sweep.execute import SweepFailed
+    from cnnexp.sweep.interruption import Interrupted
+
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(max(1, round(cpus))))
+    with suppress(SweepFailed, Interrupted):  # both are in the store
+        share()
