@@ -39,6 +39,8 @@ LATER: dict[str, tuple[str, ...]] = {
     "optim": ("l1", "l1_threshold"),
     "train": ("share_every", "tied_steps"),
 }
+# How a run is carried out, not what comes out of it.
+CARRIED_OUT: dict[str, tuple[str, ...]] = {"data": NOT_IDENTITY, "train": ("parallel", "profile")}
 # Traced values: runs that differ only in their seed, their subset and these share one program.
 TRACED: dict[str, tuple[str, ...]] = {
     "optim": ("learning_rate", "weight_decay", "momentum", "l1", "l1_threshold"),
@@ -66,8 +68,9 @@ class RunConfig(Section):
     def identity(self) -> dict[str, Any]:
         """All that decides the run's result, and nothing else."""
         values = self.model_dump(include={"seed", "model", "data", "optim", "train"})
-        for key in NOT_IDENTITY:
-            values["data"].pop(key, None)
+        for section, keys in CARRIED_OUT.items():
+            for key in keys:
+                values[section].pop(key, None)
         for section, keys in LATER.items():
             for key in keys:
                 if values[section][key] is None:

@@ -137,6 +137,8 @@ class Train(Section):
     tied_steps: Count | None = Field(
         default=None, description="for which a less tied network is kept a convolution"
     )
+    parallel: Literal["none", "data"] = Field(default="none", description="what devices share of a run")
+    profile: str | None = Field(default=None, description="folder for a trace of some steps")
 
     @model_validator(mode="after")
     def _one_duration(self) -> "Train":
@@ -152,6 +154,7 @@ class Sweep(Section):
     on_error: Literal["continue", "stop"] = Field(description="what a cell that raises does to the sweep")
     max_stack: Size | None = Field(description="runs that train together; null: what memory allows")
     checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(description="between two checkpoints")
+    deterministic: bool = Field(default=False, description="GPU kernels that give the same bits every time")
 
 
 class Tracking(Section):

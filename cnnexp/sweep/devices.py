@@ -3,12 +3,17 @@
 import os
 
 
-def configure_jax() -> None:
+def configure_jax(*, deterministic: bool = False) -> None:
     """Keep compiled programs in the user's cache, so that a program is compiled once on a machine, and let
     each CPU core be a device: runs side by side keep all cores busy where one run cannot.
 
-    `$JAX_COMPILATION_CACHE_DIR`, `$JAX_NUM_CPU_DEVICES` and `$XLA_FLAGS` go first.
+    `$JAX_COMPILATION_CACHE_DIR`, `$JAX_NUM_CPU_DEVICES` and `$XLA_FLAGS` go first. `deterministic` keeps XLA
+    to GPU kernels that give the same bits every time.
     """
+    if deterministic:
+        os.environ["XLA_FLAGS"] = (
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+        )
     import jax
     from platformdirs import user_cache_path
 

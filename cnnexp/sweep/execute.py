@@ -85,7 +85,7 @@ def prepare(jobs: Mapping[str, Job], command: str | None, contexts: ExitStack) -
     """
     runs = {run_id: job.config for run_id, job in jobs.items()}
     refuse_impossible(list(runs.values()))
-    configure_jax()
+    configure_jax(deterministic=any(run.sweep.deterministic for run in runs.values()))
     for data in {same_images(run.data): run.data for run in runs.values()}.values():
         make_ready(data)
     plan = plan_sweep(runs)

@@ -81,4 +81,5 @@ def shape_of_program(run: RunConfig) -> str:
     duration = duration_of(run)  # in steps: sizes of training sets share a program under one number of steps
     for key in ("epochs", "steps", "eval_every"):
         del values["train"][key]
-    return json.dumps([values, duration.steps, duration.evaluate_after], sort_keys=True)
+    carried_out = [run.train.parallel, run.train.profile]
+    return json.dumps([values, duration.steps, duration.evaluate_after, carried_out], sort_keys=True)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,7 +18,7 @@ from cnnexp.data.subsets import run_order
 from cnnexp.models.spec import total
 from cnnexp.training.feed import Feed, MemoryFeed, StreamFeed
 from cnnexp.training.hyper import hyper_of
-from cnnexp.training.stack import RUNS, WHOLE, Subsets, compile_stack, device_mesh, on_devices
+from cnnexp.training.stack import BATCH, RUNS, WHOLE, Subsets, compile_stack, device_mesh, on_devices
 from cnnexp.training.train import Metrics, State, Train, make_train
 
 Row = dict[str, int | float]
@@ -52,13 +53,15 @@ class StackTraining:
     """One compiled program for up to `runs` runs of its shapes, and the images on its devices or on disk."""
 
     def __init__(self, config: RunConfig, images: Images | ImageFiles, runs: int = 1):
-        self.train: Train = make_train(config)
-        self._mesh = device_mesh(runs)
+        shared = config.train.parallel == "data"
+        self._mesh = device_mesh(runs, config.data.batch_size if shared else 1)
+        self.train: Train = make_train(config, BATCH if self._mesh.shape[BATCH] > 1 else None)
         self._images = on_devices(images, WHOLE, self._mesh) if isinstance(images, Images) else images
         self._compiled = compile_stack(self.train, self._mesh)
         self._kernels = jax.jit(
             jax.vmap(lambda state: (self.train.kernels(state), self.train.learned(state)))
         )
+        self._pieces = 0
         self._piece = 16  # steps between two signs of life: grows and shrinks with what they take
         labels = np.asarray(images.train_labels)
         self._order = lru_cache(maxsize=64)(lambda seed: run_order(labels, seed))
@@ -69,7 +72,7 @@ class StackTraining:
         The first evaluation is before any training, the last after the last step. `resumed` is the state of
         an earlier moment, from which the training goes on to the same numbers.
         """
-        filled = [*runs, *[runs[-1]] * (-len(runs) % self._mesh.size)]  # the last run fills up
+        filled = [*runs, *[runs[-1]] * (-len(runs) % self._mesh.shape["runs"])]  # the last run fills up
         hyper = jax.tree.map(lambda *values: np.stack(values), *map(hyper_of, filled))
         hyper = on_devices(hyper, RUNS, self._mesh)
         if resumed is None:
@@ -91,8 +94,9 @@ class StackTraining:
             while step < stop:
                 steps = min(stop - step, self._piece, feed.most_steps or self._piece)
                 started = time.perf_counter()
-                state = feed.advance(state, hyper, step, steps)
-                jax.block_until_ready(state.step)
+                with self._traced():
+                    state = feed.advance(state, hyper, step, steps)
+                    jax.block_until_ready(state.step)
                 self._keep_pace(steps, time.perf_counter() - started)
                 step += steps
                 if step < stop:
@@ -117,6 +121,14 @@ class StackTraining:
             lambda leaf: jax.ShapeDtypeStruct((runs,), leaf.dtype), hyper_of(self.train.config)
         )
         return jax.eval_shape(jax.vmap(self.train.init), keys, hyper)
+
+    def _traced(self) -> AbstractContextManager[None]:
+        """A trace of the second piece of training, where one is asked for; the first one compiles."""
+        self._pieces += 1
+        folder = self.train.config.train.profile
+        if folder is None or self._pieces != 2:
+            return nullcontext()
+        return jax.profiler.trace(folder, create_perfetto_trace=True)
 
     def _feed(self, runs: Sequence[RunConfig], state: State) -> Feed:
         subsets = self._subsets(runs)

@@ -19,6 +19,7 @@ Runs = TypeVar("Runs")  # a pytree with a leading run axis
 Shared = TypeVar("Shared")  # one without, the same for all runs
 Result = TypeVar("Result")
 RUNS, WHOLE = PartitionSpec("runs"), PartitionSpec()
+BATCH = "batch"  # the axis of the devices that share the batches of a run
 SPLITS = ("train", "validation", "test")
 
 
@@ -69,7 +70,8 @@ class CompiledStack(NamedTuple):
 def compile_stack(train: Train, mesh: Mesh) -> CompiledStack:
     """Compile the pieces of a training; each XLA program is built at its first call.
 
-    The run axis is spread over the mesh and must be divisible by its size; no device needs what another has.
+    The run axis is spread over that of the mesh and must be divisible by it. Devices that share the batches
+    of a run hold the same state, and add up their gradients and sums; else none needs what another has.
     """
     spread = partial(jax.shard_map, mesh=mesh, out_specs=RUNS, check_vma=False)
 
@@ -121,9 +123,13 @@ def _source(own: Subsets | Streamed, shared: Images | Normalisation) -> InMemory
     return Window(*own, shared)
 
 
-def device_mesh(runs: int) -> Mesh:
-    """Devices of this machine along the run axis: all of them, or as many as there are runs."""
-    return Mesh(np.array(jax.local_devices()[:runs]), ("runs",))
+def device_mesh(runs: int, batch_size: int = 1) -> Mesh:
+    """Devices of this machine: along the run axis as many as there are runs; those that are left share the
+    batches of each run, as far as these can be divided equally."""
+    devices = jax.local_devices()
+    along = min(runs, len(devices))
+    sharing = next(n for n in range(len(devices) // along, 0, -1) if batch_size % n == 0)
+    return Mesh(np.array(devices[: along * sharing]).reshape(along, sharing), ("runs", BATCH))
 
 
 def on_devices(tree: Runs, spec: PartitionSpec, mesh: Mesh) -> Runs:

@@ -68,10 +68,15 @@ class Train:
 
     Called with `(key, data)` it is the whole run, from the key to the final state and the metrics of every
     evaluation, as one function to jit and vmap. `hyper` overrides the configured optimiser numbers.
+
+    Args:
+        config: of the run.
+        shared_by: a mapped axis whose devices share every batch, of a size that they can divide; none: one
+            device has it all.
     """
 
-    def __init__(self, config: RunConfig):
-        self.config = config
+    def __init__(self, config: RunConfig, shared_by: str | None = None):
+        self.config, self._shared_by = config, shared_by
         self.duration: Duration = duration_of(config)
         self.network = spec_of(config)
         self.classes = self.network[-1].geometry.features
@@ -94,10 +99,12 @@ class Train:
         optimizer = self._optimizer(hyper)
 
         def step(_: Int[Array, ""], state: State) -> State:
-            raw = source.train_batch(state.order_key, state.step, self.duration.batch_size)
+            raw = self._part(source.train_batch(state.order_key, state.step, self.duration.batch_size))
             batch = self._batch(state, raw, source.normalisation, hyper, split="train", step=state.step)
             mean_loss = partial(self._mean_loss, hyper=hyper)
             loss, gradients = jax.value_and_grad(mean_loss)(state.params, state.fixed, batch)
+            if self._shared_by:
+                loss, gradients = lax.pmean((loss, gradients), self._shared_by)
             gradients = self._tied(gradients, state, hyper)
             updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             params = self._shared(optax.apply_updates(state.params, updates), state, hyper)
@@ -172,6 +179,14 @@ class Train:
             labels = corruptions.labels(labels, raw.identity, self.classes)
         return Batch(images, labels)
 
+    def _part(self, raw: Raw) -> Raw:
+        """What this device has of a batch."""
+        if self._shared_by is None:
+            return raw
+        parts, part = _place_on(self._shared_by)
+        size = self.duration.batch_size // parts
+        return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, part * size, size), raw)
+
     def _logits(self, params: Any, fixed: Any, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
         return self._merged(params, fixed)(images).astype(jnp.float32)
 
@@ -225,8 +240,12 @@ class Train:
         hyper: Hyper,
         split: str,
     ) -> Metrics:
-        def add(number: Array, sums: Metrics) -> Metrics:
+        parts, part = (1, 0) if self._shared_by is None else _place_on(self._shared_by)
+
+        def add(turn: Array, sums: Metrics) -> Metrics:
+            number = turn * parts + part  # devices that share a run take batches in turn
             raw, counted = batch(number)
+            counted &= number < batches  # the last turn may have none for some
             images, labels = self._batch(state, raw, normalisation, hyper, split=split)
             logits = self._logits(state.params, state.fixed, images)
             loss = jnp.where(counted, losses(self.config.model.head, logits, labels), 0)
@@ -234,7 +253,8 @@ class Train:
             return Metrics(sums.loss + loss.sum(), sums.accuracy + hits.sum())
 
         with self._precision():
-            return lax.fori_loop(0, batches, add, Metrics(jnp.float32(0), jnp.int32(0)))
+            sums = lax.fori_loop(0, -(-batches // parts), add, Metrics(jnp.float32(0), jnp.int32(0)))
+        return sums if self._shared_by is None else lax.psum(sums, self._shared_by)
 
 
 def evaluation_batch() -> int:
@@ -242,6 +262,11 @@ def evaluation_batch() -> int:
     return EVALUATION_BATCH_ON_CPU if jax.default_backend() == "cpu" else EVALUATION_BATCH
 
 
-def make_train(config: RunConfig) -> Train:
+def _place_on(axis: str) -> tuple[int, Int[Array, ""]]:
+    """Devices on a mapped axis, and which of them this is."""
+    return lax.axis_size(axis), lax.axis_index(axis)
+
+
+def make_train(config: RunConfig, shared_by: str | None = None) -> Train:
     """The pure function `train(key, data)` of a configuration; its seed and hyperparameters are arguments."""
-    return Train(config)
+    return Train(config, shared_by)

@@ -1,0 +1,63 @@
+"""A run whose batches several devices share is the run of one device."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.clusters import cnnexp_run, largest_difference, said_by
+from tests.tfds_digits import NAME, prepare_digits
+
+SWEEP = [
+    "model.tying=shared,local",
+    "model.features=[2]",
+    "data.train_size=100",
+    "data.batch_size=32",
+    "data.validation_size=40",
+    "data.pixel_noise=0.2",
+    "train.steps=12",
+    "train.eval_every=4",
+    "name=sweep",
+]
+
+
+def meshes() -> str:
+    """Devices along runs and batches, for one to nine runs with batches of 32, then of 30, on 8 devices."""
+    program = (
+        "from cnnexp.training.stack import device_mesh\n"
+        "shapes = [device_mesh(runs, size).devices.shape for size in (32, 30) for runs in range(1, 10)]\n"
+        "print(*('x'.join(map(str, shape)) for shape in shapes))"
+    )
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
+    return subprocess.check_output([sys.executable, "-c", program], env=environment, text=True).strip()
+
+
+@pytest.mark.slow
+def test_devices_go_to_runs_first_then_to_the_batches_that_they_can_divide() -> None:
+    assert meshes() == "1x8 2x4 3x2 4x2 5x1 6x1 7x1 8x1 8x1 1x6 2x3 3x2 4x2 5x1 6x1 7x1 8x1 8x1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "stream"), [("0", "always"), ("0,1,2", "never")])
+def test_eight_devices_share_runs_and_batches(tmp_path: Path, seeds: str, stream: str) -> None:
+    images = ["data.images=200", "data.test_images=50"]
+    if stream == "always":
+        images = ["data=tfds", f"data.name={NAME}", f"data.data_dir={prepare_digits(tmp_path).parents[1]}"]
+    sweep = [*images, *SWEEP, f"seed={seeds}", f"data.stream={stream}"]
+    shared, alone = tmp_path / "shared", tmp_path / "alone"
+    eight = {"JAX_NUM_CPU_DEVICES": "8"}
+    said_by(cnnexp_run(shared, *sweep, "train.parallel=data", environment=eight), shared)
+    said_by(cnnexp_run(alone, *sweep), alone)
+    assert largest_difference(shared, alone) <= 1e-5
+
+
+@pytest.mark.slow
+def test_a_profile_is_written_and_changes_nothing(tmp_path: Path) -> None:
+    sweep = [*SWEEP, "model.tying=shared", "data.images=200", "data.test_images=50"]
+    traced, plain = tmp_path / "traced", tmp_path / "plain"
+    said_by(cnnexp_run(traced, *sweep, "train.profile=trace", "sweep.deterministic=true"), traced)
+    said_by(cnnexp_run(plain, *sweep), plain)
+    assert {path.suffix for path in traced.glob("trace/plugins/profile/*/*")} == {".gz", ".pb"}
+    assert largest_difference(traced, plain) == 0
