@@ -74,8 +74,10 @@ def test_a_worker_that_was_stopped_for_too_long_may_not_go_on(
 
 def test_an_ended_run_leaves_no_lease_behind(tmp_path: Path) -> None:
     with Leases(tmp_path) as leases:
-        (tmp_path / "leases" / "a.0").write_text("{}")  # of a worker long dead
-        os.utime(tmp_path / "leases" / "a.0", (0, 0))
+        dead = tmp_path / "leases" / "worker-dead"
+        dead.write_text("{}")
+        os.link(dead, tmp_path / "leases" / "a.0")
+        os.utime(dead, (0, 0))
         assert leases.take({"a"}) == {"a"}
         (tmp_path / "a").mkdir()
         (tmp_path / "a" / "status.json").write_text(f'{{"status": "{ENDED[0]}"}}')

@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -58,6 +59,11 @@ class Leases:
         self._ended.set()
         self._release(set(self._held))
         self._worker.unlink(missing_ok=True)
+        for path in self._folder.glob("worker-*"):  # of the dead, once all that they held has ended
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                if found.st_nlink == 1 and self.now() - found.st_mtime > LEASE_SECONDS:
+                    path.unlink()
 
     def take(self, runs: Collection[str]) -> set[str]:
         """Lease those of the runs that no other worker has, instead of what was leased before.
