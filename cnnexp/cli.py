@@ -249,8 +249,9 @@ def _run(arguments: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from cnnexp.sweep.compose import quote_tyings
+    from cnnexp.sweep.devices import leave_processes
     from cnnexp.sweep.execute import SweepFailed
-    from cnnexp.sweep.interruption import REQUEUE, Interrupted
+    from cnnexp.sweep.interruption import REQUEUE, Interrupted, ProcessLost
     from cnnexp.sweep.refusals import explain
     from cnnexp.sweep.wandb_sweep import agent_overrides
 
@@ -267,8 +268,10 @@ def _run(arguments: list[str]) -> int:
     except SweepFailed as error:
         print(f"cnnexp: {error}", file=sys.stderr)
         return FAILED
-    except Interrupted:
-        print(f"cnnexp: interrupted and saved; {GOES_ON}", file=sys.stderr)
+    except Interrupted as error:
+        what = "one of the processes is gone" if isinstance(error, ProcessLost) else "interrupted and saved"
+        print(f"cnnexp: {what}; {GOES_ON}", file=sys.stderr)
+        leave_processes(REQUEUE)
         return REQUEUE
     return 0
 

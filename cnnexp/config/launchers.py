@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from cnnexp.config.sections import Count, Positive, Section, Size
 
@@ -39,9 +39,20 @@ def _time(time: int | str) -> int | str:
 
 
 class LocalLauncher(Section):
-    """This process trains, on the devices that it sees."""
+    """This process trains, on the devices that it sees; or several processes train together."""
 
     name: Literal["local"]
+    coordinator: str | None = Field(default=None, description="host:port of the first process, or auto")
+    processes: Size | None = None
+    process: Count | None = None
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> "LocalLauncher":
+        typed = self.coordinator not in (None, "auto")
+        if any((value is not None) != typed for value in (self.processes, self.process)):
+            given = f"launcher.processes={self.processes} launcher.process={self.process}"
+            raise ValueError(f"{given}: belong to launcher.coordinator=HOST:PORT; auto finds them out itself")
+        return self
 
 
 class SlurmLauncher(Section):

@@ -18,12 +18,13 @@ class StackCheckpoints:
     Args:
         folder: the sweep's.
         runs: ids of the stack's runs, in the order of the run axis.
+        writes: whether this process is the first of those that save together.
     """
 
-    def __init__(self, folder: Path, runs: Sequence[str]):
+    def __init__(self, folder: Path, runs: Sequence[str], *, writes: bool = True):
         digest = hashlib.sha256(" ".join(runs).encode()).hexdigest()[:12]
         self.folder = folder / "checkpoints" / digest
-        self._runs = list(runs)
+        self._runs, self._writes = list(runs), writes
         self._manager: Any = None
 
     def save(self, step: int, state: Any) -> None:
@@ -31,7 +32,8 @@ class StackCheckpoints:
         import orbax.checkpoint as ocp
 
         if self._manager is None:
-            write_json(self.folder / "runs.json", {"runs": self._runs})
+            if self._writes:
+                write_json(self.folder / "runs.json", {"runs": self._runs})
             self._manager = _manager(self.folder)
         if step not in self._manager.all_steps():
             self._manager.save(step, args=ocp.args.StandardSave(state))
@@ -40,7 +42,8 @@ class StackCheckpoints:
         """The stack has ended: its results are in the store."""
         if self._manager is not None:
             self._manager.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._writes:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def saved_stacks(folder: Path) -> Iterator[tuple[Path, list[str]]]:

@@ -2,6 +2,9 @@
 
 import os
 
+from cnnexp.config.launchers import LocalLauncher
+from cnnexp.errors import UsageError
+
 
 def configure_jax(*, deterministic: bool = False) -> None:
     """Keep compiled programs in the user's cache, so that a program is compiled once on a machine, and let
@@ -25,6 +28,37 @@ def configure_jax(*, deterministic: bool = False) -> None:
         jax.config.update("jax_compilation_cache_dir", str(user_cache_path("cnnexp") / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def join_processes(launcher: LocalLauncher) -> None:
+    """Become one of several processes that train together, if the configuration says so.
+
+    Raises:
+        UsageError: the others cannot be found.
+    """
+    if launcher.coordinator is None or jax_is_running():
+        return
+    import jax
+
+    given = launcher.coordinator, launcher.processes, launcher.process
+    try:
+        jax.distributed.initialize(*((None, None, None) if launcher.coordinator == "auto" else given))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"launcher.coordinator={launcher.coordinator}: {reason}") from None
+
+
+def leave_processes(code: int) -> None:
+    """End one process of several at once: at its exit JAX would wait for those that are gone."""
+    import sys
+
+    if "jax" in sys.modules and jax_is_running():
+        import jax
+
+        if jax.process_count() > 1:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
 
 
 def cores() -> int:

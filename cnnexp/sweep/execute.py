@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from cnnexp.config import RunConfig
 from cnnexp.config.data import Data
+from cnnexp.config.launchers import LocalLauncher
 from cnnexp.data.arrays import Images
 from cnnexp.data.loading import load, make_ready, same_images
 from cnnexp.data.stream import ImageFiles
@@ -29,15 +31,24 @@ from cnnexp.store.runs import (
     set_aside,
     sweep_folder,
 )
-from cnnexp.sweep.devices import configure_jax, return_memory
-from cnnexp.sweep.interruption import Interrupted, Interruption
+from cnnexp.sweep.devices import configure_jax, join_processes, return_memory
+from cnnexp.sweep.interruption import Interrupted, Interruption, ProcessLost
 from cnnexp.sweep.jobs import Cells, Job, rerun_commands
 from cnnexp.sweep.plan import Plan, plan_sweep, stacks_for
 from cnnexp.sweep.refusals import refuse_impossible
 from cnnexp.sweep.stacks import Stack
 from cnnexp.sweep.summary import summary_of
+from cnnexp.sweep.together import (
+    Nobody,
+    check_shared,
+    end_for_all,
+    is_of_a_lost_process,
+    order_stack,
+    ordered_stacks,
+)
 from cnnexp.tracking.mirror_process import Mirror
 from cnnexp.tracking.progress import SweepProgress
+from cnnexp.training.hosts import agreed, anywhere, fetched, is_first
 
 if TYPE_CHECKING:
     from cnnexp.training.loop import Moment, StackTraining
@@ -64,30 +75,41 @@ def run_sweep(jobs: Sequence[Job], command: str | None = None) -> dict[str, floa
     first = jobs[0].config
     with ExitStack() as contexts:
         interruption = contexts.enter_context(Interruption())
+        make_everything_ready([job.config for job in jobs])
+        if not is_first():
+            return _follow({run_id: job.config for run_id, job in by_id.items()}, interruption)
         plan, progress = prepare(by_id, command, contexts)
         leases = contexts.enter_context(Leases(sweep_folder(first)))
         mirror = contexts.enter_context(Mirror(first.tracking, sweep_folder(first), tell=progress.tell))
         mirror.changed([run_folder(plan.runs[run_id]) for run_id in plan.ended])
         work = SweepWork(plan.runs, leases, interruption, progress, mirror)
-        work.train(plan.stacks)
+        with end_for_all():
+            work.train(plan.stacks)
     if work.failed:
         raise SweepFailed(failure_report(work.failed, by_id))
     return {run_id: objective(run) for run_id, run in plan.runs.items()}
+
+
+def _follow(runs: Mapping[str, RunConfig], interruption: Interruption) -> dict[str, float]:
+    """What a process does that is not the first of several."""
+    nobody: Any = Nobody()
+    work = SweepWork(runs, nobody, interruption, nobody, nobody)
+    try:
+        for stack in ordered_stacks(runs):
+            work.follow(stack)
+    except Exception as error:
+        if is_of_a_lost_process(error):
+            raise ProcessLost from error
+        raise
+    return dict.fromkeys(runs, math.nan)
 
 
 def prepare(jobs: Mapping[str, Job], command: str | None, contexts: ExitStack) -> tuple[Plan, SweepProgress]:
     """What comes before the training of a sweep, wherever that is: the plan, and a display of its progress.
 
     Damaged files are set aside and the command is recorded.
-
-    Raises:
-        UsageError: a run that cannot be trained; nothing was computed or written.
     """
     runs = {run_id: job.config for run_id, job in jobs.items()}
-    refuse_impossible(list(runs.values()))
-    configure_jax(deterministic=any(run.sweep.deterministic for run in runs.values()))
-    for data in {same_images(run.data): run.data for run in runs.values()}.values():
-        make_ready(data)
     plan = plan_sweep(runs)
     progress = contexts.enter_context(SweepProgress(plan, Cells(jobs)))
     if command:
@@ -96,6 +118,21 @@ def prepare(jobs: Mapping[str, Job], command: str | None, contexts: ExitStack) -
         progress.tell(f"damaged: {path} is not what was written; set aside as {set_aside(path).name}")
         (path.parent / "status.json").unlink(missing_ok=True)  # the run has no result any more
     return plan, progress
+
+
+def make_everything_ready(runs: Sequence[RunConfig]) -> None:
+    """Check all runs, choose the devices and see to the images.
+
+    Raises:
+        UsageError: a run that cannot be trained; nothing was computed or written.
+    """
+    refuse_impossible(runs)
+    configure_jax(deterministic=any(run.sweep.deterministic for run in runs))
+    if isinstance(launcher := runs[0].launcher, LocalLauncher):
+        join_processes(launcher)
+    check_shared(runs)
+    for data in {same_images(run.data): run.data for run in runs}.values():
+        make_ready(data)
 
 
 class SweepWork:
@@ -135,6 +172,17 @@ class SweepWork:
                 self._queue.extend(self._left_behind())
         _drop_ended_checkpoints(self._runs)
 
+    def follow(self, stack: Stack) -> None:
+        """Train a stack in step with the first process, which sees to all that comes of it."""
+        try:
+            self._train_stack(stack)
+        except Interrupted:
+            pass  # the first process was, too, and says what comes next
+        except Exception as error:
+            if is_of_a_lost_process(error) and not _is_out_of_memory(error):
+                raise
+            self._training = None
+
     def _left_behind(self) -> list[Stack]:
         """Wait for the runs that other processes are training; returns those that they gave up."""
         while True:
@@ -156,9 +204,13 @@ class SweepWork:
         except Interrupted:
             raise
         except LeaseLost as error:
+            if jax.process_count() > 1:
+                raise ProcessLost from error  # as the others must see it
             self._progress.tell(f"{error}: other workers may have gone on with {len(stack.runs)} runs")
             self._queue.extend(stacks_for(stack.runs))
         except Exception as error:
+            if is_of_a_lost_process(error) and not _is_out_of_memory(error):
+                raise ProcessLost from error
             if _is_out_of_memory(error) and len(stack.runs) > 1:
                 self._progress.tell(f"out of memory with {len(stack.runs)} runs at once: going on with half")
                 self._queue.appendleft(stack)
@@ -187,32 +239,36 @@ class SweepWork:
 
     def _train_stack(self, stack: Stack) -> None:
         started = time.perf_counter()
+        order_stack(stack)
         training = self._training_for(stack)
         stack, state, step = self._restored(stack, training)
         if not stack.runs:
             return
         self._progress.start(stack)
-        checkpoints = StackCheckpoints(self._folder, list(stack.runs))
-        writers = {run_id: RunWriter(run, resume_at=step) for run_id, run in stack.runs.items()}
+        checkpoints = StackCheckpoints(self._folder, list(stack.runs), writes=is_first())
+        written = stack.runs if is_first() else {}
+        writers = {run_id: RunWriter(run, resume_at=step) for run_id, run in written.items()}
         saved, last = time.monotonic(), training.train.duration.steps
         moments = training.run(list(stack.runs.values()), state)
         del state  # the training gives it up step by step
         for moment in moments:
-            self._leases.check()
+            if is_first():
+                self._leases.check()
             seconds = (time.perf_counter() - started) / len(stack.runs)
             if moment.rows is not None:
                 self._record(stack, writers, moment, training, seconds)
             self._progress.advanced(stack, moment.step, last)
             if moment.step == last:
                 break
-            asked = self._interruption.asked.is_set()
-            if asked or time.monotonic() - saved >= stack.config.sweep.checkpoint_seconds:
+            asked = anywhere(self._interruption.asked.is_set())
+            due = time.monotonic() - saved >= stack.config.sweep.checkpoint_seconds
+            if asked or agreed(due):
                 checkpoints.save(moment.step, moment.state)
                 saved = time.monotonic()
             if asked:
                 for writer in writers.values():
                     writer.interrupt()
-                self._interruption.raise_if_asked()
+                raise Interrupted(self._interruption.signal)
         checkpoints.delete()
 
     def _record(
@@ -251,8 +307,6 @@ class SweepWork:
 
     def _training_for(self, stack: Stack) -> "StackTraining":
         """The compiled program: stacks of one shape follow one another and share it."""
-        import jax
-
         from cnnexp.training.loop import StackTraining
 
         key = (stack.shape, min(len(stack.runs), jax.local_device_count()))
@@ -272,8 +326,6 @@ class SweepWork:
 
     def _restored(self, stack: Stack, training: "StackTraining") -> "tuple[Stack, State | None, int | None]":
         """The stack's runs that a checkpoint holds, their state and its step; the others are queued anew."""
-        import jax
-
         if stack.resumes is None:
             return stack, None, None
         saved = dict(saved_stacks(self._folder))[stack.resumes]
@@ -281,9 +333,10 @@ class SweepWork:
         if state is None:
             self._damaged(stack.resumes)
             return replace(stack, resumes=None), None, None
-        step = int(state.step[0])
+        step = int(fetched(state.step)[0])
         marks = [mark for mark in training.train.duration.evaluate_after if mark <= step]
         whole = {i: run for i, run in stack.runs.items() if _steps_of(run, step) == marks}
+        whole = {i: stack.runs[i] for i in agreed(list(whole))}  # the first process may be writing already
         anew = {i: run for i, run in stack.runs.items() if i not in whole}
         if anew:
             self._queue.append(Stack(runs=anew, shape=stack.shape))
@@ -291,7 +344,8 @@ class SweepWork:
         return replace(stack, runs=whole), jax.tree.map(lambda leaf: leaf[chosen], state), step
 
     def _damaged(self, path: Path) -> None:
-        self._progress.tell(f"damaged: {path} cannot be read; set aside as {set_aside(path).name}")
+        if is_first():
+            self._progress.tell(f"damaged: {path} cannot be read; set aside as {set_aside(path).name}")
 
 
 def _steps_of(run: RunConfig, last: int) -> list[int | float]:
@@ -307,8 +361,6 @@ def _drop_ended_checkpoints(runs: Mapping[str, RunConfig]) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    import jax
-
     return isinstance(error, MemoryError) or (
         isinstance(error, jax.errors.JaxRuntimeError)
         and any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory"))

@@ -17,12 +17,16 @@ class Interrupted(Exception):
         self.signal = signal
 
 
+class ProcessLost(Interrupted):
+    """One of the processes that train together is gone; what was saved last is there."""
+
+
 class Interruption:
     """A context in which a first signal sets `asked`; a second one does what it always did."""
 
     def __init__(self):
         self.asked = threading.Event()
-        self._signal: int | None = None
+        self.signal: int | None = None
         self._before = {}
 
     def __enter__(self) -> "Interruption":
@@ -38,10 +42,10 @@ class Interruption:
     def raise_if_asked(self) -> None:
         """Stop here, where nothing is in progress or all of it is saved."""
         if self.asked.is_set():
-            raise Interrupted(self._signal)
+            raise Interrupted(self.signal)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
+        self.signal = number
         self.asked.set()
         self._restore()
 

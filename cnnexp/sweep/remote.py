@@ -14,7 +14,14 @@ from pathlib import Path
 from cnnexp.config.launchers import LocalLauncher
 from cnnexp.store.atomic import read_json
 from cnnexp.store.runs import ENDED, read_history, run_folder
-from cnnexp.sweep.execute import SweepFailed, failure_report, objective, prepare, run_sweep
+from cnnexp.sweep.execute import (
+    SweepFailed,
+    failure_report,
+    make_everything_ready,
+    objective,
+    prepare,
+    run_sweep,
+)
 from cnnexp.sweep.interruption import Interruption
 from cnnexp.sweep.jobs import Job
 from cnnexp.sweep.plan import Plan
@@ -113,6 +120,7 @@ def watch(
     stop = jobs[0].config.sweep.on_error == "stop"
     with ExitStack() as contexts:
         interruption = contexts.enter_context(Interruption())
+        make_everything_ready([job.config for job in jobs])
         plan, progress = prepare(by_id, command, contexts)
         seen = Watch(by_id, plan, progress)
         for working in send(plan, by_id, progress) if plan.stacks else ():

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cnnexp.config.launchers import SlurmLauncher, minutes_of
 from cnnexp.errors import UsageError
 from cnnexp.store.runs import sweep_folder
-from cnnexp.sweep.execute import prepare
+from cnnexp.sweep.execute import make_everything_ready, prepare
 from cnnexp.sweep.interruption import REQUEUE, Interrupted
 from cnnexp.sweep.jobs import Job
 from cnnexp.sweep.plan import Plan
@@ -80,6 +80,7 @@ def submit(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
 
         return watch(jobs, command, send, cancel=lambda: None)
     by_id = {job.config.run_id: job for job in jobs}
+    make_everything_ready([job.config for job in jobs])
     with ExitStack() as contexts:
         plan, progress = prepare(by_id, command, contexts)
         if plan.stacks:

@@ -7,15 +7,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Int
 
 from cnnexp.data.arrays import Images
 from cnnexp.data.order import batch_indices
 from cnnexp.data.source import Raw
 from cnnexp.data.stream import ImageFiles
+from cnnexp.training.hosts import fetched, own_part, put_together
 from cnnexp.training.hyper import Hyper
-from cnnexp.training.stack import RUNS, WHOLE, CompiledStack, Streamed, Subsets, on_devices
+from cnnexp.training.stack import PARTS, RUNS, WHOLE, CompiledStack, Streamed, Subsets, on_devices
 from cnnexp.training.train import Metrics, State, Train, evaluation_batch
 
 WINDOW_BYTES = 64 * 2**20  # of images that stream in at once
@@ -77,9 +78,10 @@ class StreamFeed:
             self._batches = self._files.batches("train", self._places, step, self._last)
         batches = _window([next(self._batches) for _ in range(steps)], self.most_steps)
         raw = Raw(batches.pixels, self._files.train_labels[batches.places], batches.places)
-        by_run = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), raw)
-        streamed = Streamed(by_run, np.full(len(by_run.identity), step, np.int32))
-        streamed = on_devices(streamed, RUNS, self._mesh)
+        spread = NamedSharding(self._mesh, PARTS)
+        by_run = jax.tree.map(lambda leaf: put_together(leaf.swapaxes(0, 1), spread, axis=2), raw)
+        first = on_devices(np.full(len(by_run.identity), step, np.int32), RUNS, self._mesh)
+        streamed = Streamed(by_run, first)
         return self._compiled.advance(state, hyper, streamed, self._normalisation, jnp.int32(steps))
 
     def evaluate(self, state: State, hyper: Hyper) -> dict[str, Metrics]:
@@ -108,7 +110,8 @@ class StreamFeed:
             counted = on_devices(looked_at.counted[:, places] & there, RUNS, self._mesh)
             raw = on_devices(raw, WHOLE, self._mesh)
             sums = self._compiled.add[name](state, hyper, counted, raw, self._normalisation)
-            loss, hits = loss + np.asarray(sums.loss, np.float64), hits + np.asarray(sums.accuracy, np.int64)
+            found_loss, found_hits = fetched(sums)
+            loss, hits = loss + found_loss.astype(np.float64), hits + found_hits.astype(np.int64)
         count = looked_at.counted.sum(1)
         return Metrics(loss / count, hits / count)
 
@@ -139,9 +142,9 @@ def _window(found: Sequence[tuple[np.ndarray, np.ndarray]], length: int) -> _Fou
 
 
 def _order_of(subsets: Subsets, order: Array, size: int) -> Callable[[int], Int[np.ndarray, "runs b"]]:
-    """The places of each run's batch of a step: the same as `InMemory.train_batch` takes."""
+    """The places of this process's part of a batch, of each run: as `InMemory.train_batch` takes them."""
     cpu = jax.local_devices(backend="cpu")[0]
-    keys = jax.device_put(jax.random.wrap_key_data(jnp.asarray(np.asarray(jax.random.key_data(order)))), cpu)
+    keys = jax.device_put(jax.random.wrap_key_data(jnp.asarray(fetched(jax.random.key_data(order)))), cpu)
     subset, sizes = np.asarray(subsets.subset), jax.device_put(np.asarray(subsets.train_size), cpu)
 
     @jax.jit
@@ -158,7 +161,7 @@ def _order_of(subsets: Subsets, order: Array, size: int) -> Callable[[int], Int[
         within = np.asarray(look_up(jax.device_put(steps, cpu)))
         return subset[np.arange(len(subset))[:, None], within]
 
-    return lambda step: block(step // ORDER_BLOCK)[step % ORDER_BLOCK]
+    return lambda step: block(step // ORDER_BLOCK)[step % ORDER_BLOCK][:, own_part(size)]
 
 
 def _looked_at(subsets: Subsets, test_images: int) -> dict[str, _LookedAt]:

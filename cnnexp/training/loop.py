@@ -9,6 +9,7 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from cnnexp.config import RunConfig
 from cnnexp.data.arrays import Images
@@ -17,6 +18,7 @@ from cnnexp.data.stream import ImageFiles
 from cnnexp.data.subsets import run_order
 from cnnexp.models.spec import total
 from cnnexp.training.feed import Feed, MemoryFeed, StreamFeed
+from cnnexp.training.hosts import agreed, fetched
 from cnnexp.training.hyper import hyper_of
 from cnnexp.training.stack import BATCH, RUNS, WHOLE, Subsets, compile_stack, device_mesh, on_devices
 from cnnexp.training.train import Metrics, State, Train, make_train
@@ -45,7 +47,7 @@ class Moment:
     @property
     def diverged_at(self) -> list[int | None]:
         """For each run the first step whose loss was not finite."""
-        steps = np.asarray(self.padded_state.diverged_at)[: self.runs].tolist()
+        steps = fetched(self.padded_state.diverged_at)[: self.runs].tolist()
         return [None if step < 0 else step for step in steps]
 
 
@@ -57,7 +59,7 @@ class StackTraining:
         self._mesh = device_mesh(runs, config.data.batch_size if shared else 1)
         self.train: Train = make_train(config, BATCH if self._mesh.shape[BATCH] > 1 else None)
         self._images = on_devices(images, WHOLE, self._mesh) if isinstance(images, Images) else images
-        self._compiled = compile_stack(self.train, self._mesh)
+        self._compiled = compile_stack(self.train, self._mesh, streams=not isinstance(images, Images))
         self._kernels = jax.jit(
             jax.vmap(lambda state: (self.train.kernels(state), self.train.learned(state)))
         )
@@ -76,12 +78,12 @@ class StackTraining:
         hyper = jax.tree.map(lambda *values: np.stack(values), *map(hyper_of, filled))
         hyper = on_devices(hyper, RUNS, self._mesh)
         if resumed is None:
-            keys = jnp.stack([jax.random.key(run.seed) for run in filled])
-            state, step = self._compiled.init(on_devices(keys, RUNS, self._mesh), hyper), 0
+            seeds = on_devices(np.array([run.seed for run in filled], np.uint32), RUNS, self._mesh)
+            state, step = self._compiled.init(_keys(seeds), hyper), 0
         else:
             room = len(filled) - len(runs)
             state = on_devices(jax.tree.map(lambda leaf: _filled_up(leaf, room), resumed), RUNS, self._mesh)
-            step = int(resumed.step[0])
+            step = int(fetched(resumed.step)[0])
         feed = self._feed(filled, state)
 
         def evaluated(step: int) -> Moment:
@@ -97,7 +99,7 @@ class StackTraining:
                 with self._traced():
                     state = feed.advance(state, hyper, step, steps)
                     jax.block_until_ready(state.step)
-                self._keep_pace(steps, time.perf_counter() - started)
+                self._keep_pace(steps, agreed(time.perf_counter() - started))
                 step += steps
                 if step < stop:
                     yield Moment(step=step, runs=len(runs), padded_state=state)
@@ -105,7 +107,7 @@ class StackTraining:
 
     def kernels(self, moment: Moment) -> list[tuple[dict[str, np.ndarray], dict[str, float]]]:
         """Of each run a few kernels, by layer, and what training has made of them all."""
-        sampled, learned = jax.device_get(self._kernels(moment.padded_state))
+        sampled, learned = fetched(self._kernels(moment.padded_state))
         return [
             (
                 {name: leaf[run] for name, leaf in sampled.items()},
@@ -120,7 +122,13 @@ class StackTraining:
         hyper = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((runs,), leaf.dtype), hyper_of(self.train.config)
         )
-        return jax.eval_shape(jax.vmap(self.train.init), keys, hyper)
+        state = jax.eval_shape(jax.vmap(self.train.init), keys, hyper)
+        if self._mesh.is_multi_process:
+            whole = NamedSharding(self._mesh, WHOLE)
+            state = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), state
+            )
+        return state
 
     def _traced(self) -> AbstractContextManager[None]:
         """A trace of the second piece of training, where one is asked for; the first one compiles."""
@@ -158,7 +166,7 @@ def _rows(train: Train, runs: Sequence[RunConfig], metrics: dict[str, Metrics], 
     macs = 3 * seen * total(train.network, "macs")  # forward pass, and twice that for the gradients
     columns = {
         f"{split}/{name}": np.asarray(values, np.float64).tolist()
-        for split, means in metrics.items()
+        for split, means in fetched(metrics).items()
         for name, values in means._asdict().items()
     }
     return [
@@ -174,6 +182,12 @@ def _row(run: RunConfig, means: Row, step: int, seen: int, macs: int) -> Row:
         "gap/accuracy": means["train/accuracy"] - means["test/accuracy"],
     }
     return position | means | gaps
+
+
+@jax.jit
+def _keys(seeds: jax.Array) -> jax.Array:
+    """The same as of each seed alone, where the seeds are."""
+    return jax.vmap(jax.random.key)(seeds)
 
 
 def _filled_up(leaf: jax.Array, room: int) -> jax.Array:

@@ -12,6 +12,8 @@ from jaxtyping import Array, Bool, Int, Key
 
 from cnnexp.data.arrays import Images, Normalisation
 from cnnexp.data.source import Counted, InMemory, Raw, Window
+from cnnexp.errors import UsageError
+from cnnexp.training.hosts import placed
 from cnnexp.training.hyper import Hyper
 from cnnexp.training.train import Metrics, State, Train
 
@@ -20,6 +22,7 @@ Shared = TypeVar("Shared")  # one without, the same for all runs
 Result = TypeVar("Result")
 RUNS, WHOLE = PartitionSpec("runs"), PartitionSpec()
 BATCH = "batch"  # the axis of the devices that share the batches of a run
+PARTS = PartitionSpec("runs", None, BATCH)  # runs, steps and images of a batch
 SPLITS = ("train", "validation", "test")
 
 
@@ -67,16 +70,18 @@ class CompiledStack(NamedTuple):
     ]
 
 
-def compile_stack(train: Train, mesh: Mesh) -> CompiledStack:
+def compile_stack(train: Train, mesh: Mesh, *, streams: bool = False) -> CompiledStack:
     """Compile the pieces of a training; each XLA program is built at its first call.
 
     The run axis is spread over that of the mesh and must be divisible by it. Devices that share the batches
     of a run hold the same state, and add up their gradients and sums; else none needs what another has.
+    Batches that stream in come to each device as its own part.
     """
+    own_spec = Streamed(PARTS, RUNS) if streams else RUNS  # pyright: ignore[reportArgumentType]
     spread = partial(jax.shard_map, mesh=mesh, out_specs=RUNS, check_vma=False)
 
     @partial(jax.jit, donate_argnums=0)
-    @partial(spread, in_specs=(RUNS, RUNS, RUNS, WHOLE, WHOLE))
+    @partial(spread, in_specs=(RUNS, RUNS, own_spec, WHOLE, WHOLE))
     def advance(
         state: State, hyper: Hyper, own: Subsets | Streamed, shared: Images | Normalisation, steps: Array
     ) -> State:
@@ -124,14 +129,22 @@ def _source(own: Subsets | Streamed, shared: Images | Normalisation) -> InMemory
 
 
 def device_mesh(runs: int, batch_size: int = 1) -> Mesh:
-    """Devices of this machine: along the run axis as many as there are runs; those that are left share the
-    batches of each run, as far as these can be divided equally."""
-    devices = jax.local_devices()
-    along = min(runs, len(devices))
-    sharing = next(n for n in range(len(devices) // along, 0, -1) if batch_size % n == 0)
-    return Mesh(np.array(devices[: along * sharing]).reshape(along, sharing), ("runs", BATCH))
+    """Devices: along the run axis as many of each process as there are runs; those that are left share the
+    batches of each run, as far as these can be divided equally.
+
+    Raises:
+        UsageError: a batch cannot be divided among the processes.
+    """
+    processes = jax.process_count()
+    if batch_size % processes:
+        raise UsageError(f"data.batch_size={batch_size}: cannot be shared by {processes} processes")
+    by_process = np.array(sorted(jax.devices(), key=lambda d: (d.process_index, d.id))).reshape(processes, -1)
+    along = min(runs, by_process.shape[1])
+    sharing = next(n for n in range(by_process.shape[1] // along, 0, -1) if batch_size % (n * processes) == 0)
+    chosen = by_process[:, : along * sharing].reshape(processes, along, sharing)
+    return Mesh(chosen.swapaxes(0, 1).reshape(along, processes * sharing), ("runs", BATCH))
 
 
 def on_devices(tree: Runs, spec: PartitionSpec, mesh: Mesh) -> Runs:
     """Put arrays on the devices: spread along the run axis, or whole on each of them."""
-    return jax.device_put(tree, NamedSharding(mesh, spec))
+    return placed(tree, NamedSharding(mesh, spec))

@@ -181,8 +181,8 @@ class Train:
 
     def _part(self, raw: Raw) -> Raw:
         """What this device has of a batch."""
-        if self._shared_by is None:
-            return raw
+        if self._shared_by is None or len(raw.labels) < self.duration.batch_size:
+            return raw  # all of it, or what came in for this device alone
         parts, part = _place_on(self._shared_by)
         size = self.duration.batch_size // parts
         return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, part * size, size), raw)
