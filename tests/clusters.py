@@ -25,22 +25,22 @@ SWEEP = [
 
 
 def cnnexp_run(
-    folder: Path, *overrides: str, environment: Mapping[str, str] | None = None
+    folder: Path, *overrides: str, environment: Mapping[str, str] | None = None, said: str = "said.txt"
 ) -> subprocess.Popen:
-    """Start `cnnexp run` in a folder; what it prints is in said.txt there."""
+    """Start `cnnexp run` in a folder; what it prints is in a file there."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "cnnexp", "run", *overrides]
     given = {**os.environ, "WANDB_MODE": "disabled", "JAX_NUM_CPU_DEVICES": "1", **(environment or {})}
-    with (folder / "said.txt").open("w") as said:
-        return subprocess.Popen(command, cwd=folder, env=given, stdout=said, stderr=subprocess.STDOUT)
+    with (folder / said).open("w") as file:
+        return subprocess.Popen(command, cwd=folder, env=given, stdout=file, stderr=subprocess.STDOUT)
 
 
-def said_by(process: subprocess.Popen, folder: Path, *, code: int = 0) -> str:
+def said_by(process: subprocess.Popen, folder: Path, *, code: int = 0, said: str = "said.txt") -> str:
     """What a command printed, when it has ended with an exit code."""
     ended = process.wait(timeout=400)
-    said = (folder / "said.txt").read_text()
-    assert ended == code, said
-    return said
+    text = (folder / said).read_text()
+    assert ended == code, text
+    return text
 
 
 def until(found: Callable[[], Any], what: str, seconds: float = 120) -> Any:

@@ -1,13 +1,15 @@
-"""A run whose batches several devices share is the run of one device."""
+"""A run whose batches several devices share, of one process or two, is the run of one device."""
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.clusters import cnnexp_run, largest_difference, said_by
+from tests.clusters import cnnexp_run, in_progress, largest_difference, said_by, states, until
 from tests.tfds_digits import NAME, prepare_digits
 
 SWEEP = [
@@ -61,3 +63,60 @@ def test_a_profile_is_written_and_changes_nothing(tmp_path: Path) -> None:
     said_by(cnnexp_run(plain, *sweep), plain)
     assert {path.suffix for path in traced.glob("trace/plugins/profile/*/*")} == {".gz", ".pb"}
     assert largest_difference(traced, plain) == 0
+
+
+def two_processes(folder: Path, *overrides: str) -> list[subprocess.Popen]:
+    """Start both processes of a sweep that train together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = ["train.parallel=data", f"launcher.coordinator=127.0.0.1:{port}", "launcher.processes=2"]
+    return [
+        cnnexp_run(folder, *overrides, *together, f"launcher.process={number}", said=f"said{number}.txt")
+        for number in (0, 1)
+    ]
+
+
+def both_said(processes: list[subprocess.Popen], folder: Path, code: int = 0) -> str:
+    """What they printed, when both have ended with an exit code."""
+    return "".join(
+        said_by(process, folder, code=code, said=f"said{number}.txt")
+        for number, process in enumerate(processes)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_processes_train_what_one_device_trains(tmp_path: Path) -> None:
+    images = ["data=tfds", f"data.name={NAME}", f"data.data_dir={prepare_digits(tmp_path).parents[1]}"]
+    sweep = [*images, *SWEEP, "seed=0,1", "data.stream=always"]
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    both_said(two_processes(together, *sweep), together)
+    said_by(cnnexp_run(alone, *sweep), alone)
+    assert largest_difference(together, alone) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_processes_end_when_one_is_killed_or_asked_to_stop_and_go_on(tmp_path: Path) -> None:
+    sweep = [
+        *["data.images=200", "data.test_images=50", *SWEEP, "model.tying=shared"],
+        *["train.steps=1000", "train.eval_every=50", "sweep.checkpoint_seconds=0.5"],
+    ]
+    disturbed, alone = tmp_path / "disturbed", tmp_path / "alone"
+    first, second = two_processes(disturbed, *sweep)
+    until(in_progress(disturbed, "shared"), "the run")
+    second.kill()
+    second.wait()
+    said = said_by(first, disturbed, code=75, said="said0.txt")
+    assert "cnnexp: one of the processes is gone; the same command goes on" in said
+    assert states(disturbed)["shared 0"]["status"] == "interrupted"
+    again = two_processes(disturbed, *sweep)
+    rows = states(disturbed)["shared 0"]["rows"]
+    until(lambda: states(disturbed)["shared 0"]["rows"] > rows, "more of the run")
+    again[1].send_signal(signal.SIGTERM)
+    assert both_said(again, disturbed, code=75).count("interrupted and saved") == 2
+    both_said(two_processes(disturbed, *sweep), disturbed)
+    two_devices = {"JAX_NUM_CPU_DEVICES": "2"}  # which add up in the same order
+    said_by(cnnexp_run(alone, *sweep, "train.parallel=data", environment=two_devices), alone)
+    assert largest_difference(disturbed, alone) <= 1e-5

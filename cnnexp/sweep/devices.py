@@ -40,6 +40,7 @@ def join_processes(launcher: LocalLauncher) -> None:
         return
     import jax
 
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which has the sweep save
     given = launcher.coordinator, launcher.processes, launcher.process
     try:
         jax.distributed.initialize(*((None, None, None) if launcher.coordinator == "auto" else given))

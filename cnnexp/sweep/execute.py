@@ -152,6 +152,7 @@ class SweepWork:
         self._leases, self._interruption = leases, interruption
         self._progress, self._mirror = progress, mirror
         self._queue: deque[Stack] = deque()
+        self._writers: dict[str, RunWriter] = {}  # of the runs in progress
         self._training: tuple[tuple[str, int], StackTraining] | None = None
         self._images: tuple[str, Images | ImageFiles] | None = None
 
@@ -210,6 +211,8 @@ class SweepWork:
             self._queue.extend(stacks_for(stack.runs))
         except Exception as error:
             if is_of_a_lost_process(error) and not _is_out_of_memory(error):
+                for writer in self._writers.values():
+                    writer.interrupt()
                 raise ProcessLost from error
             if _is_out_of_memory(error) and len(stack.runs) > 1:
                 self._progress.tell(f"out of memory with {len(stack.runs)} runs at once: going on with half")
@@ -248,6 +251,7 @@ class SweepWork:
         checkpoints = StackCheckpoints(self._folder, list(stack.runs), writes=is_first())
         written = stack.runs if is_first() else {}
         writers = {run_id: RunWriter(run, resume_at=step) for run_id, run in written.items()}
+        self._writers = writers
         saved, last = time.monotonic(), training.train.duration.steps
         moments = training.run(list(stack.runs.values()), state)
         del state  # the training gives it up step by step

@@ -5,7 +5,7 @@ with the first process, and end when it says so.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cnnexp.config import RunConfig
 from cnnexp.errors import UsageError
 from cnnexp.sweep.interruption import Interrupted, ProcessLost
 from cnnexp.sweep.stacks import Stack, shape_of_program
-from cnnexp.training.hosts import agreed, is_first
+from cnnexp.training.hosts import NotInTouch, agreed, is_first
 
 DONE, STOPPED = "done", "stopped"
 
@@ -67,11 +67,17 @@ def end_for_all() -> Iterator[None]:
     except ProcessLost:
         raise
     except BaseException:
-        agreed({"end": STOPPED})
+        with suppress(NotInTouch):
+            agreed({"end": STOPPED})
         raise
-    agreed({"end": DONE})
+    try:
+        agreed({"end": DONE})
+    except NotInTouch as error:
+        raise ProcessLost from error
 
 
 def is_of_a_lost_process(error: Exception) -> bool:
     """Whether an error says that another process does not answer any more."""
-    return jax.process_count() > 1 and isinstance(error, (jax.errors.JaxRuntimeError, ConnectionError))
+    carriers = any(name in str(error) for name in ("Gloo", "NCCL", "UNAVAILABLE"))
+    lost = isinstance(error, (NotInTouch, jax.errors.JaxRuntimeError)) or carriers
+    return jax.process_count() > 1 and lost
