@@ -11,6 +11,7 @@ exactly once. `--results-dir` on a network file system measures that instead of 
 """
 
 import argparse
+import gc
 import os
 import random
 import resource
@@ -124,6 +125,7 @@ def simulate(folder: Path, options: argparse.Namespace, workers: int) -> bool:
         process.start()
         return process
 
+    gc.freeze()  # so that the workers' collections leave the pages they share alone
     running = {worker: start(share) for worker, share in enumerate(shares)}
     doomed = random.Random(0).sample(range(workers), round(options.killed * workers))
     moments = {worker: started + alone * random.Random(worker).uniform(0.2, 0.8) for worker in doomed}
