@@ -6,21 +6,23 @@
 One of k patches, each of d numbers, carries a signal (Lahoti 2024): the paper proves bounds on the images
 that a convolution, a locally connected and a dense net need, and has no experiment. Which of two channels of
 a Gaussian image is the longer vector (Li, Zhang and Arora 2021): a convolution needs as many images at any
-size. The images are those at which the curve of test accuracy over training images first reaches a target.
+size. The images are those at which the curve of test accuracy over training images first reaches a target;
+where the most do not, or the fewest do already, no more than that is used. A bound's exponent is the one over
+the k, or d, that were tried: k + d, say, merely doubles from k = 4 to 16 beside d = 8, as k^0.5 would.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cnnexp.analysis.claims import Claim, Expected, between, less_than, more_than
-from cnnexp.analysis.curves import curves, images_needed, log_images_needed
+from cnnexp.analysis.claims import Claim, Expected, between, in_unit, less_than, more_than
+from cnnexp.analysis.curves import bounds_of_difference, curves, images_needed, log_images_needed
 from cnnexp.analysis.experiments import Experiment
 from cnnexp.analysis.figures import TEXT_WIDTH, Drawing, style_of
-from cnnexp.analysis.statistics import Cell, in_cell
+from cnnexp.analysis.statistics import Cell, bounded_interval, in_cell
 
 LAHOTI = "Lahoti 2024 (2403.15707), theorems 1 to 3"
 LI = "Li, Zhang and Arora 2021 (2010.08515), theorem 4.1"
@@ -29,7 +31,22 @@ USUAL = 8  # k where d varies, and d where k does
 SIGNALS: dict[str, object] = {"data.name": "signal_distribution"}
 CHANNELS: dict[str, object] = {"data.name": "channel_norm"}
 SIGNAL_TARGET, CHANNEL_TARGET = 0.9, 0.6
+MARGIN = 0.25  # of an exponent: smaller differences do not matter
+NETS = {"shared": "convolution", "local": "locally connected net", "dense": "dense net"}
 Estimate = Callable[[pd.DataFrame], np.ndarray]
+Bound = Callable[[float, float], float]  # of k and d
+# Of the images that each net needs, without constants and logarithms.
+UPPER: Mapping[str, Mapping[str, Bound]] = {
+    "shared": {"k + d": lambda k, d: k + d},
+    "local": {"k(k + d)": lambda k, d: k * (k + d)},
+    "dense": {},
+}
+LOWER: Mapping[str, Mapping[str, Bound]] = {
+    "shared": {},
+    "local": {"kd": lambda k, d: k * d},
+    "dense": {"k²d": lambda k, d: k**2 * d},
+}
+DRAWN = {"dense": LOWER["dense"]["k²d"], "local": LOWER["local"]["kd"], "shared": UPPER["shared"]["k + d"]}
 
 
 def signals(tying: str, k: float = USUAL, d: float = USUAL) -> Cell:
@@ -42,35 +59,52 @@ def channels(tying: str, side: float) -> Cell:
     return {**CHANNELS, "model.tying": tying, "data.side": side}
 
 
-def needed(table: pd.DataFrame, cell: Cell, target: float) -> np.ndarray:
-    """Log2 of the images to the target, seed by seed; the most there are where they do not suffice."""
-    sizes, accuracies = curves(table, "test/accuracy", cell)
-    if not len(accuracies):
-        return np.empty(0)
-    return np.minimum(log_images_needed(sizes, accuracies, target), np.log2(sizes[-1]))
+def needed(table: pd.DataFrame, target: float, *cells: Cell) -> np.ndarray:
+    """Bounds of log2 of the images to the target (cells, seeds, 2), of the seeds that all cells have."""
+    sizes, accuracies = curves(table, "test/accuracy", *cells)
+    if not accuracies.size:
+        return np.empty((len(cells), 0, 2))
+    return np.array([log_images_needed(sizes, one, target) for one in accuracies.swapaxes(0, 1)])
 
 
 def times(one: Cell, other: Cell, target: float) -> Estimate:
     """Log2 of how many times the images of another net this one needs."""
-
-    def estimate(table: pd.DataFrame) -> np.ndarray:
-        more, fewer = needed(table, one, target), needed(table, other, target)
-        return more - fewer if len(more) == len(fewer) else np.empty(0)
-
-    return estimate
+    return lambda table: bounds_of_difference(*needed(table, target, one, other))
 
 
-def exponent(tying: str, key: str) -> Estimate:
-    """Slope of log2 of the images over log2 of k, or d, seed by seed."""
+def exponent(tying: str, key: str, bound: Bound | None = None) -> Estimate:
+    """Slope of log2 of the images over log2 of k, or d, seed by seed; less that of a bound at the same."""
 
     def estimate(table: pd.DataFrame) -> np.ndarray:
         values = varied(table, key)
-        found = [needed(table, signals(tying, **{key: value}), SIGNAL_TARGET) for value in values]
-        if len(values) < 2 or len({len(one) for one in found}) > 1:
+        if len(values) < 2:
             return np.empty(0)
-        return np.polyfit(np.log2(values), np.array(found), 1)[0]
+        logs = np.log2(values)
+        found = needed(table, SIGNAL_TARGET, *(signals(tying, **{key: value}) for value in values))
+        return slope(logs, found) - (
+            np.polyfit(logs, np.log2(along(bound, key, values)), 1)[0] if bound else 0
+        )
 
     return estimate
+
+
+def along(bound: Bound, key: str, values: Sequence[float]) -> np.ndarray:
+    """A bound at several k, or d, beside the usual d, or k."""
+    return np.array([bound(value, USUAL) if key == "k" else bound(USUAL, value) for value in values])
+
+
+def slope(x: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Bounds of the least-squares slope of points that are known within bounds (points, seeds, 2)."""
+    weights = (x - x.mean()) / np.sum((x - x.mean()) ** 2)
+    low, high = (
+        sum(
+            weight * bounds[point, :, side if weight > 0 else 1 - side]
+            for point, weight in enumerate(weights)
+            if abs(weight) > 1e-9
+        )
+        for side in (0, 1)
+    )
+    return np.stack([low, high], axis=1)
 
 
 def varied(table: pd.DataFrame, key: str) -> list[float]:
@@ -98,10 +132,23 @@ def accuracy_above(side: float) -> Estimate:
     """Of shared over dense with the most images."""
 
     def estimate(table: pd.DataFrame) -> np.ndarray:
-        found = [curves(table, "test/accuracy", channels(tying, side))[1] for tying in ("shared", "dense")]
-        return found[0][:, -1] - found[1][:, -1] if all(map(len, found)) else np.empty(0)
+        _, found = curves(table, "test/accuracy", channels("shared", side), channels("dense", side))
+        return found[:, 0, -1] - found[:, 1, -1] if found.size else np.empty(0)
 
     return estimate
+
+
+def against_bound(tying: str, key: str, name: str) -> Claim:
+    """That the images a net needs grow no faster than its upper bound, or no slower than its lower one."""
+    upper = name in UPPER[tying]
+    how = "no faster than" if upper else "at least as fast as"
+    return claim(
+        f"With {key}, the images of a {NETS[tying]} grow {how} {name}.",
+        f"exponent in {key} of the images to 90%, {tying}, less that of the bound",
+        exponent(tying, key, (UPPER if upper else LOWER)[tying][name]),
+        less_than(MARGIN) if upper else more_than(-MARGIN),
+        bound=f"{'O' if upper else 'Ω'}({name})",
+    )
 
 
 CLAIMS = (
@@ -117,40 +164,10 @@ CLAIMS = (
         times(signals("dense"), signals("local"), SIGNAL_TARGET),
         more_than(1.0),
     ),
-    claim(
-        "With k, the images of a convolution grow no faster than k + d.",
-        "exponent in k of the images to 90%, shared, d = 8",
-        exponent("shared", "k"),
-        less_than(1.0),
-        bound="at most 1",
-    ),
-    claim(
-        "With k, those of a local net grow as k d at least.",
-        "exponent in k of the images to 90%, local, d = 8",
-        exponent("local", "k"),
-        more_than(1.0),
-        bound="1 to 2",
-    ),
-    claim(
-        "With k, those of a dense net grow as k² d at least.",
-        "exponent in k of the images to 90%, dense, d = 8 (a lower bound)",
-        exponent("dense", "k"),
-        more_than(2.0),
-        bound="at least 2",
-    ),
-    claim(
-        "With d, the images of a convolution grow no faster than k + d.",
-        "exponent in d of the images to 90%, shared, k = 8",
-        exponent("shared", "d"),
-        less_than(1.0),
-        bound="at most 1",
-    ),
-    claim(
-        "With d, those of a local net grow no faster than k (k + d).",
-        "exponent in d of the images to 90%, local, k = 8",
-        exponent("local", "d"),
-        less_than(1.0),
-        bound="at most 1",
+    *(
+        against_bound(tying, key, name)
+        for tying, name in (("shared", "k + d"), ("local", "kd"), ("local", "k(k + d)"), ("dense", "k²d"))
+        for key in ("k", "d")
     ),
     claim(
         "A convolution learns which channel is longer from as many images at any size.",
@@ -162,7 +179,7 @@ CLAIMS = (
     ),
     claim(
         "A dense net needs at least four times as many on images of side 8.",
-        "log2 of the images to 60%, dense over shared, side 8 (a lower bound)",
+        "log2 of the images to 60%, dense over shared, side 8",
         times(channels("dense", 8), channels("shared", 8), CHANNEL_TARGET),
         more_than(2.0),
         LI,
@@ -177,54 +194,65 @@ CLAIMS = (
 )
 
 
-BOUNDS: Mapping[str, Callable[[float, float], float]] = {
-    "dense": lambda k, d: k**2 * d,
-    "local": lambda k, d: k * d,
-    "shared": lambda k, d: k + d,
-}
-
-
 def images_by_problem(table: pd.DataFrame) -> Figure:
     """The images that each net needs against k, d and the side, beside the bounds through its first point."""
-    figure = Figure(figsize=(TEXT_WIDTH, 2.6), layout="constrained")
+    figure = Figure(figsize=(TEXT_WIDTH, 3.0), layout="constrained")
     by_k, by_d, by_side = figure.subplots(1, 3, sharey=True)
-    for tying in TYINGS:
+    for place, tying in enumerate(TYINGS):
+        color = style_of(tying)["color"]
         for axes, key in ((by_k, "k"), (by_d, "d")):
             values = varied(table, key)
             first = _draw(axes, table, {v: signals(tying, **{key: v}) for v in values}, SIGNAL_TARGET, tying)
-            bound = [BOUNDS[tying](*((value, USUAL) if key == "k" else (USUAL, value))) for value in values]
-            if np.isfinite(first):
-                axes.plot(values, first * np.array(bound) / bound[0], ":", color=style_of(tying)["color"])
+            growth = along(DRAWN[tying], key, values)
+            axes.plot(values, first * growth / growth[0], ":", color=color)
+            axes.text(
+                *(0.03, 0.98 - 0.07 * place),
+                f"{tying}: {_exponent_text(table, tying, key)}",
+                color=color,
+                transform=axes.transAxes,
+                va="top",
+                fontsize=6,
+            )
         sides = sorted(in_cell(table, CHANNELS)["data.side"].unique())
         _draw(by_side, table, {side: channels(tying, side) for side in sides}, CHANNEL_TARGET, tying)
     by_k.plot([], [], ":", color="#7A7A7A", label="growth of the bound")
-    by_k.plot([], [], marker="$↑$", linestyle="none", color="#7A7A7A", label="more than there are")
+    by_k.plot([], [], marker="$↑$", linestyle="none", color="#7A7A7A", label="at least so many")
+    by_k.plot([], [], marker="$↓$", linestyle="none", color="#7A7A7A", label="at most so many")
     by_k.set(xlabel="k, patches (d = 8)", ylabel="images for 90%")
     by_d.set(xlabel="d, of a patch (k = 8)")
-    by_side.set(xlabel="side (images for 60%)")
+    by_side.set(xlabel="side (images for 60%)", ylabel="images for 60%")
     for axes in (by_k, by_d, by_side):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=4)
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.yaxis.set_major_formatter("{x:,.0f}")
-    figure.legend(*by_k.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    low, high = by_k.get_ylim()
+    by_k.set_ylim(low, high * 30)  # room for the exponents
+    figure.legend(*by_k.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure
 
 
+def _exponent_text(table: pd.DataFrame, tying: str, key: str) -> str:
+    bounds = exponent(tying, key)(table)
+    if not len(bounds):
+        return "–"
+    value, low, high = bounded_interval(bounds)
+    limits = ", ".join(in_unit(limit, "") for limit in (low, high))
+    return f"${key}^{{{value:.1f}}}$ [{limits}]"
+
+
 def _draw(axes: Axes, table: pd.DataFrame, cells: Mapping[float, Cell], target: float, tying: str) -> float:
-    """A line of one net; returns the images at its first point."""
-    found = [images_needed(*curves(table, "test/accuracy", cell), target) for cell in cells.values()]
-    most = max(curves(table, "test/accuracy", cell)[0][-1] for cell in cells.values())
-    places, value = np.array(list(cells)), np.array([one.value for one in found])
-    there = np.isfinite(value)
-    low, high = (np.array([getattr(one, limit) for one in found]) for limit in ("low", "high"))
-    error = np.nan_to_num([value - low, np.minimum(high, most) - value], posinf=0, neginf=0).clip(0)
-    style = style_of(tying)
-    axes.plot(places[there], value[there], style["marker"] + "-", color=style["color"], label=tying)
-    axes.errorbar(places[there], value[there], error[:, there], capsize=2, fmt="none", ecolor=style["color"])
-    axes.plot(
-        places[~there], [most] * int((~there).sum()), color=style["color"], marker="$↑$", linestyle="none"
-    )
+    """A line of one net, with arrows where its points are bounds; returns the images at its first point."""
+    read = [curves(table, "test/accuracy", cell) for cell in cells.values()]
+    found = [images_needed(sizes, accuracies[:, 0], target) for sizes, accuracies in read]
+    fewest, most = read[0][0][0], read[0][0][-1]
+    value, low, high = np.array(found).T
+    style, places = style_of(tying), np.array(list(cells))
+    error = [value - np.maximum(low, fewest), np.minimum(high, most) - value]
+    axes.plot(places, value, style["marker"] + "-", color=style["color"], label=tying)
+    axes.errorbar(places, value, np.clip(error, 0, None), capsize=2, fmt="none", ecolor=style["color"])
+    for which, arrow, shift in ((np.isinf(high), "$↑$", 1.5), (low < fewest, "$↓$", 1 / 1.5)):
+        axes.plot(places[which], shift * value[which], color=style["color"], marker=arrow, linestyle="none")
     return float(value[0])
 
 
@@ -236,7 +264,8 @@ EXPERIMENT = Experiment(
             draw=images_by_problem,
             caption="Training images to a test accuracy of 90% (right: 60%), geometric mean and 95% interval "
             "over seeds, against the number of patches, their dimension and the side of the image. Dotted: "
-            "how the paper's bound grows (shared k + d, local k d, dense k² d), from a line's first point.",
+            "how the paper's bound grows (shared k + d, local k d, dense k² d), from a line's first point. "
+            "In colour: the exponents, with their 95% intervals.",
         )
     },
 )

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +12,17 @@ import pytest
 from scipy.stats import bootstrap, norm, t
 
 from cnnexp.analysis.claims import Claim, Expected, between, judge, less_than, more_seeds, more_than, p_value
-from cnnexp.analysis.curves import curves, fit_power_law, images_needed, log_images_needed, power_law
+from cnnexp.analysis.curves import (
+    bounds_of_difference,
+    curves,
+    fit_power_law,
+    images_needed,
+    log_images_needed,
+    power_law,
+)
 from cnnexp.analysis.effects import factorial, shapley
 from cnnexp.analysis.statistics import (
+    bounded_interval,
     holm_confidences,
     interquartile_mean,
     interval,
@@ -47,6 +56,7 @@ def test_interval_of_few_values_is_students() -> None:
     half = t.ppf(0.975, 2) * values.std(ddof=1) / 3**0.5
     assert interval(values) == pytest.approx((values.mean(), values.mean() - half, values.mean() + half))
     ten = np.random.default_rng(0).normal(0, 1, 10)
+    assert interval(ten[:9]) == student_interval(ten[:9])
     assert interval(ten) != student_interval(ten)
     assert interval(ten, 0.999) == student_interval(ten, 0.999)  # no resample reaches that far
 
@@ -153,9 +163,13 @@ def test_rank_correlation_is_one_for_any_rising_curve() -> None:
 
 
 def test_holm_steps_down_until_one_fails() -> None:
-    assert holm_confidences([0.04, 0.001, 0.013]) == pytest.approx([0.95, 1 - 0.05 / 3, 0.975])
-    assert holm_confidences([0.04, 0.03, 0.001]) == pytest.approx([0.975, 0.975, 1 - 0.05 / 3])
-    assert holm_confidences([]) == []
+    def confidences(p_values: list[float]) -> list[float]:
+        order = sorted(range(len(p_values)), key=p_values.__getitem__)
+        return holm_confidences(order, lambda place, confidence: p_values[place] <= 1 - confidence)
+
+    assert confidences([0.04, 0.001, 0.013]) == pytest.approx([0.95, 1 - 0.05 / 3, 0.975])
+    assert confidences([0.04, 0.03, 0.001]) == pytest.approx([0.975, 0.975, 1 - 0.05 / 3])
+    assert confidences([]) == []
 
 
 def test_effects_of_a_factorial_design_add_up() -> None:
@@ -202,22 +216,71 @@ def test_power_laws_are_found_again(scale: float, exponent: float, offset: float
 
 def test_images_needed_are_read_off_the_curve_and_censored() -> None:
     curve = np.array([[0.2, 0.4, 0.8, 0.9]])
-    assert log_images_needed(SIZES, curve, 0.6) == pytest.approx([9.0])  # half way from 256 to 1024: 512
-    assert log_images_needed(SIZES, curve, 0.1) == pytest.approx([6.0])
-    assert np.isinf(log_images_needed(SIZES, curve, 0.95))
+    assert log_images_needed(SIZES, curve, 0.6) == pytest.approx(np.array([[9, 9]]))  # half way: 512
+    assert log_images_needed(SIZES, curve, 0.1) == pytest.approx(np.array([[0, 6]]))
+    assert log_images_needed(SIZES, curve, 0.95).tolist() == [[12, np.inf]]
+    assert log_images_needed(SIZES, curve, np.array([0.8])) == pytest.approx(np.array([[10, 10]]))
     curves_ = curve + np.array([[0.0], [0.02], [-0.02], [0.01]])
     found = images_needed(SIZES, curves_, 0.6)
     assert found.low < 512 < found.high < 700
     censored = images_needed(SIZES, curves_, 0.905)  # two of four seeds reach it
     assert np.isinf(censored.high) and 1024 < censored.low <= 4096
-    never = images_needed(SIZES, curves_, 0.99)
-    assert never.value == np.inf and never.low == 4096
+    assert censored.low <= censored.value  # of the same estimator
+    assert images_needed(SIZES, curves_, 0.99) == (4096, 4096, np.inf)
+    assert images_needed(SIZES, curves_, 0.1) == (64, 1, 64)  # reached with the fewest: perhaps with one
+
+
+def test_what_is_censored_on_both_sides_is_not_known() -> None:
+    reached, not_reached = np.array([[5.0, 5.0]] * 3), np.array([[8.0, np.inf]] * 3)
+    assert bounds_of_difference(not_reached, reached).tolist() == [[3, np.inf]] * 3
+    assert bounds_of_difference(reached, not_reached).tolist() == [[-np.inf, -3]] * 3
+    unknown = bounds_of_difference(not_reached, not_reached)
+    assert bounded_interval(unknown)[1:] == (-np.inf, np.inf)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected", "verdict"),
+    [
+        ([[3, 3.1], [3, np.inf], [3.1, np.inf]], more_than(1.0), "supported"),
+        ([[3, 3.1], [3, np.inf], [3.1, np.inf]], less_than(1.0), "refuted"),
+        (
+            [[0, 0.1], [0, np.inf], [0.1, np.inf]],
+            more_than(1.0),
+            "inconclusive",
+        ),  # a lower bound refutes nothing
+        ([[-np.inf, 0.1], [0, 0], [0.1, 0.1]], more_than(1.0), "refuted"),
+        ([[-np.inf, np.inf]] * 5, more_than(1.0), "inconclusive"),
+    ],
+)
+def test_bounds_decide_no_more_than_they_know(bounds: list, expected: Expected, verdict: str) -> None:
+    (judged,) = judge(
+        [replace(_claim([], expected), estimate=lambda table: np.array(bounds))], pd.DataFrame()
+    )
+    assert judged.verdict == verdict
+    if verdict == "inconclusive":
+        assert judged.advice.startswith("more images or steps") and "∞]" in judged.effect
+
+
+def test_an_interval_ends_where_the_estimate_must() -> None:
+    claim = replace(_claim([-1, -0.8, -0.9, -1], less_than(-0.5)), range=(-1.0, 1.0))
+    (judged,) = judge([claim], pd.DataFrame())
+    assert judged.interval is not None and judged.interval.low == -1 and judged.verdict == "supported"
 
 
 def test_curves_have_only_seeds_with_all_sizes(two_tyings: pd.DataFrame) -> None:
     table = two_tyings.drop(index=two_tyings.index[0])
     sizes, values = curves(table, "test/accuracy", {"model.tying": "shared"})
-    assert sizes.tolist() == [64, 128] and values.shape == (3, 2)
+    assert sizes.tolist() == [64, 128] and values.shape == (3, 1, 2)
+
+
+def test_curves_of_several_cells_are_paired_by_seed_not_by_place(two_tyings: pd.DataFrame) -> None:
+    """The dense net lacks the first seed, the convolution the last: two are left, and neither is mixed."""
+    seed, tying = two_tyings["seed"], two_tyings["model.tying"]
+    table = two_tyings[~((seed == 0) & (tying == "dense") | (seed == 3) & (tying == "shared"))]
+    cells = {"model.tying": "shared"}, {"model.tying": "dense"}
+    _, values = curves(table, "test/accuracy", *cells)
+    assert values.shape == (2, 2, 2) and values[:, 0] - values[:, 1] == pytest.approx(np.full((2, 2), 0.3))
+    assert curves(table, "test/accuracy", {"model.tying": "tiled"}, cells[0])[1].size == 0
 
 
 def _claim(values: list[float], expected: Expected, *, exact: bool = False) -> Claim:
@@ -278,7 +341,7 @@ def test_more_seeds_are_enough_and_not_too_many() -> None:
 def test_p_value_is_students() -> None:
     values = np.array([0.1, 0.3, 0.2])
     expected = 2 * t.sf(0.2 / (0.1 / 3**0.5), 2)
-    assert p_value(values, more_than(0.0)) == pytest.approx(expected)
+    assert p_value(np.stack([values, values], axis=1), more_than(0.0)) == pytest.approx(expected)
 
 
 def _tuned(rates: list[float], validation: list[float], test: list[float]) -> pd.DataFrame:
@@ -310,10 +373,32 @@ def test_a_choice_at_the_edge_is_warned_of() -> None:
     assert tuning.choices["at_edge"].tolist() == ["optim.learning_rate"] * 2
 
 
-def test_a_rate_at_which_a_run_is_lacking_is_not_chosen() -> None:
+def test_a_rate_at_which_a_run_diverged_is_not_chosen() -> None:
     table = _tuned([0.001, 0.01, 0.1], [0.5, 0.6, 0.9], [0.5] * 3)
-    diverged = table[(table["optim.learning_rate"] == 0.1) & (table["seed"] == 1)].index
-    assert set(tune(table.drop(index=diverged)).table["optim.learning_rate"]) == {0.01}
+    diverged = (
+        (table["optim.learning_rate"] == 0.1) & (table["seed"] == 1) & (table["model.tying"] == "shared")
+    )
+    chosen = tune(table[~diverged], table[diverged]).choices.set_index("model.tying")["optim.learning_rate"]
+    assert chosen.to_dict() == {"shared": 0.01, "dense": 0.1}
+
+
+def test_more_seeds_do_not_choose_a_rate() -> None:
+    """Of 0.01, the best, only the first seed is there; at 0.001 there is one more, which is worse still."""
+    table = _tuned([0.001, 0.01, 0.1], [0.5, 0.6, 0.4], [0.5] * 3)
+    tuning = tune(table[~((table["optim.learning_rate"] == 0.01) & (table["seed"] == 1))])
+    assert set(tuning.table["optim.learning_rate"]) == {0.01}
+    assert tuning.warnings == ["in 2 of 2 cells not all values have all seeds: those that they share chose"]
+
+
+def test_a_choice_at_a_flat_edge_is_no_warning() -> None:
+    table = _tuned([0.001, 0.01], [0.5, 0.6], [0.5] * 2)
+    table["validation/accuracy"] += np.where(table["seed"] == 1, 0.3, -0.3) * (
+        table["optim.learning_rate"] == 0.01
+    )
+    tuning = tune(table)
+    assert tuning.choices["at_edge"].tolist() == ["optim.learning_rate (flat)"] * 2 and not tuning.warnings
+    equal = tune(_tuned([0.001, 0.01, 0.1], [0.6] * 3, [0.5] * 3))
+    assert set(equal.table["optim.learning_rate"]) == {0.01} and not equal.warnings
 
 
 def test_without_validation_images_nothing_is_chosen() -> None:

@@ -8,7 +8,13 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from cnnexp.analysis.statistics import CONFIDENCE, Interval, holm_confidences, interval, standard_error
+from cnnexp.analysis.statistics import (
+    CONFIDENCE,
+    Interval,
+    bounded_interval,
+    holm_confidences,
+    standard_error,
+)
 
 Verdict = Literal["supported", "refuted", "inconclusive"]
 Unit = Literal["points", "x", ""]
@@ -25,7 +31,8 @@ class Expected:
 
     def holds(self, low: float, high: float) -> bool:
         """Whether all of an interval lies inside."""
-        return self.low < low and high < self.high
+        above, below = self.low < low, high < self.high
+        return (above or math.isinf(self.low)) and (below or math.isinf(self.high))
 
     def excludes(self, low: float, high: float) -> bool:
         """Whether all of an interval lies outside."""
@@ -58,11 +65,13 @@ class Claim:
     Attributes:
         sentence: as the source says it.
         source: the post, or a paper and its table.
-        estimate: from the frame to independent numbers, one a seed, whose mean is the estimate.
+        estimate: from the frame to independent numbers, one a seed, whose mean is the estimate; or to two a
+            seed, between which its own lies where it is censored.
         measure: what the estimate is, in words.
         expected: where the claim says that it lies; the limits are the smallest effects that matter.
         unit: "points" prints hundredths of accuracy, "x" a ratio.
         exact: the estimate follows from counts, so that seeds do not matter.
+        range: what the estimate can be at all; its interval ends there.
         published: the source's own number, as people read it.
     """
 
@@ -73,6 +82,7 @@ class Claim:
     expected: Expected
     unit: Unit = "points"
     exact: bool = False
+    range: tuple[float, float] = (-math.inf, math.inf)
     published: str = ""
 
 
@@ -83,6 +93,8 @@ class Judged:
     Attributes:
         interval: at `confidence`, which Holm's correction for the experiment's other claims raises.
         seeds: that the estimate rests on.
+        agreeing: of these, those whose own estimate lies where the claim expects it.
+        known: within which bounds the estimate is known beside chance: exactly, or at least or at most so.
         more_seeds: that would decide an inconclusive claim, if its estimate and spread stay as they are; None
             where no number up to 1,000 would.
     """
@@ -92,6 +104,8 @@ class Judged:
     interval: Interval | None = None
     confidence: float = CONFIDENCE
     seeds: int = 0
+    agreeing: int = 0
+    known: Literal["", "≥ ", "≤ "] = ""
     more_seeds: int | None = None
 
     @property
@@ -103,7 +117,7 @@ class Judged:
         tail = {"points": " points", "x": "x", "": ""}[self.claim.unit]
         if self.claim.exact or math.isnan(self.interval.low):
             return f"{value}{tail}"
-        return f"{value} [{low}, {high}]{tail}"
+        return f"{self.known}{value} [{low}, {high}]{tail}"
 
     @property
     def condition(self) -> str:
@@ -125,6 +139,8 @@ class Judged:
             return "the sweep lacks cells"
         if self.seeds < 2:
             return f"run {FEWEST_SEEDS} seeds"
+        if self.known:
+            return "more images or steps: a target is out of reach, or within reach of the fewest"
         if self.more_seeds is None:
             return f"over {MOST_SEEDS:,} more seeds: too near to the limit"
         return f"about {self.more_seeds} more seed{'s' * (self.more_seeds > 1)} would decide"
@@ -132,6 +148,8 @@ class Judged:
 
 def in_unit(number: float, unit: Unit) -> str:
     """A number as people read it, without its unit."""
+    if math.isinf(number):
+        return "∞" if number > 0 else "−∞"
     scale, sign = (100, "+") if unit == "points" else (1, "")
     digits = 1 if unit == "points" or abs(number) >= 10 else 2
     return f"{number * scale:{sign}.{digits}f}"
@@ -143,44 +161,64 @@ def judge(claims: Sequence[Claim], table: pd.DataFrame) -> list[Judged]:
     A claim is supported where the whole interval lies where it is expected, refuted where all of it lies
     elsewhere. The levels of the intervals are Holm's for all claims that seeds decide.
     """
-    values = [np.asarray(claim.estimate(table), float) for claim in claims]
-    decided = [
-        number
-        for number, (claim, found) in enumerate(zip(claims, values, strict=True))
-        if not claim.exact and len(found) >= 2
-    ]
-    p_values = [p_value(values[number], claims[number].expected) for number in decided]
-    confidences = dict(zip(decided, holm_confidences(p_values), strict=True))
+    bounds = [_bounds(claim, table) for claim in claims]
+    family = [n for n, claim in enumerate(claims) if not claim.exact and len(bounds[n]) >= 2]
+    family.sort(key=lambda n: p_value(bounds[n], claims[n].expected))
+
+    def decided(place: int, confidence: float) -> bool:
+        number = family[place]
+        return _judged(claims[number], bounds[number], confidence).verdict != "inconclusive"
+
+    confidences = dict(zip(family, holm_confidences(range(len(family)), decided), strict=True))
     return [
-        _judged(claim, found, confidences.get(number, CONFIDENCE))
-        for number, (claim, found) in enumerate(zip(claims, values, strict=True))
+        _judged(claim, bounds[number], confidences.get(number, CONFIDENCE))
+        for number, claim in enumerate(claims)
     ]
 
 
-def _judged(claim: Claim, values: np.ndarray, confidence: float) -> Judged:
-    if not len(values) or not np.isfinite(values).all():
+def _bounds(claim: Claim, table: pd.DataFrame) -> np.ndarray:
+    """Lower and upper bound of each seed's estimate; none where one is unknown."""
+    found = np.asarray(claim.estimate(table), float)
+    bounds = found if found.ndim == 2 else np.stack([found, found], axis=1)
+    return bounds if not np.isnan(bounds).any() else np.empty((0, 2))
+
+
+def _judged(claim: Claim, bounds: np.ndarray, confidence: float) -> Judged:
+    if not len(bounds):
         return Judged(claim=claim, verdict="inconclusive")
-    found = interval(values, confidence)
-    low, high = (found.value, found.value) if claim.exact else (found.low, found.high)
+    value, low, high = bounded_interval(bounds, confidence)
+    if claim.exact:
+        low = high = value
+    low, high = (limit if math.isnan(limit) else float(np.clip(limit, *claim.range)) for limit in (low, high))
     verdict: Verdict = "inconclusive"
-    if claim.exact or len(values) >= FEWEST_SEEDS:
+    if claim.exact or len(bounds) >= FEWEST_SEEDS:
         supported, refuted = claim.expected.holds(low, high), claim.expected.excludes(low, high)
         verdict = "supported" if supported else "refuted" if refuted else verdict
-    more = None if verdict != "inconclusive" else more_seeds(values, claim.expected, confidence)
+    known = "≥ " if np.isinf(bounds[:, 1]).any() else "≤ " if (bounds[:, 0] < bounds[:, 1]).any() else ""
     return Judged(
         claim=claim,
         verdict=verdict,
-        interval=found,
+        interval=Interval(value, low, high),
         confidence=confidence,
-        seeds=len(values),
-        more_seeds=more,
+        seeds=len(bounds),
+        agreeing=sum(claim.expected.holds(*own) for own in bounds.tolist()),
+        known=known,
+        more_seeds=None
+        if known or verdict != "inconclusive"
+        else more_seeds(bounds[:, 0], claim.expected, confidence),
     )
 
 
-def p_value(values: np.ndarray, expected: Expected) -> float:
-    """Two-sided, of Student's t against the nearest limit of what is expected."""
+def p_value(bounds: np.ndarray, expected: Expected) -> float:
+    """Two-sided, of Student's t against the nearest limit of what is expected, on the side that is known.
+
+    It only orders a family: intervals decide.
+    """
     from scipy.stats import t
 
+    values = bounds[:, int(np.isfinite(bounds[:, 1]).all())]
+    if not np.isfinite(values).all():
+        return 1.0
     distance, error = expected.distance(float(values.mean())), standard_error(values)
     if error == 0:
         return 0.0 if distance else 1.0

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from cnnexp.analysis.statistics import Cell, Interval, in_cell, interval, jackknife
+from cnnexp.analysis.statistics import Cell, Interval, bounded_interval, in_cell, interval, jackknife
 
 STEEPEST = 5.0  # exponent that a fit may have
 
@@ -20,11 +20,16 @@ class PowerLaw(NamedTuple):
 
 
 def curves(
-    table: pd.DataFrame, metric: str, cell: Cell | None = None, x: str = "data.train_size"
-) -> tuple[Float[np.ndarray, " sizes"], Float[np.ndarray, "seeds sizes"]]:
-    """The sizes and, seed by seed, the metric at each of them; only seeds that have all."""
-    wide = in_cell(table, cell or {}).pivot_table(index="seed", columns=x, values=metric).dropna()
-    return wide.columns.to_numpy(float), wide.to_numpy(float)
+    table: pd.DataFrame, metric: str, *cells: Cell, x: str = "data.train_size"
+) -> tuple[Float[np.ndarray, " sizes"], Float[np.ndarray, "seeds cells sizes"]]:
+    """The sizes that all cells have and, seed by seed, the metric there; only seeds that have all."""
+    wide = [
+        in_cell(table, cell).pivot_table(index="seed", columns=x, values=metric, dropna=False)
+        for cell in cells
+    ]
+    sizes = sorted(set.intersection(*(set(one.columns) for one in wide)))
+    joined = pd.concat([one[sizes] for one in wide], axis=1).dropna()
+    return np.array(sizes, float), joined.to_numpy(float).reshape(len(joined), len(cells), len(sizes))
 
 
 def fit_power_law(
@@ -56,35 +61,43 @@ def power_law(
     sizes: Float[np.ndarray, " sizes"], errors: Float[np.ndarray, "seeds sizes"], confidence: float = 0.95
 ) -> PowerLaw:
     """The power law of the mean curve, with jackknife intervals over seeds."""
-    pseudo = [
-        jackknife(lambda some, k=k: float(fit_power_law(sizes, some.mean(0))[k]), errors) for k in range(3)
-    ]
     whole = fit_power_law(sizes, errors.mean(0))
-    limits = [interval(values, confidence) for values in pseudo]
+    pseudo = jackknife(lambda some: fit_power_law(sizes, some.mean(0)), errors)
+    limits = [interval(values, confidence) for values in pseudo.T]
     return PowerLaw(*(Interval(float(w), lim.low, lim.high) for w, lim in zip(whole, limits, strict=True)))
 
 
 def log_images_needed(
-    sizes: Float[np.ndarray, " sizes"], accuracies: Float[np.ndarray, "seeds sizes"], target: float
-) -> Float[np.ndarray, " seeds"]:
-    """The logarithm (base 2) of the images at which each seed's curve first reaches a target.
+    sizes: Float[np.ndarray, " sizes"],
+    accuracies: Float[np.ndarray, "seeds sizes"],
+    target: float | Float[np.ndarray, " seeds"],
+) -> Float[np.ndarray, "seeds 2"]:
+    """Bounds of the logarithm (base 2) of the images at which each seed's curve first reaches a target.
 
-    Between sizes the curve is a line over the logarithm; infinite where the target is not reached
-    (censored), the smallest size where it is reached there already.
+    Between sizes the curve is a line over the logarithm, and both bounds are the place on it. Where the
+    target is not reached it takes more images than there are (the upper bound is infinite); where it is
+    reached with the fewest, between one image and those.
     """
-    logs = np.log2(sizes)
-    needed = []
-    for curve in accuracies:
-        reached = np.flatnonzero(curve >= target)
+    logs, needed = np.log2(sizes), np.empty((len(accuracies), 2))
+    for seed, (curve, wanted) in enumerate(
+        zip(accuracies, np.broadcast_to(target, len(accuracies)), strict=True)
+    ):
+        reached = np.flatnonzero(curve >= wanted)
         if not len(reached):
-            needed.append(np.inf)
-        elif reached[0] == 0:
-            needed.append(logs[0])
+            needed[seed] = logs[-1], np.inf
+        elif (i := reached[0]) == 0:
+            needed[seed] = 0.0, logs[0]
         else:
-            i = reached[0]
-            part = (target - curve[i - 1]) / (curve[i] - curve[i - 1])
-            needed.append(logs[i - 1] + part * (logs[i] - logs[i - 1]))
-    return np.array(needed)
+            part = (wanted - curve[i - 1]) / (curve[i] - curve[i - 1])
+            needed[seed] = logs[i - 1] + part * (logs[i] - logs[i - 1])
+    return needed
+
+
+def bounds_of_difference(
+    one: Float[np.ndarray, "seeds 2"], other: Float[np.ndarray, "seeds 2"]
+) -> Float[np.ndarray, "seeds 2"]:
+    """What a difference lies within, where both of its terms are known within bounds."""
+    return np.stack([one[:, 0] - other[:, 1], one[:, 1] - other[:, 0]], axis=1)
 
 
 def images_needed(
@@ -95,14 +108,9 @@ def images_needed(
 ) -> Interval:
     """Images at which a target is reached: the geometric mean over seeds and its interval.
 
-    Where some seeds do not reach it with the most images, the upper limit is infinite, and the lower one is
-    that of the same seeds as if they had reached it there; the value is infinite where half of them do not.
+    Where a seed does not reach it with the most images, the value and the lower limit are those of the same
+    seeds as if they had reached it there, and the upper limit is infinite; where one reaches it with the
+    fewest, the lower limit is that of one image.
     """
-    logs = log_images_needed(sizes, accuracies, target)
-    censored = np.isinf(logs)
-    least = interval(np.where(censored, np.log2(sizes[-1]), logs), confidence)
-    if not censored.any():
-        return Interval(*(float(2.0**limit) for limit in least))
-    value = float(2.0 ** np.median(logs)) if censored.mean() < 0.5 else np.inf
-    low = np.log2(sizes[-1]) if censored.all() else least.low
-    return Interval(value, float(2.0**low), np.inf)
+    logs = bounded_interval(log_images_needed(sizes, accuracies, target), confidence)
+    return Interval(*(float(2.0**limit) for limit in logs))

@@ -21,15 +21,15 @@ VERDICT_COLUMNS = [
     "effect",
     "expected",
     "measured by",
-    "seeds",
+    "seeds that agree",
     "would decide",
     "published",
     "source",
 ]
 MOST_FAILURES = 20
 ABOUT_INTERVALS = (
-    "Intervals are 95% confidence intervals over seeds: bias-corrected bootstrap intervals widened for small "
-    "samples, or Student's t where seeds are too few for a bootstrap."
+    "Intervals are 95% confidence intervals over seeds: Student's t with fewer than 10 seeds, else "
+    "bias-corrected bootstrap intervals widened for small samples."
 )
 ABOUT_VERDICTS = (
     "A claim is supported where the whole interval of its effect lies where the claim expects it, refuted "
@@ -94,7 +94,7 @@ def verdicts_table(judged: Sequence[Judged]) -> pd.DataFrame:
             "effect": one.effect,
             "expected": one.condition,
             "measured by": one.claim.measure,
-            "seeds": "" if one.claim.exact else str(one.seeds),
+            "seeds that agree": "" if one.claim.exact else f"{one.agreeing} of {one.seeds}",
             "would decide": one.advice,
             "published": one.claim.published,
             "source": one.claim.source,

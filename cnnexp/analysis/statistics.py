@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 RESAMPLES = 9_999
 IN_THE_TAIL = 10  # resamples beyond a limit, below which the bootstrap does not resolve it
+FEW = 10  # values below which the bootstrap covers less than Student's t
 SEED = 0  # of the bootstrap: the same table gives the same intervals
 CONFIDENCE = 0.95
 
@@ -25,9 +26,9 @@ def interval(values: Sequence[float] | Float[np.ndarray, " n"], confidence: floa
     """The mean of independent values and its confidence interval.
 
     The bias-corrected and accelerated bootstrap (Efron 1987; `scipy.stats.bootstrap`), its level widened for
-    small samples as Hesterberg 2015 (section 3.4) has it, since a resample spreads too little. Where too few
-    resamples lie beyond such a limit (5 values at 95%, more at higher levels), Student's t instead: resamples
-    never leave the range of the values. docs/statistics.md has what both cover.
+    small samples as Hesterberg 2015 (section 3.4) has it, since a resample spreads too little. With fewer
+    than 10 values, or where too few resamples lie beyond a limit at a higher level, Student's t instead:
+    resamples never leave the range of the values. docs/statistics.md has what both cover.
     """
     from scipy.stats import bootstrap
 
@@ -38,7 +39,7 @@ def interval(values: Sequence[float] | Float[np.ndarray, " n"], confidence: floa
     if np.ptp(array) <= 1e-12 * max(abs(mean), 1e-300):
         return Interval(mean, mean, mean)
     tail = _widened_tail(n, confidence)
-    if tail * RESAMPLES >= IN_THE_TAIL:
+    if n >= FEW and tail * RESAMPLES >= IN_THE_TAIL:
         limits = bootstrap(
             (array,),
             np.mean,
@@ -50,6 +51,21 @@ def interval(values: Sequence[float] | Float[np.ndarray, " n"], confidence: floa
         if np.isfinite(limits).all():
             return Interval(mean, float(limits.low), float(limits.high))
     return student_interval(array, confidence)
+
+
+def bounded_interval(bounds: Float[np.ndarray, "n 2"], confidence: float = CONFIDENCE) -> Interval:
+    """The mean of values that are each known within bounds only, as censored ones are; bounds may be infinite.
+
+    Its limits are those of the lower and of the upper bounds. The value is the mean of the bounds on the side
+    that is known: of the lower ones where an upper one is infinite, else of the upper ones.
+    """
+    if np.array_equal(bounds[:, 0], bounds[:, 1]):
+        return interval(bounds[:, 0], confidence)
+    low, high = (
+        interval(side, confidence) if np.isfinite(side).all() else Interval(*[side.mean()] * 3)
+        for side in bounds.T
+    )
+    return Interval(low.value if np.isinf(high.value) else high.value, low.low, high.high)
 
 
 def student_interval(
@@ -78,13 +94,13 @@ def _widened_tail(n: int, confidence: float) -> float:
 
 
 def jackknife(
-    estimate: Callable[[Float[np.ndarray, "n ..."]], float], data: Float[np.ndarray, "n ..."]
-) -> Float[np.ndarray, " n"]:
+    estimate: Callable[[Float[np.ndarray, "n ..."]], float | np.ndarray], data: Float[np.ndarray, "n ..."]
+) -> Float[np.ndarray, "n ..."]:
     """Pseudo-values of an estimate that is not a mean: their mean is its bias-corrected value, and their
     `interval` its interval (Tukey 1958).
 
     Args:
-        estimate: of the data of some seeds.
+        estimate: of the data of some seeds; one number or several.
         data: an entry a seed along the first axis.
     """
     n, whole = len(data), estimate(data)
@@ -170,16 +186,22 @@ def rank_correlation(table: pd.DataFrame, count: str, metric: str) -> Float[np.n
     return np.array([float(spearmanr(runs[count], runs[metric]).statistic) for runs in seeds])  # pyright: ignore
 
 
-def holm_confidences(p_values: Sequence[float], confidence: float = CONFIDENCE) -> list[float]:
+def holm_confidences(
+    order: Sequence[int], decided: Callable[[int, float], bool], confidence: float = CONFIDENCE
+) -> list[float]:
     """The confidence at which each claim of a family is judged (Holm 1979).
 
-    The smallest p-value is held against all, the next against one fewer, and so on up to the first that
-    is not small enough; those behind it share its level.
+    The first is held against all, the next against one fewer, and so on up to the first that its interval at
+    that level does not decide; those behind it share its level.
+
+    Args:
+        order: all claims, the one farthest from what would undecide it first; any order keeps the level.
+        decided: whether the interval of a claim at a confidence gives a verdict.
+        confidence: of the whole family.
     """
-    alpha, levels = 1 - confidence, [confidence] * len(p_values)
-    left, passed = len(p_values), True
-    for index in np.argsort(p_values, kind="stable"):
-        levels[index] = 1 - alpha / left
-        passed = passed and p_values[index] <= alpha / left
+    levels, left, passed = [confidence] * len(order), len(order), True
+    for index in order:
+        levels[index] = 1 - (1 - confidence) / left
+        passed = passed and decided(index, levels[index])
         left -= passed
     return levels
