@@ -32,18 +32,26 @@ def sweep(tmp_path: Path) -> Path:
     for tying in PARAMS:
         for size in (64, 256):
             for seed in (0, 1, 2):
-                _write(tmp_path / "results/why_convolutions", tying, size, seed)
+                write_run(tmp_path / "results/why_convolutions", tying, size, seed)
     return tmp_path / "results/why_convolutions"
 
 
-def _write(
-    folder: Path, tying: str, size: int, seed: int, status: str = "finished", better: float = 0.0
+def write_run(
+    folder: Path,
+    tying: str,
+    size: int,
+    seed: int,
+    status: str = "finished",
+    better: float = 0.0,
+    rate: float | None = None,
+    validation: float | None = None,
 ) -> None:
     test = TEST[tying] + 0.01 * seed - (0.1 if size == 64 else 0) + better
     metrics = {"train/accuracy": 1.0, "test/accuracy": test, "gap/accuracy": 1 - test}
+    metrics |= {} if validation is None else {"validation/accuracy": validation}
     summary = {"experiment": "why_convolutions", "seed": seed, "params/total": PARAMS[tying], "macs": 7}
     summary |= {"steps": 10, "epochs": 1.0, "version/jax": "1", "device": "cpu", "git_revision": "abc"}
-    run = folder / f"{tying}-{size}-{seed}"
+    run = folder / (f"{tying}-{size}-{seed}" + (f"-{rate}" if rate else ""))
     run.mkdir(parents=True)
     model = {"name": "simple_cnn", "tying": tying, "connectivity": "local", "head": "softmax"}
     config = {"experiment": "why_convolutions", "seed": seed, "model": model}
@@ -55,7 +63,7 @@ def _write(
         "pixel_noise": 0.0,
         "apart": False,
     }
-    config |= {"data": data}
+    config |= {"data": data} if rate is None else {"data": data, "optim": {"learning_rate": rate}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     rows = [{"step": 0, "test/accuracy": 0.1}, {"step": 5, "test/accuracy": test / 2}, {"step": 10} | metrics]
     (run / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -64,7 +72,7 @@ def _write(
 
 
 def test_frame_has_a_row_a_finished_run_and_knows_its_cells(sweep: Path) -> None:
-    _write(sweep, "shared", 999, 0, status="failed")
+    write_run(sweep, "shared", 999, 0, status="failed")
     table = frame(read_runs(sweep))
     assert len(table) == 18
     assert varying_keys(table) == ["model.tying", "data.train_size"]
@@ -117,7 +125,7 @@ def test_page_is_readable_on_a_phone_and_by_a_screen_reader(sweep: Path, *, dark
 
 
 def test_report_says_what_failed_and_what_was_typed(sweep: Path) -> None:
-    _write(sweep, "shared", 999, 0, status="failed")
+    write_run(sweep, "shared", 999, 0, status="failed")
     (sweep / "shared-999-0/error.txt").write_text("Traceback\n  …\nValueError: no such thing\n")
     (sweep / "commands.txt").write_text("cnnexp run experiment=why_convolutions 'seed=range(3)'\n")
     write_report(sweep)
@@ -184,8 +192,8 @@ def test_results_in_every_format(
 def test_two_sweeps_side_by_side(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "results/other"
     for seed in (0, 1, 2):
-        _write(other, "dense", 64, seed)
-        _write(other, "local", 64, seed, better=0.2 + 0.001 * seed)
+        write_run(other, "dense", 64, seed)
+        write_run(other, "local", 64, seed, better=0.2 + 0.001 * seed)
     table = comparison(*(frame(read_runs(folder)) for folder in (sweep, other)))
     assert len(table) == 2 * 3
     test = table[table["metric"] == "test/accuracy"].set_index("model.tying")
@@ -198,7 +206,7 @@ def test_two_sweeps_side_by_side(sweep: Path, tmp_path: Path, capsys: pytest.Cap
 
 def test_unlike_seeds_are_compared_unpaired(sweep: Path, tmp_path: Path) -> None:
     for seed in (7, 8, 9):
-        _write(tmp_path / "results/other", "dense", 64, seed)
+        write_run(tmp_path / "results/other", "dense", 64, seed)
     table = comparison(*(frame(read_runs(folder)) for folder in (sweep, tmp_path / "results/other")))
     change = table[table["metric"] == "test/accuracy"].iloc[0]
     assert change["change"] == pytest.approx(0.07) and change["moved"]
@@ -210,7 +218,7 @@ def test_what_cannot_be_reported_is_refused(sweep: Path, tmp_path: Path) -> None
         write_report(tmp_path / "results/why_convolution")
     with pytest.raises(UsageError, match="no sweep in"):
         write_report(tmp_path / "elsewhere/x")
-    _write(tmp_path / "results/started", "local", 64, 0, status="running")
+    write_run(tmp_path / "results/started", "local", 64, 0, status="running")
     with pytest.raises(UsageError, match="none of its 1 runs has finished"):
         write_report(tmp_path / "results/started")
 
@@ -225,7 +233,7 @@ def test_figures_have_one_style_a_tying_and_the_published_values(sweep: Path) ->
     assert drawn.get_color() == style_of("shared")["color"]
     assert len(gap.containers) == 3 and len(accuracy.containers) == 6  # intervals always; train beside test
     assert accuracy.get_xscale() == gap.get_xscale() == "log"
-    assert style_of("tiled(4)") == style_of("tiled(2)") != style_of("shared")
+    assert style_of("tiled(2)")["marker"] == style_of("tiled(4)")["marker"] != style_of("shared")["marker"]
     order = ["shared", "tiled(2)", "local", "tiled(16)", "dense", "odd"]
     assert sorted(order, key=tying_order) == ["dense", "local", "tiled(2)", "tiled(16)", "shared", "odd"]
 

@@ -2,19 +2,20 @@
 
 import sys
 import warnings
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from cnnexp.analysis.frame import TUNED, config_keys, frame
+from cnnexp.analysis.frame import config_keys, frame
 from cnnexp.analysis.results import finished_runs, print_table
-from cnnexp.analysis.statistics import Interval, interval
-from cnnexp.analysis.tables import METRICS, Format, as_format, percent
+from cnnexp.analysis.statistics import CONFIDENCE, Interval, interval
+from cnnexp.analysis.tables import METRICS, Format, as_format, percent, text_of, title_of
 from cnnexp.analysis.tuning import tune
 from cnnexp.errors import UsageError
 
-MOVED = "moved"
+METRIC, MOVED, LEVEL = "metric", "moved", "change/confidence"  # columns
 
 
 def compare(first: Path, second: Path, *, form: Format = "table") -> None:
@@ -23,9 +24,14 @@ def compare(first: Path, second: Path, *, form: Format = "table") -> None:
     Raises:
         UsageError: one of them has no finished run.
     """
-    one, other = (tune(frame(finished_runs(folder))).table for folder in (first, second))
-    table = comparison(one, other)
+    stored = [finished_runs(folder) for folder in (first, second)]
+    tunings = [tune(frame(runs), frame(runs, "diverged")) for runs in stored]
+    one, other = (tuning.table for tuning in tunings)
+    table = comparison(one, other, {key for tuning in tunings for key in tuning.keys})
     names = [folder.name if first.name != second.name else str(folder) for folder in (first, second)]
+    for name, tuning in zip(names, tunings, strict=True):
+        for warning in tuning.warnings:
+            print(f"{name}: tuning: {warning}", file=sys.stderr)
     shown = readable_comparison(table, *names)
     if form == "parquet" and sys.stdout.isatty():
         raise UsageError("--format parquet: bytes are not for a terminal; send them to a file: … > FILE")
@@ -35,44 +41,55 @@ def compare(first: Path, second: Path, *, form: Format = "table") -> None:
     for name, runs in zip(names, (one, other), strict=True):
         print(f"{name}: {len(runs)} runs, {runs['seed'].nunique()} seeds")
     for key in _differing(one, other):
-        values = (
-            ", ".join(sorted(map(str, runs[key].unique()))) if key in runs else "absent"
-            for runs in (one, other)
-        )
+        values = (", ".join(sorted(_values(runs, key))) or "absent" for runs in (one, other))
         print(f"{key}: {' against '.join(values)}")
+    if table.columns[0] == METRIC:
+        print("compared as wholes: no cell is in both")
     print_table(shown)
-    moved = int(table[MOVED].sum())
-    print(f"{moved} of {len(table)} numbers moved beyond their intervals (95%)")
+    moved, level = int(table[MOVED].sum()), 100 * table[LEVEL].iloc[0]
+    print(
+        f"{moved} of {len(table)} numbers moved beyond their intervals (of the change: at {level:.4g}%, "
+        f"{100 * CONFIDENCE:g}% corrected for the number of comparisons)"
+    )
 
 
-def comparison(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+def comparison(one: pd.DataFrame, other: pd.DataFrame, chosen: Collection[str] = ()) -> pd.DataFrame:
     """Both sweeps' metrics, cell by cell, and their difference.
 
     Cells are those of the keys that vary in both sweeps to the same values; what only one of them varies is
-    averaged over, seed by seed. Where both have the same seeds the difference is paired by seed, else its
-    interval is Welch's. `moved` says that it leaves out zero.
+    averaged over, seed by seed. Where no cell is in both, each sweep is one. Where both have the same seeds
+    the difference is paired by seed, else its interval is Welch's. Its level is Bonferroni's for all
+    differences that seeds decide; `moved` says that it leaves out zero.
+
+    Args:
+        one: a frame.
+        other: another one.
+        chosen: keys that were tuned for each cell, so that they tell none apart.
     """
-    keys = _shared_keys(one, other)
+    keys = [key for key in _shared_keys(one, other) if key not in chosen]
+    pairs = [
+        (values | {METRIC: metric}, *_by_seed(metric, cell, match))
+        for values, cell, match in list(_cells(one, other, keys)) or [({}, one, other)]
+        for metric in METRICS
+    ]
+    decided = sum(min(len(a), len(b)) > 1 for _, a, b in pairs)
+    level = 1 - (1 - CONFIDENCE) / max(decided, 1)
     rows = []
-    for values, cell in _cells(one, keys):
-        match = other
-        for key, value in zip(keys, values, strict=True):
-            match = match[match[key].astype(str) == value]
-        if match.empty:
-            continue
-        for metric in METRICS:
-            a, b = (runs.groupby("seed")[metric].mean() for runs in (cell, match))
-            before, after, change = interval(a.to_numpy()), interval(b.to_numpy()), _change(a, b)
-            row: dict[str, object] = {**dict(zip(keys, values, strict=True)), "metric": metric}
-            for name, found in (("first", before), ("second", after), ("change", change)):
-                row |= {name: found.value, f"{name}/low": found.low, f"{name}/high": found.high}
-            rows.append(row | {MOVED: bool(change.low > 0 or change.high < 0)})
+    for row, a, b in pairs:
+        before, after, change = interval(a.to_numpy()), interval(b.to_numpy()), _change(a, b, level)
+        for name, found in (("first", before), ("second", after), ("change", change)):
+            row |= {name: found.value, f"{name}/low": found.low, f"{name}/high": found.high}
+        rows.append(row | {LEVEL: level, MOVED: bool(change.low > 0 or change.high < 0)})
     return pd.DataFrame(rows)
 
 
-def _change(a: pd.Series, b: pd.Series) -> Interval:
+def _by_seed(metric: str, *cells: pd.DataFrame) -> Iterator[pd.Series]:
+    return (runs.groupby("seed")[metric].mean() for runs in cells)
+
+
+def _change(a: pd.Series, b: pd.Series, confidence: float) -> Interval:
     if set(a.index) == set(b.index):
-        return interval((b - a).to_numpy())
+        return interval((b - a).to_numpy(), confidence)
     if min(len(a), len(b)) < 2:
         return Interval(float(b.mean() - a.mean()), float("nan"), float("nan"))
     change = float(b.mean() - a.mean())
@@ -82,16 +99,15 @@ def _change(a: pd.Series, b: pd.Series) -> Interval:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of one that does not vary
-        limits = ttest_ind(b, a, equal_var=False).confidence_interval()
+        limits = ttest_ind(b, a, equal_var=False).confidence_interval(confidence)
     return Interval(change, float(limits.low), float(limits.high))
 
 
 def readable_comparison(table: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     """The same as text."""
-    keys = list(table.columns[: list(table.columns).index("metric")])
-    shown = {key.rpartition(".")[2]: table[key] for key in keys} | {
-        "metric": table["metric"].map(METRICS.get)
-    }
+    keys = list(table.columns[: list(table.columns).index(METRIC)])
+    shown = {title_of(key): table[key].map(text_of) for key in keys}
+    shown[METRIC] = table[METRIC].map(METRICS.get)
     for title, name in ((first, "first"), (second, "second"), ("change", "change")):
         columns = (table[name], table[f"{name}/low"], table[f"{name}/high"])
         shown[title] = pd.Series([percent(*triple) for triple in zip(*columns, strict=True)])
@@ -103,8 +119,8 @@ def _shared_keys(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
     """Keys that vary, and of which both sweeps have the same values, or at least one."""
     keys = []
     for key in config_keys(one):
-        if key in other and key not in TUNED:
-            a, b = ({str(value) for value in table[key].unique()} for table in (one, other))
+        if key in other:
+            a, b = _values(one, key), _values(other, key)
             if len(a | b) > 1 and a & b:
                 keys.append(key)
     return keys
@@ -113,15 +129,28 @@ def _shared_keys(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
 def _differing(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
     """Keys of which the sweeps share no value: what makes one another than the other."""
     keys = dict.fromkeys([*config_keys(one), *config_keys(other)])
-
-    def values(table: pd.DataFrame, key: str) -> set[str]:
-        return {str(value) for value in table[key].unique()} if key in table else set()
-
-    return [key for key in keys if not values(one, key) & values(other, key)]
+    return [key for key in keys if not _values(one, key) & _values(other, key)]
 
 
-def _cells(table: pd.DataFrame, keys: list[str]):
-    if not keys:
-        return [((), table)]
-    named = table.assign(**{key: table[key].astype(str) for key in keys})
-    return named.groupby(keys, sort=True)
+def _values(table: pd.DataFrame, key: str) -> set[str]:
+    return set(table[key].map(_value)) if key in table else set()
+
+
+def _value(value: object) -> str:
+    """A value whatever its column is: one with gaps has floats, so that 50 is 50.0 there, and None NaN."""
+    if value is None or value != value:
+        return "None"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _cells(
+    one: pd.DataFrame, other: pd.DataFrame, keys: Sequence[str]
+) -> Iterator[tuple[dict[str, object], pd.DataFrame, pd.DataFrame]]:
+    """The cells that both sweeps have: values of the keys, and the runs of each."""
+    if keys:
+        first, second = (
+            dict(iter(table.groupby([table[key].map(_value) for key in keys]))) for table in (one, other)
+        )
+        for values in first:
+            if values in second:
+                yield dict(zip(keys, values, strict=True)), first[values], second[values]

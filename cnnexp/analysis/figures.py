@@ -1,6 +1,8 @@
 """Figures: the same colour and mark for the same tying everywhere, intervals always."""
 
 import io
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +11,13 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from cnnexp.analysis.layer_pictures import draw_matrix
 from cnnexp.analysis.statistics import Cell, Interval, in_cell, interval
+from cnnexp.analysis.tables import text_of, title_of
 from cnnexp.layers.geometry import Geometry
 from cnnexp.layers.tying import Tying
 
@@ -28,8 +32,10 @@ STYLE = {
 }
 OTHER = {"color": "#7A7A7A", "marker": "X"}
 ORDER = list(STYLE)
+DARKER, DARKEST, LARGER = 0.2, 0.5, 0.25  # each doubling of a tying's number, in shares
+TICKS = 6  # of an axis, at most
 LARGEST_SIDE = 1_600  # pixels, of a small picture
-TEXT_WIDTH, COLUMN_WIDTH = 6.75, 3.25  # inches, of a paper's page of two columns and of one of them
+TEXT_WIDTH = 6.75  # inches, of a paper's page
 PAPER: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -102,7 +108,9 @@ def smaller(png: bytes) -> bytes:
     scale = min(0.5, LARGEST_SIDE / max(picture.size))
     half = picture.resize([round(scale * side) for side in picture.size], Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    half.quantize(64).save(file, format="png", optimize=True)
+    # Median cut, Pillow's own choice, spends the palette on greys: rare colours, a mark's, lose their hue.
+    few = half.quantize(64, method=Image.Quantize.MAXCOVERAGE, kmeans=3)
+    few.save(file, format="png", optimize=True)
     return file.getvalue()
 
 
@@ -140,7 +148,7 @@ def accuracy_and_gap(
         runs, style = table[table[by].astype(str) == name], style_of(name)
         for axes, metric, look in (
             (accuracy, "train/accuracy", {"linestyle": ":", "markerfacecolor": "none"}),
-            (accuracy, "test/accuracy", {"linestyle": "-", "label": name}),
+            (accuracy, "test/accuracy", {"linestyle": "-", "label": text_of(name)}),
             (gap, "gap/accuracy", {"linestyle": "-"}),
         ):
             places, found = intervals_by(runs, x, metric)
@@ -161,11 +169,11 @@ def accuracy_and_gap(
     )
     for axes in (accuracy, gap):
         axes.set_xscale("log", base=base)
-        axes.set_xlabel(label or x.rpartition(".")[2].replace("_", " "))
-    if base == 2:
+        axes.set_xlabel(label or title_of(x).replace("_", " "))
+    if "." in x:  # the few values of a key, where counts are many
         ticks = sorted(table[x].unique())
-        accuracy.set_xticks(ticks[:: -(-len(ticks) // 6)])
-        accuracy.xaxis.set_major_formatter("{x:,.0f}")
+        ticks = ticks[:: -(-len(ticks) // TICKS)]
+        accuracy.set_xticks(ticks, [f"{tick:,.10g}" for tick in ticks])
         accuracy.xaxis.set_minor_locator(NullLocator())
     accuracy.set(ylabel="accuracy", ylim=(0, 1.04))
     gap.set_ylabel("generalisation gap (train − test)")
@@ -213,7 +221,7 @@ def accuracy_by_condition(
                     value, low, high = interval(own.groupby("seed")[metric].mean().to_numpy())
                     error = np.nan_to_num([[value - low], [high - value]])
                     axes.errorbar([value], [height], xerr=error, capsize=2, elinewidth=0.8, **look, **more)
-        accuracy.plot([], [], label=name, **look)
+        accuracy.plot([], [], label=text_of(name), **look)
     accuracy.set_yticks(range(len(found)), list(found))
     accuracy.set(xlabel="accuracy", xlim=(0, 1.04), ylim=(len(found) - 0.5, -0.5))
     gap.set_xlabel("generalisation gap (train − test)")
@@ -249,9 +257,26 @@ def draw_intervals(axes: Axes, x: np.ndarray, found: Sequence[Interval], **style
     axes.errorbar(x, values, yerr=error, capsize=2, elinewidth=0.8, **style)
 
 
-def style_of(tying: object) -> dict[str, str]:
-    """Colour and mark of a tying: those of its kind, `tiled(4)` as `tiled`."""
-    return STYLE.get(str(tying).partition("(")[0], OTHER)
+def style_of(tying: object) -> dict[str, Any]:
+    """Colour and mark of a tying: those of its kind, darker and larger with its number.
+
+    Where layers are tied differently, `['local', 'shared']`, the colour is the first one's and the mark the
+    last one's.
+    """
+    if len(kinds := re.findall(r"'([^']+)'", str(tying))) > 1:
+        return style_of(kinds[0]) | {"marker": style_of(kinds[-1])["marker"]}
+    kind, _, size = str(tying).partition("(")
+    style = STYLE.get(kind, OTHER)
+    if kind not in STYLE or not (number := re.match(r"\d+", size)):
+        return dict(style)
+    doublings = math.log2(int(number[0])) - 1  # from 2, the usual number
+    shade = min(max(DARKER * doublings, 0), DARKEST)
+    red, green, blue = (channel * (1 - shade) for channel in to_rgb(style["color"]))
+    larger = min(max(1 + LARGER * doublings, 0.5), 2)
+    return style | {
+        "color": to_hex((red, green, blue)),
+        "markersize": larger * mpl.rcParams["lines.markersize"],
+    }
 
 
 def tying_order(tying: str) -> tuple[int, str]:

@@ -13,18 +13,18 @@ GROUPS = ("model", "data", "optim", "train")  # of configuration keys, in the or
 
 
 # Chosen for each cell, so that they tell none apart.
-TUNED = ("optim.learning_rate", "optim.weight_decay", "optim.l1")
+TUNED = ("optim.learning_rate", "optim.weight_decay")
 TARGETS = (0.25, 0.5, 0.75, 0.9)  # of test accuracy, whose steps are counted
 
 
-def frame(runs: Iterable[StoredRun]) -> pd.DataFrame:
-    """Every finished run: dotted configuration keys, the summary, and how it got there.
+def frame(runs: Iterable[StoredRun], status: str = "finished") -> pd.DataFrame:
+    """Every run that ended so: dotted configuration keys, the summary, and how it got there.
 
     `test/accuracy_while_training` is the mean test accuracy over the evaluations after the first step: of two
     curves that end at the same height, the one that rises sooner has more. `steps_to/0.5` are the steps to
     that test accuracy, on the line between two evaluations; infinite where it is never reached.
     """
-    return pd.DataFrame([_row(run) for run in runs if run.status == "finished"])
+    return pd.DataFrame([_row(run) for run in runs if run.status == status])
 
 
 def varying_keys(table: pd.DataFrame) -> list[str]:
@@ -80,7 +80,7 @@ def _holds(values: pd.Series, relation: str, text: str) -> pd.Series:
         equal = pd.Series(False, index=values.index)
         for choice in re.split(r",(?![^(\[]*[)\]])", text):  # not the commas within brackets
             number = pd.to_numeric(choice, errors="coerce")
-            equal |= (values.astype(str) == choice.strip()) | (numbers == number)
+            equal |= (values.map(_as_typed) == _as_typed(choice)) | (numbers == number)
         return equal if relation == "=" else ~equal
     try:
         limit = float(text)
@@ -92,6 +92,11 @@ def _holds(values: pd.Series, relation: str, text: str) -> pd.Series:
     return {"<": numbers < limit, "<=": numbers <= limit, ">": numbers > limit, ">=": numbers >= limit}[
         relation
     ]
+
+
+def _as_typed(value: object) -> str:
+    """`[local,shared]` for `['local', 'shared']`."""
+    return re.sub(r"['\s]", "", str(value))
 
 
 def _row(run: StoredRun) -> dict[str, Any]:

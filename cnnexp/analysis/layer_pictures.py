@@ -99,7 +99,10 @@ def _drawable(geometry: Geometry) -> Geometry:
 
 
 def _distinct_colours(number: int) -> Colormap:
-    """As many colours, shuffled so that neighbours differ."""
-    shades = np.asarray(mpl.colormaps["turbo"](np.linspace(0.03, 0.97, number)))
+    """As many colours, shuffled so that neighbours differ, all darker than white.
+
+    Viridis, since colour-blind readers tell its shades apart by their lightness.
+    """
+    shades = np.asarray(mpl.colormaps["viridis"](np.linspace(0, 0.92, number)))
     colours = ListedColormap(shades[np.random.default_rng(0).permutation(number)])
     return colours.with_extremes(bad="white")

@@ -9,7 +9,7 @@ import pandas as pd
 from cnnexp.analysis.claims import Judged
 from cnnexp.analysis.frame import constant_keys, varying_keys
 from cnnexp.analysis.report import Report
-from cnnexp.analysis.tables import markdown_table, readable
+from cnnexp.analysis.tables import markdown_table, readable, telling_keys, text_of, title_of
 from cnnexp.analysis.tuning import CHOSEN_BY
 from cnnexp.store.atomic import read_json
 from cnnexp.store.runs import StoredRun
@@ -133,13 +133,14 @@ def _tuning(report: Report) -> list[str]:
     if report.tuning.keys:
         choices = report.tuning.choices
         shown = choices.assign(**{CHOSEN_BY: (100 * choices[CHOSEN_BY]).map("{:.1f}".format)})
-        names = {column: column.rpartition(".")[2] for column in shown.columns if column != CHOSEN_BY}
-        titles = names | {CHOSEN_BY: "validation accuracy", "at_edge": "at the edge"}
-        tuned = " and ".join(names[key].replace("_", " ") for key in report.tuning.keys)
+        shown = shown[[*telling_keys(shown), CHOSEN_BY, "at_edge"]].map(text_of)
+        titles = {column: title_of(column) for column in shown.columns}
+        titles |= {CHOSEN_BY: "validation accuracy", "at_edge": "at the edge"}
+        tuned = " and ".join(title_of(key).replace("_", " ") for key in report.tuning.keys)
         parts += [
             f"Each cell has its own {tuned}: the best by mean accuracy over seeds on validation images. "
             "Test images chose nothing.",
-            markdown_table(shown.rename(columns=titles).astype(str)),
+            markdown_table(shown.rename(columns=titles)),
         ]
     warnings = "\n".join(f"- **Warning**: {warning}" for warning in report.tuning.warnings)
     return [*parts, warnings] if warnings else parts
@@ -151,7 +152,7 @@ def _counts(table: pd.DataFrame) -> str:
     counted = [name for name in table.columns if name.startswith("params/")]
     networks = table.drop_duplicates([*keys, *counted])[[*keys, *counted, "macs"]].sort_values(keys)
     titles = {name: name.removeprefix("params/").replace("total", "parameters") for name in counted}
-    titles |= {key: key.rpartition(".")[2] for key in keys} | {"macs": "MACs"}
+    titles |= {key: title_of(key) for key in keys} | {"macs": "MACs"}
     numbers = networks[[*counted, "macs"]].map(lambda n: "" if pd.isna(n) else f"{int(n):,}")
     return markdown_table(pd.concat([networks[keys].astype(str), numbers], axis=1).rename(columns=titles))
 

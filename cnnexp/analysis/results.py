@@ -1,13 +1,15 @@
 """`cnnexp results`: the runs of a sweep as one table, or what cells of them say together."""
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from cnnexp.analysis.frame import frame, varying_keys, where
-from cnnexp.analysis.tables import METRICS, Format, as_format, cells_of, readable
+from cnnexp.analysis.frame import CONDITION, TUNED, frame, varying_keys, where
+from cnnexp.analysis.tables import METRICS, Format, as_format, cells_of, readable, text_of, title_of
+from cnnexp.analysis.tuning import tune
 from cnnexp.errors import UsageError, suggestion
 from cnnexp.store.runs import StoredRun, read_runs
 
@@ -27,22 +29,26 @@ def results(
     Args:
         folder: of the sweep.
         conditions: see `where`.
-        by: keys that tell cells apart; empty: those that vary.
+        by: keys that tell cells apart; empty: those that vary. Each cell is shown at its best learning rate
+            and weight decay, see `tune`, unless `by` or `conditions` name one of them.
         form: how.
         output: into a file instead.
 
     Raises:
         UsageError: no such sweep, column or run.
     """
-    table = where(frame(finished_runs(folder)), conditions)
+    runs = finished_runs(folder)
+    table = frame(runs)
     for key in by or ():
         if key not in table:
             raise UsageError(f"--by {key}: no such column; {suggestion(key, map(str, table.columns))}")
     if by is None:
+        table = where(table, conditions)
         shown = _runs_for_people(table)
     else:
-        table = cells_of(table, by)
+        table = _tuned_cells(runs, conditions, by)
         shown = readable(table)
+    tell_unfinished(runs)
     if form == "parquet" and output is None and sys.stdout.isatty():
         raise UsageError("--format parquet: bytes are not for a terminal; add --output FILE")
     if form == "table" and output is None:
@@ -55,6 +61,28 @@ def results(
     else:
         output.write_bytes(content)
         print(output)
+
+
+def _tuned_cells(runs: Sequence[StoredRun], conditions: Sequence[str], by: Sequence[str]) -> pd.DataFrame:
+    table = frame(runs)
+    named = {match[1] for condition in conditions if (match := CONDITION.match(condition.strip()))}
+    chosen: list[str] = []
+    if named.union(by).isdisjoint(TUNED):
+        tuning = tune(table, frame(runs, "diverged"))
+        table, chosen = tuning.table, tuning.keys
+        for warning in tuning.warnings:
+            print(f"tuning: {warning}", file=sys.stderr)
+    table = where(table, conditions)
+    left = [key for key in varying_keys(table) if key in TUNED and key not in (*chosen, *by)]
+    return cells_of(table, [*by, *left] if by else None)
+
+
+def tell_unfinished(runs: Sequence[StoredRun]) -> None:
+    """Say on stderr how many runs a table leaves out, as they have not finished."""
+    left = Counter(run.status for run in runs if run.status != "finished")
+    if left:
+        kinds = ", ".join(f"{number} {status}" for status, number in sorted(left.items()))
+        print(f"left out: {left.total()} of {len(runs)} runs have not finished ({kinds})", file=sys.stderr)
 
 
 def finished_runs(folder: Path) -> list[StoredRun]:
@@ -93,7 +121,7 @@ def print_table(shown: pd.DataFrame, title: str | None = None) -> None:
 def _runs_for_people(table: pd.DataFrame) -> pd.DataFrame:
     keys = varying_keys(table)
     shown = {"run": table["run_id"].str[:SHORT]}
-    shown |= {key.rpartition(".")[2]: table[key].astype(str) for key in keys}
+    shown |= {title_of(key): table[key].map(text_of) for key in keys}
     shown["seed"] = table["seed"].astype(str)
     shown["parameters"] = table["params/total"].map("{:,}".format)
     shown |= {title: (100 * table[metric]).map("{:.1f}".format) for metric, title in METRICS.items()}

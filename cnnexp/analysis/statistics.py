@@ -54,7 +54,7 @@ def interval(values: Sequence[float] | Float[np.ndarray, " n"], confidence: floa
 
 
 def bounded_interval(bounds: Float[np.ndarray, "n 2"], confidence: float = CONFIDENCE) -> Interval:
-    """The mean of values that are each known within bounds only, as censored ones are; bounds may be infinite.
+    """The mean of values of which each is known within bounds only, as censored ones are, perhaps infinite.
 
     Its limits are those of the lower and of the upper bounds. The value is the mean of the bounds on the side
     that is known: of the lower ones where an upper one is infinite, else of the upper ones.

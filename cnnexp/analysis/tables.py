@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 from cnnexp.analysis.frame import TUNED, varying_keys
@@ -36,14 +37,15 @@ def cells_of(table: pd.DataFrame, keys: Sequence[str] | None = None) -> pd.DataF
         row["seeds"] = cell["seed"].nunique()
         for metric in METRICS:
             found = interval(cell.groupby("seed")[metric].mean().to_numpy())
-            row |= {metric: found.value, f"{metric}/low": found.low, f"{metric}/high": found.high}
+            low, high = np.clip(found[1:], -1 if metric.startswith("gap") else 0, 1)  # of Student's t
+            row |= {metric: found.value, f"{metric}/low": low, f"{metric}/high": high}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def readable(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells as a person reads them: an interval in one column, short names."""
-    shown = {key.rpartition(".")[2]: cells[key].map(_text) for key in telling_keys(cells)}
+    shown = {title_of(key): cells[key].map(text_of) for key in telling_keys(cells)}
     for column, title in (("params/total", "parameters"), ("macs", "MACs")):
         if column in cells:
             shown[title] = cells[column].map(lambda n: "several" if pd.isna(n) else f"{int(n):,}")
@@ -57,28 +59,40 @@ def readable(cells: pd.DataFrame) -> pd.DataFrame:
 def telling_keys(cells: pd.DataFrame) -> list[str]:
     """The fewest keys that tell all cells apart, and those that were tuned.
 
-    Where parts of a sweep have data or networks of their own, many keys change together. Those that only some
-    cells have are left out first, then those with the longest values.
+    Where parts of a sweep have data or networks of their own, many keys change together. Lists are left out
+    first, then what only some cells have, then what has the longest values; names of data and networks last.
     """
     keys = [key for key in cells.columns if "." in key]
     telling = [key for key in keys if key not in TUNED]
-    texts = cells[telling].map(_text)
-    for key in sorted(telling, key=lambda key: ((texts[key] != "").all(), -texts[key].str.len().max())):
+    texts = cells[telling].map(text_of)
+
+    def worth(key: str) -> tuple[bool, bool, bool, int]:
+        values = list(texts[key])
+        is_list = any(text.startswith("[") for text in values)
+        return key.endswith(".name"), not is_list, all(values), -max(map(len, values))
+
+    for key in sorted(telling, key=worth):
         others = [other for other in telling if other != key]
         if key != "model.tying" and others and not texts.duplicated(others).any():
             telling = others
     return [key for key in keys if key in telling or key in TUNED]
 
 
+def title_of(key: str) -> str:
+    """What a configuration key is called in a table: `tying` for `model.tying`, `model` for `model.name`."""
+    group, _, name = key.rpartition(".")
+    return group if name == "name" else name
+
+
 def percent(value: float, low: float, high: float) -> str:
-    """An accuracy with its interval, in hundredths."""
+    """An accuracy, or a difference of two, with its interval, in hundredths."""
     return f"{100 * value:.1f}" + ("" if pd.isna(low) else f" [{100 * low:.1f}, {100 * high:.1f}]")
 
 
 def markdown_table(table: pd.DataFrame) -> str:
     """A table of text in Markdown."""
     lines = [list(map(str, table.columns)), ["---"] * len(table.columns)]
-    lines += [[_text(value).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
+    lines += [[text_of(value).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -89,7 +103,7 @@ def latex_table(table: pd.DataFrame, columns: str | None = None) -> str:
         table: the texts.
         columns: their format; None: numbers to the right, others to the left.
     """
-    escaped = table.rename(columns=_latex).map(lambda value: _latex(_text(value)))
+    escaped = table.rename(columns=_latex).map(lambda value: _latex(text_of(value)))
     numbers = [column for column in table.columns if all(map(_is_number, table[column]))]
     columns = columns or "".join("r" if column in numbers else "l" for column in table.columns)
     return escaped.style.hide(axis="index").to_latex(hrules=True, column_format=columns)
@@ -112,14 +126,14 @@ def as_format(table: pd.DataFrame, shown: pd.DataFrame, form: Format) -> bytes:
     return (markdown_table(shown) + "\n" if form == "markdown" else latex_table(shown)).encode()
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """A value as people read it: `10,000`, and `local, shared` for the tyings of two layers."""
     if isinstance(value, float):
         return "" if pd.isna(value) else f"{value:g}"
-    return (
-        f"{value:,}"
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000
-        else str(value)
-    )
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000:
+        return f"{value:,}"
+    text = str(value)
+    return text[1:-1].replace("'", "") if text.startswith("['") else text
 
 
 SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
@@ -136,14 +150,21 @@ SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "≥": r"$\geq$",
     "≤": r"$\leq$",
     "…": r"\ldots{}",
+    "∞": r"$\infty$",
+    "Ω": r"$\Omega$",
+    "²": "$^2$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
 }
 
 
 def _latex(text: object) -> str:
-    return "".join(SPECIAL.get(character, character) for character in str(text))
+    escaped = "".join(SPECIAL.get(character, character) for character in str(text))
+    # After \\ or a rule, LaTeX takes a bracket or a star for an argument.
+    return f"{{{escaped[0]}}}{escaped[1:]}" if escaped.startswith(("[", "*")) else escaped
 
 
 def _is_number(value: object) -> bool:
-    return _text(value).replace(",", "").replace("%", "")[:1].lstrip("+-−").isdigit() or isinstance(
+    return text_of(value).replace(",", "").replace("%", "")[:1].lstrip("+-−").isdigit() or isinstance(
         value, int | float
     )
