@@ -31,6 +31,17 @@ def above(metric: str, one: Cell, other: Cell):
     return lambda table: np.diff(paired(table, metric, other, one))[:, 0]
 
 
+def smallest(metric: str, one: Cell, other: Cell):
+    """Of one cell over another at the kernel size and stride where it is smallest, mean over seeds."""
+
+    def estimate(table: pd.DataFrame) -> np.ndarray:
+        windows = table.groupby(["model.kernel_size", "model.stride"])
+        found = [above(metric, one, other)(runs) for _, runs in windows]
+        return min((each for each in found if len(each)), key=np.mean, default=np.empty(0))
+
+    return estimate
+
+
 def kernels(metric: str, tying: str):
     """What a kernel of 7 adds to one of 3, mean over strides."""
     return above(metric, cell(tying, **{"model.kernel_size": 7}), cell(tying, **{"model.kernel_size": 3}))
@@ -69,9 +80,14 @@ CLAIMS = (
         exact=True,
     ),
     claim(
-        "Sharing closes the gap: at every kernel size and stride.",
+        "Sharing closes the gap.",
         "gap, local − shared, mean over kernel sizes and strides",
         above("gap/accuracy", cell("local"), cell("shared")),
+    ),
+    claim(
+        "It does so at every kernel size and stride.",
+        "gap, local − shared, at the kernel size and stride where that is smallest",
+        smallest("gap/accuracy", cell("local"), cell("shared")),
     ),
     claim(
         "Partial sharing closes part of it: tiles.",
@@ -118,7 +134,8 @@ CLAIMS = (
     ),
     claim(
         "Nor that of MACs: with as many, shared has the smaller gap than dense.",
-        "gap, dense − shared of equal MACs",
+        "gap, dense − shared of equal MACs, 5x5 kernels, stride 1; widths are whole: at the small size "
+        "dense has 1.4% more MACs, at the paper's 0.5%",
         above(
             "gap/accuracy",
             cell("dense", **{"model.match": "macs", **WINDOW}),
@@ -131,6 +148,7 @@ CLAIMS = (
         among_equals("gap/accuracy"),
         0.5,
         unit="",
+        range=(-1.0, 1.0),
     ),
 )
 
@@ -145,7 +163,7 @@ def by(count: str, label: str):
 def by_kernel(table: pd.DataFrame):
     """Accuracies by kernel size, strides averaged."""
     windows = table[(table["model.match"] == "none") & (table["model.tying"] != "dense")]
-    return accuracy_and_gap(windows, "model.kernel_size", label="kernel size (3, 5, 7), strides averaged")
+    return accuracy_and_gap(windows, "model.kernel_size", label="kernel size, strides averaged")
 
 
 EXPERIMENT = Experiment(

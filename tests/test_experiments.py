@@ -1,6 +1,7 @@
 """Every size of every experiment answers all of its claims, and a new experiment is two small files."""
 
 import io
+import itertools
 import math
 import re
 import shutil
@@ -9,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from flax import nnx
 
 from cnnexp import cli, paths
 from cnnexp.analysis.claims import judge
 from cnnexp.analysis.experiments import load_experiment
+from cnnexp.analysis.figures import Drawing, render, smaller
 from cnnexp.analysis.frame import frame
-from cnnexp.analysis.report import publish, write_report
+from cnnexp.analysis.kernel_pictures import kernels_figure
+from cnnexp.analysis.report import NETWORKS, publish, write_report
 from cnnexp.config import RunConfig
+from cnnexp.layers.geometry import Geometry
+from cnnexp.layers.tied_conv import TiedConv
 from cnnexp.store.runs import StoredRun
 from cnnexp.sweep.jobs import Job
 from cnnexp.sweep.summary import summary_of
@@ -84,6 +91,60 @@ def test_every_size_measures_every_claim_and_draws_every_figure(configs: Any, si
         assert drawing.needs(table)
         drawing.draw(table).savefig(png := io.BytesIO(), dpi=40)
         assert len(png.getvalue()) > 3_000
+
+
+def estimate_of(name: str, sentence: str) -> Any:
+    """Of the one claim of an experiment that begins so."""
+    (claim,) = (one for one in load_experiment(name).claims if one.sentence.startswith(sentence))
+    return claim.estimate
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence", "key", "chosen"),
+    [
+        ("translation", "With moves of its choice", "data.crop", 1),
+        ("embedding", "Let free in time, a local net", "train.tied_steps", 50),
+        ("locality_sharing_ladder", "Beta-LASSO lifts", "optim.l1", 0.00002),
+    ],
+)
+def test_what_is_chosen_is_chosen_on_validation_images(
+    configs: Any, name: str, sentence: str, key: str, chosen: float
+) -> None:
+    random = np.random.default_rng(0)
+    table = frame([invented(config, random) for config in configs(name, "small")])
+    tried = table[key].notna() & (table["model.tying"] != "shared")
+    # The larger, the better on test images and the worse on those of validation.
+    table["test/accuracy"] = 0.5 + 0.01 * table[key].rank(method="dense").where(tried, 0)
+    table["validation/accuracy"] = 1 - table["test/accuracy"]
+    worst_on_test = table.loc[tried & (table[key] == chosen), "test/accuracy"].iloc[0]
+    found = estimate_of(name, sentence)(table)
+    assert found == pytest.approx(np.full(5, worst_on_test - 0.5))
+
+
+def test_few_weights_are_not_taken_for_local_ones(configs: Any) -> None:
+    random = np.random.default_rng(0)
+    table = frame([invented(config, random) for config in configs("locality_sharing_ladder", "small")])
+    kernels = random.normal(size=(1000, 16, 16))
+    kernels[np.abs(kernels) < np.quantile(np.abs(kernels), 0.9)] = 0
+    inside = [
+        (kernels[:, i : i + 9, j : j + 9] ** 2).sum((1, 2)) for i, j in itertools.product(range(8), range(8))
+    ]
+    table["learned/zeros/conv_0"] = 0.9
+    table["learned/locality/conv_0"] = np.max(inside, axis=0).sum() / (kernels**2).sum()
+    beyond_chance = estimate_of("locality_sharing_ladder", "What is left of them is local")(table)
+    assert len(beyond_chance) == 5 and np.abs(beyond_chance).max() < 0.02
+
+
+def test_pictures_of_kernels_show_tiles_and_stay_small() -> None:
+    geometry = Geometry(in_shape=(16, 16, 1), features=4, kernel_size=(3, 3))
+    tiles = TiedConv(geometry, tying="tiled(2)", rngs=nnx.Rngs(0)).sample_kernels(8, 4)
+    assert (tiles[:-2] == tiles[2:]).all() and not (tiles[:-1] == tiles[1:]).any()
+    blocks = TiedConv(geometry, tying="blocked(2)", rngs=nnx.Rngs(0)).sample_kernels(8, 4)
+    assert (blocks[:4] == blocks[0]).all() and not (blocks[3] == blocks[4]).any()
+    dense = TiedConv(geometry, tying="dense", rngs=nnx.Rngs(0)).sample_kernels(8, 4)
+    networks = {f"net {number}": {"conv_0": np.asarray(dense)} for number in range(NETWORKS)}
+    drawing = Drawing(draw=lambda _: kernels_figure(networks), caption="")
+    assert len(smaller(render(drawing, pd.DataFrame()).png)) < 300_000
 
 
 def test_a_new_experiment_is_two_small_files(

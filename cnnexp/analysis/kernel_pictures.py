@@ -19,6 +19,7 @@ BETWEEN = 190  # the grey between kernels
 SMALLEST = 96  # pixels of the shorter side of a filter's panel, about
 LARGEST = 1_000  # of the longer side
 TALLEST = 0.4  # of the figure's width, a panel
+WEIGHTS = 32  # along a side of a panel of a figure: more of them cannot be told apart
 SIGNAL = 200  # pixels of all positions of a signal, one below the other
 
 
@@ -30,7 +31,7 @@ def kernel_mosaic(
     All share one scale, from the largest weight; what is not finite is white. Kernels on signals lie
     across, those of one filter below one another.
     """
-    is_signal = kernels.shape[1] == kernels.shape[3] == 1
+    is_signal = _is_signal(kernels)
     if is_signal:
         kernels = kernels.swapaxes(2, 3)
     rows, columns, kh, kw, filters = kernels.shape
@@ -67,7 +68,9 @@ def kernels_figure(networks: Mapping[str, Mapping[str, Float[np.ndarray, "_ _ _ 
     from matplotlib.figure import Figure
 
     drawn = [
-        (name, layer, kernel_mosaic(k)) for name, layers in networks.items() for layer, k in layers.items()
+        (name, layer, kernel_mosaic(_few(k)))
+        for name, layers in networks.items()
+        for layer, k in layers.items()
     ]
     heights = [min(TALLEST, mosaic.shape[0] / mosaic.shape[1]) for *_, mosaic in drawn]
     width = 7.4
@@ -79,3 +82,19 @@ def kernels_figure(networks: Mapping[str, Mapping[str, Float[np.ndarray, "_ _ _ 
         axes.set_title(f"{name}: {layer}", fontsize=10, loc="left")
         axes.axis("off")
     return figure
+
+
+def _few(
+    kernels: Float[np.ndarray, "rows columns kh kw filters"],
+) -> Float[np.ndarray, "_ _ kh kw filters"]:
+    """The positions in the middle, fewer where kernels are large, so that weights can be seen."""
+    if _is_signal(kernels):
+        return kernels
+    rows, columns, kh, kw, _ = kernels.shape
+    height, width = min(rows, max(1, WEIGHTS // kh)), min(columns, max(1, WEIGHTS // kw))
+    top, left = (rows - height) // 2, (columns - width) // 2
+    return kernels[top : top + height, left : left + width]
+
+
+def _is_signal(kernels: Float[np.ndarray, "rows columns kh kw filters"]) -> bool:
+    return kernels.shape[1] == kernels.shape[3] == 1

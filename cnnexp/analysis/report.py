@@ -13,15 +13,16 @@ from cnnexp.analysis.frame import frame, varying_keys
 from cnnexp.analysis.kernel_pictures import kernels_figure
 from cnnexp.analysis.page import html_page
 from cnnexp.analysis.results import finished_runs, print_table
-from cnnexp.analysis.tables import cells_of, latex_table, readable
+from cnnexp.analysis.tables import cells_of, latex_table, readable, telling_keys, text_of, title_of
 from cnnexp.analysis.tuning import Tuning, tune
 from cnnexp.store.atomic import write_bytes, write_text
 from cnnexp.store.runs import StoredRun, read_commands, read_kernels, run_folders
 
 NETWORKS = 6  # whose kernels are drawn, at most
 KERNELS_CAPTION = (
-    "First filters of the first layer, from the first input channel, where their output positions are (one "
-    "seed, after training; red positive, blue negative). A convolution has the same one everywhere."
+    "First filters of the first layer, from the first input channel, where their output positions are, in "
+    "the middle (one seed, after training; red positive, blue negative). A convolution has the same one "
+    "everywhere."
 )
 WIDE = 110  # columns of a terminal that has room for the whole table
 
@@ -73,7 +74,7 @@ def make_report(folder: Path) -> Report:
         UsageError: there is no such sweep, or no finished run in it.
     """
     runs = finished_runs(folder)
-    tuning = tune(frame(runs))
+    tuning = tune(frame(runs), frame(runs, "diverged"))
     table = tuning.table
     experiment = load_experiment(str(table["experiment"].iloc[0]))
     drawings = {
@@ -176,9 +177,11 @@ def _kept_kernels(table: pd.DataFrame, runs: list[StoredRun]) -> dict[str, dict]
     sizes = [key for key in ("data.train_size",) if key in table]
     ordered = table.sort_values([*sizes, "seed"], ascending=[False] * len(sizes) + [True])
     cells = ordered.groupby(keys, sort=True) if keys else [((), ordered)]
+    telling = telling_keys(ordered[keys].drop_duplicates())
     kept: dict[str, dict] = {}
-    for values, cell in cells:
-        name = " ".join(map(str, values)) or str(table["model.name"].iloc[0])
+    for _, cell in cells:
+        values = (f"{title_of(key)}={text_of(cell[key].iloc[0])}" for key in telling)
+        name = " ".join(values) or str(table["model.name"].iloc[0])
         if len(kept) < NETWORKS and (sample := read_kernels(folders[cell["run_id"].iloc[0]])[1]):
             kept[name] = dict(list(sample.items())[:1])
     return kept

@@ -128,14 +128,18 @@ class TiedConv(nnx.Module):
         return self._spread(self.bank[...], self.tying)
 
     def sample_kernels(self, side: int, filters: int) -> Float[Array, "rows columns kh kw filters"]:
-        """Kernels from the first input channel to the first outputs, at evenly spread output positions.
+        """Kernels from the first input channel to the first outputs, at adjoining positions in the middle.
+
+        Adjoining, so that the period of tiles shows, and where blocks meet.
 
         Args:
             side: rows, and columns, of positions at most.
             filters: outputs at most.
         """
+        starts = (max(n - side, 0) // 2 for n in self.geometry.out_size)
         rows, columns = (
-            np.linspace(0, n - 1, min(n, side)).round().astype(int) for n in self.geometry.out_size
+            np.arange(start, min(start + side, n))
+            for start, n in zip(starts, self.geometry.out_size, strict=True)
         )
         return self._spread(self.bank[..., 0, :filters], self.tying, np.ix_(rows, columns))
 
