@@ -64,16 +64,22 @@ class OptunaSweeper(Sweeper):
             raise UsageError(
                 "hydra/sweeper=optuna: its runs are not known beforehand; only cnnexp run takes it"
             )
-        if not self.config.data.validation_size and not any("validation_size" in a for a in arguments):
-            raise UsageError(
-                "hydra/sweeper=optuna: it chooses by validation accuracy, and the test split must not; "
-                "set data.validation_size"
-            )
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         given = [f"{key}={value}" for key, value in (self.params or {}).items()]
         overrides = {o.key_or_group: o for o in parser.parse_overrides(quote_tyings([*given, *arguments]))}
         searched = {key: _distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
         fixed = [o.input_line or "" for o in overrides.values() if not o.is_sweep_override()]
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, fixed)
+        if not config.data.validation_size and "data.validation_size" not in searched:
+            raise UsageError(
+                "hydra/sweeper=optuna: it chooses by validation accuracy, and the test split must not; "
+                "set data.validation_size"
+            )
+        if not config.launcher.get("wait", True):
+            raise UsageError(
+                "hydra/sweeper=optuna: each batch is chosen by the results of those before; "
+                "set launcher.wait=true"
+            )
         study = self._study()
         while (asked := len(study.trials)) < self.n_trials:
             self._batch(study, searched, fixed, min(self.n_jobs, self.n_trials - asked))

@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cnnexp.store.runs import read_runs
 from tests.conftest import SMALL_SWEEP
 
+TYINGS = ("shared", "local")
 # Two stacks that take long enough to be disturbed, and save all the time.
 SWEEP = [
     *SMALL_SWEEP,
@@ -25,11 +26,15 @@ SWEEP = [
 
 
 def cnnexp_run(
-    folder: Path, *overrides: str, environment: Mapping[str, str] | None = None, said: str = "said.txt"
+    folder: Path,
+    *overrides: str,
+    environment: Mapping[str, str] | None = None,
+    said: str = "said.txt",
+    by: Sequence[str] = (),
 ) -> subprocess.Popen:
-    """Start `cnnexp run` in a folder; what it prints is in a file there."""
+    """Start `cnnexp run` in a folder, by another command if need be; what it prints is in a file there."""
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "cnnexp", "run", *overrides]
+    command = [*by, sys.executable, "-m", "cnnexp", "run", *overrides]
     given = {**os.environ, "WANDB_MODE": "disabled", "JAX_NUM_CPU_DEVICES": "1", **(environment or {})}
     with (folder / said).open("w") as file:
         return subprocess.Popen(command, cwd=folder, env=given, stdout=file, stderr=subprocess.STDOUT)
@@ -65,12 +70,14 @@ def states(folder: Path) -> dict[str, dict[str, Any]]:
     return read
 
 
-def in_progress(folder: Path, tying: str) -> Callable[[], int]:
-    """The process that trains the runs of a tying, once it has written a few evaluations of them."""
+def in_progress(folder: Path, tying: str, besides: Iterable[int] = ()) -> Callable[[], int]:
+    """The process that trains the runs of a tying, once it has written a few evaluations of them; `besides`:
+    it is none of these."""
 
     def process() -> int:
         state = states(folder).get(f"{tying} 0", {})
-        return state["pid"] if state.get("status") == "running" and state["rows"] >= 3 else 0
+        found = state.get("status") == "running" and state["rows"] >= 3 and state["pid"] not in besides
+        return state["pid"] if found else 0
 
     return process
 

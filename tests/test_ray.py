@@ -1,12 +1,17 @@
 """Sweeps through a real Ray on this machine."""
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests.clusters import SWEEP, cnnexp_run, in_progress, largest_difference, said_by, states, until
+from tests.conftest import SMALL_SWEEP
 
 
 @pytest.mark.slow
@@ -16,6 +21,8 @@ def test_a_sweep_with_a_killed_worker_ends_as_the_local_one(tmp_path: Path) -> N
     sweep = cnnexp_run(there, *SWEEP, "launcher=ray")
     worker = until(in_progress(there, "local"), "the local runs")
     os.kill(worker, signal.SIGKILL)
+    told = until(in_progress(there, "shared"), "the shared runs")
+    os.kill(told, signal.SIGTERM)  # as where a node is about to go
     assert "Ray: 2 tasks for 2 stacks" in said_by(sweep, there)
     found = states(there)
     assert {state["status"] for state in found.values()} == {"finished"}
@@ -37,8 +44,48 @@ def test_an_interrupted_sweep_is_saved_and_goes_on_elsewhere(tmp_path: Path) -> 
     assert {state["status"] for state in states(tmp_path).values()} == {"finished"}
 
 
+CLUSTER = """
+ip link set lo up
+ray start --head --block --node-ip-address 127.0.0.1 --num-cpus 2 --include-dashboard false >ray.txt 2>&1 &
+trap "kill $!; wait" EXIT
+until [ -e $RAY_TMPDIR/ray/ray_current_cluster ]; do sleep 0.1; done
+"$@" && mkdir unshared && unshare --mount sh -c '
+    mount -t tmpfs none unshared && mkdir unshared/here && cd unshared/here && "$@" name=unshared' sh "$@"
+"""
+
+
 @pytest.mark.slow
-def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    sent = cnnexp_run(tmp_path, *SWEEP, "launcher=ray", "launcher.address=auto")
+def test_a_running_cluster_trains_and_tells_why_it_cannot(tmp_path: Path) -> None:
+    """In a network and among processes of its own, as Ray listens on all interfaces."""
+    alone = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if not shutil.which("ip") or subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("no namespaces for this user")
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short path: it holds sockets
+        environment = {
+            "RAY_TMPDIR": folder,
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin",
+        }
+        sweep = [
+            *SMALL_SWEEP,
+            "name=sweep",
+            "model.tying=shared,local",
+            "launcher=ray",
+            "launcher.address=auto",
+        ]
+        within = cnnexp_run(
+            tmp_path, *sweep, environment=environment, by=[*alone, "bash", "-c", CLUSTER, "sh"]
+        )
+        said = said_by(within, tmp_path, code=1)
+    assert {state["status"] for state in states(tmp_path).values()} == {"finished"}
+    assert said.count(f"Ray: FileNotFoundError: [Errno 2] No such file or directory: '{tmp_path}") == 1
+    assert "cnnexp: 2 of 2 runs failed (ended without a result)" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:1"])
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, address: str) -> None:
+    sent = cnnexp_run(tmp_path, *SWEEP, "launcher=ray", f"launcher.address={address}")
     said = said_by(sent, tmp_path, code=2)
-    assert said.startswith("cnnexp: launcher.address=auto: no Ray there: ") and said.count("\n") == 1
+    assert said.startswith(f"cnnexp: launcher.address={address}: no Ray there: ") and said.count("\n") == 1

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from cnnexp.config.sections import Count, Positive, Section, Size
 
+SIGNAL_EARLY = 30  # seconds: Slurm looks twice a minute which signals are due
 Flag = str | int | float | bool
 
 
@@ -74,6 +75,15 @@ class SlurmLauncher(Section):
     parallel: Size
     setup: list[str]
     sbatch: dict[str, Flag]
+
+    @model_validator(mode="after")
+    def _signal_after_the_start(self) -> "SlurmLauncher":
+        most = 60 * minutes_of(self.time) - SIGNAL_EARLY
+        if self.signal_seconds >= most:
+            given = f"launcher.signal_seconds={self.signal_seconds} launcher.time={self.time}"
+            early = f"Slurm may send the signal {SIGNAL_EARLY} s earlier, and a task must have begun by then"
+            raise ValueError(f"{given}: allowed: less than {most} s, or more time: {early}")
+        return self
 
 
 class RayLauncher(Section):

@@ -2,8 +2,9 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from cnnexp.config.launchers import RayLauncher
@@ -26,6 +27,8 @@ def run_on_ray(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
     Raises:
         UsageError: also: no Ray here, or no cluster at the address.
     """
+    from cnnexp.sweep.interruption import Interrupted
+
     launcher = jobs[0].config.launcher
     assert isinstance(launcher, RayLauncher)
     with ExitStack() as contexts:
@@ -38,15 +41,20 @@ def run_on_ray(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
                 "num_gpus": launcher.gpus,
                 "resources": launcher.resources,
                 "max_retries": launcher.retries,  # of a lost worker or node
+                "retry_exceptions": [Interrupted],  # of one that was told to end
             }
             work = ray.remote(**options)(_work)
             tasks.extend(work.remote(share, launcher.cpus) for share in shares(plan, by_id))
             progress.tell(f"Ray: {len(tasks)} tasks for {len(plan.stacks)} stacks")
+            told: set[str] = set()
             while True:
-                _, working = ray.wait(tasks, num_returns=len(tasks), timeout=0)
-                yield bool(working)
+                ended, tasks[:] = ray.wait(tasks, num_returns=len(tasks), timeout=0)
+                for error in {_error(ray, task) for task in ended} - {"", *told}:
+                    progress.tell(f"Ray: {error}")
+                    told.add(error)
+                yield bool(tasks)
 
-        def cancel() -> None:
+        def cancel(asked: bool) -> None:
             for task in tasks:
                 ray.cancel(task, force=False)  # as SIGINT: the worker saves
             ray.wait(tasks, num_returns=len(tasks), timeout=SAVE_SECONDS)
@@ -70,11 +78,22 @@ def _started(launcher: RayLauncher, contexts: ExitStack) -> Any:
                 runtime_env={"env_vars": passed},
                 include_dashboard=None if launcher.address else False,
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (ConnectionError, ImportError, RuntimeError, ValueError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise UsageError(f"launcher.address={launcher.address}: no Ray there: {reason}") from None
         contexts.callback(ray.shutdown)
     return ray
+
+
+def _error(ray: Any, task: Any) -> str:
+    """Why a task ended without having done its work, in one line; nothing if it has."""
+    try:
+        ray.get(task)
+    except ray.exceptions.RayTaskError as error:  # what was raised there ends its traceback
+        return str(error).strip().splitlines()[-1]
+    except ray.exceptions.RayError as error:
+        return str(error).strip().splitlines()[0]
+    return ""
 
 
 def _work(share: Share, cpus: float) -> None:
@@ -83,5 +102,10 @@ def _work(share: Share, cpus: float) -> None:
     from cnnexp.sweep.interruption import Interrupted
 
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(max(1, round(cpus))))
-    with suppress(SweepFailed, Interrupted):  # both are in the store
+    try:
         share()
+    except SweepFailed:
+        pass  # it is in the store
+    except Interrupted as error:
+        if error.signal != signal.SIGINT:  # that of `cancel`; others end the worker, not the sweep
+            raise

@@ -6,6 +6,7 @@ time since its last checkpoint, and the sweep can be watched from anywhere that 
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from cnnexp.config.launchers import LocalLauncher
 from cnnexp.store.atomic import read_json
-from cnnexp.store.runs import ENDED, read_history, run_folder
+from cnnexp.store.leases import BEAT_SECONDS, LEASE_SECONDS, Leases
+from cnnexp.store.runs import ENDED, read_history, run_folder, sweep_folder
 from cnnexp.sweep.execute import (
     SweepFailed,
     failure_report,
@@ -27,7 +29,8 @@ from cnnexp.sweep.jobs import Job
 from cnnexp.sweep.plan import Plan
 from cnnexp.tracking.progress import SweepProgress
 
-LOOK_SECONDS = 1.0  # between two looks at the store
+LOOK_SECONDS = 1.0  # between two looks at the store, at least
+LOOK_SHARE = 0.1  # of the time, at most: a store of many runs is looked at less often
 
 
 @dataclass(frozen=True)
@@ -38,19 +41,39 @@ class Share:
     folder: str  # that relative paths are meant from
 
     def __call__(self) -> None:
-        """Train them; see `run_sweep`."""
+        """Train them, but those that others are at; see `run_sweep`.
+
+        A worker that died on another machine may still seem to be at them: it is waited for that long.
+        """
         os.chdir(self.folder)
         local = LocalLauncher(name="local")
-        run_sweep(
-            [replace(job, config=job.config.model_copy(update={"launcher": local})) for job in self.jobs]
-        )
+        jobs = [replace(job, config=job.config.model_copy(update={"launcher": local})) for job in self.jobs]
+        deadline = time.monotonic() + 1.1 * LEASE_SECONDS
+        while jobs:
+            others = elsewhere(jobs[0])
+            if mine := [job for job in jobs if job.config.run_id not in others]:
+                run_sweep(mine)
+            elif time.monotonic() > deadline:
+                return
+            else:
+                time.sleep(BEAT_SECONDS)
+            jobs = [job for job in jobs if job.config.run_id in others]
+
+
+def elsewhere(job: Job) -> set[str]:
+    """Runs of a job's sweep that living workers are training now."""
+    with Leases(sweep_folder(job.config)) as leases:
+        return leases.others()
 
 
 def shares(plan: Plan, jobs: Mapping[str, Job], most: int | None = None) -> list[Share]:
-    """A share for each stack of a plan, or `most` shares of several stacks, the costly ones apart."""
+    """What to send: a share for each stack of a plan, or `most` shares of several stacks, the costly ones
+    apart; without the runs that others are training."""
+    others = elsewhere(next(iter(jobs.values())))
     stacks = sorted(plan.stacks, key=lambda stack: -stack.flops)
-    number = min(len(stacks), most or len(stacks))
-    parts = [[run_id for stack in stacks[i::number] for run_id in stack.runs] for i in range(number)]
+    free = [ids for stack in stacks if (ids := [run_id for run_id in stack.runs if run_id not in others])]
+    number = min(len(free), most or len(free))
+    parts = [[run_id for ids in free[i::number] for run_id in ids] for i in range(number)]
     return [Share(tuple(jobs[run_id] for run_id in part), os.getcwd()) for part in parts]
 
 
@@ -69,8 +92,8 @@ class Watch:
         self._stale = {i: _status(folder).get("updated") for i, folder in self._left.items()}
         self.failed: dict[str, str] = {}
 
-    def look(self) -> bool:
-        """See what is new; returns whether anything is left."""
+    def look(self) -> set[str]:
+        """See what is new; returns the runs that are left."""
         rows, running = {}, 0
         for run_id, folder in list(self._left.items()):
             status = _status(folder)
@@ -85,7 +108,7 @@ class Watch:
                 continue
             del self._left[run_id]
         self._progress.seen(rows, running=running, failed=len(self.failed))
-        return bool(self._left)
+        return set(self._left)
 
     def result(self) -> dict[str, float]:
         """Every run's validation accuracy.
@@ -96,6 +119,10 @@ class Watch:
         self.failed |= dict.fromkeys(self._left, "ended without a result")
         if self.failed:
             raise SweepFailed(failure_report(self.failed, self._jobs))
+        return self.found()
+
+    def found(self) -> dict[str, float]:
+        """Every run's validation accuracy, as far as there is one."""
         return {run_id: objective(job.config) for run_id, job in self._jobs.items()}
 
 
@@ -103,7 +130,9 @@ def watch(
     jobs: Sequence[Job],
     command: str | None,
     send: Callable[[Plan, Mapping[str, Job], SweepProgress], Iterator[bool]],
-    cancel: Callable[[], None],
+    cancel: Callable[[bool], None],
+    *,
+    wait: bool = True,
 ) -> dict[str, float]:
     """Have others train what the store lacks, and show it until it has ended.
 
@@ -111,7 +140,9 @@ def watch(
         jobs: of the sweep.
         command: as for `run_sweep`.
         send: sends the work, then says again and again whether any worker is still at it.
-        cancel: has the workers save and end.
+        cancel: has the workers save and end; its argument says whether this command was asked to stop, and
+            not that a run failed.
+        wait: False returns once the work is sent; runs without a result are NaN then.
 
     Raises:
         UsageError, SweepFailed, Interrupted: as `run_sweep`.
@@ -124,14 +155,18 @@ def watch(
         plan, progress = prepare(by_id, command, contexts)
         seen = Watch(by_id, plan, progress)
         for working in send(plan, by_id, progress) if plan.stacks else ():
+            if not wait:
+                return seen.found()
+            started = time.monotonic()
             left = seen.look()
             if interruption.asked.is_set() or (seen.failed and stop):
-                cancel()
+                cancel(interruption.asked.is_set())
                 interruption.raise_if_asked()
                 break
-            if not working or not left:
+            if not left or not (working or left & elsewhere(jobs[0])):
                 break
-            interruption.asked.wait(LOOK_SECONDS)
+            took = time.monotonic() - started
+            interruption.asked.wait(max(LOOK_SECONDS, took / LOOK_SHARE))
         seen.look()
     return seen.result()
 

@@ -2,13 +2,14 @@
 
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, redirect_stderr
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from cnnexp.config.launchers import SlurmLauncher, minutes_of
 from cnnexp.errors import UsageError
 from cnnexp.store.runs import sweep_folder
-from cnnexp.sweep.execute import make_everything_ready, prepare
 from cnnexp.sweep.interruption import REQUEUE, Interrupted
 from cnnexp.sweep.jobs import Job
 from cnnexp.sweep.plan import Plan
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cnnexp.tracking.progress import SweepProgress
 
 ASK_SECONDS = 10.0  # between two questions to Slurm which tasks are left
+ANSWER_SECONDS = 60.0  # that it has for one
 LOGS = "slurm"  # beside the runs: what submitit and the tasks write
 
 
@@ -36,11 +37,12 @@ class Task:
     share: Share
 
     def __call__(self) -> None:
-        """Train it. What ends the job ends it as interrupted; the signal ahead of time has it requeued."""
+        """Train it. What ends the job ends it as interrupted; preemption, and the signal ahead of its time
+        limit, have it requeued."""
         try:
             self.share()
         except Interrupted as error:
-            if error.signal == signal.SIGUSR2:
+            if error.signal == signal.SIGUSR2 or _is_preempted():
                 signal.raise_signal(signal.SIGUSR2)  # submitit's handler again: it requeues, and exits
             print("interrupted and saved", file=sys.stderr)
             sys.exit(REQUEUE)
@@ -61,31 +63,32 @@ def submit(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
     Raises:
         UsageError: a run that cannot be trained, no Slurm here, or what Slurm says against the job.
         SweepFailed: with `launcher.wait`: some runs have no result.
-        Interrupted: with `launcher.wait`: this command was, the tasks go on.
+        KeyboardInterrupt: with `launcher.wait`: this command was asked to stop; the tasks go on.
     """
     launcher = jobs[0].config.launcher
     assert isinstance(launcher, SlurmLauncher)
     _check_here()
-    if launcher.wait:
-        sent: list[str] = []
+    sent: list[str] = []  # the array's job id, if there was anything to send
 
-        def send(plan: Plan, by_id: Mapping[str, Job], progress: "SweepProgress") -> Iterator[bool]:
-            sent.append(_send(plan, by_id, launcher))
-            progress.tell(_told(sent[0], plan, by_id))
-            asked, working = 0.0, True
-            while True:
-                if time.monotonic() - asked > ASK_SECONDS:
-                    working, asked = bool(_left(sent[0])), time.monotonic()
-                yield working
+    def send(plan: Plan, by_id: Mapping[str, Job], progress: "SweepProgress") -> Iterator[bool]:
+        parts = shares(plan, by_id, most=launcher.tasks)
+        sent.extend(_send(parts, launcher))
+        progress.tell(_told(sent, parts, plan))
+        asked, working = 0.0, True
+        while True:
+            if time.monotonic() - asked > ASK_SECONDS:
+                working, asked = any(map(_goes_on, sent)), time.monotonic()
+            yield working
 
-        return watch(jobs, command, send, cancel=lambda: None)
-    by_id = {job.config.run_id: job for job in jobs}
-    make_everything_ready([job.config for job in jobs])
-    with ExitStack() as contexts:
-        plan, progress = prepare(by_id, command, contexts)
-        if plan.stacks:
-            progress.tell(_told(_send(plan, by_id, launcher), plan, by_id))
-    return dict.fromkeys(by_id, float("nan"))
+    def cancel(asked: bool) -> None:
+        if not asked:
+            _answer("scancel", *sent)
+            return
+        for job in sent:
+            print(f"Slurm job {job} goes on without this command", file=sys.stderr)
+        raise KeyboardInterrupt
+
+    return watch(jobs, command, send, cancel, wait=launcher.wait)
 
 
 def _check_here() -> None:
@@ -97,12 +100,14 @@ def _check_here() -> None:
         raise UsageError("launcher=slurm: no sbatch on this machine; start the sweep on a login node")
 
 
-def _send(plan: Plan, jobs: Mapping[str, Job], launcher: SlurmLauncher) -> str:
-    """Submit the array; returns its job id."""
+def _send(parts: Sequence[Share], launcher: SlurmLauncher) -> list[str]:
+    """Submit the array; returns its job id, none where there is nothing to submit."""
+    if not parts:
+        return []
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError
 
-    first = next(iter(jobs.values())).config
+    first = parts[0].jobs[0].config
     executor = SlurmExecutor(folder=_logs(sweep_folder(first)), max_num_timeout=launcher.requeues)
     executor.update_parameters(
         job_name=f"cnnexp-{first.name}",
@@ -114,13 +119,12 @@ def _send(plan: Plan, jobs: Mapping[str, Job], launcher: SlurmLauncher) -> str:
         additional_parameters={"requeue": True, "wckey": "", **launcher.sbatch},
         **_asked_for(launcher),
     )
-    tasks = [Task(share) for share in shares(plan, jobs, most=launcher.tasks)]
     try:
         with redirect_stderr(io.StringIO()), executor.batch():  # what sbatch says comes with the error too
-            sent = [executor.submit(task) for task in tasks]
+            sent = [executor.submit(Task(share)) for share in parts]
     except (FailedJobError, subprocess.CalledProcessError) as error:
         raise UsageError(f"launcher=slurm: {_reason(error)}") from None
-    return sent[0].job_id.partition("_")[0]
+    return [sent[0].job_id.partition("_")[0]]
 
 
 def _asked_for(launcher: SlurmLauncher) -> dict[str, Any]:
@@ -143,24 +147,40 @@ def _reason(error: Exception) -> str:
     return text.partition("sbatch: error: ")[2] or text
 
 
-def _told(job: str, plan: Plan, jobs: Mapping[str, Job]) -> str:
-    first = next(iter(jobs.values())).config
-    runs = sum(len(stack.runs) for stack in plan.stacks)
-    return (
-        f"Slurm job {job}: {runs} runs in {len(plan.stacks)} stacks; logs in {_logs(sweep_folder(first))}; "
-        f"squeue -j {job} shows it, scancel {job} ends it, and the same command goes on"
-    )
+def _told(sent: Sequence[str], parts: Sequence[Share], plan: Plan) -> str:
+    runs = sum(len(share.jobs) for share in parts)
+    left_out = sum(len(stack.runs) for stack in plan.stacks) - runs
+    lines = [f"{left_out} runs are not sent: other workers are training them"] * bool(left_out)
+    for job in sent:
+        logs = _logs(sweep_folder(parts[0].jobs[0].config))
+        lines.append(
+            f"Slurm job {job}: {runs} runs in {len(parts)} tasks; logs in {logs}; "
+            f"squeue -j {job} shows it, scancel {job} ends it, and the same command goes on"
+        )
+    return "\n".join(lines)
 
 
 def _logs(folder: Path) -> Path:
     return Path(os.path.relpath((folder / LOGS).resolve()))
 
 
-def _left(job: str) -> list[str]:
-    """Tasks of the array that have not ended."""
-    listed = subprocess.run(
-        ["squeue", "--noheader", "--jobs", job, "--format", "%i"], capture_output=True, text=True
-    )
-    if listed.returncode and "Invalid job id" not in listed.stderr:
-        return [job]  # Slurm does not answer just now
-    return listed.stdout.split()
+def _goes_on(job: str) -> bool:
+    """Whether any task of the array has not ended."""
+    listed = _answer("squeue", "--noheader", "--jobs", job, "--format", "%i")
+    if listed.returncode:
+        return "Invalid job id" not in listed.stderr  # else Slurm does not answer just now
+    return bool(listed.stdout.split())
+
+
+def _is_preempted() -> bool:
+    """Whether this task has to make room for another: Slurm requeues it only if it waits to be killed."""
+    shown = _answer("scontrol", "show", "job", os.environ.get("SLURM_JOB_ID", "")).stdout
+    times = dict(re.findall(r"(\w+)=(\d+-\d\S+)", shown))
+    return times.get("PreemptTime", "") >= times.get("StartTime", "~")
+
+
+def _answer(*command: str) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(list(command), capture_output=True, text=True, timeout=ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(list(command), 1, "", "no answer")
