@@ -50,6 +50,7 @@ class Failure:
     mode: str = "online"
     kills: int = 0
     full_disk: bool = False
+    hangs: bool = False
 
 
 def failures(kills: int) -> list[Failure]:
@@ -72,6 +73,7 @@ def failures(kills: int) -> list[Failure]:
         Failure("missing key", environment={"WANDB_API_KEY": "", "NETRC": "/nonexistent"}, mode="auto"),
         Failure("full disk", full_disk=True),
         Failure(f"mirror killed {kills} times", kills=kills),
+        Failure("mirror hangs", hangs=True),
     ]
 
 
@@ -104,14 +106,23 @@ def full_disk(folder: Path) -> Iterator[dict[str, str]]:
         subprocess.run(["umount", "-l", folder], check=False)
 
 
-def kill_mirrors(kills: int, stop: threading.Event) -> None:
-    """Kill the mirror of the sweep, whichever there is, at random moments."""
-    while kills and not stop.is_set():
+def trouble_mirrors(failure: Failure, stop: threading.Event) -> None:
+    """Kill the mirror of the sweep, whichever there is, at random moments, or stop it once for good."""
+    left = failure.kills or int(failure.hangs)
+    while left and not stop.is_set():
         stop.wait(random.uniform(0.2, 1.5))
         for process in psutil.process_iter(["cmdline"]):
             if "cnnexp.tracking.mirror" in (process.info["cmdline"] or []):
-                process.kill()
-                kills -= 1
+                process.suspend() if failure.hangs else process.kill()
+                left -= 1
+
+
+def kill_those_that_hang() -> None:
+    """They would go on where they were stopped, beside the sync."""
+    for process in psutil.process_iter(["cmdline", "status"]):
+        named = "cnnexp.tracking.mirror" in (process.info["cmdline"] or [])
+        if named and process.info["status"] == psutil.STATUS_STOPPED:
+            process.kill()
 
 
 def one(failure: Failure, work: Path, overrides: list[str]) -> tuple[float, str, dict[str, int]]:
@@ -121,7 +132,7 @@ def one(failure: Failure, work: Path, overrides: list[str]) -> tuple[float, str,
         environment.pop("WANDB_MODE", None)
         failure.begin(server)
         stop = threading.Event()
-        killer = threading.Thread(target=kill_mirrors, args=(failure.kills, stop), daemon=True)
+        killer = threading.Thread(target=trouble_mirrors, args=(failure, stop), daemon=True)
         killer.start()
         failing = environment | failure.environment
         if failure.full_disk:
@@ -130,6 +141,7 @@ def one(failure: Failure, work: Path, overrides: list[str]) -> tuple[float, str,
         else:
             seconds, said = timed(command(work / "store", failure.mode, overrides), failing)
         stop.set()
+        kill_those_that_hang()
         arrived = sum(len(run.history) for run in server.runs.values())
         server.failing = server.left = None
         sync = [sys.executable, "-m", "cnnexp", "sync", "sweep", "--results-dir", str(work / "store")]

@@ -30,7 +30,7 @@ class RecordedRun:
         self.history: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         self.meta: dict[str, Any] = {"tags": []}
-        self.state = "running"
+        self.state, self.preempting = "running", False
         self.files: dict[str, bytes] = {}
 
     @property
@@ -218,8 +218,10 @@ class WandbServer:
                 lines[offset : offset + len(rows)] = rows
             elif file == "wandb-summary.json":
                 run.summary = json.loads(part["content"][-1])
+        run.preempting |= body.get("preempting", False)
         if body.get("complete"):
-            run.state = "failed" if body.get("exitcode") else "finished"
+            failed, run.preempting = "preempted" if run.preempting else "failed", False
+            run.state = failed if body.get("exitcode") else "finished"
 
 
 META = ("displayName", "groupName", "jobType", "tags", "commit", "notes")

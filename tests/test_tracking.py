@@ -3,14 +3,20 @@
 import contextlib
 import json
 import os
+import queue
 import re
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -20,11 +26,19 @@ from check_outages import full_disk
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from wandb_loopback import KEY, WandbServer, wandb_server
 
+from cnnexp.config.sections import Tracking
+from cnnexp.errors import UsageError
+from cnnexp.store import runs
 from cnnexp.store.atomic import read_json
-from cnnexp.store.runs import StoredRun, read_runs
+from cnnexp.store.runs import RunWriter, StoredRun, read_runs
 from cnnexp.sweep.wandb_sweep import agent_overrides, parameters_of
+from cnnexp.tracking import mirror, target
+from cnnexp.tracking.mirror_process import Mirror
+from cnnexp.tracking.target import Target
+from cnnexp.tracking.wandb_run import RunMirror
+from cnnexp.tracking.wandb_sweep import all_have_ended
 from tests.browser import dom_of
-from tests.conftest import SMALL_SWEEP
+from tests.conftest import SMALL_SWEEP, Configure
 from tests.wandb_file import read_wandb_file
 
 SWEEP = Path("results/default")
@@ -117,9 +131,12 @@ def test_what_arrives(shell: Shell) -> None:
         sent = shell.server.runs[run_id]
         assert sent.config["model"] == run.config["model"]
         assert sent.meta["groupName"] == "default" and sent.meta["tags"] == ["default"]
-        assert sent.meta["jobType"] == f"simple_cnn {run.config['model']['tying']} digits 64 images"
+        cell = f"simple_cnn {run.config['model']['tying']} k3 s1 digits 64 images lr 0.001 "
+        assert sent.meta["jobType"].startswith(cell) and sent.config["cell"] == sent.meta["jobType"]
         for key in ("params/total", "params/conv_0", "git_revision", "device", "version/jax"):
             assert sent.summary[key] == run.summary[key]
+        assert sent.summary["macs/image"] == run.summary["macs"]
+        assert sent.summary["macs"] == run.history[-1]["macs"] > run.summary["macs"]
         kernels = sent.history[-1]["kernels/conv_0"]
         assert kernels["path"] in sent.files and "kernels/conv_0" not in sent.history[0]
         last, best = (sent.summary["test/accuracy"][kind] for kind in ("last", "max"))
@@ -127,6 +144,9 @@ def test_what_arrives(shell: Shell) -> None:
         assert best == max(row["test/accuracy"] for row in run.history)
         assert sent.summary["gap/accuracy"]["min"] == min(row["gap/accuracy"] for row in run.history)
         assert sent.summary["test/loss"]["min"] == min(row["test/loss"] for row in run.history)
+    assert len({run.meta["jobType"] for run in shell.server.runs.values()}) == 4  # two cells of two seeds
+    (machine,) = (run for run in shell.server.runs.values() if run.meta["jobType"] == "machine")
+    assert machine.state == "finished" and "system.memory_percent" in machine.events[0]
     whole = shell.server.runs["sweep-default"]
     assert whole.meta["jobType"] == "sweep"
     tables = {name: whole.summary[name] for name in ("cells", "verdicts", "layers")}
@@ -272,7 +292,8 @@ def test_offline_files_read_back(shell: Shell) -> None:
             assert {key: given[key] for key in row} == row
         assert sent["config"]["model"] == runs[run_id].config["model"]
         assert sent["summary"]["params/total"] == runs[run_id].summary["params/total"]
-        assert read_json(runs[run_id].folder / "wandb.json")["rows"] == 3
+        (sent_there,) = read_json(runs[run_id].folder / "wandb.json").values()
+        assert sent_there["rows"] == 3
     shell.run("seed=0,1", mode="offline")  # nothing is written twice
     assert len(list(SWEEP.glob("wandb/offline-run-*"))) == 2
     shell.sync("default", "--to", "elsewhere")
@@ -280,14 +301,22 @@ def test_offline_files_read_back(shell: Shell) -> None:
 
 
 def test_the_key_is_nowhere(shell: Shell) -> None:
-    done = shell.run("seed=0")
+    printed = shell.run("seed=0")
     shell.wait_for_mirrors()
-    shell.sync("default")
-    assert shell.server.keys == {KEY}
+    asked = [shell("dashboard", "default")]
+    shell.environment["WANDB_API_KEY"] = wrong = "f" * 40
+    for ledger in SWEEP.glob("**/wandb.json"):
+        ledger.unlink()
+    asked.append(shell("sync", "default"))
+    assert [done.returncode for done in asked] == [0, 1], asked
+    assert shell.server.keys == {KEY, wrong}
     assert any("cnnexp.tracking.mirror" in line for line in shell.lines)
-    assert KEY not in "\n".join([*shell.lines, done.stdout, done.stderr])
+    said = "\n".join([*shell.lines, *(done.stdout + done.stderr for done in (printed, *asked))])
+    assert KEY not in said and wrong not in said
+    assert (SWEEP / "dashboard.json").exists()
     for file in Path().rglob("*"):
-        assert not (file.is_file() and KEY.encode() in file.read_bytes()), file
+        for key in (KEY, wrong):
+            assert not (file.is_file() and key.encode() in file.read_bytes()), file
 
 
 def test_a_dashboard_is_made_and_remade_in_place(shell: Shell) -> None:
@@ -315,9 +344,18 @@ def test_a_dashboard_is_made_and_remade_in_place(shell: Shell) -> None:
     assert done.returncode == 1 and "127.0.0.1:9 is out of reach; --dry-run" in done.stderr
 
 
+PARTS = [
+    "data.validation_size=20",
+    "hydra.sweeper.params={optim.learning_rate:0.01,seed:0}",
+    "hydra.sweeper.parts={windows:{model.tying:shared,model.kernel_size:3,model.stride:1},"
+    "dense:{model.stride:1},macs:{model.tying:shared}}",
+]
+
+
 @pytest.mark.slow
 def test_agents_of_wandb_carry_out_the_same_sweep(shell: Shell) -> None:
-    sweep = [*SMALL_SWEEP, "model.tying=shared,local", "seed=0,1"]
+    """Of an experiment with parts, which is not all combinations of its values."""
+    sweep = ["experiment=kernel_stride_tying", *SMALL_SWEEP, *PARTS]
     shell.environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
     done = shell("wandb-sweep", "--agents", "1", *sweep, "name=agents", "tracking.mode=online")
     assert done.returncode == 0, done.stderr
@@ -325,6 +363,8 @@ def test_agents_of_wandb_carry_out_the_same_sweep(shell: Shell) -> None:
     agents = {run.run_id: run for run in read_runs(Path("results/agents"))}
     assert {run.status for run in agents.values()} == {"finished"}
     assert set(shell.server.runs) == {"agent0", "agent1", "agent2", "agent3"}
+    asked = yaml.safe_load(shell.server.sweep["config"])["parameters"]
+    assert list(asked) == ["job"] and len(asked["job"]["values"]) == 4
     assert all(run.steps == [0, 3, 6] for run in shell.server.runs.values())
     del shell.environment["WANDB_API_KEY"]
     shell.run(*sweep, "name=hydra", mode="disabled")
@@ -333,6 +373,20 @@ def test_agents_of_wandb_carry_out_the_same_sweep(shell: Shell) -> None:
     for run_id, run in hydra.items():
         for row, other in zip(run.history, agents[run_id].history, strict=True):
             assert row == pytest.approx(other, abs=1e-5)
+
+
+def test_a_workspace_is_known_though_its_report_could_not_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the package's own use of pydantic
+        from cnnexp.tracking import dashboard
+    saved = SimpleNamespace(save=lambda: SimpleNamespace(url="https://w"))
+    monkeypatch.setattr(dashboard, "workspace_of", lambda *_: saved)
+    monkeypatch.setattr(dashboard, "report_of", lambda *_: SimpleNamespace(save=_refuse))
+    with pytest.raises(OSError, match="no more"):
+        dashboard.save(tmp_path, Target(mode="online", project="p", entity="team"))
+    assert read_json(tmp_path / dashboard.FILE) == {"workspace": "https://w"}
 
 
 @pytest.mark.slow
@@ -376,7 +430,15 @@ def test_parameters_of_an_agent_become_overrides(monkeypatch: pytest.MonkeyPatch
     found = agent_overrides(["seed=1", "--optim.learning_rate=0.001", "model.kernel_size=[5, 3]"])
     parser = OverridesParser.create()
     parsed = {o.key_or_group: o.value() for o in parser.parse_overrides(found)}
-    assert parsed == {"seed": 1, **chosen}
+    assert parsed == {"seed": 1, **chosen, "hydra.sweeper.params": None, "hydra.sweeper.parts": None}
+    with pytest.raises(UsageError, match="seed=0,1: under an agent"):
+        agent_overrides(["model.tying=tiled(2)", "seed=0,1"])
+    file.write_text(yaml.safe_dump({"job": {"value": "seed=2 'model.tying=\"tiled(2)\"'"}}))
+    assert agent_overrides(["a=1"])[:3] == ["a=1", "seed=2", 'model.tying="tiled(2)"']
+    parts = [["a=1", "b=1", "c=3"], ["a=2", "b=1", "c=3"], ["a=1", "c=3"], ["a=2", "b=2", "c=3"]]
+    jobs = {"job": {"values": ["a=1 b=1", "a=2 b=1", "a=1", "a=2 b=2"]}}
+    assert parameters_of(parts) == (jobs, ["c=3"])
+    assert parameters_of([["a=1", "a=0"], ["a=2", "a=0"]]) == ({"job": {"values": [""]}}, ["a=0"])
     parameters, fixed = parameters_of(
         [["seed=1", "a.b=[1,2]", "c='x y'"], ["seed=2", "a.b=[1,2]", "c='x y'"]]
     )
@@ -384,11 +446,187 @@ def test_parameters_of_an_agent_become_overrides(monkeypatch: pytest.MonkeyPatch
     assert fixed == ["a.b=[1,2]", "c='x y'"]
 
 
+def test_a_mirror_that_hangs_or_talks_nonsense_or_cannot_start_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+    tracking = Tracking(mode="offline", project="p", entity=None)
+    folders = [tmp_path / "runs" / f"run{number}" for number in range(24)]
+    with Mirror(tracking, tmp_path / "runs", tell=said.append) as mirror:
+        (process,) = mirrors()
+        process.suspend()
+        started = time.monotonic()
+        for _ in range(200):  # more than a pipe holds
+            mirror.changed(folders)
+        assert time.monotonic() - started < 5
+        mirror._heard.put("wandb: what a pity\n")
+        mirror._heard.put("[]\n")
+        mirror.changed(folders)
+        process.kill()
+        assert mirror._process is not None and mirror._process.wait() < 0
+        monkeypatch.setattr("cnnexp.tracking.mirror_process.AGAIN_SECONDS", 0.0)
+        monkeypatch.setattr(subprocess, "Popen", _refuse)
+        mirror.changed(folders)
+        mirror.changed(folders)
+    assert [line for line in said if "no mirror" in line] == [
+        "W&B: no mirror: no more processes; cnnexp sync runs --results-dir . sends what is missing"
+    ]
+
+
+def _refuse(*_: Any, **__: Any) -> None:
+    raise OSError("no more processes")
+
+
+def test_the_server_is_asked_for_only_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnexp.tracking.target._answers", lambda url: pytest.fail("asked"))
+    follower = mirror.Follower(Target(mode="offline", project="p", entity=None))
+    monkeypatch.setattr(follower, "send_one", lambda: follower.news.clear())
+    monkeypatch.setattr(follower, "told", lambda folders: follower.news.update(dict.fromkeys(folders)))
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    for line in ('["a"]', None):
+        lines.put(line)
+    mirror.send_all(follower, lines, None)
+
+
+def test_a_run_that_ends_while_it_is_read_is_not_read_as_ended(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = RunWriter(configure(results_dir=str(tmp_path)))
+    writer.log({"step": 0})
+    read = runs.read_history
+
+    def read_and_end(folder: Path) -> list[dict[str, int | float]]:
+        rows = read(folder)
+        writer.log({"step": 1})
+        writer.finish("finished", {})
+        return rows
+
+    monkeypatch.setattr(runs, "read_history", read_and_end)
+    assert not all_have_ended(writer.folder.parent)
+    assert runs.read_run(writer.folder).status == "running"
+    assert all_have_ended(writer.folder.parent)
+
+
+def test_servers_and_keys_are_found_where_the_client_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("WANDB_BASE_URL", "WANDB_API_KEY", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert target.base_url() == "https://api.wandb.ai" and target.resolve_mode("auto") == "offline"
+    Path("settings").write_text("[default]\nbase_url = https://wandb.example:8443/\n")
+    Path("netrc").write_text(f"machine wandb.example:8443\n  login user\n  password {KEY}\n")
+    assert target.base_url() == "https://wandb.example:8443" and target.resolve_mode("auto") == "online"
+    assert KEY not in mirror.outage_line(ValueError(f"refused {KEY}"))
+
+    def untrusted(*_: Any, **__: Any) -> None:
+        raise urllib.error.URLError(ssl.SSLCertVerificationError("self-signed certificate"))
+
+    monkeypatch.setattr(urllib.request, "urlopen", untrusted)
+    assert target.Reachability()
+    assert target.sync_command(Path("else where/x"), "out") == (
+        "cnnexp sync x --to out --results-dir 'else where'"
+    )
+    assert target.sync_command(tmp_path / "results" / "x") == "cnnexp sync x"
+
+
+@pytest.mark.slow
+def test_sync_of_runs_that_failed_or_are_damaged_or_were_there(shell: Shell, configure: Configure) -> None:
+    row = {"step": 0, "epoch": 0, "images": 0, "macs": 0, "test/accuracy": 0.5}
+
+    def write(seed: int, rows: int) -> RunWriter:
+        writer = RunWriter(configure(seed=seed))
+        for step in range(rows):
+            writer.log(row | {"step": step})
+        return writer
+
+    damaged, empty, rest, ended = write(0, 1), write(1, 0), write(2, 3), write(3, 2)
+    config = (damaged.folder / "config.yaml").read_text()
+    (damaged.folder / "config.yaml").write_text("a: [")
+    empty.fail("no memory")
+    rest._set_status("failed")
+    ended.finish("diverged", {})
+    done = shell("sync", "test")
+    assert done.returncode == 1 and "try again, type: cnnexp sync test" in done.stderr
+    sent = shell.server.runs
+    states = {run.folder.name: run for run in (empty, rest, ended)}
+    assert {name: sent[name].state for name in states} == {
+        empty.folder.name: "failed",
+        rest.folder.name: "failed",
+        ended.folder.name: "finished",
+    }
+    assert sent[rest.folder.name].steps == [0, 1, 2]
+    assert "sweep-test" not in sent  # not all was sent
+    (damaged.folder / "config.yaml").write_text(config)
+    damaged.finish("diverged", {})
+    shell.sync("test", "--follow")
+    assert sent[damaged.folder.name].state == "finished" and "sweep-test" in sent
+    asked = len(shell.server.operations)
+    shell.sync("test")
+    assert len(shell.server.operations) == asked
+    worker = Path("results/test/leases/worker-1")
+    worker.parent.mkdir()
+    worker.touch()
+    follow = [sys.executable, "-m", "cnnexp", "sync", "test", "--follow", "--to", "elsewhere"]
+    with subprocess.Popen(follow, env=shell.environment) as following:
+        while not list(Path("elsewhere").glob(f"wandb/offline-run-*-{ended.folder.name}/*.wandb")):
+            assert following.poll() is None
+            time.sleep(0.1)
+        with pytest.raises(subprocess.TimeoutExpired):  # it looks at the store again
+            following.wait(3)
+        worker.unlink()
+        assert following.wait(60) == 0
+    (file,) = Path("elsewhere").glob(f"wandb/offline-run-*-{rest.folder.name}/*.wandb")
+    assert [row["_step"] for row in read_wandb_file(file)["history"]] == [0, 1, 2]
+    (rest.folder / "wandb.json").unlink()
+    done = shell("sync", "test")
+    assert "1 of them were there before: moved to the group test" in done.stdout
+    assert sent[rest.folder.name].steps == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_a_run_of_an_agent_goes_on_where_another_left_it(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = tmp_path / "point.yaml"
+    point.write_text(yaml.safe_dump({"seed": {"value": 1}}))
+    shell.environment |= {"WANDB_SWEEP_ID": "sweep1", "WANDB_SWEEP_PARAM_PATH": str(point)}
+    shell.environment |= {"WANDB_RUN_ID": "drawn1"}
+    long = [*SMALL_SWEEP, "train.steps=10000", "train.eval_every=500", "tracking.mode=online"]
+    command = [sys.executable, "-m", "cnnexp", "run", *long]
+    with subprocess.Popen(command, env=shell.environment) as agent:
+        end = time.monotonic() + 60
+        while not any(len(file.read_text().splitlines()) > 1 for file in SWEEP.glob("*/history.jsonl")):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        agent.terminate()
+        assert agent.wait(60) == 75
+    shell.wait_for_mirrors()
+    first = shell.server.runs["drawn1"]
+    assert first.state == "preempted" and 1 < len(first.steps) < 21
+    for name in ("drawn1", "drawn2"):  # it goes on; drawn again, it is reported from the store
+        shell.environment["WANDB_RUN_ID"] = name
+        done = shell("run", *long)
+        assert done.returncode == 0, done.stderr
+        shell.wait_for_mirrors()
+        assert shell.server.runs[name].steps == [*range(0, 10001, 500)]
+        assert shell.server.runs[name].state == "finished"
+    assert set(shell.server.runs) == {"drawn1", "drawn2"}
+    monkeypatch.setenv("WANDB_BASE_URL", shell.server.url)
+    (run,) = stored().values()  # of which the server lacks nothing
+    assert RunMirror(run.folder, Target(mode="online", project="cnnexp", entity=None)).done
+
+
 @pytest.mark.slow
 def test_trackio_shows_the_runs_in_a_browser(shell: Shell) -> None:
-    done = shell.run("seed=0,1", mode="local")
-    assert "cnnexp dashboard --local" in done.stderr
-    database = Path("results/trackio/cnnexp.db")
+    shell.environment |= {"TRACKIO_SPACE_ID": "some/space", "TRACKIO_SERVER_URL": "http://127.0.0.1:9"}
+    done = shell.run("seed=0,1", "tracking.project=my.model", mode="local")
+    assert "cnnexp dashboard --local --project my.model" in done.stderr
+    database = Path("results/trackio/mymodel.db")
 
     def rows() -> list[tuple[str, int]]:
         with contextlib.closing(sqlite3.connect(database)) as opened:
@@ -408,7 +646,7 @@ def test_trackio_shows_the_runs_in_a_browser(shell: Shell) -> None:
 
 
 def _page_of_trackio(shell: Shell) -> str:
-    command = [sys.executable, "-m", "cnnexp", "dashboard", "--local"]
+    command = [sys.executable, "-m", "cnnexp", "dashboard", "--local", "--project", "my.model"]
     with subprocess.Popen(
         command, env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as server:

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from cnnexp.config import RunConfig
-from cnnexp.store.atomic import read_json, write_bytes, write_json, write_text
+from cnnexp.store.atomic import again_if_replaced, read_json, write_bytes, write_json, write_text
 
 Status = Literal["running", "interrupted", "finished", "diverged", "failed"]
 ENDED = ("finished", "diverged")  # with a result: not run again
@@ -140,13 +140,14 @@ class StoredRun:
 
 def read_run(folder: Path) -> StoredRun:
     """Read one run's folder."""
+    status = read_json(folder / "status.json").get("status", "failed")  # the last written is read first
     return StoredRun(
         run_id=folder.name,
         folder=folder,
         config=_config((folder / "config.yaml").read_text()),
         summary=read_json(folder / "summary.json"),
         history=read_history(folder),
-        status=read_json(folder / "status.json").get("status", "failed"),
+        status=status,
     )
 
 
@@ -169,7 +170,7 @@ def read_history(folder: Path) -> list[dict[str, int | float]]:
     """A run's evaluations; a last line cut off by a crash does not count, nor what follows a damaged one."""
     path = folder / "history.jsonl"
     rows = []
-    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
+    for line in again_if_replaced(path.read_bytes).split(b"\n")[:-1] if path.exists() else []:
         try:
             row = json.loads(line)
         except ValueError:

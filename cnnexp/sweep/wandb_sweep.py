@@ -2,25 +2,35 @@
 
 An agent starts `cnnexp run` for each of the sweep's points and tells the process about it by its
 environment; `agent_overrides` turns that back into Hydra's overrides. Runs are the same as those of the
-Hydra sweep, in the same store.
+Hydra sweep, in the same store. Where a sweep is not all combinations of its values, as those with parts,
+W&B gets one parameter, `job`, whose values are the overrides of one run each.
 """
 
 import math
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
+from hydra.errors import OverrideParseException
 
 from cnnexp.errors import UsageError
+from cnnexp.sweep.compose import quote_tyings
 from cnnexp.sweep.execute import SweepFailed
 from cnnexp.sweep.jobs import Job
+from cnnexp.sweep.refusals import refuse_impossible
 from cnnexp.tracking.target import resolve_mode
 
+JOB = "job"
+ALONE = ("hydra.sweeper.params=null", "hydra.sweeper.parts=null")
 METRIC = {"name": "validation/accuracy.last", "goal": "maximize"}
 
 
@@ -33,18 +43,17 @@ def start_wandb_sweep(jobs: Sequence[Job], method: str, agents: int) -> str:
         agents: processes that carry it out, one run at a time each.
 
     Raises:
-        UsageError: the jobs are not all combinations of their values, or bayes has nothing to choose by.
+        UsageError: there is no key, a run is impossible, or bayes has nothing to choose by.
         SweepFailed: an agent failed.
     """
     import wandb
 
     first = jobs[0].config
     resolve_mode("online")
+    refuse_impossible([job.config for job in jobs])
     if method == "bayes" and not first.data.validation_size:
         raise UsageError("--method bayes: chooses by validation images; set data.validation_size")
     parameters, fixed = parameters_of([job.overrides for job in jobs])
-    if method == "grid" and len(jobs) != _combinations(parameters):
-        raise UsageError("--method grid: the sweep is not all combinations of its values")
     command = ["${env}", sys.executable, "-m", "cnnexp", "run", *fixed, f"name={first.name}"]
     specification = {"name": first.name, "method": method, "parameters": parameters, "command": command}
     if method == "bayes":
@@ -63,20 +72,29 @@ def start_wandb_sweep(jobs: Sequence[Job], method: str, agents: int) -> str:
 
 
 def parameters_of(jobs: Sequence[Sequence[str]]) -> tuple[dict[str, Any], list[str]]:
-    """W&B's parameters for the keys in which jobs differ, and the overrides that they share."""
-    parser = OverridesParser.create()
+    """W&B's parameters for what jobs differ in, and the overrides that they share."""
+    parse = lru_cache(maxsize=None)(OverridesParser.create().parse_override)
+    own = [{parse(text).key_or_group: text for text in job if not text.startswith("hydra.")} for job in jobs]
+    shared = {key: text for key, text in own[0].items() if all(job.get(key) == text for job in own)}
+    points = list(dict.fromkeys(tuple(t for key, t in job.items() if key not in shared) for job in own))
     values: dict[str, dict[str, Any]] = {}
-    for job in jobs:
-        for text in job:
-            override = parser.parse_override(text)
-            values.setdefault(override.key_or_group, {})[text] = override.value()
-    parameters = {key: {"values": list(found.values())} for key, found in values.items() if len(found) > 1}
-    shared = [text for text in jobs[0] if parser.parse_override(text).key_or_group not in parameters]
-    return parameters, [text for text in shared if not text.startswith("hydra.")]
+    for text in (text for point in points for text in point):
+        values.setdefault(parse(text).key_or_group, {})[text] = parse(text).value()
+    plain = all(parse(text).type == OverrideType.CHANGE for point in points for text in point)
+    every = all(len(point) == len(values) for point in points)
+    if values and plain and every and len(points) == math.prod(map(len, values.values())):
+        parameters = {key: {"values": list(found.values())} for key, found in values.items()}
+    else:
+        parameters = {JOB: {"values": [shlex.join(point) for point in points]}}
+    return parameters, list(shared.values())
 
 
 def agent_overrides(arguments: Sequence[str]) -> list[str]:
-    """The overrides of a run: as typed, with the parameters of the agent that started it, if one did."""
+    """The overrides of a run: as typed, with the parameters of the agent that started it, if one did.
+
+    Raises:
+        UsageError: an agent's process is asked for several runs, which would all be one run at W&B.
+    """
     path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
     if not os.environ.get("WANDB_SWEEP_ID") or not path:
         return list(arguments)
@@ -84,7 +102,17 @@ def agent_overrides(arguments: Sequence[str]) -> list[str]:
     chosen = {key: entry["value"] for key, entry in given.items() if isinstance(entry, dict)}
     # W&B's own `${args}` says the same, as --key=value or key=value, without Hydra's quotes.
     typed = [text for text in arguments if text.lstrip("-").partition("=")[0] not in chosen]
-    return [*typed, *(f"{key}={_text(value)}" for key, value in chosen.items())]
+    _refuse_several([text for text in typed if not text.startswith("-")])
+    job = shlex.split(chosen.pop(JOB, ""))
+    # What the sweep of an experiment varies is the agent's to choose.
+    return [*typed, *job, *(f"{key}={_text(value)}" for key, value in chosen.items()), *ALONE]
+
+
+def _refuse_several(typed: Sequence[str]) -> None:
+    with suppress(OverrideParseException):  # which Hydra then tells
+        for override in OverridesParser.create().parse_overrides(quote_tyings(typed)):
+            if override.is_sweep_override():
+                raise UsageError(f"{override.input_line}: under an agent of W&B, allowed: one value")
 
 
 def _text(value: Any) -> str:
@@ -95,7 +123,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(_text, value))}]"
     return {"True": "true", "False": "false", "None": "null"}.get(str(value), str(value))
-
-
-def _combinations(parameters: dict[str, Any]) -> int:
-    return math.prod(len(parameter["values"]) for parameter in parameters.values())

@@ -10,8 +10,10 @@ import wandb_workspaces.workspaces as workspaces
 from wandb_workspaces.reports.v2 import interface as reports
 from wandb_workspaces.reports.v2.interface import Config, SummaryMetric
 
+from cnnexp.analysis.frame import frame, varying_keys
 from cnnexp.analysis.report import write_report
-from cnnexp.store.atomic import read_json, write_text
+from cnnexp.store.atomic import read_json, write_json, write_text
+from cnnexp.store.runs import read_runs
 from cnnexp.tracking.target import Target
 
 FILE = "dashboard.json"  # in the sweep's folder: where its workspace and its report were saved
@@ -23,29 +25,36 @@ COLUMNS = [
     "config:data.train_size.value",
     "config:seed.value",
     "summary:params/total",
-    "summary:macs",
+    "summary:macs/image",
     "summary:train/accuracy.last",
     "summary:test/accuracy.last",
     "summary:gap/accuracy.last",
 ]
 
 
-def sections() -> dict[str, list[Any]]:
-    """The panels by the names of their sections."""
+def sections(folder: Path) -> dict[str, list[Any]]:
+    """The panels of a sweep by the names of their sections.
+
+    A line of the curves by tying is the mean of all runs of a tying: the section's name says what varies
+    among them besides the seed. A line of those by cell is the mean of its seeds.
+    """
+    mixed = [key for key in varying_keys(frame(read_runs(folder))) if key != "model.tying"]
+    over = f" (spread over seeds{', ' if mixed else ''}{', '.join(mixed)})"
+    axes = (("test/accuracy", "step"), ("test/accuracy", "images"), ("train/accuracy", "step"))
     return {
-        "Learning curves, by tying": [
-            _curve("test/accuracy", "step"),
-            _curve("test/accuracy", "images"),
-            _curve("train/accuracy", "step"),
-            _curve("gap/accuracy", "step"),
+        f"Learning curves, by tying{over}": [
+            _curve(metric, axis, "model.tying") for metric, axis in (*axes, ("gap/accuracy", "step"))
+        ],
+        "Learning curves, by cell (spread over seeds)": [
+            _curve(metric, "step", "cell") for metric in ("test/accuracy", "gap/accuracy")
         ],
         "Gap and accuracy against costs": [
             _scatter(x, y)
             for y in ("gap/accuracy.last", "test/accuracy.last")
-            for x in ("params/total", "macs")
+            for x in ("params/total", "macs/image")
         ],
         "Test accuracy by kernel size and stride": [
-            _bars("test/accuracy", key) for key in ("model.kernel_size", "model.stride", "model.tying")
+            _bars("test/accuracy.last", key) for key in ("model.kernel_size", "model.stride", "model.tying")
         ],
         "All at once": [
             reports.ParallelCoordinatesPlot(
@@ -71,7 +80,7 @@ def workspace_of(folder: Path, target: Target) -> workspaces.Workspace:
         reports.MarkdownPanel(markdown=verdicts_markdown(folder)),
         reports.MediaBrowser(title="figures", media_keys=_figures(folder)),
     ]
-    named = {"Verdicts": verdicts, **sections()}
+    named = {"Verdicts": verdicts, **sections(folder)}
     return workspaces.Workspace(
         entity=target.entity or "",
         project=target.project,
@@ -92,7 +101,7 @@ def report_of(folder: Path, target: Target) -> reports.Report:
     # Left empty, a run set is that of the report's own project; named, the package asks the server for it.
     runs = reports.Runset(name=folder.name, filters=f"Group == '{folder.name}'", pinned_columns=COLUMNS)
     blocks: list[Any] = [reports.MarkdownBlock(text=verdicts_markdown(folder))]
-    for name, panels in sections().items():
+    for name, panels in sections(folder).items():
         blocks += [reports.H2(text=name), reports.PanelGrid(runsets=[runs], panels=panels)]
     figures = reports.MediaBrowser(title="figures", media_keys=_figures(folder))
     blocks += [reports.H2(text="Figures"), reports.PanelGrid(runsets=[runs], panels=[figures])]
@@ -136,9 +145,10 @@ def save(folder: Path, target: Target) -> dict[str, str]:
         remade: Any = reports.Report.from_url(saved["report"])
         remade.title, remade.blocks = report.title, report.blocks
         report = remade
-    urls = {"workspace": workspace.save().url, "report": report.save().url}
-    write_text(folder / FILE, json.dumps(urls, indent=1) + "\n")
-    return urls
+    for name, view in (("workspace", workspace), ("report", report)):
+        saved[name] = view.save().url
+        write_json(folder / FILE, saved)  # at once: the next may fail, and nothing is to be made twice
+    return saved
 
 
 def verdicts_markdown(folder: Path) -> str:
@@ -155,12 +165,12 @@ def _figures(folder: Path) -> list[str]:
     return [f"figures/{file.stem}" for file in sorted((folder / "report").glob("*.png"))]
 
 
-def _curve(metric: str, axis: str) -> reports.LinePlot:
+def _curve(metric: str, axis: str, key: str) -> reports.LinePlot:
     return reports.LinePlot(
         title=f"{metric} against {axis}",
         x=axis,
         y=[metric],
-        groupby=Config("model.tying"),
+        groupby=Config(key),
         groupby_aggfunc="mean",
         groupby_rangefunc="stddev",
         max_runs_to_show=100,
@@ -175,7 +185,7 @@ def _scatter(x: str, y: str) -> reports.ScatterPlot:
 
 def _bars(metric: str, key: str) -> reports.BarPlot:
     return reports.BarPlot(
-        title=f"{metric} by {key}",
+        title=f"{metric.removesuffix('.last')} by {key}",
         metrics=[metric],
         groupby=Config(key),
         groupby_aggfunc="mean",

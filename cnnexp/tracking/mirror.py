@@ -4,27 +4,31 @@ Started by a sweep, which writes lines of JSON to its standard input: first wher
 line by line, the folders in which something is new; it closes the input at the end. What this process
 writes to its standard output are lines of JSON too: `{"sent": 3, "left": 2}` and `{"say": "..."}`.
 
-It may be killed at any moment, and ends itself when the client fails: another one goes on where it was.
+It may be killed at any moment, and ends itself when the client fails again and again: another one goes on
+where it was.
 """
 
 import json
 import os
 import queue
+import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cnnexp.tracking.target import Reachability, Target
+from cnnexp.tracking.target import Reachability, Target, keys
 from cnnexp.tracking.trackio_run import TrackioMirror
 from cnnexp.tracking.wandb_run import RunMirror
-from cnnexp.tracking.wandb_sweep import SweepMirror
+from cnnexp.tracking.wandb_sweep import all_have_ended, send_whole, start_machine
 
 DONE, OUTAGE, REFUSED = 0, 3, 4  # exit codes
 GIVE_UP_SECONDS = 600.0  # after the sweep's end
+MANY = 3  # runs that cannot be sent, which then is not their own trouble
 
 
 class Follower:
@@ -32,67 +36,86 @@ class Follower:
 
     def __init__(self, target: Target):
         self.sent = 0  # runs that were sent to their end
+        self.were_there = 0  # of them, at the server before this sweep
+        self.news: dict[str, None] = {}  # folders in which something is to be sent
+        self.errors: dict[str, Exception] = {}  # by folder, since it was told of last
         self.target = target
         self._mirrors: dict[str, RunMirror | TrackioMirror] = {}
-        self._news: dict[str, None] = {}
 
     def told(self, folders: Sequence[str]) -> None:
         """There is something new in these folders, or there may be."""
         for folder in folders:
             kind = TrackioMirror if self.target.mode == "local" else RunMirror
             mirror = self._mirrors.setdefault(folder, kind(Path(folder), self.target))
+            self.errors.pop(folder, None)
             if mirror.done:
                 del self._mirrors[folder]
             else:
-                self._news[folder] = None
+                self.news[folder] = None
 
     @property
-    def left(self) -> list[str]:
-        """Folders with news that were not sent."""
-        return list(self._news)
+    def left(self) -> int:
+        """Runs with news that were not sent."""
+        return len(self.news.keys() | self.errors.keys())
 
     def send_one(self) -> None:
-        """Send what is new in one of the folders; a run that has ended is forgotten."""
-        folder = next(iter(self._news))
+        """Send what is new in one of the folders; a run that has ended is forgotten.
+
+        Raises:
+            Exception: of the client, where it is not this one run's trouble, which `errors` keeps.
+        """
+        folder = next(iter(self.news))
+        del self.news[folder]
         mirror = self._mirrors[folder]
-        mirror.send_new()
+        try:
+            mirror.send_new()
+        except Exception as error:
+            del self._mirrors[folder]
+            self.errors[folder] = error
+            if len(self.errors) >= MANY or _is_refusal(error):
+                raise
+            return
         if mirror.done:
             self.sent += 1
+            self.were_there += mirror.was_there
             del self._mirrors[folder]
-        del self._news[folder]
+
+    def raise_first(self) -> None:
+        """Raise what went wrong with one of the runs, if anything did."""
+        for error in self.errors.values():
+            raise error
 
 
-def send_all(follower: Follower, lines: "queue.SimpleQueue[str | None]", sweep: SweepMirror) -> None:
-    """Follow until the lines have ended and everything was sent, last what all runs say together.
+def send_all(
+    follower: Follower, lines: "queue.SimpleQueue[str | None]", watch: Callable[[], Any] | None
+) -> None:
+    """Follow until the lines have ended and everything was sent; `watch` is called before anything is sent.
 
     Raises:
         ConnectionError: at the end, where the server does not answer.
         Exception: whatever the client raises.
     """
     server, told, ended = Reachability(), False, False
-    # Offline, `cnnexp sync --to` writes what all runs say together; under an agent each run is a sweep.
-    whole = follower.target.mode == "online" and follower.target.agent_run is None
-    while not ended or follower.left:
+    while not ended or follower.news:
+        reachable = bool(follower.news) and (follower.target.mode != "online" or bool(server))
         try:
-            line = lines.get(timeout=None if not follower.left else 0.01 if server else 0.5)
+            line = lines.get(timeout=(0 if reachable else 0.5) if follower.news else None)
             ended |= line is None
             follower.told(json.loads(line) if line else [])
+            continue  # all that is known comes first
         except queue.Empty:
             pass
-        if not follower.left:
-            continue
-        if follower.target.mode != "online" or server:
-            if whole:
-                sweep.start()
+        if reachable:
+            if watch:
+                watch()
             follower.send_one()
-            _report(sent=follower.sent, left=len(follower.left))
+            _report(sent=follower.sent, left=follower.left)
         elif ended:
             raise ConnectionError(f"{server.host} is out of reach")
         elif not told:
             _report(say=f"W&B: {server.host} is out of reach; the sweep goes on, and so do the attempts")
             told = True
-    if follower.sent and whole:
-        sweep.finish()
+    follower.raise_first()
 
 
 def main() -> None:
@@ -101,19 +124,24 @@ def main() -> None:
     _give_way()
     os.environ["WANDB_SILENT"] = "true"
     order = json.loads(sys.stdin.readline())
-    target = Target(**order["target"])
+    target, folder = Target(**order["target"]), Path(order["folder"])
     follower, started = Follower(target), time.monotonic()
-    sweep = SweepMirror(Path(order["folder"]), target, order["process"])
-    lines = _read_ahead()
+    # Offline, `cnnexp sync --to` writes what all runs say together; under an agent each run is a sweep.
+    whole = target.mode == "online" and target.agent_run is None
+    machine = cache(lambda: start_machine(folder, target, order["process"]))
     code = DONE
     try:
-        send_all(follower, lines, sweep)
+        send_all(follower, _read_ahead(), watch=machine if whole else None)
+        if whole and follower.sent:
+            machine().finish()
+            if all_have_ended(folder):
+                send_whole(folder, target)
     except BaseException as error:  # whatever W&B does, the sweep only hears of it
         code = REFUSED if _is_refusal(error) else OUTAGE
-        left = f"; {len(follower.left)} runs are not sent yet" if follower.left else ""
+        left = f"; {follower.left} runs are not sent yet" if follower.left else ""
         _report(say=f"W&B: {outage_line(error)}{left}")
     if follower.sent:
-        _report(say=sent_line(target, Path(order["folder"]), follower.sent, time.monotonic() - started))
+        _report(say=sent_line(follower, folder, time.monotonic() - started))
     sys.stdout.flush()
     os._exit(code)  # the client's own threads may hang
 
@@ -129,24 +157,29 @@ def _give_way() -> None:
 def outage_line(error: BaseException) -> str:
     """What went wrong, in one line without the key."""
     text = (str(error).splitlines() or [""])[0] or type(error).__name__
-    key = os.environ.get("WANDB_API_KEY")
-    return (text.replace(key, "…") if key else text)[:200]
+    for key in keys():
+        text = text.replace(key, "…")
+    return text[:200]
 
 
-def sent_line(target: Target, sweep: Path, runs: int, seconds: float) -> str:
+def sent_line(follower: Follower, sweep: Path, seconds: float) -> str:
     """What was sent where."""
+    target, runs = follower.target, follower.sent
     if target.mode == "local":
         return f"Trackio: {runs} runs; {target.advice(sweep)}"
     if target.mode == "offline":
         return f"W&B: {runs} runs written offline; {target.advice(sweep)}"
-    return f"W&B: {runs} runs sent to project {target.project} in {seconds:.0f} s"
+    known = (
+        f"; {follower.were_there} were there before: they moved to the group {sweep.name}, and steps that "
+    )
+    moved = f"moved to the group {sweep.name}, and steps that the server had stay as they were"
+    known = f"; {follower.were_there} of them were there before: {moved}" if follower.were_there else ""
+    return f"W&B: {runs} runs sent to project {target.project} in {seconds:.0f} s{known}"
 
 
 def _is_refusal(error: BaseException) -> bool:
-    told = f"{type(error).__name__} {error}"
-    return any(
-        sign in told for sign in ("AuthenticationError", "401", "invalid api key", "permission denied")
-    )
+    signs = r"AuthenticationError|\b401\b|invalid api key|permission denied"
+    return re.search(signs, f"{type(error).__name__} {error}") is not None
 
 
 def _report(**values: Any) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from cnnexp.config.sections import Tracking
-from cnnexp.tracking.target import Target, target_of
+from cnnexp.tracking.target import Target, sync_command, target_of
 
 PATIENCE_SECONDS = 0.5  # at the end of a sweep, before the mirror is left to itself …
 PATIENCE_SHARE = 0.01  # … or this share of the sweep's time, where that is longer
@@ -38,7 +38,8 @@ class Mirror:
         self._folder, self._tell = folder.resolve(), tell
         self._folders: dict[str, None] = {}
         self._process: subprocess.Popen[str] | None = None
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._to_tell: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._heard: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._said: set[str] = set()
         self._started = time.monotonic()
         self._died_at: float | None = None
@@ -53,7 +54,7 @@ class Mirror:
         """Say that there is something new in the folders of these runs."""
         if self._process is None or not folders:
             return
-        named = [str(folder.resolve()) for folder in folders]
+        named = [str(folder.absolute()) for folder in folders]
         self._folders.update(dict.fromkeys(named))
         self._hear()
         if self._process.poll() is None:
@@ -71,43 +72,50 @@ class Mirror:
         return code != REFUSED and time.monotonic() >= self._died_at + self._wait
 
     def _start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "cnnexp.tracking.mirror"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-        )
-        self._died_at = None
-        threading.Thread(target=_pump, args=(self._process, self._lines), daemon=True).start()
-        order = {"target": asdict(self._target), "folder": str(self._folder), "process": os.getpid()}
-        self._send(order)
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "cnnexp.tracking.mirror"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                start_new_session=True,
+            )
+        except OSError as error:  # no memory, or too many processes or files
+            self._say(f"W&B: no mirror: {error}; {self._again}")
+            return
+        self._process, self._died_at, self._to_tell = process, None, queue.SimpleQueue()
+        for pump, lines in ((_pump_out, self._to_tell), (_pump_in, self._heard)):
+            threading.Thread(target=pump, args=(process, lines), daemon=True).start()
+        self._send({"target": asdict(self._target), "folder": str(self._folder), "process": os.getpid()})
 
     def _send(self, values: object) -> None:
-        assert self._process is not None and self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(values) + "\n")
-            self._process.stdin.flush()
-        except (BrokenPipeError, ValueError):  # it died; the runs go on
-            pass
+        self._to_tell.put(json.dumps(values))
 
     def _hear(self) -> None:
         """What the mirror said since the last time."""
-        while not self._lines.empty():
-            heard = json.loads(self._lines.get())
-            if "say" in heard and heard["say"] not in self._said:
-                self._said.add(heard["say"])
-                self._tell(heard["say"])
+        while not self._heard.empty():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # whatever else W&B's client prints
+                self._say(json.loads(self._heard.get())["say"])
+
+    def _say(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self._tell(line)
+
+    @property
+    def _again(self) -> str:
+        to = "trackio" if self._target.mode == "local" else None
+        return f"{sync_command(self._folder, to)} sends what is missing"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         process = self._process
-        if process is None or process.stdin is None:
+        if process is None:
             return
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
+        self._send(list(self._folders))  # runs that were interrupted, or failed, have a new status
+        self._to_tell.put(None)
         ended = time.monotonic()
         patience = max(PATIENCE_SECONDS, PATIENCE_SHARE * (ended - self._started))
         if self._target.mode != "online":
@@ -121,18 +129,28 @@ class Mirror:
             self._hear()
         time.sleep(0.02)
         self._hear()
-        again = f"cnnexp sync {self._folder.name} sends what is missing"
         if process.poll() is None:
             doing = "sent" if self._target.mode == "online" else "written"
             self._tell(
                 f"W&B: the rest is being {doing} in the background; {self._target.advice(self._folder)}"
             )
         elif process.returncode < 0:
-            self._tell(f"W&B: the mirror ended by {signal.Signals(-process.returncode).name}; {again}")
+            self._tell(f"W&B: the mirror ended by {signal.Signals(-process.returncode).name}; {self._again}")
         elif process.returncode:
-            self._tell(f"W&B: {again}")
+            self._tell(f"W&B: {self._again}")
 
 
-def _pump(process: "subprocess.Popen[str]", lines: "queue.SimpleQueue[str]") -> None:
-    for line in process.stdout or ():
-        lines.put(line)
+def _pump_out(process: "subprocess.Popen[str]", lines: "queue.SimpleQueue[str | None]") -> None:
+    """Write to a mirror, in a thread: one that hangs does not read, and a full pipe makes its writer wait."""
+    assert process.stdin is not None
+    with contextlib.suppress(OSError), process.stdin as pipe:  # it died; the runs go on
+        for line in iter(lines.get, None):
+            pipe.write(line + "\n")
+            pipe.flush()
+
+
+def _pump_in(process: "subprocess.Popen[str]", lines: "queue.SimpleQueue[str]") -> None:
+    assert process.stdout is not None
+    with process.stdout as pipe:
+        for line in pipe:
+            lines.put(line)

@@ -1,5 +1,6 @@
 """`cnnexp sync`: what W&B lacks of a sweep, sent from the store by hand at any later time."""
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import yaml
 from cnnexp.config.sections import Tracking
 from cnnexp.errors import UsageError, suggestion
 from cnnexp.progress import progress_bar
-from cnnexp.store.runs import ENDED, read_run, run_folders
+from cnnexp.store.leases import LEASE_SECONDS
+from cnnexp.store.runs import run_folders
 from cnnexp.tracking.mirror import Follower, outage_line, sent_line
-from cnnexp.tracking.target import Reachability, Target, resolve_mode
-from cnnexp.tracking.wandb_sweep import SweepMirror
+from cnnexp.tracking.target import Reachability, Target, resolve_mode, sync_command
+from cnnexp.tracking.wandb_sweep import send_whole
 
 FOLLOW_SECONDS = 2.0  # between two looks at the store
 AGAIN_SECONDS = 5.0  # after a failure, while following
@@ -27,7 +29,7 @@ def sync(results: Path, name: str | None, *, follow: bool, to: str | None) -> No
     Args:
         results: the folder of sweeps.
         name: of the sweep; None: all of them.
-        follow: go on until every run has ended and was sent.
+        follow: go on until no worker trains runs of it, and all was sent.
         to: not to the server: to `trackio`, or a folder for W&B's offline files.
 
     Raises:
@@ -41,21 +43,20 @@ def sync(results: Path, name: str | None, *, follow: bool, to: str | None) -> No
         target = target_of_sweep(folder, mode, offline_dir)
         follower, started = Follower(target), time.monotonic()
         while True:
+            over = not follow or not _is_trained(folder)
             try:
-                _send(folder, follower, whole=not follow or _all_ended(folder))
+                _send(folder, follower, whole=over)
+                if over:
+                    break
+                time.sleep(FOLLOW_SECONDS)
             except Exception as error:
                 if not follow:
-                    again = f"cnnexp sync {folder.name}"
+                    again = sync_command(folder, to)
                     raise NotSent(f"W&B: {outage_line(error)}; to try again, type: {again}") from None
                 print(f"W&B: {outage_line(error)}; trying again", flush=True)
                 time.sleep(AGAIN_SECONDS)
-                follower = Follower(target)
-                continue
-            if not follow or _all_ended(folder):
-                break
-            time.sleep(FOLLOW_SECONDS)
         if follower.sent:
-            print(sent_line(target, folder, follower.sent, time.monotonic() - started))
+            print(sent_line(follower, folder, time.monotonic() - started))
         else:
             print(f"{folder.name}: nothing is missing at {target.address}")
 
@@ -63,14 +64,15 @@ def sync(results: Path, name: str | None, *, follow: bool, to: str | None) -> No
 def _send(folder: Path, follower: Follower, *, whole: bool) -> None:
     follower.told([str(run.resolve()) for run in run_folders(folder)])
     server = Reachability()
-    with progress_bar("sending runs", len(follower.left)) as advance:
-        while follower.left:
+    with progress_bar("sending runs", follower.left) as advance:
+        while follower.news:
             if follower.target.mode == "online" and not server:
                 raise ConnectionError(f"{server.host} is out of reach")
             follower.send_one()
             advance(1)
+    follower.raise_first()
     if whole and follower.target.mode != "local":
-        SweepMirror(folder, follower.target).finish()
+        send_whole(folder, follower.target)
 
 
 def sweep_folder(results: Path, name: str) -> Path:
@@ -89,17 +91,29 @@ def target_of_sweep(folder: Path, mode: str, directory: Path | None = None) -> T
     """Where the sweep's own configuration says, in another mode perhaps.
 
     Raises:
-        UsageError: online without a key.
+        UsageError: online without a key, or no run can be read.
     """
-    config = yaml.safe_load((run_folders(folder)[0] / "config.yaml").read_text())
-    tracking = Tracking.model_validate(config["tracking"])
     where = str(directory) if directory else None
-    return Target(mode=resolve_mode(mode), project=tracking.project, entity=tracking.entity, directory=where)
+    for run in run_folders(folder):
+        with contextlib.suppress(yaml.YAMLError, LookupError, TypeError, ValueError):  # a damaged file
+            config = yaml.safe_load((run / "config.yaml").read_text())
+            tracking = Tracking.model_validate(config["tracking"])
+            project, entity = tracking.project, tracking.entity
+            return Target(mode=resolve_mode(mode), project=project, entity=entity, directory=where)
+    raise UsageError(f"{folder}: no run has a configuration that can be read")
 
 
 def _sweeps(results: Path) -> list[str]:
     return sorted(path.name for path in results.glob("*") if run_folders(path))
 
 
-def _all_ended(folder: Path) -> bool:
-    return all(read_run(run).status in (*ENDED, "failed") for run in run_folders(folder))
+def _is_trained(folder: Path) -> bool:
+    """Whether any worker is at the sweep: without one, no run goes on, however it ended."""
+    signs = [_changed(worker) for worker in (folder / "leases").glob("worker-*")]
+    return time.time() - max(signs, default=0.0) < LEASE_SECONDS
+
+
+def _changed(worker: Path) -> float:
+    with contextlib.suppress(FileNotFoundError):  # it has just ended
+        return worker.stat().st_mtime
+    return 0.0

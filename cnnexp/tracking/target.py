@@ -1,7 +1,11 @@
 """Where runs are mirrored to, and whether it can be reached: all without importing W&B's client."""
 
+import configparser
+import contextlib
 import netrc
 import os
+import shlex
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -47,10 +51,23 @@ class Target:
     def advice(self, sweep: Path) -> str:
         """What a person may type next."""
         if self.mode == "local":
-            return "to look at them, type: cnnexp dashboard --local"
+            project = "" if self.project == "cnnexp" else f" --project {shlex.quote(self.project)}"
+            return f"to look at them, type: cnnexp dashboard --local{project}{_results_dir(sweep)}"
         if self.mode == "offline":
             return f"to upload them: wandb sync {self.files_folder(sweep) / 'wandb' / 'offline-run-*'}"
-        return f"cnnexp sync {sweep.name} sends what is missing"
+        return f"{sync_command(sweep)} sends what is missing"
+
+
+def sync_command(sweep: Path, to: str | None = None) -> str:
+    """What a person types to send what is missing of a sweep."""
+    where = f" --to {shlex.quote(to)}" if to else ""
+    return f"cnnexp sync {shlex.quote(sweep.name)}{where}{_results_dir(sweep)}"
+
+
+def _results_dir(sweep: Path) -> str:
+    there = os.path.relpath(sweep.parent)
+    there = str(sweep.parent.resolve()) if there.startswith("..") else there
+    return "" if there == "results" else f" --results-dir {shlex.quote(there)}"
 
 
 def target_of(tracking: Tracking) -> Target:
@@ -67,11 +84,13 @@ def resolve_mode(mode: str) -> Mode:
         UsageError: online without a key, which would ask for one, or local without Trackio.
     """
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if _key_is_configured() else "offline")
+        wanted = os.environ.get("WANDB_MODE") or "online"
+        mode = "offline" if wanted == "online" and not key_is_configured() else wanted
     if mode == "online":
-        if not _key_is_configured():
+        if not key_is_configured():
             raise UsageError(
-                "tracking.mode=online: no W&B key is configured; type: wandb login, or tracking.mode=offline"
+                f"tracking.mode=online: no W&B key is configured for {base_url()}; type: wandb login, "
+                "or tracking.mode=offline"
             )
         return "online"
     if mode == "local":
@@ -82,8 +101,19 @@ def resolve_mode(mode: str) -> Mode:
 
 
 def base_url() -> str:
-    """The server: `$WANDB_BASE_URL`, or W&B's own."""
-    return (os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").rstrip("/")
+    """The server: `$WANDB_BASE_URL`, what `wandb login --host` has kept in W&B's settings, or W&B's own."""
+    url = os.environ.get("WANDB_BASE_URL") or _settings().get("base_url") or "https://api.wandb.ai"
+    return url.rstrip("/")
+
+
+def _settings() -> dict[str, str]:
+    """What the client reads from its files: those in the folder outrank those of the user."""
+    user = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    here = Path(os.environ.get("WANDB_DIR") or ".") / "wandb"
+    files = configparser.ConfigParser(interpolation=None)
+    with contextlib.suppress(configparser.Error, OSError, UnicodeDecodeError):
+        files.read([user / "settings", here / "settings"])
+    return dict(files["default"]) if files.has_section("default") else {}
 
 
 class Reachability:
@@ -110,15 +140,21 @@ def _answers(url: str) -> bool:
             return True
     except urllib.error.HTTPError as error:
         return error.code < 500 and error.code != 429
+    except urllib.error.URLError as error:  # the client may know a certificate that Python does not
+        return isinstance(error.reason, ssl.SSLError)
     except (OSError, ValueError):
         return False
 
 
-def _key_is_configured() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(base_url()).hostname or ""
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+def key_is_configured() -> bool:
+    """Whether the client will find a key, or a token in its place, without asking for one."""
+    return bool(os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or keys())
+
+
+def keys() -> list[str]:
+    """The API keys that the client may use: never to be printed."""
+    found = [os.environ.get("WANDB_API_KEY")]
+    with contextlib.suppress(OSError, netrc.NetrcParseError):
+        entry = netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(base_url()).netloc)
+        found += [entry[2]] if entry else []
+    return [key for key in found if key]

@@ -23,10 +23,14 @@ def use_trackio(results: Path) -> None:
     """Tell Trackio, before it is imported, where its files are, and to stay off the network."""
     os.environ["TRACKIO_DIR"] = str(trackio_folder(results).resolve())
     os.environ["HF_HUB_OFFLINE"] = "1"
+    for elsewhere in ("SPACE_ID", "SERVER_URL", "DATASET_ID", "BUCKET_ID", "WEBHOOK_URL"):
+        os.environ.pop(f"TRACKIO_{elsewhere}", None)
 
 
 class TrackioMirror:
     """A Trackio run that follows a run's folder; `trackio.json` in the folder says what was sent."""
+
+    was_there = False  # see `RunMirror`
 
     def __init__(self, folder: Path, target: Target):
         self._folder, self._target = folder, target
@@ -79,7 +83,9 @@ class TrackioMirror:
 
     def _steps(self, name: str) -> set[int]:
         """Steps that the database has of a run."""
-        file = Path(os.environ["TRACKIO_DIR"]) / f"{self._target.project}.db"
+        from trackio.sqlite_storage import SQLiteStorage
+
+        file = SQLiteStorage.get_project_db_path(self._target.project)  # not every letter of the name is kept
         if not file.exists():
             return set()
         with contextlib.closing(sqlite3.connect(file)) as database:

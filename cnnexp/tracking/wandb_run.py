@@ -5,29 +5,43 @@ from pathlib import Path
 from typing import Any
 
 from cnnexp.analysis.kernel_pictures import kernel_mosaics
+from cnnexp.config import parse
 from cnnexp.store.atomic import read_json, write_json
-from cnnexp.store.runs import ENDED, StoredRun, read_run
+from cnnexp.store.runs import ENDED, StoredRun, read_history, read_run
 from cnnexp.tracking.target import Target
 
 AXES = ("step", "epoch", "images", "macs")  # what metrics may be drawn against
+SUMMARY_NAMES = {"macs": "macs/image"}  # in W&B, where `macs` are those of the training so far
+LEDGER = "wandb.json"
 INIT_SECONDS = 20
 FINISH_SECONDS = 20
+STATS_SECONDS = 5.0  # between two looks at the machine
 
 
 class RunMirror:
-    """A W&B run that follows a run's folder. `wandb.json` in the folder says what was sent where."""
+    """A W&B run that follows a run's folder. `wandb.json` in the folder says, by address, what was sent.
+
+    Attributes:
+        was_there: the server had the run before this folder sent anything of it: another sweep's, or of an
+            earlier attempt. It moves to this sweep's group, and the steps that were there stay as they were.
+    """
 
     def __init__(self, folder: Path, target: Target):
         self._folder, self._target = folder, target
         self._sent = 0  # rows
         self._wandb_run: Any = None
+        self.was_there = False
 
     @property
     def done(self) -> bool:
-        """Whether all that the store has of the run was sent."""
-        sent = read_json(self._folder / "wandb.json")
-        status = read_json(self._folder / "status.json").get("status")
-        return sent.get("address") == self._target.address and sent.get("status") == status in ENDED
+        """Whether all that the store has of the run was sent, and nothing more is to be expected."""
+        sent, status = self._ledger(), read_json(self._folder / "status.json").get("status")
+        return (
+            bool(sent)
+            and sent["status"] == status != "running"
+            and self._target.agent_run in (None, sent["run"])
+            and sent["rows"] == len(read_history(self._folder))
+        )
 
     def send_new(self) -> None:
         """Send what was written since the last call, and finish where the run has ended.
@@ -38,7 +52,7 @@ class RunMirror:
         if not (self._folder / "status.json").exists():
             return
         run = read_run(self._folder)
-        if not run.history:
+        if not run.history and run.status != "failed":
             return
         wandb_run = self._wandb_run = self._wandb_run or self._started(run)
         for row in run.history[self._sent :]:
@@ -49,28 +63,40 @@ class RunMirror:
             self._finish(run)
 
     def _started(self, run: StoredRun) -> Any:
-        folder = self._target.files_folder(self._folder.parent)
+        folder, ledger = self._target.files_folder(self._folder.parent), self._ledger()
+        run_id = self._target.agent_run or ledger.get("run", run.run_id)
         if self._target.mode == "offline":  # written anew from the store, instead of twice
-            for earlier in (folder / "wandb").glob(f"offline-run-*-{run.run_id}"):
+            for earlier in (folder / "wandb").glob(f"offline-run-*-{run_id}"):
                 shutil.rmtree(earlier)
+        cell = cell_name(run)
         wandb_run = start_wandb_run(
             self._target,
             folder,
-            id=self._target.agent_run or run.run_id,
-            name=f"{_cell(run)} seed {run.config['seed']}",
+            id=run_id,
+            name=f"{cell} seed {run.config['seed']}",
             group=run.config["name"],
-            job_type=_cell(run),
+            job_type=cell,
             tags=[run.config["experiment"]],
-            config=run.config,
+            config={**run.config, "cell": cell},
         )
+        self.was_there = wandb_run.starting_step > 0 and ledger.get("run") != run_id
+        self._record("running", run_id)
         for axis in AXES:
             wandb_run.define_metric(axis, hidden=axis != "step")
-        for key in run.history[0]:
+        for key in _metrics(run):
             if "/" in key:
                 best = "min" if key.endswith("loss") or key.startswith("gap/") else "max"
                 wandb_run.define_metric(key, step_metric="step", summary=f"last,{best}")
-
         return wandb_run
+
+    def _ledger(self) -> dict[str, Any]:
+        """What was sent to the target's address: the run's id there, its status and the number of rows."""
+        return read_json(self._folder / LEDGER).get(self._target.address, {})
+
+    def _record(self, status: str, run: str) -> None:
+        sent = {"run": run, "status": status, "rows": self._sent}
+        file = self._folder / LEDGER
+        write_json(file, read_json(file) | {self._target.address: sent})
 
     def _pictures(self, step: int | float) -> dict[str, Any]:
         """The kernels, beside the evaluation at which they were kept."""
@@ -82,14 +108,20 @@ class RunMirror:
         return {f"kernels/{layer}": wandb.Image(mosaic) for layer, mosaic in mosaics.items()}
 
     def _finish(self, run: StoredRun) -> None:
-        final = {key: value for key, value in run.summary.items() if key not in run.history[0]}
-        self._wandb_run.summary.update(final)
+        wandb_run, run_id = self._wandb_run, self._wandb_run.id
+        final = {SUMMARY_NAMES.get(key, key): value for key, value in run.summary.items()}
+        wandb_run.summary.update({key: final[key] for key in final if key not in _metrics(run)})
         if run.status == "diverged":
-            self._wandb_run.tags = (*(self._wandb_run.tags or ()), "diverged")
-        self._wandb_run.finish(exit_code=0 if run.status in ENDED else 1)
-        self._wandb_run = None
-        sent = {"address": self._target.address, "status": run.status, "rows": self._sent}
-        write_json(self._folder / "wandb.json", sent)
+            wandb_run.tags = (*(wandb_run.tags or ()), "diverged")
+        if run.status == "interrupted":  # an agent's sweep gives it to another agent, to go on
+            wandb_run.mark_preempting()
+        wandb_run.finish(exit_code=0 if run.status in ENDED else 1)
+        self._record(run.status, run_id)
+        self._wandb_run, self._sent = None, 0
+
+
+def _metrics(run: StoredRun) -> list[str]:
+    return list(run.history[0]) if run.history else []
 
 
 def start_wandb_run(target: Target, folder: Path, *, stats_of: int | None = None, **run: Any) -> Any:
@@ -110,6 +142,7 @@ def start_wandb_run(target: Target, folder: Path, *, stats_of: int | None = None
         disable_code=True,
         x_disable_stats=stats_of is None,
         x_stats_pid=stats_of or 0,
+        x_stats_sampling_interval=STATS_SECONDS,
         x_disable_meta=True,
         x_save_requirements=False,
         x_transaction_log_flush_interval=1,
@@ -130,10 +163,17 @@ def start_wandb_run(target: Target, folder: Path, *, stats_of: int | None = None
     )
 
 
-def _cell(run: StoredRun) -> str:
-    """What a run is one seed of: the model with its tying, and the number of training images."""
-    model, data = run.config["model"], run.config["data"]
-    tying = model.get("tying", "dense")
-    tying = tying if isinstance(tying, str) else "-".join(map(str, tying))
-    size = f" {data['train_size']} images" if data.get("train_size") else ""
-    return f"{model['name']} {tying} {data['name']}{size}"
+def cell_name(run: StoredRun) -> str:
+    """What a run is one seed of: what is looked at most, and a hash of all the rest."""
+    model, data, optim = (run.config[section] for section in ("model", "data", "optim"))
+    words = [model["name"], _short(model.get("tying", "dense"))]
+    words += [f"{key[0]}{_short(model[key])}" for key in ("kernel_size", "stride") if model.get(key)]
+    if model.get("match", "none") != "none":
+        words.append(f"{model['match']} of {_short(model['match_tying'])}")
+    words += [data["name"], f"{data['train_size']} images" if data.get("train_size") else ""]
+    hashed = parse({**run.config, "seed": 0}).run_id[:6]
+    return " ".join(filter(None, [*words, f"lr {optim['learning_rate']:g}", hashed]))
+
+
+def _short(value: Any) -> str:
+    return "-".join(map(str, value)) if isinstance(value, list) else str(value)

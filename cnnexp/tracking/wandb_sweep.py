@@ -1,64 +1,76 @@
-"""A sweep as one W&B run beside its runs: the machine while it trained, and what all runs say together."""
+"""Beside the runs of a sweep: the machines while they trained, and what all runs say together."""
 
+import fcntl
 import hashlib
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cnnexp.store.atomic import read_json, write_json
-from cnnexp.store.runs import read_runs, run_folders
+from cnnexp.store.runs import ENDED, read_runs, run_folders
 from cnnexp.tracking.target import Target
-from cnnexp.tracking.wandb_run import start_wandb_run
+from cnnexp.tracking.wandb_run import LEDGER, start_wandb_run
 
 
-class SweepMirror:
-    """The W&B run of a sweep. `wandb.json` in the sweep's folder says what of it was sent where.
+def start_machine(folder: Path, target: Target, process: int) -> Any:
+    """A W&B run that watches the machine of one process that trains runs of a sweep's folder."""
+    where = f"{socket.gethostname()}-{process}"
+    return start_wandb_run(
+        target,
+        target.files_folder(folder),
+        stats_of=process,
+        id=f"machine-{folder.name}-{where}",
+        name=f"{folder.name}: {where}",
+        group=folder.name,
+        job_type="machine",
+    )
 
-    Args:
-        folder: of the sweep.
-        target: where to.
-        process: the one that trains, whose machine is watched; None: nothing is.
-    """
 
-    def __init__(self, folder: Path, target: Target, process: int | None = None):
-        self._folder, self._target, self._process = folder, target, process
-        self._wandb_run: Any = None
+def all_have_ended(folder: Path) -> bool:
+    """Whether no run of a sweep's folder is in progress, or about to go on."""
+    return set(_status(folder).values()) <= {*ENDED, "failed"}
 
-    def start(self) -> Any:
-        """Begin to watch the machine; returns W&B's run."""
-        if self._wandb_run is None:
-            self._wandb_run = start_wandb_run(
-                self._target,
-                self._target.files_folder(self._folder),
-                stats_of=self._process,
-                id=f"sweep-{self._folder.name}",
-                name=f"{self._folder.name}: all runs",
-                group=self._folder.name,
-                job_type="sweep",
-            )
-        return self._wandb_run
 
-    def finish(self) -> None:
-        """Send what the runs say together, unless that is there already."""
-        sent = {"address": self._target.address, "runs": self._digest()}
-        if self._wandb_run is None and read_json(self._folder / "wandb.json") == sent:
+def _status(folder: Path) -> dict[str, str | None]:
+    return {run.name: read_json(run / "status.json").get("status") for run in run_folders(folder)}
+
+
+def send_whole(folder: Path, target: Target) -> None:
+    """Send what the finished runs say together, as one W&B run, unless it is there already."""
+    sent = {"runs": hashlib.sha256(repr(_status(folder)).encode()).hexdigest()[:12]}
+    with _alone(folder):
+        ledger = read_json(folder / LEDGER)
+        if ledger.get(target.address) == sent:
             return
-        runs = [run for run in read_runs(self._folder) if run.status == "finished"]
-        wandb_run = self.start()
-        if runs:
+        name = folder.name
+        wandb_run = start_wandb_run(
+            target,
+            target.files_folder(folder),
+            id=f"sweep-{name}",
+            name=f"{name}: all runs",
+            group=name,
+            job_type="sweep",
+        )
+        if runs := [run for run in read_runs(folder) if run.status == "finished"]:
             os.environ["JAX_PLATFORMS"] = "cpu"  # the accelerator is the training's
             from cnnexp.tracking.aggregate import aggregate  # pandas, Matplotlib and JAX, at the end alone
 
-            wandb_run.log(aggregate(self._folder, runs))
-            wandb_run.summary.update({"runs": len(runs)})
+            wandb_run.log(aggregate(folder, runs))
+        wandb_run.summary.update({"runs": len(runs)})
         wandb_run.finish()
-        self._wandb_run = None
-        write_json(self._folder / "wandb.json", sent)
+        write_json(folder / LEDGER, ledger | {target.address: sent})
 
-    def _digest(self) -> str:
-        """Changes with every run that ends."""
-        status = [
-            (folder.name, read_json(folder / "status.json").get("status"))
-            for folder in run_folders(self._folder)
-        ]
-        return hashlib.sha256(repr(status).encode()).hexdigest()[:12]
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Workers of one sweep end at the same time: one of them sends, the others then see that it did.
+
+    Where the file system has no locks they may all send the same.
+    """
+    with (folder / "wandb.lock").open("w") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
