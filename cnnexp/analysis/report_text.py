@@ -47,7 +47,10 @@ def markdown(report: Report, pictures: str = "") -> str:
     """
     parts = [f"# {report.experiment.question}", _state(report)]
     if report.judged:
-        parts += ["## Verdicts", markdown_table(_marked(verdicts_table(report.judged))), ABOUT_VERDICTS]
+        sources = {one.claim.source for one in report.judged}
+        said_by = f" All claims are from {sources.pop()}." if len(sources) == 1 else ""
+        verdicts = _marked(verdicts_table(report.judged))
+        parts += ["## Verdicts", markdown_table(verdicts), ABOUT_VERDICTS + said_by]
     if report.unmeasured:
         sentences = "\n".join(f"- {claim.sentence}" for claim in report.unmeasured)
         parts += ["Not measured, as this sweep lacks their cells:", sentences]
@@ -103,6 +106,8 @@ def verdicts_table(judged: Sequence[Judged]) -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows, columns=VERDICT_COLUMNS)
     unused = [column for column in ("would decide", "published") if (table[column] == "").all()]
+    if table["source"].nunique() == 1:
+        unused.append("source")
     return table.drop(columns=unused)
 
 
