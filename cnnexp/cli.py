@@ -6,20 +6,18 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from cnnexp import __version__
 from cnnexp.errors import UsageError, suggestion
 from cnnexp.paths import shipped
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
 USAGE_ERROR, FAILED = 2, 1
 GOES_ON = "the same command goes on with what is missing"
 FORMATS = ("table", "csv", "parquet", "latex", "markdown")
 DATA_DIR = "default: $TFDS_DATA_DIR or ~/tensorflow_datasets"
-MULTIRUN = ("-m", "--multirun")  # what every command is; Hydra takes the flag in some places only
+# What every command is: Hydra takes the flag in some places only, and one run is a sweep of one.
+MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN", "hydra.mode=RUN")
 DESCRIPTION = """\
 Why do convolutions work? Sweeps over kernel size, stride and weight tying, and what they show.
 
@@ -45,7 +43,19 @@ def main() -> None:
     except KeyboardInterrupt:
         print(f"\ncnnexp: interrupted; {GOES_ON}", file=sys.stderr)
         code = 130
+    except Exception as error:
+        _leave_others(FAILED, error)
+        raise
+    if code:
+        _leave_others(code)
     sys.exit(code)
+
+
+def _leave_others(code: int, error: Exception | None = None) -> None:
+    if "jax" in sys.modules:
+        from cnnexp.sweep.together import leave_processes
+
+        leave_processes(code, error)
 
 
 def _command(arguments: Sequence[str]) -> int:
@@ -249,7 +259,6 @@ def _run(arguments: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from cnnexp.sweep.compose import quote_tyings
-    from cnnexp.sweep.devices import leave_processes
     from cnnexp.sweep.execute import SweepFailed
     from cnnexp.sweep.interruption import REQUEUE, Interrupted, ProcessLost
     from cnnexp.sweep.refusals import explain
@@ -260,7 +269,7 @@ def _run(arguments: list[str]) -> int:
     arguments = [argument for argument in agent_overrides(arguments) if argument not in MULTIRUN]
     arguments = quote_tyings(_groups_by_name(arguments, conf))
     sys.argv = ["cnnexp run", *arguments]
-    app = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(_run_single)
+    app = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(lambda _: None)
     try:
         app()
     except (HydraException, OmegaConfBaseException) as error:
@@ -271,19 +280,8 @@ def _run(arguments: list[str]) -> int:
     except Interrupted as error:
         what = "one of the processes is gone" if isinstance(error, ProcessLost) else "interrupted and saved"
         print(f"cnnexp: {what}; {GOES_ON}", file=sys.stderr)
-        leave_processes(REQUEUE)
         return REQUEUE
     return 0
-
-
-def _run_single(config: "DictConfig") -> None:
-    """What `hydra.mode=RUN` calls: a sweep of one."""
-    from cnnexp.config import parse
-    from cnnexp.sweep.compose import plain
-    from cnnexp.sweep.execute import run_sweep
-    from cnnexp.sweep.jobs import Job
-
-    run_sweep([Job(config=parse(plain(config)))])
 
 
 def _groups_by_name(arguments: Sequence[str], conf: Path) -> list[str]:

@@ -1,6 +1,8 @@
 """No two workers train the same run, on one machine or several, and what a dead one held is free again."""
 
+import errno
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from cnnexp.errors import UsageError
 from cnnexp.store import leases as module
-from cnnexp.store.leases import LEASE_SECONDS, LeaseLost, Leases
+from cnnexp.store.atomic import read_json
+from cnnexp.store.leases import LEASE_SECONDS, OWN_SECONDS, LeaseLost, Leases
 from cnnexp.store.runs import ENDED
 
 
@@ -65,11 +69,120 @@ def test_a_worker_that_was_stopped_for_too_long_may_not_go_on(
         leases.take({"a"})
         leases.check()
         clock = module._seconds
-        monkeypatch.setattr(module, "_seconds", lambda: clock() + LEASE_SECONDS + 1)
-        with pytest.raises(LeaseLost, match="no sign of life for 60 s"):
+        monkeypatch.setattr(module, "_seconds", lambda: clock() + OWN_SECONDS + 1)
+        with pytest.raises(LeaseLost, match="no sign of life for 40 s"):
             leases.check()
         leases.check()
         assert leases.take({"a"}) == {"a"}
+
+
+def stopped_for(leases: Leases, seconds: float) -> None:
+    """As if a worker had been stopped until now: it knows of the time as soon as it asks."""
+    past = time.time() - seconds
+    os.utime(leases._worker, (past, past))
+    leases._beaten -= seconds
+
+
+def test_an_idle_worker_that_was_stopped_is_alive_before_it_takes_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert OWN_SECONDS <= LEASE_SECONDS - 20  # what it writes at its end comes before the others
+    with Leases(tmp_path) as idle:
+        stopped_for(idle, LEASE_SECONDS + 5)
+        assert idle.take({"a"}) == {"a"}
+        stopped_for(idle, LEASE_SECONDS + 5)
+        assert idle.take({"a", "b"}) == {"a", "b"}
+        elsewhere(monkeypatch)
+        with Leases(tmp_path) as other:
+            assert other.take({"a", "b"}) == set()
+
+
+def test_a_worker_whose_file_was_removed_as_that_of_a_dead_one_goes_on(tmp_path: Path) -> None:
+    with Leases(tmp_path) as idle:
+        stopped_for(idle, LEASE_SECONDS + 5)
+        with Leases(tmp_path):
+            pass
+        assert not idle._worker.exists()
+        assert idle.take({"a"}) == {"a"}
+        idle.check()
+
+
+STOPPED = """
+import sys, time
+from pathlib import Path
+from cnnexp.store import leases as module
+
+module.LEASE_SECONDS, module.OWN_SECONDS, module.BEAT_SECONDS = 2.0, 1.0, 0.1
+with module.Leases(Path(sys.argv[1])) as leases:
+    print(*leases.take({"a"}), flush=True)
+    try:
+        while True:
+            time.sleep(0.01)
+            leases.check()
+    except module.LeaseLost:
+        print("lost", leases.take({"a"}), flush=True)
+"""
+
+
+def test_a_process_that_was_stopped_finds_its_run_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LEASE_SECONDS", 2.0)
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.1)
+    command = [sys.executable, "-c", STOPPED, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None and worker.stdout.readline() == "a\n"
+        elsewhere(monkeypatch)
+        with Leases(tmp_path) as other:
+            assert other.take({"a"}) == set()
+            worker.send_signal(signal.SIGSTOP)
+            time.sleep(3)
+            assert other.take({"a"}) == {"a"}
+            worker.send_signal(signal.SIGCONT)
+            assert worker.communicate(timeout=30)[0] == "lost set()\n"
+
+
+def test_a_process_that_cannot_be_seen_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    def hidden(pid: int) -> None:
+        raise psutil.NoSuchProcess(pid)
+
+    def forbidden(pid: int, number: int) -> None:
+        raise PermissionError
+
+    assert not module._is_gone(os.getpid())
+    monkeypatch.setattr(psutil, "Process", hidden)  # as /proc mounted with hidepid=2 has it
+    monkeypatch.setattr(os, "kill", forbidden)
+    assert not module._is_gone(12345)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_hard_links_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def no_links(source: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", no_links)
+    with Leases(tmp_path) as leases, pytest.raises(UsageError, match=r"results_dir: .* has no hard links"):
+        leases.take({"a"})
+
+
+def test_a_file_that_was_replaced_on_another_machine_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "status.json").write_text('{"status": "finished"}')
+    read, asked = Path.read_text, [0]
+
+    def stale_at_first(self: Path) -> str:
+        asked[0] += 1
+        if asked[0] == 1:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_text", stale_at_first)
+    assert read_json(tmp_path / "status.json") == {"status": "finished"}
 
 
 def test_an_ended_run_leaves_no_lease_behind(tmp_path: Path) -> None:

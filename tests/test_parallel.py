@@ -5,10 +5,16 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import jax
 import pytest
 
+from cnnexp.errors import UsageError
+from cnnexp.sweep.devices import DETERMINISTIC, configure_jax
+from cnnexp.sweep.together import check_shared
 from tests.clusters import cnnexp_run, in_progress, largest_difference, said_by, states, until
 from tests.tfds_digits import NAME, prepare_digits
 
@@ -65,15 +71,40 @@ def test_a_profile_is_written_and_changes_nothing(tmp_path: Path) -> None:
     assert largest_difference(traced, plain) == 0
 
 
-def two_processes(folder: Path, *overrides: str) -> list[subprocess.Popen]:
-    """Start both processes of a sweep that train together."""
+def test_the_only_piece_of_a_training_is_traced(run: Any) -> None:
+    assert run("train.steps=2", "train.eval_every=2", "train.profile=trace") == 0
+    assert list(Path("trace").glob("plugins/profile/*/perfetto_trace.json.gz"))
+
+
+def test_deterministic_kernels_are_asked_for_once_and_not_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    jax.devices()
+    monkeypatch.setenv("XLA_FLAGS", DETERMINISTIC)
+    configure_jax(deterministic=True)
+    assert os.environ["XLA_FLAGS"] == DETERMINISTIC
+    monkeypatch.delenv("XLA_FLAGS")
+    with pytest.raises(UsageError, match=r"sweep\.deterministic=true: JAX runs already"):
+        configure_jax(deterministic=True)
+
+
+def test_runs_that_processes_cannot_share_are_refused(
+    configure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(UsageError, match=r"train\.parallel=none: several processes"):
+        check_shared([configure()])
+    with pytest.raises(UsageError, match=r"data\.batch_size=20: cannot be shared by 3 processes"):
+        check_shared([configure(train={"parallel": "data"})])
+
+
+def two_processes(folder: Path, *overrides: str, second: Path | None = None) -> list[subprocess.Popen]:
+    """Start both processes of a sweep that train together; `second` is the other's folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     together = ["train.parallel=data", f"launcher.coordinator=127.0.0.1:{port}", "launcher.processes=2"]
     return [
-        cnnexp_run(folder, *overrides, *together, f"launcher.process={number}", said=f"said{number}.txt")
-        for number in (0, 1)
+        cnnexp_run(where, *overrides, *together, f"launcher.process={number}", said=f"said{number}.txt")
+        for number, where in enumerate((folder, second or folder))
     ]
 
 
@@ -116,7 +147,40 @@ def test_processes_end_when_one_is_killed_or_asked_to_stop_and_go_on(tmp_path: P
     until(lambda: states(disturbed)["shared 0"]["rows"] > rows, "more of the run")
     again[1].send_signal(signal.SIGTERM)
     assert both_said(again, disturbed, code=75).count("interrupted and saved") == 2
-    both_said(two_processes(disturbed, *sweep), disturbed)
-    two_devices = {"JAX_NUM_CPU_DEVICES": "2"}  # which add up in the same order
-    said_by(cnnexp_run(alone, *sweep, "train.parallel=data", environment=two_devices), alone)
+    first, second = two_processes(disturbed, *sweep)
+    rows = states(disturbed)["shared 0"]["rows"]
+    until(lambda: states(disturbed)["shared 0"]["rows"] > rows, "still more of the run")
+    first.kill()
+    first.wait()
+    assert second.wait(timeout=60) in (75, -signal.SIGABRT)  # whichever of us and JAX is faster
+    on_two_devices = [*sweep, "train.parallel=data"]  # which add up in the same order
+    for folder in (disturbed, alone):
+        ended = cnnexp_run(folder, *on_two_devices, environment={"JAX_NUM_CPU_DEVICES": "2"})
+        assert "damaged" not in said_by(ended, folder)
     assert largest_difference(disturbed, alone) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_what_one_process_meets_ends_both(tmp_path: Path) -> None:
+    sweep = ["data.images=200", "data.test_images=50", *SWEEP, "model.tying=shared", "train.steps=100000"]
+    processes = two_processes(tmp_path, *sweep)
+    until(in_progress(tmp_path, "shared"), "the run")
+    (history,) = tmp_path.glob("results/sweep/*/history.jsonl")
+    history.unlink()
+    history.symlink_to("/dev/full")
+    started = time.monotonic()
+    said = both_said(processes, tmp_path, code=1)
+    assert time.monotonic() - started < 30
+    assert "No space left on device" in said and "another of the processes has failed" in said
+    assert states(tmp_path)["shared 0"]["status"] == "failed"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_processes_that_see_different_stores_are_refused(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    processes = two_processes(here, "data.images=200", "data.test_images=50", *SWEEP, second=there)
+    for number, folder in enumerate((here, there)):
+        said = said_by(processes[number], folder, code=2, said=f"said{number}.txt")
+        assert "cnnexp: results_dir=results: not all 2 processes see what the first one writes" in said

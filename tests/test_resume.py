@@ -8,15 +8,23 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import numpy as np
 import pytest
 
 from cnnexp.store.checkpoints import StackCheckpoints, restore, saved_stacks
-from cnnexp.store.runs import StoredRun, damaged_files, read_runs
+from cnnexp.store.leases import Leases
+from cnnexp.store.runs import RunWriter, StoredRun, damaged_files, read_runs, sweep_folder
+from cnnexp.sweep.execute import SweepWork
 from cnnexp.sweep.interruption import Interruption
+from cnnexp.sweep.plan import stacks_for
+from cnnexp.sweep.stacks import Stack
+from cnnexp.tracking.mirror_process import Mirror
+from cnnexp.tracking.progress import SweepProgress
 from cnnexp.training.loop import Moment, StackTraining
+from tests.clusters import cnnexp_run, in_progress, largest_difference, said_by, until
 
 SWEEP = ["model.tying=shared,local", "seed=0,1,2", "sweep.checkpoint_seconds=0", "train.steps=12"]
 
@@ -162,6 +170,66 @@ def test_only_the_last_two_checkpoints_are_kept_and_an_unreadable_one_is_passed_
     assert damaged == [checkpoints.folder / "3"] and state["x"].tolist() == [2.0, 2.0]
     checkpoints.delete()
     assert list(saved_stacks(tmp_path)) == []
+
+
+def test_a_checkpoint_out_of_reach_is_not_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import orbax.checkpoint as ocp
+
+    checkpoints = StackCheckpoints(tmp_path, ["a"])
+    checkpoints.save(1, {"x": np.zeros(1)})
+
+    def server_gone(*arguments: Any, **options: Any) -> None:
+        raise ValueError("UNKNOWN: Error reading local file: Input/output error [os_error_code='5']")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", server_gone)
+    damaged: list[Path] = []
+    with pytest.raises(ValueError, match="Input/output error"):
+        restore(checkpoints.folder, {"x": np.zeros(1)}, damaged=damaged.append)
+    assert damaged == []
+
+
+def test_a_stack_that_another_worker_saved_since_it_was_queued_goes_on_from_there(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = {run.run_id: run for run in (configure(seed=seed, results_dir=str(tmp_path)) for seed in range(4))}
+    ids, folder = list(runs), sweep_folder(next(iter(runs.values())))
+    trained: list[tuple[list[str], Path | None]] = []
+
+    def train(stack: Stack) -> None:
+        trained.append((list(stack.runs), stack.resumes))
+        for run in stack.runs.values():
+            RunWriter(run).finish("finished", {})
+
+    with Leases(folder) as leases:
+        work = SweepWork(runs, leases, Interruption(), Mock(SweepProgress), Mock(Mirror))
+        monkeypatch.setattr(work._trainer, "train", train)
+        queued = stacks_for(runs)
+        saved = StackCheckpoints(folder, ids[1:3])
+        saved.save(1, {"x": np.zeros(2)})
+        work.train(queued)
+    assert trained == [(ids[1:3], saved.folder), ([ids[0], ids[3]], None)]
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_with_another_number_of_devices(tmp_path: Path) -> None:
+    sweep = [
+        "data.images=200",
+        "data.test_images=50",
+        "data.train_size=64",
+        "model.features=[2]",
+        "name=sweep",
+    ]
+    sweep += ["seed=0,1,2", "train.steps=4000", "train.eval_every=100", "sweep.checkpoint_seconds=0"]
+    moved, alone = tmp_path / "moved", tmp_path / "alone"
+    started = cnnexp_run(moved, *sweep, environment={"JAX_NUM_CPU_DEVICES": "2"})
+    until(in_progress(moved, "shared"), "the runs")
+    started.send_signal(signal.SIGTERM)
+    said_by(started, moved, code=75)
+    kept = [len(stored.history) for stored in read_runs(moved / "results" / "sweep")]
+    assert min(kept) > 2
+    assert "damaged" not in said_by(cnnexp_run(moved, *sweep), moved)
+    said_by(cnnexp_run(alone, *sweep), alone)
+    assert largest_difference(moved, alone) <= 1e-5
 
 
 def test_a_moment_is_what_the_training_goes_on_from(configure: Any, images: Any) -> None:

@@ -180,21 +180,24 @@ def test_a_stack_that_raises_is_kept_told_and_does_not_end_the_sweep(
     healthy = loop.StackTraining.run
 
     def sometimes(self: Any, runs: Any, resumed: Any) -> Any:
-        if runs[0].model.tying == "shared":
-            raise FloatingPointError("broken on purpose")
-        return healthy(self, runs, resumed)
+        for moment in healthy(self, runs, resumed):
+            if runs[0].model.tying == "shared" and moment.step:
+                raise FloatingPointError("broken on purpose")
+            yield moment
 
     monkeypatch.setattr(loop.StackTraining, "run", sometimes)
     assert run("model.tying=shared,local") == 1
     runs = runs_of()
     assert runs["local", 0].status == "finished"
     assert runs["shared", 0].status == "failed"
+    assert [row["step"] for row in runs["shared", 0].history] == [0]  # what it wrote is kept
     assert "broken on purpose" in (runs["shared", 0].folder / "error.txt").read_text()
     assert "broken on purpose" in capfd.readouterr().err
 
 
 def test_mlp_and_sigmoid_head_and_single_mode(run: Any) -> None:
     assert run("model=mlp", "~model.features", "hydra.mode=RUN") == 2  # SMALL's features are not mlp's
+    assert run("hydra.mode=RUN", "hydra.launcher.action=plan") == 0
     assert run("model.head=sigmoid", "hydra.mode=RUN") == 0
     (stored,) = runs_of().values()
     assert stored.config["model"]["head"] == "sigmoid"

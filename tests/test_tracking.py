@@ -30,7 +30,7 @@ from cnnexp.config.sections import Tracking
 from cnnexp.errors import UsageError
 from cnnexp.store import runs
 from cnnexp.store.atomic import read_json
-from cnnexp.store.runs import RunWriter, StoredRun, read_runs
+from cnnexp.store.runs import RunWriter, StoredRun, read_runs, record_failure
 from cnnexp.sweep.wandb_sweep import agent_overrides, parameters_of
 from cnnexp.tracking import mirror, target
 from cnnexp.tracking.mirror_process import Mirror
@@ -547,8 +547,8 @@ def test_sync_of_runs_that_failed_or_are_damaged_or_were_there(shell: Shell, con
     damaged, empty, rest, ended = write(0, 1), write(1, 0), write(2, 3), write(3, 2)
     config = (damaged.folder / "config.yaml").read_text()
     (damaged.folder / "config.yaml").write_text("a: [")
-    empty.fail("no memory")
-    rest._set_status("failed")
+    for seed in (1, 2):
+        record_failure(configure(seed=seed), "no memory")
     ended.finish("diverged", {})
     done = shell("sync", "test")
     assert done.returncode == 1 and "try again, type: cnnexp sync test" in done.stderr

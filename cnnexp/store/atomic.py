@@ -1,10 +1,14 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, also to those who read them over a network."""
 
+import errno
 import json
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Read = TypeVar("Read")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -14,8 +18,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    if not path.parent.exists():  # `mkdir` would wait for all who make folders beside it, even then
+        path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")  # containers share pids
     with partial.open("wb") as file:
         file.write(content)
         file.flush()
@@ -31,7 +36,23 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file's object, or nothing where there is no readable file."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(again_if_replaced(path.read_text))
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def again_if_replaced(read: Callable[[], Read]) -> Read:
+    """What `read` reads. NFS answers ESTALE where another machine replaced the file meanwhile."""
+    try:
+        return read()
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        return read()
+
+
+def look_anew(folder: Path) -> None:
+    """Have what is said of a folder's entries come from the server: NFS remembers for up to a minute that a
+    name was not there, and asks again when the folder is opened."""
+    os.close(os.open(folder, os.O_RDONLY))

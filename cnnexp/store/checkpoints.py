@@ -1,5 +1,6 @@
 """The state of a stack on disk, from which an interrupted sweep goes on."""
 
+import errno
 import hashlib
 import logging
 import shutil
@@ -10,6 +11,7 @@ from typing import Any
 from cnnexp.store.atomic import read_json, write_json
 
 KEPT = 2  # checkpoints of a stack
+OUT_OF_REACH = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES)  # of files that may well be whole
 
 
 class StackCheckpoints:
@@ -50,23 +52,50 @@ def saved_stacks(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     """Every stack that was saved in a sweep's folder, newest first: its own folder and its runs' ids."""
     files = list((folder / "checkpoints").glob("*/runs.json"))
     for file in sorted(files, key=lambda path: -path.parent.stat().st_mtime):
-        yield file.parent, read_json(file).get("runs", [])
+        yield file.parent, saved_runs(file.parent)
 
 
-def restore(stack: Path, like: Any, *, damaged: Callable[[Path], None]) -> Any:
+def saved_runs(stack: Path) -> list[str]:
+    """Ids of the runs in the folder of a saved stack, in the order of the run axis."""
+    return read_json(stack / "runs.json").get("runs", [])
+
+
+def restore(
+    stack: Path,
+    like: Any,
+    *,
+    damaged: Callable[[Path], None],
+    agreed: Callable[[list[int]], list[int]] = list,
+    anywhere: Callable[[bool], bool] = bool,
+) -> Any:
     """The newest state that can be read, in the form of `like`; None where there is none.
 
-    A checkpoint that cannot be read is handed to `damaged`.
+    A checkpoint that cannot be read is handed to `damaged`. Processes that restore together pass how they
+    come to agree: on what the first one says, and on whether a thing is so in any of them.
+
+    Raises:
+        Exception: Orbax's, where the file system does not answer; that says nothing of the checkpoint.
     """
     import orbax.checkpoint as ocp
 
     with _manager(stack) as manager:
-        for step in sorted(manager.all_steps(), reverse=True):
+        for step in agreed(sorted(manager.all_steps(), reverse=True)):
+            state = None
             try:
-                return manager.restore(step, args=ocp.args.StandardRestore(like))
-            except Exception:  # whatever Orbax says of a file that is not what it wrote
-                damaged(stack / str(step))
+                state = manager.restore(step, args=ocp.args.StandardRestore(like))
+            except Exception as error:  # whatever Orbax says of a file that is not what it wrote
+                if _is_out_of_reach(error):
+                    raise
+            if not anywhere(state is None):
+                return state
+            damaged(stack / str(step))
     return None
+
+
+def _is_out_of_reach(error: Exception) -> bool:
+    """TensorStore has the system's error number in its text."""
+    own = {error.errno} if isinstance(error, OSError) else set[int | None]()
+    return any(number in own or f"os_error_code='{number}'" in str(error) for number in OUT_OF_REACH)
 
 
 def _manager(folder: Path) -> Any:

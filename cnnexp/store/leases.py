@@ -3,10 +3,11 @@
 A worker has one file, which it touches every few seconds. Its lease on a run is a hard link to that file, by
 the name `<run id>.<generation>`: making a link succeeds for one worker only, and the file's time of change is
 the sign of life of all leases of a worker at once. A lease whose worker is dead is not removed (a worker that
-looked a moment ago may be about to do the same); the next generation is taken instead. `docs/scaling.md` says
-what this needs of a file system.
+looked a moment ago may be about to do the same); the next generation is taken instead. What this needs of a
+file system is in `docs/clusters.md`.
 """
 
+import errno
 import json
 import os
 import socket
@@ -22,10 +23,13 @@ from types import TracebackType
 from typing import Any
 
 from cnnexp.errors import UsageError
+from cnnexp.store.atomic import again_if_replaced, look_anew
 from cnnexp.store.runs import has_ended
 
-LEASE_SECONDS = 60.0  # without a sign of life, after which a worker counts as dead
+LEASE_SECONDS = 60.0  # without a sign of life, after which a worker counts as dead for others
+OWN_SECONDS = 40.0  # the same for itself: what it is writing just then must come before they go on
 BEAT_SECONDS = 5.0  # between two signs of life
+NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems without them say
 
 
 class LeaseLost(Exception):
@@ -42,13 +46,13 @@ class Leases:
     def __init__(self, folder: Path):
         self._sweep, self._folder = folder, folder / "leases"
         self._worker = self._folder / f"worker-{uuid.uuid4().hex[:12]}"
+        who = {"worker": self._worker.name, "host": _host(), "pid": os.getpid(), "on": socket.gethostname()}
+        self._who = json.dumps(who)
         self._held: dict[str, int] = {}  # generations, by run
         self._ended = threading.Event()
 
     def __enter__(self) -> "Leases":
         self._folder.mkdir(parents=True, exist_ok=True)
-        who = {"worker": self._worker.name, "host": _host(), "pid": os.getpid(), "on": socket.gethostname()}
-        self._worker.write_text(json.dumps(who))
         self._beat()
         threading.Thread(target=self._live, name="leases", daemon=True).start()
         return self
@@ -60,7 +64,7 @@ class Leases:
         self._release(set(self._held))
         self._worker.unlink(missing_ok=True)
         for path in self._folder.glob("worker-*"):  # of the dead, once all that they held has ended
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 found = path.stat()
                 if found.st_nlink == 1 and self.now() - found.st_mtime > LEASE_SECONDS:
                     path.unlink()
@@ -68,14 +72,17 @@ class Leases:
     def take(self, runs: Collection[str]) -> set[str]:
         """Lease those of the runs that no other worker has, instead of what was leased before.
 
-        Who gets a run must look whether it has ended: another worker may have ended it just now.
+        Who gets a run must look whether it has ended: another worker may have ended it just now. What the
+        store says of them is looked up anew.
         """
+        self._was_silent()
         self._release(set(self._held) - set(runs))
         newest, alive = self._newest() if runs else {}, _Living(self)
         for run_id in runs:
             lease = newest.get(run_id)
             if run_id not in self._held and (lease is None or lease not in alive):
                 self._link(run_id, lease.generation + 1 if lease else 0)
+        look_anew(self._sweep)
         return set(self._held)
 
     def others(self) -> set[str]:
@@ -90,10 +97,20 @@ class Leases:
         Raises:
             LeaseLost: this process was stopped, or the store out of reach, too long; it holds nothing now.
         """
-        if _seconds() - self._beaten > LEASE_SECONDS:
-            self._release(set(self._held))
-            self._beat()
-            raise LeaseLost(f"no sign of life for {LEASE_SECONDS:.0f} s")
+        try:
+            silent = self._was_silent()
+        except OSError as error:
+            raise LeaseLost(f"the store is out of reach: {error}") from error
+        if silent:
+            raise LeaseLost(f"no sign of life for {OWN_SECONDS:.0f} s")
+
+    def _was_silent(self) -> bool:
+        """Whether others may have taken what this worker held, which it gives back then."""
+        if _seconds() - self._beaten <= OWN_SECONDS:
+            return False
+        self._release(set(self._held))
+        self._beat()
+        return True
 
     def _link(self, run_id: str, generation: int) -> None:
         path = self._path(run_id, generation)
@@ -102,7 +119,9 @@ class Leases:
         except FileExistsError:  # another was faster; or NFS repeated a request that had been granted
             if _owner(path).get("worker") != self._worker.name:
                 return
-        except PermissionError:
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
             raise UsageError(f"results_dir: the file system of {self._sweep} has no hard links") from None
         self._held[run_id] = generation
 
@@ -121,7 +140,7 @@ class Leases:
                 run_id, _, number = entry.name.rpartition(".")
                 generation = int(number) if run_id and number.isdigit() else -1
                 if generation > (newest[run_id].generation if run_id in newest else -1):
-                    newest[run_id] = _Lease(Path(entry.path), generation, entry.inode())
+                    newest[run_id] = _Lease(entry.path, generation, entry.inode())
         return newest
 
     def now(self) -> float:
@@ -133,23 +152,26 @@ class Leases:
 
     def _live(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
-            if _seconds() - self._beaten <= LEASE_SECONDS:  # else the training must hear of it first
-                self._beat()
+            if _seconds() - self._beaten <= OWN_SECONDS:  # else the training must hear of it first
+                with suppress(OSError):  # the next one may be heard
+                    self._beat()
 
     def _beat(self) -> None:
         """A sign of life, by the clock of the file server, which all workers share."""
         started = _seconds()
         try:
             os.utime(self._worker)
-            self._beaten_at = self._worker.stat().st_mtime
-        except OSError:
-            return
+        except FileNotFoundError:  # a new worker's; or others removed it as that of a dead one
+            if self._held:
+                return  # whose leases have no sign of life any more: they run out
+            self._worker.write_text(self._who)
+        self._beaten_at = self._worker.stat().st_mtime
         self._beaten = started
 
 
 @dataclass(frozen=True)
 class _Lease:
-    path: Path
+    path: str
     generation: int
     inode: int  # of its worker's file
 
@@ -163,10 +185,10 @@ class _Living:
     def __contains__(self, lease: _Lease) -> bool:
         if lease.inode not in self._known:
             try:
-                with lease.path.open() as file:  # opening makes NFS ask the server how old it is
-                    age, owner = self._leases.now() - os.fstat(file.fileno()).st_mtime, _parsed(file.read())
+                changed, text = again_if_replaced(lambda: _looked_at(lease.path))
             except FileNotFoundError:  # given back just now
                 return False
+            age, owner = self._leases.now() - changed, _parsed(text)
             here = owner.get("host") == _host()
             self._known[lease.inode] = age <= LEASE_SECONDS and not (here and _is_gone(owner["pid"]))
         return self._known[lease.inode]
@@ -197,14 +219,23 @@ def _is_gone(pid: int) -> bool:
     import psutil
 
     try:
+        os.kill(pid, 0)  # /proc may hide the processes of other users
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (ProcessLookupError, psutil.NoSuchProcess):
         return True
+    except (PermissionError, psutil.AccessDenied):
+        return False
+
+
+def _looked_at(path: str) -> tuple[float, str]:
+    """When a file was changed, and its text. Opening makes NFS ask the server."""
+    with open(path) as file:
+        return os.fstat(file.fileno()).st_mtime, file.read()
 
 
 def _owner(path: Path) -> dict[str, Any]:
     try:
-        return _parsed(path.read_text())
+        return _parsed(again_if_replaced(path.read_text))
     except FileNotFoundError:
         return {}
 

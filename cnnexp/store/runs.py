@@ -77,9 +77,7 @@ class RunWriter:
         self.folder = run_folder(config)
         self.started = time.time()
         kept = [] if resume_at is None else [r for r in read_history(self.folder) if r["step"] <= resume_at]
-        write_text(
-            self.folder / "config.yaml", yaml.dump(config.model_dump(), sort_keys=False, Dumper=_DUMPER)
-        )
+        _write_config(config)
         write_text(self.folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
         for name in ("summary.json", "error.txt"):
             (self.folder / name).unlink(missing_ok=True)
@@ -106,17 +104,27 @@ class RunWriter:
         """The run was saved and goes on when it is asked for again."""
         self._set_status("interrupted")
 
-    def fail(self, traceback: str) -> None:
-        """Record why the run ended without a result; it is run again when asked for again."""
-        write_text(self.folder / "error.txt", traceback)
-        self._set_status("failed")
-
     def _set_status(self, status: Status, **more: Any) -> None:
-        now = time.time()
-        write_json(
-            self.folder / "status.json",
-            {"status": status, "started": self.started, "updated": now, "pid": os.getpid(), **more},
-        )
+        _write_status(self.folder, status, self.started, **more)
+
+
+def record_failure(config: RunConfig, traceback: str) -> None:
+    """Record why a run ended without a result, beside what it wrote; it is run again when asked for again."""
+    folder = run_folder(config)
+    if not (folder / "config.yaml").exists():
+        _write_config(config)
+    write_text(folder / "error.txt", traceback)
+    _write_status(folder, "failed", read_json(folder / "status.json").get("started", time.time()))
+
+
+def _write_config(config: RunConfig) -> None:
+    text = yaml.dump(config.model_dump(), sort_keys=False, Dumper=_DUMPER)
+    write_text(run_folder(config) / "config.yaml", text)
+
+
+def _write_status(folder: Path, status: Status, started: float, **more: Any) -> None:
+    values = {"status": status, "started": started, "updated": time.time(), "pid": os.getpid()}
+    write_json(folder / "status.json", values | more)
 
 
 def _crc32(path: Path) -> int | None:

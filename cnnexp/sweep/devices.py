@@ -2,8 +2,9 @@
 
 import os
 
-from cnnexp.config.launchers import LocalLauncher
 from cnnexp.errors import UsageError
+
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 def configure_jax(*, deterministic: bool = False) -> None:
@@ -12,15 +13,19 @@ def configure_jax(*, deterministic: bool = False) -> None:
 
     `$JAX_COMPILATION_CACHE_DIR`, `$JAX_NUM_CPU_DEVICES` and `$XLA_FLAGS` go first. `deterministic` keeps XLA
     to GPU kernels that give the same bits every time.
+
+    Raises:
+        UsageError: JAX has computed already, by other kernels.
     """
-    if deterministic:
-        os.environ["XLA_FLAGS"] = (
-            f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
-        )
+    flags = os.environ.get("XLA_FLAGS", "")
+    if deterministic and DETERMINISTIC not in flags:
+        if jax_is_running():
+            raise UsageError(f"sweep.deterministic=true: JAX runs already; set XLA_FLAGS={DETERMINISTIC}")
+        os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
     import jax
     from platformdirs import user_cache_path
 
-    counted = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    counted = "xla_force_host_platform_device_count" in flags
     if not counted and "JAX_NUM_CPU_DEVICES" not in os.environ and not jax_is_running():
         jax.config.update("jax_num_cpu_devices", cores())
 
@@ -28,38 +33,6 @@ def configure_jax(*, deterministic: bool = False) -> None:
         jax.config.update("jax_compilation_cache_dir", str(user_cache_path("cnnexp") / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def join_processes(launcher: LocalLauncher) -> None:
-    """Become one of several processes that train together, if the configuration says so.
-
-    Raises:
-        UsageError: the others cannot be found.
-    """
-    if launcher.coordinator is None or jax_is_running():
-        return
-    import jax
-
-    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which has the sweep save
-    given = launcher.coordinator, launcher.processes, launcher.process
-    try:
-        jax.distributed.initialize(*((None, None, None) if launcher.coordinator == "auto" else given))
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"launcher.coordinator={launcher.coordinator}: {reason}") from None
-
-
-def leave_processes(code: int) -> None:
-    """End one process of several at once: at its exit JAX would wait for those that are gone."""
-    import sys
-
-    if "jax" in sys.modules and jax_is_running():
-        import jax
-
-        if jax.process_count() > 1:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
 
 
 def cores() -> int:

@@ -1,58 +1,41 @@
 """A sweep, from its jobs to the store."""
 
 import math
-import time
 import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
-import numpy as np
 
 from cnnexp.config import RunConfig
-from cnnexp.config.data import Data
 from cnnexp.config.launchers import LocalLauncher
-from cnnexp.data.arrays import Images
-from cnnexp.data.loading import load, make_ready, same_images
-from cnnexp.data.stream import ImageFiles
+from cnnexp.data.loading import make_ready, same_images
 from cnnexp.store.atomic import read_json
-from cnnexp.store.checkpoints import StackCheckpoints, restore, saved_stacks
+from cnnexp.store.checkpoints import StackCheckpoints, saved_stacks
 from cnnexp.store.leases import LeaseLost, Leases
-from cnnexp.store.runs import (
-    RunWriter,
-    has_ended,
-    read_history,
-    record_command,
-    run_folder,
-    set_aside,
-    sweep_folder,
-)
-from cnnexp.sweep.devices import configure_jax, join_processes, return_memory
+from cnnexp.store.runs import has_ended, record_command, record_failure, run_folder, set_aside, sweep_folder
+from cnnexp.sweep.devices import configure_jax
 from cnnexp.sweep.interruption import Interrupted, Interruption, ProcessLost
 from cnnexp.sweep.jobs import Cells, Job, rerun_commands
-from cnnexp.sweep.plan import Plan, plan_sweep, stacks_for
+from cnnexp.sweep.plan import Plan, plan_sweep, resumed, stacks_for
 from cnnexp.sweep.refusals import refuse_impossible
 from cnnexp.sweep.stacks import Stack
-from cnnexp.sweep.summary import summary_of
 from cnnexp.sweep.together import (
     Nobody,
     check_shared,
     end_for_all,
+    ended_by_a_loss,
     is_of_a_lost_process,
-    order_stack,
+    join_processes,
     ordered_stacks,
 )
+from cnnexp.sweep.trainer import StackTrainer
 from cnnexp.tracking.mirror_process import Mirror
 from cnnexp.tracking.progress import SweepProgress
-from cnnexp.training.hosts import agreed, anywhere, fetched, is_first
-
-if TYPE_CHECKING:
-    from cnnexp.training.loop import Moment, StackTraining
-    from cnnexp.training.train import State
+from cnnexp.training.hosts import is_first
 
 WAIT_SECONDS = 0.5  # between two looks at what other processes are training
 
@@ -73,7 +56,7 @@ def run_sweep(jobs: Sequence[Job], command: str | None = None) -> dict[str, floa
     """
     by_id = {job.config.run_id: job for job in jobs}
     first = jobs[0].config
-    with ExitStack() as contexts:
+    with ended_by_a_loss(), ExitStack() as contexts:
         interruption = contexts.enter_context(Interruption())
         make_everything_ready([job.config for job in jobs])
         if not is_first():
@@ -94,13 +77,8 @@ def _follow(runs: Mapping[str, RunConfig], interruption: Interruption) -> dict[s
     """What a process does that is not the first of several."""
     nobody: Any = Nobody()
     work = SweepWork(runs, nobody, interruption, nobody, nobody)
-    try:
-        for stack in ordered_stacks(runs):
-            work.follow(stack)
-    except Exception as error:
-        if is_of_a_lost_process(error):
-            raise ProcessLost from error
-        raise
+    for stack in ordered_stacks(runs):
+        work.follow(stack)
     return dict.fromkeys(runs, math.nan)
 
 
@@ -147,14 +125,13 @@ class SweepWork:
         mirror: Mirror,
     ):
         self.failed: dict[str, str] = {}  # by run: what was raised, in one line
-        self._runs, self._folder = runs, sweep_folder(next(iter(runs.values())))
-        self._left = dict(runs)  # without those known to have ended
+        self._runs, self._left = runs, dict(runs)  # those left have not ended, as far as is known
         self._leases, self._interruption = leases, interruption
         self._progress, self._mirror = progress, mirror
         self._queue: deque[Stack] = deque()
-        self._writers: dict[str, RunWriter] = {}  # of the runs in progress
-        self._training: tuple[tuple[str, int], StackTraining] | None = None
-        self._images: tuple[str, Images | ImageFiles] | None = None
+        self._anew: set[str] = set()  # runs that cannot go on from their checkpoint
+        folder = sweep_folder(next(iter(runs.values())))
+        self._trainer = StackTrainer(folder, leases, interruption, progress, mirror, self._start_anew)
 
     def train(self, stacks: Sequence[Stack]) -> None:
         """Train the stacks, then what other processes have left behind, until every run has ended."""
@@ -165,7 +142,7 @@ class SweepWork:
             mine = self._leases.take(stack.runs)
             todo = {i: run for i, run in stack.runs.items() if i in mine and not has_ended(run_folder(run))}
             if todo:
-                self._train(replace(stack, runs=todo))
+                self._train(self._as_saved(replace(stack, runs=todo, resumes=None)))
             if self.failed and stack.config.sweep.on_error == "stop":
                 return
             if not self._queue:
@@ -175,14 +152,22 @@ class SweepWork:
 
     def follow(self, stack: Stack) -> None:
         """Train a stack in step with the first process, which sees to all that comes of it."""
-        try:
-            self._train_stack(stack)
-        except Interrupted:
-            pass  # the first process was, too, and says what comes next
-        except Exception as error:
-            if is_of_a_lost_process(error) and not _is_out_of_memory(error):
-                raise
-            self._training = None
+        with suppress(Interrupted):  # the first process was, too, and says what comes next
+            self._trainer.train(stack)
+
+    def _as_saved(self, stack: Stack) -> Stack:
+        """What to train of a stack: since it was queued, other workers may have saved runs of it. The rest of
+        it is queued again."""
+        saved, _ = resumed({i: run for i, run in stack.runs.items() if i not in self._anew})
+        found = {run_id for part in saved for run_id in part.runs}
+        rest = {run_id: run for run_id, run in stack.runs.items() if run_id not in found}
+        first, *others = [*saved, *([replace(stack, runs=rest)] if rest else [])]
+        self._queue.extendleft(reversed(others))
+        return first
+
+    def _start_anew(self, stack: Stack) -> None:
+        self._anew.update(stack.runs)
+        self._queue.append(stack)
 
     def _left_behind(self) -> list[Stack]:
         """Wait for the runs that other processes are training; returns those that they gave up."""
@@ -200,29 +185,31 @@ class SweepWork:
             self._interruption.raise_if_asked()
 
     def _train(self, stack: Stack) -> None:
+        alone = jax.process_count() == 1  # else others are in the midst of the stack, and all must end
         try:
-            self._train_stack(stack)
+            self._trainer.train(stack)
         except Interrupted:
             raise
         except LeaseLost as error:
-            if jax.process_count() > 1:
-                raise ProcessLost from error  # as the others must see it
+            if not alone:
+                raise ProcessLost from error
             self._progress.tell(f"{error}: other workers may have gone on with {len(stack.runs)} runs")
             self._queue.extend(stacks_for(stack.runs))
         except Exception as error:
-            if is_of_a_lost_process(error) and not _is_out_of_memory(error):
-                for writer in self._writers.values():
-                    writer.interrupt()
-                raise ProcessLost from error
-            if _is_out_of_memory(error) and len(stack.runs) > 1:
+            if is_of_a_lost_process(error):
+                self._trainer.interrupt()
+                raise
+            if alone and _is_out_of_memory(error) and len(stack.runs) > 1:
                 self._progress.tell(f"out of memory with {len(stack.runs)} runs at once: going on with half")
                 self._queue.appendleft(stack)
                 self._halve(stack.shape)
-            else:
-                self._fail(stack, error)
+                return
+            self._fail(stack, error)
+            if not alone:
+                raise
 
     def _halve(self, shape: str) -> None:
-        self._training = None
+        self._trainer.forget()
         stacks = [
             part
             for stack in self._queue
@@ -235,125 +222,11 @@ class SweepWork:
         trace = traceback.format_exc()
         for run_id, run in stack.runs.items():
             if not has_ended(run_folder(run)):
-                RunWriter(run).fail(trace)
+                record_failure(run, trace)
                 self.failed[run_id] = told
-        self._training = None
-        self._progress.failed(stack, told, run_folder(stack.config) / "error.txt")
-
-    def _train_stack(self, stack: Stack) -> None:
-        started = time.perf_counter()
-        order_stack(stack)
-        training = self._training_for(stack)
-        stack, state, step = self._restored(stack, training)
-        if not stack.runs:
-            return
-        self._progress.start(stack)
-        checkpoints = StackCheckpoints(self._folder, list(stack.runs), writes=is_first())
-        written = stack.runs if is_first() else {}
-        writers = {run_id: RunWriter(run, resume_at=step) for run_id, run in written.items()}
-        self._writers = writers
-        saved, last = time.monotonic(), training.train.duration.steps
-        moments = training.run(list(stack.runs.values()), state)
-        del state  # the training gives it up step by step
-        for moment in moments:
-            if is_first():
-                self._leases.check()
-            seconds = (time.perf_counter() - started) / len(stack.runs)
-            if moment.rows is not None:
-                self._record(stack, writers, moment, training, seconds)
-            self._progress.advanced(stack, moment.step, last)
-            if moment.step == last:
-                break
-            asked = anywhere(self._interruption.asked.is_set())
-            due = time.monotonic() - saved >= stack.config.sweep.checkpoint_seconds
-            if asked or agreed(due):
-                checkpoints.save(moment.step, moment.state)
-                saved = time.monotonic()
-            if asked:
-                for writer in writers.values():
-                    writer.interrupt()
-                raise Interrupted(self._interruption.signal)
-        checkpoints.delete()
-
-    def _record(
-        self,
-        stack: Stack,
-        writers: dict[str, RunWriter],
-        moment: "Moment",
-        training: "StackTraining",
-        seconds: float,
-    ) -> None:
-        """Write the evaluations of the runs still in progress, and the results of those that end here."""
-        ended: list[str] = []
-        rows = dict(zip(stack.runs, moment.rows or (), strict=True))
-        at_end = moment.step == training.train.duration.steps
-        kernels = training.kernels(moment) if at_end else None
-        for index, (run_id, diverged_at) in enumerate(zip(stack.runs, moment.diverged_at, strict=True)):
-            if run_id not in writers:
-                continue
-            row, writer = rows[run_id], writers[run_id]
-            learned: dict[str, float] = {}
-            if kernels is not None:
-                sample, learned = kernels[index]
-                writer.keep_kernels(moment.step, sample)
-            writer.log(row)
-            if diverged_at is None and not math.isfinite(row["train/loss"]):
-                diverged_at = moment.step
-            if diverged_at is not None or at_end:
-                status = "finished" if diverged_at is None else "diverged"
-                summary = summary_of(stack.runs[run_id], row, status=status, seconds=seconds)
-                writer.finish(status, summary | learned | {"diverged_step": diverged_at})
-                ended.append(run_id)
-        for run_id in ended:
-            del writers[run_id]
-        self._progress.evaluated(stack, rows, ended)
         self._mirror.changed([run_folder(run) for run in stack.runs.values()])
-
-    def _training_for(self, stack: Stack) -> "StackTraining":
-        """The compiled program: stacks of one shape follow one another and share it."""
-        from cnnexp.training.loop import StackTraining
-
-        key = (stack.shape, min(len(stack.runs), jax.local_device_count()))
-        if self._training is None or self._training[0] != key:
-            self._training = None
-            return_memory()
-            images = self._loaded(stack.config.data)
-            self._training = (key, StackTraining(stack.config, images, len(stack.runs)))
-        return self._training[1]
-
-    def _loaded(self, data: Data) -> Images | ImageFiles:
-        """The images of a stack; those of one sweep mostly share their data set."""
-        if self._images is None or self._images[0] != same_images(data):
-            self._images = None
-            self._images = (same_images(data), load(data))
-        return self._images[1]
-
-    def _restored(self, stack: Stack, training: "StackTraining") -> "tuple[Stack, State | None, int | None]":
-        """The stack's runs that a checkpoint holds, their state and its step; the others are queued anew."""
-        if stack.resumes is None:
-            return stack, None, None
-        saved = dict(saved_stacks(self._folder))[stack.resumes]
-        state = restore(stack.resumes, training.state_like(len(saved)), damaged=self._damaged)
-        if state is None:
-            self._damaged(stack.resumes)
-            return replace(stack, resumes=None), None, None
-        step = int(fetched(state.step)[0])
-        marks = [mark for mark in training.train.duration.evaluate_after if mark <= step]
-        whole = {i: run for i, run in stack.runs.items() if _steps_of(run, step) == marks}
-        whole = {i: stack.runs[i] for i in agreed(list(whole))}  # the first process may be writing already
-        anew = {i: run for i, run in stack.runs.items() if i not in whole}
-        if anew:
-            self._queue.append(Stack(runs=anew, shape=stack.shape))
-        chosen = np.array([saved.index(run_id) for run_id in whole], int)
-        return replace(stack, runs=whole), jax.tree.map(lambda leaf: leaf[chosen], state), step
-
-    def _damaged(self, path: Path) -> None:
-        if is_first():
-            self._progress.tell(f"damaged: {path} cannot be read; set aside as {set_aside(path).name}")
-
-
-def _steps_of(run: RunConfig, last: int) -> list[int | float]:
-    return [row["step"] for row in read_history(run_folder(run)) if row["step"] <= last]
+        self._trainer.forget()
+        self._progress.failed(stack, told, run_folder(stack.config) / "error.txt")
 
 
 def _drop_ended_checkpoints(runs: Mapping[str, RunConfig]) -> None:

@@ -39,14 +39,20 @@ def plan_sweep(runs: Mapping[str, RunConfig]) -> Plan:
 
 def stacks_for(missing: Mapping[str, RunConfig]) -> list[Stack]:
     """Stacks for runs without a result: first those that go on from a checkpoint."""
-    rest, stacks = dict(missing), []
-    if not rest:
+    if not missing:
         return []
-    for folder, saved in saved_stacks(sweep_folder(next(iter(rest.values())))):
+    stacks, rest = resumed(missing)
+    for shape, group in grouped(rest).items():
+        stacks += split(group, shape, largest_stack(next(iter(group.values()))))
+    return stacks
+
+
+def resumed(runs: Mapping[str, RunConfig]) -> tuple[list[Stack], dict[str, RunConfig]]:
+    """Stacks of those runs that a checkpoint holds, and the other runs."""
+    rest, stacks = dict(runs), []
+    for folder, saved in saved_stacks(sweep_folder(next(iter(runs.values())))) if runs else ():
         again = {run_id: rest.pop(run_id) for run_id in saved if run_id in rest}
         if again:
             shape = shape_of_program(next(iter(again.values())))
             stacks.append(Stack(runs=again, shape=shape, resumes=folder))
-    for shape, group in grouped(rest).items():
-        stacks += split(group, shape, largest_stack(next(iter(group.values()))))
-    return stacks
+    return stacks, rest

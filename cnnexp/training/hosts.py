@@ -5,8 +5,6 @@ know, the time or a signal, the first process tells the others.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
@@ -15,18 +13,6 @@ from jax.sharding import Sharding
 
 Tree = TypeVar("Tree")
 Value = TypeVar("Value")
-
-
-class NotInTouch(Exception):
-    """Another process does not answer any more."""
-
-
-@contextmanager
-def _in_touch() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # of many types: what carries the messages has its own
-        raise NotInTouch(str(error)) from error
 
 
 def is_first() -> bool:
@@ -41,12 +27,11 @@ def agreed(value: Value) -> Value:
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
     said = json.dumps(value).encode()
-    with _in_touch():
-        length = int(broadcast_one_to_all(np.int32(len(said))))
-        room = np.zeros(1 << (length - 1).bit_length(), np.uint8)  # of few sizes: each is a program
-        if is_first():
-            room[:length] = np.frombuffer(said, np.uint8)
-        return json.loads(np.asarray(broadcast_one_to_all(room))[:length].tobytes())
+    length = int(broadcast_one_to_all(np.int32(len(said))))
+    room = np.zeros(1 << (length - 1).bit_length(), np.uint8)  # of few sizes: each is a program
+    if is_first():
+        room[:length] = np.frombuffer(said, np.uint8)
+    return json.loads(np.asarray(broadcast_one_to_all(room))[:length].tobytes())
 
 
 def anywhere(flag: bool) -> bool:
@@ -55,8 +40,7 @@ def anywhere(flag: bool) -> bool:
         return flag
     from jax.experimental.multihost_utils import process_allgather
 
-    with _in_touch():
-        return bool(np.any(process_allgather(np.array(flag))))
+    return bool(np.any(process_allgather(np.array(flag))))
 
 
 def placed(tree: Tree, sharding: Sharding) -> Tree:

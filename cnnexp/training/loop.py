@@ -9,7 +9,7 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from cnnexp.config import RunConfig
 from cnnexp.data.arrays import Images
@@ -96,7 +96,7 @@ class StackTraining:
             while step < stop:
                 steps = min(stop - step, self._piece, feed.most_steps or self._piece)
                 started = time.perf_counter()
-                with self._traced():
+                with self._traced(is_last=step + steps == self.train.duration.steps):
                     state = feed.advance(state, hyper, step, steps)
                     jax.block_until_ready(state.step)
                 self._keep_pace(steps, agreed(time.perf_counter() - started))
@@ -117,24 +117,24 @@ class StackTraining:
         ]
 
     def state_like(self, runs: int) -> State:
-        """Shapes and types of the state of a stack, to read a saved one into."""
+        """Shapes and types of the state of a stack, to read a saved one into, whatever devices wrote it."""
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), runs))
         hyper = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((runs,), leaf.dtype), hyper_of(self.train.config)
         )
         state = jax.eval_shape(jax.vmap(self.train.init), keys, hyper)
         if self._mesh.is_multi_process:
-            whole = NamedSharding(self._mesh, WHOLE)
-            state = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), state
-            )
-        return state
+            there = NamedSharding(self._mesh, WHOLE)
+        else:  # the host's memory, as no one device may have room for the runs of all
+            there = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there), state)
 
-    def _traced(self) -> AbstractContextManager[None]:
-        """A trace of the second piece of training, where one is asked for; the first one compiles."""
+    def _traced(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """A trace of the second piece of training, where one is asked for; the first one compiles, but may
+        be the only one."""
         self._pieces += 1
         folder = self.train.config.train.profile
-        if folder is None or self._pieces != 2:
+        if folder is None or not (self._pieces == 2 or (self._pieces == 1 and is_last)):
             return nullcontext()
         return jax.profiler.trace(folder, create_perfetto_trace=True)
 

@@ -12,7 +12,6 @@ from jaxtyping import Array, Bool, Int, Key
 
 from cnnexp.data.arrays import Images, Normalisation
 from cnnexp.data.source import Counted, InMemory, Raw, Window
-from cnnexp.errors import UsageError
 from cnnexp.training.hosts import placed
 from cnnexp.training.hyper import Hyper
 from cnnexp.training.train import Metrics, State, Train
@@ -130,14 +129,9 @@ def _source(own: Subsets | Streamed, shared: Images | Normalisation) -> InMemory
 
 def device_mesh(runs: int, batch_size: int = 1) -> Mesh:
     """Devices: along the run axis as many of each process as there are runs; those that are left share the
-    batches of each run, as far as these can be divided equally.
-
-    Raises:
-        UsageError: a batch cannot be divided among the processes.
+    batches of each run, as far as these can be divided equally: at least among the processes.
     """
     processes = jax.process_count()
-    if batch_size % processes:
-        raise UsageError(f"data.batch_size={batch_size}: cannot be shared by {processes} processes")
     by_process = np.array(sorted(jax.devices(), key=lambda d: (d.process_index, d.id))).reshape(processes, -1)
     along = min(runs, by_process.shape[1])
     sharing = next(n for n in range(by_process.shape[1] // along, 0, -1) if batch_size % (n * processes) == 0)
