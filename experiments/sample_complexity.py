@@ -196,7 +196,7 @@ CLAIMS = (
 
 def images_by_problem(table: pd.DataFrame) -> Figure:
     """The images that each net needs against k, d and the side, beside the bounds through its first point."""
-    figure = Figure(figsize=(TEXT_WIDTH, 3.0), layout="constrained")
+    figure = Figure(figsize=(TEXT_WIDTH, 3.2), layout="constrained")
     by_k, by_d, by_side = figure.subplots(1, 3, sharey=True)
     for place, tying in enumerate(TYINGS):
         color = style_of(tying)["color"]
@@ -218,9 +218,9 @@ def images_by_problem(table: pd.DataFrame) -> Figure:
     by_k.plot([], [], ":", color="#7A7A7A", label="growth of the bound")
     by_k.plot([], [], marker="$↑$", linestyle="none", color="#7A7A7A", label="at least so many")
     by_k.plot([], [], marker="$↓$", linestyle="none", color="#7A7A7A", label="at most so many")
-    by_k.set(xlabel="k, patches (d = 8)", ylabel="images for 90%")
-    by_d.set(xlabel="d, of a patch (k = 8)")
-    by_side.set(xlabel="side (images for 60%)", ylabel="images for 60%")
+    by_k.set(xlabel="k, patches (d = 8)", ylabel="training images", title="images for 90%")
+    by_d.set(xlabel="d, of a patch (k = 8)", title="images for 90%")
+    by_side.set(xlabel="side of the image", title="images for 60%")
     for axes in (by_k, by_d, by_side):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=4)
@@ -228,7 +228,7 @@ def images_by_problem(table: pd.DataFrame) -> Figure:
         axes.yaxis.set_major_formatter("{x:,.0f}")
     low, high = by_k.get_ylim()
     by_k.set_ylim(low, high * 30)  # room for the exponents
-    figure.legend(*by_k.get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    figure.legend(*by_k.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
