@@ -4,6 +4,7 @@ import functools
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import cnnexp
 
@@ -21,9 +22,21 @@ def provenance() -> dict[str, str]:
     return {
         **{f"version/{package}": version(package) for package in PACKAGES},
         "version/python": platform.python_version(),
-        "device": f"{len(jax.devices())} x {device.platform} ({device.device_kind})",
+        "device": f"{len(jax.devices())} x {device.platform} ({_kind(device)})",
         "git_revision": git_revision(),
     }
+
+
+def _kind(device: Any) -> str:
+    """What the maker calls a device; JAX calls every CPU "cpu"."""
+    import platform
+
+    if device.platform != "cpu":
+        return device.device_kind
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def git_revision() -> str:
