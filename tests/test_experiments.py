@@ -87,6 +87,10 @@ def test_every_size_measures_every_claim_and_draws_every_figure(configs: Any, si
     judged = judge(experiment.claims, table)
     assert [one.claim.sentence for one in judged if one.interval is None] == []
     assert min(one.seeds for one in judged if not one.claim.exact) >= 5
+    in_any_order = judge(experiment.claims, table.sample(frac=1, random_state=0))
+    assert [(one.verdict, one.effect) for one in in_any_order] == [
+        (one.verdict, one.effect) for one in judged
+    ]
     for drawing in experiment.figures.values():
         assert drawing.needs(table)
         drawing.draw(table).savefig(png := io.BytesIO(), dpi=40)
