@@ -211,7 +211,7 @@ def _parser() -> argparse.ArgumentParser:
     sync = commands.add_parser("sync", help="send to W&B what it lacks of a sweep")
     sync.add_argument("name", nargs="?", help="the sweep's folder under the results; none: all of them")
     sync.add_argument("--results-dir", default="results", metavar="DIR")
-    sync.add_argument("--follow", action="store_true", help="go on until every run has ended")
+    sync.add_argument("--follow", action="store_true", help="go on while any worker is at the sweep")
     sync.add_argument(
         "--to", metavar="DIR", help="write W&B's offline files there instead; trackio: to Trackio"
     )

@@ -69,7 +69,10 @@ class OptunaSweeper(Sweeper):
         overrides = {o.key_or_group: o for o in parser.parse_overrides(quote_tyings([*given, *arguments]))}
         searched = {key: _distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
         fixed = [o.input_line or "" for o in overrides.values() if not o.is_sweep_override()]
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, fixed)
+        first = [
+            f"{key}={next(o.sweep_string_iterator())}" for key, o in overrides.items() if o.is_choice_sweep()
+        ]
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, [*fixed, *first])
         if not config.data.validation_size and "data.validation_size" not in searched:
             raise UsageError(
                 "hydra/sweeper=optuna: it chooses by validation accuracy, and the test split must not; "

@@ -47,6 +47,23 @@ def test_leases_of_two_workers_never_overlap_and_end_with_their_process(tmp_path
         assert third.take({"a"}) == {"a"}
 
 
+def test_company_is_any_living_worker_and_a_lease_that_cannot_be_given_back_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Leases(tmp_path) as first:
+        assert not first.has_company()
+        with Leases(tmp_path) as second:
+            assert first.has_company()  # though it holds nothing
+            second.take({"a"})
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "has_ended", lambda folder: (_ for _ in ()).throw(OSError("away")))
+                with pytest.raises(OSError, match="away"):
+                    second.take(())
+            assert first.others() == {"a"} and second.others() == set()  # not that of a stranger
+            assert second.take({"a"}) == {"a"}
+        assert not first.has_company()
+
+
 def test_a_silent_worker_of_another_machine_keeps_its_runs_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -382,6 +382,18 @@ def test_a_rate_at_which_a_run_diverged_is_not_chosen() -> None:
     assert chosen.to_dict() == {"shared": 0.01, "dense": 0.1}
 
 
+def test_diverged_runs_are_known_in_whatever_columns_their_own_frame_has() -> None:
+    """Only some cells have a canvas: beside the others it is a float, alone a whole number, or not there."""
+    table = _tuned([0.001, 0.01, 0.1], [0.5, 0.6, 0.9], [0.5] * 3)
+    table["data.canvas"] = np.where(table["model.tying"] == "shared", 12.0, np.nan)
+    last = (table["optim.learning_rate"] == 0.1) & (table["seed"] == 1)
+    for tying, canvas in (("shared", {"data.canvas": [12]}), ("dense", {})):
+        lost = last & (table["model.tying"] == tying)
+        own = table[lost].drop(columns="data.canvas").assign(**canvas)
+        chosen = tune(table[~lost], own).choices.set_index("model.tying")["optim.learning_rate"]
+        assert chosen.to_dict() == {"shared": 0.1, "dense": 0.1} | {tying: 0.01}
+
+
 def test_more_seeds_do_not_choose_a_rate() -> None:
     """Of 0.01, the best, only the first seed is there; at 0.001 there is one more, which is worse still."""
     table = _tuned([0.001, 0.01, 0.1], [0.5, 0.6, 0.4], [0.5] * 3)

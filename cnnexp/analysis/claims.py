@@ -115,8 +115,8 @@ class Judged:
             return "not measured"
         value, low, high = (in_unit(number, self.claim.unit) for number in self.interval)
         tail = {"points": " points", "x": "x", "": ""}[self.claim.unit]
-        if self.claim.exact or math.isnan(self.interval.low):
-            return f"{value}{tail}"
+        if self.claim.exact or math.isnan(self.interval.low) or math.isnan(self.interval.high):
+            return f"{self.known}{value}{tail}"
         return f"{self.known}{value} [{low}, {high}]{tail}"
 
     @property

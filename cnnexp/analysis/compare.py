@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cnnexp.analysis.frame import config_keys, frame
+from cnnexp.analysis.frame import config_keys, frame, plain_text
 from cnnexp.analysis.results import finished_runs, print_table
 from cnnexp.analysis.statistics import CONFIDENCE, Interval, interval
 from cnnexp.analysis.tables import METRICS, Format, as_format, percent, text_of, title_of
@@ -133,14 +133,7 @@ def _differing(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
 
 
 def _values(table: pd.DataFrame, key: str) -> set[str]:
-    return set(table[key].map(_value)) if key in table else set()
-
-
-def _value(value: object) -> str:
-    """A value whatever its column is: one with gaps has floats, so that 50 is 50.0 there, and None NaN."""
-    if value is None or value != value:
-        return "None"
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return set(table[key].map(plain_text)) if key in table else set()
 
 
 def _cells(
@@ -149,7 +142,7 @@ def _cells(
     """The cells that both sweeps have: values of the keys, and the runs of each."""
     if keys:
         first, second = (
-            dict(iter(table.groupby([table[key].map(_value) for key in keys]))) for table in (one, other)
+            dict(iter(table.groupby([table[key].map(plain_text) for key in keys]))) for table in (one, other)
         )
         for values in first:
             if values in second:

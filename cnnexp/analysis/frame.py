@@ -48,6 +48,13 @@ def config_keys(table: pd.DataFrame) -> list[str]:
     return [key for group in GROUPS for first, key in keys if first == group]
 
 
+def plain_text(value: object) -> str:
+    """A value whatever its column is: one with gaps has floats, so that 50 is 50.0 there, and None NaN."""
+    if value is None or value != value:
+        return "None"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 CONDITION = re.compile(r"([\w./]+)\s*(<=|>=|!=|=|<|>)\s*(.+)")
 
 

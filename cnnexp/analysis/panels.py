@@ -69,7 +69,7 @@ def draw_published(axes: Axes, source: str, values: Sequence[Reference], *, side
 
 def renew_legend(figure: Figure, **place: Any) -> Figure:
     """Name what was added to a figure's first axes, too; returns the figure."""
-    for legend in figure.legends:
+    for legend in list(figure.legends):
         legend.remove()
     place = place or {"loc": "outside right center"}
     figure.legend(*figure.axes[0].get_legend_handles_labels(), **place)

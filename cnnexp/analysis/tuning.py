@@ -6,11 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from cnnexp.analysis.frame import TUNED, varying_keys
+from cnnexp.analysis.frame import TUNED, plain_text, varying_keys
 from cnnexp.analysis.statistics import standard_error
 
 CHOSEN_BY = "validation/accuracy"
 Values = tuple[Any, ...]  # of the tuned keys
+Texts = tuple[str, ...]  # the same, see `plain_text`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,21 +80,23 @@ def tune(table: pd.DataFrame, diverged: pd.DataFrame | None = None) -> Tuning:
     return Tuning(table=pd.concat(kept), keys=keys, choices=pd.DataFrame(choices), warnings=warnings)
 
 
-def _seen(cell: pd.DataFrame, keys: list[str], diverged: set[Values]) -> dict[Values, pd.Series]:
+def _seen(cell: pd.DataFrame, keys: list[str], diverged: set[Texts]) -> dict[Values, pd.Series]:
     """By the values that may be chosen: validation accuracy seed by seed, of the seeds that all have."""
     tried = dict(list(cell.groupby(keys, dropna=False)))  # not all optimisers have all keys
-    tried = {values: runs for values, runs in tried.items() if values not in diverged} or tried
+    whole = {values: runs for values, runs in tried.items() if tuple(map(plain_text, values)) not in diverged}
+    tried = whole or tried
     found = {values: runs.groupby("seed")[CHOSEN_BY].mean() for values, runs in tried.items()}
     shared = set.intersection(*(set(one.index) for one in found.values()))
     return {values: one[sorted(shared)] if shared else one for values, one in found.items()}
 
 
-def _diverged_at(diverged: pd.DataFrame | None, named: Mapping[str, object], keys: list[str]) -> set[Values]:
+def _diverged_at(diverged: pd.DataFrame | None, named: Mapping[str, object], keys: list[str]) -> set[Texts]:
     if diverged is None or not len(diverged):
         return set()
+    there = diverged.reindex(columns=[*named, *keys]).map(plain_text)
     for key, value in named.items():
-        diverged = diverged[diverged[key].astype(str) == str(value)]
-    return set(diverged[keys].itertuples(index=False, name=None))
+        there = there[there[key] == plain_text(value)]
+    return set(there[keys].itertuples(index=False, name=None))
 
 
 def _at(cell: pd.DataFrame, keys: list[str], values: Values) -> pd.DataFrame:

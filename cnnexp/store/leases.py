@@ -49,7 +49,7 @@ class Leases:
         who = {"worker": self._worker.name, "host": _host(), "pid": os.getpid(), "on": socket.gethostname()}
         self._who = json.dumps(who)
         self._held: dict[str, int] = {}  # generations, by run
-        self._ended = threading.Event()
+        self._ended, self._beating = threading.Event(), threading.Lock()
 
     def __enter__(self) -> "Leases":
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -85,11 +85,20 @@ class Leases:
         look_anew(self._sweep)
         return set(self._held)
 
-    def others(self) -> set[str]:
-        """What other living workers are training."""
-        alive = _Living(self)
+    def others(self, within: float | None = None) -> set[str]:
+        """What other workers are training that live, or gave a sign of life within so many seconds."""
+        alive = _Living(self, within)
         newest = self._newest().items()
         return {run_id for run_id, lease in newest if run_id not in self._held and lease in alive}
+
+    def has_company(self) -> bool:
+        """Whether any other worker is alive, whatever it does."""
+        for path in set(self._folder.glob("worker-*")) - {self._worker}:
+            with suppress(OSError):  # it has just ended
+                changed, _ = _looked_at(str(path))
+                if self.now() - changed <= LEASE_SECONDS:
+                    return True
+        return False
 
     def check(self) -> None:
         """Nothing may be written for a run whose lease has run out.
@@ -127,10 +136,11 @@ class Leases:
 
     def _release(self, runs: Collection[str]) -> None:
         for run_id in runs:
-            generation = self._held.pop(run_id)
+            generation = self._held[run_id]
             ended = has_ended(self._sweep / run_id)  # then earlier generations have no use any more
             for number in range(0 if ended else generation, generation + 1):
                 self._path(run_id, number).unlink(missing_ok=True)
+            del self._held[run_id]  # last: a lease that could not be given back is still this worker's
 
     def _newest(self) -> dict[str, "_Lease"]:
         """The last generation of each run's leases."""
@@ -159,14 +169,17 @@ class Leases:
     def _beat(self) -> None:
         """A sign of life, by the clock of the file server, which all workers share."""
         started = _seconds()
-        try:
-            os.utime(self._worker)
-        except FileNotFoundError:  # a new worker's; or others removed it as that of a dead one
-            if self._held:
-                return  # whose leases have no sign of life any more: they run out
-            self._worker.write_text(self._who)
-        self._beaten_at = self._worker.stat().st_mtime
-        self._beaten = started
+        with self._beating:
+            if self._ended.is_set():
+                return
+            try:
+                os.utime(self._worker)
+            except FileNotFoundError:  # a new worker's; or others removed it as that of a dead one
+                if self._held:
+                    return  # whose leases have no sign of life any more: they run out
+                self._worker.write_text(self._who)
+            self._beaten_at = self._worker.stat().st_mtime
+            self._beaten = started
 
 
 @dataclass(frozen=True)
@@ -179,8 +192,9 @@ class _Lease:
 class _Living:
     """Which leases have a worker that gave a sign of life; looked up once a worker."""
 
-    def __init__(self, leases: Leases):
+    def __init__(self, leases: Leases, within: float | None = None):
         self._leases, self._known = leases, dict[int, bool]()
+        self._within = within or LEASE_SECONDS
 
     def __contains__(self, lease: _Lease) -> bool:
         if lease.inode not in self._known:
@@ -190,7 +204,7 @@ class _Living:
                 return False
             age, owner = self._leases.now() - changed, _parsed(text)
             here = owner.get("host") == _host()
-            self._known[lease.inode] = age <= LEASE_SECONDS and not (here and _is_gone(owner["pid"]))
+            self._known[lease.inode] = age <= self._within and not (here and _is_gone(owner["pid"]))
         return self._known[lease.inode]
 
 

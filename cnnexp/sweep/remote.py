@@ -48,28 +48,35 @@ class Share:
         os.chdir(self.folder)
         local = LocalLauncher(name="local")
         jobs = [replace(job, config=job.config.model_copy(update={"launcher": local})) for job in self.jobs]
-        deadline = time.monotonic() + 1.1 * LEASE_SECONDS
+        deadline, failed = time.monotonic() + 1.1 * LEASE_SECONDS, None
         while jobs:
             others = elsewhere(jobs[0])
             if mine := [job for job in jobs if job.config.run_id not in others]:
-                run_sweep(mine)
+                try:
+                    run_sweep(mine)
+                except SweepFailed as error:
+                    failed = failed or error
+                    if mine[0].config.sweep.on_error == "stop":
+                        break
             elif time.monotonic() > deadline:
-                return
+                break
             else:
                 time.sleep(BEAT_SECONDS)
             jobs = [job for job in jobs if job.config.run_id in others]
+        if failed:
+            raise failed
 
 
-def elsewhere(job: Job) -> set[str]:
-    """Runs of a job's sweep that living workers are training now."""
+def elsewhere(job: Job, within: float | None = None) -> set[str]:
+    """Runs of a job's sweep that living workers are training, see `Leases.others`."""
     with Leases(sweep_folder(job.config)) as leases:
-        return leases.others()
+        return leases.others(within)
 
 
 def shares(plan: Plan, jobs: Mapping[str, Job], most: int | None = None) -> list[Share]:
     """What to send: a share for each stack of a plan, or `most` shares of several stacks, the costly ones
     apart; without the runs that others are training."""
-    others = elsewhere(next(iter(jobs.values())))
+    others = elsewhere(next(iter(jobs.values())), within=2.5 * BEAT_SECONDS)  # not those that died just now
     stacks = sorted(plan.stacks, key=lambda stack: -stack.flops)
     free = [ids for stack in stacks if (ids := [run_id for run_id in stack.runs if run_id not in others])]
     number = min(len(free), most or len(free))

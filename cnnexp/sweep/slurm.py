@@ -182,5 +182,5 @@ def _is_preempted() -> bool:
 def _answer(*command: str) -> "subprocess.CompletedProcess[str]":
     try:
         return subprocess.run(list(command), capture_output=True, text=True, timeout=ANSWER_SECONDS)
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, OSError):  # silent, or not there
         return subprocess.CompletedProcess(list(command), 1, "", "no answer")

@@ -182,5 +182,7 @@ def ended_by_a_loss() -> Iterator[None]:
 
 def is_of_a_lost_process(error: Exception) -> bool:
     """Whether an error says that another process does not answer any more."""
-    carriers = ("gloo", "nccl", "unavailable", "coordination", "barrier")
-    return jax.process_count() > 1 and any(name in str(error).lower() for name in carriers)
+    text = str(error)
+    said = any(name in text for name in ("Gloo", "gloo", "NCCL", "UNAVAILABLE", "oordination", "arrier"))
+    own = isinstance(error, (UsageError, OSError)) or "out of memory" in text or "RESOURCE_EXHAUSTED" in text
+    return said and not own and jax_is_running() and jax.process_count() > 1

@@ -50,6 +50,7 @@ class Follower:
             self.errors.pop(folder, None)
             if mirror.done:
                 del self._mirrors[folder]
+                self.news.pop(folder, None)
             else:
                 self.news[folder] = None
 
@@ -115,7 +116,6 @@ def send_all(
         elif not told:
             _report(say=f"W&B: {server.host} is out of reach; the sweep goes on, and so do the attempts")
             told = True
-    follower.raise_first()
 
 
 def main() -> None:
@@ -134,8 +134,9 @@ def main() -> None:
         send_all(follower, _read_ahead(), watch=machine if whole else None)
         if whole and follower.sent:
             machine().finish()
-            if all_have_ended(folder):
+            if not follower.errors and all_have_ended(folder):
                 send_whole(folder, target)
+        follower.raise_first()
     except BaseException as error:  # whatever W&B does, the sweep only hears of it
         code = REFUSED if _is_refusal(error) else OUTAGE
         left = f"; {follower.left} runs are not sent yet" if follower.left else ""
@@ -169,9 +170,6 @@ def sent_line(follower: Follower, sweep: Path, seconds: float) -> str:
         return f"Trackio: {runs} runs; {target.advice(sweep)}"
     if target.mode == "offline":
         return f"W&B: {runs} runs written offline; {target.advice(sweep)}"
-    known = (
-        f"; {follower.were_there} were there before: they moved to the group {sweep.name}, and steps that "
-    )
     moved = f"moved to the group {sweep.name}, and steps that the server had stay as they were"
     known = f"; {follower.were_there} of them were there before: {moved}" if follower.were_there else ""
     return f"W&B: {runs} runs sent to project {target.project} in {seconds:.0f} s{known}"

@@ -9,7 +9,7 @@ import yaml
 from cnnexp.config.sections import Tracking
 from cnnexp.errors import UsageError, suggestion
 from cnnexp.progress import progress_bar
-from cnnexp.store.leases import LEASE_SECONDS
+from cnnexp.store.leases import Leases
 from cnnexp.store.runs import run_folders
 from cnnexp.tracking.mirror import Follower, outage_line, sent_line
 from cnnexp.tracking.target import Reachability, Target, resolve_mode, sync_command
@@ -109,11 +109,5 @@ def _sweeps(results: Path) -> list[str]:
 
 def _is_trained(folder: Path) -> bool:
     """Whether any worker is at the sweep: without one, no run goes on, however it ended."""
-    signs = [_changed(worker) for worker in (folder / "leases").glob("worker-*")]
-    return time.time() - max(signs, default=0.0) < LEASE_SECONDS
-
-
-def _changed(worker: Path) -> float:
-    with contextlib.suppress(FileNotFoundError):  # it has just ended
-        return worker.stat().st_mtime
-    return 0.0
+    with Leases(folder) as leases:
+        return leases.has_company()

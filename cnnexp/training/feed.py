@@ -14,7 +14,7 @@ from cnnexp.data.arrays import Images
 from cnnexp.data.order import batch_indices
 from cnnexp.data.source import Raw
 from cnnexp.data.stream import ImageFiles
-from cnnexp.training.hosts import fetched, own_part, put_together
+from cnnexp.training.hosts import fetched, host_device, own_part, put_together
 from cnnexp.training.hyper import Hyper
 from cnnexp.training.stack import PARTS, RUNS, WHOLE, CompiledStack, Streamed, Subsets, on_devices
 from cnnexp.training.train import Metrics, State, Train, evaluation_batch
@@ -143,7 +143,7 @@ def _window(found: Sequence[tuple[np.ndarray, np.ndarray]], length: int) -> _Fou
 
 def _order_of(subsets: Subsets, order: Array, size: int) -> Callable[[int], Int[np.ndarray, "runs b"]]:
     """The places of this process's part of a batch, of each run: as `InMemory.train_batch` takes them."""
-    cpu = jax.local_devices(backend="cpu")[0]
+    cpu = host_device()
     keys = jax.device_put(jax.random.wrap_key_data(jnp.asarray(fetched(jax.random.key_data(order)))), cpu)
     subset, sizes = np.asarray(subsets.subset), jax.device_put(np.asarray(subsets.train_size), cpu)
 

@@ -15,6 +15,14 @@ Tree = TypeVar("Tree")
 Value = TypeVar("Value")
 
 
+def host_device() -> Any:
+    """A device with the host's memory; the accelerator, where `$JAX_PLATFORMS` leaves JAX no other."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
+
+
 def is_first() -> bool:
     """Whether this process writes the store."""
     return jax.process_index() == 0

@@ -18,7 +18,7 @@ from cnnexp.data.stream import ImageFiles
 from cnnexp.data.subsets import run_order
 from cnnexp.models.spec import total
 from cnnexp.training.feed import Feed, MemoryFeed, StreamFeed
-from cnnexp.training.hosts import agreed, fetched
+from cnnexp.training.hosts import agreed, fetched, host_device
 from cnnexp.training.hyper import hyper_of
 from cnnexp.training.stack import BATCH, RUNS, WHOLE, Subsets, compile_stack, device_mesh, on_devices
 from cnnexp.training.train import Metrics, State, Train, make_train
@@ -126,7 +126,7 @@ class StackTraining:
         if self._mesh.is_multi_process:
             there = NamedSharding(self._mesh, WHOLE)
         else:  # the host's memory, as no one device may have room for the runs of all
-            there = SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+            there = SingleDeviceSharding(host_device())
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there), state)
 
     def _traced(self, *, is_last: bool) -> AbstractContextManager[None]:
