@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters import SWEEP, cnnexp_run, in_progress, largest_difference, said_by, states, until
+from tests import clusters
+from tests.clusters import cnnexp_run, in_progress, largest_difference, said_by, states, until
 from tests.conftest import SMALL_SWEEP
+
+SWEEP = [*clusters.SWEEP, "train.steps=3000", "train.eval_every=200"]
 
 
 @pytest.mark.slow

@@ -569,7 +569,7 @@ def test_sync_of_runs_that_failed_or_are_damaged_or_were_there(shell: Shell, con
     shell.sync("test")
     assert len(shell.server.operations) == asked
     worker = Path("results/test/leases/worker-1")
-    worker.parent.mkdir()
+    worker.parent.mkdir(exist_ok=True)
     worker.touch()
     follow = [sys.executable, "-m", "cnnexp", "sync", "test", "--follow", "--to", "elsewhere"]
     with subprocess.Popen(follow, env=shell.environment) as following:
