@@ -135,7 +135,7 @@ def main() -> None:
     options.add_argument("--runs", default="8", help="sizes of stacks, besides 1")
     options.add_argument("--tyings", default="shared,local")
     options.add_argument("--dtype", default="null", help="null (float32) or bfloat16")
-    options.add_argument("--precision", default="null", help="as model.precision")
+    options.add_argument("--precision", default="float32", help="as model.precision")
     chosen = options.parse_args()
     configure_jax()
     torch, rows = benching.torch_or_none(), []

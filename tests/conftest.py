@@ -38,7 +38,7 @@ SMALL: dict[str, Any] = {
         "lowering": "auto",
         "dtype": None,
         "param_dtype": "float32",
-        "precision": None,
+        "precision": "float32",
     },
     "data": {
         "name": "digits",
@@ -47,6 +47,7 @@ SMALL: dict[str, Any] = {
         "noise": 0.1,
         "apart": False,
         "images": 120,
+        "validation_images": 40,
         "test_images": 50,
         "seed": 0,
         "train_size": 60,

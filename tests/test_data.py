@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits as sklearn_digits
 from cnnexp.data.loading import check_prepared
 from cnnexp.data.loading import load_images as load
 from cnnexp.data.shapes import shape_of, train_size_of
-from cnnexp.data.subsets import balanced_order, run_order
+from cnnexp.data.subsets import balanced_order
 from cnnexp.errors import UsageError
 from tests.conftest import Configure
 
@@ -30,37 +30,17 @@ def test_digits_as_they_are(configure: Configure) -> None:
 
 def test_digits_apart_are_tested_where_none_was_trained_on(configure: Configure) -> None:
     images = load(digits(configure, noise=0.0, apart=True))  # 3 places from left to right on 10 pixels
-    assert (images.train_images[:, :, 8:] == 85).all() and (images.train_images[:, :, :2] > 85).any()
-    assert (images.test_images[:, :, :2] == 85).all() and (images.test_images[:, :, 8:] > 85).any()
-    assert (images.train_images[:, 8:] > 85).any() and (images.train_images[:, :2] > 85).any()
-    with pytest.raises(
-        UsageError, match=r"data\.apart=true: needs data\.scatter=true and data\.canvas above 8"
+    assert images.validation_images is not None
+    for canvases, left, right in (
+        (images.validation_images, 0, 2),
+        (images.train_images, 1, 1),
+        (images.test_images, 2, 0),
     ):
-        shape_of(digits(configure, apart=True, canvas=8))
-
-
-def test_scattered_digits_are_whole_and_test_digits_are_never_trained_on(configure: Configure) -> None:
-    images = load(digits(configure, noise=0.0, images=400, test_images=200))
-    base = load(digits(configure, scatter=False))
-    known = {
-        split: {bytes((_greys(image[..., 0]) - 85).astype(np.uint8)) for image in base_images}
-        for split, base_images in (("train", base.train_images), ("test", base.test_images))
-    }
-    for split, canvases in (("train", images.train_images), ("test", images.test_images)):
-        assert canvases.min() == 85  # paper
-        assert all(known[split] & _windows(canvas[..., 0] - 85) for canvas in np.asarray(canvases))
-    assert not known["train"] & known["test"]
-
-
-def _greys(image: np.ndarray) -> np.ndarray:
-    """An image as it is, 0 to 255, in the grey values of a canvas: paper 85, full ink 170."""
-    ink = np.round(image / 255 * 16) / 16  # scikit-learn's digits have 17 levels
-    return np.round(85 * (1 + ink))
-
-
-def _windows(canvas: np.ndarray) -> set[bytes]:
-    side = canvas.shape[0] - 7
-    return {bytes(canvas[i : i + 8, j : j + 8].copy()) for i in range(side) for j in range(side)}
+        outside = np.concatenate([canvases[:, :, :left], canvases[:, :, canvases.shape[2] - right :]], axis=2)
+        assert (outside == 85).all() and (canvases[:, :, left : left + 8] > 85).any()
+    assert (images.train_images[:, 8:] > 85).any() and (images.train_images[:, :2] > 85).any()
+    with pytest.raises(UsageError, match=r"data\.apart=true: needs .* data\.canvas of at least 10 \(got"):
+        shape_of(digits(configure, apart=True, canvas=9))
 
 
 def test_loading_twice_is_identical_and_another_seed_is_not(configure: Configure) -> None:
@@ -77,11 +57,10 @@ def test_statistics_come_from_the_training_pixels(configure: Configure) -> None:
 
 def test_subsets_are_nested_balanced_and_drawn_by_the_seed() -> None:
     labels = np.random.default_rng(0).integers(0, 10, 2000)
-    order = run_order(labels, seed=5)
+    order = balanced_order(labels, seed=5)
     assert set(np.bincount(labels[order[:100]])) == {10}
     assert sorted(order) == list(range(2000))
-    assert (run_order(labels, seed=6)[:100] != order[:100]).any()
-    assert sorted(balanced_order(labels, 0)) == list(range(2000))
+    assert (balanced_order(labels, seed=6)[:100] != order[:100]).any()
 
 
 def test_what_is_not_there_is_refused_at_once(configure: Configure) -> None:

@@ -54,7 +54,7 @@ def test_mlp_and_names(configure: Configure) -> None:
             "head": "softmax",
             "dtype": None,
             "param_dtype": "float32",
-            "precision": None,
+            "precision": "float32",
         }
     }
     layers = spec_of(parse(values))

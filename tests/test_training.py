@@ -11,9 +11,9 @@ from scipy import stats
 from cnnexp.config import RunConfig
 from cnnexp.data.arrays import Images
 from cnnexp.data.loading import load_images as load
+from cnnexp.data.loading import split_of
 from cnnexp.data.order import ROUNDS, batch_indices, permuted
 from cnnexp.data.source import InMemory
-from cnnexp.data.subsets import run_order
 from cnnexp.training import stack
 from cnnexp.training.hyper import hyper_of
 from cnnexp.training.loop import Moment, Row, StackTraining
@@ -24,9 +24,8 @@ from tests.conftest import Configure
 
 
 def run_data(config: RunConfig, images: Images) -> InMemory:
-    order = jnp.asarray(run_order(np.asarray(images.train_labels), config.seed))
-    room = len(order) - config.data.validation_size
-    return InMemory(images, order[:room], jnp.int32(duration_of(config).train_size), order[room:])
+    order, validation = map(jnp.asarray, split_of(images, config.data, config.seed))
+    return InMemory(images, order, jnp.int32(duration_of(config).train_size), validation)
 
 
 def moments(configs: list[RunConfig], state: State | None = None) -> list[Moment]:
@@ -154,10 +153,10 @@ def test_training_sizes_share_a_stack_and_give_what_they_give_alone(configure: C
 
 
 def test_validation_images_are_never_trained_on(configure: Configure) -> None:
-    config = configure(data={"train_size": None, "validation_size": 20, "images": 60})
+    config = configure(data={"scatter": False, "train_size": None, "validation_size": 20})
     images = load(config.data)
     spoilt = images._replace(train_images=images.train_images.copy())
-    held_out = run_order(np.asarray(images.train_labels), config.seed)[-20:]
+    held_out = split_of(images, config.data, config.seed).validation
     spoilt.train_images[held_out] = 255 - images.train_images[held_out]
     true, wrong = (
         list(StackTraining(config, data).run([config]))[-1].rows or [] for data in (images, spoilt)

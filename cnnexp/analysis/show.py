@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cnnexp.config import RunConfig
+from cnnexp.data.arrays import Images
+from cnnexp.data.stream import ImageFiles
 from cnnexp.errors import UsageError
 from cnnexp.models.spec import LayerSpec, Network, matching_of, spec_of, total
 from cnnexp.text import short_number
@@ -26,12 +28,16 @@ COLUMNS = [
     "memory",
 ]
 COUNTED = ("params", "weights", "connections", "MACs", "memory")
+MOST_CLASSES = 12  # that have a column each in the table of images per class
 WIDE = 105  # columns of a terminal that has room for every digit
 LEGEND = "MACs: of one image. memory: parameters and what the optimiser keeps for each."
 
 
 def show(configs: Sequence[RunConfig]) -> dict[str, float]:
     """Print a table a network and write its picture; returns each run's number of parameters."""
+    from cnnexp.sweep.devices import pin_numerics
+
+    pin_numerics()  # examples are drawn as runs draw them
     console = Console()
     networks: dict[Network, RunConfig] = {}
     for config in configs:
@@ -48,7 +54,7 @@ def show(configs: Sequence[RunConfig]) -> dict[str, float]:
         console.print(_picture(layers, config), highlight=False, soft_wrap=True)
     console.print(f"[dim]{LEGEND}[/]", highlight=False)
     for line in _data_pictures(configs):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=isinstance(line, str))
     return {config.run_id: float(total(spec_of(config), "params")) for config in configs}
 
 
@@ -114,11 +120,11 @@ def _text(column: str, value: Any, *, wide: bool) -> str:
 
 def _memory(layer: LayerSpec, config: RunConfig) -> int:
     itemsize = {"float32": 4, "bfloat16": 2, "float16": 2}[layer.param_dtype]
-    return layer.counts.params * itemsize * (1 + config.optim.slots)
+    return layer.counts.params * (itemsize + 4 * config.optim.slots)  # optimisers keep float32
 
 
-def _data_pictures(configs: Sequence[RunConfig]) -> Iterator[str]:
-    """What is known of each set of images, and the picture of its examples; the lines to print."""
+def _data_pictures(configs: Sequence[RunConfig]) -> Iterator[str | Table]:
+    """Describe each set of images: a line, images per class, and the picture of its examples."""
     from cnnexp.analysis.data_pictures import data_picture
     from cnnexp.data.loading import check_prepared, describe, load, same_images
     from cnnexp.data.shapes import check_levels
@@ -135,10 +141,42 @@ def _data_pictures(configs: Sequence[RunConfig]) -> Iterator[str]:
             yield f"no picture of the images: {error}"
             continue
         yield describe(data)
+        images = load(data)
+        yield from _class_tables(alike, images)
         target = Path(alike[0].results_dir) / "show" / f"data-{data.name.replace('/', '-')}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        data_picture(alike, load(data)).savefig(target, dpi=120)
+        data_picture(alike, images).savefig(target, dpi=120)
         yield str(target)
+
+
+def _class_tables(configs: Sequence[RunConfig], images: Images | ImageFiles) -> Iterator[Table]:
+    """Count the images of each class that runs are trained, validated and tested on.
+
+    One table for each choice of numbers of images; of the seeds that draw them the first is shown.
+    """
+    from cnnexp.data.loading import images_per_class, split_seed_of
+
+    kinds: dict[tuple[int | None, int], RunConfig] = {}
+    for config in configs:
+        kinds.setdefault((config.data.train_size, config.data.validation_size), config)
+    for config in kinds.values():
+        seed = split_seed_of(config)
+        counts = images_per_class(images, config.data, seed)
+        table = Table(
+            title=f"images per class, as drawn by seed {seed}",
+            title_justify="left",
+            box=None,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
+        narrow = len(counts["test"]) <= MOST_CLASSES
+        classes = [str(label) for label in range(len(counts["test"]))] if narrow else ["fewest", "most"]
+        for column in ("split", "images", *classes):
+            table.add_column(column, justify="left" if column == "split" else "right")
+        for split, numbers in counts.items():
+            shown = numbers if narrow else (numbers.min(), numbers.max())
+            table.add_row(split, f"{numbers.sum():,}", *(f"{number:,}" for number in shown))
+        yield table
 
 
 def _picture(layers: Network, config: RunConfig) -> str:

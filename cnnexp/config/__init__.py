@@ -17,7 +17,7 @@ from cnnexp.config.launchers import LAUNCHER_VARIANTS, Launcher, LocalLauncher
 from cnnexp.config.sections import MLP, Optim, Section, SimpleCNN, Sweep, Tracking, Train
 from cnnexp.errors import UsageError, nearest_name, suggestion
 
-RESULT_FORMAT = 3  # part of a run's identity: raise it when the same configuration gives other numbers
+RESULT_FORMAT = 4  # part of a run's identity: raise it when the same configuration gives other numbers
 
 VARIANTS: dict[str, dict[str, type[Section]]] = {
     "model": {"simple_cnn": SimpleCNN, "mlp": MLP},

@@ -14,7 +14,9 @@ class DataSection(Section):
     """What all data sets share. From `corrupt` on, all keys say what is done to the images."""
 
     train_size: Size | None = Field(description="training images, class-balanced and nested; null: all")
-    validation_size: Count = Field(description="images cut from the training split, to choose by")
+    validation_size: Count = Field(
+        description="images to choose by, with the class frequencies of the data set; never trained on"
+    )
     split_seed: Count | None = Field(description="draws both; null: the run's seed")
     batch_size: Size
     stream: Literal["auto", "always", "never"] = Field(description="from disk, or from device memory")
@@ -40,9 +42,11 @@ class Digits(DataSection):
     canvas: Annotated[int, Field(ge=8)] = Field(description="side of the canvas, in pixels")
     noise: Deviation = Field(description="of the canvas noise; ink is at most 1")
     apart: bool = Field(
-        description="training digits in the left half of all places, test digits in the right"
+        description="training digits in the middle third of all columns, validation digits left of them, "
+        "test digits right of them"
     )
     images: Size = Field(description="canvases made for training")
+    validation_images: Size = Field(description="canvases made for validation; each seed draws from them")
     test_images: Size = Field(description="canvases made for testing")
     seed: Count = Field(description="of the split, the places and the noise")
 

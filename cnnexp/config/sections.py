@@ -49,7 +49,7 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    """What all models share: `dtype` to compute in (null: that of the parameters) and matmul precision."""
+    """Keys of every model: `dtype` to compute in (null: that of the parameters), precision of products."""
 
     hidden: list[Size]
     activation: Activation
@@ -57,7 +57,9 @@ class ModelSection(Section):
     head: Head
     dtype: DType | None
     param_dtype: DType
-    precision: Precision | None
+    precision: Precision = Field(
+        description="of matrix products of float32 numbers; float32 means the same on CPU, GPU and TPU"
+    )
 
     @model_validator(mode="after")
     def _one_threshold(self) -> "ModelSection":

@@ -21,6 +21,7 @@ class Images(NamedTuple):
     """A data set in memory: raw pixels, 0 to 255 or real numbers, and labels.
 
     Labels are class numbers `(n,)`, or 0 and 1 for each class `(n, classes)` where an image has several.
+    Where the validation images are None, they are taken from the training split.
     """
 
     train_images: Pixels
@@ -28,10 +29,17 @@ class Images(NamedTuple):
     test_images: Pixels
     test_labels: Labels
     normalisation: Normalisation
+    validation_images: Pixels | None = None
+    validation_labels: Labels | None = None
 
 
 def images_of(
-    train_images: np.ndarray, train_labels: np.ndarray, test_images: np.ndarray, test_labels: np.ndarray
+    train_images: np.ndarray,
+    train_labels: np.ndarray,
+    test_images: np.ndarray,
+    test_labels: np.ndarray,
+    validation_images: np.ndarray | None = None,
+    validation_labels: np.ndarray | None = None,
 ) -> Images:
     """Put raw arrays into their form; the statistics come from the training images alone."""
     if train_images.dtype == np.uint8:
@@ -46,6 +54,8 @@ def images_of(
         test_images,
         test_labels.astype(np.int32),
         Normalisation(mean, std),
+        validation_images,
+        None if validation_labels is None else validation_labels.astype(np.int32),
     )
 
 

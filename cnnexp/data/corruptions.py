@@ -79,6 +79,7 @@ class Corruptions:
         *,
         split: str,
         step: Numbers | None = None,
+        first: Numbers | int = 0,
     ) -> Float[Array, "b h w c"]:
         """Normalised images as the network sees them.
 
@@ -87,6 +88,8 @@ class Corruptions:
             identity: which image each is: the same image is always corrupted in the same way.
             split: `train` or `test`.
             step: of the training, whose images are augmented, each step anew; None: no augmentation.
+            first: place of the first of these images within the whole batch of the step, of which other
+                devices may have other parts: an augmentation depends on the place in the whole batch.
         """
         data, levels, identity = self._data, self._levels, jnp.asarray(identity)
         on = levels.train if split == "train" else levels.test
@@ -96,7 +99,7 @@ class Corruptions:
             images = reduced(images, jnp.where(on, levels.resolution, ALL))
         if data.image_noise:
             images = self._replaced(images, identity, jnp.where(on, levels.image_noise, 0))
-        images = self._moved(images, identity, on, step)
+        images = self._moved(images, identity, on, step, first)
         if data.pixel_noise:
             noise = _normal(self._keys["pixel_noise"], identity, images.shape[1:])
             images = images + jnp.where(on, white * levels.pixel_noise, 0) * noise
@@ -149,7 +152,7 @@ class Corruptions:
         return jnp.where(chance < share, jnp.where(chance < share / 2, black, white), images)
 
     def _moved(
-        self, images: Array, identity: Array, on: Array, step: Numbers | None
+        self, images: Array, identity: Array, on: Array, step: Numbers | None, first: Numbers | int
     ) -> Float[Array, "b h w c"]:
         """Augmented, then shifted, then permuted, all by one look-up; what moves in is black, or 0."""
         data, levels = self._data, self._levels
@@ -168,7 +171,8 @@ class Corruptions:
             source = source.moved(jnp.where(on, _moves(keys, levels.shift), 0), height, width)
         if augmented:
             assert step is not None
-            keys = random.split(random.fold_in(self._keys["crop"], jnp.asarray(step)), count)
+            key = random.fold_in(self._keys["crop"], jnp.asarray(step))
+            keys = jax.vmap(partial(random.fold_in, key))(first + jnp.arange(count))
             if data.crop:
                 source = source.moved(_moves(keys, levels.crop), height, width)
             if data.flip:

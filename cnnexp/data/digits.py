@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from cnnexp.config.data import Digits
 from cnnexp.data.arrays import Images, images_of
-from cnnexp.data.shapes import DIGIT, DIGIT_TRAIN_IMAGES
-from cnnexp.data.subsets import balanced_order
+from cnnexp.data.shapes import BANDS, DIGIT, DIGIT_TEST_IMAGES, DIGIT_VALIDATION_IMAGES
+from cnnexp.data.subsets import stratified_sample
 from cnnexp.data.tasks import drawn_images
 
 CLASSES = 10
@@ -19,23 +19,23 @@ CLASSES = 10
 def load_digits(data: Digits) -> Images:
     """The digits as they are, or scattered at random places on noisy canvases.
 
-    The base images are split into train and test first, so that no test canvas shows a training digit.
+    The base images are split first, so that no validation or test canvas shows a training digit.
     """
     from sklearn.datasets import load_digits as read
 
     pixels, labels = (np.asarray(array) for array in read(return_X_y=True))
     ink = pixels.reshape(-1, DIGIT, DIGIT) / 16.0
-    order = balanced_order(labels, [data.seed, 0])
-    train, test = order[:DIGIT_TRAIN_IMAGES], order[DIGIT_TRAIN_IMAGES:]
+    train, validation, test = split_digits(labels, data.seed)
     if not data.scatter:
         grey = np.round(255 * ink).astype(np.uint8)[..., None]
+        train = np.concatenate([train, validation])
         return images_of(grey[train], labels[train], grey[test], labels[test])
-    streams = random.split(random.key(data.seed), 2)
-    halves = _columns(data)
+    streams = random.split(random.key(data.seed), 3)
+    counts = (data.images, data.test_images, data.validation_images)
     drawn = [
         array
         for base, columns, stream, count in zip(
-            (train, test), halves, streams, (data.images, data.test_images), strict=True
+            (train, test, validation), _columns(data), streams, counts, strict=True
         )
         for array in drawn_images(
             partial(
@@ -52,12 +52,25 @@ def load_digits(data: Digits) -> Images:
     return images_of(*drawn)
 
 
-def _columns(data: Digits) -> tuple[tuple[int, int], tuple[int, int]]:
-    """From where to where the left edge of a training digit, and of a test digit, may be."""
+def split_digits(labels: Int[np.ndarray, " n"], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places of the training, validation and test digits: disjoint, and each with the class frequencies of
+    all digits."""
+    test = stratified_sample(labels, DIGIT_TEST_IMAGES, [seed, 0])
+    rest = np.setdiff1d(np.arange(len(labels)), test)
+    validation = rest[stratified_sample(labels[rest], DIGIT_VALIDATION_IMAGES, [seed, 1])]
+    return np.setdiff1d(rest, validation), validation, test
+
+
+def _columns(data: Digits) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Bounds of the column of the left edge of a training, a test and a validation digit.
+
+    Validation and test digits lie to the two sides of the training digits, so that both are as far from them.
+    """
     places = data.canvas - DIGIT + 1
-    if data.apart:
-        return (0, places // 2), (-(-places // 2), places)
-    return (0, places), (0, places)
+    if not data.apart:
+        return (0, places), (0, places), (0, places)
+    side = places // BANDS
+    return (side, places - side), (places - side, places), (0, side)
 
 
 def _canvas(

@@ -2,10 +2,15 @@
 
 import math
 
+import numpy as np
+from jaxtyping import Int
+
+from cnnexp.config import RunConfig
 from cnnexp.config.data import Data, DataSection, Digits, TFDSImages
 from cnnexp.data.arrays import Images
-from cnnexp.data.shapes import shape_of
+from cnnexp.data.shapes import shape_of, train_size_of
 from cnnexp.data.stream import ImageFiles
+from cnnexp.data.subsets import Split, draw_split
 from cnnexp.errors import UsageError
 
 SHARE = 0.3  # of a device's memory that images may take; the rest is for what is trained on them
@@ -66,6 +71,39 @@ def load_images(data: Data) -> Images:
     return load_task(data)
 
 
+def split_of(images: Images | ImageFiles, data: Data, seed: int) -> Split:
+    """The training and validation images that a seed draws from a data set."""
+    pool = images.validation_labels if isinstance(images, Images) else None
+    validation_labels = None if pool is None else np.asarray(pool)
+    return draw_split(np.asarray(images.train_labels), seed, data.validation_size, validation_labels)
+
+
+def split_seed_of(run: RunConfig) -> int:
+    """The seed that draws a run's training and validation images."""
+    return run.seed if run.data.split_seed is None else run.data.split_seed
+
+
+def images_per_class(
+    images: Images | ImageFiles, data: Data, seed: int
+) -> dict[str, Int[np.ndarray, " classes"]]:
+    """Count the images of each class that a run is trained, validated and tested on, by split.
+
+    An image of several labels counts once for each of them.
+    """
+    train, test = np.asarray(images.train_labels), np.asarray(images.test_labels)
+    pool = images.validation_labels if isinstance(images, Images) else None
+    split, classes = split_of(images, data, seed), shape_of(data).classes
+    labels = {
+        "training": train[split.order[: train_size_of(data)]],
+        "validation": (train if pool is None else np.asarray(pool))[split.validation],
+        "test": test,
+    }
+    return {
+        name: np.bincount(values, minlength=classes) if values.ndim == 1 else values.sum(0)
+        for name, values in labels.items()
+    }
+
+
 def describe(data: Data) -> str:
     """One line: how many images of which classes there are, and how many are in both splits."""
     from cnnexp.data.survey import survey_images
@@ -100,7 +138,11 @@ def _streams(data: TFDSImages) -> bool:
 
 def _bytes_of(data: Data) -> int:
     shape = shape_of(data)
-    return math.prod(shape.image) * shape.itemsize * (shape.train_images + shape.test_images)
+    return (
+        math.prod(shape.image)
+        * shape.itemsize
+        * (shape.train_images + shape.validation_images + shape.test_images)
+    )
 
 
 def _device_bytes() -> float:

@@ -16,17 +16,23 @@ from cnnexp.config.data import (
 from cnnexp.errors import UsageError
 
 DIGIT = 8  # side of scikit-learn's digits, in pixels
-DIGIT_TRAIN_IMAGES, DIGIT_TEST_IMAGES = 1_437, 360
+# Base images of scattered canvases; digits as they are have no validation split of their own.
+DIGIT_TRAIN_IMAGES, DIGIT_VALIDATION_IMAGES, DIGIT_TEST_IMAGES = 1_257, 180, 360
+BANDS = 3  # of places, where training, validation and test digits lie apart
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataShape:
-    """Shape of the images `(h, w, c)`, number of classes, of training and of test images."""
+    """Shape of the images `(h, w, c)`, number of classes, of training, validation and test images.
+
+    Where there are no `validation_images`, those of a run are taken from its training images.
+    """
 
     image: tuple[int, int, int]
     classes: int
     train_images: int
     test_images: int
+    validation_images: int = 0
     multi_label: bool = False
     varied: bool = False  # the images have several sizes and are brought to one
     itemsize: int = 1  # bytes of a pixel
@@ -79,13 +85,18 @@ def shape_of(data: Data) -> DataShape:
 
 def _digits_shape(data: Digits) -> DataShape:
     scattered = data.scatter
-    if data.apart and (not scattered or data.canvas < DIGIT + 1):
-        raise UsageError(f"data.apart=true: needs data.scatter=true and data.canvas above {DIGIT}")
+    narrowest = DIGIT + BANDS - 1
+    if data.apart and (not scattered or data.canvas < narrowest):
+        raise UsageError(
+            f"data.apart=true: needs data.scatter=true and data.canvas of at least {narrowest} "
+            f"(got data.scatter={str(scattered).lower()} data.canvas={data.canvas})"
+        )
     side = data.canvas if scattered else DIGIT
     return DataShape(
         image=(side, side, 1),
         classes=10,
-        train_images=data.images if scattered else DIGIT_TRAIN_IMAGES,
+        train_images=data.images if scattered else DIGIT_TRAIN_IMAGES + DIGIT_VALIDATION_IMAGES,
+        validation_images=data.validation_images if scattered else 0,
         test_images=data.test_images if scattered else DIGIT_TEST_IMAGES,
         multi_label=scattered and data.digits > 1,
     )
@@ -123,14 +134,17 @@ def train_size_of(data: Data) -> int:
     Raises:
         UsageError: more images asked for than there are.
     """
-    there = shape_of(data).train_images - data.validation_size
-    if there < 1:
-        most = shape_of(data).train_images - 1
-        raise UsageError(
-            f"data.validation_size={data.validation_size}: nothing is left to train on; allowed: 0 to {most}"
+    shape = shape_of(data)
+    if data.validation_size > (most := shape.validation_images or shape.train_images - 1):
+        why = (
+            f"data.validation_images={most} are made"
+            if shape.validation_images
+            else "nothing is left to train on"
         )
+        raise UsageError(f"data.validation_size={data.validation_size}: {why}; allowed: 0 to {most}")
+    there = shape.train_images - (0 if shape.validation_images else data.validation_size)
     if data.train_size is not None and data.train_size > there:
-        kept = f" beside {data.validation_size} for validation" if data.validation_size else ""
+        kept = f" beside {data.validation_size} for validation" if there < shape.train_images else ""
         raise UsageError(
             f"data.train_size={data.train_size}: {data.name} has {there}{kept}; allowed: 1 to {there}"
         )

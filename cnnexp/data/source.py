@@ -15,7 +15,8 @@ from cnnexp.data.order import batch_indices
 class Raw(NamedTuple):
     """Images and labels as they were loaded.
 
-    `identity` says which image each is: places in the training split, and -1, -2, … for test images.
+    `identity` says which image each is: places in the training split, then those in the validation split
+    where there is one, and -1, -2, … for test images.
     """
 
     pixels: Pixels
@@ -24,10 +25,11 @@ class Raw(NamedTuple):
 
 
 class InMemory(NamedTuple):
-    """What a run trains on: images shared by the whole stack, and the places of its own subsets.
+    """What a run trains on: images common to the whole stack, and the places of its own subsets.
 
     `subset` has room for the whole training split, whatever the run's `train_size`, so that subsets of all
-    sizes share a program; what lies behind `train_size` is not looked at.
+    sizes share a program; what lies behind `train_size` is not read. `validation` are places in the
+    validation split, or in the training split where there is none.
     """
 
     images: Images
@@ -50,6 +52,10 @@ class InMemory(NamedTuple):
         images = self.images
         if split == "test":
             return Raw(images.test_images[places], images.test_labels[places], -1 - places)
+        if split == "validation" and images.validation_images is not None:
+            assert images.validation_labels is not None
+            identity = len(images.train_images) + places
+            return Raw(images.validation_images[places], images.validation_labels[places], identity)
         return Raw(images.train_images[places], images.train_labels[places], places)
 
     def places(self, split: str) -> tuple[Numbers, Numbers]:

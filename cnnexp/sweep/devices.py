@@ -5,11 +5,43 @@ import os
 from cnnexp.errors import UsageError
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+# Flags of JAX that decide what a program computes, or whether it runs: the environment must not change a
+# result. `model.precision` is for the matrix products of a run; the precision here is for all others.
+NUMERICS = {
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_enable_custom_prng": False,
+    "jax_legacy_prng_key": "allow",
+    "jax_random_seed_offset": 0,
+    "jax_high_dynamic_range_gumbel": False,
+    "jax_enable_x64": False,
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_numpy_rank_promotion": "allow",
+    "jax_default_matmul_precision": "highest",
+    "jax_softmax_custom_jvp": False,
+    "jax_allow_f16_reductions": True,
+    "jax_disable_most_optimizations": False,
+    "jax_disable_jit": False,
+    "jax_debug_nans": False,
+    "jax_debug_infs": False,
+    "jax_debug_key_reuse": False,
+    "jax_transfer_guard": "allow",
+}
+
+
+def pin_numerics() -> None:
+    """Set every flag of JAX that decides a result, whatever the environment says."""
+    import jax
+
+    for flag, value in NUMERICS.items():
+        jax.config.update(flag, value)
 
 
 def configure_jax(*, deterministic: bool = False) -> None:
-    """Keep compiled programs in the user's cache, so that a program is compiled once on a machine, and let
-    each CPU core be a device: runs side by side keep all cores busy where one run cannot.
+    """Set up JAX before its first computation: the flags that decide a result, the cache and the devices.
+
+    Compiled programs are kept in the user's cache, so that a program is compiled once on a machine. Each CPU
+    core is a device: runs side by side keep all cores busy where one run cannot.
 
     `$JAX_COMPILATION_CACHE_DIR`, `$JAX_NUM_CPU_DEVICES` and `$XLA_FLAGS` go first. `deterministic` keeps XLA
     to GPU kernels that give the same bits every time.
@@ -25,6 +57,7 @@ def configure_jax(*, deterministic: bool = False) -> None:
     import jax
     from platformdirs import user_cache_path
 
+    pin_numerics()
     counted = "xla_force_host_platform_device_count" in flags
     if not counted and "JAX_NUM_CPU_DEVICES" not in os.environ and not jax_is_running():
         jax.config.update("jax_num_cpu_devices", cores())

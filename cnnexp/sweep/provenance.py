@@ -1,6 +1,7 @@
 """What made a result: versions, device, git revision."""
 
 import functools
+import os
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +20,36 @@ def provenance() -> dict[str, str]:
     import jax
 
     device = jax.devices()[0]
+    flags = os.environ.get("XLA_FLAGS", "")
     return {
         **{f"version/{package}": version(package) for package in PACKAGES},
         "version/python": platform.python_version(),
         "device": f"{len(jax.devices())} x {device.platform} ({_kind(device)})",
+        "device_kind": f"{device.platform} ({_kind(device)})",
+        **({"xla_flags": flags} if flags else {}),
         "git_revision": git_revision(),
     }
+
+
+def product_precision(precision: str, dtype: str, platform: str) -> str:
+    """Name the precision at which the matrix products of a run are computed on a kind of device.
+
+    CPUs multiply at the precision of the operands whatever is asked for. For float32 operands, GPUs round to
+    TensorFloat-32 unless "highest" is asked for, and TPUs use one, three or six passes in bfloat16.
+
+    Args:
+        precision: as `model.precision`.
+        dtype: of the operands.
+        platform: JAX's name for the kind of device.
+
+    References:
+        `jax.lax.Precision` and `jax.default_matmul_precision`.
+    """
+    if dtype != "float32" or platform == "cpu" or precision in ("float32", "highest"):
+        return dtype
+    if platform == "tpu":
+        return "bfloat16_3x" if precision in ("high", "tensorfloat32") else "bfloat16"
+    return "bfloat16" if precision == "bfloat16" else "tensorfloat32"
 
 
 def _kind(device: Any) -> str:

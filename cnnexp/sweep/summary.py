@@ -5,7 +5,7 @@ from typing import Any
 from cnnexp.config import RunConfig
 from cnnexp.config.data import corruption_summary
 from cnnexp.models.spec import matching_of, spec_of, total
-from cnnexp.sweep.provenance import provenance
+from cnnexp.sweep.provenance import product_precision, provenance
 from cnnexp.sweep.stacks import run_flops
 from cnnexp.training.schedule import duration_of
 
@@ -14,7 +14,8 @@ def summary_of(
     config: RunConfig, last: dict[str, int | float], *, status: str, seconds: float
 ) -> dict[str, Any]:
     """The last evaluation, the counts and what made them; `seconds` is the run's share of its stack's."""
-    layers = spec_of(config)
+    layers, made_by = spec_of(config), provenance()
+    platform = made_by["device_kind"].partition(" ")[0]
     metrics = {key: value for key, value in last.items() if "/" in key}
     return {
         "run_id": config.run_id,
@@ -32,5 +33,8 @@ def summary_of(
         "epochs": last["epoch"],
         "wall_seconds": seconds,
         "flops": run_flops(config) * last["step"] / duration_of(config).steps,
-        **provenance(),
+        "product_precision": product_precision(
+            config.model.precision, config.model.dtype or config.model.param_dtype, platform
+        ),
+        **made_by,
     }

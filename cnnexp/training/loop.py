@@ -13,9 +13,9 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from cnnexp.config import RunConfig
 from cnnexp.data.arrays import Images
+from cnnexp.data.loading import split_of, split_seed_of
 from cnnexp.data.shapes import train_size_of
 from cnnexp.data.stream import ImageFiles
-from cnnexp.data.subsets import run_order
 from cnnexp.models.spec import total
 from cnnexp.training.feed import Feed, MemoryFeed, StreamFeed
 from cnnexp.training.hosts import agreed, fetched, host_device
@@ -65,8 +65,7 @@ class StackTraining:
         )
         self._pieces = 0
         self._piece = 16  # steps between two signs of life: grows and shrinks with what they take
-        labels = np.asarray(images.train_labels)
-        self._order = lru_cache(maxsize=64)(lambda seed: run_order(labels, seed))
+        self._split = lru_cache(maxsize=64)(lambda seed: split_of(images, config.data, seed))
 
     def run(self, runs: Sequence[RunConfig], resumed: State | None = None) -> Iterator[Moment]:
         """Train to the end, pausing every few seconds and at each evaluation.
@@ -145,13 +144,10 @@ class StackTraining:
         return StreamFeed(self.train, self._compiled, self._images, subsets, state.order_key, self._mesh)
 
     def _subsets(self, runs: Sequence[RunConfig]) -> Subsets:
-        orders = [
-            self._order(run.seed if run.data.split_seed is None else run.data.split_seed) for run in runs
-        ]
-        room = len(orders[0]) - runs[0].data.validation_size
-        sizes = np.array([run.data.train_size or room for run in runs], np.int32)
-        both = np.stack(orders)
-        return Subsets(both[:, :room], sizes, both[:, room:])
+        splits = [self._split(split_seed_of(run)) for run in runs]
+        order, validation = (np.stack(places) for places in zip(*splits, strict=True))
+        sizes = np.array([run.data.train_size or order.shape[1] for run in runs], np.int32)
+        return Subsets(order, sizes, validation)
 
     def _keep_pace(self, steps: int, seconds: float) -> None:
         if seconds > 2 * PIECE_SECONDS and self._piece > 1:

@@ -89,7 +89,7 @@ class Train:
         build = TiedNetwork if self.config.train.tied_steps is None else embedded_convolution
         network = build(self.network, rngs=nnx.Rngs(params=keys.init))
         _, params, fixed = nnx.split(network, nnx.Param, ...)
-        opt_state = self._optimizer(hyper).init(params)
+        opt_state = self._optimizer(hyper).init(_in_float32(params))
         return State(params, fixed, opt_state, jnp.int32(0), jnp.int32(-1), keys.order, keys.noise)
 
     def advance(
@@ -99,14 +99,18 @@ class Train:
         optimizer = self._optimizer(hyper)
 
         def step(_: Int[Array, ""], state: State) -> State:
-            raw = self._part(source.train_batch(state.order_key, state.step, self.duration.batch_size))
-            batch = self._batch(state, raw, source.normalisation, hyper, split="train", step=state.step)
+            raw, first = self._part(source.train_batch(state.order_key, state.step, self.duration.batch_size))
+            batch = self._batch(
+                state, raw, source.normalisation, hyper, split="train", step=state.step, first=first
+            )
             mean_loss = partial(self._mean_loss, hyper=hyper)
             loss, gradients = jax.value_and_grad(mean_loss)(state.params, state.fixed, batch)
             if self._shared_by:
                 loss, gradients = lax.pmean((loss, gradients), self._shared_by)
             gradients = self._tied(gradients, state, hyper)
-            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            updates, opt_state = optimizer.update(
+                _in_float32(gradients), state.opt_state, _in_float32(state.params)
+            )
             params = self._shared(optax.apply_updates(state.params, updates), state, hyper)
             diverges = (state.diverged_at < 0) & ~jnp.isfinite(loss)
             return state._replace(
@@ -169,23 +173,27 @@ class Train:
         *,
         split: str,
         step: Int[Array, ""] | None = None,
+        first: Numbers | int = 0,
     ) -> Batch:
         """What the network sees; only training images have the wrong labels that some of them have."""
         corruptions = Corruptions(self.config.data, state.noise_key, hyper.levels, normalisation)
         corrupted_as = "test" if split == "test" else "train"
-        images = corruptions.images(raw.pixels, raw.identity, split=corrupted_as, step=step)
+        images = corruptions.images(raw.pixels, raw.identity, split=corrupted_as, step=step, first=first)
         labels = jnp.asarray(raw.labels)
         if split == "train":
             labels = corruptions.labels(labels, raw.identity, self.classes)
         return Batch(images, labels)
 
-    def _part(self, raw: Raw) -> Raw:
-        """What this device has of a batch."""
-        if self._shared_by is None or len(raw.labels) < self.duration.batch_size:
-            return raw  # all of it, or what came in for this device alone
+    def _part(self, raw: Raw) -> tuple[Raw, Numbers | int]:
+        """This device's part of a batch, and the place of its first image in the whole batch."""
+        if self._shared_by is None:
+            return raw, 0
         parts, part = _place_on(self._shared_by)
         size = self.duration.batch_size // parts
-        return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, part * size, size), raw)
+        first = part * size
+        if len(raw.labels) < self.duration.batch_size:  # what streamed in is this device's part already
+            return raw, first
+        return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, first, size), raw), first
 
     def _logits(self, params: Any, fixed: Any, images: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
         return self._merged(params, fixed)(images).astype(jnp.float32)
@@ -255,6 +263,11 @@ class Train:
         with self._precision():
             sums = lax.fori_loop(0, -(-batches // parts), add, Metrics(jnp.float32(0), jnp.int32(0)))
         return sums if self._shared_by is None else lax.psum(sums, self._shared_by)
+
+
+def _in_float32(tree: Any) -> Any:
+    """Parameters of fewer bits as an optimiser takes them: its averages would stand still in their type."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
 
 def evaluation_batch() -> int:
