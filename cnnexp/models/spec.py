@@ -1,8 +1,8 @@
 """What a network is, layer by layer, before anything is allocated: the same list builds it, counts it,
 refuses it and draws it."""
 
-import math
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from cnnexp.config import RunConfig
@@ -12,6 +12,7 @@ from cnnexp.errors import UsageError
 from cnnexp.layers.counts import Counts, count
 from cnnexp.layers.geometry import Geometry
 from cnnexp.layers.tying import Tying
+from cnnexp.models.matching import Widths, is_matched, match_widths
 
 KEYS = (
     "features",
@@ -83,25 +84,37 @@ def match_target(model: SimpleCNN | MLP, shape: DataShape) -> int | None:
 
 
 def _matched(model: SimpleCNN, shape: DataShape) -> SimpleCNN:
-    """The model with all features scaled by one factor, so that its count comes nearest to the target."""
+    """The model with features chosen so that its count is that of `model.match_tying`.
+
+    Raises:
+        UsageError: no features bring the count within 5% of it.
+    """
     target, depth = match_target(model, shape), _depth(model, KEYS)
     widths = [_of_layer(model.features, index) for index in range(depth)]
     assert target is not None
 
-    def scaled(factor: float) -> SimpleCNN:
-        features = [max(1, round(width * factor)) for width in widths]
-        return model.model_copy(update={"features": features})
+    @cache
+    def count(widths: Widths) -> int:
+        changed = model.model_copy(update={"features": list(widths)})
+        return total(_layers(changed, shape), model.match)
 
-    def ratio(factor: float) -> float:
-        return total(_layers(scaled(factor), shape), model.match) / target
+    matched = match_widths(widths, count, target)
+    if not is_matched(achieved := count(matched), target):
+        raise UsageError(_no_match(model, matched, achieved, target))
+    return model.model_copy(update={"features": list(matched)})
 
-    low, high = 1 / max(widths), 2.0
-    while ratio(high) < 1:
-        high *= 2
-    for _ in range(40):  # halves the factor's uncertainty each time: far below one feature
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if ratio(middle) <= 1 else (low, middle)
-    return scaled(min(low, high, key=lambda factor: abs(math.log(ratio(factor)))))
+
+def _no_match(model: SimpleCNN, widths: Widths, achieved: int, target: int) -> str:
+    """What to say where no widths reach the target."""
+    tying = ",".join(model.tying) if isinstance(model.tying, list) else model.tying
+    extreme = "at least" if max(widths) == 1 else "at the nearest"
+    widen = f"model.match_tying={tying}, which widens the others, or "
+    return (
+        f"model.match={model.match}: {tying} has {extreme} {achieved:,} {model.match} "
+        f"(model.features=[{','.join(map(str, widths))}]), {achieved / target:.3g} times the {target:,} of "
+        f"{model.match_tying}; allowed: within 5% of it; "
+        f"use {widen if isinstance(model.tying, str) else ''}larger model.features"
+    )
 
 
 def _layers(model: SimpleCNN | MLP, shape: DataShape) -> Network:
