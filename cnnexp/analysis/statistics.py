@@ -56,9 +56,9 @@ def interval(values: Sequence[float] | Float[np.ndarray, " n"], confidence: floa
 def bounded_interval(bounds: Float[np.ndarray, "n 2"], confidence: float = CONFIDENCE) -> Interval:
     """The mean of values of which each is known within bounds only: censored, or read between evaluations.
 
-    Its lower limit is that of the mean of the lower bounds, its upper limit that of the mean of the upper ones:
-    the true mean lies between those two means, so that the interval holds it at least as often as theirs hold
-    them. The value is half way between them, or the finite one where the other is infinite.
+    Its lower limit is that of the mean of the lower bounds, its upper limit that of the mean of the upper
+    ones: the true mean lies between those two means, so that the interval holds it at least as often as
+    theirs hold them. The value is half way between them, or the finite one where the other is infinite.
     """
     if np.array_equal(bounds[:, 0], bounds[:, 1]):
         return interval(bounds[:, 0], confidence)
