@@ -98,19 +98,17 @@ def doublings_saved(images: int | None = None) -> Estimate:
 
 
 def speed(cost: str) -> Estimate:
-    """Steps, or MACs, to half of the test images right: the logarithm (base 2) of dense over shared.
-
-    Of a net that never gets there, more than its last step.
-    """
+    """Steps, or MACs, to half of the test images right: bounds of log2 of dense over shared."""
 
     def estimate(table: pd.DataFrame) -> np.ndarray:
+        largest = {"data.train_size": table["data.train_size"].max()}
+        nets = [cell(tying, **largest) for tying in ("dense", "shared")]
         bounds = []
-        for steps in (np.minimum(table["steps_to/0.5"], table["steps"]), table["steps_to/0.5"]):
-            costs = table.assign(cost=np.log2(steps * (table["macs"] if cost == "macs" else 1)))
-            largest = {"data.train_size": table["data.train_size"].max()}
-            bounds.append(paired(costs, "cost", cell("dense", **largest), cell("shared", **largest)))
-        low, high = bounds
-        return bounds_of_difference(*(np.stack([low[:, net], high[:, net]], axis=1) for net in (0, 1)))
+        for side in ("low", "high"):
+            steps = table[f"steps_to/0.5/{side}"].clip(lower=1)
+            costs = np.log2(steps * (table["macs"] if cost == "macs" else 1))
+            bounds.append(paired(table.assign(cost=costs), "cost", *nets))
+        return bounds_of_difference(*np.stack(bounds, axis=-1).swapaxes(0, 1))
 
     return estimate
 

@@ -77,7 +77,10 @@ def test_frame_has_a_row_a_finished_run_and_knows_its_cells(sweep: Path) -> None
     assert len(table) == 18
     assert varying_keys(table) == ["model.tying", "data.train_size"]
     run = table[(table["model.tying"] == "shared") & (table["data.train_size"] == 256) & (table["seed"] == 0)]
-    assert run["test/accuracy_while_training"].item() == pytest.approx((0.4 + 0.8) / 2)
+    assert run["test/accuracy_while_training"].item() == pytest.approx(
+        (0.1 + 0.4) / 4 + (0.4 + 0.8) / 4  # of the lines from step 0 to 5 and from 5 to 10
+    )
+    assert run["steps_to/0.5/low"].item() == 6 and run["steps_to/0.5/high"].item() == 10
 
 
 def test_report_has_the_numbers_the_verdicts_and_the_pictures(

@@ -330,12 +330,12 @@ def test_a_family_of_claims_widens_the_intervals() -> None:
 
 def test_more_seeds_are_enough_and_not_too_many() -> None:
     values = np.array([0.10, -0.02, 0.06, 0.02])
-    more = more_seeds(values, more_than(0.0))
+    more = more_seeds(np.stack([values, values], axis=1), more_than(0.0))
     assert more is not None
     n, spread = len(values) + more, values.std(ddof=1)
     assert t.ppf(0.975, n - 1) * spread / n**0.5 < values.mean()
     assert t.ppf(0.975, n - 2) * spread / (n - 1) ** 0.5 >= values.mean()
-    assert more_seeds(np.array([0.001, -0.001, 0.0]), more_than(0.0)) is None
+    assert more_seeds(np.array([[0.001] * 2, [-0.001] * 2, [0.0] * 2]), more_than(0.0)) is None
     (judged,) = judge([_claim(values.tolist(), more_than(0.0))], pd.DataFrame())
     assert judged.advice == f"about {more} more seeds would decide"
 

@@ -182,6 +182,9 @@ def test_label_smoothing_changes_what_is_trained_not_what_is_measured(configure:
         ({"epochs": 2.0, "steps": None, "eval_every": 1.0}, (0, 3, 6)),
         ({"epochs": 1.5, "steps": None, "eval_every": 1.0}, (0, 3, 4)),
         ({"epochs": 0.01, "steps": None, "eval_every": 1.0}, (0, 1)),
+        ({"epochs": None, "steps": 20, "eval_every": "log"}, (0, *range(1, 11), 12, 14, 16, 18, 20)),
+        ({"epochs": 4.0, "steps": None, "eval_every": "log"}, (0, *range(1, 11), 12)),
+        ({"epochs": None, "steps": 1, "eval_every": "log"}, (0, 1)),
     ],
 )
 def test_durations(configure: Configure, train: dict[str, Any], expected: tuple[int, ...]) -> None:

@@ -38,9 +38,10 @@ class Expected:
         """Whether all of an interval lies outside."""
         return high <= self.low or low >= self.high
 
-    def distance(self, value: float) -> float:
-        """From a value to the nearest limit."""
-        return min(abs(value - limit) for limit in (self.low, self.high) if math.isfinite(limit))
+    @property
+    def limits(self) -> list[float]:
+        """The finite ones."""
+        return [limit for limit in (self.low, self.high) if math.isfinite(limit)]
 
 
 def more_than(smallest: float) -> Expected:
@@ -94,7 +95,8 @@ class Judged:
         interval: at `confidence`, which Holm's correction for the experiment's other claims raises.
         seeds: that the estimate rests on.
         agreeing: of these, those whose own estimate lies where the claim expects it.
-        known: within which bounds the estimate is known beside chance: exactly, or at least or at most so.
+        bounds: between which the estimate lies, chance aside: equal where every seed's own is known, infinite
+            where a target is out of reach.
         more_seeds: that would decide an inconclusive claim, if its estimate and spread stay as they are; None
             where no number up to 1,000 would.
     """
@@ -105,7 +107,7 @@ class Judged:
     confidence: float = CONFIDENCE
     seeds: int = 0
     agreeing: int = 0
-    known: Literal["", "≥ ", "≤ "] = ""
+    bounds: tuple[float, float] = (math.nan, math.nan)
     more_seeds: int | None = None
 
     @property
@@ -113,11 +115,22 @@ class Judged:
         """The estimate with its interval, in the claim's unit."""
         if self.interval is None:
             return "not measured"
-        value, low, high = (in_unit(number, self.claim.unit) for number in self.interval)
+        low, high = (in_unit(number, self.claim.unit) for number in self.interval[1:])
         tail = {"points": " points", "x": "x", "": ""}[self.claim.unit]
         if self.claim.exact or math.isnan(self.interval.low) or math.isnan(self.interval.high):
-            return f"{self.known}{value}{tail}"
-        return f"{self.known}{value} [{low}, {high}]{tail}"
+            return f"{self._value}{tail}"
+        return f"{self._value} [{low}, {high}]{tail}"
+
+    @property
+    def _value(self) -> str:
+        """The estimate as far as it is known: a number, at least or at most one, or between two."""
+        low, high = (in_unit(bound, self.claim.unit) for bound in self.bounds)
+        finite = [math.isfinite(bound) for bound in self.bounds]
+        if finite == [True, False]:
+            return f"≥ {low}"
+        if finite == [False, True]:
+            return f"≤ {high}"
+        return low if low == high else f"{low} to {high}"
 
     @property
     def condition(self) -> str:
@@ -139,11 +152,13 @@ class Judged:
             return "the sweep lacks cells"
         if self.seeds < 2:
             return f"run {FEWEST_SEEDS} seeds"
-        if self.known:
-            return "more images or steps: a target is out of reach, or within reach of the fewest"
-        if self.more_seeds is None:
-            return f"over {MOST_SEEDS:,} more seeds: too near to the limit"
-        return f"about {self.more_seeds} more seed{'s' * (self.more_seeds > 1)} would decide"
+        if self.more_seeds is not None:
+            return f"about {self.more_seeds} more seed{'s' * (self.more_seeds > 1)} would decide"
+        if not all(map(math.isfinite, self.bounds)):
+            return "more images or steps: a target is out of reach"
+        if self.bounds[0] < self.bounds[1]:
+            return "narrower bounds: evaluate more often, or try fewer images"
+        return f"over {MOST_SEEDS:,} more seeds: too near to the limit"
 
 
 def in_unit(number: float, unit: Unit) -> str:
@@ -194,7 +209,6 @@ def _judged(claim: Claim, bounds: np.ndarray, confidence: float) -> Judged:
     if claim.exact or len(bounds) >= FEWEST_SEEDS:
         supported, refuted = claim.expected.holds(low, high), claim.expected.excludes(low, high)
         verdict = "supported" if supported else "refuted" if refuted else verdict
-    known = "≥ " if np.isinf(bounds[:, 1]).any() else "≤ " if (bounds[:, 0] < bounds[:, 1]).any() else ""
     return Judged(
         claim=claim,
         verdict=verdict,
@@ -202,37 +216,42 @@ def _judged(claim: Claim, bounds: np.ndarray, confidence: float) -> Judged:
         confidence=confidence,
         seeds=len(bounds),
         agreeing=sum(claim.expected.holds(*own) for own in bounds.tolist()),
-        known=known,
-        more_seeds=None
-        if known or verdict != "inconclusive"
-        else more_seeds(bounds[:, 0], claim.expected, confidence),
+        bounds=(float(bounds[:, 0].mean()), float(bounds[:, 1].mean())),
+        more_seeds=None if verdict != "inconclusive" else more_seeds(bounds, claim.expected, confidence),
     )
 
 
 def p_value(bounds: np.ndarray, expected: Expected) -> float:
-    """Two-sided, of Student's t against the nearest limit of what is expected, on the side that is known.
+    """Two-sided, of Student's t against the limits of what is expected, each from the bounds that face it.
 
-    It only orders a family: intervals decide.
+    It is 1 where a limit lies between the mean bounds, and only orders a family: intervals decide.
     """
     from scipy.stats import t
 
-    values = bounds[:, int(np.isfinite(bounds[:, 1]).all())]
-    if not np.isfinite(values).all():
-        return 1.0
-    distance, error = expected.distance(float(values.mean())), standard_error(values)
-    if error == 0:
-        return 0.0 if distance else 1.0
-    return float(2 * t.sf(distance / error, len(values) - 1))
+    low, high = bounds.mean(0)
+    largest = 0.0
+    for limit in expected.limits:
+        if low <= limit <= high:
+            return 1.0
+        facing = bounds[:, 0] if low > limit else bounds[:, 1]
+        error = standard_error(facing)
+        distance = abs(float(facing.mean()) - limit)
+        largest = max(largest, float(2 * t.sf(distance / error, len(facing) - 1)) if error else 0.0)
+    return largest
 
 
-def more_seeds(values: np.ndarray, expected: Expected, confidence: float = CONFIDENCE) -> int | None:
-    """Seeds beyond those at hand with which the interval would just leave the nearest limit."""
+def more_seeds(bounds: np.ndarray, expected: Expected, confidence: float = CONFIDENCE) -> int | None:
+    """Seeds beyond those at hand with which the interval would just leave the limits of what is expected."""
     from scipy.stats import t
 
-    if len(values) < 2:
+    seeds = len(bounds)
+    if seeds < 2:
         return None
-    distance, deviation = expected.distance(float(values.mean())), float(values.std(ddof=1))
-    for n in range(max(len(values), FEWEST_SEEDS), len(values) + MOST_SEEDS + 1):
-        if t.ppf((1 + confidence) / 2, n - 1) * deviation / math.sqrt(n) < distance:
-            return max(n - len(values), 1)
+    low, high = bounds.mean(0)
+    below, above = (side.std(ddof=1) if np.isfinite(side).all() else 0.0 for side in bounds.T)
+    for n in range(max(seeds, FEWEST_SEEDS), seeds + MOST_SEEDS + 1):
+        width = t.ppf((1 + confidence) / 2, n - 1) / math.sqrt(n)
+        limits = float(low - width * below), float(high + width * above)
+        if expected.holds(*limits) or expected.excludes(*limits):
+            return max(n - seeds, 1)
     return None

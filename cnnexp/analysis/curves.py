@@ -110,7 +110,9 @@ def images_needed(
 
     Where a seed does not reach it with the most images, the value and the lower limit are those of the same
     seeds as if they had reached it there, and the upper limit is infinite; where one reaches it with the
-    fewest, the lower limit is that of one image.
+    fewest, the value is that with the fewest and the lower limit that of one image.
     """
-    logs = bounded_interval(log_images_needed(sizes, accuracies, target), confidence)
-    return Interval(*(float(2.0**limit) for limit in logs))
+    bounds = log_images_needed(sizes, accuracies, target)
+    _, low, high = bounded_interval(bounds, confidence)
+    value = bounds.mean(0)[int(np.isfinite(bounds[:, 1]).all())]
+    return Interval(*(float(2.0**limit) for limit in (value, low, high)))

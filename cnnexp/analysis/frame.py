@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cnnexp.errors import UsageError, suggestion
@@ -20,9 +21,9 @@ TARGETS = (0.25, 0.5, 0.75, 0.9)  # of test accuracy, whose steps are counted
 def frame(runs: Iterable[StoredRun], status: str = "finished") -> pd.DataFrame:
     """Every run that ended so: dotted configuration keys, the summary, and how it got there.
 
-    `test/accuracy_while_training` is the mean test accuracy over the evaluations after the first step: of two
-    curves that end at the same height, the one that rises sooner has more. `steps_to/0.5` are the steps to
-    that test accuracy, on the line between two evaluations; infinite where it is never reached.
+    `test/accuracy_while_training` is the mean of the test accuracy over all steps, on lines between the
+    evaluations: of two curves that end at the same height, the one that rises sooner has more.
+    `steps_to/0.5/low` and `steps_to/0.5/high` are bounds of the steps to that test accuracy, see `steps_to`.
     """
     return pd.DataFrame([_row(run) for run in runs if run.status == status])
 
@@ -108,22 +109,39 @@ def _as_typed(value: object) -> str:
 
 def _row(run: StoredRun) -> dict[str, Any]:
     curve = [(row["step"], row["test/accuracy"]) for row in run.history]
-    after = [accuracy for step, accuracy in curve if step > 0]
-    extra = {"test/accuracy_while_training": sum(after) / len(after)} if after else {}
-    extra |= {f"steps_to/{target:g}": steps_to(curve, target) for target in TARGETS}
+    extra: dict[str, float] = {}
+    if len(curve) > 1:
+        steps, accuracies = np.array(curve, float).T
+        extra["test/accuracy_while_training"] = float(np.trapezoid(accuracies, steps) / np.ptp(steps))
+    for target in TARGETS:
+        bounds = zip(("low", "high"), steps_to(curve, target), strict=True)
+        extra |= {f"steps_to/{target:g}/{side}": bound for side, bound in bounds}
     return {"run_id": run.run_id} | _dotted(run.config) | run.summary | extra
 
 
-def steps_to(curve: Sequence[tuple[int | float, int | float]], target: float) -> float:
-    """Where a curve of steps and accuracies first reaches a target; infinite where it does not."""
-    before: tuple[int | float, int | float] | None = None
+def steps_to(curve: Sequence[tuple[int | float, int | float]], target: float) -> tuple[float, float]:
+    """Bounds of the first step after which a curve is at a target.
+
+    It lies behind the last evaluation that is below, and is at most the step of the first that is not. Where
+    none is there, the upper bound is infinite. (A curve that is at the target between two evaluations and
+    below it at both is taken as below.)
+
+    Args:
+        curve: steps and accuracies, from the first evaluation on.
+        target: an accuracy.
+
+    Example:
+        >>> steps_to([(0, 0.1), (10, 0.4), (20, 0.6)], 0.5)
+        (11.0, 20.0)
+        >>> steps_to([(0, 0.1), (10, 0.4), (20, 0.6)], 0.9)
+        (21.0, inf)
+    """
+    low = 0.0
     for step, accuracy in curve:
         if accuracy >= target:
-            if before is None:
-                return float(step)
-            return before[0] + (step - before[0]) * (target - before[1]) / (accuracy - before[1])
-        before = (step, accuracy)
-    return float("inf")
+            return low, float(step)
+        low = step + 1.0
+    return low, float("inf")
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

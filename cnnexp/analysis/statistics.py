@@ -54,10 +54,11 @@ def interval(values: Sequence[float] | Float[np.ndarray, " n"], confidence: floa
 
 
 def bounded_interval(bounds: Float[np.ndarray, "n 2"], confidence: float = CONFIDENCE) -> Interval:
-    """The mean of values of which each is known within bounds only, as censored ones are, perhaps infinite.
+    """The mean of values of which each is known within bounds only: censored, or read between evaluations.
 
-    Its limits are those of the lower and of the upper bounds. The value is the mean of the bounds on the side
-    that is known: of the lower ones where an upper one is infinite, else of the upper ones.
+    Its lower limit is that of the mean of the lower bounds, its upper limit that of the mean of the upper
+    ones: the true mean lies between those two means, so that the interval holds it at least as often as
+    theirs hold them. The value is half way between them, or the finite one where the other is infinite.
     """
     if np.array_equal(bounds[:, 0], bounds[:, 1]):
         return interval(bounds[:, 0], confidence)
@@ -65,7 +66,11 @@ def bounded_interval(bounds: Float[np.ndarray, "n 2"], confidence: float = CONFI
         interval(side, confidence) if np.isfinite(side).all() else Interval(*[side.mean()] * 3)
         for side in bounds.T
     )
-    return Interval(low.value if np.isinf(high.value) else high.value, low.low, high.high)
+    if np.isinf(low.value) or np.isinf(high.value):
+        value = low.value if np.isinf(high.value) else high.value
+    else:
+        value = (low.value + high.value) / 2
+    return Interval(value, low.low, high.high)
 
 
 def student_interval(

@@ -131,7 +131,9 @@ class Train(Section):
 
     epochs: Positive | None
     steps: Size | None
-    eval_every: Positive | None
+    eval_every: Positive | Literal["log"] | None = Field(
+        description="log: after every step at first, then each time the steps have grown by 15%"
+    )
     label_smoothing: Share = Field(description="of the training targets, spread over all classes")
     share_every: Size | None = Field(
         default=None, description="steps between averages of the kernels over positions"
