@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from jax import random
 
+from cnnexp.analysis.frame import mixed_cells
 from cnnexp.data.arrays import Images, Normalisation
 from cnnexp.data.corruptions import Corruptions, levels_of
 from cnnexp.data.loading import load_images
@@ -95,6 +97,21 @@ def test_precision_of_products_is_named_as_devices_compute_it() -> None:
         (("float32", "bfloat16", "gpu"), "bfloat16"),
     ]
     assert [product_precision(*case) for case, _ in cases] == [named for _, named in cases]
+
+
+def test_cells_that_mix_kinds_of_devices_are_named() -> None:
+    table = pd.DataFrame(
+        {
+            "model.tying": ["shared", "shared", "local", "local"],
+            "device_kind": ["cpu (A)", "gpu (B)", "cpu (A)", "cpu (A)"],
+            "product_precision": ["float32", "float32", "float32", "bfloat16"],
+        }
+    )
+    assert mixed_cells(table) == [
+        "model.tying=local: precision of products bfloat16 and float32",
+        "model.tying=shared: device cpu (A) and gpu (B)",
+    ]
+    assert mixed_cells(table[2:3]) == []
 
 
 def test_a_part_of_a_batch_is_augmented_as_the_whole_batch(configure: Configure) -> None:

@@ -15,6 +15,8 @@ GROUPS = ("model", "data", "optim", "train")  # of configuration keys, in the or
 
 # Chosen for each cell, so that they tell none apart.
 TUNED = ("optim.learning_rate", "optim.weight_decay")
+# What computed a run, beside its configuration: the column of the summary, and how it is named.
+MADE_ON = {"device_kind": "device", "product_precision": "precision of products"}
 TARGETS = (0.25, 0.5, 0.75, 0.9)  # of test accuracy, whose steps are counted
 
 
@@ -47,6 +49,23 @@ def config_keys(table: pd.DataFrame) -> list[str]:
     """Dotted configuration keys that decide a result, in reading order."""
     keys = [(key.partition(".")[0], key) for key in table.columns if "/" not in key and "." in key]
     return [key for group in GROUPS for first, key in keys if first == group]
+
+
+def mixed_cells(table: pd.DataFrame) -> list[str]:
+    """Name the cells whose runs were computed on several kinds of device or at several precisions.
+
+    Such runs differ in more than their seeds: a line for each cell, with what it mixes.
+    """
+    made_on = [key for key in MADE_ON if key in table]
+    keys = varying_keys(table)
+    lines = []
+    for values, cell in table.groupby(keys, sort=True, dropna=False) if keys else [((), table)]:
+        for key in made_on:
+            kinds = sorted(set(cell[key].dropna().map(str)))
+            if len(kinds) > 1:
+                name = " ".join(f"{key}={plain_text(value)}" for key, value in zip(keys, values, strict=True))
+                lines.append(f"{name or 'all runs'}: {MADE_ON[key]} {' and '.join(kinds)}")
+    return lines
 
 
 def plain_text(value: object) -> str:

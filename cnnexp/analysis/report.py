@@ -9,7 +9,7 @@ import pandas as pd
 from cnnexp.analysis.claims import Claim, Judged, judge
 from cnnexp.analysis.experiments import Experiment, load_experiment
 from cnnexp.analysis.figures import Drawing, Rendered, default_drawings, render, smaller
-from cnnexp.analysis.frame import frame, varying_keys
+from cnnexp.analysis.frame import frame, mixed_cells, varying_keys
 from cnnexp.analysis.kernel_pictures import kernels_figure
 from cnnexp.analysis.page import html_page
 from cnnexp.analysis.results import finished_runs, print_table
@@ -36,6 +36,7 @@ class Report:
         experiment: its question, claims and figures.
         runs: all that can be read, finished or not.
         damaged: number of those that cannot.
+        mixed: a line for each cell whose runs were not computed alike, see `mixed_cells`.
         table: the frame of the finished runs, each cell at its chosen learning rate and weight decay.
         tuning: how they were chosen.
         cells: a row a cell.
@@ -49,6 +50,7 @@ class Report:
     experiment: Experiment
     runs: list[StoredRun]
     damaged: int
+    mixed: list[str]
     table: pd.DataFrame
     tuning: Tuning
     cells: pd.DataFrame
@@ -90,6 +92,7 @@ def make_report(folder: Path) -> Report:
         experiment=experiment,
         runs=runs,
         damaged=len(run_folders(folder)) - len(runs),
+        mixed=mixed_cells(table),
         table=table,
         tuning=tuning,
         cells=cells_of(table),
@@ -165,6 +168,8 @@ def print_report(report: Report) -> None:
     console.print(verdicts)
     if report.unmeasured:
         console.print(f"[dim]{len(report.unmeasured)} more claims need cells that this sweep lacks[/]")
+    for line in report.mixed:
+        console.print(f"[yellow]computed differently within a cell[/] {line}", highlight=False)
     for warning in report.tuning.warnings:
         console.print(f"[yellow]tuning[/] {warning}", highlight=False)
     console.print(f"\n{report.folder / 'report.html'}", highlight=False, soft_wrap=True)

@@ -77,6 +77,9 @@ def markdown(report: Report, pictures: str = "") -> str:
         _counts(report.table),
         _protocol(report.table),
     ]
+    if report.mixed:
+        lines = "\n".join(f"- {line}" for line in report.mixed)
+        parts += ["**Warning**: within these cells, runs were computed differently:", lines]
     if failures := _failures(report.runs):
         parts += ["## What failed", failures]
     commands = "\n".join(report.commands)
