@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from cnnexp.config import RunConfig
 from cnnexp.data.shapes import train_size_of
 
-# Steps at one evaluation over those at the one before, with `train.eval_every=log`: a fifth of an octave, which
-# is less than the steps to a target scatter over seeds. Finer ones would cost more and tell little more: 750
-# steps have 42 evaluations, with a ratio of 1.1 it would be 57.
+# Steps at one evaluation over those at the one before, with `train.eval_every=log`: a fifth of an octave,
+# less than the steps to a target scatter over seeds. Finer ones would cost more and tell little more: 750
+# steps have 42 evaluations, with a ratio of 1.1 they would have 57.
 LOG_RATIO = 1.15
 
 
