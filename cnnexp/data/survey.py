@@ -58,9 +58,10 @@ class Survey(NamedTuple):
         return [f"{name}: {warning}" for warning in found]
 
     def _constant_channels(self) -> list[str]:
+        last = len(self.std) - 1
         return [
-            f"channel {channel} (of 0 to {len(self.std) - 1}) has the one value {self.mean[channel]:g} in all "
-            "training images: the network sees 0"
+            f"channel {channel} (of 0 to {last}) is {self.mean[channel]:g} in all training images: "
+            "the network sees 0"
             for channel in np.flatnonzero(self.std == 0)
         ]
 
