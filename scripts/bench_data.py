@@ -78,8 +78,7 @@ def memory_pipeline(found: TFDSSet, size: int) -> Callable[[], object]:
 
         def step(number: Any, total: Any) -> Any:
             chosen = batch_indices(jax.random.key(0), first + number, batch_size=size, train_size=count)
-            mean, std = images.normalisation
-            batch = (images.train_images[chosen].astype(jnp.float32) - mean) / std
+            batch = images.normalisation.normalised(images.train_images[chosen].astype(jnp.float32))
             return total + lax.optimization_barrier(batch)[..., :1].sum()
 
         return lax.fori_loop(0, STEPS, step, jnp.float32(0))
@@ -91,7 +90,7 @@ def stream_pipeline(found: TFDSSet, size: int) -> Callable[[], object]:
     """Batches read ahead by Grain, put on the device and normalised there."""
     files = found.files()
     order = np.random.default_rng(0).permutation(len(files.train_labels)).astype(np.int32)
-    normalise = jax.jit(lambda pixels, mean, std: (pixels.astype(jnp.float32) - mean) / std)
+    normalise = jax.jit(lambda pixels: files.normalisation.normalised(pixels.astype(jnp.float32)))
 
     def places(number: int) -> np.ndarray:
         return order[np.arange(number * size, (number + 1) * size) % len(order)]
@@ -99,7 +98,7 @@ def stream_pipeline(found: TFDSSet, size: int) -> Callable[[], object]:
     def run() -> object:
         batch = None
         for _, pixels in files.batches("train", places, 0, STEPS):
-            batch = normalise(pixels, *files.normalisation)
+            batch = normalise(pixels)
         return batch
 
     return run

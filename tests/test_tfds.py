@@ -12,7 +12,6 @@ import pytest
 
 from cnnexp import cli
 from cnnexp.config import RunConfig, parse
-from cnnexp.config.data import DataSection
 from cnnexp.data.arrays import Images
 from cnnexp.data.loading import check_prepared, describe, load
 from cnnexp.data.prepared import prepared_set, prepared_sets
@@ -20,10 +19,8 @@ from cnnexp.data.shapes import shape_of
 from cnnexp.data.stream import ImageFiles
 from cnnexp.errors import UsageError
 from cnnexp.training.loop import Moment, StackTraining
-from tests.conftest import SMALL, Configure
-from tests.tfds_digits import NAME, TEST, TRAIN, digits, prepare_digits
-
-COMMON = {key: value for key, value in SMALL["data"].items() if key in DataSection.model_fields}
+from tests.conftest import Configure
+from tests.tfds_digits import NAME, TEST, TRAIN, digits, prepare_digits, tfds_data
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +34,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config_of(folder: Path, configure: Configure, *, seed: int = 0, **changes: Any) -> RunConfig:
-    own = {"name": NAME, "data_dir": str(folder), "train_split": "train", "test_split": "test", "size": None}
     values = configure(seed=seed).model_dump()
-    return parse(values | {"data": {**COMMON, "train_size": None, "batch_size": 32, **own, **changes}})
+    return parse(values | {"data": tfds_data(folder, **{"name": NAME, **changes}).model_dump()})
 
 
 def test_what_was_prepared_is_what_is_read(prepared: Path, configure: Configure) -> None:

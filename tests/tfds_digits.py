@@ -1,6 +1,7 @@
-"""A small image set prepared by TFDS itself: scikit-learn's digits, in several files."""
+"""Small image sets prepared by TFDS itself: scikit-learn's digits, in several files; any given images."""
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
+from cnnexp.config.data import DataSection, TFDSImages
 from cnnexp.data.without_tensorflow import without_tensorflow
+from tests.conftest import SMALL
 
 TRAIN, TEST, NAME = 1_200, 300, "tfds_digits"
 
@@ -56,3 +59,48 @@ def prepare_digits(folder: Path, *, varied: bool = False) -> Path:
     with without_tensorflow():
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=3))
     return Path(builder.data_path)
+
+
+def prepare_images(
+    folder: Path,
+    splits: Mapping[str, Sequence[tuple[np.ndarray | bytes, int]]],
+    *,
+    shape: tuple[int, int, int] = (8, 8, 1),
+    classes: int = 4,
+    shards: int | None = None,
+    name: str = "made",
+) -> Path:
+    """Prepare a set of images, as arrays or as the bytes of PNG files, and labels; returns its folder."""
+
+    def info(self: Any) -> Any:
+        features = {
+            "image": tfds.features.Image(shape=shape, encoding_format="png"),
+            "label": tfds.features.ClassLabel(num_classes=classes),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def examples(self: Any, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, (image, label) in enumerate(splits[split]):
+            yield number, {"image": io.BytesIO(image) if isinstance(image, bytes) else image, "label": label}
+
+    members = {
+        "VERSION": tfds.core.Version("1.0.0"),
+        "name": name,
+        "_info": info,
+        "_generate_examples": examples,
+        "_split_generators": lambda self, _: {split: self._generate_examples(split) for split in splits},
+    }
+    with tfds.core.registered.skip_registration():
+        builder = type(name, (tfds.core.GeneratorBasedBuilder,), members)(
+            data_dir=folder, file_format="array_record"
+        )
+    with without_tensorflow():
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
+    return Path(builder.data_path)
+
+
+def tfds_data(folder: Path, name: str = NAME, **changes: Any) -> TFDSImages:
+    """The data section of a prepared set, of small batches."""
+    common = {key: value for key, value in SMALL["data"].items() if key in DataSection.model_fields}
+    own = {"name": name, "data_dir": str(folder), "train_split": "train", "test_split": "test", "size": None}
+    return TFDSImages.model_validate({**common, "train_size": None, "batch_size": 32, **own, **changes})

@@ -92,7 +92,8 @@ class _Row:
             pixels = np.asarray(seen) * std + mean
             if self._split == "train":
                 labels = np.asarray(corruptions.labels(labels, identity, self._classes()))
-        return np.clip((pixels - low) / (high - low), 0, 1), labels
+        width = np.where(high > low, high - low, 1)  # of a constant channel: drawn black
+        return np.clip((pixels - low) / width, 0, 1), labels
 
     def _classes(self) -> int:
         from cnnexp.data.shapes import shape_of
@@ -118,4 +119,4 @@ def _draw(axis: Axes, example: Float[np.ndarray, "h w c"]) -> None:
         axis.set_ylim(-0.05, 1.05)
         axis.set_box_aspect(1)
     else:
-        axis.imshow(example if channels == 3 else example[..., 0], cmap="gray", vmin=0, vmax=1)
+        axis.imshow(example[..., :3] if channels >= 3 else example[..., 0], cmap="gray", vmin=0, vmax=1)

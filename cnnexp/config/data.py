@@ -102,8 +102,8 @@ class TFDSImages(DataSection):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+(/[\w.+-]+)?$")]
     data_dir: str | None = Field(description="TFDS's folder; null: $TFDS_DATA_DIR or TFDS's default")
-    train_split: str = Field(min_length=1)
-    test_split: str = Field(min_length=1)
+    train_split: str = Field(min_length=1, description="of TFDS, or a part of it: train[:80%], train+test")
+    test_split: str = Field(min_length=1, description="likewise; no image of train_split: train[80%:]")
     size: Size | None = Field(description="side that images are brought to; null: as they are")
 
 

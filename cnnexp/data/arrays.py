@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -11,10 +12,23 @@ Numbers = Int[Array | np.ndarray, "..."]  # which images, or how many
 
 
 class Normalisation(NamedTuple):
-    """Mean and standard deviation of the training pixels by channel; they normalise both splits."""
+    """Mean and standard deviation of the training pixels by channel; they normalise both splits.
+
+    The deviation of a channel that has one value in all training images (as an alpha channel often has) is
+    exactly 0.
+    """
 
     mean: Float[Array | np.ndarray, " c"]
     std: Float[Array | np.ndarray, " c"]
+
+    def normalised(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Scale images to mean 0 and deviation 1 by channel.
+
+        A channel that is constant in training carries no information, and has no scale by which to divide. It
+        is 0 in every image of both splits, whatever it holds there and whatever noise was added to it.
+        """
+        constant = self.std == 0
+        return jnp.where(constant, 0, (images - self.mean) / jnp.where(constant, 1, self.std))
 
 
 class Images(NamedTuple):
@@ -48,6 +62,9 @@ def images_of(
     else:
         mean = train_images.mean((0, 1, 2), dtype=np.float64).astype(np.float32)
         std = train_images.std((0, 1, 2), dtype=np.float64).astype(np.float32)
+        # The mean of equal numbers is not always that number, to the last digit.
+        first, constant = train_images[0, 0, 0], np.ptp(train_images, (0, 1, 2)) == 0
+        mean, std = np.where(constant, first, mean), np.where(constant, np.float32(0), std)
     return Images(
         train_images,
         train_labels.astype(np.int32),

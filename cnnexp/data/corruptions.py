@@ -106,7 +106,7 @@ class Corruptions:
         if data.salt_and_pepper:
             share = jnp.where(on, levels.salt_and_pepper, 0)
             images = self._salted(images, identity, share, is_bytes=white == 255.0)
-        return (images - self._normalisation.mean) / self._normalisation.std
+        return self._normalisation.normalised(images)
 
     def labels(self, labels: Labels, identity: Numbers, classes: int) -> Int[Array, "b ..."]:
         """Training labels, a share of which is another class, drawn evenly (Zhang 2017, section 2).

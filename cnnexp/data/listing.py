@@ -26,8 +26,9 @@ def print_prepared(data_dir: str | None) -> None:
 def _row(prepared: PreparedSet) -> list[str]:
     try:
         sizes = prepared.split_sizes()
-        split = "train" if "train" in sizes else next(iter(sizes))
-        shape = prepared.shape(split, split)
+        for split in sizes:
+            prepared.shards(split)
+        shape = prepared.shape()
         sides = "x".join(str(side) if side else "?" for side in shape.image)
         counts = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
         described = [counts, sides, str(shape.classes)]

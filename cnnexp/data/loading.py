@@ -1,6 +1,7 @@
 """From a data section to its images."""
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int
@@ -12,6 +13,9 @@ from cnnexp.data.shapes import shape_of, train_size_of
 from cnnexp.data.stream import ImageFiles
 from cnnexp.data.subsets import Split, draw_split
 from cnnexp.errors import UsageError
+
+if TYPE_CHECKING:
+    from cnnexp.data.tfds_images import TFDSSet
 
 SHARE = 0.3  # of a device's memory that images may take; the rest is for what is trained on them
 
@@ -28,18 +32,25 @@ def check_prepared(data: Data) -> None:
         from cnnexp.data.prepared import prepared_set
 
         found = prepared_set(data.name, data.data_dir)
-        for split in (data.train_split, data.test_split):
-            found.shards(split)
+        found.train_and_test_parts(data.train_split, data.test_split)
 
 
-def make_ready(data: Data) -> None:
+def make_ready(data: Data) -> list[str]:
     """Read and check a prepared set that was not yet looked at.
+
+    Returns:
+        A line for everything that makes results on these images doubtful.
 
     Raises:
         UsageError: a file is damaged, or the images or labels are not what the set says.
     """
-    if isinstance(data, TFDSImages):
-        load(data)
+    if not isinstance(data, TFDSImages):
+        return []
+    from cnnexp.data.tfds_images import TFDSSet
+
+    found = TFDSSet(data)
+    _read(found, data)
+    return found.survey().warnings(data.name, found.shape)
 
 
 def load(data: Data) -> Images | ImageFiles:
@@ -51,9 +62,12 @@ def load(data: Data) -> Images | ImageFiles:
     if isinstance(data, TFDSImages):
         from cnnexp.data.tfds_images import TFDSSet
 
-        found = TFDSSet(data)
-        return found.files() if _streams(data) else found.images()
+        return _read(TFDSSet(data), data)
     return load_images(data)
+
+
+def _read(found: "TFDSSet", data: TFDSImages) -> Images | ImageFiles:
+    return found.files() if _streams(data) else found.images()
 
 
 def load_images(data: Data) -> Images:
@@ -114,7 +128,7 @@ def describe(data: Data) -> str:
         found = TFDSSet(data).survey()
     else:
         found = survey_images(load_images(data))
-    return found.line(data.name, shape_of(data).image)
+    return found.line(data.name, shape_of(data))
 
 
 def same_images(data: Data) -> str:

@@ -1,18 +1,65 @@
 """Prepared sets of TensorFlow Datasets as they lie on disk: what their own files say, without TFDS."""
 
-import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic.alias_generators import to_camel
 
 from cnnexp.data.shapes import KNOWN, DataShape
-from cnnexp.errors import UsageError, nearest_name, suggestion
+from cnnexp.data.splits import Part, check_disjoint, parts_of
+from cnnexp.errors import UsageError, nearest_name
 
 FORMAT = "array_record"  # of random access, and readable without TensorFlow
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Written(BaseModel):
+    """A part of TFDS's JSON files: of protocol buffers, which leave out what is 0 or empty."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+
+
+class _Split(_Written):
+    name: str
+    shard_lengths: list[NonNegativeInt] = []
+
+
+class _Info(_Written):
+    name: str
+    file_format: str = "tfrecord"
+    splits: Annotated[list[_Split], Field(min_length=1)]
+
+
+class _Shape(_Written):
+    dimensions: tuple[int, int, int] = (0, 0, 3)
+
+
+class _Image(_Written):
+    shape: _Shape = _Shape()
+    dtype: str = "uint8"
+
+
+class _ClassLabel(_Written):
+    num_classes: int = 0
+
+
+class _Feature(_Written):
+    image: _Image | None = None
+    class_label: _ClassLabel | None = None
+
+
+class _Features(_Written):
+    features: dict[str, _Feature] = {}
+
+
+class _FeaturesFile(_Written):
+    features_dict: _Features = _Features()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,41 +70,65 @@ class PreparedSet:
     folder: Path
 
     @cached_property
-    def info(self) -> dict[str, Any]:
-        """What `dataset_info.json` holds."""
-        return _json(self.folder / "dataset_info.json")
+    def info(self) -> "_Info":
+        """What `dataset_info.json` says."""
+        return self._parsed("dataset_info.json", _Info)
 
     @cached_property
-    def features(self) -> dict[str, Any]:
+    def features(self) -> "dict[str, _Feature]":
         """The features of an example by their names."""
-        return _json(self.folder / "features.json").get("featuresDict", {}).get("features", {})
+        return self._parsed("features.json", _FeaturesFile).features_dict.features
 
     @property
     def bytes(self) -> int:
         """Size of all its files."""
         return sum(file.stat().st_size for file in self.folder.iterdir() if file.is_file())
 
+    @property
+    def shard_lengths(self) -> dict[str, list[int]]:
+        """Number of images in each file of each split."""
+        return {split.name: split.shard_lengths for split in self.info.splits}
+
     def split_sizes(self) -> dict[str, int]:
         """Number of images of each split."""
-        return {split["name"]: sum(_lengths(split)) for split in self.info["splits"]}
+        return {split: sum(lengths) for split, lengths in self.shard_lengths.items()}
 
-    def shards(self, split: str) -> dict[Path, int]:
-        """The files of a split and the number of records in each.
+    def parts(self, split: str, key: str = "split") -> list[Part]:
+        """The images that a split selects, which may be written in TFDS's syntax for parts of splits.
 
         Raises:
-            UsageError: there is no such split; a file is not there; or they are in another format.
+            UsageError: as of `parts_of`; a file is not there; or the files are in another format.
         """
-        splits = {entry["name"]: entry for entry in self.info["splits"]}
-        if split not in splits:
-            raise UsageError(f"{self.name} has no split {split!r}; {suggestion(split, list(splits))}")
-        kind = self.info.get("fileFormat", "tfrecord")
+        parts = parts_of(split, self.shard_lengths, self.name, key)
+        for part in parts:
+            self.shards(part.split)
+        return parts
+
+    def train_and_test_parts(self, train_split: str, test_split: str) -> tuple[list[Part], list[Part]]:
+        """The images of both splits.
+
+        Raises:
+            UsageError: as of `parts`; or they have images in common.
+        """
+        train = self.parts(train_split, "data.train_split")
+        test = self.parts(test_split, "data.test_split")
+        check_disjoint(train, test, train_split, test_split)
+        return train, test
+
+    def shards(self, split: str) -> dict[Path, int]:
+        """The files of a whole split and the number of records in each.
+
+        Raises:
+            UsageError: a file is not there; or they are in another format.
+        """
+        kind = self.info.file_format
         if kind != FORMAT:
             raise UsageError(
                 f"{self.folder}: prepared as {kind}, which needs TensorFlow to read; prepare it again, in "
                 f"another folder: cnnexp data prepare {self.name} --data-dir DIR"
             )
-        lengths = _lengths(splits[split])
-        stem, count = f"{self.info['name']}-{split}.{kind}", len(lengths)
+        lengths = self.shard_lengths[split]
+        stem, count = f"{self.info.name}-{split}.{kind}", len(lengths)
         files = {
             self.folder / f"{stem}-{number:05d}-of-{count:05d}": length
             for number, length in enumerate(lengths)
@@ -73,32 +144,54 @@ class PreparedSet:
         Raises:
             UsageError: there is not one image of bytes and one label.
         """
-        images = [name for name, feature in self.features.items() if "image" in feature]
-        labels = [name for name, feature in self.features.items() if "classLabel" in feature]
+        images = [name for name, feature in self.features.items() if feature.image]
+        labels = [name for name, feature in self.features.items() if feature.class_label]
         chosen = ["label"] if "label" in labels else labels
         if len(images) != 1 or len(chosen) != 1:
             raise UsageError(
                 f"data.name={self.name}: not a set of images with one label each "
                 f"(images: {images}, labels: {labels})"
             )
-        dtype = self.features[images[0]]["image"].get("dtype", "uint8")
-        if dtype != "uint8":
-            raise UsageError(f"data.name={self.name}: its images are {dtype}; allowed: uint8")
         return images[0], chosen[0]
 
-    def shape(self, train_split: str, test_split: str) -> DataShape:
-        """Shape of the images, number of classes and of images; sides that vary are 0."""
+    def shape(self, train: Sequence[Part] = (), test: Sequence[Part] = ()) -> DataShape:
+        """Shape of the images, number of classes and of images; sides that vary are 0.
+
+        Raises:
+            UsageError: images or labels that no network here can be trained on.
+        """
         image_key, label_key = self.keys()
-        feature = self.features[image_key]["image"]
-        sides = [max(0, int(side)) for side in feature.get("shape", {}).get("dimensions", [])] or [0, 0, 3]
-        counts = {split: sum(self.shards(split).values()) for split in (train_split, test_split)}
+        image, label = self.features[image_key].image, self.features[label_key].class_label
+        assert image is not None and label is not None
+        if image.dtype != "uint8":
+            raise UsageError(f"data.name={self.name}: its images are {image.dtype}; allowed: uint8")
+        height, width, channels = (max(0, side) for side in image.shape.dimensions)
+        if channels not in (0, 1, 3, 4):
+            raise UsageError(f"data.name={self.name}: its images have {channels} channels; allowed: 1, 3, 4")
+        if label.num_classes < 2:
+            raise UsageError(
+                f"data.name={self.name}: its labels have {label.num_classes} classes; allowed: 2 and more"
+            )
         return DataShape(
-            image=(sides[0], sides[1], sides[2] or 3),
-            classes=int(self.features[label_key]["classLabel"]["numClasses"]),
-            train_images=counts[train_split],
-            test_images=counts[test_split],
-            varied=0 in sides[:2],
+            image=(height, width, channels or 3),
+            classes=label.num_classes,
+            train_images=sum(part.stop - part.start for part in train),
+            test_images=sum(part.stop - part.start for part in test),
+            varied=0 in (height, width),
         )
+
+    def _parsed(self, name: str, model: type[Model]) -> Model:
+        file = self.folder / name
+        try:
+            return model.model_validate_json(file.read_bytes())
+        except OSError as error:
+            raise self.damaged(file, f"cannot be read ({error.strerror})") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise self.damaged(
+                file, f"not what TFDS writes ({where + ': ' if where else ''}{first['msg']})"
+            ) from None
 
     def damaged(self, file: Path, why: str) -> UsageError:
         """The error for a file that cannot be read."""
@@ -148,16 +241,3 @@ def _newest(folder: Path, name: str) -> PreparedSet | None:
     versions = [version for version in versions if re.fullmatch(r"\d+\.\d+\.\d+", version.name)]
     newest = max(versions, key=lambda version: [int(part) for part in version.name.split(".")], default=None)
     return None if newest is None else PreparedSet(name=name, folder=newest)
-
-
-def _lengths(split: dict[str, Any]) -> list[int]:
-    return [int(length) for length in split.get("shardLengths", [])]
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{file}: cannot be read ({error}); remove {file.parent} and prepare it again"
-        ) from None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -15,8 +16,9 @@ AS_STORED = cv2.IMREAD_IGNORE_ORIENTATION  # as TFDS reads: not turned by what a
 COLOURS = {
     1: cv2.IMREAD_GRAYSCALE | AS_STORED,
     3: cv2.IMREAD_COLOR | AS_STORED,
-    4: cv2.IMREAD_UNCHANGED,
+    4: cv2.IMREAD_UNCHANGED,  # the only one that keeps alpha
 }
+TO_FOUR_CHANNELS = {1: cv2.COLOR_GRAY2BGRA, 3: cv2.COLOR_BGR2BGRA}
 
 
 class Records:
@@ -24,7 +26,7 @@ class Records:
 
     Args:
         prepared: the set.
-        split: the name of the split.
+        split: which images, as TFDS writes it: `train`, `train[:80%]`.
         shape: the shape `(h, w, c)` that every image has, or is brought to where `resize`.
         resize: whether to scale the shorter side and cut the middle out.
 
@@ -36,11 +38,19 @@ class Records:
         self.shape = shape  # of every image: (h, w, c)
         self._prepared, self._resize = prepared, resize
         self._image_key, self._label_key = prepared.keys()
-        self._shards = prepared.shards(split)
+        self._shards: dict[Path, int] = {}
+        starts: dict[str, int] = {}  # of whole splits, among the records of all shards
+        parts = prepared.parts(split)
+        for part in parts:
+            if part.split not in starts:
+                starts[part.split] = sum(self._shards.values())
+                self._shards |= prepared.shards(part.split)
+        places = [starts[part.split] + np.arange(part.start, part.stop) for part in parts]
+        self._places = np.concatenate(places)  # of each image, among the records of all shards
         self._source = self._opened(list(self._shards))
 
     def __len__(self) -> int:
-        return sum(self._shards.values())
+        return len(self._places)
 
     def raw(self, indices: Sequence[int]) -> list[bytes]:
         """Records as they are on disk.
@@ -49,7 +59,7 @@ class Records:
             UsageError: one cannot be read; the message names its file.
         """
         try:
-            return self._source.__getitems__([int(index) for index in indices])
+            return self._source.__getitems__(self._places[list(indices)].tolist())
         except Exception as error:
             raise self._culprit(error) from None
 
@@ -67,7 +77,7 @@ class Records:
                 labels[place] = features[label_key].int64_list.value[0]
                 images[place] = self._decoded(features[image_key].bytes_list.value[0])
             except Exception as error:
-                raise self._undecodable(indices[place], error) from None
+                raise self._undecodable(int(self._places[indices[place]]), error) from None
         return images, labels
 
     def _decoded(self, encoded: bytes) -> UInt8[np.ndarray, "h w c"]:
@@ -75,10 +85,14 @@ class Records:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), COLOURS[channels])
         if image is None:
             raise ValueError("neither PNG nor JPEG")
+        if channels == 4:
+            image = _with_alpha(image)
         if self._resize:
             image = _cut_middle(image, height, width)
+        if image.shape[:2] != (height, width):
+            raise ValueError(f"{image.shape[0]}x{image.shape[1]} pixels in a set of {height}x{width}")
         if channels == 1:
-            return image.reshape(self.shape)
+            return image[..., None]
         return image[..., [2, 1, 0, 3][:channels]]  # OpenCV has blue first
 
     @cached_property
@@ -95,8 +109,8 @@ class Records:
             found = len(source)
         except Exception as error:
             raise self._culprit(error) from None
-        if found != len(self):
-            raise self._culprit(ValueError(f"{found} records in all, {len(self)} were written"))
+        if found != (written := sum(self._shards.values())):
+            raise self._culprit(ValueError(f"{found} records in all, {written} were written"))
         return source
 
     def _culprit(self, error: Exception) -> UsageError:
@@ -120,6 +134,14 @@ class Records:
                 return self._prepared.damaged(file, f"record {index} is no image ({_first_line(error)})")
             index -= length
         raise IndexError(index)
+
+
+def _with_alpha(image: np.ndarray) -> np.ndarray:
+    """An image as it is stored, brought to 4 channels of 8 bits as TensorFlow does: opaque without alpha."""
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    stored = image.shape[2] if image.ndim == 3 else 1
+    return image if stored == 4 else cv2.cvtColor(image, TO_FOUR_CHANNELS[stored])
 
 
 def _cut_middle(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -122,7 +122,8 @@ def _tfds_shape(
     if name in KNOWN and not is_prepared(name, data_dir):
         shape = KNOWN[name]
     else:
-        shape = prepared_set(name, data_dir).shape(train_split, test_split)
+        found = prepared_set(name, data_dir)
+        shape = found.shape(*found.train_and_test_parts(train_split, test_split))
     if size is None and shape.varied:
         raise UsageError(f"data.size: the images of {name} have several sizes; set the side to bring them to")
     return shape if size is None else replace(shape, image=(size, size, shape.image[2]))

@@ -11,10 +11,13 @@ from jaxtyping import Float, Int, UInt8, UInt64
 
 from cnnexp.data.arrays import Images, moments
 from cnnexp.data.records import Records
+from cnnexp.data.shapes import DataShape
 from cnnexp.errors import UsageError
 from cnnexp.progress import progress_bar
 
 BATCH = 1024
+MANY_SHARED = 0.01  # of the test images: more of them among the training images are a warning
+LISTED = 12  # numbers of classes in a message
 
 
 class Survey(NamedTuple):
@@ -26,17 +29,41 @@ class Survey(NamedTuple):
     std: Float[np.ndarray, " c"]
     shared: Int[np.ndarray, ""]  # test images that are also among the training images
 
-    def line(self, name: str, image: tuple[int, int, int]) -> str:
+    def line(self, name: str, shape: DataShape) -> str:
         """One line for a person."""
-        labels = self.train_labels
-        sizes = np.bincount(labels) if labels.ndim == 1 else labels.sum(0)
+        sizes = _class_sizes(self.train_labels, shape.classes)
+        absent = np.flatnonzero(sizes == 0)
         sizes = sizes[sizes > 0]
         each = f"{sizes.min():,}" if sizes.min() == sizes.max() else f"{sizes.min():,} to {sizes.max():,}"
-        return (
+        line = (
             f"{name}: {len(self.train_labels):,} training and {len(self.test_labels):,} test images of "
-            f"{'x'.join(map(str, image))}, {len(sizes)} classes of {each} training images; "
+            f"{'x'.join(map(str, shape.image))}, {len(sizes)} classes of {each} training images; "
             f"{int(self.shared):,} test images are also in the training split"
         )
+        if len(absent):
+            line += f"; no training images of {_classes(absent)}"
+        return "; ".join([line, *self._constant_channels()])
+
+    def warnings(self, name: str, shape: DataShape) -> list[str]:
+        """What makes results on these images doubtful: one line each."""
+        found, count = self._constant_channels(), len(self.test_labels)
+        if self.shared > MANY_SHARED * count:
+            both = f"{int(self.shared):,} of {count:,} test images are also in the training split"
+            found.append(f"{both}: test accuracy measures memory too")
+        train = _class_sizes(self.train_labels, shape.classes)
+        test = _class_sizes(self.test_labels, shape.classes)
+        if len(untrained := np.flatnonzero((train == 0) & (test > 0))):
+            images = f"{int(test[untrained].sum()):,} of {count:,} test images"
+            found.append(f"{images} are of {_classes(untrained)}, never seen in training")
+        return [f"{name}: {warning}" for warning in found]
+
+    def _constant_channels(self) -> list[str]:
+        last = len(self.std) - 1
+        return [
+            f"channel {channel} (of 0 to {last}) is {self.mean[channel]:g} in all training images: "
+            "the network sees 0"
+            for channel in np.flatnonzero(self.std == 0)
+        ]
 
 
 def survey_images(images: Images) -> Survey:
@@ -100,6 +127,15 @@ def _batches(records: Records) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     with ThreadPoolExecutor(workers) as pool:
         for wave in range(0, len(starts), 2 * workers):  # no more ahead than a few batches of memory
             yield from pool.map(read, starts[wave : wave + 2 * workers])
+
+
+def _class_sizes(labels: Int[np.ndarray, "n ..."], classes: int) -> Int[np.ndarray, " classes"]:
+    return np.bincount(labels, minlength=classes) if labels.ndim == 1 else labels.sum(0)
+
+
+def _classes(numbers: Int[np.ndarray, " n"]) -> str:
+    shown = ", ".join(map(str, numbers[:LISTED])) + (", …" if len(numbers) > LISTED else "")
+    return f"class {shown}" if len(numbers) == 1 else f"{len(numbers)} classes ({shown})"
 
 
 def _digests(images: np.ndarray) -> UInt64[np.ndarray, " n"]:

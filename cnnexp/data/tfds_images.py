@@ -28,6 +28,7 @@ class TFDSSet:
         self._splits = {"train": data.train_split, "test": data.test_split}
         self._size = data.size
         self._resize = data.size is not None
+        self._survey: Survey | None = None
 
     def survey(self) -> Survey:
         """The checks and statistics; the first time the whole set is read.
@@ -35,12 +36,15 @@ class TFDSSet:
         Raises:
             UsageError: a damaged file, or images or labels that are not what the set says.
         """
+        if self._survey is not None:
+            return self._survey
         for kind in ("images", "survey"):
             if (arrays := _stored(self._cache_file(kind), Survey._fields)) is not None:
-                return Survey(**arrays)
-        found = survey(self._records(), self.shape.classes)
-        _store(self._cache_file("survey"), found._asdict())
-        return found
+                self._survey = Survey(**arrays)
+                return self._survey
+        self._survey = survey(self._records(), self.shape.classes)
+        _store(self._cache_file("survey"), self._survey._asdict())
+        return self._survey
 
     def images(self) -> Images:
         """The set in memory; after the first time from a cache, which is some twenty times faster."""
@@ -49,6 +53,7 @@ class TFDSSet:
         if arrays is None:
             arrays = self._read()
             _store(file, arrays)
+        self._survey = Survey(**{key: arrays[key] for key in Survey._fields})
         normalisation = Normalisation(arrays["mean"], arrays["std"])
         images, labels = (
             {split: arrays[f"{split}_{kind}"] for split in self._splits} for kind in ("images", "labels")

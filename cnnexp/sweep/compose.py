@@ -55,11 +55,20 @@ class _Composer:
 
 
 def quote_tyings(overrides: Sequence[str]) -> list[str]:
-    """Put `tiled(2)` in the quotes without which Hydra takes it for one of its functions."""
+    """Put `tiled(2)` and `train[:80%]`, which Hydra takes for a function and a list, in quotes."""
     return [
-        re.sub(r"""(?<!["'\w])((?:tiled|blocked|low_rank)\([^()]*\))(?!["'])""", r'"\1"', o)
+        re.sub(r"""(?<!["'\w])((?:tiled|blocked|low_rank)\([^()]*\))(?!["'])""", r'"\1"', _quote_splits(o))
         for o in overrides
     ]
+
+
+def _quote_splits(override: str) -> str:
+    key, _, value = override.partition("=")
+    if not re.fullmatch(r"\+{0,2}data\.(train|test)_split", key) or re.search("[\"'$]", value):
+        return override
+    part = r"[\w-]+(\[[^][,]*\])?"
+    sums = rf"{part}(\s*\+\s*{part})*"
+    return f"{key}=" + re.sub(sums, lambda match: f'"{match[0]}"' if "[" in match[0] else match[0], value)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

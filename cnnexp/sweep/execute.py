@@ -1,6 +1,7 @@
 """A sweep, from its jobs to the store."""
 
 import math
+import sys
 import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -110,7 +111,9 @@ def make_everything_ready(runs: Sequence[RunConfig]) -> None:
         join_processes(launcher)
     check_shared(runs)
     for data in {same_images(run.data): run.data for run in runs}.values():
-        make_ready(data)
+        for warning in make_ready(data):
+            if is_first():
+                print(f"cnnexp: warning: {warning}", file=sys.stderr)
 
 
 class SweepWork:
