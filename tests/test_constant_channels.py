@@ -45,7 +45,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("kind", ["bytes", "numbers"])
 def test_a_constant_channel_becomes_zero_and_the_others_are_as_without_it(kind: str) -> None:
     train, test, labels = rgba(50), rgba(20), np.zeros(50, int)
-    if kind == "numbers":  # whose mean is not exactly 0.1
+    if kind == "numbers":
         train, test = (
             np.where(np.arange(4) == 3, 0.1, split / 255).astype(np.float32) for split in (train, test)
         )

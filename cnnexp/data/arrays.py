@@ -62,9 +62,6 @@ def images_of(
     else:
         mean = train_images.mean((0, 1, 2), dtype=np.float64).astype(np.float32)
         std = train_images.std((0, 1, 2), dtype=np.float64).astype(np.float32)
-        # The mean of equal numbers is not always that number, to the last digit.
-        first, constant = train_images[0, 0, 0], np.ptp(train_images, (0, 1, 2)) == 0
-        mean, std = np.where(constant, first, mean), np.where(constant, np.float32(0), std)
     return Images(
         train_images,
         train_labels.astype(np.int32),
