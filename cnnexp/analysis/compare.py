@@ -9,26 +9,35 @@ import numpy as np
 import pandas as pd
 
 from cnnexp.analysis.frame import config_keys, frame, plain_text
-from cnnexp.analysis.results import finished_runs, print_table
+from cnnexp.analysis.results import finished_runs, print_table, tell_left_out
 from cnnexp.analysis.statistics import CONFIDENCE, Interval, interval
 from cnnexp.analysis.tables import METRICS, Format, as_format, percent, text_of, title_of
 from cnnexp.analysis.tuning import tune
+from cnnexp.config.data import NOT_IDENTITY, DataSection
 from cnnexp.errors import UsageError
 
 METRIC, MOVED, LEVEL = "metric", "moved", "change/confidence"  # columns
+NO_OTHER_DATA = {*DataSection.model_fields, *NOT_IDENTITY}  # keys of one data set's images
 
 
 def compare(first: Path, second: Path, *, form: Format = "table") -> None:
     """Print a row a cell and metric, or one that both sweeps have as a whole where they share no cell.
 
+    Sweeps of different data are printed beside each other: no cell is paired, and no change is computed.
+
     Raises:
         UsageError: one of them has no finished run.
     """
     stored = [finished_runs(folder) for folder in (first, second)]
-    tunings = [tune(frame(runs), frame(runs, "diverged")) for runs in stored]
+    tunings = [tune(frame(runs), frame(runs, "diverged")) for runs, _ in stored]
     one, other = (tuning.table for tuning in tunings)
     table = comparison(one, other, {key for tuning in tunings for key in tuning.keys})
     names = [folder.name if first.name != second.name else str(folder) for folder in (first, second)]
+    if data := differing_data(one, other):
+        where = sys.stdout if form == "table" else sys.stderr
+        print(f"the data differ in {', '.join(data)}: nothing is paired, no change is computed", file=where)
+    for name, (runs, corrupt) in zip(names, stored, strict=True):
+        tell_left_out(runs, corrupt, name)
     for name, tuning in zip(names, tunings, strict=True):
         for warning in tuning.warnings:
             print(f"{name}: tuning: {warning}", file=sys.stderr)
@@ -43,6 +52,9 @@ def compare(first: Path, second: Path, *, form: Format = "table") -> None:
     for key in _differing(one, other):
         values = (", ".join(sorted(_values(runs, key))) or "absent" for runs in (one, other))
         print(f"{key}: {' against '.join(values)}")
+    if data:
+        print_table(shown.drop(columns=["change", MOVED]))
+        return
     if table.columns[0] == METRIC:
         print("compared as wholes: no cell is in both")
     print_table(shown)
@@ -59,7 +71,7 @@ def comparison(one: pd.DataFrame, other: pd.DataFrame, chosen: Collection[str] =
     Cells are those of the keys that vary in both sweeps to the same values; what only one of them varies is
     averaged over, seed by seed. Where no cell is in both, each sweep is one. Where both have the same seeds
     the difference is paired by seed, else its interval is Welch's. Its level is Bonferroni's for all
-    differences that seeds decide; `moved` says that it leaves out zero.
+    differences that seeds decide; `moved` says that it leaves out zero. Of different data there is none.
 
     Args:
         one: a frame.
@@ -67,20 +79,39 @@ def comparison(one: pd.DataFrame, other: pd.DataFrame, chosen: Collection[str] =
         chosen: keys that were tuned for each cell, so that they tell none apart.
     """
     keys = [key for key in _shared_keys(one, other) if key not in chosen]
+    different = bool(differing_data(one, other))
+    cells = [] if different else list(_cells(one, other, keys))
     pairs = [
         (values | {METRIC: metric}, *_by_seed(metric, cell, match))
-        for values, cell, match in list(_cells(one, other, keys)) or [({}, one, other)]
+        for values, cell, match in cells or [({}, one, other)]
         for metric in METRICS
     ]
     decided = sum(min(len(a), len(b)) > 1 for _, a, b in pairs)
     level = 1 - (1 - CONFIDENCE) / max(decided, 1)
     rows = []
     for row, a, b in pairs:
-        before, after, change = interval(a.to_numpy()), interval(b.to_numpy()), _change(a, b, level)
+        before, after = interval(a.to_numpy()), interval(b.to_numpy())
+        change = Interval(np.nan, np.nan, np.nan) if different else _change(a, b, level)
         for name, found in (("first", before), ("second", after), ("change", change)):
             row |= {name: found.value, f"{name}/low": found.low, f"{name}/high": found.high}
         rows.append(row | {LEVEL: level, MOVED: bool(change.low > 0 or change.high < 0)})
     return pd.DataFrame(rows)
+
+
+def differing_data(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
+    """Keys that make all data of one sweep other data than those of another; none where some are the same.
+
+    What is done to the images, and how many of them are trained on, are conditions and not other data.
+    """
+    keys = [
+        key
+        for key in config_keys(one)
+        if key.startswith("data.") and key in other and key.removeprefix("data.") not in NO_OTHER_DATA
+    ]
+    sets = [set(zip(*(runs[key].map(plain_text) for key in keys), strict=True)) for runs in (one, other)]
+    if not keys or sets[0] & sets[1]:
+        return []
+    return [key for key in keys if _values(one, key) != _values(other, key)] or keys
 
 
 def _by_seed(metric: str, *cells: pd.DataFrame) -> Iterator[pd.Series]:

@@ -12,11 +12,11 @@ from cnnexp.analysis.figures import Drawing, Rendered, default_drawings, render,
 from cnnexp.analysis.frame import frame, mixed_cells, varying_keys
 from cnnexp.analysis.kernel_pictures import kernels_figure
 from cnnexp.analysis.page import html_page
-from cnnexp.analysis.results import finished_runs, print_table
+from cnnexp.analysis.results import finished_runs, print_table, tell_left_out
 from cnnexp.analysis.tables import cells_of, latex_table, readable, telling_keys, text_of, title_of
 from cnnexp.analysis.tuning import Tuning, tune
 from cnnexp.store.atomic import write_bytes, write_text
-from cnnexp.store.runs import StoredRun, read_commands, read_kernels, run_folders
+from cnnexp.store.runs import StoredRun, read_commands, read_kernels
 
 NETWORKS = 6  # whose kernels are drawn, at most
 KERNELS_CAPTION = (
@@ -35,7 +35,7 @@ class Report:
         folder: where it is written.
         experiment: its question, claims and figures.
         runs: all that can be read, finished or not.
-        damaged: number of those that cannot.
+        corrupt: files of those that cannot.
         mixed: a line for each cell whose runs were not computed alike, see `mixed_cells`.
         table: the frame of the finished runs, each cell at its chosen learning rate and weight decay.
         tuning: how they were chosen.
@@ -49,7 +49,7 @@ class Report:
     folder: Path
     experiment: Experiment
     runs: list[StoredRun]
-    damaged: int
+    corrupt: list[Path]
     mixed: list[str]
     table: pd.DataFrame
     tuning: Tuning
@@ -75,7 +75,7 @@ def make_report(folder: Path) -> Report:
     Raises:
         UsageError: there is no such sweep, or no finished run in it.
     """
-    runs = finished_runs(folder)
+    runs, corrupt = finished_runs(folder)
     tuning = tune(frame(runs), frame(runs, "diverged"))
     table = tuning.table
     experiment = load_experiment(str(table["experiment"].iloc[0]))
@@ -91,7 +91,7 @@ def make_report(folder: Path) -> Report:
         folder=folder / "report",
         experiment=experiment,
         runs=runs,
-        damaged=len(run_folders(folder)) - len(runs),
+        corrupt=corrupt,
         mixed=mixed_cells(table),
         table=table,
         tuning=tuning,
@@ -172,6 +172,7 @@ def print_report(report: Report) -> None:
         console.print(f"[yellow]computed differently within a cell[/] {line}", highlight=False)
     for warning in report.tuning.warnings:
         console.print(f"[yellow]tuning[/] {warning}", highlight=False)
+    tell_left_out(report.runs, report.corrupt)
     console.print(f"\n{report.folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pandas as pd
 
@@ -80,7 +81,7 @@ def markdown(report: Report, pictures: str = "") -> str:
     if report.mixed:
         lines = "\n".join(f"- {line}" for line in report.mixed)
         parts += ["**Warning**: within these cells, runs were computed differently:", lines]
-    if failures := _failures(report.runs):
+    if failures := _failures(report.runs, report.corrupt):
         parts += ["## What failed", failures]
     commands = "\n".join(report.commands)
     parts += [
@@ -122,7 +123,8 @@ def _state(report: Report) -> str:
     counts = Counter(run.status for run in report.runs)
     seconds = sum(run.summary.get("wall_seconds") or 0 for run in report.runs)
     states = ", ".join(f"{number} {status}" for status, number in counts.most_common())
-    left_out = f"; {report.damaged} more are damaged and left out" if report.damaged else ""
+    broken = len({file.parent for file in report.corrupt})
+    left_out = f"; {broken} more are corrupt and left out" if broken else ""
     times = [read_json(run.folder / "status.json") for run in report.runs]
     begun = min((time["started"] for time in times if "started" in time), default=None)
     ended = max((time["updated"] for time in times if "updated" in time), default=None)
@@ -170,9 +172,9 @@ def _protocol(table: pd.DataFrame) -> str:
     return markdown_table(pd.DataFrame({"key": [f"`{key}`" for key in keys], "value": list(keys.values())}))
 
 
-def _failures(runs: Sequence[StoredRun]) -> str:
-    """Runs without a result, or with one that is no number, and why."""
-    lines = []
+def _failures(runs: Sequence[StoredRun], corrupt: Sequence[Path]) -> str:
+    """Runs without a result, or with one that is no number or cannot be read, and why."""
+    lines = [f"- `{file.parent.name}` corrupt: {file.name} is not what was written" for file in corrupt]
     for run in runs:
         if run.status == "finished":
             continue

@@ -11,9 +11,10 @@ from cnnexp.analysis.frame import CONDITION, TUNED, frame, varying_keys, where
 from cnnexp.analysis.tables import METRICS, Format, as_format, cells_of, readable, text_of, title_of
 from cnnexp.analysis.tuning import tune
 from cnnexp.errors import UsageError, suggestion
-from cnnexp.store.runs import StoredRun, read_runs
+from cnnexp.store.runs import StoredRun, read_sweep
 
 SHORT = 12  # characters of a run's id
+MOST_NAMED = 20  # runs that are left out
 
 
 def results(
@@ -37,7 +38,7 @@ def results(
     Raises:
         UsageError: no such sweep, column or run.
     """
-    runs = finished_runs(folder)
+    runs, corrupt = finished_runs(folder)
     table = frame(runs)
     for key in by or ():
         if key not in table:
@@ -48,7 +49,7 @@ def results(
     else:
         table = _tuned_cells(runs, conditions, by)
         shown = readable(table)
-    tell_unfinished(runs)
+    tell_left_out(runs, corrupt)
     if form == "parquet" and output is None and sys.stdout.isatty():
         raise UsageError("--format parquet: bytes are not for a terminal; add --output FILE")
     if form == "table" and output is None:
@@ -77,16 +78,38 @@ def _tuned_cells(runs: Sequence[StoredRun], conditions: Sequence[str], by: Seque
     return cells_of(table, [*by, *left] if by else None)
 
 
-def tell_unfinished(runs: Sequence[StoredRun]) -> None:
-    """Say on stderr how many runs a table leaves out, as they have not finished."""
+def tell_left_out(runs: Sequence[StoredRun], corrupt: Sequence[Path], name: str = "") -> None:
+    """Say on stderr which runs a table leaves out: those that have not finished, and those that are corrupt.
+
+    Args:
+        runs: all that can be read.
+        corrupt: files of the others.
+        name: of the sweep, where there are several.
+    """
+    prefix = f"{name}: left out" if name else "left out"
     left = Counter(run.status for run in runs if run.status != "finished")
     if left:
         kinds = ", ".join(f"{number} {status}" for status, number in sorted(left.items()))
-        print(f"left out: {left.total()} of {len(runs)} runs have not finished ({kinds})", file=sys.stderr)
+        print(f"{prefix}: {left.total()} of {len(runs)} runs have not finished ({kinds})", file=sys.stderr)
+    for line in corrupt_lines(corrupt):
+        print(f"{prefix}: {line}", file=sys.stderr)
 
 
-def finished_runs(folder: Path) -> list[StoredRun]:
-    """Every readable run of a sweep of which at least one has finished.
+def corrupt_lines(files: Sequence[Path]) -> list[str]:
+    """How many runs are left out as files of theirs are corrupt, then each with its files."""
+    names: dict[str, list[str]] = {}
+    for file in files:
+        names.setdefault(file.parent.name, []).append(file.name)
+    if not names:
+        return []
+    number = "1 run whose files are" if len(names) == 1 else f"{len(names)} runs whose files are"
+    named = [f"{run}: corrupt {', '.join(own)}" for run, own in names.items()]
+    more = [f"and {len(named) - MOST_NAMED} more"] if len(named) > MOST_NAMED else []
+    return [f"{number} corrupt; run the sweep again to train them again", *named[:MOST_NAMED], *more]
+
+
+def finished_runs(folder: Path) -> tuple[list[StoredRun], list[Path]]:
+    """Every readable run of a sweep of which at least one has finished, and the corrupt files of the others.
 
     Raises:
         UsageError: there is no such sweep, or no finished run in it.
@@ -98,10 +121,13 @@ def finished_runs(folder: Path) -> list[StoredRun]:
             suggestion(folder.name, there) if there else f"no sweep in {parent}/ yet; type: cnnexp run --help"
         )
         raise UsageError(f"{folder.name}: no such sweep; {known}")
-    runs = read_runs(folder)
+    runs, corrupt = read_sweep(folder)
     if not any(run.status == "finished" for run in runs):
-        raise UsageError(f"{folder.name}: none of its {len(runs)} runs has finished; run the sweep first")
-    return runs
+        broken = f" ({len({file.parent for file in corrupt})} more have corrupt files)" if corrupt else ""
+        raise UsageError(
+            f"{folder.name}: none of its {len(runs)} runs has finished{broken}; run the sweep first"
+        )
+    return runs, corrupt
 
 
 def print_table(shown: pd.DataFrame, title: str | None = None) -> None:

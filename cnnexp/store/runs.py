@@ -219,4 +219,11 @@ def run_folders(folder: Path) -> list[Path]:
 
 def read_runs(folder: Path) -> list[StoredRun]:
     """Read every run of a sweep's folder that is not damaged."""
-    return [read_run(path) for path in run_folders(folder) if not damaged_files(path)]
+    return read_sweep(folder)[0]
+
+
+def read_sweep(folder: Path) -> tuple[list[StoredRun], list[Path]]:
+    """Read every run of a sweep's folder that is not damaged, and name the damaged files of the others."""
+    damaged = {path: damaged_files(path) for path in run_folders(folder)}
+    runs = [read_run(path) for path, files in damaged.items() if not files]
+    return runs, [file for files in damaged.values() for file in files]

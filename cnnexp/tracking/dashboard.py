@@ -12,8 +12,9 @@ from wandb_workspaces.reports.v2.interface import Config, SummaryMetric
 
 from cnnexp.analysis.frame import frame, varying_keys
 from cnnexp.analysis.report import write_report
+from cnnexp.analysis.results import tell_left_out
 from cnnexp.store.atomic import read_json, write_json, write_text
-from cnnexp.store.runs import read_runs
+from cnnexp.store.runs import read_runs, read_sweep
 from cnnexp.tracking.target import Target
 
 FILE = "dashboard.json"  # in the sweep's folder: where its workspace and its report were saved
@@ -121,6 +122,7 @@ def write_dry_run(folder: Path, target: Target) -> Path:
     Raises:
         ValueError: the package's own types do not read back what they wrote.
     """
+    tell_left_out(*read_sweep(folder))
     specification = {
         "workspace": _checked(workspace_of(folder, target)._to_model().spec),
         "report": _checked(report_of(folder, target)._to_model().spec),
@@ -134,6 +136,7 @@ def save(folder: Path, target: Target) -> dict[str, str]:
     """Save both at W&B, in place of those saved before; returns their addresses."""
     import wandb
 
+    tell_left_out(*read_sweep(folder))
     saved = read_json(folder / FILE)
     target = replace(target, entity=target.entity or wandb.Api().default_entity)
     workspace, report = workspace_of(folder, target), report_of(folder, target)
