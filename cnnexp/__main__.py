@@ -1,5 +1,10 @@
 """`python -m cnnexp` is the command `cnnexp`."""
 
+import sys
+
+if not sys.flags.safe_path:  # installed packages come before modules of the working folder, as for `cnnexp`
+    sys.path.append(sys.path.pop(0))
+
 from cnnexp.cli import main
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import NoReturn
 from cnnexp import __version__
 from cnnexp.errors import UsageError, suggestion
 from cnnexp.paths import shipped
+from cnnexp.store.guard import printable
 
 USAGE_ERROR, FAILED = 2, 1
 GOES_ON = "the same command goes on with what is missing"
@@ -38,7 +39,7 @@ def main() -> None:
     try:
         code = _command(sys.argv[1:])
     except UsageError as error:
-        print(f"cnnexp: {error}", file=sys.stderr)
+        print(f"cnnexp: {printable(str(error))}", file=sys.stderr)
         code = USAGE_ERROR
     except KeyboardInterrupt:
         print(f"\ncnnexp: interrupted; {GOES_ON}", file=sys.stderr)

@@ -140,6 +140,7 @@ class WandbServer:
         if operation == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
         if operation == "UpsertBucket":
+            refuse_too_long(values)
             return self._upsert(values)
         if operation == "RunResumeStatus":
             run = self.runs.get(values["name"])
@@ -224,6 +225,29 @@ class WandbServer:
             run.state = failed if body.get("exitcode") else "finished"
 
 
+class Refused(Exception):
+    """What the server says against a request: its message, under the name of the answer's field."""
+
+
+# The limits of W&B's own server, which it does not tell until a run arrives. Of a tag its words are known
+# ("invalid tag '…'. must be between 1 and 64 characters"); those of the others are like them.
+LIMITS = {"name": 128, "displayName": 128, "groupName": 128, "jobType": 64, "project": 128}
+
+
+def refuse_too_long(values: dict[str, Any]) -> None:
+    """Refuse a run of which a name is too long.
+
+    Raises:
+        Refused: with the first of them.
+    """
+    for key, limit in LIMITS.items():
+        if len(values.get(key) or "") > limit:
+            raise Refused(f"invalid {key} '{values[key]}'. must be at most {limit} characters")
+    for tag in values.get("tags") or ():
+        if not 1 <= len(tag) <= 64:
+            raise Refused(f"invalid tag '{tag}'. must be between 1 and 64 characters")
+
+
 META = ("displayName", "groupName", "jobType", "tags", "commit", "notes")
 
 
@@ -294,6 +318,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(
                 {"data": self.recorder.query(match[1] if match else "", asked.get("variables") or {})}
             )
+        except Refused as error:
+            field = "upsertBucket"
+            self._answer({"data": {field: None}, "errors": [{"message": str(error), "path": [field]}]}, 400)
         except KeyError as error:
             self._answer({"errors": [{"message": f"unknown operation {error}"}]}, 400)
 

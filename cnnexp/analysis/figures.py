@@ -15,6 +15,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from cnnexp.analysis.escape import figure_text
 from cnnexp.analysis.layer_pictures import draw_matrix
 from cnnexp.analysis.statistics import Cell, Interval, in_cell, interval
 from cnnexp.analysis.tables import text_of, title_of
@@ -148,7 +149,7 @@ def accuracy_and_gap(
         runs, style = table[table[by].astype(str) == name], style_of(name)
         for axes, metric, look in (
             (accuracy, "train/accuracy", {"linestyle": ":", "markerfacecolor": "none"}),
-            (accuracy, "test/accuracy", {"linestyle": "-", "label": text_of(name)}),
+            (accuracy, "test/accuracy", {"linestyle": "-", "label": figure_text(text_of(name))}),
             (gap, "gap/accuracy", {"linestyle": "-"}),
         ):
             places, found = intervals_by(runs, x, metric)
@@ -169,7 +170,7 @@ def accuracy_and_gap(
     )
     for axes in (accuracy, gap):
         axes.set_xscale("log", base=base)
-        axes.set_xlabel(label or title_of(x).replace("_", " "))
+        axes.set_xlabel(label or figure_text(title_of(x).replace("_", " ")))
     if "." in x:  # the few values of a key, where counts are many
         ticks = sorted(table[x].unique())
         ticks = ticks[:: -(-len(ticks) // TICKS)]
@@ -221,7 +222,7 @@ def accuracy_by_condition(
                     value, low, high = interval(own.groupby("seed")[metric].mean().to_numpy())
                     error = np.nan_to_num([[value - low], [high - value]])
                     axes.errorbar([value], [height], xerr=error, capsize=2, elinewidth=0.8, **look, **more)
-        accuracy.plot([], [], label=text_of(name), **look)
+        accuracy.plot([], [], label=figure_text(text_of(name)), **look)
     accuracy.set_yticks(range(len(found)), list(found))
     accuracy.set(xlabel="accuracy", xlim=(0, 1.04), ylim=(len(found) - 0.5, -0.5))
     gap.set_xlabel("generalisation gap (train − test)")

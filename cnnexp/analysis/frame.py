@@ -135,7 +135,8 @@ def _row(run: StoredRun) -> dict[str, Any]:
     for target in TARGETS:
         bounds = zip(("low", "high"), steps_to(curve, target), strict=True)
         extra |= {f"steps_to/{target:g}/{side}": bound for side, bound in bounds}
-    return {"run_id": run.run_id} | _dotted(run.config) | run.summary | extra
+    own = {"run_id": run.run_id}  # first in the table, and nothing that is stored takes its place
+    return own | _dotted(run.config) | run.summary | extra | own
 
 
 def steps_to(curve: Sequence[tuple[int | float, int | float]], target: float) -> tuple[float, float]:

@@ -14,6 +14,7 @@ PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>
@@ -59,27 +60,29 @@ pre {{ background: var(--soft); padding: 0.8rem; overflow-x: auto; }}
 </body>
 </html>
 """
+# Belt and braces: nothing in a report is a script, whatever its runs are called, and nothing is fetched.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 FIGURE = re.compile(r'<p><img src="([\w.-]+)\.png" alt="([^"]*)" ?/?></p>\s*<p><em>(.*?)</em></p>', re.DOTALL)
 VERDICT = re.compile(r"<strong>(supported|refuted|inconclusive)</strong>")
 HEADING = re.compile(r"<h2>(.*?)</h2>")
 
 
 def html_page(markdown: str, pictures: Mapping[str, Rendered], *, title: str) -> str:
-    """Render Markdown with tables and figures.
+    """Render Markdown with tables and figures; HTML in it is shown, not obeyed.
 
     Args:
         markdown: the text; a figure is a picture followed by its caption in italics.
         pictures: by name without `.png`; the dark one is shown where the reader's screen is dark.
         title: of the page.
     """
-    body = MarkdownIt("commonmark").enable("table").render(markdown)
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
     body = FIGURE.sub(lambda match: _figure(match, pictures), body)
     sections = HEADING.findall(body)
     body = HEADING.sub(lambda match: f'<h2 id="{_anchor(match[1])}">{match[1]}</h2>', body)
     body = body.replace("<pre>", '<pre tabindex="0">')
     body = VERDICT.sub(r'<strong class="\1">\1</strong>', body)
     links = "".join(f'<li><a href="#{_anchor(name)}">{name}</a></li>' for name in sections)
-    return PAGE.format(title=html.escape(title), sections=links, body=_accessible_tables(body))
+    return PAGE.format(policy=POLICY, title=html.escape(title), sections=links, body=_accessible_tables(body))
 
 
 def _accessible_tables(body: str) -> str:
@@ -97,7 +100,8 @@ def _accessible_tables(body: str) -> str:
 
 def _figure(match: re.Match[str], pictures: Mapping[str, Rendered]) -> str:
     name, alt, caption = match.groups()
-    picture = pictures[name]
+    if (picture := pictures.get(name)) is None:
+        return match[0]
     dark = f'<source media="(prefers-color-scheme: dark)" srcset="{_data_uri(picture.dark_png)}">'
     light = f'<img alt="{alt}" src="{_data_uri(picture.png)}">'
     scroll = f'<div class="scroll" role="region" aria-label="{_anchor(name)}" tabindex="0">'

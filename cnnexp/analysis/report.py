@@ -1,5 +1,6 @@
 """A sweep's report: everything that it says, worked out once, and written as files."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from cnnexp.analysis.claims import Claim, Judged, judge
+from cnnexp.analysis.escape import figure_text
 from cnnexp.analysis.experiments import Experiment, load_experiment
 from cnnexp.analysis.figures import Drawing, Rendered, default_drawings, render, smaller
 from cnnexp.analysis.frame import frame, mixed_cells, varying_keys
@@ -16,6 +18,7 @@ from cnnexp.analysis.results import finished_runs, print_table, tell_left_out
 from cnnexp.analysis.tables import cells_of, latex_table, readable, telling_keys, text_of, title_of
 from cnnexp.analysis.tuning import Tuning, tune
 from cnnexp.store.atomic import write_bytes, write_text
+from cnnexp.store.guard import refuse_links
 from cnnexp.store.runs import StoredRun, read_commands, read_kernels
 
 NETWORKS = 6  # whose kernels are drawn, at most
@@ -78,7 +81,7 @@ def make_report(folder: Path) -> Report:
     runs, corrupt = finished_runs(folder)
     tuning = tune(frame(runs), frame(runs, "diverged"))
     table = tuning.table
-    experiment = load_experiment(str(table["experiment"].iloc[0]))
+    experiment = load_experiment(str(table["experiment"].iloc[0]), folder.parent)
     drawings = {
         name: drawing
         for name, drawing in (experiment.figures or default_drawings(table)).items()
@@ -107,10 +110,11 @@ def write_report(folder: Path) -> Report:
     """Write `report/` beside the runs of a sweep: the page, and its figures and tables for a paper.
 
     Raises:
-        UsageError: there is no such sweep, or no finished run in it.
+        UsageError: there is no such sweep, no finished run in it, or its folder holds symbolic links.
     """
     from cnnexp.analysis.report_text import markdown, verdicts_table
 
+    refuse_links(folder)
     report = make_report(folder)
     for name, (_, rendered) in report.drawn.items():
         write_bytes(report.folder / f"{name}.png", rendered.png)
@@ -162,18 +166,20 @@ def print_report(report: Report) -> None:
     verdicts = Table(show_header=False, box=None, padding=(0, 1, 0, 0))
     colours = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
     for judged in report.judged:
-        verdicts.add_row(f"[{colours[judged.verdict]}]{judged.verdict}[/]", judged.claim.sentence)
+        verdicts.add_row(f"[{colours[judged.verdict]}]{judged.verdict}[/]", escape(judged.claim.sentence))
         measured = f"{judged.claim.measure}: {judged.effect}, expected {judged.condition}"
         verdicts.add_row("", f"[dim]{escape('; '.join(filter(None, [measured, judged.advice])))}[/]")
     console.print(verdicts)
     if report.unmeasured:
         console.print(f"[dim]{len(report.unmeasured)} more claims need cells that this sweep lacks[/]")
     for line in report.mixed:
-        console.print(f"[yellow]computed differently within a cell[/] {line}", highlight=False)
+        console.print(f"[yellow]computed differently within a cell[/] {escape(line)}", highlight=False)
     for warning in report.tuning.warnings:
-        console.print(f"[yellow]tuning[/] {warning}", highlight=False)
+        console.print(f"[yellow]tuning[/] {escape(warning)}", highlight=False)
     tell_left_out(report.runs, report.corrupt)
-    console.print(f"\n{report.folder / 'report.html'}", highlight=False, soft_wrap=True)
+    if report.experiment.missing:
+        print(f"no claims: {report.experiment.missing}", file=sys.stderr)
+    console.print(f"\n{report.folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _kept_kernels(table: pd.DataFrame, runs: list[StoredRun]) -> dict[str, dict]:
@@ -189,7 +195,7 @@ def _kept_kernels(table: pd.DataFrame, runs: list[StoredRun]) -> dict[str, dict]
         values = (f"{title_of(key)}={text_of(cell[key].iloc[0])}" for key in telling)
         name = " ".join(values) or str(table["model.name"].iloc[0])
         if len(kept) < NETWORKS and (sample := read_kernels(folders[cell["run_id"].iloc[0]])[1]):
-            kept[name] = dict(list(sample.items())[:1])
+            kept[figure_text(name)] = dict(list(sample.items())[:1])
     return kept
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from cnnexp.analysis.claims import Judged
+from cnnexp.analysis.escape import markdown_block, markdown_code, markdown_text
 from cnnexp.analysis.frame import constant_keys, varying_keys
 from cnnexp.analysis.report import Report
 from cnnexp.analysis.tables import markdown_table, readable, telling_keys, text_of, title_of
 from cnnexp.analysis.tuning import CHOSEN_BY
 from cnnexp.store.atomic import read_json
-from cnnexp.store.runs import StoredRun
+from cnnexp.store.runs import StoredRun, error_line
 from cnnexp.text import duration_text
 
 VERDICT_COLUMNS = [
@@ -46,12 +47,14 @@ def markdown(report: Report, pictures: str = "") -> str:
         report: what it says.
         pictures: what the files of the figures begin with: a folder, or part of their names.
     """
-    parts = [f"# {report.experiment.question}", _state(report)]
+    parts = [f"# {report.experiment.question}", markdown_text(_state(report))]
+    if report.experiment.missing:
+        parts.append(f"No claims: {markdown_text(report.experiment.missing)}.")
     if report.judged:
         sources = {one.claim.source for one in report.judged}
         said_by = f" All claims are from {sources.pop()}." if len(sources) == 1 else ""
         verdicts = _marked(verdicts_table(report.judged))
-        parts += ["## Verdicts", markdown_table(verdicts), ABOUT_VERDICTS + said_by]
+        parts += ["## Verdicts", markdown_table(verdicts, ["verdict"]), ABOUT_VERDICTS + said_by]
     if report.unmeasured:
         sentences = "\n".join(f"- {claim.sentence}" for claim in report.unmeasured)
         parts += ["Not measured, as this sweep lacks their cells:", sentences]
@@ -79,15 +82,14 @@ def markdown(report: Report, pictures: str = "") -> str:
         _protocol(report.table),
     ]
     if report.mixed:
-        lines = "\n".join(f"- {line}" for line in report.mixed)
+        lines = "\n".join(f"- {markdown_text(line)}" for line in report.mixed)
         parts += ["**Warning**: within these cells, runs were computed differently:", lines]
     if failures := _failures(report.runs, report.corrupt):
         parts += ["## What failed", failures]
-    commands = "\n".join(report.commands)
     parts += [
         "## Reproduce",
-        f"```\n{commands}\n```",
-        "Made with " + ", ".join(_made_with(report.table)) + ".",
+        markdown_block("\n".join(report.commands)),
+        "Made with " + markdown_text(", ".join(_made_with(report.table))) + ".",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -152,7 +154,7 @@ def _tuning(report: Report) -> list[str]:
             "Test images chose nothing.",
             markdown_table(shown.rename(columns=titles)),
         ]
-    warnings = "\n".join(f"- **Warning**: {warning}" for warning in report.tuning.warnings)
+    warnings = "\n".join(f"- **Warning**: {markdown_text(warning)}" for warning in report.tuning.warnings)
     return [*parts, warnings] if warnings else parts
 
 
@@ -169,7 +171,8 @@ def _counts(table: pd.DataFrame) -> str:
 
 def _protocol(table: pd.DataFrame) -> str:
     keys = constant_keys(table)
-    return markdown_table(pd.DataFrame({"key": [f"`{key}`" for key in keys], "value": list(keys.values())}))
+    rows = {"key": [markdown_code(key) for key in keys], "value": list(keys.values())}
+    return markdown_table(pd.DataFrame(rows), ["key"])
 
 
 def _failures(runs: Sequence[StoredRun], corrupt: Sequence[Path]) -> str:
@@ -178,11 +181,10 @@ def _failures(runs: Sequence[StoredRun], corrupt: Sequence[Path]) -> str:
     for run in runs:
         if run.status == "finished":
             continue
-        error = run.folder / "error.txt"
-        last = error.read_text().strip().splitlines()[-1:] if error.exists() else []
         step = run.summary.get("diverged_step")
-        why = last[0] if last else f"from step {step} on its loss is not finite" if step is not None else ""
-        lines.append(f"- `{run.run_id}` {run.status}{why and ': '}{why}")
+        diverged = f"from step {step} on its loss is not finite" if step is not None else ""
+        why = error_line(run.folder) or diverged
+        lines.append(f"- {markdown_code(run.run_id)} {markdown_text(run.status + (why and f': {why}'))}")
     more = [f"- … and {len(lines) - MOST_FAILURES} more"] if len(lines) > MOST_FAILURES else []
     return "\n".join([*lines[:MOST_FAILURES], *more])
 

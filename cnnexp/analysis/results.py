@@ -134,13 +134,16 @@ def print_table(shown: pd.DataFrame, title: str | None = None) -> None:
     """Draw a table in the terminal, numbers to the right."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    drawn = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    drawn = Table(
+        title=title and Text(title), title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False
+    )
     for index, column in enumerate(shown.columns):
         header = str(column).replace("_", "\n").replace(" ", "\n")
-        drawn.add_column(header, justify="left" if index == 0 else "right", overflow="fold")
+        drawn.add_column(Text(header), justify="left" if index == 0 else "right", overflow="fold")
     for row in shown.itertuples(index=False):
-        drawn.add_row(*map(str, row))
+        drawn.add_row(*(Text(str(value)) for value in row))
     Console().print(drawn)
 
 

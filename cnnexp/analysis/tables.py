@@ -1,12 +1,13 @@
 """Tables of cells, for people and for papers: terminal, Markdown, LaTeX, CSV, Parquet."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from cnnexp.analysis.escape import markdown_text
 from cnnexp.analysis.frame import TUNED, varying_keys
 from cnnexp.analysis.statistics import interval
 
@@ -89,10 +90,13 @@ def percent(value: float, low: float, high: float) -> str:
     return f"{100 * value:.1f}" + ("" if pd.isna(low) else f" [{100 * low:.1f}, {100 * high:.1f}]")
 
 
-def markdown_table(table: pd.DataFrame) -> str:
-    """A table of text in Markdown."""
-    lines = [list(map(str, table.columns)), ["---"] * len(table.columns)]
-    lines += [[text_of(value).replace("|", "\\|") for value in row] for row in table.itertuples(index=False)]
+def markdown_table(table: pd.DataFrame, marked: Collection[str] = ()) -> str:
+    """A table of text in Markdown, which shows the text as it is, except in columns `marked` as Markdown."""
+    shown = [name if name in marked else markdown_text(name) for name in table.columns]
+    lines = [shown, ["---"] * len(table.columns)]
+    for row in table.itertuples(index=False):
+        cells = zip(table.columns, map(text_of, row), strict=True)
+        lines.append([text if name in marked else markdown_text(text) for name, text in cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -1,5 +1,6 @@
 """The sections of a configuration, except that of the data: every key, its type and its range."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -38,6 +39,10 @@ def _bias(text: str) -> str:
         raise PydanticCustomError("tying", suggestion(text, BIAS_NAMES)) from None  # pyright: ignore[reportArgumentType]
 
 
+# A project or an entity as W&B's client and Trackio accept it.
+_ADDRESS = re.compile(r"(?! )[^/\\#?%:\x00-\x1f\x7f-\x9f]{1,128}(?<! )")
+_TRACKIO_TABLES = "system|configs|traces|artifacts|artifact_versions|artifact_aliases|run_artifact_links"
+_OF_TRACKIO = re.compile(rf"(?!registry-|.+_(?:{_TRACKIO_TABLES})$).+")
 TyingText = Annotated[str, AfterValidator(_tying)]
 BiasText = Annotated[str, AfterValidator(_bias)]
 
@@ -167,3 +172,24 @@ class Tracking(Section):
     mode: Literal["auto", "online", "offline", "local", "disabled"]
     project: str
     entity: str | None
+
+    @model_validator(mode="after")
+    def _names_that_are_accepted(self) -> "Tracking":
+        entity, _, rest = self.project.partition("/")
+        if self.entity is None and all(map(_ADDRESS.fullmatch, (entity, rest))):
+            both = f"tracking.entity={entity} tracking.project={rest}"
+            raise ValueError(f"tracking.project={self.project}: no / in a name; did you mean {both}?")
+        for key, name in (("project", self.project), ("entity", self.entity)):
+            if name is not None and not _ADDRESS.fullmatch(name):
+                shown = name if len(name) <= 60 else f"{name[:60]}…"
+                raise ValueError(
+                    f"tracking.{key}={shown}: must be 1 to 128 characters, none of them / \\ # ? % : or a "
+                    "control character, without a space at either end"
+                )
+        if self.mode == "local" and not _OF_TRACKIO.fullmatch(re.sub(r"[^\w-]", "", self.project)):
+            raise ValueError(
+                f"tracking.project={self.project}: must have a letter, a digit, _ or -, and must not begin "
+                f"with registry- or end with _ and one of {_TRACKIO_TABLES.replace('|', ', ')}: "
+                "Trackio keeps these for itself"
+            )
+        return self

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnexp.store.atomic import read_json, write_json
+from cnnexp.store.guard import is_name
 
 KEPT = 2  # checkpoints of a stack
 OUT_OF_REACH = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES)  # of files that may well be whole
@@ -57,7 +58,8 @@ def saved_stacks(folder: Path) -> Iterator[tuple[Path, list[str]]]:
 
 def saved_runs(stack: Path) -> list[str]:
     """Ids of the runs in the folder of a saved stack, in the order of the run axis."""
-    return read_json(stack / "runs.json").get("runs", [])
+    runs = read_json(stack / "runs.json").get("runs", [])
+    return runs if isinstance(runs, list) and all(map(is_name, runs)) else []
 
 
 def restore(

@@ -18,6 +18,7 @@ import yaml
 
 from cnnexp.config import RunConfig
 from cnnexp.store.atomic import again_if_replaced, read_json, write_bytes, write_json, write_text
+from cnnexp.store.guard import is_name, printable
 
 Status = Literal["running", "interrupted", "finished", "diverged", "failed"]
 ENDED = ("finished", "diverged")  # with a result: not run again
@@ -26,6 +27,7 @@ _DUMPER, _LOADER = (
     getattr(yaml, "CSafeLoader", yaml.SafeLoader),
 )
 COMMANDS = "commands.txt"
+LAYER = re.compile(r"\w{1,64}")  # names of layers become names of files and of metrics
 RESULT = ("config.yaml", "history.jsonl", "summary.json")  # files that an ended run consists of
 
 
@@ -51,7 +53,8 @@ def damaged_files(folder: Path) -> list[Path]:
         return [path] if path.exists() else []
     if status.get("status") not in ENDED:
         return []
-    return [folder / name for name, sum_ in status.get("crc32", {}).items() if _crc32(folder / name) != sum_]
+    sums = status.get("crc32", {})  # of no other files, whatever it names: they will be renamed
+    return [folder / name for name in RESULT if name in sums and _crc32(folder / name) != sums[name]]
 
 
 def set_aside(path: Path) -> Path:
@@ -153,9 +156,9 @@ def read_run(folder: Path) -> StoredRun:
         run_id=folder.name,
         folder=folder,
         config=_config((folder / "config.yaml").read_text()),
-        summary=read_json(folder / "summary.json"),
+        summary=printable(read_json(folder / "summary.json")),
         history=read_history(folder),
-        status=status,
+        status=printable(status),
     )
 
 
@@ -171,7 +174,7 @@ def _config(text: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=10_000)
 def _section(text: str) -> dict[str, Any]:
-    return yaml.load(text, _LOADER)
+    return printable(yaml.load(text, _LOADER))
 
 
 def read_history(folder: Path) -> list[dict[str, int | float]]:
@@ -200,21 +203,29 @@ def record_command(config: RunConfig, command: str) -> None:
 def read_commands(folder: Path) -> list[str]:
     """The commands that made the runs of a sweep's folder, in their order."""
     path = folder / COMMANDS
-    return path.read_text().splitlines() if path.exists() else []
+    return [printable(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def error_line(folder: Path) -> str:
+    """The last line of a failed run's traceback; empty where there is none."""
+    path = folder / "error.txt"
+    text = path.read_text().strip() if path.is_file() and not path.is_symlink() else ""
+    return printable(text.splitlines()[-1]) if text else ""
 
 
 def read_kernels(folder: Path) -> tuple[int, dict[str, np.ndarray]]:
     """The step and, by layer, a few kernels `(rows, columns, kh, kw, filters)` of a run; none: step -1."""
     try:
-        with np.load(folder / "kernels.npz") as kept:
-            return int(kept["step"]), {name: kept[name].astype(np.float32) for name in kept.files[1:]}
+        with np.load(folder / "kernels.npz", allow_pickle=False) as kept:
+            layers = [name for name in kept.files[1:] if LAYER.fullmatch(name)]
+            return int(kept["step"]), {name: kept[name].astype(np.float32) for name in layers}
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return -1, {}
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """The runs of a sweep's folder, by name."""
-    return sorted(path.parent for path in folder.glob("*/config.yaml"))
+    """The runs of a sweep's folder, by name: a folder without a proper one is none of them."""
+    return sorted(path.parent for path in folder.glob("*/config.yaml") if is_name(path.parent.name))
 
 
 def read_runs(folder: Path) -> list[StoredRun]:

@@ -16,6 +16,7 @@ from cnnexp.config.launchers import LocalLauncher
 from cnnexp.data.loading import make_ready, same_images
 from cnnexp.store.atomic import read_json
 from cnnexp.store.checkpoints import StackCheckpoints, saved_stacks
+from cnnexp.store.guard import refuse_links
 from cnnexp.store.leases import LeaseLost, Leases
 from cnnexp.store.runs import has_ended, record_command, record_failure, run_folder, set_aside, sweep_folder
 from cnnexp.sweep.devices import configure_jax
@@ -106,6 +107,7 @@ def make_everything_ready(runs: Sequence[RunConfig]) -> None:
         UsageError: a run that cannot be trained; nothing was computed or written.
     """
     refuse_impossible(runs)
+    refuse_links(sweep_folder(runs[0]))
     configure_jax(deterministic=any(run.sweep.deterministic for run in runs))
     if isinstance(launcher := runs[0].launcher, LocalLauncher):
         join_processes(launcher)

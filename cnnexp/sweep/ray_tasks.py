@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir
 from typing import TYPE_CHECKING, Any
 
 from cnnexp.config.launchers import RayLauncher
@@ -12,6 +12,7 @@ from cnnexp.errors import UsageError
 from cnnexp.sweep.jobs import Job
 from cnnexp.sweep.plan import Plan
 from cnnexp.sweep.remote import Share, shares, watch
+from cnnexp.tracking.target import without_credentials
 
 if TYPE_CHECKING:
     from cnnexp.tracking.progress import SweepProgress
@@ -69,15 +70,16 @@ def _started(launcher: RayLauncher, contexts: ExitStack) -> Any:
     except ImportError:
         raise UsageError("launcher=ray: needs Ray; type: pip install 'cnnexp[ray]'") from None
     if not ray.is_initialized():
-        passed = {key: os.environ[key] for key in PASSED_ON if key in os.environ}
+        passed = {key: without_credentials(os.environ[key]) for key in PASSED_ON if key in os.environ}
         try:
-            ray.init(
-                launcher.address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                runtime_env={"env_vars": passed},
-                include_dashboard=None if launcher.address else False,
-            )
+            with chdir(os.sep):  # Ray has workers import modules of this folder before installed ones
+                ray.init(
+                    launcher.address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    runtime_env={"env_vars": passed},
+                    include_dashboard=None if launcher.address else False,
+                )
         except (ConnectionError, ImportError, RuntimeError, ValueError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise UsageError(f"launcher.address={launcher.address}: no Ray there: {reason}") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from cnnexp.config.launchers import LocalLauncher
 from cnnexp.store.atomic import read_json
 from cnnexp.store.leases import BEAT_SECONDS, LEASE_SECONDS, Leases
-from cnnexp.store.runs import ENDED, read_history, run_folder, sweep_folder
+from cnnexp.store.runs import ENDED, error_line, read_history, run_folder, sweep_folder
 from cnnexp.sweep.execute import (
     SweepFailed,
     failure_report,
@@ -109,7 +109,7 @@ class Watch:
             if status["status"] in ENDED:
                 rows[run_id] = read_history(folder)[-1]
             elif status["status"] == "failed":
-                self.failed[run_id] = _last_line(folder / "error.txt")
+                self.failed[run_id] = error_line(folder) or "failed"
             else:
                 running += status["status"] == "running"
                 continue
@@ -180,7 +180,3 @@ def watch(
 
 def _status(folder: Path) -> dict[str, object]:
     return read_json(folder / "status.json")
-
-
-def _last_line(path: Path) -> str:
-    return (path.read_text().strip().splitlines() or [""])[-1] if path.exists() else "failed"

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -108,7 +109,9 @@ def _send(parts: Sequence[Share], launcher: SlurmLauncher) -> list[str]:
     from submitit.core.utils import FailedJobError
 
     first = parts[0].jobs[0].config
-    executor = SlurmExecutor(folder=_logs(sweep_folder(first)), max_num_timeout=launcher.requeues)
+    python = f"{shlex.quote(sys.executable)} -P"  # without the modules of the folder it was sent from
+    logs = _logs(sweep_folder(first))
+    executor = SlurmExecutor(folder=logs, max_num_timeout=launcher.requeues, python=python)
     executor.update_parameters(
         job_name=f"cnnexp-{first.name}",
         time=minutes_of(launcher.time),

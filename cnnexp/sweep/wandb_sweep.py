@@ -27,7 +27,8 @@ from cnnexp.sweep.compose import quote_tyings
 from cnnexp.sweep.execute import SweepFailed
 from cnnexp.sweep.jobs import Job
 from cnnexp.sweep.refusals import refuse_impossible
-from cnnexp.tracking.target import resolve_mode
+from cnnexp.tracking.limits import NAME_LIMIT, shortened
+from cnnexp.tracking.target import drop_credentials, resolve_mode
 
 JOB = "job"
 ALONE = ("hydra.sweeper.params=null", "hydra.sweeper.parts=null")
@@ -50,20 +51,25 @@ def start_wandb_sweep(jobs: Sequence[Job], method: str, agents: int) -> str:
 
     first = jobs[0].config
     resolve_mode("online")
+    drop_credentials()
     refuse_impossible([job.config for job in jobs])
     if method == "bayes" and not first.data.validation_size:
         raise UsageError("--method bayes: chooses by validation images; set data.validation_size")
     parameters, fixed = parameters_of([job.overrides for job in jobs])
     command = ["${env}", sys.executable, "-m", "cnnexp", "run", *fixed, f"name={first.name}"]
-    specification = {"name": first.name, "method": method, "parameters": parameters, "command": command}
+    specification = {
+        "name": shortened(first.name, NAME_LIMIT),
+        "method": method,
+        "parameters": parameters,
+        "command": command,
+    }
     if method == "bayes":
         specification["metric"] = METRIC
     tracking = first.tracking
     sweep_id = wandb.sweep(specification, entity=tracking.entity, project=tracking.project)
     where = "/".join(part for part in (tracking.entity, tracking.project, sweep_id) if part)
-    agent = [sys.executable, "-m", "wandb", "agent", where]
-    if method != "grid":
-        agent[4:4] = ["--count", str(-(-len(jobs) // agents))]
+    count = ["--count", str(-(-len(jobs) // agents))] * (method != "grid")
+    agent = [sys.executable, "-P", "-m", "wandb", "agent", *count, where]  # not a `wandb.py` of this folder
     running = [subprocess.Popen(agent) for _ in range(agents)]
     failed = sum(process.wait() != 0 for process in running)
     if failed:

@@ -14,6 +14,7 @@ from cnnexp.analysis.report_text import verdicts_table
 from cnnexp.analysis.show import COLUMNS, layer_rows
 from cnnexp.config import RunConfig, parse
 from cnnexp.data.loading import check_prepared, load, same_images
+from cnnexp.data.prepared import data_dir_of
 from cnnexp.errors import UsageError
 from cnnexp.models.spec import Network, spec_of
 from cnnexp.store.runs import StoredRun
@@ -46,7 +47,7 @@ def aggregate(folder: Path, runs: list[StoredRun]) -> dict[str, Any]:
     for name, (network, _) in list(networks.items())[:PICTURES]:
         if (figure := network_picture(network)) is not None:
             logged[f"networks/{name}"] = _image(figure)
-    for name, figure in _data_pictures(configs):
+    for name, figure in _data_pictures(folder, configs):
         logged[f"images/{name}"] = _image(figure)
     return logged
 
@@ -74,12 +75,15 @@ def _image(figure: Figure) -> Any:
     return wandb.Image(Image.open(file))
 
 
-def _data_pictures(configs: list[RunConfig]) -> list[tuple[str, Any]]:
+def _data_pictures(folder: Path, configs: list[RunConfig]) -> list[tuple[str, Any]]:
     sets: dict[str, list[RunConfig]] = {}
     for config in configs:
         sets.setdefault(same_images(config.data), []).append(config)
     pictures = []
     for alike in list(sets.values())[:PICTURES]:
+        data_dir = getattr(alike[0].data, "data_dir", None)
+        if data_dir and data_dir_of(data_dir).resolve().is_relative_to(folder.parent.resolve()):
+            continue  # it came with the results, and only who wrote them knows what it is
         try:
             check_prepared(alike[0].data)
         except UsageError:  # on another machine, where the images are not

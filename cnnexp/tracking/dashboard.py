@@ -5,17 +5,20 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 import wandb_workspaces.workspaces as workspaces
 from wandb_workspaces.reports.v2 import interface as reports
 from wandb_workspaces.reports.v2.interface import Config, SummaryMetric
 
+from cnnexp.analysis.escape import markdown_text
 from cnnexp.analysis.frame import frame, varying_keys
 from cnnexp.analysis.report import write_report
 from cnnexp.analysis.results import tell_left_out
 from cnnexp.store.atomic import read_json, write_json, write_text
 from cnnexp.store.runs import read_runs, read_sweep
-from cnnexp.tracking.target import Target
+from cnnexp.tracking.limits import NAME_LIMIT, shortened
+from cnnexp.tracking.target import Target, drop_credentials
 
 FILE = "dashboard.json"  # in the sweep's folder: where its workspace and its report were saved
 COLUMNS = [
@@ -85,12 +88,12 @@ def workspace_of(folder: Path, target: Target) -> workspaces.Workspace:
     return workspaces.Workspace(
         entity=target.entity or "",
         project=target.project,
-        name=f"cnnexp {folder.name}",
+        name=_title(folder),
         sections=[
             workspaces.Section(name=name, panels=panels, is_open=True) for name, panels in named.items()
         ],
         runset_settings=workspaces.RunsetSettings(
-            filters=[workspaces.Metric("Group") == folder.name],
+            filters=[workspaces.Metric("Group") == _group(folder)],
             order=[workspaces.Ordering(workspaces.Summary("test/accuracy.last"), ascending=False)],
             pinned_columns=COLUMNS,
         ),
@@ -100,7 +103,7 @@ def workspace_of(folder: Path, target: Target) -> workspaces.Workspace:
 def report_of(folder: Path, target: Target) -> reports.Report:
     """The report of a sweep: the verdicts, their figures, every section's panels and the runs."""
     # Left empty, a run set is that of the report's own project; named, the package asks the server for it.
-    runs = reports.Runset(name=folder.name, filters=f"Group == '{folder.name}'", pinned_columns=COLUMNS)
+    runs = reports.Runset(name=folder.name, filters=f"Group == {_group(folder)!r}", pinned_columns=COLUMNS)
     blocks: list[Any] = [reports.MarkdownBlock(text=verdicts_markdown(folder))]
     for name, panels in sections(folder).items():
         blocks += [reports.H2(text=name), reports.PanelGrid(runsets=[runs], panels=panels)]
@@ -109,7 +112,7 @@ def report_of(folder: Path, target: Target) -> reports.Report:
     return reports.Report(
         project=target.project,
         entity=target.entity or "",
-        title=f"cnnexp {folder.name}",
+        title=_title(folder),
         description="Verdicts, figures and runs of one sweep.",
         blocks=blocks,
         width="fluid",
@@ -133,21 +136,27 @@ def write_dry_run(folder: Path, target: Target) -> Path:
 
 
 def save(folder: Path, target: Target) -> dict[str, str]:
-    """Save both at W&B, in place of those saved before; returns their addresses."""
+    """Save both at W&B, in place of those saved before; returns their addresses.
+
+    What the folder says of those saved before counts only where it leads to the sweep's own.
+    """
     import wandb
 
     tell_left_out(*read_sweep(folder))
-    saved = read_json(folder / FILE)
+    drop_credentials()
     target = replace(target, entity=target.entity or wandb.Api().default_entity)
+    saved = {name: url for name, url in read_json(folder / FILE).items() if _lies_in(url, target)}
     workspace, report = workspace_of(folder, target), report_of(folder, target)
     if "workspace" in saved:
         earlier = workspaces.Workspace.from_url(saved["workspace"])
-        earlier.sections, earlier.runset_settings = workspace.sections, workspace.runset_settings
-        workspace = earlier
+        if earlier.name == workspace.name:
+            earlier.sections, earlier.runset_settings = workspace.sections, workspace.runset_settings
+            workspace = earlier
     if "report" in saved:
         remade: Any = reports.Report.from_url(saved["report"])
-        remade.title, remade.blocks = report.title, report.blocks
-        report = remade
+        if (remade.title, remade.project, remade.entity) == (report.title, report.project, report.entity):
+            remade.blocks = report.blocks
+            report = remade
     for name, view in (("workspace", workspace), ("report", report)):
         saved[name] = view.save().url
         write_json(folder / FILE, saved)  # at once: the next may fail, and nothing is to be made twice
@@ -161,7 +170,24 @@ def verdicts_markdown(folder: Path) -> str:
         f"- **{judged.verdict}**: {judged.claim.sentence} {judged.claim.measure}: {judged.effect}"
         for judged in report.judged
     ]
-    return "\n".join([f"## {folder.name}: verdicts", *(lines or ["This experiment makes no claims."])])
+    missing = report.experiment.missing
+    none = f"No claims: {markdown_text(missing)}." if missing else "This experiment makes no claims."
+    return "\n".join([f"## {markdown_text(folder.name)}: verdicts", *(lines or [none])])
+
+
+def _title(folder: Path) -> str:
+    return shortened(f"cnnexp {folder.name}", NAME_LIMIT)
+
+
+def _group(folder: Path) -> str:
+    """The sweep's group at W&B, see `RunMirror`."""
+    return shortened(folder.name, NAME_LIMIT)
+
+
+def _lies_in(url: object, target: Target) -> bool:
+    """Whether an address leads to the target's project."""
+    path = urlparse(url).path if isinstance(url, str) else ""
+    return unquote(path).split("/")[1:3] == [target.entity, target.project]
 
 
 def _figures(folder: Path) -> list[str]:

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cnnexp.tracking.target import Reachability, Target, keys
+from cnnexp.tracking.target import Reachability, Target, drop_credentials, without_secrets
 from cnnexp.tracking.trackio_run import TrackioMirror
 from cnnexp.tracking.wandb_run import RunMirror
 from cnnexp.tracking.wandb_sweep import all_have_ended, send_whole, start_machine
@@ -123,6 +123,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the sweep, which then closes the pipe
     _give_way()
     os.environ["WANDB_SILENT"] = "true"
+    drop_credentials()
     order = json.loads(sys.stdin.readline())
     target, folder = Target(**order["target"]), Path(order["folder"])
     follower, started = Follower(target), time.monotonic()
@@ -158,9 +159,7 @@ def _give_way() -> None:
 def outage_line(error: BaseException) -> str:
     """What went wrong, in one line without the key."""
     text = (str(error).splitlines() or [""])[0] or type(error).__name__
-    for key in keys():
-        text = text.replace(key, "…")
-    return text[:200]
+    return without_secrets(text)[:200]
 
 
 def sent_line(follower: Follower, sweep: Path, seconds: float) -> str:

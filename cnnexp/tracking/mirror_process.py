@@ -74,7 +74,7 @@ class Mirror:
     def _start(self) -> None:
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "cnnexp.tracking.mirror"],
+                [sys.executable, "-P", "-m", "cnnexp.tracking.mirror"],  # no modules of the working folder
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

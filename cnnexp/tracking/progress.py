@@ -37,10 +37,10 @@ class SweepProgress:
         self._started = self._told = time.monotonic()
         self._console = Console(stderr=True)
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("[dim]{task.fields[news]}"),
+            TextColumn("{task.fields[news]}", style="dim", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
             get_time=time.monotonic,

@@ -9,10 +9,11 @@ import yaml
 from cnnexp.config.sections import Tracking
 from cnnexp.errors import UsageError, suggestion
 from cnnexp.progress import progress_bar
+from cnnexp.store.guard import is_name, refuse_links
 from cnnexp.store.leases import Leases
 from cnnexp.store.runs import run_folders
 from cnnexp.tracking.mirror import Follower, outage_line, sent_line
-from cnnexp.tracking.target import Reachability, Target, resolve_mode, sync_command
+from cnnexp.tracking.target import Reachability, Target, drop_credentials, resolve_mode, sync_command
 from cnnexp.tracking.wandb_sweep import send_whole
 
 FOLLOW_SECONDS = 2.0  # between two looks at the store
@@ -33,11 +34,13 @@ def sync(results: Path, name: str | None, *, follow: bool, to: str | None) -> No
         to: not to the server: to `trackio`, or a folder for W&B's offline files.
 
     Raises:
-        UsageError: there is no such sweep, or no key.
+        UsageError: there is no such sweep, or no key, or its folder holds symbolic links.
         NotSent: the server is out of reach, or refuses.
     """
+    drop_credentials()
     folders = [sweep_folder(results, name)] if name else [results / sweep for sweep in _sweeps(results)]
     for folder in folders:
+        refuse_links(folder)
         offline_dir = Path(to).expanduser().resolve() if to and to != "trackio" else None
         mode = "local" if to == "trackio" else "offline" if to else "online"
         target = target_of_sweep(folder, mode, offline_dir)
@@ -104,7 +107,7 @@ def target_of_sweep(folder: Path, mode: str, directory: Path | None = None) -> T
 
 
 def _sweeps(results: Path) -> list[str]:
-    return sorted(path.name for path in results.glob("*") if run_folders(path))
+    return sorted(path.name for path in results.glob("*") if is_name(path.name) and run_folders(path))
 
 
 def _is_trained(folder: Path) -> bool:

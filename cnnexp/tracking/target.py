@@ -4,6 +4,7 @@ import configparser
 import contextlib
 import netrc
 import os
+import re
 import shlex
 import ssl
 import time
@@ -13,12 +14,21 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 from cnnexp.config.sections import Tracking
-from cnnexp.errors import UsageError
+from cnnexp.errors import UsageError, suggestion
 
 Mode = Literal["online", "offline", "local", "disabled"]
+# What the client accepts as `$WANDB_MODE`, and what it does then.
+CLIENT_MODES: dict[str, Literal["online", "offline", "disabled"]] = {
+    "online": "online",
+    "offline": "offline",
+    "disabled": "disabled",
+    "shared": "online",
+    "run": "online",
+    "dryrun": "offline",
+}
 PROBE_SECONDS = 2.0  # for an answer from the server: any answer, as quick as it is
 PROBE_EVERY = 5.0
 
@@ -41,7 +51,7 @@ class Target:
     @property
     def address(self) -> str:
         """What `wandb.json` in a run's folder calls the place that the run was sent to."""
-        where = base_url() if self.mode == "online" else f"offline {self.directory or ''}".rstrip()
+        where = public_url() if self.mode == "online" else f"offline {self.directory or ''}".rstrip()
         return f"{where} {self.entity or ''}/{self.project}"
 
     def files_folder(self, sweep: Path) -> Path:
@@ -81,15 +91,19 @@ def resolve_mode(mode: str) -> Mode:
     """`auto` is online where an API key is configured, otherwise offline; `$WANDB_MODE` outranks `auto`.
 
     Raises:
-        UsageError: online without a key, which would ask for one, or local without Trackio.
+        UsageError: online without a key, which would ask for one, local without Trackio, or a `$WANDB_MODE`
+            that the client would refuse.
     """
+    wanted = os.environ.get("WANDB_MODE") or "online"
+    if mode in ("auto", "online", "offline") and wanted not in CLIENT_MODES:
+        raise UsageError(f"WANDB_MODE={wanted}: {suggestion(wanted, CLIENT_MODES)}")
     if mode == "auto":
-        wanted = os.environ.get("WANDB_MODE") or "online"
-        mode = "offline" if wanted == "online" and not key_is_configured() else wanted
+        mode = CLIENT_MODES[wanted]
+        mode = "offline" if mode == "online" and not key_is_configured() else mode
     if mode == "online":
         if not key_is_configured():
             raise UsageError(
-                f"tracking.mode=online: no W&B key is configured for {base_url()}; type: wandb login, "
+                f"tracking.mode=online: no W&B key is configured for {public_url()}; type: wandb login, "
                 "or tracking.mode=offline"
             )
         return "online"
@@ -97,13 +111,37 @@ def resolve_mode(mode: str) -> Mode:
         if find_spec("trackio") is None:
             raise UsageError("tracking.mode=local: needs Trackio; type: pip install 'cnnexp[local]'")
         return "local"
-    return "disabled" if mode in ("disabled", "dryrun") else "offline"
+    return "disabled" if mode == "disabled" else "offline"
 
 
 def base_url() -> str:
     """The server: `$WANDB_BASE_URL`, what `wandb login --host` has kept in W&B's settings, or W&B's own."""
     url = os.environ.get("WANDB_BASE_URL") or _settings().get("base_url") or "https://api.wandb.ai"
     return url.rstrip("/")
+
+
+def public_url() -> str:
+    """The server's address without a user and a password: what may be printed and stored."""
+    url = base_url()
+    return without_credentials(url) if "://" in url else url.rpartition("@")[2]
+
+
+def drop_credentials() -> None:
+    """Keep a user and a password in the server's address from W&B's client, which would print them.
+
+    It has no use for them: its requests are authorised by its key.
+    """
+    if "@" in base_url():
+        os.environ["WANDB_BASE_URL"] = public_url()
+
+
+def without_credentials(text: str) -> str:
+    """Take users and passwords out of the addresses in a text.
+
+    >>> without_credentials("no answer from https://me:secret@wandb.example:8443/x, ://")
+    'no answer from https://wandb.example:8443/x, ://'
+    """
+    return re.sub(r"(?<=://)\S*@", "", text)
 
 
 def _settings() -> dict[str, str]:
@@ -125,11 +163,11 @@ class Reachability:
     @property
     def host(self) -> str:
         """The server's name, for a person."""
-        return urlparse(base_url()).netloc
+        return urlparse(public_url()).netloc or public_url()
 
     def __bool__(self) -> bool:
         if time.monotonic() - self._asked >= PROBE_EVERY:
-            self._answer = _answers(base_url())
+            self._answer = _answers(public_url())
             self._asked = time.monotonic()
         return self._answer
 
@@ -155,6 +193,15 @@ def keys() -> list[str]:
     """The API keys that the client may use: never to be printed."""
     found = [os.environ.get("WANDB_API_KEY")]
     with contextlib.suppress(OSError, netrc.NetrcParseError):
-        entry = netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(base_url()).netloc)
+        entry = netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(public_url()).netloc)
         found += [entry[2]] if entry else []
     return [key for key in found if key]
+
+
+def without_secrets(text: str) -> str:
+    """Take keys, and users and passwords of addresses, out of a text before it is printed."""
+    password = base_url().rpartition("@")[0].rpartition(":")[2].lstrip("/")
+    for secret in (*keys(), password, unquote(password)):
+        if len(secret) > 3:  # else it is a part of many words
+            text = text.replace(secret, "…")
+    return without_credentials(text)

@@ -1,5 +1,6 @@
 """One run of the store as one W&B run, each of its steps once, whatever is restarted."""
 
+import glob
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 from cnnexp.analysis.kernel_pictures import kernel_mosaics
 from cnnexp.config import parse
 from cnnexp.store.atomic import read_json, write_json
+from cnnexp.store.guard import is_name
 from cnnexp.store.runs import ENDED, StoredRun, read_history, read_run
+from cnnexp.tracking.limits import LABEL_LIMIT, NAME_LIMIT, shortened
 from cnnexp.tracking.target import Target
 
 AXES = ("step", "epoch", "images", "macs")  # what metrics may be drawn against
@@ -66,17 +69,17 @@ class RunMirror:
         folder, ledger = self._target.files_folder(self._folder.parent), self._ledger()
         run_id = self._target.agent_run or ledger.get("run", run.run_id)
         if self._target.mode == "offline":  # written anew from the store, instead of twice
-            for earlier in (folder / "wandb").glob(f"offline-run-*-{run_id}"):
+            for earlier in (folder / "wandb").glob(f"offline-run-????????_??????-{glob.escape(run_id)}"):
                 shutil.rmtree(earlier)
         cell = cell_name(run)
         wandb_run = start_wandb_run(
             self._target,
             folder,
             id=run_id,
-            name=f"{cell} seed {run.config['seed']}",
-            group=run.config["name"],
-            job_type=cell,
-            tags=[run.config["experiment"]],
+            name=shortened(cell, NAME_LIMIT, f" seed {run.config['seed']}"),
+            group=shortened(run.config["name"], NAME_LIMIT),
+            job_type=shortened(cell, LABEL_LIMIT),
+            tags=[shortened(tag, LABEL_LIMIT) for tag in (run.config["experiment"],) if tag],
             config={**run.config, "cell": cell},
         )
         self.was_there = wandb_run.starting_step > 0 and ledger.get("run") != run_id
@@ -91,7 +94,8 @@ class RunMirror:
 
     def _ledger(self) -> dict[str, Any]:
         """What was sent to the target's address: the run's id there, its status and the number of rows."""
-        return read_json(self._folder / LEDGER).get(self._target.address, {})
+        sent = read_json(self._folder / LEDGER).get(self._target.address, {})
+        return sent if isinstance(sent, dict) and is_name(sent.get("run")) else {}
 
     def _record(self, status: str, run: str) -> None:
         sent = {"run": run, "status": status, "rows": self._sent}

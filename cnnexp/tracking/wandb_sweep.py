@@ -11,6 +11,7 @@ from typing import Any
 
 from cnnexp.store.atomic import read_json, write_json
 from cnnexp.store.runs import ENDED, read_runs, run_folders
+from cnnexp.tracking.limits import NAME_LIMIT, shortened
 from cnnexp.tracking.target import Target
 from cnnexp.tracking.wandb_run import LEDGER, start_wandb_run
 
@@ -22,9 +23,9 @@ def start_machine(folder: Path, target: Target, process: int) -> Any:
         target,
         target.files_folder(folder),
         stats_of=process,
-        id=f"machine-{folder.name}-{where}",
-        name=f"{folder.name}: {where}",
-        group=folder.name,
+        id=shortened(f"machine-{folder.name}-{where}", NAME_LIMIT),
+        name=shortened(folder.name, NAME_LIMIT, f": {where}"),
+        group=shortened(folder.name, NAME_LIMIT),
         job_type="machine",
     )
 
@@ -49,9 +50,9 @@ def send_whole(folder: Path, target: Target) -> None:
         wandb_run = start_wandb_run(
             target,
             target.files_folder(folder),
-            id=f"sweep-{name}",
-            name=f"{name}: all runs",
-            group=name,
+            id=shortened(f"sweep-{name}", NAME_LIMIT),
+            name=shortened(name, NAME_LIMIT, ": all runs"),
+            group=shortened(name, NAME_LIMIT),
             job_type="sweep",
         )
         if runs := [run for run in read_runs(folder) if run.status == "finished"]:
