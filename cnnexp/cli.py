@@ -12,6 +12,7 @@ from cnnexp import __version__
 from cnnexp.errors import UsageError, suggestion
 from cnnexp.paths import shipped
 from cnnexp.store.guard import printable
+from cnnexp.terminal import CLOSED_PIPE, DISK_ERROR, disk_line, is_of_disk, prepare_terminal
 
 USAGE_ERROR, FAILED = 2, 1
 GOES_ON = "the same command goes on with what is missing"
@@ -35,16 +36,26 @@ Why do convolutions work? Sweeps over kernel size, stride and weight tying, and 
 
 
 def main() -> None:
-    """Entry point: errors that a user can cause are one line and exit code 2."""
+    """Entry point: errors that a user can cause are one line and exit code 2, those of a disk are 74."""
+    prepare_terminal()
     try:
         code = _command(sys.argv[1:])
+        sys.stdout.flush()
     except UsageError as error:
         print(f"cnnexp: {printable(str(error))}", file=sys.stderr)
         code = USAGE_ERROR
     except KeyboardInterrupt:
         print(f"\ncnnexp: interrupted; {GOES_ON}", file=sys.stderr)
         code = 130
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        code = CLOSED_PIPE
     except Exception as error:
+        if isinstance(error, OSError) and is_of_disk(error):
+            print(f"cnnexp: {disk_line(error)}", file=sys.stderr)
+            _leave_others(DISK_ERROR)
+            sys.exit(DISK_ERROR)
         _leave_others(FAILED, error)
         raise
     if code:

@@ -75,6 +75,10 @@ class CnnexpLauncher(Launcher):
         ]
 
     def _act(self, jobs: list[Any]) -> dict[str, float]:
+        from cnnexp.sweep.devices import refuse_missing_devices
+
+        if self.action in ("plan", "show"):
+            refuse_missing_devices()
         if self.action == "plan":
             from cnnexp.sweep.dry_run import print_plan
 

@@ -52,7 +52,7 @@ def row(case: str, ours: float, baseline: str, baseline_ms: float, **more: Any) 
 def save(rows: Sequence[Mapping[str, Any]], path: Path | None) -> None:
     """Write the rows where they were asked for."""
     if path:
-        path.write_text(json.dumps(rows, indent=1) + "\n")
+        path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def torch_or_none() -> Any:

@@ -200,7 +200,7 @@ def main() -> int:
             print(f"{failure.name:24} {times}; {sent}, {found['twice']} twice; {said}", flush=True)
             rows.append({"failure": failure.name, "disabled": disabled, "seconds": seconds, **found})
     if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
+        arguments.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     return int(wrong)
 
 

@@ -14,7 +14,7 @@ HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
 
 def row(report: Path) -> str:
     """What a report says, in a line."""
-    text = report.read_text()
+    text = report.read_text(encoding="utf-8")
     question = re.search(r"^# (.*)$", text, re.MULTILINE)
     runs = re.search(r"^([\d,]+ runs).*; (.*) of training", text, re.MULTILINE)
     command = re.search(r"## Reproduce\s+```\n(.*)\n", text)
@@ -34,10 +34,10 @@ def main() -> None:
     """Replace the table between its marks."""
     readme = EXPERIMENTS / "README.md"
     reports = sorted(path for path in EXPERIMENTS.glob("*.md") if path.name != "README.md")
-    before, _, rest = readme.read_text().partition(BEGIN)
+    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     table = HEADER + "".join(map(row, reports))
-    readme.write_text(f"{before}{BEGIN}\n\n{table}\n{END}{after}")
+    readme.write_text(f"{before}{BEGIN}\n\n{table}\n{END}{after}", encoding="utf-8")
     print(table, end="")
 
 

@@ -38,7 +38,7 @@ def set_up(extras: set[str]) -> None:
     constraints = ("--constraints", str(LOCK), "--build-constraints", str(LOCK))
     install = (str(BIN / "uv"), "pip", "install", "--python", str(BIN / "python"), "--compile-bytecode")
     _step(f"installing cnnexp{names}, some minutes the first time", *install, *constraints, "-e", f".{names}")
-    STAMP.write_text(json.dumps({"digest": digest, "extras": sorted(extras)}) + "\n")
+    STAMP.write_text(json.dumps({"digest": digest, "extras": sorted(extras)}) + "\n", encoding="utf-8")
 
 
 def _digest() -> str:
@@ -48,7 +48,7 @@ def _digest() -> str:
 
 def _read_stamp() -> dict:
     try:
-        return json.loads(STAMP.read_text())
+        return json.loads(STAMP.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {"digest": None, "extras": []}
 
@@ -61,10 +61,10 @@ def _clear() -> list[str]:
 
 def _install_uv() -> None:
     """Install uv with pip, whose one hash mode wants every requirement hashed: so of the lock, uv alone."""
-    lines = LOCK.read_text().splitlines()
+    lines = LOCK.read_text(encoding="utf-8").splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("uv=="))
     end = next(number for number in range(start, len(lines)) if not lines[number].endswith("\\"))
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as entry:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".txt") as entry:
         entry.write("\n".join(lines[start : end + 1]) + "\n")
         entry.flush()
         pip = (str(BIN / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check")

@@ -61,7 +61,7 @@ def looked_at(page: Path, width: int, *, dark: bool = False) -> dict[str, Any]:
 
     script = Path(axe_core_python.__file__).parent / "axe.min.js"
     (page.parent / "axe.min.js").write_bytes(script.read_bytes())
-    text, copy = page.read_text(), page.with_name("without_policy.html")
+    text, copy = page.read_text(encoding="utf-8"), page.with_name("without_policy.html")
     copy.write_text(text.replace(POLICY, "img-src data:"))  # else the page lets no script look at it
     assert POLICY in text
     (page.parent / "frame.html").write_text(FRAME.format(page=copy.name, width=width))

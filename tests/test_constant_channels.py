@@ -115,4 +115,4 @@ def test_a_run_on_a_held_out_part_of_such_images_finishes(
 
 
 def read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))

@@ -58,9 +58,11 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def change(file: Path, **values: Any) -> None:
     """Change values of a file of JSON or YAML."""
     if file.suffix == ".yaml":
-        file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | values))
+        file.write_text(
+            yaml.safe_dump(yaml.safe_load(file.read_text(encoding="utf-8")) | values), encoding="utf-8"
+        )
     else:
-        file.write_text(json.dumps(json.loads(file.read_text()) | values))
+        file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | values), encoding="utf-8")
 
 
 def rename_experiment(sweep: Path, name: str) -> None:
@@ -106,11 +108,11 @@ def test_an_experiment_of_the_working_folder_is_found_beside_an_installed_packag
     assert str(paths.PACKAGE / "experiments") in said
     code = "from cnnexp.analysis.experiments import Experiment\nEXPERIMENT = Experiment(question='Mine?')\n"
     Path("experiments").mkdir()
-    Path("experiments/mine.py").write_text(code)
+    Path("experiments/mine.py").write_text(code, encoding="utf-8")
     assert command(monkeypatch, "report", "theirs") == 0
     assert (sweep / "report/report.md").read_text().startswith("# Mine?")
     assert not capsys.readouterr().err
-    Path("experiments/mine.py").write_text("EXPERIMENT = 3\n")
+    Path("experiments/mine.py").write_text("EXPERIMENT = 3\n", encoding="utf-8")
     assert command(monkeypatch, "report", "theirs") == 2
     assert "mine.py: defines no EXPERIMENT" in capsys.readouterr().err
 
@@ -277,7 +279,7 @@ def test_a_report_runs_no_script(sweep: Path) -> None:
     pages.append((named / "report/report.html").read_text())
     assert POLICY in pages[0] and "script-src" not in POLICY
     for name, text in (("weak.html", "\n".join(pages).replace(POLICY, "")), ("whole.html", pages[0])):
-        Path(name).write_text(text)
+        Path(name).write_text(text, encoding="utf-8")
         title = re.search("<title>(.*?)</title>", dom_of(Path(name).absolute().as_uri()))
         assert title and title[1] == "What did this sweep show?"
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -190,15 +191,15 @@ def test_a_file_that_was_replaced_on_another_machine_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "status.json").write_text('{"status": "finished"}')
-    read, asked = Path.read_text, [0]
+    opened, asked = os.open, [0]
 
-    def stale_at_first(self: Path) -> str:
+    def stale_at_first(*arguments: Any) -> int:
         asked[0] += 1
         if asked[0] == 1:
             raise OSError(errno.ESTALE, "Stale file handle")
-        return read(self)
+        return opened(*arguments)
 
-    monkeypatch.setattr(Path, "read_text", stale_at_first)
+    monkeypatch.setattr(os, "open", stale_at_first)
     assert read_json(tmp_path / "status.json") == {"status": "finished"}
 
 

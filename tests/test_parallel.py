@@ -158,7 +158,7 @@ def test_processes_end_when_one_is_killed_or_asked_to_stop_and_go_on(tmp_path: P
     on_two_devices = [*sweep, "train.parallel=data"]  # which add up in the same order
     for folder in (disturbed, alone):
         ended = cnnexp_run(folder, *on_two_devices, environment={"JAX_NUM_CPU_DEVICES": "2"})
-        assert "damaged" not in said_by(ended, folder)
+        assert "corrupt" not in said_by(ended, folder)
     assert largest_difference(disturbed, alone) <= 1e-5
 
 

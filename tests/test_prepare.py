@@ -69,7 +69,7 @@ def encoded(image: np.ndarray, kind: str = ".jpg") -> bytes:
 
 
 def imagenette(folder: Path) -> None:
-    names = Path(tfds_path("image_classification/imagenette_labels.txt")).read_text().split()
+    names = Path(tfds_path("image_classification/imagenette_labels.txt")).read_text(encoding="utf-8").split()
     members = {
         f"imagenette2-160/{split}/{names[label]}/{names[label]}_{number}.JPEG": encoded(image)
         for split in ("train", "val")
@@ -79,7 +79,7 @@ def imagenette(folder: Path) -> None:
 
 
 def imagenet2012(folder: Path) -> None:
-    names = Path(tfds_path("datasets/imagenet2012/labels.txt")).read_text().split()
+    names = Path(tfds_path("datasets/imagenet2012/labels.txt")).read_text(encoding="utf-8").split()
     files = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 6)]
     tar(folder / "ILSVRC2012_img_val.tar", dict(zip(files, map(encoded, IMAGES), strict=True)))
     synsets = {}

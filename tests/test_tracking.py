@@ -518,8 +518,10 @@ def test_servers_and_keys_are_found_where_the_client_looks(
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_MODE", "online")
     assert target.base_url() == "https://api.wandb.ai" and target.resolve_mode("auto") == "offline"
-    Path("settings").write_text("[default]\nbase_url = https://wandb.example:8443/\n")
-    Path("netrc").write_text(f"machine wandb.example:8443\n  login user\n  password {KEY}\n")
+    Path("settings").write_text("[default]\nbase_url = https://wandb.example:8443/\n", encoding="utf-8")
+    Path("netrc").write_text(
+        f"machine wandb.example:8443\n  login user\n  password {KEY}\n", encoding="utf-8"
+    )
     assert target.base_url() == "https://wandb.example:8443" and target.resolve_mode("auto") == "online"
     assert KEY not in mirror.outage_line(ValueError(f"refused {KEY}"))
 

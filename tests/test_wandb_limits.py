@@ -101,7 +101,9 @@ def test_a_dashboard_tells_no_secret(shell: Shell) -> None:  # noqa: F811
     shell.environment["WANDB_BASE_URL"] = shell.server.url.replace("://", "://me:top%2Fsecret@")
     done = shell("dashboard", "default")
     assert done.returncode == 0 and len(done.stdout.split()) == 2, done.stderr
-    assert "secret" not in done.stdout + done.stderr + Path("results/default/dashboard.json").read_text()
+    assert "secret" not in done.stdout + done.stderr + Path("results/default/dashboard.json").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_dashboard_of_somebody_else_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

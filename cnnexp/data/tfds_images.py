@@ -4,10 +4,12 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from cnnexp.cache import cache_folder, warn_once
 from cnnexp.config.data import TFDSImages
 from cnnexp.data.arrays import Images, Normalisation
 from cnnexp.data.prepared import PreparedSet, prepared_set
@@ -82,9 +84,9 @@ class TFDSSet:
             for name, split in self._splits.items()
         }
 
-    def _cache_file(self, kind: str) -> Path:
-        from platformdirs import user_cache_path
-
+    def _cache_file(self, kind: str) -> Path | None:
+        if (folder := cache_folder("datasets")) is None:
+            return None
         # Another preparation, a file changed since, another size: another digest.
         stamps = [
             (file.name, file.stat().st_size, file.stat().st_mtime_ns)
@@ -93,22 +95,32 @@ class TFDSSet:
         looked_at = (str(self.prepared.folder.resolve()), stamps, self._splits, self._size)
         digest = hashlib.sha256(repr(looked_at).encode()).hexdigest()[:12]
         name = f"{self.prepared.name.replace('/', '-')}-{self.prepared.folder.name}-{digest}-{kind}.npz"
-        return user_cache_path("cnnexp") / "datasets" / name
+        return folder / name
 
 
-def _stored(file: Path, keys: Iterable[str] | None = None) -> Arrays | None:
+def _stored(file: Path | None, keys: Iterable[str] | None = None) -> Arrays | None:
+    if file is None:
+        return None
     try:
         with file.open("rb") as opened, np.load(opened) as stored:
             return {key: stored[key] for key in keys or stored}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # not what was written: it can be made again
-        file.unlink(missing_ok=True)
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
         return None
 
 
-def _store(file: Path, arrays: Arrays) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
+def _store(file: Path | None, arrays: Arrays) -> None:
+    if file is None:
+        return
     partial = file.with_suffix(f".{os.getpid()}.npz")
-    np.savez(partial, **arrays)  # pyright: ignore[reportArgumentType]
-    partial.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(partial, **arrays)  # pyright: ignore[reportArgumentType]
+        partial.replace(file)
+    except OSError as error:
+        warn_once(f"nothing cached in {file.parent} ({error.strerror}); the set is read again the next time")
+        with suppress(OSError):
+            partial.unlink()

@@ -23,7 +23,14 @@ from types import TracebackType
 from typing import Any
 
 from cnnexp.errors import UsageError
-from cnnexp.store.atomic import again_if_replaced, look_anew
+from cnnexp.store.atomic import (
+    NO_FILE,
+    again_if_replaced,
+    look_anew,
+    open_regular,
+    parse_json,
+    read_json,
+)
 from cnnexp.store.runs import has_ended
 
 LEASE_SECONDS = 60.0  # without a sign of life, after which a worker counts as dead for others
@@ -61,8 +68,9 @@ class Leases:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        self._release(set(self._held))
-        self._worker.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that refuses: what it says of this worker runs out
+            self._release(set(self._held))
+            self._worker.unlink(missing_ok=True)
         for path in self._folder.glob("worker-*"):  # of the dead, once all that they held has ended
             with suppress(OSError):
                 found = path.stat()
@@ -95,7 +103,7 @@ class Leases:
         """Whether any other worker is alive, whatever it does."""
         for path in set(self._folder.glob("worker-*")) - {self._worker}:
             with suppress(OSError):  # it has just ended
-                changed, _ = _looked_at(str(path))
+                changed, _ = _looked_at(path)
                 if self.now() - changed <= LEASE_SECONDS:
                     return True
         return False
@@ -126,7 +134,7 @@ class Leases:
         try:
             os.link(self._worker, path)
         except FileExistsError:  # another was faster; or NFS repeated a request that had been granted
-            if _owner(path).get("worker") != self._worker.name:
+            if read_json(path).get("worker") != self._worker.name:
                 return
         except OSError as error:
             if error.errno not in NO_HARD_LINKS:
@@ -139,7 +147,8 @@ class Leases:
             generation = self._held[run_id]
             ended = has_ended(self._sweep / run_id)  # then earlier generations have no use any more
             for number in range(0 if ended else generation, generation + 1):
-                self._path(run_id, number).unlink(missing_ok=True)
+                with suppress(FileNotFoundError, IsADirectoryError):
+                    self._path(run_id, number).unlink()
             del self._held[run_id]  # last: a lease that could not be given back is still this worker's
 
     def _newest(self) -> dict[str, "_Lease"]:
@@ -148,7 +157,7 @@ class Leases:
         with os.scandir(self._folder) as entries:
             for entry in entries:
                 run_id, _, number = entry.name.rpartition(".")
-                generation = int(number) if run_id and number.isdigit() else -1
+                generation = int(number) if run_id and number.isdecimal() else -1
                 if generation > (newest[run_id].generation if run_id in newest else -1):
                     newest[run_id] = _Lease(entry.path, generation, entry.inode())
         return newest
@@ -177,7 +186,7 @@ class Leases:
             except FileNotFoundError:  # a new worker's; or others removed it as that of a dead one
                 if self._held:
                     return  # whose leases have no sign of life any more: they run out
-                self._worker.write_text(self._who)
+                self._worker.write_text(self._who, encoding="utf-8")
             self._beaten_at = self._worker.stat().st_mtime
             self._beaten = started
 
@@ -199,12 +208,13 @@ class _Living:
     def __contains__(self, lease: _Lease) -> bool:
         if lease.inode not in self._known:
             try:
-                changed, text = again_if_replaced(lambda: _looked_at(lease.path))
-            except FileNotFoundError:  # given back just now
-                return False
-            age, owner = self._leases.now() - changed, _parsed(text)
-            here = owner.get("host") == _host()
-            self._known[lease.inode] = age <= self._within and not (here and _is_gone(owner["pid"]))
+                changed, owner = again_if_replaced(lambda: _looked_at(Path(lease.path)))
+            except OSError as error:
+                if error.errno not in NO_FILE:
+                    raise
+                return False  # given back just now, or not a lease at all
+            age, here = self._leases.now() - changed, owner.get("host") == _host()
+            self._known[lease.inode] = age <= self._within and not (here and _is_gone(owner.get("pid")))
         return self._known[lease.inode]
 
 
@@ -226,12 +236,14 @@ def _host() -> str:
 
 
 def _first_line(path: str) -> str:
-    return Path(path).read_text().strip()
+    return Path(path).read_text(encoding="utf-8").strip()
 
 
-def _is_gone(pid: int) -> bool:
+def _is_gone(pid: Any) -> bool:
     import psutil
 
+    if not isinstance(pid, int) or not 0 < pid < 2**31:  # not what a worker wrote: its age alone decides
+        return False
     try:
         os.kill(pid, 0)  # /proc may hide the processes of other users
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
@@ -241,21 +253,7 @@ def _is_gone(pid: int) -> bool:
         return False
 
 
-def _looked_at(path: str) -> tuple[float, str]:
-    """When a file was changed, and its text. Opening makes NFS ask the server."""
-    with open(path) as file:
-        return os.fstat(file.fileno()).st_mtime, file.read()
-
-
-def _owner(path: Path) -> dict[str, Any]:
-    try:
-        return _parsed(again_if_replaced(path.read_text))
-    except FileNotFoundError:
-        return {}
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return {}
+def _looked_at(path: Path) -> tuple[float, dict[str, Any]]:
+    """When a file was changed, and its values. Opening makes NFS ask the server."""
+    with open_regular(path) as file:
+        return os.fstat(file.fileno()).st_mtime, parse_json(file.read())

@@ -5,19 +5,27 @@ import json
 import os
 import re
 import time
-import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import yaml
 
 from cnnexp.config import RunConfig
-from cnnexp.store.atomic import again_if_replaced, read_json, write_bytes, write_json, write_text
+from cnnexp.store.atomic import (
+    append_bytes,
+    crc32_of,
+    json_bytes,
+    read_bytes,
+    read_json,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from cnnexp.store.guard import is_name, printable
 
 Status = Literal["running", "interrupted", "finished", "diverged", "failed"]
@@ -28,7 +36,21 @@ _DUMPER, _LOADER = (
 )
 COMMANDS = "commands.txt"
 LAYER = re.compile(r"\w{1,64}")  # names of layers become names of files and of metrics
-RESULT = ("config.yaml", "history.jsonl", "summary.json")  # files that an ended run consists of
+CONFIG, HISTORY, SUMMARY = RESULT = ("config.yaml", "history.jsonl", "summary.json")  # of an ended run
+OWN = "own_crc32"  # key of a status: the checksum of all else in it
+STATUS, KERNELS, ERROR = "status.json", "kernels.npz", "error.txt"
+
+
+@dataclass(frozen=True)
+class Written:
+    """How many bytes of a file were written, and the checksum of those."""
+
+    size: int = 0
+    crc32: int = 0
+
+    def plus(self, content: bytes) -> "Written":
+        """The same when more was written."""
+        return Written(self.size + len(content), zlib.crc32(content, self.crc32))
 
 
 def sweep_folder(config: RunConfig) -> Path:
@@ -43,26 +65,59 @@ def run_folder(config: RunConfig) -> Path:
 
 def has_ended(folder: Path) -> bool:
     """Whether a run's result is in the store; its status is the last file written."""
-    return read_json(folder / "status.json").get("status") in ENDED
+    return read_json(folder / STATUS).get("status") in ENDED
 
 
 def damaged_files(folder: Path) -> list[Path]:
-    """Files of an ended run that are not what was written; of any run, a status that cannot be read."""
-    status, path = read_json(folder / "status.json"), folder / "status.json"
-    if not status:
-        return [path] if path.exists() else []
-    if status.get("status") not in ENDED:
-        return []
-    sums = status.get("crc32", {})  # of no other files, whatever it names: they will be renamed
-    return [folder / name for name in RESULT if name in sums and _crc32(folder / name) != sums[name]]
+    """Files of a run that are not what was written.
+
+    The run's status has the checksums: of its configuration, of its history once nobody adds to it, and of
+    its summary. Of a run that has not ended, what is no file where one is to be written counts, too.
+    Pictures of kernels decide no number; see `read_kernels`.
+    """
+    status = read_json(folder / STATUS)
+    if os.path.lexists(folder / STATUS) and not _is_whole(status):
+        found = [folder / STATUS]
+    else:
+        names = RESULT if status.get("status") in ENDED else (*RESULT, KERNELS, ERROR)
+        found = [folder / name for name in names if _is_damaged(folder / name, status)]
+    if found and read_json(folder / STATUS) != status:  # another worker has just written the run
+        return damaged_files(folder)
+    return found
+
+
+def _is_damaged(path: Path, status: Mapping[str, Any]) -> bool:
+    sums: Mapping[str, int] = status.get("crc32", {})
+    if path.name in sums:
+        return crc32_of(path) != sums[path.name]
+    if not os.path.lexists(path):
+        return path.name == CONFIG and bool(status)
+    return not path.is_file() or (path.name == CONFIG and not _config(path))
+
+
+def _is_whole(status: Mapping[str, Any]) -> bool:
+    """Whether a status is what was written: it has a checksum of itself, but that of an earlier version."""
+    sums, known = status.get("crc32", {}), status.get("status") in get_args(Status)
+    checked = isinstance(sums, dict) and (status.get("status") not in ENDED or sums.keys() >= set(RESULT))
+    return known and checked and status.get(OWN, _own_crc32(status)) == _own_crc32(status)
+
+
+def _own_crc32(status: Mapping[str, Any]) -> int:
+    return zlib.crc32(json_bytes({key: value for key, value in status.items() if key != OWN}))
+
+
+def corrupt_line(path: Path) -> str:
+    """What a person is told of a damaged file."""
+    what = "checksum mismatch" if path.is_file() else "not a file" if os.path.lexists(path) else "missing"
+    return f"corrupt file {path} ({what})"
 
 
 def set_aside(path: Path) -> Path:
     """Rename a damaged file or folder, so that nothing reads it and nothing is lost; returns where it is."""
     number = 1
-    while (aside := path.with_name(f"{path.name}.damaged{number}")).exists():
+    while os.path.lexists(aside := path.with_name(f"{path.name}.damaged{number}")):
         number += 1
-    if path.exists():
+    if os.path.lexists(path):
         path.rename(aside)
     return aside
 
@@ -72,69 +127,80 @@ class RunWriter:
 
     Args:
         config: the run's.
-        resume_at: the step that the run goes on from; what an interrupted attempt wrote after it is dropped.
-            None starts anew, and replaces what such an attempt left.
+        kept: the history that the run goes on from, see `kept_history`; what an interrupted attempt wrote
+            after it is dropped. Without it the run starts anew, and replaces what such an attempt left.
     """
 
-    def __init__(self, config: RunConfig, resume_at: int | None = None):
+    def __init__(self, config: RunConfig, kept: bytes = b""):
         self.folder = run_folder(config)
         self.started = time.time()
-        kept = [] if resume_at is None else [r for r in read_history(self.folder) if r["step"] <= resume_at]
-        _write_config(config)
-        write_text(self.folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
-        for name in ("summary.json", "error.txt"):
-            (self.folder / name).unlink(missing_ok=True)
+        _clear(self.folder)
+        self._sums = {CONFIG: _write_config(config)}
+        write_bytes(self.folder / HISTORY, kept)
+        self.history = Written().plus(kept)
         self._set_status("running")
 
     def log(self, row: Mapping[str, int | float]) -> None:
         """Append an evaluation: one line, one write."""
-        with (self.folder / "history.jsonl").open("ab", buffering=0) as file:
-            file.write(json.dumps(row).encode() + b"\n")
+        line = json.dumps(row).encode() + b"\n"
+        append_bytes(self.folder / HISTORY, line)
+        self.history = self.history.plus(line)
 
     def keep_kernels(self, step: int, kernels: Mapping[str, np.ndarray]) -> None:
         """Keep a few kernels to look at, before the evaluation of their step is written."""
         file = io.BytesIO()
         small: dict[str, Any] = {name: kernel.astype(np.float16) for name, kernel in kernels.items()}
         np.savez(file, step=step, **small)
-        write_bytes(self.folder / "kernels.npz", file.getvalue())
+        write_bytes(self.folder / KERNELS, file.getvalue())
+        self._sums[KERNELS] = zlib.crc32(file.getvalue())
 
     def finish(self, status: Literal["finished", "diverged"], summary: Mapping[str, Any]) -> None:
         """Write the summary, then, last, the status that makes the run count as done."""
-        write_json(self.folder / "summary.json", summary)
-        self._set_status(status, crc32={name: _crc32(self.folder / name) for name in RESULT})
+        content = json_bytes(summary)
+        write_bytes(self.folder / SUMMARY, content)
+        self._sums |= {HISTORY: self.history.crc32, SUMMARY: zlib.crc32(content)}
+        self._set_status(status)
 
     def interrupt(self) -> None:
         """The run was saved and goes on when it is asked for again."""
+        self._sums[HISTORY] = self.history.crc32
         self._set_status("interrupted")
 
-    def _set_status(self, status: Status, **more: Any) -> None:
-        _write_status(self.folder, status, self.started, **more)
+    def _set_status(self, status: Status) -> None:
+        _write_status(self.folder, status, self.started, self._sums)
 
 
 def record_failure(config: RunConfig, traceback: str) -> None:
     """Record why a run ended without a result, beside what it wrote; it is run again when asked for again."""
     folder = run_folder(config)
-    if not (folder / "config.yaml").exists():
-        _write_config(config)
-    write_text(folder / "error.txt", traceback)
-    _write_status(folder, "failed", read_json(folder / "status.json").get("started", time.time()))
+    before = read_json(folder / STATUS)
+    sums = before.get("crc32") or {CONFIG: _write_config(config)}
+    write_text(folder / ERROR, traceback)
+    _write_status(folder, "failed", before.get("started", time.time()), sums)
 
 
-def _write_config(config: RunConfig) -> None:
-    text = yaml.dump(config.model_dump(), sort_keys=False, Dumper=_DUMPER)
-    write_text(run_folder(config) / "config.yaml", text)
+def _clear(folder: Path) -> None:
+    """Remove what an earlier attempt left: first the status, whose checksums are of the other files."""
+    names = (STATUS, SUMMARY, KERNELS, ERROR)
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    parts = tuple(f".{name}." for name in (*names, CONFIG, HISTORY))  # of one that was killed while it wrote
+    for path in folder.glob(".*"):
+        if path.name.startswith(parts):
+            path.unlink(missing_ok=True)
 
 
-def _write_status(folder: Path, status: Status, started: float, **more: Any) -> None:
+def _write_config(config: RunConfig) -> int:
+    """Write a run's configuration; returns its checksum."""
+    content = yaml.dump(config.model_dump(), sort_keys=False, Dumper=_DUMPER).encode()
+    write_bytes(run_folder(config) / CONFIG, content)
+    return zlib.crc32(content)
+
+
+def _write_status(folder: Path, status: Status, started: float, sums: Mapping[str, int]) -> None:
     values = {"status": status, "started": started, "updated": time.time(), "pid": os.getpid()}
-    write_json(folder / "status.json", values | more)
-
-
-def _crc32(path: Path) -> int | None:
-    try:
-        return zlib.crc32(path.read_bytes())
-    except OSError:
-        return None
+    values |= {"crc32": dict(sums)}
+    write_json(folder / STATUS, values | {OWN: _own_crc32(values)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,26 +216,38 @@ class StoredRun:
 
 
 def read_run(folder: Path) -> StoredRun:
-    """Read one run's folder."""
-    status = read_json(folder / "status.json").get("status", "failed")  # the last written is read first
+    """Read one run's folder.
+
+    Raises:
+        ValueError: its configuration cannot be read.
+    """
+    status = read_json(folder / STATUS).get("status", "failed")  # the last written is read first
+    config = _config(folder / CONFIG)
+    if not config:
+        raise ValueError(f"corrupt file {folder / CONFIG}")
     return StoredRun(
         run_id=folder.name,
         folder=folder,
-        config=_config((folder / "config.yaml").read_text()),
-        summary=printable(read_json(folder / "summary.json")),
+        config=config,
+        summary=printable(read_json(folder / SUMMARY)),
         history=read_history(folder),
         status=printable(status),
     )
 
 
-def _config(text: str) -> dict[str, Any]:
-    """A stored configuration. Runs of a sweep share most of its sections, which are each parsed once."""
-    return {
-        key: dict(value) if isinstance(value, dict) else value
-        for section in re.split(r"(?m)^(?=[^\s-])", text)
-        if section
-        for key, value in _section(section).items()
-    }
+def _config(path: Path) -> dict[str, Any]:
+    """A stored configuration, or nothing where it cannot be read. Runs of a sweep share most of its
+    sections, which are each parsed once."""
+    try:
+        text = (read_bytes(path) or b"").decode()
+        return {
+            key: dict(value) if isinstance(value, dict) else value
+            for section in re.split(r"(?m)^(?=[^\s-])", text)
+            if section
+            for key, value in _section(section).items()
+        }
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError):  # no YAML, or no mapping
+        return {}
 
 
 @lru_cache(maxsize=10_000)
@@ -179,12 +257,11 @@ def _section(text: str) -> dict[str, Any]:
 
 def read_history(folder: Path) -> list[dict[str, int | float]]:
     """A run's evaluations; a last line cut off by a crash does not count, nor what follows a damaged one."""
-    path = folder / "history.jsonl"
     rows = []
-    for line in again_if_replaced(path.read_bytes).split(b"\n")[:-1] if path.exists() else []:
+    for line in (read_bytes(folder / HISTORY) or b"").split(b"\n")[:-1]:
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError):
             break
         if not isinstance(row, dict) or "step" not in row:
             break
@@ -192,40 +269,56 @@ def read_history(folder: Path) -> list[dict[str, int | float]]:
     return rows
 
 
+def kept_history(folder: Path, written: Written) -> bytes | None:
+    """The history of a run as far as it was written at some time; None where it is not that any more."""
+    kept = (read_bytes(folder / HISTORY) or b"")[: written.size]
+    return kept if Written().plus(kept) == written else None
+
+
 def record_command(config: RunConfig, command: str) -> None:
     """Keep the command that a sweep's runs were asked for with, each once."""
-    folder = sweep_folder(config)
-    known = read_commands(folder)
-    if command not in known:
-        write_text(folder / COMMANDS, "".join(line + "\n" for line in [*known, command]))
+    file = sweep_folder(config) / COMMANDS
+    known, line = read_bytes(file) or b"", command.encode(errors="surrogateescape")
+    if line not in known.splitlines():
+        write_bytes(file, b"".join(each + b"\n" for each in [*known.splitlines(), line]))
 
 
 def read_commands(folder: Path) -> list[str]:
     """The commands that made the runs of a sweep's folder, in their order."""
-    path = folder / COMMANDS
-    return [printable(line) for line in path.read_text().splitlines()] if path.exists() else []
+    text = (read_bytes(folder / COMMANDS) or b"").decode(errors="replace")
+    return [printable(line) for line in text.split("\n") if line]
 
 
 def error_line(folder: Path) -> str:
     """The last line of a failed run's traceback; empty where there is none."""
-    path = folder / "error.txt"
-    text = path.read_text().strip() if path.is_file() and not path.is_symlink() else ""
-    return printable(text.splitlines()[-1]) if text else ""
+    lines = (read_bytes(folder / ERROR) or b"").decode(errors="replace").strip().splitlines()
+    return printable(lines[-1]) if lines else ""
 
 
 def read_kernels(folder: Path) -> tuple[int, dict[str, np.ndarray]]:
-    """The step and, by layer, a few kernels `(rows, columns, kh, kw, filters)` of a run; none: step -1."""
+    """The step and, by layer, a few kernels `(rows, columns, kh, kw, filters)` of a run; step -1 where there
+    are none, or other ones than were written."""
+    content, sums = read_bytes(folder / KERNELS) or b"", read_json(folder / STATUS).get("crc32")
+    if isinstance(sums, dict) and sums.get(KERNELS, zlib.crc32(content)) != zlib.crc32(content):
+        return -1, {}
     try:
-        with np.load(folder / "kernels.npz", allow_pickle=False) as kept:
+        with np.load(io.BytesIO(content), allow_pickle=False) as kept:
             layers = [name for name in kept.files[1:] if LAYER.fullmatch(name)]
             return int(kept["step"]), {name: kept[name].astype(np.float32) for name in layers}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except Exception:  # NumPy and zipfile raise a dozen kinds for what is not theirs
         return -1, {}
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """The runs of a sweep's folder, by name: a folder without a proper one is none of them."""
-    return sorted(path.parent for path in folder.glob("*/config.yaml") if is_name(path.parent.name))
+    """The runs of a sweep's folder, by name; also those of which a file is missing.
+
+    A folder whose name is not one that this program makes is none of them.
+    """
+    return [
+        path
+        for path in sorted(folder.glob("*"))
+        if is_name(path.name) and any(map(os.path.lexists, (path / CONFIG, path / STATUS)))
+    ]
 
 
 def read_runs(folder: Path) -> list[StoredRun]:

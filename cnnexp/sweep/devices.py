@@ -1,7 +1,9 @@
 """How JAX is set up before the first computation, and what it holds after the last."""
 
 import os
+import warnings
 
+from cnnexp.cache import cache_folder
 from cnnexp.errors import UsageError
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -55,17 +57,37 @@ def configure_jax(*, deterministic: bool = False) -> None:
             raise UsageError(f"sweep.deterministic=true: JAX runs already; set XLA_FLAGS={DETERMINISTIC}")
         os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
     import jax
-    from platformdirs import user_cache_path
 
     pin_numerics()
     counted = "xla_force_host_platform_device_count" in flags
     if not counted and "JAX_NUM_CPU_DEVICES" not in os.environ and not jax_is_running():
         jax.config.update("jax_num_cpu_devices", cores())
 
-    if not getattr(jax.config, "jax_compilation_cache_dir", None):
-        jax.config.update("jax_compilation_cache_dir", str(user_cache_path("cnnexp") / "jax"))
+    given = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if not given and (folder := cache_folder("jax")):
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    # What cannot be read is compiled again; of what cannot be written JAX would warn each time.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def refuse_missing_devices() -> None:
+    """Choose JAX's devices.
+
+    Raises:
+        UsageError: `$JAX_PLATFORMS` names none that this machine has.
+    """
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # of a plugin that is installed, and of one that is not
+        reason = (str(error).splitlines() or ["no such device"])[0].partition(" (set JAX_PLATFORMS=")[0]
+        given = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+        raise UsageError(
+            f"{given}: JAX finds no such device here ({reason}); allowed: cpu, or unset"
+        ) from None
 
 
 def cores() -> int:

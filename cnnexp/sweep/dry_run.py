@@ -8,6 +8,7 @@ from pathlib import Path
 from cnnexp.data.loading import check_prepared
 from cnnexp.errors import UsageError
 from cnnexp.models.spec import spec_of, total
+from cnnexp.store.runs import corrupt_line
 from cnnexp.sweep.forecast import COMPILE_SECONDS, Forecast, forecast
 from cnnexp.sweep.jobs import Cells, Job
 from cnnexp.sweep.memory import kept_bytes, working_bytes
@@ -52,7 +53,7 @@ def print_plan(jobs: Sequence[Job]) -> dict[str, float]:
     for name, reason in impossible.items():
         print(f"impossible: {name}: {reason}")
     for path in plan.damaged:
-        print(f"damaged: {path} is not what was written; its run will be done again")
+        print(f"{corrupt_line(path)}; cnnexp run moves it away and trains again what is missing")
     _print_totals(plan, lines, impossible, guess)
     return dict.fromkeys(by_id, math.nan)
 

@@ -18,8 +18,16 @@ from cnnexp.store.atomic import read_json
 from cnnexp.store.checkpoints import StackCheckpoints, saved_stacks
 from cnnexp.store.guard import refuse_links
 from cnnexp.store.leases import LeaseLost, Leases
-from cnnexp.store.runs import has_ended, record_command, record_failure, run_folder, set_aside, sweep_folder
-from cnnexp.sweep.devices import configure_jax
+from cnnexp.store.runs import (
+    corrupt_line,
+    has_ended,
+    record_command,
+    record_failure,
+    run_folder,
+    set_aside,
+    sweep_folder,
+)
+from cnnexp.sweep.devices import configure_jax, refuse_missing_devices
 from cnnexp.sweep.interruption import Interrupted, Interruption, ProcessLost
 from cnnexp.sweep.jobs import Cells, Job, rerun_commands
 from cnnexp.sweep.plan import Plan, plan_sweep, resumed, stacks_for
@@ -35,6 +43,7 @@ from cnnexp.sweep.together import (
     ordered_stacks,
 )
 from cnnexp.sweep.trainer import StackTrainer
+from cnnexp.terminal import is_of_disk
 from cnnexp.tracking.mirror_process import Mirror
 from cnnexp.tracking.progress import SweepProgress
 from cnnexp.training.hosts import is_first
@@ -92,11 +101,11 @@ def prepare(jobs: Mapping[str, Job], command: str | None, contexts: ExitStack) -
     runs = {run_id: job.config for run_id, job in jobs.items()}
     plan = plan_sweep(runs)
     progress = contexts.enter_context(SweepProgress(plan, Cells(jobs)))
+    for path in plan.damaged:
+        progress.tell(f"{corrupt_line(path)}; moved to {set_aside(path).name}")
+        (path.parent / "status.json").unlink(missing_ok=True)  # the run has no result any more
     if command:
         record_command(next(iter(runs.values())), command)
-    for path in plan.damaged:
-        progress.tell(f"damaged: {path} is not what was written; set aside as {set_aside(path).name}")
-        (path.parent / "status.json").unlink(missing_ok=True)  # the run has no result any more
     return plan, progress
 
 
@@ -111,6 +120,7 @@ def make_everything_ready(runs: Sequence[RunConfig]) -> None:
     configure_jax(deterministic=any(run.sweep.deterministic for run in runs))
     if isinstance(launcher := runs[0].launcher, LocalLauncher):
         join_processes(launcher)
+    refuse_missing_devices()
     check_shared(runs)
     for data in {same_images(run.data): run.data for run in runs}.values():
         for warning in make_ready(data):
@@ -204,6 +214,8 @@ class SweepWork:
             if is_of_a_lost_process(error):
                 self._trainer.interrupt()
                 raise
+            if isinstance(error, OSError) and is_of_disk(error):
+                raise  # nothing could be written of any other stack either
             if alone and _is_out_of_memory(error) and len(stack.runs) > 1:
                 self._progress.tell(f"out of memory with {len(stack.runs)} runs at once: going on with half")
                 self._queue.appendleft(stack)

@@ -10,6 +10,7 @@ from pathlib import Path
 from cnnexp.config import RunConfig
 from cnnexp.models.spec import spec_of, total
 from cnnexp.store.atomic import read_json
+from cnnexp.store.runs import damaged_files, has_ended
 from cnnexp.sweep.stacks import run_flops
 
 PAST_RUNS = 200  # looked at, at most
@@ -37,7 +38,8 @@ def forecast(results_dir: Path) -> Forecast:
     from cnnexp.sweep.provenance import provenance
 
     device = provenance()["device"]
-    summaries = (read_json(path) for path in results_dir.glob("*/*/summary.json"))
+    folders = (path.parent for path in results_dir.glob("*/*/summary.json"))
+    summaries = (read_json(f / "summary.json") for f in folders if has_ended(f) and not damaged_files(f))
     past = list(islice((s for s in summaries if s.get("device") == device and s.get("flops")), PAST_RUNS))
     rates: dict[tuple[int, int], list[float]] = {}
     for summary in past:

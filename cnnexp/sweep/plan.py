@@ -1,12 +1,13 @@
 """A sweep before it starts: what is there, what is missing, and which runs will train together."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cnnexp.config import RunConfig
-from cnnexp.store.checkpoints import saved_stacks
-from cnnexp.store.runs import damaged_files, has_ended, run_folder, sweep_folder
+from cnnexp.store.checkpoints import damaged_stacks, saved_stacks
+from cnnexp.store.runs import COMMANDS, damaged_files, has_ended, run_folder, sweep_folder
 from cnnexp.sweep.memory import largest_stack
 from cnnexp.sweep.stacks import Stack, grouped, shape_of_program, split
 
@@ -23,7 +24,7 @@ class Plan:
 
 def plan_sweep(runs: Mapping[str, RunConfig]) -> Plan:
     """Look at the store and group what it lacks. Nothing is written."""
-    damaged: list[Path] = []
+    damaged = _damaged_in_sweep(sweep_folder(next(iter(runs.values())))) if runs else []
     ended: set[str] = set()
     for run_id, run in runs.items():
         folder = run_folder(run)
@@ -35,6 +36,14 @@ def plan_sweep(runs: Mapping[str, RunConfig]) -> Plan:
             ended.add(run_id)
     missing = {run_id: run for run_id, run in runs.items() if run_id not in ended}
     return Plan(runs=runs, ended=frozenset(ended), damaged=damaged, stacks=stacks_for(missing))
+
+
+def _damaged_in_sweep(folder: Path) -> list[Path]:
+    """What is no file, or no folder, where the runs of a sweep have one in common."""
+    files, folders = [folder / COMMANDS], [folder / "leases", folder / "checkpoints"]
+    wrong = [path for path in files if os.path.lexists(path) and not path.is_file()]
+    wrong += [path for path in folders if os.path.lexists(path) and not path.is_dir()]
+    return wrong + damaged_stacks(folder)
 
 
 def stacks_for(missing: Mapping[str, RunConfig]) -> list[Stack]:

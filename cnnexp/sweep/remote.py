@@ -106,12 +106,12 @@ class Watch:
             status = _status(folder)
             if not status or status.get("updated") == self._stale[run_id]:
                 continue  # not begun, or as an earlier attempt left it
-            if status["status"] in ENDED:
-                rows[run_id] = read_history(folder)[-1]
-            elif status["status"] == "failed":
+            if status.get("status") in ENDED and (history := read_history(folder)):
+                rows[run_id] = history[-1]
+            elif status.get("status") == "failed":
                 self.failed[run_id] = error_line(folder) or "failed"
             else:
-                running += status["status"] == "running"
+                running += status.get("status") == "running"
                 continue
             del self._left[run_id]
         self._progress.seen(rows, running=running, failed=len(self.failed))

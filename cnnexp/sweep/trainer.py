@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from cnnexp.config import RunConfig
 from cnnexp.config.data import Data
 from cnnexp.data.arrays import Images
 from cnnexp.data.loading import load, same_images
 from cnnexp.data.stream import ImageFiles
-from cnnexp.store.checkpoints import StackCheckpoints, restore, saved_runs
+from cnnexp.store.checkpoints import StackCheckpoints, restore, saved_runs, set_checkpoint_aside
 from cnnexp.store.leases import Leases
-from cnnexp.store.runs import RunWriter, read_history, run_folder, set_aside
+from cnnexp.store.runs import (
+    HISTORY,
+    RunWriter,
+    Written,
+    corrupt_line,
+    kept_history,
+    run_folder,
+    set_aside,
+)
 from cnnexp.sweep.devices import return_memory
 from cnnexp.sweep.interruption import Interrupted, Interruption
 from cnnexp.sweep.stacks import Stack
@@ -82,14 +89,14 @@ class StackTrainer:
         started = time.perf_counter()
         order_stack(stack)
         training = self._training_for(stack)
-        stack, state, step = self._restored(stack, training)
+        stack, state, step, kept = self._restored(stack, training)
         if not stack.runs:
             return
         self._progress.start(stack)
-        checkpoints = StackCheckpoints(self._folder, list(stack.runs), writes=is_first())
+        checkpoints = StackCheckpoints(self._folder, list(stack.runs), since=step, writes=is_first())
         written = stack.runs if is_first() else {}
         self._leases.check()
-        self._writers = {run_id: RunWriter(run, resume_at=step) for run_id, run in written.items()}
+        self._writers = {run_id: RunWriter(run, kept.get(run_id, b"")) for run_id, run in written.items()}
         saved, last = time.monotonic(), training.train.duration.steps
         moments = training.run(list(stack.runs.values()), state)
         del state  # the training gives it up step by step
@@ -104,7 +111,8 @@ class StackTrainer:
             asked = anywhere(self._interruption.asked.is_set())
             due = time.monotonic() - saved >= stack.config.sweep.checkpoint_seconds
             if asked or agreed(due):
-                checkpoints.save(moment.step, moment.state)
+                histories = {run_id: writer.history for run_id, writer in self._writers.items()}
+                checkpoints.save(moment.step, moment.state, histories)
                 saved = time.monotonic()
             if asked:
                 self.interrupt()
@@ -157,29 +165,49 @@ class StackTrainer:
             self._images = (same_images(data), load(data))
         return self._images[1]
 
-    def _restored(self, stack: Stack, training: "StackTraining") -> "tuple[Stack, State | None, int | None]":
-        """The stack's runs that a checkpoint holds, their state and its step; the others come later."""
+    def _restored(
+        self, stack: Stack, training: "StackTraining"
+    ) -> "tuple[Stack, State | None, int | None, dict[str, bytes]]":
+        """The stack's runs that a checkpoint holds, their state, its step, and their histories so far; the
+        other runs come later."""
         if stack.resumes is None:
-            return stack, None, None
-        saved = agreed(saved_runs(stack.resumes))
-        like = training.state_like(len(saved))
-        state = restore(stack.resumes, like, damaged=self._damaged, agreed=agreed, anywhere=anywhere)
-        if state is None:
-            self._damaged(stack.resumes)
-            return replace(stack, resumes=None), None, None
-        step = int(fetched(state.step)[0])
-        marks = [mark for mark in training.train.duration.evaluate_after if mark <= step]
-        whole = agreed([run_id for run_id, run in stack.runs.items() if _steps_of(run, step) == marks])
+            return stack, None, None, {}
+        runs = agreed(saved_runs(stack.resumes))
+        if not runs:
+            return replace(stack, resumes=None), None, None, {}
+        saved = restore(
+            stack.resumes,
+            training.state_like(len(runs)),
+            damaged=self._checkpoint_damaged,
+            agreed=agreed,
+            anywhere=anywhere,
+        )
+        if saved is None:
+            return replace(stack, resumes=None), None, None, {}
+        kept = self._kept(stack, saved.histories)
+        whole = agreed(list(kept))
         if anew := {run_id: run for run_id, run in stack.runs.items() if run_id not in whole}:
             self._later(replace(stack, runs=anew, resumes=None))
-        chosen = np.array([saved.index(run_id) for run_id in whole], int)
-        kept = replace(stack, runs={run_id: stack.runs[run_id] for run_id in whole})
-        return kept, jax.tree.map(lambda leaf: leaf[chosen], state), step
+        chosen = np.array([runs.index(run_id) for run_id in whole], int)
+        rest = replace(stack, runs={run_id: stack.runs[run_id] for run_id in whole})
+        state = jax.tree.map(lambda leaf: leaf[chosen], saved.state)
+        return rest, state, int(fetched(saved.state.step)[0]), kept
 
-    def _damaged(self, path: Path) -> None:
+    def _kept(self, stack: Stack, histories: Mapping[str, Written]) -> dict[str, bytes]:
+        """The histories that are what they were when the stack was saved."""
+        kept: dict[str, bytes] = {}
+        for run_id, run in stack.runs.items():
+            if run_id not in histories:  # it had ended, and has no result any more
+                continue
+            if (history := kept_history(run_folder(run), histories[run_id])) is not None:
+                kept[run_id] = history
+            elif is_first() and (run_folder(run) / HISTORY).exists():
+                self._progress.tell(f"{corrupt_line(path := run_folder(run) / HISTORY)}; its run starts anew")
+                set_aside(path)
+        return kept
+
+    def _checkpoint_damaged(self, path: Path) -> None:
         if is_first():
-            self._progress.tell(f"damaged: {path} cannot be read; set aside as {set_aside(path).name}")
-
-
-def _steps_of(run: RunConfig, last: int) -> list[int | float]:
-    return [row["step"] for row in read_history(run_folder(run)) if row["step"] <= last]
+            told = f"corrupt checkpoint {path} (checksum mismatch)"
+            aside = set_checkpoint_aside(path)
+            self._progress.tell(f"{told}; moved to {aside.name}; the one before it is used, if any")

@@ -104,7 +104,7 @@ def agent_overrides(arguments: Sequence[str]) -> list[str]:
     path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
     if not os.environ.get("WANDB_SWEEP_ID") or not path:
         return list(arguments)
-    given = yaml.safe_load(Path(path).read_text())
+    given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     chosen = {key: entry["value"] for key, entry in given.items() if isinstance(entry, dict)}
     # W&B's own `${args}` says the same, as --key=value or key=value, without Hydra's quotes.
     typed = [text for text in arguments if text.lstrip("-").partition("=")[0] not in chosen]

@@ -183,7 +183,7 @@ def _report(**values: Any) -> None:
     try:
         print(json.dumps(values), flush=True)
     except BrokenPipeError:  # the sweep has ended and left this process behind
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _read_ahead() -> "queue.SimpleQueue[str | None]":

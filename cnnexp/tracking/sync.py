@@ -1,17 +1,16 @@
 """`cnnexp sync`: what W&B lacks of a sweep, sent from the store by hand at any later time."""
 
 import contextlib
+import sys
 import time
 from pathlib import Path
-
-import yaml
 
 from cnnexp.config.sections import Tracking
 from cnnexp.errors import UsageError, suggestion
 from cnnexp.progress import progress_bar
 from cnnexp.store.guard import is_name, refuse_links
 from cnnexp.store.leases import Leases
-from cnnexp.store.runs import run_folders
+from cnnexp.store.runs import corrupt_line, damaged_files, read_run, run_folders
 from cnnexp.tracking.mirror import Follower, outage_line, sent_line
 from cnnexp.tracking.target import Reachability, Target, drop_credentials, resolve_mode, sync_command
 from cnnexp.tracking.wandb_sweep import send_whole
@@ -22,6 +21,10 @@ AGAIN_SECONDS = 5.0  # after a failure, while following
 
 class NotSent(Exception):
     """Something is left to send; the message says why and what to type."""
+
+
+class CorruptRun(Exception):
+    """A run was left out, as a file of it is not what was written; the message names the file."""
 
 
 def sync(results: Path, name: str | None, *, follow: bool, to: str | None) -> None:
@@ -53,7 +56,7 @@ def sync(results: Path, name: str | None, *, follow: bool, to: str | None) -> No
                     break
                 time.sleep(FOLLOW_SECONDS)
             except Exception as error:
-                if not follow:
+                if not follow or (over and isinstance(error, CorruptRun)):
                     again = sync_command(folder, to)
                     raise NotSent(f"W&B: {outage_line(error)}; to try again, type: {again}") from None
                 print(f"W&B: {outage_line(error)}; trying again", flush=True)
@@ -65,7 +68,8 @@ def sync(results: Path, name: str | None, *, follow: bool, to: str | None) -> No
 
 
 def _send(folder: Path, follower: Follower, *, whole: bool) -> None:
-    follower.told([str(run.resolve()) for run in run_folders(folder)])
+    corrupt = {run: files for run in run_folders(folder) if (files := damaged_files(run))}
+    follower.told([str(run.resolve()) for run in run_folders(folder) if run not in corrupt])
     server = Reachability()
     with progress_bar("sending runs", follower.left) as advance:
         while follower.news:
@@ -74,6 +78,10 @@ def _send(folder: Path, follower: Follower, *, whole: bool) -> None:
             follower.send_one()
             advance(1)
     follower.raise_first()
+    for file in (file for files in corrupt.values() for file in files):
+        print(f"cnnexp: {corrupt_line(file)}; its run is not sent", file=sys.stderr)
+    if corrupt:
+        raise CorruptRun(f"{len(corrupt)} corrupt runs are not sent; run the sweep again to train them again")
     if whole and follower.target.mode != "local":
         send_whole(folder, follower.target)
 
@@ -98,9 +106,10 @@ def target_of_sweep(folder: Path, mode: str, directory: Path | None = None) -> T
     """
     where = str(directory) if directory else None
     for run in run_folders(folder):
-        with contextlib.suppress(yaml.YAMLError, LookupError, TypeError, ValueError):  # a damaged file
-            config = yaml.safe_load((run / "config.yaml").read_text())
-            tracking = Tracking.model_validate(config["tracking"])
+        if damaged_files(run):
+            continue
+        with contextlib.suppress(LookupError, TypeError, ValueError):  # of an earlier version
+            tracking = Tracking.model_validate(read_run(run).config["tracking"])
             project, entity = tracking.project, tracking.entity
             return Target(mode=resolve_mode(mode), project=project, entity=entity, directory=where)
     raise UsageError(f"{folder}: no run has a configuration that can be read")

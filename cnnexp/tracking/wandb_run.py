@@ -41,9 +41,9 @@ class RunMirror:
         sent, status = self._ledger(), read_json(self._folder / "status.json").get("status")
         return (
             bool(sent)
-            and sent["status"] == status != "running"
-            and self._target.agent_run in (None, sent["run"])
-            and sent["rows"] == len(read_history(self._folder))
+            and sent.get("status") == status != "running"
+            and self._target.agent_run in (None, sent.get("run"))
+            and sent.get("rows") == len(read_history(self._folder))
         )
 
     def send_new(self) -> None:

@@ -5,7 +5,7 @@ import hashlib
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
     Where the file system has no locks they may all send the same.
     """
-    with (folder / "wandb.lock").open("w") as file:
+    with ExitStack() as opened:
         with suppress(OSError):
+            file = opened.enter_context((folder / "wandb.lock").open("w", encoding="utf-8"))
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
