@@ -1,38 +1,23 @@
 """The commands. Heavy packages are imported by the command that needs them."""
 
 import argparse
+import contextlib
+import io
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from cnnexp import __version__
 from cnnexp.errors import UsageError, suggestion
-from cnnexp.paths import shipped
+from cnnexp.options import command_parser, read_sweep_options
+from cnnexp.paths import check_writable, shipped
 from cnnexp.store.guard import printable
 from cnnexp.terminal import CLOSED_PIPE, DISK_ERROR, disk_line, is_of_disk, prepare_terminal
 
 USAGE_ERROR, FAILED = 2, 1
 GOES_ON = "the same command goes on with what is missing"
-FORMATS = ("table", "csv", "parquet", "latex", "markdown")
-DATA_DIR = "default: $TFDS_DATA_DIR or ~/tensorflow_datasets"
-# What every command is: Hydra takes the flag in some places only, and one run is a sweep of one.
-MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN", "hydra.mode=RUN")
-DESCRIPTION = """\
-Why do convolutions work? Sweeps over kernel size, stride and weight tying, and what they show.
-
-  cnnexp run experiment=why_convolutions    train the sweep that answers the question
-  cnnexp report why_convolutions            its table, figures and verdicts
-  cnnexp results why_convolutions --by      the same numbers as CSV, LaTeX, Markdown or Parquet
-  cnnexp compare NAME OTHER                 two sweeps side by side
-  cnnexp run --help                         all keys, with examples
-  cnnexp plan seed=range(100)               what a sweep would do and how long it would take
-  cnnexp show model.tying=shared,local      what a network owns and costs, and pictures of layers and images
-  cnnexp sync why_convolutions              send to W&B what it lacks of a sweep
-  cnnexp dashboard why_convolutions         a W&B workspace and report of it
-"""
+SWEEPS = ("run", "plan", "show", "wandb-sweep")  # commands that take KEY=VALUE words
 
 
 def main() -> None:
@@ -71,25 +56,26 @@ def _leave_others(code: int, error: Exception | None = None) -> None:
 
 
 def _command(arguments: Sequence[str]) -> int:
-    if arguments[:1] == ["run"]:
-        return _run(list(arguments[1:]))
-    if arguments[:1] in (["plan"], ["show"]) and arguments[1:2] not in (["-h"], ["--help"]):
-        return _run([*arguments[1:], f"hydra.launcher.action={arguments[0]}"])
-    if arguments[:1] == ["wandb-sweep"] and not {"-h", "--help"} & set(arguments):
-        return _wandb_sweep(arguments)
-    options = _parser().parse_args(arguments)
-    if options.command == "report":
-        from cnnexp.analysis.report import print_report, publish, write_report
+    command = arguments[0] if arguments else ""
+    wants_help = not {"-h", "--help"}.isdisjoint(arguments)
+    if command in SWEEPS and not (wants_help and command != "run"):
+        return _compose_and_launch(command, arguments[1:])
+    if command == "_complete":
+        from cnnexp.completion import complete
 
-        report = write_report(Path(options.results_dir) / options.name)
-        print_report(report)
-        if options.publish:
-            print(publish(report, options.publish))
+        print("\n".join(complete(" ".join(arguments[1:]))))
+        return 0
+    options = command_parser().parse_args(arguments)
+    if options.command == "report":
+        _report(options)
     elif options.command == "results":
         from cnnexp.analysis.results import results
 
+        folder = _sweep(options, options.name)
+        if options.output:
+            _check_output(options.output)
         results(
-            Path(options.results_dir) / options.name,
+            folder,
             conditions=options.where,
             by=options.by,
             form=options.format,
@@ -104,29 +90,91 @@ def _command(arguments: Sequence[str]) -> int:
     elif options.command == "dashboard":
         return _dashboard(options)
     elif options.command == "data":
-        if options.action == "prepare":
-            from cnnexp.data.prepare import prepare
+        _data(options)
+    elif options.command == "completion":
+        from cnnexp.completion import script
 
-            source = Path(options.source).expanduser() if options.source else None
-            print(prepare(options.name, source, options.data_dir).folder)
-        else:
-            from cnnexp.data.listing import print_prepared
-
-            print_prepared(options.data_dir)
+        print(script(options.shell))
     return 0
 
 
+def _results(options: argparse.Namespace) -> Path:
+    """The folder of sweeps.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    folder: Path = options.results_dir
+    if not folder.exists() and str(folder) == "results":
+        raise UsageError("no sweep in results/ yet; type: cnnexp run --help")
+    if not folder.is_dir():
+        what = "must be a folder" if folder.exists() else "no such folder"
+        raise UsageError(f"--results-dir {folder}: {what}")
+    return folder
+
+
 def _sweep(options: argparse.Namespace, name: str) -> Path:
-    """A sweep by its name under the results, or by the path of its folder."""
-    under = Path(options.results_dir) / name
-    return Path(name) if not under.exists() and Path(name).is_dir() else under
+    """A sweep by its name under the results, or by the path of its folder.
+
+    Raises:
+        UsageError: there is no such sweep.
+    """
+    from cnnexp.store.runs import run_folders
+
+    elsewhere = Path(name).expanduser()
+    folder = elsewhere if name and run_folders(elsewhere) else None
+    results = options.results_dir if folder else _results(options)
+    if name and run_folders(results / name):
+        return results / name
+    if folder:
+        return folder
+    known = sorted(path.name for path in results.iterdir() if run_folders(path))
+    advice = suggestion(name, known) if known else "there is none yet; type: cnnexp run --help"
+    raise UsageError(f"{name or repr(name)}: no such sweep in {results}; {advice}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from cnnexp.analysis.report import print_report, publish, write_report
+
+    folder = _sweep(options, options.name)
+    if options.publish:
+        check_writable(options.publish, f"--publish {options.publish}")
+    report = write_report(folder)
+    print_report(report)
+    if options.publish:
+        print(publish(report, options.publish))
+
+
+def _check_output(output: Path) -> None:
+    if output.is_dir():
+        raise UsageError(f"--output {output}: must be a file (got a folder)")
+    if not output.parent.exists():
+        raise UsageError(f"--output {output}: no such folder: {output.parent}")
+    check_writable(output.parent, f"--output {output}")
+
+
+def _data(options: argparse.Namespace) -> None:
+    if options.action == "prepare":
+        from cnnexp.data.prepare import prepare
+        from cnnexp.data.prepared import data_dir_of
+
+        folder = data_dir_of(options.data_dir)
+        check_writable(folder, f"--data-dir {folder}" if options.data_dir else f"TFDS_DATA_DIR={folder}")
+        print(prepare(options.name, options.source, options.data_dir).folder)
+    else:
+        from cnnexp.data.listing import print_prepared
+
+        print_prepared(options.data_dir)
 
 
 def _sync(options: argparse.Namespace) -> int:
     from cnnexp.tracking.sync import NotSent, sync
 
+    results = _results(options)
+    if options.to and options.to != "trackio":
+        check_writable(Path(options.to).expanduser(), f"--to {options.to}")
     try:
-        sync(Path(options.results_dir), options.name, follow=options.follow, to=options.to)
+        sync(results, options.name, follow=options.follow, to=options.to)
     except NotSent as error:
         print(f"cnnexp: {error}", file=sys.stderr)
         return FAILED
@@ -139,15 +187,20 @@ def _dashboard(options: argparse.Namespace) -> int:
     from cnnexp.tracking.sync import sweep_folder, target_of_sweep
     from cnnexp.tracking.target import Reachability, resolve_mode
 
-    results = Path(options.results_dir)
     if options.local:
         from cnnexp.tracking.trackio_run import show_trackio
 
+        given = options.name or ("--dry-run" if options.dry_run else None)
+        if given:
+            raise UsageError(f"--local {given}: Trackio shows all runs; leave out {given}")
         resolve_mode("local")
-        show_trackio(results, options.project)
+        show_trackio(_results(options), options.project or "cnnexp")
         return 0
+    if options.project:
+        raise UsageError(f"--project {options.project}: goes with --local; a sweep has its own project")
     if options.name is None:
         raise UsageError("dashboard: of which sweep? type: cnnexp dashboard NAME")
+    results = _results(options)
     folder = sweep_folder(results, options.name)
     if options.dry_run:
         print(write_dry_run(folder, target_of_sweep(folder, "offline")))
@@ -167,125 +220,35 @@ def _dashboard(options: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(
-        prog="cnnexp", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("run", help="train one run or a sweep", add_help=False)
-    commands.add_parser(
-        "show",
-        help="describe networks, layer by layer, without making them",
-        usage="cnnexp show [KEY=VALUE ...]   the keys are those of cnnexp run",
-    )
-    commands.add_parser(
-        "plan",
-        help="what a sweep would do, cell by cell, and how long it would take",
-        usage="cnnexp plan [KEY=VALUE ...]   the keys are those of cnnexp run",
-    )
-    wandb_sweep = commands.add_parser(
-        "wandb-sweep",
-        help="have W&B's agents carry out a sweep",
-        usage="cnnexp wandb-sweep [--method grid] [--agents 1] [KEY=VALUE ...]   keys as in cnnexp run",
-    )
-    wandb_sweep.add_argument("--method", choices=["grid", "random", "bayes"], default="grid")
-    wandb_sweep.add_argument("--agents", type=int, default=1, metavar="N", help="processes on this machine")
-    report = commands.add_parser("report", help="table, figures and verdicts of a sweep")
-    report.add_argument("name", help="the sweep's folder under the results")
-    report.add_argument("--results-dir", default="results", metavar="DIR")
-    report.add_argument(
-        "--publish",
-        type=Path,
-        metavar="DIR",
-        help="also as DIR/NAME.md with small figures, to be kept beside code",
-    )
-    results = commands.add_parser("results", help="a sweep's runs, or its cells, as a table")
-    results.add_argument("name", help="the sweep's folder under the results")
-    results.add_argument("--results-dir", default="results", metavar="DIR")
-    results.add_argument(
-        "--where",
-        nargs="+",
-        default=[],
-        metavar="COND",
-        help="model.tying=shared,local, seed<3, …: runs that fulfil all",
-    )
-    results.add_argument(
-        "--by", nargs="*", metavar="KEY", help="a row a cell of these keys; none: of all that vary"
-    )
-    compare = commands.add_parser("compare", help="two sweeps side by side: what moved beyond its interval")
-    compare.add_argument("first", help="a sweep's folder under the results, or anywhere")
-    compare.add_argument("second", help="another one")
-    compare.add_argument("--results-dir", default="results", metavar="DIR")
-    for command in (results, compare):
-        command.add_argument("--format", choices=FORMATS, default="table")
-    results.add_argument("--output", "-o", type=Path, metavar="FILE")
-    sync = commands.add_parser("sync", help="send to W&B what it lacks of a sweep")
-    sync.add_argument("name", nargs="?", help="the sweep's folder under the results; none: all of them")
-    sync.add_argument("--results-dir", default="results", metavar="DIR")
-    sync.add_argument("--follow", action="store_true", help="go on while any worker is at the sweep")
-    sync.add_argument(
-        "--to", metavar="DIR", help="write W&B's offline files there instead; trackio: to Trackio"
-    )
-    dashboard = commands.add_parser("dashboard", help="make a W&B workspace and report of a sweep")
-    dashboard.add_argument("name", nargs="?", help="the sweep's folder under the results")
-    dashboard.add_argument("--results-dir", default="results", metavar="DIR")
-    dashboard.add_argument("--project", default="cnnexp", help="that --local opens")
-    dashboard.add_argument(
-        "--local", action="store_true", help="Trackio's page of all runs, on this machine alone"
-    )
-    dashboard.add_argument("--dry-run", action="store_true", help="only write their specifications as JSON")
-    data = commands.add_parser("data", help="prepare and list image sets")
-    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION")
-    prepare = actions.add_parser("prepare", help="prepare a TFDS image set once")
-    prepare.add_argument("name", help="as TFDS calls it: cifar10, emnist/letters, …")
-    prepare.add_argument("--from", dest="source", metavar="DIR", help="files already downloaded")
-    listing = actions.add_parser("list", help="the prepared sets: where they are, and how large")
-    for action in (prepare, listing):
-        action.add_argument("--data-dir", metavar="DIR", help=DATA_DIR)
-    return parser
-
-
-class _OneLineParser(argparse.ArgumentParser):
-    """argparse without the usage lines above every error."""
-
-    def error(self, message: str) -> NoReturn:
-        if match := re.match(r"argument (\w+): invalid choice: '(.*)' \(choose from (.*)\)", message):
-            allowed = re.findall(r"'([^']+)'", match[3])
-            message = f"{match[1]} {match[2]}: {suggestion(match[2], allowed)}"
-        raise UsageError(f"{message}; type: {self.prog} --help")
-
-
-def _wandb_sweep(arguments: Sequence[str]) -> int:
-    options, overrides = _parser().parse_known_args(arguments)
-    if options.agents < 1:
-        raise UsageError(f"--agents {options.agents}: allowed: 1 and more")
-    launcher = {"action": "wandb_sweep", "method": options.method, "agents": options.agents}
-    return _run([*overrides, *(f"hydra.launcher.{key}={value}" for key, value in launcher.items())])
-
-
-def _run(arguments: list[str]) -> int:
-    """Hand the overrides to Hydra; what it refuses becomes one line."""
+def _compose_and_launch(command: str, arguments: Sequence[str]) -> int:
+    """Hand a sweep to Hydra; what it refuses becomes one line."""
+    _check_environment()
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
-    from cnnexp.sweep.compose import quote_tyings
     from cnnexp.sweep.execute import SweepFailed
     from cnnexp.sweep.interruption import REQUEUE, Interrupted, ProcessLost
+    from cnnexp.sweep.jobs import TYPED, Typed
+    from cnnexp.sweep.overrides import Groups, check_overrides
     from cnnexp.sweep.refusals import explain
     from cnnexp.sweep.wandb_sweep import agent_overrides
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the exception itself and exits with 1
+    options = read_sweep_options(command, arguments)
     conf = shipped("conf")
-    arguments = [argument for argument in agent_overrides(arguments) if argument not in MULTIRUN]
-    arguments = quote_tyings(_groups_by_name(arguments, conf))
-    sys.argv = ["cnnexp run", *arguments]
-    app = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(lambda _: None)
+    groups = Groups((*([options.config_dir] if options.config_dir else []), conf))
+    words = agent_overrides(options.overrides)
+    checked = check_overrides(_groups_by_name(words, conf), groups)
+    TYPED.set(Typed(options=_where(options), overrides=tuple(words)))
+    sys.argv = ["cnnexp run", *_where(options), *_shown(options), *checked, *_action(command, options)]
+    app = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(_not_launched)
     try:
-        app()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(explain(error, conf, arguments)) from None
+        with _sections_that_exist(options.package):
+            app()
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise UsageError(explain(error, groups, words)) from None
     except SweepFailed as error:
         print(f"cnnexp: {error}", file=sys.stderr)
         return FAILED
@@ -294,6 +257,62 @@ def _run(arguments: list[str]) -> int:
         print(f"cnnexp: {what}; {GOES_ON}", file=sys.stderr)
         return REQUEUE
     return 0
+
+
+def _check_environment() -> None:
+    """Refuse variables that JAX and XLA cannot read, for which they raise, or abort.
+
+    Raises:
+        UsageError: with the variable.
+    """
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    if flags and not flags.startswith("-") and not Path(flags).is_file():
+        raise UsageError(f"XLA_FLAGS={flags}: must be flags (--NAME=VALUE), or a file with them")
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:
+        raise UsageError(f"environment: {error}") from None
+
+
+def _where(options: argparse.Namespace) -> tuple[str, ...]:
+    """Options that say where configurations are found, as they are typed."""
+    pairs = (("--config-dir", options.config_dir), ("--config-name", options.config_name))
+    return tuple(text for name, value in pairs if value is not None for text in (name, str(value)))
+
+
+def _shown(options: argparse.Namespace) -> list[str]:
+    """Options that have Hydra print something, and nothing trained."""
+    pairs = (("--cfg", options.cfg), ("--package", options.package), ("--info", options.info))
+    flags = [f"--{name}" for name in ("help", "resolve") if getattr(options, name)]
+    return flags + [text for name, value in pairs if value is not None for text in (name, value)]
+
+
+def _action(command: str, options: argparse.Namespace) -> list[str]:
+    """What our launcher is to do, as overrides of its own."""
+    if command == "wandb-sweep":
+        keys = {"action": "wandb_sweep", "method": options.method, "agents": options.agents}
+        return [f"hydra.launcher.{key}={value}" for key, value in keys.items()]
+    return [f"hydra.launcher.action={command}"] if command != "run" else []
+
+
+def _not_launched(_: object) -> None:
+    raise UsageError(
+        "hydra/sweeper, hydra/launcher: a configuration file chooses others than cnnexp's; "
+        "launcher=local, slurm or ray says where a sweep is trained"
+    )
+
+
+@contextlib.contextmanager
+def _sections_that_exist(package: str | None):
+    """Refuse `--package` of a section that does not exist, for which Hydra exits with 1."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said) if package else contextlib.nullcontext():
+            yield
+    except SystemExit as stop:
+        if stop.code == 1 and said.getvalue():
+            raise UsageError(f"--package {package}: no such section of the configuration") from None
+        raise
 
 
 def _groups_by_name(arguments: Sequence[str], conf: Path) -> list[str]:

@@ -1,9 +1,10 @@
 """Errors that a user can cause: one line that names the key, the value and what is allowed."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 MANY = 30  # names are not listed
+LONGEST = 120  # characters that are shown of a value
 
 
 class UsageError(Exception):
@@ -23,6 +24,25 @@ def suggestion(value: object, allowed: Iterable[str]) -> str:
     return f"{meant}allowed: {', '.join(shown)}"
 
 
+def as_typed(value: object) -> str:
+    """A value as a person types it, not as Python prints it.
+
+    >>> as_typed([1, None, True])
+    '[1,null,true]'
+    """
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{as_typed(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(as_typed, value))}]"
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
+def shortened(value: object) -> str:
+    """A value as a person types it, cut where it is too long for a line."""
+    text = as_typed(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
 def nearest_name(given: str, names: Sequence[str]) -> str | None:
     """The name most like the one given, or one that it abbreviates ("lr", "wd"), if any is near."""
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
@@ -32,4 +52,9 @@ def nearest_name(given: str, names: Sequence[str]) -> str | None:
 
 def _abbreviates(short: str, name: str) -> bool:
     letters = iter(name)
-    return len(short) > 1 and short[0] == name[0] and all(letter in letters for letter in short)
+    return (
+        len(short) > 1
+        and len(name) <= 3 * len(short)
+        and short[0] == name[0]
+        and all(letter in letters for letter in short)
+    )

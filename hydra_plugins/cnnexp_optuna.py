@@ -1,6 +1,7 @@
 """`hydra/sweeper=optuna`: a search by current Optuna, whose batches train as stacks."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
+from hydra.errors import InstantiationException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
@@ -15,6 +17,8 @@ from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     import optuna
+
+DIRECTIONS = ("maximize", "minimize")
 
 
 class OptunaSweeper(Sweeper):
@@ -58,16 +62,21 @@ class OptunaSweeper(Sweeper):
         """Ask for batches of trials and launch each as one sweep."""
         assert self.config is not None and self.hydra_context is not None
         from cnnexp.errors import UsageError
-        from cnnexp.sweep.compose import quote_tyings
+        from cnnexp.sweep.compose import quote_tyings, searched_overrides
 
         if self.config.hydra.launcher.action != "run":
             raise UsageError(
                 "hydra/sweeper=optuna: its runs are not known beforehand; only cnnexp run takes it"
             )
+        self._check()
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        given = [f"{key}={value}" for key, value in (self.params or {}).items()]
+        given = searched_overrides("hydra.sweeper.params", self.params or {})
         overrides = {o.key_or_group: o for o in parser.parse_overrides(quote_tyings([*given, *arguments]))}
         searched = {key: _distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
+        if not searched:
+            raise UsageError(
+                "hydra/sweeper=optuna: nothing is searched; write KEY=A,B or KEY=interval(START,END)"
+            )
         fixed = [o.input_line or "" for o in overrides.values() if not o.is_sweep_override()]
         first = [
             f"{key}={next(o.sweep_string_iterator())}" for key, o in overrides.items() if o.is_choice_sweep()
@@ -90,6 +99,24 @@ class OptunaSweeper(Sweeper):
         found = " ".join(f"{key}={value}" for key, value in best.params.items())
         print(f"best of {len(study.trials)} runs: {found}: validation accuracy {best.value:.4f}")
         return best.value
+
+    def _check(self) -> None:
+        """Refuse values that Optuna would not refuse in a line."""
+        from cnnexp.errors import UsageError, as_typed, suggestion
+
+        for key in ("n_trials", "n_jobs"):
+            value = getattr(self, key)
+            if type(value) is not int or value < 1:
+                raise UsageError(
+                    f"hydra.sweeper.{key}={as_typed(value)}: must be a whole number of at least 1"
+                )
+        if self.direction not in DIRECTIONS:
+            raise UsageError(
+                f"hydra.sweeper.direction={self.direction}: {suggestion(self.direction, DIRECTIONS)}"
+            )
+        if not isinstance(self.sampler, DictConfig):
+            given = f"hydra.sweeper.sampler={as_typed(self.sampler)}"
+            raise UsageError(f"{given}: must be a mapping with _target_, such as optuna.samplers.TPESampler")
 
     def _batch(
         self, study: "optuna.Study", searched: Mapping[str, Any], fixed: list[str], number: int
@@ -123,21 +150,41 @@ class OptunaSweeper(Sweeper):
                 "hydra/sweeper=optuna needs Optuna; type: pip install 'cnnexp[optuna]'"
             ) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        return optuna.create_study(
-            storage=self.storage,
-            sampler=instantiate(self.sampler),
-            study_name=self.study_name,
-            direction=self.direction,  # pyright: ignore[reportArgumentType]
-            load_if_exists=True,
-        )
+        try:
+            sampler = instantiate(self.sampler)
+        except InstantiationException as error:
+            raise UsageError(f"hydra.sweeper.sampler: cannot be made: {_first_line(error)}") from None
+        try:
+            return optuna.create_study(
+                storage=self.storage,
+                sampler=sampler,
+                study_name=self.study_name,
+                direction=self.direction,  # pyright: ignore[reportArgumentType]
+                load_if_exists=True,
+            )
+        except Exception as error:  # of whichever data base it is
+            if self.storage is None:
+                raise
+            raise UsageError(f"hydra.sweeper.storage={self.storage}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, without the names of classes in brackets."""
+    return re.sub(r"^\([\w.]+\) ", "", str(error).splitlines()[0])
 
 
 def _distribution(override: Override) -> Any:
     """Optuna's form of a sweep."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+    from cnnexp.errors import UsageError
+
     value = override.value()
     if isinstance(value, IntervalSweep):
+        least, most = value.start or 0, value.end or 0
+        if least > most or ("log" in value.tags and least <= 0):
+            needed = "above 0 on a logarithmic scale" if least <= most else "below its end"
+            raise UsageError(f"{override.input_line}: the interval must begin {needed}")
         log = "log" in value.tags
         if "int" in value.tags:
             return IntDistribution(int(value.start or 0), int(value.end or 0), log=log)

@@ -1,6 +1,5 @@
 """Hydra finds plugins in this namespace package: cnnexp's sweeper and launcher."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,19 +28,27 @@ class CnnexpSweeper(BasicSweeper):
         params: Mapping[str, str] | None = None,
         parts: Mapping[str, Mapping[str, str] | None] | None = None,
     ):
-        super().__init__(max_batch_size, dict(params or {}))
-        self.parts = parts or {"all": {}}
+        super().__init__(max_batch_size)
+        self.searched, self.parts = params or {}, parts or {"all": {}}
 
     def sweep(self, arguments: list[str]) -> Any:
         """Expand lists, ranges, choices and globs into jobs, and launch them."""
-        from cnnexp.sweep.compose import quote_tyings
+        from cnnexp.errors import UsageError
+        from cnnexp.sweep.compose import quote_tyings, searched_overrides
+        from cnnexp.sweep.overrides import check_discrete
 
-        assert self.hydra_context is not None and self.launcher is not None
+        assert self.hydra_context is not None
+        if not isinstance(self.launcher, CnnexpLauncher):
+            raise UsageError("hydra/launcher: launcher=local, slurm or ray says where a sweep is trained")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        common = searched_overrides("hydra.sweeper.params", self.searched)
+        if not isinstance(self.parts, Mapping):
+            raise UsageError(f"hydra.sweeper.parts={self.parts}: must be a mapping of names to keys")
         jobs = []
-        for part in self.parts.values():
-            params = [f"{key}={value}" for key, value in {**self.params, **(part or {})}.items()]
-            overrides = parser.parse_overrides(quote_tyings([*params, *arguments]))
+        for name, part in self.parts.items():
+            own = searched_overrides(f"hydra.sweeper.parts.{name}", part or {})
+            overrides = parser.parse_overrides(quote_tyings([*common, *own, *arguments]))
+            check_discrete(overrides)
             jobs += [job for batch in self.split_arguments(overrides, None) for job in batch]
         return [self.launcher.launch(jobs, initial_job_idx=0)]
 
@@ -92,9 +99,10 @@ class CnnexpLauncher(Launcher):
 
             print(start_wandb_sweep(jobs, self.method, self.agents))
             return {job.config.run_id: float("nan") for job in jobs}
+        from cnnexp.sweep.jobs import TYPED
         from cnnexp.sweep.launch import launch
 
-        return launch(jobs, shlex.join(["cnnexp", "run", *self.master.hydra.overrides.task]))
+        return launch(jobs, TYPED.get().command)
 
 
 _TARGET = "hydra_plugins.cnnexp_plugins."

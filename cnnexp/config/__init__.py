@@ -14,8 +14,9 @@ from pydantic_core import ErrorDetails
 
 from cnnexp.config.data import DATA_VARIANTS, LEVELS, NOT_IDENTITY, OTHER, WHERE, Data, Digits
 from cnnexp.config.launchers import LAUNCHER_VARIANTS, Launcher, LocalLauncher
-from cnnexp.config.sections import MLP, Optim, Section, SimpleCNN, Sweep, Tracking, Train
-from cnnexp.errors import UsageError, nearest_name, suggestion
+from cnnexp.config.messages import demand, innermost
+from cnnexp.config.sections import MLP, Folder, Optim, Section, SimpleCNN, Sweep, Tracking, Train
+from cnnexp.errors import UsageError, nearest_name, shortened, suggestion
 
 RESULT_FORMAT = 4  # part of a run's identity: raise it when the same configuration gives other numbers
 
@@ -55,7 +56,7 @@ class RunConfig(Section):
 
     experiment: str
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    results_dir: Annotated[str, Field(min_length=1)]
+    results_dir: Folder
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     model: Model
     data: Data
@@ -102,9 +103,10 @@ def _with_default_duration(values: Mapping[str, Any]) -> dict[str, Any]:
     if train.get("epochs") is None and train.get("steps") is None:
         train["epochs"] = 10.0
     if train.get("eval_every") is None:
-        train["eval_every"] = 1.0 if train.get("epochs") else max(1.0, (train.get("steps") or 1) / 10)
+        steps = train.get("steps")
+        train["eval_every"] = max(1.0, steps / 10) if type(steps) is int else 1.0
     for key in ("epochs", "eval_every"):  # 5 and 5.0 are one duration and one identity
-        if isinstance(train.get(key), int):
+        if type(train.get(key)) is int:
             train[key] = float(train[key])
     return {**values, "train": train}
 
@@ -126,6 +128,11 @@ def unknown_key(key: str, values: Mapping[str, Any]) -> UsageError:
     """The error for a dotted key that does not exist."""
     section, _, name = key.rpartition(".")
     allowed = keys_of(section, values)
+    if not allowed:
+        outer, _, inner = section.rpartition(".")
+        if inner in keys_of(outer, values):
+            return UsageError(f"{key}: no such key; {section} is a value and has no keys")
+        section, name, allowed = "", key.partition(".")[0], keys_of("", values)
     if not section:
         everywhere = {inner: f"{outer}.{inner}" for outer in SECTIONS for inner in keys_of(outer, values)}
         nearest = nearest_name(name, [*allowed, *everywhere])
@@ -135,25 +142,24 @@ def unknown_key(key: str, values: Mapping[str, Any]) -> UsageError:
 
 
 def _one_line(errors: list[ErrorDetails], values: Mapping[str, Any]) -> str:
-    error = errors[0]
-    key = _user_key(error["loc"])
-    given, context = error["input"], error.get("ctx", {})
+    key = _user_key(errors[0]["loc"])
+    alike = [error for error in errors if _user_key(error["loc"]) == key]
+    error, context = alike[0], alike[0].get("ctx", {})
     if error["type"] == "extra_forbidden":
         return str(unknown_key(key, values))
     if error["type"] == "union_tag_invalid":
         return f"{key}.name={context['tag']}: {suggestion(context['tag'], VARIANTS[key])}"
-    if error["type"] == "literal_error":
-        allowed = [name.strip("' ") for name in context["expected"].replace(" or ", ",").split(",")]
-        return f"{key}={given}: {suggestion(given, allowed)}"
-    if error["type"] in ("missing", "union_tag_not_found"):
+    data = values["data"].get("name") if isinstance(values.get("data"), Mapping) else None
+    if key.startswith("data.") and error["type"] == "missing" and data not in DATA_VARIANTS:
+        known = [name for name in DATA_VARIANTS if name != OTHER]
+        return f"data.name={data}: {suggestion(data, known)}; a set of TFDS: data=tfds data.name=NAME"
+    if error["type"] in ("missing", "union_tag_not_found") or error["input"] == "???":
         return f"{key}: a value is missing"
-    if error["type"] == "tying":
-        return f"{key}={given}: {error['msg']}"
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
-    # A key that takes several types fails once for each: say them all.
-    alike = dict.fromkeys(e["msg"].lower() for e in errors if _user_key(e["loc"]) == key)
-    return f"{key}={given}: {', or '.join(alike)}"
+    given = _value_of(key, values)
+    demanded = demand(key, given, innermost(alike, 3 if error["loc"][0] in VARIANTS else 2))
+    return f"{key}={shortened(given)}: {demanded}"
 
 
 def _user_key(loc: tuple[int | str, ...]) -> str:
@@ -162,3 +168,10 @@ def _user_key(loc: tuple[int | str, ...]) -> str:
     if section in VARIANTS:
         rest = rest[1:]
     return ".".join([str(section), *(str(part) for part in rest[:1])])
+
+
+def _value_of(key: str, values: Mapping[str, Any]) -> Any:
+    value: Any = values
+    for part in key.split("."):
+        value = value[part] if isinstance(value, Mapping) else value
+    return value

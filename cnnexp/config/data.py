@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from cnnexp.config.sections import Count, Deviation, Section, Share, Size
+from cnnexp.config.sections import Count, Deviation, Folder, Section, Share, Size
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Permutation = Literal["none", "fixed", "per_image"]
@@ -101,7 +101,7 @@ class TFDSImages(DataSection):
     """An image set of TensorFlow Datasets, prepared once."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+(/[\w.+-]+)?$")]
-    data_dir: str | None = Field(description="TFDS's folder; null: $TFDS_DATA_DIR or TFDS's default")
+    data_dir: Folder | None = Field(description="TFDS's folder; null: $TFDS_DATA_DIR or TFDS's default")
     train_split: str = Field(min_length=1, description="of TFDS, or a part of it: train[:80%], train+test")
     test_split: str = Field(min_length=1, description="likewise; no image of train_split: train[80%:]")
     size: Size | None = Field(description="side that images are brought to; null: as they are")

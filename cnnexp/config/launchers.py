@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cnnexp.config.sections import Count, Positive, Section, Size
+from cnnexp.config.sections import Count, Positive, Section, Size, Text
+from cnnexp.errors import as_typed
 
 SIGNAL_EARLY = 30  # seconds: Slurm looks twice a minute which signals are due
 Flag = str | int | float | bool
@@ -19,7 +20,7 @@ def minutes_of(time: int | str) -> int:
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(time))
     if match is None:
-        raise ValueError(f"launcher.time={time}: allowed: minutes, H:MM:SS, D-HH:MM:SS")
+        raise ValueError(f"launcher.time={time}: must be minutes, H:MM:SS or D-HH:MM:SS")
     days, *rest = match.groups()
     parts = [int(part) for part in rest if part is not None]
     if days is not None:
@@ -30,8 +31,17 @@ def minutes_of(time: int | str) -> int:
         hours, (minutes, seconds) = 0, (*parts, 0)[:2]
     whole = (int(days or 0) * 24 + hours) * 60 + minutes + (seconds > 0)
     if whole < 1:
-        raise ValueError(f"launcher.time={time}: allowed: a minute and more")
+        raise ValueError(f"launcher.time={time}: must be at least 1 minute")
     return whole
+
+
+def _coordinator(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    if address != "auto" and not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise ValueError(
+            f"launcher.coordinator={address}: must be HOST:PORT with a port of 1 to 65535, or auto"
+        )
+    return address
 
 
 def _time(time: int | str) -> int | str:
@@ -43,7 +53,9 @@ class LocalLauncher(Section):
     """This process trains, on the devices that it sees; or several processes train together."""
 
     name: Literal["local"]
-    coordinator: str | None = Field(default=None, description="host:port of the first process, or auto")
+    coordinator: Annotated[str, AfterValidator(_coordinator)] | None = Field(
+        default=None, description="host:port of the first process, or auto"
+    )
     processes: Size | None = None
     process: Count | None = None
 
@@ -51,8 +63,12 @@ class LocalLauncher(Section):
     def _all_or_none(self) -> "LocalLauncher":
         typed = self.coordinator not in (None, "auto")
         if any((value is not None) != typed for value in (self.processes, self.process)):
-            given = f"launcher.processes={self.processes} launcher.process={self.process}"
+            given = f"launcher.processes={as_typed(self.processes)} launcher.process={as_typed(self.process)}"
             raise ValueError(f"{given}: belong to launcher.coordinator=HOST:PORT; auto finds them out itself")
+        if typed and (self.process or 0) >= (self.processes or 1):
+            raise ValueError(
+                f"launcher.process={self.process}: must be less than launcher.processes={self.processes}"
+            )
         return self
 
 
@@ -61,10 +77,10 @@ class SlurmLauncher(Section):
 
     name: Literal["slurm"]
     wait: bool
-    partition: str | None
-    account: str | None
-    qos: str | None
-    constraint: str | None
+    partition: Text | None
+    account: Text | None
+    qos: Text | None
+    constraint: Text | None
     time: Annotated[int | str, AfterValidator(_time)]
     gpus: Count
     cpus: Size | None
@@ -90,7 +106,7 @@ class RayLauncher(Section):
     """Ray tasks. `cpus`, `gpus` and `resources` are those of one task."""
 
     name: Literal["ray"]
-    address: str | None
+    address: Text | None
     cpus: Positive
     gpus: Annotated[float, Field(ge=0)]
     resources: dict[str, Positive]

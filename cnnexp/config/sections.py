@@ -1,12 +1,13 @@
 """The sections of a configuration, except that of the data: every key, its type and its range."""
 
+import os
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from cnnexp.errors import suggestion
+from cnnexp.errors import as_typed, suggestion
 from cnnexp.layers.geometry import Connectivity, Padding
 from cnnexp.layers.tying import BIAS_NAMES, TYING_NAMES, Tying, bias_tying
 
@@ -15,6 +16,9 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Deviation = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Item = TypeVar("Item")
+Each = Annotated[list[Item], Field(min_length=1)]  # a value for each layer
+Text = Annotated[str, Field(min_length=1)]
 Pair = Annotated[list[Size], Field(min_length=2, max_length=2)]
 Pool = Literal["max", "average", "global_average", "none"]
 Activation = Literal["relu", "gelu", "tanh", "shrink", "identity"]
@@ -24,14 +28,15 @@ DType = Literal["float32", "bfloat16", "float16"]
 Precision = Literal["default", "high", "highest", "bfloat16", "tensorfloat32", "float32"]
 
 
-def _tying(text: str) -> str:
+def _tying(text: object) -> str:
     try:
-        return str(Tying.parse(text))
+        return str(Tying.parse(str(text)))
     except ValueError:
         raise PydanticCustomError("tying", suggestion(text, TYING_NAMES)) from None  # pyright: ignore[reportArgumentType]
 
 
-def _bias(text: str) -> str:
+def _bias(given: object) -> str:
+    text = str(given)
     try:
         own = bias_tying(Tying("shared"), text)
         return text if own is None or text == "same" else str(own)
@@ -43,8 +48,18 @@ def _bias(text: str) -> str:
 _ADDRESS = re.compile(r"(?! )[^/\\#?%:\x00-\x1f\x7f-\x9f]{1,128}(?<! )")
 _TRACKIO_TABLES = "system|configs|traces|artifacts|artifact_versions|artifact_aliases|run_artifact_links"
 _OF_TRACKIO = re.compile(rf"(?!registry-|.+_(?:{_TRACKIO_TABLES})$).+")
-TyingText = Annotated[str, AfterValidator(_tying)]
-BiasText = Annotated[str, AfterValidator(_bias)]
+
+
+def _folder(text: str) -> str:
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        raise PydanticCustomError("folder", "there is no such user; write the folder out, or ./~NAME")
+    return expanded
+
+
+Folder = Annotated[str, Field(min_length=1), AfterValidator(_folder)]  # with `~` for a home
+TyingText = Annotated[str, BeforeValidator(_tying)]
+BiasText = Annotated[str, BeforeValidator(_bias)]
 
 
 class Section(BaseModel):
@@ -69,7 +84,7 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _one_threshold(self) -> "ModelSection":
         if (self.activation == "shrink") == (self.threshold is None):
-            given = f"model.activation={self.activation} model.threshold={self.threshold}"
+            given = f"model.activation={self.activation} model.threshold={as_typed(self.threshold)}"
             raise ValueError(f"{given}: a threshold belongs to shrink; set both, or neither")
         return self
 
@@ -82,16 +97,16 @@ class SimpleCNN(ModelSection):
     """
 
     name: Literal["simple_cnn"]
-    features: Size | Annotated[list[Size], Field(min_length=1)]
-    kernel_size: Size | list[Size | Pair]
-    stride: Size | list[Size | Pair]
-    dilation: Size | list[Size | Pair]
-    padding: Padding | list[Padding]
-    tying: TyingText | list[TyingText]
-    connectivity: Connectivity | list[Connectivity]
-    bias: BiasText | list[BiasText]
-    pool: Pool | list[Pool]
-    pool_size: Size | list[Size]
+    features: Size | Each[Size]
+    kernel_size: Size | Each[Size | Pair]
+    stride: Size | Each[Size | Pair]
+    dilation: Size | Each[Size | Pair]
+    padding: Padding | Each[Padding]
+    tying: TyingText | Each[TyingText]
+    connectivity: Connectivity | Each[Connectivity]
+    bias: BiasText | Each[BiasText]
+    pool: Pool | Each[Pool]
+    pool_size: Size | Each[Size]
     match: Literal["none", "params", "macs"] = Field(description="what widths are chosen to keep equal")
     match_tying: TyingText = Field(description="tying of the network that is matched")
     lowering: Lowering
@@ -147,12 +162,12 @@ class Train(Section):
         default=None, description="for which a less tied network is kept a convolution"
     )
     parallel: Literal["none", "data"] = Field(default="none", description="what devices share of a run")
-    profile: str | None = Field(default=None, description="folder for a trace of some steps")
+    profile: Folder | None = Field(default=None, description="folder for a trace of some steps")
 
     @model_validator(mode="after")
     def _one_duration(self) -> "Train":
         if (self.epochs is None) == (self.steps is None):
-            given = f"train.epochs={self.epochs} train.steps={self.steps}"
+            given = f"train.epochs={as_typed(self.epochs)} train.steps={as_typed(self.steps)}"
             raise ValueError(f"{given}: a run lasts either epochs or steps; set one, null the other")
         return self
 

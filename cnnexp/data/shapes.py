@@ -91,6 +91,8 @@ def _digits_shape(data: Digits) -> DataShape:
             f"data.apart=true: needs data.scatter=true and data.canvas of at least {narrowest} "
             f"(got data.scatter={str(scattered).lower()} data.canvas={data.canvas})"
         )
+    if data.digits > 1 and not scattered:
+        raise UsageError(f"data.digits={data.digits}: needs data.scatter=true; without it, allowed: 1")
     side = data.canvas if scattered else DIGIT
     return DataShape(
         image=(side, side, 1),

@@ -2,18 +2,19 @@
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 
 from cnnexp.config import parse
-from cnnexp.sweep.jobs import Job
+from cnnexp.errors import UsageError, as_typed, shortened
+from cnnexp.sweep.jobs import TYPED, Job
 
 
 def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[Job]:
@@ -23,7 +24,10 @@ def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequen
     what chooses groups, adds or removes is composed once for each choice, and plain values are set on a copy.
     """
     composer = _Composer(loader, master)
-    return [Job(config=parse(composer.values(job)), overrides=tuple(job)) for job in jobs]
+    context = TYPED.get().context
+    if master.hydra.sweeper.get("parts"):
+        context += ("hydra.sweeper.parts=null",)  # a job is of one of them
+    return [Job(config=parse(composer.values(job)), overrides=tuple(job), context=context) for job in jobs]
 
 
 class _Composer:
@@ -55,11 +59,19 @@ class _Composer:
 
 
 def quote_tyings(overrides: Sequence[str]) -> list[str]:
-    """Put `tiled(2)` and `train[:80%]`, which Hydra takes for a function and a list, in quotes."""
-    return [
-        re.sub(r"""(?<!["'\w])((?:tiled|blocked|low_rank)\([^()]*\))(?!["'])""", r'"\1"', _quote_splits(o))
-        for o in overrides
-    ]
+    """Put `tiled(2)` and `train[:80%]`, which Hydra takes for a function and a list, in quotes.
+
+    In a key that takes a tying, so is every other word with brackets but Hydra's functions: what it is
+    not, the tying's own error says.
+    """
+
+    def quoted(override: str) -> str:
+        names = "tiled|blocked|low_rank"
+        if re.match(r"\+{0,2}model\.(tying|match_tying|bias)=", override):
+            names = rf"(?!(?:{'|'.join(create_functions().definitions)})\()[A-Za-z_]\w*"
+        return re.sub(rf"""(?<!["'\w])((?:{names})\([^()]*\))(?!["'])""", r'"\1"', _quote_splits(override))
+
+    return [quoted(override) for override in overrides]
 
 
 def _quote_splits(override: str) -> str:
@@ -69,6 +81,26 @@ def _quote_splits(override: str) -> str:
     part = r"[\w-]+(\[[^][,]*\])?"
     sums = rf"{part}(\s*\+\s*{part})*"
     return f"{key}=" + re.sub(sums, lambda match: f'"{match[0]}"' if "[" in match[0] else match[0], value)
+
+
+def searched_overrides(key: str, searched: Any) -> list[str]:
+    """What a file or `hydra.sweeper.params.KEY=VALUES` has searched, as overrides.
+
+    Raises:
+        UsageError: it is no mapping of keys to values.
+    """
+    if not isinstance(searched, Mapping):
+        raise UsageError(
+            f"{key}={shortened(searched)}: must be a mapping of keys to what is searched of them"
+        )
+    overrides: list[str] = []
+    for name, value in searched.items():
+        if isinstance(value, Mapping):  # `params.optim.learning_rate=…` of the command line
+            inner = searched_overrides(f"{key}.{name}", value)
+            overrides += [f"{name}.{text}" for text in inner]
+        else:
+            overrides.append(f"{name}={as_typed(value)}")
+    return overrides
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

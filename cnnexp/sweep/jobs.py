@@ -2,17 +2,47 @@
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from cnnexp.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class Typed:
+    """What a person typed after `cnnexp run`: options of where configurations are found, and overrides."""
+
+    options: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """The command, to be pasted into a shell."""
+        return shlex.join(["cnnexp", "run", *self.options, *self.overrides])
+
+    @property
+    def context(self) -> tuple[str, ...]:
+        """What each run of the sweep needs to be composed again, beside its own overrides."""
+        paths = (word for word in self.overrides if word.lstrip("+").startswith("hydra.searchpath="))
+        return (*self.options, *paths)
+
+
+TYPED: ContextVar[Typed] = ContextVar("typed", default=Typed())  # noqa: B039  (a frozen value)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """One combination of a sweep's overrides, and the configuration that it makes."""
+    """One combination of a sweep's overrides, and the configuration that it makes.
+
+    Attributes:
+        config: what is trained.
+        overrides: that tell it from the other jobs, and those that all have.
+        context: options and overrides of Hydra without which `overrides` would make another configuration.
+    """
 
     config: RunConfig
     overrides: tuple[str, ...] = ()
+    context: tuple[str, ...] = ()
 
 
 class Cells:
@@ -54,7 +84,7 @@ def rerun_commands(jobs: Sequence[Job]) -> list[str]:
     """Commands that ask for just these jobs: one for each cell."""
     seeds: dict[tuple[str, ...], list[str]] = {}
     for job in jobs:
-        rest = tuple(o for o in job.overrides if not o.startswith(("seed=", "hydra.")))
+        rest = (*job.context, *(o for o in job.overrides if not o.startswith(("seed=", "hydra."))))
         seeds.setdefault(rest, []).append(str(job.config.seed))
     return [
         shlex.join(["cnnexp", "run", *rest, f"seed={','.join(dict.fromkeys(values))}"])

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, chdir
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from cnnexp.tracking.target import without_credentials
 if TYPE_CHECKING:
     from cnnexp.tracking.progress import SweepProgress
 
+ANSWER_SECONDS = 10.0  # for a cluster to answer at its address
 SAVE_SECONDS = 60.0  # for tasks that were asked to stop
 # What workers take from here. Keys of services are not among them: they belong on the cluster.
 PASSED_ON = ("TFDS_DATA_DIR", "WANDB_MODE", "WANDB_BASE_URL", "JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")
@@ -70,6 +72,7 @@ def _started(launcher: RayLauncher, contexts: ExitStack) -> Any:
     except ImportError:
         raise UsageError("launcher=ray: needs Ray; type: pip install 'cnnexp[ray]'") from None
     if not ray.is_initialized():
+        _check_address(launcher.address)
         passed = {key: without_credentials(os.environ[key]) for key in PASSED_ON if key in os.environ}
         try:
             with chdir(os.sep):  # Ray has workers import modules of this folder before installed ones
@@ -85,6 +88,23 @@ def _started(launcher: RayLauncher, contexts: ExitStack) -> Any:
             raise UsageError(f"launcher.address={launcher.address}: no Ray there: {reason}") from None
         contexts.callback(ray.shutdown)
     return ray
+
+
+def _check_address(address: str | None) -> None:
+    """Refuse at once a cluster that does not answer, for which Ray would wait for minutes.
+
+    Raises:
+        UsageError: nothing listens there.
+    """
+    if address in (None, "auto", "local"):
+        return
+    host, _, port = str(address).removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise UsageError(f"launcher.address={address}: must be HOST:PORT, ray://HOST:PORT, or auto")
+    try:
+        socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"launcher.address={address}: no Ray there ({error})") from None
 
 
 def _error(ray: Any, task: Any) -> str:

@@ -5,15 +5,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from hydra.errors import ConfigCompositionException, MissingConfigException, OverrideParseException
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolationType
 
 from cnnexp.config import RunConfig, unknown_key
 from cnnexp.data.loading import check_prepared
 from cnnexp.data.shapes import check_levels
-from cnnexp.errors import UsageError, suggestion
+from cnnexp.errors import UsageError, shortened, suggestion
 from cnnexp.models.spec import spec_of
+from cnnexp.paths import check_writable
+from cnnexp.store.runs import run_folders, sweep_folder
+from cnnexp.sweep.overrides import Groups
 from cnnexp.tracking.target import resolve_mode
 from cnnexp.training.schedule import duration_of
+
+MARKS = ("commands.txt", "leases")  # what the folder of a sweep has from its first moment on
 
 
 def refuse_impossible(configs: Sequence[RunConfig]) -> None:
@@ -23,6 +29,7 @@ def refuse_impossible(configs: Sequence[RunConfig]) -> None:
         UsageError: with the first reason found.
     """
     refuse_impossible_sweep(configs)
+    refuse_unwritable(configs)
     for config in configs:
         spec_of(config)
         duration_of(config)
@@ -41,31 +48,104 @@ def refuse_impossible_sweep(configs: Sequence[RunConfig]) -> None:
         resolve_mode(mode)
     if len({(config.results_dir, config.name) for config in configs}) > 1:
         raise UsageError("name, results_dir: a sweep has one folder; these keys take one value")
+    refuse_foreign(sweep_folder(configs[0]))
     if len({config.launcher.model_dump_json() for config in configs}) > 1:
         raise UsageError("launcher: a sweep is sent to one place; its keys take one value")
 
 
-def explain(error: Exception, conf: Path, arguments: Sequence[str]) -> str:
-    """One line for an error of Hydra or OmegaConf over the overrides given."""
+def refuse_unwritable(configs: Sequence[RunConfig]) -> None:
+    """Refuse folders that nothing can be written to.
+
+    Raises:
+        UsageError: with the key.
+    """
+    folder = sweep_folder(configs[0])
+    check_writable(folder, f"results_dir={shortened(folder.parent)} name={shortened(folder.name)}")
+    for profile in {config.train.profile for config in configs if config.train.profile}:
+        check_writable(Path(profile), f"train.profile={shortened(profile)}")
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that holds something, but nothing of a sweep.
+
+    Raises:
+        UsageError: it is another program's folder, a file, or no folder that could be made.
+    """
+    given = f"results_dir={shortened(folder.parent)} name={shortened(folder.name)}"
+    try:
+        held = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"{given}: cannot be a folder of runs ({error.strerror})") from None
+    if held and not any((folder / mark).exists() for mark in MARKS) and not run_folders(folder):
+        raise UsageError(
+            f"{given}: the folder holds files of another program; choose another name or results_dir"
+        )
+
+
+def explain(error: Exception, groups: Groups, words: Sequence[str]) -> str:
+    """One line for what Hydra, OmegaConf or YAML say against a configuration.
+
+    Args:
+        error: that one of them raised.
+        groups: where configurations are found.
+        words: the overrides given.
+    """
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).removesuffix(".yaml").rpartition("/")
-        return f"{group}={name}: {suggestion(name, error.options or [])}"
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: {text.splitlines()[0]}"
-    if match := re.match(r"Could not override '([\w.]+)'", text):
-        return str(unknown_key(match[1], _chosen(conf, arguments)))
+        return _no_such_file(str(error.missing_cfg_file).removesuffix(".yaml"), groups)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"{mark.name}: line {mark.line + 1} is not YAML: {error.problem}"
+    if isinstance(error, InterpolationResolutionError | UnsupportedInterpolationType):
+        return _interpolation(error, words)
+    if match := re.match(r"Could not override '([\w./@-]+)'", text):
+        if match[1].startswith("hydra.sweeper."):
+            return _no_sweeper_key(match[1])
+        return str(unknown_key(match[1], _chosen(groups, words)))
+    if match := re.match(r"Could not append to config. An item is already at '([\w.]+)'", text):
+        return f"+{match[1]}: is set already; write {match[1]}=VALUE"
+    if match := re.match(r"Could not delete from config. '([\w.]+)' does not exist", text):
+        return f"~{match[1]}: no such key"
     if match := re.match(r"Error merging override (\S+)", text):
-        cause = str(error.__cause__).splitlines()[0] if error.__cause__ else "not allowed here"
-        return f"{match[1]}: {cause}"
+        return f"{match[1]}: must be a value or a list, as its default is"
     if isinstance(error, ConfigCompositionException) and not text and error.__cause__:
         text = str(error.__cause__)
     return re.sub(r"\s*\n\s*", "; ", text.strip())
 
 
-def _chosen(conf: Path, arguments: Sequence[str]) -> dict[str, dict[str, str]]:
+def _no_such_file(name: str, groups: Groups) -> str:
+    group, _, inner = name.partition("/")
+    if not inner:
+        return f"--config-name {name}: no such file in {groups.folders[0]}"
+    return f"{group}={inner}: {suggestion(inner, groups.names(group))}"
+
+
+def _no_sweeper_key(key: str) -> str:
+    sweeper = "cnnexp" if key.startswith("hydra.sweeper.parts") else "optuna"
+    if key.count(".") > 2:
+        return f"{key}: no such key; to add it, write +{key}=VALUE"
+    return f"{key}: is a key of another sweeper; hydra/sweeper={sweeper} has it"
+
+
+def _interpolation(error: Exception, words: Sequence[str]) -> str:
+    """`${...}` that leads nowhere, with the word that it was typed in if there is one."""
+    key = str(getattr(error, "full_key", ""))
+    word = next((word for word in words if word.lstrip("+").partition("=")[0] == key), key)
+    text = str(error).splitlines()[0]
+    if match := re.match(r"Interpolation key '(.*)' not found", text):
+        return f"{word}: there is no key {match[1]!r} to take the value of"
+    if match := re.match(r"Unsupported interpolation type (\S+)", text):
+        return f"{word}: there is no resolver {match[1]!r}; allowed: ${{KEY}}, ${{oc.env:VARIABLE}}"
+    if match := re.search(r"while resolving interpolation: (.*)", text):
+        return f"{word}: {match[1].strip(chr(34))}"
+    if "Recursive" in text or "parent node" in text:
+        return f"{word}: takes its value from itself"
+    return f"{word}: {text}"
+
+
+def _chosen(groups: Groups, words: Sequence[str]) -> dict[str, dict[str, str]]:
     """The choices on which the keys of their sections depend."""
-    defaults = yaml.safe_load((conf / "config.yaml").read_text())["defaults"]
-    pairs = {key: value for entry in defaults if isinstance(entry, dict) for key, value in entry.items()}
-    pairs |= dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    return {section: {"name": pairs[section]} for section in ("model", "data", "launcher")}
+    pairs = groups.defaults | dict(word.split("=", 1) for word in words if "=" in word)
+    return {section: {"name": str(pairs[section])} for section in ("model", "data", "launcher")}

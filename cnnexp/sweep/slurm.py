@@ -10,14 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnnexp.config.launchers import SlurmLauncher, minutes_of
 from cnnexp.errors import UsageError
-from cnnexp.store.runs import sweep_folder
+from cnnexp.store.runs import run_folders, sweep_folder
 from cnnexp.sweep.interruption import REQUEUE, Interrupted
 from cnnexp.sweep.jobs import Job
 from cnnexp.sweep.plan import Plan
@@ -89,7 +89,16 @@ def submit(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
             print(f"Slurm job {job} goes on without this command", file=sys.stderr)
         raise KeyboardInterrupt
 
-    return watch(jobs, command, send, cancel, wait=launcher.wait)
+    folder = sweep_folder(jobs[0].config)
+    is_new = not folder.exists()
+    try:
+        return watch(jobs, command, send, cancel, wait=launcher.wait)
+    except UsageError:
+        if is_new and not run_folders(folder):  # what was refused leaves nothing behind
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # another sweep is in it
+                folder.parent.rmdir()
+        raise
 
 
 def _check_here() -> None:

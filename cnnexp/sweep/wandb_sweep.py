@@ -25,7 +25,7 @@ from hydra.errors import OverrideParseException
 from cnnexp.errors import UsageError
 from cnnexp.sweep.compose import quote_tyings
 from cnnexp.sweep.execute import SweepFailed
-from cnnexp.sweep.jobs import Job
+from cnnexp.sweep.jobs import TYPED, Job
 from cnnexp.sweep.refusals import refuse_impossible
 from cnnexp.tracking.limits import NAME_LIMIT, shortened
 from cnnexp.tracking.target import drop_credentials, resolve_mode
@@ -55,8 +55,19 @@ def start_wandb_sweep(jobs: Sequence[Job], method: str, agents: int) -> str:
     refuse_impossible([job.config for job in jobs])
     if method == "bayes" and not first.data.validation_size:
         raise UsageError("--method bayes: chooses by validation images; set data.validation_size")
+    if agents > len(jobs):
+        raise UsageError(f"--agents {agents}: must be at most {len(jobs)}, the number of runs")
     parameters, fixed = parameters_of([job.overrides for job in jobs])
-    command = ["${env}", sys.executable, "-m", "cnnexp", "run", *fixed, f"name={first.name}"]
+    command = [
+        "${env}",
+        sys.executable,
+        "-m",
+        "cnnexp",
+        "run",
+        *TYPED.get().context,
+        *fixed,
+        f"name={first.name}",
+    ]
     specification = {
         "name": shortened(first.name, NAME_LIMIT),
         "method": method,

@@ -42,6 +42,8 @@ def sync(results: Path, name: str | None, *, follow: bool, to: str | None) -> No
     """
     drop_credentials()
     folders = [sweep_folder(results, name)] if name else [results / sweep for sweep in _sweeps(results)]
+    if not folders:
+        raise UsageError(f"--results-dir {results}: there is no sweep in it; type: cnnexp run --help")
     for folder in folders:
         refuse_links(folder)
         offline_dir = Path(to).expanduser().resolve() if to and to != "trackio" else None
@@ -94,7 +96,8 @@ def sweep_folder(results: Path, name: str) -> Path:
     """
     there = _sweeps(results)
     if name not in there:
-        raise UsageError(f"{name}: no such sweep in {results}; {suggestion(name, there)}")
+        advice = suggestion(name, there) if there else "there is none yet; type: cnnexp run --help"
+        raise UsageError(f"{name}: no such sweep in {results}; {advice}")
     return results / name
 
 
