@@ -96,10 +96,12 @@ def _is_damaged(path: Path, status: Mapping[str, Any]) -> bool:
 
 
 def _is_whole(status: Mapping[str, Any]) -> bool:
-    """Whether a status is what was written: it has a checksum of itself, but that of an earlier version."""
+    """Whether a status is what was written. It has a checksum of itself, unless another program wrote it."""
     sums, known = status.get("crc32", {}), status.get("status") in get_args(Status)
-    checked = isinstance(sums, dict) and (status.get("status") not in ENDED or sums.keys() >= set(RESULT))
-    return known and checked and status.get(OWN, _own_crc32(status)) == _own_crc32(status)
+    if OWN not in status:
+        return known and isinstance(sums, dict)
+    whole = isinstance(sums, dict) and (status.get("status") not in ENDED or sums.keys() >= set(RESULT))
+    return known and whole and status[OWN] == _own_crc32(status)
 
 
 def _own_crc32(status: Mapping[str, Any]) -> int:
