@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cnnexp import cli
+from cnnexp.analysis.data_pictures import data_picture
 from cnnexp.config.data import DataSection
 from cnnexp.data.arrays import images_of
 from cnnexp.data.corruptions import Corruptions, levels_of
@@ -116,3 +117,14 @@ def test_a_run_on_a_held_out_part_of_such_images_finishes(
 
 def read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "numbers"])
+def test_the_picture_shows_the_colours(kind: str, configure: Configure) -> None:
+    """Without a warning of NumPy, which is an error here, for the channel that has no width."""
+    images = rgba(20) if kind == "bytes" else (rgba(20) / 255).astype(np.float32)
+    labels = np.arange(20) % 4
+    figure = data_picture([configure()], images_of(images, labels, images, labels))
+    (drawn,) = figure.axes[0].images
+    assert np.shape(drawn.get_array()) == (8, 8, 3)
+    assert np.ptp(np.asarray(drawn.get_array())) > 0.5
