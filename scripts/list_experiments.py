@@ -8,7 +8,8 @@ from pathlib import Path
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 BEGIN, END = "<!-- the table -->", "<!-- its end -->"
-COLUMNS = ("experiment", "question", "supported", "refuted", "inconclusive", "runs, training", "command")
+VERDICTS = ("supported", "refuted", "inconclusive")
+COLUMNS = ("experiment", "question", *VERDICTS, "exploratory", "runs, training", "command")
 HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
 
 
@@ -19,11 +20,12 @@ def row(report: Path) -> str:
     runs = re.search(r"^([\d,]+ runs).*; (.*) of training", text, re.MULTILINE)
     command = re.search(r"## Reproduce\s+```\n(.*)\n", text)
     assert question and runs and command, f"{report}: not a report"
-    counts = [str(len(re.findall(rf"\*\*{v}\*\*", text))) for v in ("supported", "refuted", "inconclusive")]
+    exploratory = text.count("** (exploratory) |")  # counted apart, whatever their verdicts
+    counts = [len(re.findall(rf"\*\*{verdict}\*\* \|", text)) for verdict in VERDICTS]
     cells = [
         f"[{report.stem}]({report.name})",
         question[1],
-        *counts,
+        *map(str, (*counts, exploratory)),
         f"{runs[1]}, {runs[2]}",
         f"`{command[1]}`",
     ]

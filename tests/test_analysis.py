@@ -22,6 +22,7 @@ from cnnexp.errors import UsageError
 from cnnexp.store.runs import read_runs
 from tests.browser import looked_at
 
+SUPPORTED = "supported (exploratory)"  # as the seeds are among those that were seen
 PARAMS = {"dense": 1000, "local": 100, "shared": 10}
 TEST = {"dense": 0.50, "local": 0.50, "shared": 0.80}  # what each tying reaches on 256 images
 
@@ -98,7 +99,7 @@ def test_report_has_the_numbers_the_verdicts_and_the_pictures(
     assert cell["test/accuracy/high"] == pytest.approx(0.51 + half)
     verdicts = {judged.claim.sentence: judged.verdict for judged in report.judged}
     assert verdicts["Parameter sharing alone helps."] == "supported"
-    assert verdicts["Convolutions overfit less."] == "supported"
+    assert verdicts["A convolution has a smaller generalisation gap than a dense net."] == SUPPORTED
     assert {claim.sentence for claim in report.unmeasured} >= {"Sparsity of connections alone helps."}
     assert "supported" in printed and "100.0x" in printed and "more claims need cells" in printed
     markdown = (sweep / "report/report.md").read_text()

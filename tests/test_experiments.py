@@ -106,9 +106,9 @@ def estimate_of(name: str, sentence: str) -> Any:
 @pytest.mark.parametrize(
     ("name", "sentence", "key", "chosen"),
     [
-        ("translation", "With moves of its choice", "data.crop", 1),
-        ("embedding", "Let free in time, a local net", "train.tied_steps", 50),
-        ("locality_sharing_ladder", "Beta-LASSO lifts", "optim.l1", 0.00002),
+        ("translation", "A locally connected net whose images move", "data.crop", 1),
+        ("embedding", "A local net that is a convolution for part", "train.tied_steps", 50),
+        ("locality_sharing_ladder", "Beta-LASSO makes", "optim.l1", 0.00002),
     ],
 )
 def test_what_is_chosen_is_chosen_on_validation_images(
@@ -135,7 +135,7 @@ def test_few_weights_are_not_taken_for_local_ones(configs: Any) -> None:
     ]
     table["learned/zeros/conv_0"] = 0.9
     table["learned/locality/conv_0"] = np.max(inside, axis=0).sum() / (kernels**2).sum()
-    beyond_chance = estimate_of("locality_sharing_ladder", "What is left of them is local")(table)
+    beyond_chance = estimate_of("locality_sharing_ladder", "The weights that beta-LASSO leaves")(table)
     assert len(beyond_chance) == 5 and np.abs(beyond_chance).max() < 0.02
 
 

@@ -11,7 +11,17 @@ import pandas as pd
 import pytest
 from scipy.stats import bootstrap, norm, t
 
-from cnnexp.analysis.claims import Claim, Expected, between, judge, less_than, more_seeds, more_than, p_value
+from cnnexp.analysis.claims import (
+    Claim,
+    Expected,
+    between,
+    judge,
+    less_than,
+    limit_names,
+    more_seeds,
+    more_than,
+    p_value,
+)
 from cnnexp.analysis.curves import (
     bounds_of_difference,
     curves,
@@ -287,7 +297,8 @@ def test_curves_of_several_cells_are_paired_by_seed_not_by_place(two_tyings: pd.
 
 def _claim(values: list[float], expected: Expected, *, exact: bool = False) -> Claim:
     return Claim(
-        sentence="It helps.",
+        sentence="It helps, beyond "
+        + " and ".join(name for x in expected.limits for name in limit_names(x, "points")),
         source="a post",
         measure="difference",
         estimate=lambda table: np.array(values),

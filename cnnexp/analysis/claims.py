@@ -1,8 +1,9 @@
 """A claim is a sentence, the estimate that tests it, and the verdict that the estimate's interval gives."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from cnnexp.analysis.statistics import (
 Verdict = Literal["supported", "refuted", "inconclusive"]
 Unit = Literal["points", "x", ""]
 FEWEST_SEEDS = 3
+SEEN = (0, 1, 2, 3, 4)  # seeds that the small sizes of the experiments train
 MOST_SEEDS = 1_000  # beyond which no number of seeds is named
 
 
@@ -50,7 +52,7 @@ def more_than(smallest: float) -> Expected:
 
 
 def less_than(largest: float) -> Expected:
-    """The other direction."""
+    """An upper limit: the effect is smaller."""
     return Expected(high=largest)
 
 
@@ -63,8 +65,11 @@ def between(low: float, high: float) -> Expected:
 class Claim:
     """A sentence that data can refute.
 
+    A claim that no effect at all would support is one of an upper limit. It must say which limit in its
+    sentence, so that nobody takes its support for an effect.
+
     Attributes:
-        sentence: as the source says it.
+        sentence: to be read alone: what is compared with what, and where.
         source: the post, or a paper and its table.
         estimate: from the frame to independent numbers, one a seed, whose mean is the estimate; or to two a
             seed, between which its own lies where it is censored.
@@ -74,6 +79,12 @@ class Claim:
         exact: the estimate follows from counts, so that seeds do not matter.
         range: what the estimate can be at all; its interval ends there.
         published: the source's own number, as people read it.
+        exploratory: what of the claim was changed after its data were seen; empty: nothing. Where any of the
+            seeds that had been seen is among its data, its verdict is marked, and not counted.
+        seen: those seeds.
+
+    Raises:
+        ValueError: no effect would support the claim, and its sentence does not name the limit.
     """
 
     sentence: str
@@ -85,6 +96,18 @@ class Claim:
     exact: bool = False
     range: tuple[float, float] = (-math.inf, math.inf)
     published: str = ""
+    exploratory: str = ""
+    seen: Collection[int] = SEEN
+
+    def __post_init__(self) -> None:
+        no_effect = 1.0 if self.unit == "x" else 0.0
+        for limit in self.expected.limits if self.expected.holds(no_effect, no_effect) else ():
+            names = limit_names(limit, self.unit)
+            if not any(re.search(rf"(?<![\d.]){re.escape(name)}", self.sentence) for name in names):
+                raise ValueError(
+                    f"claim {self.sentence!r}: no effect at all would support it; "
+                    f"its sentence must name the limit: {' or '.join(map(repr, names))}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +122,7 @@ class Judged:
             where a target is out of reach.
         more_seeds: that would decide an inconclusive claim, if its estimate and spread stay as they are; None
             where no number up to 1,000 would.
+        exploratory: why the verdict does not count; empty where it does.
     """
 
     claim: Claim
@@ -109,6 +133,12 @@ class Judged:
     agreeing: int = 0
     bounds: tuple[float, float] = (math.nan, math.nan)
     more_seeds: int | None = None
+    exploratory: str = ""
+
+    @property
+    def marked_verdict(self) -> str:
+        """The verdict, and whether it counts."""
+        return f"{self.verdict} (exploratory)" if self.exploratory else self.verdict
 
     @property
     def effect(self) -> str:
@@ -161,6 +191,14 @@ class Judged:
         return f"over {MOST_SEEDS:,} more seeds: too near to the limit"
 
 
+def limit_names(limit: float, unit: Unit) -> tuple[str, ...]:
+    """How a sentence may name the limit of an effect, by its size."""
+    if unit == "points":
+        number = f"{abs(limit) * 100:g}"
+        return f"{number} point", f"{number}%"
+    return (f"{abs(limit):g}x",) if unit == "x" else (f"{abs(limit):g} ",)
+
+
 def in_unit(number: float, unit: Unit) -> str:
     """A number as people read it, without its unit."""
     if math.isinf(number):
@@ -186,9 +224,16 @@ def judge(claims: Sequence[Claim], table: pd.DataFrame) -> list[Judged]:
 
     confidences = dict(zip(family, holm_confidences(range(len(family)), decided), strict=True))
     return [
-        _judged(claim, bounds[number], confidences.get(number, CONFIDENCE))
+        replace(
+            _judged(claim, bounds[number], confidences.get(number, CONFIDENCE)),
+            exploratory=claim.exploratory if _any_seen(claim, table) else "",
+        )
         for number, claim in enumerate(claims)
     ]
+
+
+def _any_seen(claim: Claim, table: pd.DataFrame) -> bool:
+    return "seed" not in table or bool(table["seed"].isin(list(claim.seen)).any())
 
 
 def _bounds(claim: Claim, table: pd.DataFrame) -> np.ndarray:

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.style import context
 from matplotlib.ticker import NullLocator
 
 from cnnexp.analysis.escape import figure_text
@@ -93,11 +94,11 @@ class Rendered:
 
 
 def render(drawing: Drawing, table: pd.DataFrame) -> Rendered:
-    """Draw on white and on black."""
-    with mpl.rc_context(PAPER):
+    """Draw on white and on black, by Matplotlib's own defaults: a user's `matplotlibrc` changes nothing."""
+    with context(["default", PAPER]):
         figure = drawing.draw(table)
         png, pdf = _saved(figure, "png"), _saved(figure, "pdf")
-    with mpl.rc_context(PAPER | DARK):
+    with context(["default", PAPER | DARK]):
         return Rendered(png=png, pdf=pdf, dark_png=_saved(drawing.draw(table), "png"))
 
 

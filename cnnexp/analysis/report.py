@@ -155,6 +155,8 @@ def print_report(report: Report) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from cnnexp.analysis.report_text import exploratory_lines
+
     console = Console()
     cells = readable(report.cells)
     if console.width < WIDE:
@@ -166,10 +168,13 @@ def print_report(report: Report) -> None:
     verdicts = Table(show_header=False, box=None, padding=(0, 1, 0, 0))
     colours = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
     for judged in report.judged:
-        verdicts.add_row(f"[{colours[judged.verdict]}]{judged.verdict}[/]", escape(judged.claim.sentence))
+        verdict = f"[{colours[judged.verdict]}]{judged.verdict}[/]{'*' * bool(judged.exploratory)}"
+        verdicts.add_row(verdict, escape(judged.claim.sentence))
         measured = f"{judged.claim.measure}: {judged.effect}, expected {judged.condition}"
         verdicts.add_row("", f"[dim]{escape('; '.join(filter(None, [measured, judged.advice])))}[/]")
     console.print(verdicts)
+    for line in exploratory_lines(report.judged):
+        console.print(f"* {escape(line)}", highlight=False)
     if report.unmeasured:
         console.print(f"[dim]{len(report.unmeasured)} more claims need cells that this sweep lacks[/]")
     for line in report.mixed:

@@ -27,6 +27,7 @@ VERDICT_COLUMNS = [
     "would decide",
     "published",
     "source",
+    "exploratory",
 ]
 MOST_FAILURES = 20
 ABOUT_INTERVALS = (
@@ -53,8 +54,9 @@ def markdown(report: Report, pictures: str = "") -> str:
     if report.judged:
         sources = {one.claim.source for one in report.judged}
         said_by = f" All claims are from {sources.pop()}." if len(sources) == 1 else ""
-        verdicts = _marked(verdicts_table(report.judged))
+        verdicts = _marked(verdicts_table(report.judged)).drop(columns="exploratory", errors="ignore")
         parts += ["## Verdicts", markdown_table(verdicts, ["verdict"]), ABOUT_VERDICTS + said_by]
+        parts += exploratory_lines(report.judged)
     if report.unmeasured:
         sentences = "\n".join(f"- {claim.sentence}" for claim in report.unmeasured)
         parts += ["Not measured, as this sweep lacks their cells:", sentences]
@@ -99,7 +101,7 @@ def verdicts_table(judged: Sequence[Judged]) -> pd.DataFrame:
     rows = [
         {
             "claim": one.claim.sentence,
-            "verdict": one.verdict,
+            "verdict": one.marked_verdict,
             "effect": one.effect,
             "expected": one.condition,
             "measured by": one.claim.measure,
@@ -107,18 +109,30 @@ def verdicts_table(judged: Sequence[Judged]) -> pd.DataFrame:
             "would decide": one.advice,
             "published": one.claim.published,
             "source": one.claim.source,
+            "exploratory": one.exploratory,
         }
         for one in judged
     ]
     table = pd.DataFrame(rows, columns=VERDICT_COLUMNS)
-    unused = [column for column in ("would decide", "published") if (table[column] == "").all()]
+    sometimes = ("would decide", "published", "exploratory")
+    unused = [column for column in sometimes if (table[column] == "").all()]
     if table["source"].nunique() == 1:
         unused.append("source")
     return table.drop(columns=unused)
 
 
+def exploratory_lines(judged: Sequence[Judged]) -> list[str]:
+    """Why verdicts do not count, each reason once."""
+    counts = Counter(one.exploratory for one in judged if one.exploratory)
+    return [
+        f"Exploratory, and not counted until fresh seeds have judged {'it' if number == 1 else 'them'}: "
+        f"{number} claim{'s' * (number > 1)}, as {reason}."
+        for reason, number in counts.items()
+    ]
+
+
 def _marked(verdicts: pd.DataFrame) -> pd.DataFrame:
-    return verdicts.assign(verdict=verdicts["verdict"].map("**{}**".format))
+    return verdicts.assign(verdict=verdicts["verdict"].str.replace(r"^\w+", r"**\g<0>**", regex=True))
 
 
 def _state(report: Report) -> str:

@@ -35,9 +35,16 @@ LEGEND = "MACs: of one image. memory: parameters and what the optimiser keeps fo
 
 def show(configs: Sequence[RunConfig]) -> dict[str, float]:
     """Print a table a network and write its picture; returns each run's number of parameters."""
+    from matplotlib.style import context
+
     from cnnexp.sweep.devices import pin_numerics
 
     pin_numerics()  # examples are drawn as runs draw them
+    with context("default"):  # whatever the user's matplotlibrc says
+        return _show(configs)
+
+
+def _show(configs: Sequence[RunConfig]) -> dict[str, float]:
     console = Console()
     networks: dict[Network, RunConfig] = {}
     for config in configs:

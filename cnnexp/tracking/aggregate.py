@@ -6,6 +6,7 @@ from typing import Any
 
 import wandb
 from matplotlib.figure import Figure
+from matplotlib.style import context
 
 from cnnexp.analysis.data_pictures import data_picture
 from cnnexp.analysis.layer_pictures import network_picture
@@ -29,7 +30,11 @@ def aggregate(folder: Path, runs: list[StoredRun]) -> dict[str, Any]:
         folder: of the sweep.
         runs: those of it that have finished.
     """
-    configs = [parse(run.config) for run in runs]
+    with context("default"):  # whatever the user's matplotlibrc says
+        return _aggregate(folder, [parse(run.config) for run in runs])
+
+
+def _aggregate(folder: Path, configs: list[RunConfig]) -> dict[str, Any]:
     networks = _networks(configs)
     report = write_report(folder)
     layers = [

@@ -167,7 +167,7 @@ def verdicts_markdown(folder: Path) -> str:
     """Each claim with its verdict and its estimate."""
     report = write_report(folder)
     lines = [
-        f"- **{judged.verdict}**: {judged.claim.sentence} {judged.claim.measure}: {judged.effect}"
+        f"- **{judged.marked_verdict}**: {judged.claim.sentence} {judged.claim.measure}: {judged.effect}"
         for judged in report.judged
     ]
     missing = report.experiment.missing
