@@ -59,7 +59,7 @@ def disk_line(error: OSError) -> str:
     where = f"{os.fspath(error.filename)}: " if isinstance(error.filename, str | os.PathLike) else ""
     return (
         f"{where}{error.strerror}; everything written before is safe; {ADVICE[error.errno]}, "
-        "then run the same command again to resume"
+        "then run the same command again"
     )
 
 

@@ -22,7 +22,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -121,7 +121,8 @@ def interrupted_at(moment: int | None) -> Iterator[None]:
     """Train in pieces of one step, and ask the sweep to stop at one of them."""
     from cnnexp.training.loop import StackTraining
 
-    before, seen = (StackTraining.__init__, StackTraining.run, StackTraining._keep_pace), [0]
+    pieces: Any = StackTraining
+    before, seen = (pieces.__init__, pieces.run, pieces._keep_pace), [0]
 
     def init(self: Any, *arguments: Any) -> None:
         before[0](self, *arguments)
@@ -134,12 +135,11 @@ def interrupted_at(moment: int | None) -> Iterator[None]:
             seen[0] += 1
             yield each
 
-    StackTraining.__init__, StackTraining.run = init, run
-    StackTraining._keep_pace = lambda self, steps, seconds: None
+    pieces.__init__, pieces.run, pieces._keep_pace = init, run, lambda self, steps, seconds: None
     try:
         yield
     finally:
-        StackTraining.__init__, StackTraining.run, StackTraining._keep_pace = before
+        pieces.__init__, pieces.run, pieces._keep_pace = before
 
 
 def make_sweep(folder: Path) -> Sweep:
@@ -198,8 +198,6 @@ def rows_of(csv: str) -> dict[str, str]:
 def faults_of(case: Case, sweep: Sweep) -> list[str]:
     """Damage a copy of the sweep in the working folder and run the commands; what went wrong."""
     results = Path("results")
-    for leftover in (results, Path("sent"), Path("other")):
-        shutil.rmtree(leftover, ignore_errors=True)
     shutil.copytree(sweep.template, results, copy_function=shutil.copy2)
     draw = random.Random(case.seed)
     kind = next(kind for kind in KINDS if kind.__name__ == case.kind)
@@ -271,13 +269,16 @@ def _can_be(path: Path, kind: str) -> bool:
     return path.stat().st_size > 0 or kind in ("remove", "retype")
 
 
-def run_part(part: int, cases: list[Case], sweep: Sweep, work: Path) -> list[tuple[Case, list[str]]]:
-    """Run cases in a folder of their own."""
-    folder = work / f"part{part}"
+def run_case(number: int, case: Case, sweep: Sweep, work: Path) -> tuple[Case, list[str]]:
+    """Run a case in a folder of its own."""
+    folder = work / f"case{number}"
     folder.mkdir()
     os.chdir(folder)
     os.environ["WANDB_MODE"] = "disabled"
-    return [(case, faults_of(case, sweep)) for case in cases]
+    faults = faults_of(case, sweep)
+    os.chdir(work)
+    shutil.rmtree(folder)
+    return case, faults
 
 
 def main() -> int:
@@ -297,12 +298,15 @@ def main() -> int:
         sweep = pool.submit(make_sweep, Path(work)).result()
         cases = cases_of(sweep, options.checkpoints, options.others, options.seed)
         print(f"{len(cases)} cases; the sweep took {time.monotonic() - started:.0f} s", flush=True)
-        parts = [cases[start :: 2 * options.workers] for start in range(2 * options.workers)]
-        jobs = [pool.submit(run_part, n, part, sweep, Path(work)) for n, part in enumerate(parts)]
-        ended = [outcome for job in jobs for outcome in job.result()]
-    for case, faults in ended:
-        for fault in faults:
-            print(f"{json.dumps(vars(case))}: {fault}")
+        jobs = [pool.submit(run_case, number, case, sweep, Path(work)) for number, case in enumerate(cases)]
+        ended = []
+        for job in as_completed(jobs):
+            case, faults = job.result()
+            ended.append((case, faults))
+            for fault in faults:
+                print(f"{json.dumps(vars(case))}: {fault}", flush=True)
+            if len(ended) % 25 == 0:
+                print(f"{len(ended)} after {time.monotonic() - started:.0f} s", flush=True)
     for name, inside in (("checkpoints", True), ("other files", False)):
         group = [faults for case, faults in ended if case.file.startswith("checkpoints/") is inside]
         print(f"{name}: {sum(not faults for faults in group)} of {len(group)}")

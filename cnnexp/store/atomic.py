@@ -42,7 +42,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         with suppress(OSError):
             partial.unlink()
         if isinstance(error, OSError):
-            error.filename, error.filename2 = str(path), None
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -5,11 +5,13 @@ step's manifest: the checksums of all its files, and how far the runs' histories
 its manifest was not saved; one with other files than those of its manifest is corrupt.
 """
 
+import errno
 import hashlib
 import logging
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from cnnexp.store.guard import is_name
 from cnnexp.store.runs import Written, set_aside
 
 KEPT = 2  # checkpoints of a stack
+ROOM_BYTES = 1 << 20  # that a checkpoint takes beside its arrays, at most
 RUNS = "runs.json"  # of a stack's folder: its runs' ids, in the order of the run axis
 
 
@@ -60,6 +63,8 @@ class StackCheckpoints:
             write_json(self.folder / RUNS, {"runs": self._runs})
             self._drop(lambda saved: self._since is None or saved > self._since)
             self._begun = True
+        if self._writes:
+            _reserve(self.folder, state)
         try:
             _checkpointer().save(folder.resolve(), args=ocp.args.StandardSave(state), force=True)
         except Exception as error:
@@ -188,6 +193,24 @@ def _digest(runs: Sequence[str]) -> str:
     return hashlib.sha256(" ".join(runs).encode()).hexdigest()[:12]
 
 
+def _reserve(folder: Path, state: Any) -> None:
+    """See that there is room for a state: Orbax's threads would each say on stderr that there is none.
+
+    Raises:
+        OSError: the disk is full, or a quota is used up.
+    """
+    import jax
+
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, int(1.1 * size) + ROOM_BYTES)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # of file systems that cannot reserve
+            raise OSError(error.errno, error.strerror, str(folder)) from None
+
+
 def _changed(path: Path) -> float:
     with suppress(OSError):  # another worker has just removed it
         return path.stat().st_mtime
@@ -204,5 +227,5 @@ def _as_os_error(error: Exception, path: Path) -> OSError | None:
 def _checkpointer() -> Any:
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step of every save
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells each step, and what it raises as well
     return ocp.Checkpointer(ocp.StandardCheckpointHandler())
