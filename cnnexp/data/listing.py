@@ -1,5 +1,7 @@
 """What image sets are prepared on this machine."""
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
@@ -8,7 +10,7 @@ from cnnexp.errors import UsageError
 from cnnexp.text import short_number
 
 
-def print_prepared(data_dir: str | None) -> None:
+def print_prepared(data_dir: str | Path | None) -> None:
     """Print a table of the prepared sets: where each is, its images and its size."""
     console = Console()
     sets = list(prepared_sets(data_dir))

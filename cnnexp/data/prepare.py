@@ -17,7 +17,7 @@ from cnnexp.errors import UsageError, suggestion
 CONNECT_SECONDS = 3.0  # after which a server is taken for out of reach; TFDS tries for minutes
 
 
-def prepare(name: str, source: Path | None, data_dir: str | None) -> PreparedSet:
+def prepare(name: str, source: Path | None, data_dir: str | Path | None) -> PreparedSet:
     """Prepare a set with its own TFDS builder, which checks the checksums of what it reads.
 
     Args:
@@ -61,7 +61,7 @@ def prepare(name: str, source: Path | None, data_dir: str | None) -> PreparedSet
     return PreparedSet(name=name, folder=Path(builder.data_path))
 
 
-def _builder(name: str, data_dir: str | None) -> Any:
+def _builder(name: str, data_dir: str | Path | None) -> Any:
     import tensorflow_datasets as tfds
 
     set_name, _, config = name.partition("/")

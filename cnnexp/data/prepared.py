@@ -198,12 +198,12 @@ class PreparedSet:
         return UsageError(f"{file}: {why}; remove {self.folder} and type: cnnexp data prepare {self.name}")
 
 
-def data_dir_of(data_dir: str | None) -> Path:
+def data_dir_of(data_dir: str | Path | None) -> Path:
     """The folder of prepared sets: as given, `$TFDS_DATA_DIR`, or TFDS's default."""
     return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
-def prepared_sets(data_dir: str | None) -> Iterator[PreparedSet]:
+def prepared_sets(data_dir: str | Path | None) -> Iterator[PreparedSet]:
     """All prepared sets in a folder, by name and version."""
     folder = data_dir_of(data_dir)
     for file in sorted(folder.glob("**/dataset_info.json")):
@@ -211,7 +211,7 @@ def prepared_sets(data_dir: str | None) -> Iterator[PreparedSet]:
             yield PreparedSet(name=file.parent.parent.relative_to(folder).as_posix(), folder=file.parent)
 
 
-def prepared_set(name: str, data_dir: str | None) -> PreparedSet:
+def prepared_set(name: str, data_dir: str | Path | None) -> PreparedSet:
     """The newest prepared version of a set.
 
     Raises:
@@ -230,7 +230,7 @@ def prepared_set(name: str, data_dir: str | None) -> PreparedSet:
     )
 
 
-def is_prepared(name: str, data_dir: str | None) -> bool:
+def is_prepared(name: str, data_dir: str | Path | None) -> bool:
     """Whether there is any version of a set."""
     return _newest(data_dir_of(data_dir), name) is not None
 
