@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 
 from cnnexp.config import RunConfig, parse
 from cnnexp.data.loading import load_images
+from cnnexp.layers.layouts import Layout, arranged
 from cnnexp.models.network import ACTIVATIONS, TiedNetwork, layer_of
 from cnnexp.models.pooling import pool
 from cnnexp.models.spec import Network, spec_of
@@ -49,10 +50,13 @@ def scales(network: Network, images: jax.Array, networks: int) -> dict[str, floa
     squares = {layer.name: 0.0 for layer in network}
     for seed in range(networks):
         net, x = TiedNetwork(network, rngs=nnx.Rngs(seed)), images
+        layout: Layout = "NHWC"
         for spec in network:
-            x = layer_of(net, spec)(x, "NHWC")
+            layer = layer_of(net, spec)
+            own = layer.layout or layout
+            x, layout = layer(arranged(x, layout, own), own), own
             squares[spec.name] += float(jnp.square(x).mean()) / networks
-            x = pool(ACTIVATIONS[spec.activation](x), spec.pool, spec.pool_size, "NHWC")
+            x = pool(ACTIVATIONS[spec.activation](x), spec.pool, spec.pool_size, layout)
     return {name: float(np.sqrt(square)) for name, square in squares.items()}
 
 

@@ -120,3 +120,17 @@ def test_exploratory_verdicts_are_marked_in_every_form_and_counted_apart(
     columns = dict(zip(script.COLUMNS, cells, strict=True))
     counted = [columns[name] for name in ("supported", "refuted", "inconclusive", "exploratory")]
     assert counted == ["1", "1", "0", "1"]
+
+
+def test_published_values_are_those_of_the_papers() -> None:
+    ott = [one for one in load_experiment("translation").claims if one.source.startswith("Ott 2020")]
+    assert [one.published for one in ott if one.published] == [
+        *("+7.8 points", "+7.7 points", "-1.1 points", "+6.0 points", "+2.5 points")
+    ]
+    assert all("medians of validation accuracy over 5 folds" in one.source for one in ott if one.published)
+    ladder = load_experiment("locality_sharing_ladder").claims
+    lasso = [one.published for one in ladder if "eta-LASSO" in one.sentence and one.published]
+    assert len(lasso) == 2
+    assert all("85.19" in text and "arXiv" in text for text in lasso)
+    assert all("84.50" in text and "proceedings" in text for text in lasso)
+    assert not any("replication" in one.source for one in ladder)

@@ -191,7 +191,10 @@ def _protocol(table: pd.DataFrame) -> str:
 
 def _failures(runs: Sequence[StoredRun], corrupt: Sequence[Path]) -> str:
     """Runs without a result, or with one that is no number or cannot be read, and why."""
-    lines = [f"- `{file.parent.name}` corrupt: {file.name} is not what was written" for file in corrupt]
+    lines = [
+        f"- {markdown_code(file.parent.name)} corrupt: {markdown_code(file.name)} is not what was written"
+        for file in corrupt
+    ]
     for run in runs:
         if run.status == "finished":
             continue
