@@ -81,10 +81,18 @@ def test_a_name_in_a_store_executes_nothing(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mark = Path("executed").absolute()
-    for folder in (sweep, sweep / "experiments", sweep.parent / "experiments"):
+    for folder in (Path("outside"), sweep, sweep / "experiments", sweep.parent / "experiments"):
         folder.mkdir(exist_ok=True)
         (folder / "evil.py").write_text(EVIL.format(str(mark)))
-    for name in (f"{sweep.absolute()}/evil", "../theirs/evil", "evil", "theirs.evil", "evil\n"):
+    outside = Path("outside").absolute()
+    for name in (
+        f"{outside}/evil",
+        "../outside/evil",
+        f"{sweep.absolute()}/evil",
+        "evil",
+        "a.evil",
+        "evil\n",
+    ):
         rename_experiment(sweep, name)
         for folder in (Path(), sweep.parent, sweep):  # from the working folder, and from inside the results
             results = os.path.relpath("results", folder)
@@ -277,6 +285,7 @@ def test_a_report_runs_no_script(sweep: Path) -> None:
     (named / "commands.txt").unlink()  # then the command is derived from its name
     write_report(named)
     pages.append((named / "report/report.html").read_text())
+    assert "<script" not in html_page(SCRIPT, {}, title=SCRIPT)
     assert POLICY in pages[0] and "script-src" not in POLICY
     for name, text in (("weak.html", "\n".join(pages).replace(POLICY, "")), ("whole.html", pages[0])):
         Path(name).write_text(text, encoding="utf-8")
