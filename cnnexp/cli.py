@@ -164,6 +164,11 @@ def _data(options: argparse.Namespace) -> None:
     else:
         from cnnexp.data.listing import print_prepared
 
+        folder = Path(os.environ.get("TFDS_DATA_DIR") or "~").expanduser()
+        if options.data_dir is None and not folder.is_dir():
+            raise UsageError(
+                f"TFDS_DATA_DIR={folder}: {'must be a folder' if folder.exists() else 'no such folder'}"
+            )
         print_prepared(options.data_dir)
 
 
@@ -247,7 +252,7 @@ def _compose_and_launch(command: str, arguments: Sequence[str]) -> int:
     try:
         with _sections_that_exist(options.package):
             app()
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise UsageError(explain(error, groups, words)) from None
     except SweepFailed as error:
         print(f"cnnexp: {error}", file=sys.stderr)

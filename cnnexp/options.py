@@ -244,7 +244,7 @@ def _add_results_dir(parser: argparse.ArgumentParser) -> None:
 
 def _text(text: str) -> str:
     if not text.strip():
-        raise argparse.ArgumentTypeError(f"{text}: must not be empty")
+        raise argparse.ArgumentTypeError(f"{text!r}: must not be empty")
     return text
 
 

@@ -170,7 +170,8 @@ class OptunaSweeper(Sweeper):
 
 def _first_line(error: Exception) -> str:
     """What an error says, without the names of classes in brackets."""
-    return re.sub(r"^\([\w.]+\) ", "", str(error).splitlines()[0])
+    text = str(error).splitlines()[0].partition(", set env var")[0]
+    return re.sub(r"^\([\w.]+\) ", "", text)
 
 
 def _distribution(override: Override) -> Any:

@@ -241,10 +241,9 @@ def _check_hydra(word: str, override: Override) -> None:
             raise UsageError(f"{word}: what is searched must be quoted; write \"{typed_key}='{value}'\"")
         return
     parts = re.match(r"hydra[./]?\w*", key)
-    advice = INSTEAD.get(parts[0] if parts else "", "it has no effect here")
-    raise UsageError(
-        f"{word}: {advice}; of Hydra, allowed: hydra/sweeper, hydra.sweeper.KEY, hydra.searchpath"
-    )
+    advice = INSTEAD.get(parts[0] if parts else "", "it has no effect")
+    allowed = "hydra/sweeper, hydra.sweeper.KEY, hydra.searchpath"
+    raise UsageError(f"{word}: not used here: {advice}; of Hydra's keys, allowed: {allowed}")
 
 
 def _check_searchpath(word: str, value: Any) -> None:

@@ -98,6 +98,10 @@ def explain(error: Exception, groups: Groups, words: Sequence[str]) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         return f"{mark.name}: line {mark.line + 1} is not YAML: {error.problem}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"{_not_utf8(groups.folders[0])}: is not UTF-8 ({error.reason} in byte {error.start})"
+    if match := re.match(r"In '(.*)': \w+ raised while composing config", text):
+        return f"{match[1]}.yaml: must be a mapping of keys to values, as the shipped files are"
     if isinstance(error, InterpolationResolutionError | UnsupportedInterpolationType):
         return _interpolation(error, words)
     if match := re.match(r"Could not override '([\w./@-]+)'", text):
@@ -113,6 +117,16 @@ def explain(error: Exception, groups: Groups, words: Sequence[str]) -> str:
     if isinstance(error, ConfigCompositionException) and not text and error.__cause__:
         text = str(error.__cause__)
     return re.sub(r"\s*\n\s*", "; ", text.strip())
+
+
+def _not_utf8(folder: Path) -> Path:
+    """The file that could not be read, or else the folder that it lies in."""
+    for file in folder.glob("**/*.yaml"):
+        try:
+            file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return file
+    return folder
 
 
 def _no_such_file(name: str, groups: Groups) -> str:
