@@ -154,22 +154,23 @@ def _check_output(output: Path) -> None:
 
 
 def _data(options: argparse.Namespace) -> None:
+    """Prepare or list image sets."""
+    from cnnexp.data.prepared import data_dir_of
+
+    data_dir = str(options.data_dir) if options.data_dir else None
+    folder = data_dir_of(data_dir)
+    given = f"--data-dir {folder}" if data_dir else f"TFDS_DATA_DIR={folder}"
     if options.action == "prepare":
         from cnnexp.data.prepare import prepare
-        from cnnexp.data.prepared import data_dir_of
 
-        folder = data_dir_of(options.data_dir)
-        check_writable(folder, f"--data-dir {folder}" if options.data_dir else f"TFDS_DATA_DIR={folder}")
-        print(prepare(options.name, options.source, options.data_dir).folder)
-    else:
-        from cnnexp.data.listing import print_prepared
+        check_writable(folder, given)
+        print(prepare(options.name, options.source, data_dir).folder)
+        return
+    from cnnexp.data.listing import print_prepared
 
-        folder = Path(os.environ.get("TFDS_DATA_DIR") or "~").expanduser()
-        if options.data_dir is None and not folder.is_dir():
-            raise UsageError(
-                f"TFDS_DATA_DIR={folder}: {'must be a folder' if folder.exists() else 'no such folder'}"
-            )
-        print_prepared(options.data_dir)
+    if os.environ.get("TFDS_DATA_DIR") and not folder.is_dir():
+        raise UsageError(f"{given}: {'must be a folder' if folder.exists() else 'no such folder'}")
+    print_prepared(data_dir)
 
 
 def _sync(options: argparse.Namespace) -> int:
@@ -187,8 +188,6 @@ def _sync(options: argparse.Namespace) -> int:
 
 
 def _dashboard(options: argparse.Namespace) -> int:
-    from cnnexp.tracking.dashboard import save, write_dry_run
-    from cnnexp.tracking.mirror import outage_line
     from cnnexp.tracking.sync import sweep_folder, target_of_sweep
     from cnnexp.tracking.target import Reachability, resolve_mode
 
@@ -207,10 +206,13 @@ def _dashboard(options: argparse.Namespace) -> int:
         raise UsageError("dashboard: of which sweep? type: cnnexp dashboard NAME")
     results = _results(options)
     folder = sweep_folder(results, options.name)
+    target, server = target_of_sweep(folder, "offline" if options.dry_run else "online"), Reachability()
+    from cnnexp.tracking.dashboard import save, write_dry_run  # once all is known that could be refused
+    from cnnexp.tracking.mirror import outage_line
+
     if options.dry_run:
-        print(write_dry_run(folder, target_of_sweep(folder, "offline")))
+        print(write_dry_run(folder, target))
         return 0
-    target, server = target_of_sweep(folder, "online"), Reachability()
     if not server:
         print(f"cnnexp: W&B: {server.host} is out of reach; --dry-run writes a file", file=sys.stderr)
         return FAILED

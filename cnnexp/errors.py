@@ -54,7 +54,7 @@ def _abbreviates(short: str, name: str) -> bool:
     letters = iter(name)
     return (
         len(short) > 1
-        and len(name) <= 3 * len(short)
+        and len(name) <= 5 * len(short)
         and short[0] == name[0]
         and all(letter in letters for letter in short)
     )

@@ -144,13 +144,14 @@ def unknown_key(key: str, values: Mapping[str, Any]) -> UsageError:
 def _one_line(errors: list[ErrorDetails], values: Mapping[str, Any]) -> str:
     key = _user_key(errors[0]["loc"])
     alike = [error for error in errors if _user_key(error["loc"]) == key]
-    error, context = alike[0], alike[0].get("ctx", {})
+    error = alike[0]
     if error["type"] == "extra_forbidden":
         return str(unknown_key(key, values))
     if error["type"] == "union_tag_invalid":
-        return f"{key}.name={context['tag']}: {suggestion(context['tag'], VARIANTS[key])}"
+        name = shortened(values[key]["name"])
+        return f"{key}.name={name}: {suggestion(name, VARIANTS[key])}"
     data = values["data"].get("name") if isinstance(values.get("data"), Mapping) else None
-    if key.startswith("data.") and error["type"] == "missing" and data not in DATA_VARIANTS:
+    if key.startswith("data.") and error["type"] == "missing" and str(data) not in DATA_VARIANTS:
         known = [name for name in DATA_VARIANTS if name != OTHER]
         return f"data.name={data}: {suggestion(data, known)}; a set of TFDS: data=tfds data.name=NAME"
     if error["type"] in ("missing", "union_tag_not_found") or error["input"] == "???":

@@ -120,7 +120,7 @@ DATA_VARIANTS: dict[str, type[DataSection]] = {
 
 def _variant(value: object) -> str | None:
     name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
-    return name if name is None or name in DATA_VARIANTS else OTHER
+    return name if name is None or (isinstance(name, str) and name in DATA_VARIANTS) else OTHER
 
 
 Data = Annotated[

@@ -67,12 +67,12 @@ def run_on_ray(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
 
 def _started(launcher: RayLauncher, contexts: ExitStack) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    _check_address(launcher.address)
     try:
         import ray
     except ImportError:
         raise UsageError("launcher=ray: needs Ray; type: pip install 'cnnexp[ray]'") from None
     if not ray.is_initialized():
-        _check_address(launcher.address)
         passed = {key: without_credentials(os.environ[key]) for key in PASSED_ON if key in os.environ}
         try:
             with chdir(os.sep):  # Ray has workers import modules of this folder before installed ones
