@@ -2,6 +2,7 @@
 
 import atexit
 import errno
+import logging
 import os
 import sys
 from contextlib import suppress
@@ -32,6 +33,7 @@ def prepare_terminal() -> None:
         with suppress(AttributeError):  # something else that a program has put there
             stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     atexit.register(_flush)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it says at length where its cache is
     try:
         Path.home()
     except RuntimeError:  # a container without HOME, in which nobody has the user's number

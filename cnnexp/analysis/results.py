@@ -11,6 +11,7 @@ from cnnexp.analysis.frame import CONDITION, TUNED, frame, varying_keys, where
 from cnnexp.analysis.tables import METRICS, Format, as_format, cells_of, readable, text_of, title_of
 from cnnexp.analysis.tuning import tune
 from cnnexp.errors import UsageError, suggestion
+from cnnexp.store.atomic import write_bytes
 from cnnexp.store.runs import StoredRun, read_sweep
 
 SHORT = 12  # characters of a run's id
@@ -60,7 +61,10 @@ def results(
         sys.stdout.buffer.write(content)
         sys.stdout.flush()
     else:
-        output.write_bytes(content)
+        if output.exists() and not output.is_file():  # a pipe
+            output.write_bytes(content)
+        else:
+            write_bytes(output.resolve(), content)
         print(output)
 
 

@@ -1,9 +1,10 @@
 """Networks described layer by layer, from their configurations alone: nothing is allocated."""
 
+import io
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,7 +14,11 @@ from cnnexp.data.arrays import Images
 from cnnexp.data.stream import ImageFiles
 from cnnexp.errors import UsageError
 from cnnexp.models.spec import LayerSpec, Network, matching_of, spec_of, total
+from cnnexp.store.atomic import write_bytes
 from cnnexp.text import short_number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = [
     "layer",
@@ -151,8 +156,7 @@ def _data_pictures(configs: Sequence[RunConfig]) -> Iterator[str | Table]:
         images = load(data)
         yield from _class_tables(alike, images)
         target = Path(alike[0].results_dir) / "show" / f"data-{data.name.replace('/', '-')}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        data_picture(alike, images).savefig(target, dpi=120)
+        _save(data_picture(alike, images), target)
         yield str(target)
 
 
@@ -197,6 +201,11 @@ def _picture(layers: Network, config: RunConfig) -> str:
     ties = "-".join(dict.fromkeys(f"{layer.tying} {layer.geometry.connectivity}" for layer in tied))
     name = re.sub(r"[^A-Za-z0-9._]+", "-", f"{config.model.name}-{ties}".replace(" local", "")).strip("-")
     target = Path(config.results_dir) / "show" / f"{name}.png"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=120)
+    _save(figure, target)
     return str(target)
+
+
+def _save(figure: "Figure", target: Path) -> None:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    write_bytes(target, file.getvalue())
