@@ -25,7 +25,7 @@ from cnnexp.analysis.report import write_report
 from cnnexp.errors import UsageError
 from cnnexp.store.checkpoints import StackCheckpoints, saved_runs
 from cnnexp.store.guard import refuse_links
-from cnnexp.store.runs import RunWriter, damaged_files, read_kernels, read_run, run_folders
+from cnnexp.store.runs import RunWriter, damaged_files, error_line, read_kernels, read_run, run_folders
 from cnnexp.tracking.target import Target
 from cnnexp.tracking.wandb_run import RunMirror
 from tests.browser import dom_of
@@ -140,13 +140,14 @@ def test_names_of_files_in_a_status_are_no_way_to_rename_others(sweep: Path, tmp
 
 
 def test_runs_of_a_checkpoint_and_folders_of_runs_have_names(sweep: Path, tmp_path: Path) -> None:
-    stack = StackCheckpoints(sweep, ["a"]).folder
-    stack.mkdir(parents=True)
-    for runs in (["../../precious"], ["/etc"], [".."], "abc", [1], [["a"]]):
-        (stack / "runs.json").write_text(json.dumps({"runs": runs}))
+    for runs in (["../../precious"], ["/etc"], [".."], ["a/b"], ["a", "b-1"]):
+        stack = StackCheckpoints(sweep, runs).folder
+        stack.mkdir(parents=True)
+        (stack / "runs.json").write_text(json.dumps({"runs": runs}), encoding="utf-8")
+        assert saved_runs(stack) == (runs if runs == ["a", "b-1"] else [])
+    for wrong in ("abc", [1], [["a"]], {"a": 1}):
+        (stack / "runs.json").write_text(json.dumps({"runs": wrong}), encoding="utf-8")
         assert saved_runs(stack) == []
-    (stack / "runs.json").write_text(json.dumps({"runs": ["a", "b-1"]}))
-    assert saved_runs(stack) == ["a", "b-1"]
     known = run_folders(sweep)
     for name in ("*", "[a-z]*", "a b", "x\n", ".hidden", "-rf"):
         (sweep / name).mkdir()
@@ -211,12 +212,22 @@ def test_kernels_are_numbers_under_names_of_layers(tmp_path: Path) -> None:
 def test_a_configuration_makes_no_objects(sweep: Path) -> None:
     run = next(iter(run_folders(sweep)))
     (run / "config.yaml").write_text("seed: !!python/object/apply:os.system ['touch executed']\n")
-    with pytest.raises(yaml.YAMLError):
+    with pytest.raises(ValueError, match="corrupt file"):
         read_run(run)
     assert not Path("executed").exists()
 
 
-LINKS = ["report", "leases", "checkpoints", "checkpoints/a", "wandb", "slurm", "wandb.lock", "commands.txt"]
+LINKS = [
+    "report",
+    "leases",
+    "checkpoints",
+    "checkpoints/a",
+    "checkpoints/a/5",
+    "wandb",
+    "slurm",
+    "wandb.lock",
+    "commands.txt",
+]
 
 
 @pytest.mark.parametrize("link", [*LINKS, "shared-64-0"])
@@ -229,7 +240,7 @@ def test_links_inside_a_sweep_are_refused_before_anything_is_written(
     place = sweep / link
     if place.is_dir():
         place.rename(elsewhere / "run")
-    place.parent.mkdir(exist_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
     place.symlink_to(elsewhere / "run" if (elsewhere / "run").exists() else elsewhere)
     before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
     monkeypatch.setattr("cnnexp.sweep.execute.configure_jax", lambda **_: pytest.fail("went on"))
@@ -239,6 +250,15 @@ def test_links_inside_a_sweep_are_refused_before_anything_is_written(
         said = capsys.readouterr().err
         assert f"{place}: a symbolic link inside a sweep's folder" in said and said.count("\n") == 1
     assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
+
+
+def test_a_failed_run_quotes_no_other_file(sweep: Path) -> None:
+    run = next(iter(run_folders(sweep)))
+    (run / "error.txt").write_text("Traceback\nValueError: no\n", encoding="utf-8")
+    assert error_line(run) == "ValueError: no"
+    (run / "error.txt").rename("secret")
+    (run / "error.txt").symlink_to(Path("secret").absolute())
+    assert error_line(run) == ""
 
 
 def test_the_folder_of_a_sweep_may_be_a_link(sweep: Path) -> None:

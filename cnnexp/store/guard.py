@@ -47,7 +47,7 @@ def refuse_links(sweep: Path) -> None:
     Raises:
         UsageError: there is one; the message names it.
     """
-    for folder in (sweep, sweep / "checkpoints"):
+    for folder in (sweep, sweep / "checkpoints", *(sweep / "checkpoints").glob("*")):
         if folder.is_dir():
             with os.scandir(folder) as entries:
                 for entry in entries:

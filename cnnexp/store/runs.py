@@ -292,8 +292,9 @@ def read_commands(folder: Path) -> list[str]:
 
 
 def error_line(folder: Path) -> str:
-    """The last line of a failed run's traceback; empty where there is none."""
-    lines = (read_bytes(folder / ERROR) or b"").decode(errors="replace").strip().splitlines()
+    """The last line of a failed run's traceback; empty where there is none, or a link to another file."""
+    content = b"" if (folder / ERROR).is_symlink() else read_bytes(folder / ERROR)
+    lines = (content or b"").decode(errors="replace").strip().splitlines()
     return printable(lines[-1]) if lines else ""
 
 
