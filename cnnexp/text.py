@@ -7,8 +7,8 @@ def short_number(number: float | int) -> str:
     >>> short_number(28_938)
     '28.9k'
     """
-    for prefix in ("", "k", "M", "G", "T"):
-        if number < 999.5 or prefix == "T":
+    for prefix in ("", "k", "M", "G", "T", "P", "E"):
+        if number < 999.5 or prefix == "E":
             return f"{number:.3g}{prefix}"
         number /= 1000
     raise AssertionError

@@ -191,9 +191,9 @@ def _distribution(override: Override) -> Any:
             return IntDistribution(int(value.start or 0), int(value.end or 0), log=log)
         return FloatDistribution(value.start or 0.0, value.end or 0.0, log=log)
     if isinstance(value, RangeSweep):
-        numbers = list(value.range())
-        if all(isinstance(number, int) for number in numbers):
-            return IntDistribution(numbers[0], numbers[-1], step=int(value.step))
+        numbers = value.range()
+        if isinstance(numbers, range):
+            return IntDistribution(numbers[0], numbers[-1], step=numbers.step)
     if isinstance(value, ChoiceSweep | RangeSweep):
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     raise AssertionError(override.input_line)

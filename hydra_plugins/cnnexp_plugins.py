@@ -34,7 +34,7 @@ class CnnexpSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Expand lists, ranges, choices and globs into jobs, and launch them."""
         from cnnexp.errors import UsageError
-        from cnnexp.sweep.compose import quote_tyings, searched_overrides
+        from cnnexp.sweep.compose import MOST_RUNS, count_jobs, quote_tyings, searched_overrides
         from cnnexp.sweep.overrides import check_discrete
 
         assert self.hydra_context is not None
@@ -44,11 +44,14 @@ class CnnexpSweeper(BasicSweeper):
         common = searched_overrides("hydra.sweeper.params", self.searched)
         if not isinstance(self.parts, Mapping):
             raise UsageError(f"hydra.sweeper.parts={self.parts}: must be a mapping of names to keys")
-        jobs = []
+        jobs, number = [], 0
         for name, part in self.parts.items():
             own = searched_overrides(f"hydra.sweeper.parts.{name}", part or {})
             overrides = parser.parse_overrides(quote_tyings([*common, *own, *arguments]))
             check_discrete(overrides)
+            if (number := number + count_jobs(overrides)) > MOST_RUNS:
+                swept = " ".join(o.input_line or "" for o in overrides if o.is_sweep_override())
+                raise UsageError(f"{swept}: {number:,} runs; allowed: at most {MOST_RUNS:,} in one sweep")
             jobs += [job for batch in self.split_arguments(overrides, None) for job in batch]
         return [self.launcher.launch(jobs, initial_job_idx=0)]
 

@@ -62,7 +62,7 @@ def test_stacks_are_of_nearly_equal_sizes_and_fit_in_memory(
     assert sizes == [4, 4, 2] and sum(sizes) == 10
     assert largest_stack(configure(sweep={"max_stack": 3})) == 3
     many = largest_stack(configure())
-    monkeypatch.setattr("cnnexp.sweep.memory._host_bytes", lambda: 0)
+    monkeypatch.setattr("cnnexp.sweep.memory.available_memory", lambda: 0)
     assert many > 1 and largest_stack(configure()) == 1
 
 

@@ -12,7 +12,7 @@ from cnnexp.analysis.tables import METRICS, Format, as_format, cells_of, readabl
 from cnnexp.analysis.tuning import tune
 from cnnexp.errors import UsageError, suggestion
 from cnnexp.store.atomic import write_bytes
-from cnnexp.store.runs import StoredRun, read_sweep
+from cnnexp.store.runs import StoredRun, read_sweep, run_folders, sweep_names
 
 SHORT = 12  # characters of a run's id
 MOST_NAMED = 20  # runs that are left out
@@ -118,9 +118,9 @@ def finished_runs(folder: Path) -> tuple[list[StoredRun], list[Path]]:
     Raises:
         UsageError: there is no such sweep, or no finished run in it.
     """
-    if not folder.is_dir():
+    if not run_folders(folder):
         parent = folder.parent
-        there = sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
+        there = sweep_names(parent)
         known = (
             suggestion(folder.name, there) if there else f"no sweep in {parent}/ yet; type: cnnexp run --help"
         )

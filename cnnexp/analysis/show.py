@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +35,26 @@ COLUMNS = [
 ]
 COUNTED = ("params", "weights", "connections", "MACs", "memory")
 MOST_CLASSES = 12  # that have a column each in the table of images per class
+LONGEST = 100  # characters of a picture's name
 WIDE = 105  # columns of a terminal that has room for every digit
 LEGEND = "MACs: of one image. memory: parameters and what the optimiser keeps for each."
+
+
+class Pictures:
+    """The pictures of one command, in a folder outside the results, which no command takes for a sweep."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._names = folder, Counter[str]()
+
+    def save(self, figure: "Figure", title: str) -> str:
+        """Write a figure under a name of its own, numbered where several have one title; returns its path."""
+        name = re.sub(r"[^A-Za-z0-9._]+", "-", title).strip("-")[:LONGEST]
+        self._names[name] += 1
+        number = f"-{self._names[name]}" if self._names[name] > 1 else ""
+        target, picture = self._folder / f"{name}{number}.png", io.BytesIO()
+        figure.savefig(picture, format="png", dpi=120)
+        write_bytes(target, picture.getvalue())
+        return str(target)
 
 
 def show(configs: Sequence[RunConfig]) -> dict[str, float]:
@@ -50,7 +69,7 @@ def show(configs: Sequence[RunConfig]) -> dict[str, float]:
 
 
 def _show(configs: Sequence[RunConfig]) -> dict[str, float]:
-    console = Console()
+    console, pictures = Console(), Pictures(Path("show"))
     networks: dict[Network, RunConfig] = {}
     for config in configs:
         networks.setdefault(spec_of(config), config)
@@ -63,9 +82,9 @@ def _show(configs: Sequence[RunConfig]) -> dict[str, float]:
                 f"reached {matched['match/ratio']:.4f} of it",
                 highlight=False,
             )
-        console.print(_picture(layers, config), highlight=False, soft_wrap=True)
+        console.print(_picture(layers, config, pictures), highlight=False, soft_wrap=True)
     console.print(f"[dim]{LEGEND}[/]", highlight=False)
-    for line in _data_pictures(configs):
+    for line in _data_pictures(configs, pictures):
         console.print(line, highlight=False, soft_wrap=isinstance(line, str))
     return {config.run_id: float(total(spec_of(config), "params")) for config in configs}
 
@@ -135,10 +154,10 @@ def _memory(layer: LayerSpec, config: RunConfig) -> int:
     return layer.counts.params * (itemsize + 4 * config.optim.slots)  # optimisers keep float32
 
 
-def _data_pictures(configs: Sequence[RunConfig]) -> Iterator[str | Table]:
+def _data_pictures(configs: Sequence[RunConfig], pictures: Pictures) -> Iterator[str | Table]:
     """Describe each set of images: a line, images per class, and the picture of its examples."""
     from cnnexp.analysis.data_pictures import data_picture
-    from cnnexp.data.loading import check_prepared, describe, load, same_images
+    from cnnexp.data.loading import check_prepared, check_size, describe, load, same_images
     from cnnexp.data.shapes import check_levels
 
     sets: dict[str, list[RunConfig]] = {}
@@ -149,15 +168,14 @@ def _data_pictures(configs: Sequence[RunConfig]) -> Iterator[str | Table]:
         data = alike[0].data
         try:
             check_prepared(data)
+            check_size(data)
         except UsageError as error:
             yield f"no picture of the images: {error}"
             continue
         yield describe(data)
         images = load(data)
         yield from _class_tables(alike, images)
-        target = Path(alike[0].results_dir) / "show" / f"data-{data.name.replace('/', '-')}.png"
-        _save(data_picture(alike, images), target)
-        yield str(target)
+        yield pictures.save(data_picture(alike, images), f"data-{data.name}")
 
 
 def _class_tables(configs: Sequence[RunConfig], images: Images | ImageFiles) -> Iterator[Table]:
@@ -190,7 +208,7 @@ def _class_tables(configs: Sequence[RunConfig], images: Images | ImageFiles) -> 
         yield table
 
 
-def _picture(layers: Network, config: RunConfig) -> str:
+def _picture(layers: Network, config: RunConfig, pictures: Pictures) -> str:
     """Write the picture of a network; the line to print about it."""
     from cnnexp.analysis.layer_pictures import network_picture
 
@@ -199,13 +217,4 @@ def _picture(layers: Network, config: RunConfig) -> str:
         return ""
     tied = [layer for layer in layers if not layer.geometry.covers_image]
     ties = "-".join(dict.fromkeys(f"{layer.tying} {layer.geometry.connectivity}" for layer in tied))
-    name = re.sub(r"[^A-Za-z0-9._]+", "-", f"{config.model.name}-{ties}".replace(" local", "")).strip("-")
-    target = Path(config.results_dir) / "show" / f"{name}.png"
-    _save(figure, target)
-    return str(target)
-
-
-def _save(figure: "Figure", target: Path) -> None:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=120)
-    write_bytes(target, file.getvalue())
+    return pictures.save(figure, f"{config.model.name}-{ties}".replace(" local", ""))

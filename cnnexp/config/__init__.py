@@ -7,6 +7,7 @@ Every section is a value: `RunConfig.identity()` is all that decides a run's res
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
@@ -15,7 +16,7 @@ from pydantic_core import ErrorDetails
 from cnnexp.config.data import DATA_VARIANTS, LEVELS, NOT_IDENTITY, OTHER, WHERE, Data, Digits
 from cnnexp.config.launchers import LAUNCHER_VARIANTS, Launcher, LocalLauncher
 from cnnexp.config.messages import demand, innermost
-from cnnexp.config.sections import MLP, Folder, Optim, Section, SimpleCNN, Sweep, Tracking, Train
+from cnnexp.config.sections import MLP, Folder, Optim, Section, Seed, SimpleCNN, Sweep, Tracking, Train
 from cnnexp.errors import UsageError, nearest_name, shortened, suggestion
 
 RESULT_FORMAT = 4  # part of a run's identity: raise it when the same configuration gives other numbers
@@ -57,7 +58,7 @@ class RunConfig(Section):
     experiment: str
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     results_dir: Folder
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    seed: Seed
     model: Model
     data: Data
     optim: Optim
@@ -106,8 +107,9 @@ def _with_default_duration(values: Mapping[str, Any]) -> dict[str, Any]:
         steps = train.get("steps")
         train["eval_every"] = max(1.0, steps / 10) if type(steps) is int else 1.0
     for key in ("epochs", "eval_every"):  # 5 and 5.0 are one duration and one identity
-        if type(train.get(key)) is int:
-            train[key] = float(train[key])
+        if type(number := train.get(key)) is int:
+            with suppress(OverflowError):  # refused as it is
+                train[key] = float(number)
     return {**values, "train": train}
 
 

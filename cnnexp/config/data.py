@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from cnnexp.config.sections import Count, Deviation, Folder, Section, Share, Size
+from cnnexp.config.sections import Count, Deviation, Folder, Section, Seed, Share, Size
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Permutation = Literal["none", "fixed", "per_image"]
@@ -17,7 +17,7 @@ class DataSection(Section):
     validation_size: Count = Field(
         description="images to choose by, with the class frequencies of the data set; never trained on"
     )
-    split_seed: Count | None = Field(description="draws both; null: the run's seed")
+    split_seed: Seed | None = Field(description="draws both; null: the run's seed")
     batch_size: Size
     stream: Literal["auto", "always", "never"] = Field(description="from disk, or from device memory")
     corrupt: Literal["train", "test", "both"] = Field(description="split whose images are corrupted")
@@ -48,7 +48,7 @@ class Digits(DataSection):
     images: Size = Field(description="canvases made for training")
     validation_images: Size = Field(description="canvases made for validation; each seed draws from them")
     test_images: Size = Field(description="canvases made for testing")
-    seed: Count = Field(description="of the split, the places and the noise")
+    seed: Seed = Field(description="of the split, the places and the noise")
 
 
 class Task(DataSection):
@@ -56,7 +56,7 @@ class Task(DataSection):
 
     images: Size = Field(description="drawn for training")
     test_images: Size = Field(description="drawn for testing")
-    seed: Count = Field(description="of the draws")
+    seed: Seed = Field(description="of the draws")
 
 
 class SignalDistribution(Task):

@@ -13,6 +13,7 @@ from cnnexp.layers.tying import BIAS_NAMES, TYING_NAMES, Tying, bias_tying
 
 Size = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # JAX would drop the bits above
 Positive = Annotated[float, Field(gt=0)]
 Deviation = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]

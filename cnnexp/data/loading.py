@@ -7,12 +7,14 @@ import numpy as np
 from jaxtyping import Int
 
 from cnnexp.config import RunConfig
-from cnnexp.config.data import Data, DataSection, Digits, TFDSImages
+from cnnexp.config.data import MNIST1D, Data, DataSection, Digits, TFDSImages
 from cnnexp.data.arrays import Images
-from cnnexp.data.shapes import shape_of, train_size_of
+from cnnexp.data.shapes import DIGIT_POINTS, shape_of, train_size_of
 from cnnexp.data.stream import ImageFiles
 from cnnexp.data.subsets import Split, draw_split
 from cnnexp.errors import UsageError
+from cnnexp.limits import device_memory, machine_memory_text, total_memory
+from cnnexp.text import short_number
 
 if TYPE_CHECKING:
     from cnnexp.data.tfds_images import TFDSSet
@@ -33,6 +35,26 @@ def check_prepared(data: Data) -> None:
 
         found = prepared_set(data.name, data.data_dir)
         found.train_and_test_parts(data.train_split, data.test_split)
+
+
+def check_size(data: Data) -> None:
+    """Refuse images that are made in memory and need more of it than this machine has.
+
+    Raises:
+        UsageError: with what they need, and what there is.
+    """
+    if isinstance(data, TFDSImages) and data.stream != "never":
+        return  # those that are too large stream
+    shape, there = shape_of(data), total_memory()
+    needed = _bytes_of(data)
+    if needed > there:
+        number = shape.train_images + shape.validation_images + shape.test_images
+        size = "x".join(map(str, shape.image))
+        needs = f"{number:,} images of {size} need about {short_number(needed)}B of memory"
+        raise UsageError(f"data: {needs}; {machine_memory_text()}")
+    if isinstance(data, MNIST1D) and (table := 8 * (DIGIT_POINTS + data.padding[1]) ** 2) > there:
+        needs = f"smoothing so long a signal needs about {short_number(table)}B of memory"
+        raise UsageError(f"data.padding={data.padding}: {needs}; {machine_memory_text()}")
 
 
 def make_ready(data: Data) -> list[str]:
@@ -162,9 +184,6 @@ def _bytes_of(data: Data) -> int:
 def _device_bytes() -> float:
     """Memory for one copy of the images; on CPU every core is a device with a copy of its own."""
     import jax
-    import psutil
 
-    device = jax.local_devices()[0]
-    if device.platform == "cpu":
-        return psutil.virtual_memory().total / jax.local_device_count()
-    return (device.memory_stats() or {}).get("bytes_limit", 8 * 2**30)
+    copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    return device_memory() / copies

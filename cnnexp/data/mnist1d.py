@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 from scipy.ndimage import gaussian_filter1d
 
 from cnnexp.config.data import MNIST1D
+from cnnexp.data.shapes import DIGIT_POINTS
 from cnnexp.data.tasks import Draw
 
 # Heights of the ten digits as the paper draws them, from left to right.
@@ -26,7 +27,7 @@ HEIGHTS = np.array(
         [5, 4, 3.5, 3.5, 4, 5, 5, 5, 5, 4.7, 4.3, 5],
     ]
 )
-POINTS = HEIGHTS.shape[1]
+POINTS = DIGIT_POINTS
 AMPLITUDE = 1 / 6
 SMOOTHING = 2.0  # points: width of the Gaussian that makes noise correlated
 

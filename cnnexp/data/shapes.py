@@ -18,6 +18,9 @@ from cnnexp.errors import UsageError
 DIGIT = 8  # side of scikit-learn's digits, in pixels
 # Base images of scattered canvases; digits as they are have no validation split of their own.
 DIGIT_TRAIN_IMAGES, DIGIT_VALIDATION_IMAGES, DIGIT_TEST_IMAGES = 1_257, 180, 360
+DIGIT_POINTS = 12  # of a digit of MNIST-1D before it is padded
+LISTED = 1000  # pixels up to which sides are listed
+MOST_BITS = 31  # that a signed integer holds
 BANDS = 3  # of places, where training, validation and test digits lie apart
 
 
@@ -154,6 +157,10 @@ def train_size_of(data: Data) -> int:
     return data.train_size or there
 
 
+def _fills(block: int, height: int, width: int) -> bool:
+    return height % block == 0 and width % min(block, width) == 0
+
+
 def check_levels(data: Data) -> None:
     """Refuse what cannot be done to images of this shape.
 
@@ -167,11 +174,21 @@ def check_levels(data: Data) -> None:
             raise UsageError(f"data.{key}={getattr(data, key)}: too much for {size}; allowed: up to {most}")
     if data.block > 1 and data.permutation == "none":
         raise UsageError(f"data.block={data.block}: with data.permutation=none no block moves; allowed: 1")
-    fitting = [side for side in range(1, height + 1) if height % side == 0 and width % min(side, width) == 0]
-    if data.block not in fitting:
-        allowed = ", ".join(map(str, fitting))
+    if not _fills(data.block, height, width):
+        allowed = ", ".join(
+            str(side) for side in range(1, min(height, LISTED) + 1) if _fills(side, height, width)
+        )
         raise UsageError(f"data.block={data.block}: does not fill {size}; allowed: {allowed}")
     if isinstance(data, KPatterns) and data.pattern > data.length:
         raise UsageError(f"data.pattern={data.pattern}: longer than the input; allowed: 1 to {data.length}")
+    if isinstance(data, KPatterns) and data.function == "random" and data.pattern > MOST_BITS:
+        raise UsageError(
+            f"data.pattern={data.pattern}: with data.function=random its bits are the number of a table's "
+            f"entry; allowed: 1 to {MOST_BITS}"
+        )
+    if isinstance(data, MNIST1D) and data.translation > (points := DIGIT_POINTS + data.padding[1]):
+        raise UsageError(
+            f"data.translation={data.translation}: more places than a signal has; allowed: 1 to {points}"
+        )
     if isinstance(data, MNIST1D) and data.padding[0] > data.padding[1]:
         raise UsageError(f"data.padding={data.padding}: the least comes first, then the most")

@@ -1,7 +1,6 @@
 """Images that stay on disk and stream to the device, read by Grain's threads ahead of the training."""
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from jaxtyping import Int, UInt8
 
 from cnnexp.data.arrays import Normalisation
 from cnnexp.data.records import Records
+from cnnexp.limits import cores
 
 AHEAD = 4  # groups of batches that are read before they are asked for
 # Records are read in groups, which is several times faster than one by one: at most so many, of such a size.
@@ -59,7 +59,7 @@ class ImageFiles:
         groups = firsts.map(
             lambda first: self._group(split, places, range(first, min(first + together, stop)))
         )
-        ahead = grain.ReadOptions(num_threads=max(2, os.cpu_count() or 1), prefetch_buffer_size=AHEAD)
+        ahead = grain.ReadOptions(num_threads=max(2, cores()), prefetch_buffer_size=AHEAD)
         for chosen, images in groups.to_iter_dataset(ahead):
             yield from zip(chosen, images, strict=True)
 

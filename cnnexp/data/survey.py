@@ -1,7 +1,6 @@
 """One pass over a prepared set: its labels and statistics, and the checks that it is what it says."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from cnnexp.data.arrays import Images, moments
 from cnnexp.data.records import Records
 from cnnexp.data.shapes import DataShape
 from cnnexp.errors import UsageError
+from cnnexp.limits import cores
 from cnnexp.progress import progress_bar
 
 BATCH = 1024
@@ -123,7 +123,7 @@ def _batches(records: Records) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     def read(start: int) -> tuple[int, np.ndarray, np.ndarray]:
         return start, *records.read(range(start, min(start + BATCH, len(records))))
 
-    workers = os.cpu_count() or 1
+    workers = cores()
     with ThreadPoolExecutor(workers) as pool:
         for wave in range(0, len(starts), 2 * workers):  # no more ahead than a few batches of memory
             yield from pool.map(read, starts[wave : wave + 2 * workers])

@@ -35,6 +35,8 @@ def embed(
     """
     target = Tying.parse(tying)
     other = _empty(layer, target, bias)
+    if layer.bias is not None and other.bias is None:
+        raise ValueError("bias=none drops the biases of the layer; allowed: None, or a tying that holds them")
     if target.kind == "low_rank":
         if kernels(layer.geometry, layer.tying) > 1:
             raise ValueError(f"{layer.tying} does not embed in {target}; allowed: from shared")

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 Padding = Literal["SAME", "VALID", "CIRCULAR"]
+AT_ONCE = 2**20  # windows or taps that are counted together
 Connectivity = Literal["local", "random"]
 
 
@@ -114,7 +115,7 @@ class Geometry:
 
     def taps_inside(self) -> int:
         """Pairs of an output position and a kernel tap that falls on a pixel, not on padding."""
-        return math.prod(int((self.axis_index(axis) < self.in_shape[axis]).sum()) for axis in (0, 1))
+        return math.prod(self._taps_inside(axis) for axis in (0, 1))
 
     def axis_index(self, axis: int) -> Int[np.ndarray, "windows k"]:
         """The pixel of each window and tap along an axis; the image's size stands for padding."""
@@ -131,6 +132,21 @@ class Geometry:
         i, j = rows[:, None, :, None], columns[None, :, None, :]
         index = np.where((i < h) & (j < w), i * w + j, h * w)
         return index.reshape(self.positions, -1)
+
+    def _taps_inside(self, axis: int) -> int:
+        """Pairs along an axis, without making the arrays: images and kernels may be too large for them."""
+        windows, k, before = self._windows(axis), self.kernel_size[axis], self._pads(axis)[0]
+        if self.padding == "CIRCULAR":
+            return windows * k
+        down, across = (windows, self.stride[axis]), (k, self.dilation[axis])
+        (few, step), (many, other) = sorted((down, across))
+        inside = 0
+        for at in range(0, few, AT_ONCE):
+            starts = np.arange(at, min(at + AT_ONCE, few)) * step - before  # pixels of the first of the many
+            first = np.clip(-(starts // other), 0, many)  # of the many, from which on they are inside
+            behind = np.clip((self.in_shape[axis] - 1 - starts) // other + 1, 0, many)
+            inside += int(np.maximum(behind - first, 0).sum())
+        return inside
 
     def _windows(self, axis: int) -> int:
         size, s = self.in_shape[axis], self.stride[axis]

@@ -1,6 +1,8 @@
 """The one formula: `y[b, p, o] = sum_i patches[b, p, i] K[p, i, o]` with `K[p] = sum_r A[p, r] bank[r]`."""
 
+import math
 from dataclasses import replace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,11 @@ def tied_map(
         wiring: the pixels of each position, where connectivity is random.
         lowering: `conv` forces XLA's convolution, `matmul` matrix products of patches; `auto` chooses.
         layout: order of the axes of the images, and of the result.
+
+    Raises:
+        ValueError: an array whose shape is not that of the geometry and the tying.
     """
+    _check_shapes(x, bank, geometry, tying, mixing, wiring, layout)
     own = layout_of(geometry, tying, lowering) or layout
     x = arranged(x, layout, own)
     if _is_matrix(geometry, tying):
@@ -65,6 +71,25 @@ def tied_map(
     else:
         y = _few_kernels(x, bank, geometry, tying, lowering)
     return arranged(y, own, layout)
+
+
+def _check_shapes(
+    x: Array, bank: Array, geometry: Geometry, tying: Tying, mixing: Any, wiring: Any, layout: Layout
+) -> None:
+    """Refuse arrays that a slice, a gather or a convolution would take as they are, with another meaning."""
+    found = tuple(x.shape[layout.index(axis)] for axis in "NHWC") if x.ndim == 4 else x.shape
+    if x.ndim != 4 or found[1:] != geometry.in_shape:
+        allowed = ", ".join(map(str, ("batch", *geometry.in_shape)))
+        raise ValueError(f"images of shape {found} on a layer for images of shape ({allowed})")
+    wired = geometry.connectivity == "random" and tying.kind != "dense"
+    shapes = {
+        "bank": (bank, bank_shape(geometry, tying)),
+        "mixing": (mixing, (*geometry.out_size, tying.size) if tying.kind == "low_rank" else None),
+        "wiring": (wiring, (geometry.positions, math.prod(geometry.kernel_size)) if wired else None),
+    }
+    for name, (array, wanted) in shapes.items():
+        if (found := None if array is None else array.shape) != wanted:
+            raise ValueError(f"{name} of shape {found} for a {tying} layer, whose {name} has shape {wanted}")
 
 
 def _is_matrix(geometry: Geometry, tying: Tying) -> bool:

@@ -80,7 +80,7 @@ def kernels(geometry: Geometry, tying: Tying) -> int:
     """Number of distinct kernels in the bank."""
     if tying.kind == "low_rank":
         return tying.size
-    return math.prod(int(_axis_classes(size, tying).max()) + 1 for size in geometry.out_size)
+    return math.prod(_axis_kernels(size, tying) for size in geometry.out_size)
 
 
 def kernel_geometry(geometry: Geometry, tying: Tying) -> Geometry:
@@ -133,6 +133,13 @@ def weights(geometry: Geometry, tying: Tying) -> int:
     """Distinct trainable numbers of the layer, mixing weights included, without the bias."""
     mixing = sum(math.prod(shape) for shape in mixing_shapes(geometry, tying).values())
     return math.prod(bank_shape(geometry, tying)) + mixing
+
+
+def _axis_kernels(size: int, tying: Tying) -> int:
+    """How many rows (or columns) of kernels there are: the classes of `_axis_classes`."""
+    if tying.kind in ("tiled", "blocked"):
+        return min(tying.size, size)
+    return size if tying.kind in ("local", "dense") else 1
 
 
 def _axis_classes(size: int, tying: Tying) -> Int[np.ndarray, " size"]:

@@ -5,9 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
 
 TOLERANCE = 0.05  # largest relative difference from the target that counts as matched
-NEARBY = [
-    change for change in range(-6, 7) if change
-]  # to a second width, tried beside the change of the first
+NEARBY = (*range(-6, 0), *range(1, 7))  # changes of a second width that are tried beside that of the first
 
 Widths = tuple[int, ...]
 Count = Callable[[Widths], int]

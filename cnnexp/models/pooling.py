@@ -15,9 +15,16 @@ from cnnexp.layers.layouts import Layout
 def pool(
     x: Float[Array, "_ _ _ _"], kind: Pool, size: tuple[int, int], layout: Layout = "NHWC"
 ) -> Float[Array, "_ _ _ _"]:
-    """Maximum or average over windows of `size` pixels; a rest at the edge is cut."""
+    """Maximum or average over windows of `size` pixels; a rest at the edge is cut.
+
+    Raises:
+        ValueError: a window larger than the image.
+    """
     if kind == "none" or size == (1, 1):
         return x
+    height, width = (x.shape[layout.index(name)] for name in "HW")
+    if height < size[0] or width < size[1]:
+        raise ValueError(f"pooling windows of {size[0]}x{size[1]} on {height}x{width} images leave nothing")
     for name, s in zip("HW", size, strict=True):
         axis = layout.index(name)
         x = lax.slice_in_dim(x, 0, x.shape[axis] // s * s, axis=axis)

@@ -1,6 +1,7 @@
 """What a network is, layer by layer, before anything is allocated: the same list builds it, counts it,
 refuses it and draws it."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -11,7 +12,7 @@ from cnnexp.data.shapes import DataShape
 from cnnexp.errors import UsageError
 from cnnexp.layers.counts import Counts, count
 from cnnexp.layers.geometry import Geometry
-from cnnexp.layers.tying import Tying
+from cnnexp.layers.tying import SIZED, Tying, bias_shape, weights
 from cnnexp.models.matching import Widths, is_matched, match_widths
 
 KEYS = (
@@ -51,6 +52,12 @@ class LayerSpec:
         return h // self.pool_size[0], w // self.pool_size[1], c
 
     @property
+    def params(self) -> int:
+        """Parameters alone: of layers too large for their connections to be counted, too."""
+        biases = math.prod(bias_shape(self.geometry, self.tying, self.bias))
+        return weights(self.geometry, self.tying) + biases + (self.threshold is not None)
+
+    @property
     def counts(self) -> Counts:
         """Parameters, that of its activation among them, connections and MACs of the layer."""
         counts = count(self.geometry, self.tying, self.bias)
@@ -80,7 +87,10 @@ def match_target(model: SimpleCNN | MLP, shape: DataShape) -> int | None:
     if isinstance(model, MLP) or model.match == "none":
         return None
     like = model.model_copy(update={"tying": model.match_tying, "match": "none"})
-    return total(_layers(like, shape), model.match)
+    try:
+        return total(_layers(like, shape), model.match)
+    except UsageError as error:
+        raise UsageError(str(error).replace("model.tying=", "model.match_tying=", 1)) from None
 
 
 def _matched(model: SimpleCNN, shape: DataShape) -> SimpleCNN:
@@ -197,6 +207,8 @@ def _convolution(
         )
     except ValueError as error:
         raise UsageError(f"model.{error} (layer {name})") from None
+    for key in ("tying", "bias"):
+        _check_size(key, value[key], geometry, name)
     h, w = geometry.out_size
     kind, pool_size = value["pool"], _pair(value["pool_size"], in_shape)
     if kind == "none":
@@ -221,6 +233,21 @@ def _convolution(
         dtype=model.dtype,
         param_dtype=model.param_dtype,
     )
+
+
+def _check_size(key: str, text: str, geometry: Geometry, name: str) -> None:
+    """Refuse a period, a grid or a rank that the layer's positions cannot tell from `local`.
+
+    Where there is one position, all tyings are the same, and any is taken: a list of layers may end so.
+    """
+    tying = Tying.parse("local" if text in ("same", "none") else text)
+    h, w = geometry.out_size
+    most = h * w if tying.kind == "low_rank" else max(h, w)
+    if tying.kind in SIZED and h * w > 1 and tying.size > most:
+        raise UsageError(
+            f"model.{key}={text}: too much for the {h}x{w} positions of layer {name}; "
+            f"allowed: up to {tying.kind}({most}), or local"
+        )
 
 
 def _depth(model: SimpleCNN, keys: tuple[str, ...]) -> int:

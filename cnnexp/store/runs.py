@@ -324,6 +324,11 @@ def run_folders(folder: Path) -> list[Path]:
     ]
 
 
+def sweep_names(results: Path) -> list[str]:
+    """The folders of results that have runs."""
+    return sorted(path.name for path in results.glob("*") if is_name(path.name) and run_folders(path))
+
+
 def read_runs(folder: Path) -> list[StoredRun]:
     """Read every run of a sweep's folder that is not damaged."""
     return read_sweep(folder)[0]

@@ -1,6 +1,7 @@
 """From the overrides of a sweep's jobs to typed configurations."""
 
 import copy
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -9,7 +10,7 @@ from typing import Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from cnnexp.config import parse
@@ -28,6 +29,9 @@ def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequen
     if master.hydra.sweeper.get("parts"):
         context += ("hydra.sweeper.parts=null",)  # a job is of one of them
     return [Job(config=parse(composer.values(job)), overrides=tuple(job), context=context) for job in jobs]
+
+
+MOST_RUNS = 200_000  # in one sweep
 
 
 class _Composer:
@@ -56,6 +60,19 @@ class _Composer:
         config = base.copy()
         ConfigLoaderImpl._apply_overrides_to_config(settings, config)
         return plain(config)
+
+
+def count_jobs(overrides: Sequence[Override]) -> int:
+    """How many jobs Hydra's basic sweeper makes of overrides, without making them."""
+    return math.prod(_values(override) for override in overrides if override.is_sweep_override())
+
+
+def _values(override: Override) -> int:
+    value = override.value()
+    if isinstance(value, RangeSweep):
+        span, step = (value.stop or 0) - (value.start or 0), value.step
+        return max(0, math.ceil(span / step)) if step else 1
+    return len(value.list) if isinstance(value, ChoiceSweep) else 1
 
 
 def quote_tyings(overrides: Sequence[str]) -> list[str]:

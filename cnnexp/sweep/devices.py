@@ -5,6 +5,7 @@ import warnings
 
 from cnnexp.cache import cache_folder
 from cnnexp.errors import UsageError
+from cnnexp.limits import cores
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 # Flags of JAX that decide what a program computes, or whether it runs: the environment must not change a
@@ -88,11 +89,6 @@ def refuse_missing_devices() -> None:
         raise UsageError(
             f"{given}: JAX finds no such device here ({reason}); allowed: cpu, or unset"
         ) from None
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def jax_is_running() -> bool:

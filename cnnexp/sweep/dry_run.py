@@ -5,17 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnexp.data.loading import check_prepared
 from cnnexp.errors import UsageError
 from cnnexp.models.spec import spec_of, total
 from cnnexp.store.runs import corrupt_line
+from cnnexp.sweep.devices import configure_jax
 from cnnexp.sweep.forecast import COMPILE_SECONDS, Forecast, forecast
 from cnnexp.sweep.jobs import Cells, Job
-from cnnexp.sweep.memory import kept_bytes, working_bytes
+from cnnexp.sweep.memory import kept_bytes, memory_warning, refuse_too_large, working_bytes
 from cnnexp.sweep.plan import Plan, plan_sweep
 from cnnexp.sweep.refusals import refuse_impossible_sweep
+from cnnexp.sweep.run_checks import check_images, check_run
 from cnnexp.text import duration_text, short_number
-from cnnexp.training.schedule import duration_of
 
 HEADER = ("cell", "weights", "MACs", "memory", "runs", "done", "stack", "time")
 
@@ -39,7 +39,11 @@ def print_plan(jobs: Sequence[Job]) -> dict[str, float]:
 
     Returns:
         NaN for every run: there is no result to choose by.
+
+    Raises:
+        UsageError: at the end, where any cell is impossible.
     """
+    configure_jax()  # stacks are planned for the devices that train them
     by_id = {job.config.run_id: job for job in jobs}
     refuse_impossible_sweep([job.config for job in by_id.values()])
     cells = Cells(by_id)
@@ -52,9 +56,15 @@ def print_plan(jobs: Sequence[Job]) -> dict[str, float]:
         print(line)
     for name, reason in impossible.items():
         print(f"impossible: {name}: {reason}")
+    for name, warning in _warnings(plan, cells).items():
+        print(f"warning: {name}: {warning}")
     for path in plan.damaged:
         print(f"{corrupt_line(path)}; cnnexp run moves it away and trains again what is missing")
     _print_totals(plan, lines, impossible, guess)
+    if impossible:
+        name, reason = next(iter(impossible.items()))
+        number = f"{len(impossible)} of {len(lines) + len(impossible)} cells are impossible"
+        raise UsageError(f"{number}: {name}: {reason}")
     return dict.fromkeys(by_id, math.nan)
 
 
@@ -64,12 +74,21 @@ def _impossible(jobs: Mapping[str, Job], cells: Cells) -> dict[str, str]:
     for name, members in cells.members(jobs).items():
         config = jobs[members[0]].config
         try:
-            spec_of(config)
-            duration_of(config)
-            check_prepared(config.data)
+            check_images(config)
+            check_run(config)
+            refuse_too_large([config])
         except UsageError as error:
             reasons[name] = str(error)
     return reasons
+
+
+def _warnings(plan: Plan, cells: Cells) -> dict[str, str]:
+    """Cells of which one run may be too large for what memory is free now."""
+    found = {}
+    for name, members in cells.members(plan.runs).items():
+        if warning := memory_warning(plan.runs[members[0]]):
+            found[name] = warning
+    return found
 
 
 def _cell_lines(plan: Plan, cells: Cells, guess: Forecast) -> list[CellLine]:

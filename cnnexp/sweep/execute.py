@@ -30,6 +30,7 @@ from cnnexp.store.runs import (
 from cnnexp.sweep.devices import configure_jax, refuse_missing_devices
 from cnnexp.sweep.interruption import Interrupted, Interruption, ProcessLost
 from cnnexp.sweep.jobs import Cells, Job, rerun_commands
+from cnnexp.sweep.memory import refuse_too_large
 from cnnexp.sweep.plan import Plan, plan_sweep, resumed, stacks_for
 from cnnexp.sweep.refusals import refuse_impossible
 from cnnexp.sweep.stacks import Stack
@@ -121,6 +122,7 @@ def make_everything_ready(runs: Sequence[RunConfig]) -> None:
     if isinstance(launcher := runs[0].launcher, LocalLauncher):
         join_processes(launcher)
     refuse_missing_devices()
+    refuse_too_large(runs)
     check_shared(runs)
     for data in {same_images(run.data): run.data for run in runs}.values():
         for warning in make_ready(data):

@@ -9,15 +9,12 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolationType
 
 from cnnexp.config import RunConfig, unknown_key
-from cnnexp.data.loading import check_prepared
-from cnnexp.data.shapes import check_levels
 from cnnexp.errors import UsageError, shortened, suggestion
-from cnnexp.models.spec import spec_of
 from cnnexp.paths import check_writable
 from cnnexp.store.runs import run_folders, sweep_folder
 from cnnexp.sweep.overrides import Groups
+from cnnexp.sweep.run_checks import check_images, check_run
 from cnnexp.tracking.target import resolve_mode
-from cnnexp.training.schedule import duration_of
 
 MARKS = ("commands.txt", "leases")  # what the folder of a sweep has from its first moment on
 
@@ -30,12 +27,10 @@ def refuse_impossible(configs: Sequence[RunConfig]) -> None:
     """
     refuse_impossible_sweep(configs)
     refuse_unwritable(configs)
+    for config in {config.data.model_dump_json(): config for config in configs}.values():
+        check_images(config)
     for config in configs:
-        spec_of(config)
-        duration_of(config)
-    for data in {config.data.model_dump_json(): config.data for config in configs}.values():
-        check_prepared(data)
-        check_levels(data)
+        check_run(config)
 
 
 def refuse_impossible_sweep(configs: Sequence[RunConfig]) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from cnnexp.config.sections import Tracking
 from cnnexp.errors import UsageError, suggestion
 from cnnexp.progress import progress_bar
-from cnnexp.store.guard import is_name, refuse_links
+from cnnexp.store.guard import refuse_links
 from cnnexp.store.leases import Leases
-from cnnexp.store.runs import corrupt_line, damaged_files, read_run, run_folders
+from cnnexp.store.runs import corrupt_line, damaged_files, read_run, run_folders, sweep_names
 from cnnexp.tracking.mirror import Follower, outage_line, sent_line
 from cnnexp.tracking.target import Reachability, Target, drop_credentials, resolve_mode, sync_command
 from cnnexp.tracking.wandb_sweep import send_whole
@@ -41,7 +41,7 @@ def sync(results: Path, name: str | None, *, follow: bool, to: str | None) -> No
         NotSent: the server is out of reach, or refuses.
     """
     drop_credentials()
-    folders = [sweep_folder(results, name)] if name else [results / sweep for sweep in _sweeps(results)]
+    folders = [sweep_folder(results, name)] if name else [results / sweep for sweep in sweep_names(results)]
     if not folders:
         raise UsageError(f"--results-dir {results}: there is no sweep in it; type: cnnexp run --help")
     for folder in folders:
@@ -94,7 +94,7 @@ def sweep_folder(results: Path, name: str) -> Path:
     Raises:
         UsageError: there is no such sweep.
     """
-    there = _sweeps(results)
+    there = sweep_names(results)
     if name not in there:
         advice = suggestion(name, there) if there else "there is none yet; type: cnnexp run --help"
         raise UsageError(f"{name}: no such sweep in {results}; {advice}")
@@ -116,10 +116,6 @@ def target_of_sweep(folder: Path, mode: str, directory: Path | None = None) -> T
             project, entity = tracking.project, tracking.entity
             return Target(mode=resolve_mode(mode), project=project, entity=entity, directory=where)
     raise UsageError(f"{folder}: no run has a configuration that can be read")
-
-
-def _sweeps(results: Path) -> list[str]:
-    return sorted(path.name for path in results.glob("*") if is_name(path.name) and run_folders(path))
 
 
 def _is_trained(folder: Path) -> bool:

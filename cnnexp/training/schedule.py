@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 from cnnexp.config import RunConfig
 from cnnexp.data.shapes import train_size_of
+from cnnexp.errors import UsageError
 
 # Steps at one evaluation over those at the one before, with `train.eval_every=log`: a fifth of an octave,
 # less than the steps to a target scatter over seeds. Finer ones would cost more and tell little more: 750
 # steps have 42 evaluations, with a ratio of 1.1 they would have 57.
 LOG_RATIO = 1.15
+MOST_IMAGES, MOST_STEPS = 2**32, 2**31 - 1  # that a run counts: see `cnnexp.data.order`
+MOST_EVALUATIONS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,7 @@ class Duration:
 def duration_of(config: RunConfig) -> Duration:
     """Turn epochs or steps into steps. An epoch is `train_size / batch_size` steps, at least one in all."""
     size, batch = train_size_of(config.data), config.data.batch_size
+    _refuse_too_long(config, size)
     if config.train.epochs is not None:
         per_epoch = size / batch
         steps = max(1, math.floor(config.train.epochs * per_epoch + 1e-9))
@@ -49,10 +53,26 @@ def duration_of(config: RunConfig) -> Duration:
     if every == "log":
         marks = set(_logarithmic(steps))
     else:
-        interval = default if every is None else every * unit
+        # No evaluation is skipped where several would fall on one step.
+        interval = max(1.0, default if every is None else every * unit)
+        if steps / interval > MOST_EVALUATIONS:
+            raise UsageError(
+                f"train.eval_every={every}: {steps / interval:.3g} evaluations; "
+                f"allowed: at least {steps / MOST_EVALUATIONS / unit:.3g}, which are {MOST_EVALUATIONS:,}"
+            )
         marks = {min(steps, max(1, round(i * interval))) for i in range(1, math.ceil(steps / interval) + 1)}
     after = tuple(sorted({0, steps} | marks))
     return Duration(steps=steps, train_size=size, batch_size=batch, evaluate_after=after)
+
+
+def _refuse_too_long(config: RunConfig, size: int) -> None:
+    """Refuse a run that sees more images than their order counts: it would begin anew within an epoch."""
+    batch, train = config.data.batch_size, config.train
+    reason = "a run's order of images is counted in 32 bits; allowed"
+    if train.epochs is not None and train.epochs > MOST_IMAGES / size:
+        raise UsageError(f"train.epochs={train.epochs:g}: {reason}: at most {MOST_IMAGES // size:,}")
+    if train.steps is not None and train.steps > (most := min(MOST_STEPS, MOST_IMAGES // batch)):
+        raise UsageError(f"train.steps={train.steps}: {reason}: at most {most:,} steps of {batch} images")
 
 
 def _logarithmic(steps: int) -> Iterator[int]:
