@@ -63,8 +63,8 @@ def print_plan(jobs: Sequence[Job]) -> dict[str, float]:
     _print_totals(plan, lines, impossible, guess)
     if impossible:
         name, reason = next(iter(impossible.items()))
-        number = f"{len(impossible)} of {len(lines) + len(impossible)} cells are impossible"
-        raise UsageError(f"{number}: {name}: {reason}")
+        number = f"{len(impossible)} of {len(lines) + len(impossible)} cells"
+        raise UsageError(f"{number} cannot be trained: {name}: {reason}")
     return dict.fromkeys(by_id, math.nan)
 
 
@@ -141,6 +141,10 @@ def _print_totals(
         f"{len(lines)} cells, {len(plan.runs)} runs: {len(plan.ended)} done, {left} to train in "
         f"{len(plan.stacks)} stacks of {programs} programs"
         + (f", {resumed} of them from a checkpoint" if resumed else "")
-        + (f"; {len(impossible)} cells are impossible" if impossible else "")
+        + (f"; {_impossible_text(len(impossible))}" if impossible else "")
     )
     print(f"about {duration_text(seconds)}, from {guess.source}")
+
+
+def _impossible_text(cells: int) -> str:
+    return "1 cell is impossible" if cells == 1 else f"{cells} cells are impossible"
