@@ -134,7 +134,8 @@ def test_a_sweep_of_no_experiment_needs_none(sweep: Path, monkeypatch: pytest.Mo
 def test_names_of_files_in_a_status_are_no_way_to_rename_others(sweep: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("1")
     run = next(iter(run_folders(sweep)))
-    sums = {"../../../precious": 0, str(tmp_path / "precious"): 0, "summary.json": 0}
+    there = ("../../../precious", str(tmp_path / "precious"), "precious", "summary.json")
+    sums = dict.fromkeys(there, 0)
     change(run / "status.json", crc32=sums)
     assert damaged_files(run) == [run / "summary.json"]
 
