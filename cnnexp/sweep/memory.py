@@ -13,6 +13,8 @@ from cnnexp.text import short_number
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 SLOT = 4  # bytes: optimisers keep float32
 SHARE = 0.8  # of the memory that is there: estimates err, and XLA's own buffers need room
+# Of its state that a stack holds on CPU: its own, that of the loop over runs, those of a checkpoint at work.
+COPIES = 5
 IN_TURNS = 32  # runs of a stack on CPU, where they take turns: more would only delay its first results
 
 
@@ -39,7 +41,7 @@ def largest_stack(config: RunConfig) -> int:
     devices = jax.local_devices()
     kept, working, images = kept_bytes(config), working_bytes(config), resident_bytes(config.data)
     if devices[0].platform == "cpu":  # devices share the memory, and the runs of each take turns
-        fit = (SHARE * available_memory() - len(devices) * (working + images)) // kept
+        fit = (SHARE * available_memory() - len(devices) * (working + images)) // (COPIES * kept)
         most = min(int(fit), IN_TURNS * len(devices))
     else:
         most = int((SHARE * device_memory() - images) // (kept + working)) * len(devices)
