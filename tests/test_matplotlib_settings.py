@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
@@ -14,7 +15,7 @@ from cnnexp.analysis.show import show
 from tests.conftest import Configure
 from tests.test_compare import runs_of, swept
 
-STRANGE = {  # as a matplotlibrc may have it
+STRANGE: dict[Any, Any] = {  # as a matplotlibrc may have it
     "lines.linewidth": 9.0,
     "font.family": "serif",
     "savefig.bbox": "tight",
@@ -42,7 +43,7 @@ def test_no_setting_of_the_user_changes_a_picture_of_a_network(
     monkeypatch.setattr("cnnexp.analysis.show._data_pictures", lambda configs: ())
     config = configure(results_dir=str(tmp_path))
     pictures = []
-    for settings in ({}, STRANGE):
+    for settings in (None, STRANGE):
         with mpl.rc_context(settings):
             show([config])
         (file,) = (tmp_path / "show").glob("*.png")
