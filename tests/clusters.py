@@ -1,6 +1,5 @@
 """Sweeps by `launcher=…` in processes of their own, compared with the same sweep of the local launcher."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnexp.store.runs import read_runs
+from cnnexp.store.atomic import read_json
+from cnnexp.store.runs import read_history, read_runs
 from tests.conftest import SMALL_SWEEP
 
 TYINGS = ("shared", "local")
@@ -60,12 +60,12 @@ def until(found: Callable[[], Any], what: str, seconds: float = 120) -> Any:
 def states(folder: Path) -> dict[str, dict[str, Any]]:
     """What each run's folder says of it, by the run's tying and seed."""
     read: dict[str, dict[str, Any]] = {}
-    for path in (folder / "results" / "sweep").glob("*/status.json"):
-        text = (path.parent / "config.yaml").read_text()
+    for path in (folder / "results" / "sweep").glob("*/config.yaml"):
+        text = path.read_text(encoding="utf-8")
         tying = "local" if "tying: local" in text else "shared"
         read[f"{tying} {text.partition('seed: ')[2].split()[0]}"] = {
-            **json.loads(path.read_text()),
-            "rows": len((path.parent / "history.jsonl").read_text().splitlines()),
+            **(read_json(path.with_name("status.json")) or {"status": "starting"}),
+            "rows": len(read_history(path.parent)),
         }
     return read
 

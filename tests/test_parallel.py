@@ -15,6 +15,7 @@ import pytest
 from cnnexp.errors import UsageError
 from cnnexp.sweep.devices import DETERMINISTIC, configure_jax
 from cnnexp.sweep.together import check_shared
+from cnnexp.terminal import DISK_ERROR
 from tests.clusters import cnnexp_run, in_progress, largest_difference, said_by, states, until
 from tests.tfds_digits import NAME, prepare_digits
 
@@ -172,7 +173,7 @@ def test_what_one_process_meets_ends_both(tmp_path: Path) -> None:
     history.unlink()
     history.symlink_to("/dev/full")
     started = time.monotonic()
-    said = both_said(processes, tmp_path, code=1)
+    said = both_said(processes, tmp_path, code=DISK_ERROR)
     assert time.monotonic() - started < 30
     assert "No space left on device" in said and "another of the processes has failed" in said
     history.unlink()  # whoever reads it would never come to its end

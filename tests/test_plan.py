@@ -96,11 +96,11 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """What `cnnexp plan` prints in an empty folder; it must leave it empty."""
     monkeypatch.chdir(tmp_path)
 
-    def command(*overrides: str) -> list[str]:
+    def command(*overrides: str, code: int = 0) -> list[str]:
         monkeypatch.setattr(sys, "argv", ["cnnexp", "plan", *overrides])
         with pytest.raises(SystemExit) as stop:
             cli.main()
-        assert stop.value.code == 0
+        assert stop.value.code == code
         assert not list(tmp_path.iterdir())
         return capsys.readouterr().out.splitlines()
 
@@ -109,7 +109,7 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 def test_plan_has_a_line_a_cell_the_impossible_ones_with_reasons_and_totals_last(planned: Any) -> None:
     lines = planned(
-        "model.kernel_size=3,99", "model.tying=shared,local", "seed=range(5)", "data.train_size=64"
+        "model.kernel_size=3,99", "model.tying=shared,local", "seed=range(5)", "data.train_size=64", code=2
     )
     assert lines[0].split() == ["cell", "weights", "MACs", "memory", "runs", "done", "stack", "time"]
     shared = next(line for line in lines if line.startswith("kernel_size=3 tying=shared"))

@@ -55,7 +55,7 @@ def test_a_wheel_in_an_empty_environment_runs_the_experiment_from_any_folder(tmp
     call(uv, "pip", "install", "--python", environment / "bin" / "python", *lock, wheel)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    small = ["data.train_size=16,32", "data.images=40", "data.test_images=20", "train.steps=2", "seed=0,1,2"]
+    small = ["data.train_size=16,32", "data.images=80", "data.test_images=20", "train.steps=2", "seed=0,1,2"]
     small += ["experiment=why_convolutions", "size=demo", "tracking.mode=disabled"]
     cnnexp = environment / "bin" / "cnnexp"
     call(cnnexp, "run", *small, cwd=elsewhere)

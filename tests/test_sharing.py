@@ -142,7 +142,7 @@ def test_shrink_is_the_difference_of_two_rectifiers_and_trains_its_threshold(con
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"model": {"activation": "shrink"}}, "model.activation=shrink model.threshold=None"),
+        ({"model": {"activation": "shrink"}}, "model.activation=shrink model.threshold=null"),
         ({"model": {"threshold": 0.1}}, "model.activation=relu model.threshold=0.1"),
         ({"optim": {"l1_threshold": 5.0}}, "optim.l1_threshold=5.0: is a multiple of optim.l1"),
         ({"train": {"share_every": 0}}, "train.share_every=0"),

@@ -15,6 +15,7 @@ from cnnexp.errors import UsageError
 from cnnexp.layers.counts import count
 from cnnexp.layers.geometry import Connectivity, Geometry
 from cnnexp.layers.tying import Tying
+from cnnexp.terminal import DISK_ERROR
 from tests.layer_cases import TYINGS
 
 
@@ -115,5 +116,7 @@ def test_show_in_a_folder_that_cannot_be_written_says_so(
     monkeypatch.setattr(sys, "argv", ["cnnexp", "show"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
-    assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("cnnexp: show/simple_cnn-shared.png: cannot be written (")
+    assert stop.value.code == DISK_ERROR
+    error = capsys.readouterr().err
+    assert error.startswith("cnnexp: show") and "move it away" in error
+    assert error.count("\n") == 1

@@ -150,11 +150,6 @@ def test_optuna_searches_by_validation_accuracy_in_stacks(
     assert all(1e-4 <= one.config["optim"]["learning_rate"] <= 1e-1 for one in stored)
 
 
-def test_hydras_own_sweeper_launches_stacks_too(run: Any) -> None:
-    assert run("-m", "hydra/sweeper=basic", "seed=0,1", "optim.learning_rate=0.1") == 0
-    assert [stored.status for stored in read_runs(Path("results/default"))] == ["finished"] * 2
-
-
 @pytest.mark.slow
 def test_eight_devices_give_the_same_results_as_one(tmp_path: Path) -> None:
     sweep = ["model.tying=shared,local", "seed=range(5)", "tracking.mode=disabled"]
@@ -197,7 +192,6 @@ def test_a_stack_that_raises_is_kept_told_and_does_not_end_the_sweep(
 
 def test_mlp_and_sigmoid_head_and_single_mode(run: Any) -> None:
     assert run("model=mlp", "~model.features", "hydra.mode=RUN") == 2  # SMALL's features are not mlp's
-    assert run("hydra.mode=RUN", "hydra.launcher.action=plan") == 0
     assert run("model.head=sigmoid", "hydra.mode=RUN") == 0
     (stored,) = runs_of().values()
     assert stored.config["model"]["head"] == "sigmoid"

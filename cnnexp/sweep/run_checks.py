@@ -15,6 +15,7 @@ def check_images(config: RunConfig) -> None:
     Raises:
         UsageError: with the first reason found.
     """
+    shape_of(config.data)  # refuses images whose size is not known
     if isinstance(config.launcher, LocalLauncher):  # what other machines have is not known here
         check_size(config.data)
     check_prepared(config.data)
