@@ -178,7 +178,7 @@ def test_what_one_process_meets_ends_both(tmp_path: Path) -> None:
     assert "No space left on device" in said and "another of the processes has failed" in said
     history.unlink()  # whoever reads it would never come to its end
     history.touch()
-    assert states(tmp_path)["shared 0"]["status"] == "failed"
+    assert states(tmp_path)["shared 0"]["status"] in ("running", "interrupted")  # to be resumed
 
 
 @pytest.mark.slow
