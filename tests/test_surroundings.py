@@ -121,7 +121,7 @@ def test_a_closed_pipe_ends_a_command_quietly(
 
 
 def _cnnexp(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    options["env"] = {**os.environ, **options.get("env", {})}
+    options["env"] = {**os.environ, "PYTHONUNBUFFERED": "", **options.get("env", {})}
     arguments = [sys.executable, "-m", "cnnexp", *words]
     return subprocess.run(arguments, stderr=subprocess.PIPE, check=False, **options)
 
