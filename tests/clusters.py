@@ -64,7 +64,7 @@ def states(folder: Path) -> dict[str, dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
         tying = "local" if "tying: local" in text else "shared"
         read[f"{tying} {text.partition('seed: ')[2].split()[0]}"] = {
-            **(read_json(path.with_name("status.json")) or {"status": "starting"}),
+            **(read_json(path.with_name("status.json")) or {"status": "starting", "pid": 0}),
             "rows": len(read_history(path.parent)),
         }
     return read

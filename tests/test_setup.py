@@ -59,6 +59,6 @@ def test_a_wheel_in_an_empty_environment_runs_the_experiment_from_any_folder(tmp
     small += ["experiment=why_convolutions", "size=demo", "tracking.mode=disabled"]
     cnnexp = environment / "bin" / "cnnexp"
     call(cnnexp, "run", *small, cwd=elsewhere)
-    assert "Parameter sharing alone helps" in call(cnnexp, "report", "why_convolutions", cwd=elsewhere)
+    assert "A convolution has fewer parameters" in call(cnnexp, "report", "why_convolutions", cwd=elsewhere)
     report = elsewhere / "results" / "why_convolutions" / "report"
     assert {"report.html", "report.md", "table.csv"} < {path.name for path in report.iterdir()}
