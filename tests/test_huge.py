@@ -181,13 +181,13 @@ def test_jobs_are_counted_as_hydra_makes_them() -> None:
         ),
         (
             "plan model.features=[1000000000],[2]",
-            "1 of 2 cells are impossible: features=[1000000000]: model: one run",
+            "1 of 2 cells cannot be trained: features=[1000000000]: model: one run",
         ),
         (
             "plan model.kernel_size=3,99",
-            "1 of 2 cells are impossible: kernel_size=99: model.kernel_size=99x99 is",
+            "1 of 2 cells cannot be trained: kernel_size=99: model.kernel_size=99x99 is",
         ),
-        ("run data.seed=4294967296", "data.seed=4294967296: input should be less than 4294967296"),
+        ("run data.seed=4294967296", "data.seed=4294967296: must be less than 4294967296 (got"),
         (
             "run data.images=1000000000000",
             "data: 1,000,000,004,000 images of 16x16x1 need about 256TB of memory",

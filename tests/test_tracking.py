@@ -77,7 +77,7 @@ class Shell:
         done = self("sync", *arguments)
         assert done.returncode == 0, done.stderr
 
-    def wait_for_mirrors(self, seconds: float = 60) -> None:
+    def wait_for_mirrors(self, seconds: float = 180) -> None:
         end = time.monotonic() + seconds
         while mirrors() and time.monotonic() < end:
             time.sleep(0.1)
@@ -211,6 +211,7 @@ def test_without_a_key_runs_are_written_offline_and_sync_asks_for_one(shell: She
     del shell.environment["WANDB_API_KEY"]
     shell.environment["NETRC"] = "/nonexistent"
     shell.run("seed=0,1", mode="auto")
+    shell.wait_for_mirrors()
     assert len(list(SWEEP.glob("wandb/offline-run-*"))) == 2
     done = shell("sync", "default")
     assert done.returncode == 2 and "no W&B key is configured" in done.stderr
