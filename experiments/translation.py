@@ -212,8 +212,8 @@ def side_of(table: pd.DataFrame) -> int:
 def published_by_moves() -> list[Reference]:
     """Ott 2020, table 2, at moves of up to 0, 10, 20 and 30% of the image.
 
-    They are medians of validation accuracy over 5 folds, to a tenth of a point; the differences that the
-    claims quote are those before rounding.
+    They are medians of validation accuracy over 5 folds, rounded to a tenth of a point, so that a difference
+    of two of them may be a tenth off the one that a claim quotes.
     """
     rows = {"shared": (0.671, 0.749, 0.773, 0.774), "local": (0.647, 0.724, 0.732, 0.720)}
     return [
