@@ -76,7 +76,8 @@ def damaged_files(folder: Path) -> list[Path]:
     Pictures of kernels decide no number; see `read_kernels`.
     """
     status = read_json(folder / STATUS)
-    if os.path.lexists(folder / STATUS) and not _is_whole(status):
+    exists = os.path.lexists(folder / STATUS)
+    if (exists and not _is_whole(status)) or (not exists and os.path.lexists(folder / SUMMARY)):
         found = [folder / STATUS]
     else:
         names = RESULT if status.get("status") in ENDED else (*RESULT, KERNELS, ERROR)
