@@ -105,9 +105,7 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
             continue
         for mounted, point in _mounts(controllers, root):
             # In a container the mount may be that of the group itself, whose path is that on the host.
-            inside = path.removeprefix(mounted.rstrip("/")) if mounted != "/" else path
-            folder = point / inside.lstrip("/")
-            folder = folder if folder.is_dir() else point
+            folder = point / path.removeprefix(mounted).lstrip("/")
             yield from (level for level in (folder, *folder.parents) if level.is_relative_to(point))
 
 

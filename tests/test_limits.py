@@ -54,9 +54,9 @@ def test_version_2_with_the_limits_of_the_groups_around(tmp_path: Path) -> None:
     assert total_memory(high) == GB  # above that the kernel slows a process down to a crawl
 
 
-@pytest.mark.parametrize("mounted", ["/", "/docker/0a1b"])  # on the host, and within the container
+@pytest.mark.parametrize("mounted", ["/", "/docker", "/docker/0a1b"])  # on the host, and within the container
 def test_version_1_in_a_container(tmp_path: Path, mounted: str) -> None:
-    group = "docker/0a1b/" if mounted == "/" else ""
+    group = {"/": "docker/0a1b/", "/docker": "0a1b/", "/docker/0a1b": ""}[mounted]
     files = {
         f"memory/{group}memory.limit_in_bytes": "1300000000\n",
         f"memory/{group}memory.usage_in_bytes": "900000000\n",

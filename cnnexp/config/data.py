@@ -18,7 +18,9 @@ class DataSection(Section):
         description="images to choose by, with the class frequencies of the data set; never trained on"
     )
     split_seed: Seed | None = Field(description="draws both; null: the run's seed")
-    batch_size: Size
+    batch_size: Size = Field(
+        description="images of a step: at most those of the set; more than train_size repeats some"
+    )
     stream: Literal["auto", "always", "never"] = Field(description="from disk, or from device memory")
     corrupt: Literal["train", "test", "both"] = Field(description="split whose images are corrupted")
     resolution: Size | None = Field(description="pixels a side that detail is reduced to; null: all")
