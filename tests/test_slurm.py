@@ -123,7 +123,8 @@ def test_tasks_outlive_the_command_and_share_the_store_with_a_local_worker(
     workers: dict[str, set[int]] = {}
     while here.poll() is None:
         for name, state in states(tmp_path).items():
-            workers.setdefault(name, set()).add(state["pid"])
+            if state["status"] != "starting":  # its folder is there, but no status yet
+                workers.setdefault(name, set()).add(state["pid"])
     said_by(here, tmp_path)
     until(lambda: not _tasks(slurm, _job(said)), "the end of the job")
     assert [len(pids) for pids in workers.values()] == [1] * 4  # each run was trained once,

@@ -225,14 +225,14 @@ def test_a_mirror_killed_again_and_again_leaves_every_step_once(shell: Shell) ->
     done, killed = threading.Event(), []
 
     def kill() -> None:
-        while not done.wait(0.8):
+        while not done.wait(0.5):
             for process in mirrors():
                 process.kill()
                 killed.append(process.pid)
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    shell.run("seed=range(8)", "train.steps=4000", "train.eval_every=100", "sweep.max_stack=2")
+    shell.run("seed=range(8)", "train.steps=4000", "train.eval_every=100", "sweep.max_stack=1")
     done.set()
     killer.join()
     assert len(set(killed)) > 2
