@@ -13,7 +13,7 @@ from cnnexp.config.data import (
     Task,
     TFDSImages,
 )
-from cnnexp.errors import UsageError
+from cnnexp.errors import UsageError, as_typed
 
 DIGIT = 8  # side of scikit-learn's digits, in pixels
 # Base images of scattered canvases; digits as they are have no validation split of their own.
@@ -191,4 +191,4 @@ def check_levels(data: Data) -> None:
             f"data.translation={data.translation}: more places than a signal has; allowed: 1 to {points}"
         )
     if isinstance(data, MNIST1D) and data.padding[0] > data.padding[1]:
-        raise UsageError(f"data.padding={data.padding}: the least comes first, then the most")
+        raise UsageError(f"data.padding={as_typed(data.padding)}: the least comes first, then the most")

@@ -9,7 +9,7 @@ from typing import Any
 from cnnexp.config import RunConfig
 from cnnexp.config.sections import MLP, Activation, DType, Lowering, Pool, SimpleCNN
 from cnnexp.data.shapes import DataShape
-from cnnexp.errors import UsageError
+from cnnexp.errors import UsageError, as_typed
 from cnnexp.layers.counts import Counts, count
 from cnnexp.layers.geometry import Geometry
 from cnnexp.layers.tying import SIZED, Tying, bias_shape, weights
@@ -257,7 +257,7 @@ def _depth(model: SimpleCNN, keys: tuple[str, ...]) -> int:
     for key, length in lengths.items():
         if length != depth:
             raise UsageError(
-                f"model.{key}={getattr(model, key)}: {length} values for {depth} layers; "
+                f"model.{key}={as_typed(getattr(model, key))}: {length} values for {depth} layers; "
                 f"allowed: one value, or a list of {depth}"
             )
     return depth
