@@ -14,10 +14,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cnnexp.analysis.claims import Claim, between, less_than, more_than
-from cnnexp.analysis.experiments import Experiment
-from cnnexp.analysis.figures import TEXT_WIDTH, Drawing, draw_intervals, style_of
-from cnnexp.analysis.panels import TRAINING, draw_cells, draw_level, over_seeds
 from cnnexp.analysis.statistics import Cell, in_cell, paired
+from cnnexp.plots.axes import TRAINING, draw_cells, draw_level, over_seeds
+from cnnexp.plots.figures import TEXT_WIDTH, Drawing, draw_intervals, style_of
+from cnnexp.report.experiments import Experiment
 
 DASCOLI = "d'Ascoli 2019 (1906.06766)"
 MATTERS = 0.01

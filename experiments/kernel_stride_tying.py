@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from cnnexp.analysis.claims import Claim, more_than
-from cnnexp.analysis.experiments import Experiment
-from cnnexp.analysis.figures import Drawing, accuracy_and_gap
 from cnnexp.analysis.statistics import Cell, paired, rank_correlation
+from cnnexp.plots.figures import Drawing, accuracy_and_gap
+from cnnexp.report.experiments import Experiment
 
 POST = "the usual answer: sparsity of connections and parameter sharing"
 MATTERS = 0.02

@@ -18,10 +18,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cnnexp.analysis.claims import Claim, more_than
-from cnnexp.analysis.experiments import Experiment
-from cnnexp.analysis.figures import Drawing, Reference, accuracy_and_gap, accuracy_by_condition
-from cnnexp.analysis.panels import draw_published, renew_legend
 from cnnexp.analysis.statistics import Cell, in_cell, paired
+from cnnexp.plots.axes import draw_published, renew_legend
+from cnnexp.plots.figures import Drawing, Reference, accuracy_and_gap, accuracy_by_condition
+from cnnexp.report.experiments import Experiment
 
 NEYSHABUR = "Neyshabur 2020 (2007.13657), CIFAR-10"
 GREYDANUS = "Greydanus 2020 (2011.14439), MNIST-1D"

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from cnnexp.analysis.claims import Claim, Expected, between, less_than, more_than
-from cnnexp.analysis.experiments import Experiment
-from cnnexp.analysis.figures import Drawing, Reference, accuracy_by_condition
-from cnnexp.analysis.panels import draw_published, renew_legend
 from cnnexp.analysis.statistics import Cell, in_cell, paired
+from cnnexp.plots.axes import draw_published, renew_legend
+from cnnexp.plots.figures import Drawing, Reference, accuracy_by_condition
+from cnnexp.report.experiments import Experiment
 
 ZHANG = "Zhang 2017 (1611.03530), table 1 and figure 1"
 GREYDANUS = "Greydanus 2020 (2011.14439), MNIST-1D, shuffled"

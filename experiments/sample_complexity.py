@@ -19,10 +19,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cnnexp.analysis.claims import Claim, Expected, between, in_unit, less_than, more_than
-from cnnexp.analysis.curves import bounds_of_difference, curves, images_needed, log_images_needed
-from cnnexp.analysis.experiments import Experiment
-from cnnexp.analysis.figures import TEXT_WIDTH, Drawing, style_of
+from cnnexp.analysis.curves import (
+    bounds_of_difference,
+    curves,
+    images_needed,
+    log_images_needed,
+)
 from cnnexp.analysis.statistics import Cell, bounded_interval, in_cell
+from cnnexp.plots.figures import TEXT_WIDTH, Drawing, style_of
+from cnnexp.report.experiments import Experiment
 
 LAHOTI = "Lahoti 2024 (2403.15707), theorems 1 to 3"
 LI = "Li, Zhang and Arora 2021 (2010.08515), theorem 4.1"

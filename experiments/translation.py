@@ -14,10 +14,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cnnexp.analysis.claims import Claim, Expected, less_than, more_than
-from cnnexp.analysis.experiments import Experiment
-from cnnexp.analysis.figures import TEXT_WIDTH, Drawing, Reference, style_of
-from cnnexp.analysis.panels import TRAINING, draw_cells, draw_level, draw_published
 from cnnexp.analysis.statistics import Cell, in_cell, paired
+from cnnexp.plots.axes import TRAINING, draw_cells, draw_level, draw_published
+from cnnexp.plots.figures import TEXT_WIDTH, Drawing, Reference, style_of
+from cnnexp.report.experiments import Experiment
 
 OTT = "Ott 2020 (1909.11483), table 2, CIFAR-10, medians of validation accuracy over 5 folds"
 POGODIN = "Pogodin 2021 (2106.13031), table 1, CIFAR-10"

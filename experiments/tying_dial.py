@@ -12,10 +12,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cnnexp.analysis.claims import Claim, less_than, more_than
-from cnnexp.analysis.experiments import Experiment
-from cnnexp.analysis.figures import Drawing, accuracy_and_gap, accuracy_by_condition
 from cnnexp.analysis.statistics import Cell, paired, rank_correlation
 from cnnexp.analysis.tables import text_of
+from cnnexp.plots.figures import Drawing, accuracy_and_gap, accuracy_by_condition
+from cnnexp.report.experiments import Experiment
 
 ELSAYED = "Elsayed 2020 (2002.02959)"
 NGIAM = "Le & Ngiam 2010, tiled convolutional networks, section 5"

@@ -19,15 +19,15 @@ from matplotlib.figure import Figure
 from cnnexp.analysis.claims import Claim, between, more_than
 from cnnexp.analysis.curves import bounds_of_difference, curves, log_images_needed
 from cnnexp.analysis.effects import Factorial, factorial
-from cnnexp.analysis.experiments import Experiment
-from cnnexp.analysis.figures import (
+from cnnexp.analysis.statistics import Cell, in_cell, paired
+from cnnexp.plots.figures import (
     Drawing,
     accuracy_by_condition,
     accuracy_by_images,
     accuracy_by_params,
     equivalent_matrices,
 )
-from cnnexp.analysis.statistics import Cell, in_cell, paired
+from cnnexp.report.experiments import Experiment
 
 POST = "the usual answer: sparsity of connections and parameter sharing"
 MATTERS = 0.02  # of accuracy: smaller differences are not worth a claim

@@ -61,7 +61,7 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Ask for batches of trials and launch each as one sweep."""
         assert self.config is not None and self.hydra_context is not None
-        from cnnexp.errors import UsageError
+        from cnnexp.core.errors import UsageError
         from cnnexp.sweep.compose import quote_tyings, searched_overrides
 
         if self.config.hydra.launcher.action != "run":
@@ -102,7 +102,7 @@ class OptunaSweeper(Sweeper):
 
     def _check(self) -> None:
         """Refuse values that Optuna would not refuse in a line."""
-        from cnnexp.errors import UsageError, as_typed, suggestion
+        from cnnexp.core.errors import UsageError, as_typed, suggestion
 
         for key in ("n_trials", "n_jobs"):
             value = getattr(self, key)
@@ -141,7 +141,7 @@ class OptunaSweeper(Sweeper):
                 study.tell(trial, state=TrialState.FAIL)
 
     def _study(self) -> "optuna.Study":
-        from cnnexp.errors import UsageError
+        from cnnexp.core.errors import UsageError
 
         try:
             import optuna
@@ -178,7 +178,7 @@ def _distribution(override: Override) -> Any:
     """Optuna's form of a sweep."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    from cnnexp.errors import UsageError
+    from cnnexp.core.errors import UsageError
 
     value = override.value()
     if isinstance(value, IntervalSweep):

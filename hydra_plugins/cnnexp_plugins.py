@@ -33,7 +33,7 @@ class CnnexpSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Expand lists, ranges, choices and globs into jobs, and launch them."""
-        from cnnexp.errors import UsageError
+        from cnnexp.core.errors import UsageError
         from cnnexp.sweep.compose import MOST_RUNS, count_jobs, quote_tyings, searched_overrides
         from cnnexp.sweep.overrides import check_discrete
 
@@ -90,20 +90,20 @@ class CnnexpLauncher(Launcher):
         if self.action in ("plan", "show"):
             refuse_missing_devices()
         if self.action == "plan":
-            from cnnexp.sweep.dry_run import print_plan
+            from cnnexp.cli.plan import print_plan
 
             return print_plan(jobs)
         if self.action == "show":
-            from cnnexp.analysis.show import show
+            from cnnexp.cli.show import show
 
             return show([job.config for job in jobs])
         if self.action == "wandb_sweep":
-            from cnnexp.sweep.wandb_sweep import start_wandb_sweep
+            from cnnexp.sweep.agents import start_wandb_sweep
 
             print(start_wandb_sweep(jobs, self.method, self.agents))
             return {job.config.run_id: float("nan") for job in jobs}
-        from cnnexp.sweep.jobs import TYPED
-        from cnnexp.sweep.launch import launch
+        from cnnexp.sweep.launchers.launch import launch
+        from cnnexp.sweep.points import TYPED
 
         return launch(jobs, TYPED.get().command)
 

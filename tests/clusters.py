@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnexp.store.atomic import read_json
+from cnnexp.store.files import read_json
 from cnnexp.store.runs import read_history, read_runs
 from tests.conftest import SMALL_SWEEP
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cnnexp import cli
+from cnnexp.cli import main as cli
 from cnnexp.config import RunConfig, parse
-from cnnexp.data.arrays import Images
+from cnnexp.data.images import Images
 from cnnexp.data.loading import load_images
 
 Configure = Callable[..., RunConfig]

@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from jax import random
 
-from cnnexp.layers.geometry import Geometry
-from cnnexp.layers.tied_conv import TiedConv
+from cnnexp.nn.geometry import Geometry
+from cnnexp.nn.tied_conv import TiedConv
 
 TYINGS = (
     "shared",

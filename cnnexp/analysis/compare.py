@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cnnexp.analysis.frame import config_keys, frame, plain_text
+from cnnexp.analysis.dataframe import config_keys, frame, plain_text
 from cnnexp.analysis.results import finished_runs, print_table, tell_left_out
 from cnnexp.analysis.statistics import CONFIDENCE, Interval, interval
 from cnnexp.analysis.tables import METRICS, Format, as_format, percent, text_of, title_of
 from cnnexp.analysis.tuning import tune
 from cnnexp.config.data import NOT_IDENTITY, DataSection
-from cnnexp.errors import UsageError
+from cnnexp.core.errors import UsageError
 
 METRIC, MOVED, LEVEL = "metric", "moved", "change/confidence"  # columns
 NO_OTHER_DATA = {*DataSection.model_fields, *NOT_IDENTITY}  # keys of one data set's images

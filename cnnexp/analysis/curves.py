@@ -6,7 +6,14 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from cnnexp.analysis.statistics import Cell, Interval, bounded_interval, in_cell, interval, jackknife
+from cnnexp.analysis.statistics import (
+    Cell,
+    Interval,
+    bounded_interval,
+    in_cell,
+    interval,
+    jackknife,
+)
 
 STEEPEST = 5.0  # exponent that a fit may have
 

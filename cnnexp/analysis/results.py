@@ -7,11 +7,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from cnnexp.analysis.frame import CONDITION, TUNED, frame, varying_keys, where
-from cnnexp.analysis.tables import METRICS, Format, as_format, cells_of, readable, text_of, title_of
+from cnnexp.analysis.dataframe import CONDITION, TUNED, frame, varying_keys, where
+from cnnexp.analysis.tables import (
+    METRICS,
+    Format,
+    as_format,
+    cells_of,
+    readable,
+    text_of,
+    title_of,
+)
 from cnnexp.analysis.tuning import tune
-from cnnexp.errors import UsageError, suggestion
-from cnnexp.store.atomic import write_bytes
+from cnnexp.core.errors import UsageError, suggestion
+from cnnexp.store.files import write_bytes
 from cnnexp.store.runs import StoredRun, read_sweep, run_folders, sweep_names
 
 SHORT = 12  # characters of a run's id

@@ -122,7 +122,7 @@ def paired(table: pd.DataFrame, metric: str, *cells: Cell) -> Float[np.ndarray, 
     Runs are paired by seed and by every varying key that no cell names, and averaged over the latter; what
     was tuned belongs to each cell. Empty where a cell is missing.
     """
-    from cnnexp.analysis.frame import TUNED, varying_keys
+    from cnnexp.analysis.dataframe import TUNED, varying_keys
 
     named = set().union(TUNED, *cells)
     by = ["seed", *(key for key in varying_keys(table) if key not in named)]

@@ -7,9 +7,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from cnnexp.analysis.escape import markdown_text
-from cnnexp.analysis.frame import TUNED, varying_keys
+from cnnexp.analysis.dataframe import TUNED, varying_keys
 from cnnexp.analysis.statistics import interval
+from cnnexp.core.text import markdown_text
 
 Format = Literal["table", "csv", "parquet", "latex", "markdown"]
 METRICS = {

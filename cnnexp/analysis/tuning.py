@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from cnnexp.analysis.frame import TUNED, plain_text, varying_keys
+from cnnexp.analysis.dataframe import TUNED, plain_text, varying_keys
 from cnnexp.analysis.statistics import standard_error
 
 CHOSEN_BY = "validation/accuracy"

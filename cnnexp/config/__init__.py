@@ -17,7 +17,7 @@ from cnnexp.config.data import DATA_VARIANTS, LEVELS, NOT_IDENTITY, OTHER, WHERE
 from cnnexp.config.launchers import LAUNCHER_VARIANTS, Launcher, LocalLauncher
 from cnnexp.config.messages import demand, innermost
 from cnnexp.config.sections import MLP, Folder, Optim, Section, Seed, SimpleCNN, Sweep, Tracking, Train
-from cnnexp.errors import UsageError, nearest_name, shortened, suggestion
+from cnnexp.core.errors import UsageError, nearest_name, shortened, suggestion
 
 RESULT_FORMAT = 4  # part of a run's identity: raise it when the same configuration gives other numbers
 

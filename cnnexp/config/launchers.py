@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from cnnexp.config.sections import Count, Positive, Section, Size, Text
-from cnnexp.errors import as_typed
+from cnnexp.core.errors import as_typed
 
 SIGNAL_EARLY = 30  # seconds: Slurm looks twice a minute which signals are due
 Flag = str | int | float | bool

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from cnnexp.errors import shortened, suggestion
+from cnnexp.core.errors import shortened, suggestion
 
 TYPES = {
     "int_type": "a whole number",

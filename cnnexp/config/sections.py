@@ -7,9 +7,9 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from cnnexp.errors import as_typed, suggestion
-from cnnexp.layers.geometry import Connectivity, Padding
-from cnnexp.layers.tying import BIAS_NAMES, TYING_NAMES, Tying, bias_tying
+from cnnexp.core.errors import as_typed, suggestion
+from cnnexp.nn.geometry import Connectivity, Padding, Pool
+from cnnexp.nn.tying import BIAS_NAMES, TYING_NAMES, Tying, bias_tying
 
 Size = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -21,7 +21,6 @@ Item = TypeVar("Item")
 Each = Annotated[list[Item], Field(min_length=1)]  # a value for each layer
 Text = Annotated[str, Field(min_length=1)]
 Pair = Annotated[list[Size], Field(min_length=2, max_length=2)]
-Pool = Literal["max", "average", "global_average", "none"]
 Activation = Literal["relu", "gelu", "tanh", "shrink", "identity"]
 Head = Literal["softmax", "sigmoid"]
 Lowering = Literal["auto", "conv", "matmul"]

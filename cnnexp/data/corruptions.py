@@ -12,8 +12,8 @@ from jax import random
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from cnnexp.config.data import DataSection
-from cnnexp.data.arrays import Labels, Normalisation, Numbers, Pixels
-from cnnexp.data.order import ROUNDS, permuted
+from cnnexp.data.images import Labels, Normalisation, Numbers, Pixels
+from cnnexp.data.sampling import ROUNDS, permuted
 
 ALL = 2**16  # a resolution that reduces nothing
 

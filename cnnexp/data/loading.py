@@ -8,16 +8,16 @@ from jaxtyping import Int
 
 from cnnexp.config import RunConfig
 from cnnexp.config.data import MNIST1D, Data, DataSection, Digits, TFDSImages
-from cnnexp.data.arrays import Images
+from cnnexp.core.errors import UsageError
+from cnnexp.core.machine import device_memory, machine_memory_text, total_memory
+from cnnexp.core.text import short_number
+from cnnexp.data.images import Images
+from cnnexp.data.pipelines import ImageFiles
+from cnnexp.data.sampling import Split, draw_split
 from cnnexp.data.shapes import DIGIT_POINTS, shape_of, train_size_of
-from cnnexp.data.stream import ImageFiles
-from cnnexp.data.subsets import Split, draw_split
-from cnnexp.errors import UsageError
-from cnnexp.limits import device_memory, machine_memory_text, total_memory
-from cnnexp.text import short_number
 
 if TYPE_CHECKING:
-    from cnnexp.data.tfds_images import TFDSSet
+    from cnnexp.data.tfds.dataset import TFDSSet
 
 SHARE = 0.3  # of a device's memory that images may take; the rest is for what is trained on them
 
@@ -31,7 +31,7 @@ def check_prepared(data: Data) -> None:
     if data.stream == "always" and not isinstance(data, TFDSImages):
         raise UsageError(f"data.stream=always: {data.name} is made in memory; allowed: auto, never")
     if isinstance(data, TFDSImages):
-        from cnnexp.data.prepared import prepared_set
+        from cnnexp.data.tfds.prepared import prepared_set
 
         found = prepared_set(data.name, data.data_dir)
         found.train_and_test_parts(data.train_split, data.test_split)
@@ -68,7 +68,7 @@ def make_ready(data: Data) -> list[str]:
     """
     if not isinstance(data, TFDSImages):
         return []
-    from cnnexp.data.tfds_images import TFDSSet
+    from cnnexp.data.tfds.dataset import TFDSSet
 
     found = TFDSSet(data)
     _read(found, data)
@@ -82,7 +82,7 @@ def load(data: Data) -> Images | ImageFiles:
         UsageError: the set is not prepared, or damaged.
     """
     if isinstance(data, TFDSImages):
-        from cnnexp.data.tfds_images import TFDSSet
+        from cnnexp.data.tfds.dataset import TFDSSet
 
         return _read(TFDSSet(data), data)
     return load_images(data)
@@ -95,14 +95,14 @@ def _read(found: "TFDSSet", data: TFDSImages) -> Images | ImageFiles:
 def load_images(data: Data) -> Images:
     """Load a data set into memory, whatever its size."""
     if isinstance(data, TFDSImages):
-        from cnnexp.data.tfds_images import TFDSSet
+        from cnnexp.data.tfds.dataset import TFDSSet
 
         return TFDSSet(data).images()
     if isinstance(data, Digits):
-        from cnnexp.data.digits import load_digits
+        from cnnexp.data.datasets.digits import load_digits
 
         return load_digits(data)
-    from cnnexp.data.tasks import load_task
+    from cnnexp.data.datasets.synthetic import load_task
 
     return load_task(data)
 
@@ -142,10 +142,10 @@ def images_per_class(
 
 def describe(data: Data) -> str:
     """One line: how many images of which classes there are, and how many are in both splits."""
-    from cnnexp.data.survey import survey_images
+    from cnnexp.data.tfds.checks import survey_images
 
     if isinstance(data, TFDSImages):
-        from cnnexp.data.tfds_images import TFDSSet
+        from cnnexp.data.tfds.dataset import TFDSSet
 
         found = TFDSSet(data).survey()
     else:

@@ -13,7 +13,7 @@ from cnnexp.config.data import (
     Task,
     TFDSImages,
 )
-from cnnexp.errors import UsageError, as_typed
+from cnnexp.core.errors import UsageError, as_typed
 
 DIGIT = 8  # side of scikit-learn's digits, in pixels
 # Base images of scattered canvases; digits as they are have no validation split of their own.
@@ -122,7 +122,7 @@ def _task_shape(data: Task) -> tuple[tuple[int, int, int], int]:
 def _tfds_shape(
     name: str, data_dir: str | None, train_split: str, test_split: str, size: int | None
 ) -> DataShape:
-    from cnnexp.data.prepared import is_prepared, prepared_set
+    from cnnexp.data.tfds.prepared import is_prepared, prepared_set
 
     if name in KNOWN and not is_prepared(name, data_dir):
         shape = KNOWN[name]

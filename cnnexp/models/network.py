@@ -9,14 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from cnnexp.layers.embed import embed
-from cnnexp.layers.layouts import Layout, arranged
-from cnnexp.layers.probes import locality
-from cnnexp.layers.sharing import distance_to_shared
-from cnnexp.layers.tied_conv import TiedConv
-from cnnexp.layers.tying import Tying
-from cnnexp.models.pooling import pool
 from cnnexp.models.spec import LayerSpec, Network
+from cnnexp.nn.embedding import distance_to_shared, embed
+from cnnexp.nn.ops.patches import Layout, arranged
+from cnnexp.nn.pooling import pool
+from cnnexp.nn.probes import locality
+from cnnexp.nn.tied_conv import TiedConv
+from cnnexp.nn.tying import Tying
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "tanh": jnp.tanh, "identity": lambda x: x}
 SAMPLE_SIDE, SAMPLE_FILTERS = 8, 4

@@ -7,13 +7,13 @@ from functools import cache
 from typing import Any
 
 from cnnexp.config import RunConfig
-from cnnexp.config.sections import MLP, Activation, DType, Lowering, Pool, SimpleCNN
+from cnnexp.config.sections import MLP, Activation, DType, Lowering, SimpleCNN
+from cnnexp.core.errors import UsageError, as_typed
 from cnnexp.data.shapes import DataShape
-from cnnexp.errors import UsageError, as_typed
-from cnnexp.layers.counts import Counts, count
-from cnnexp.layers.geometry import Geometry
-from cnnexp.layers.tying import SIZED, Tying, bias_shape, weights
 from cnnexp.models.matching import Widths, is_matched, match_widths
+from cnnexp.nn.counts import Counts, count
+from cnnexp.nn.geometry import Geometry, Pool
+from cnnexp.nn.tying import SIZED, Tying, bias_shape, weights
 
 KEYS = (
     "features",

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnexp.store.atomic import NO_FILE, crc32_of, read_json, write_json
-from cnnexp.store.guard import is_name
+from cnnexp.store.files import NO_FILE, crc32_of, is_name, read_json, write_json
 from cnnexp.store.runs import Written, set_aside
 
 KEPT = 2  # checkpoints of a stack

@@ -22,8 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cnnexp.errors import UsageError
-from cnnexp.store.atomic import (
+from cnnexp.core.errors import UsageError
+from cnnexp.store.files import (
     NO_FILE,
     again_if_replaced,
     look_anew,

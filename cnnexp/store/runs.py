@@ -16,17 +16,18 @@ import numpy as np
 import yaml
 
 from cnnexp.config import RunConfig
-from cnnexp.store.atomic import (
+from cnnexp.store.files import (
     append_bytes,
     crc32_of,
+    is_name,
     json_bytes,
+    printable,
     read_bytes,
     read_json,
     write_bytes,
     write_json,
     write_text,
 )
-from cnnexp.store.guard import is_name, printable
 
 Status = Literal["running", "interrupted", "finished", "diverged", "failed"]
 ENDED = ("finished", "diverged")  # with a result: not run again

@@ -14,8 +14,8 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 
 from cnnexp.config import parse
-from cnnexp.errors import UsageError, as_typed, shortened
-from cnnexp.sweep.jobs import TYPED, Job
+from cnnexp.core.errors import UsageError, as_typed, shortened
+from cnnexp.sweep.points import TYPED, Job
 
 
 def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[Job]:

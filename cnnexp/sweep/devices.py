@@ -3,9 +3,8 @@
 import os
 import warnings
 
-from cnnexp.cache import cache_folder
-from cnnexp.errors import UsageError
-from cnnexp.limits import cores
+from cnnexp.core.errors import UsageError
+from cnnexp.core.machine import cache_folder, cores
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 # Flags of JAX that decide what a program computes, or whether it runs: the environment must not change a

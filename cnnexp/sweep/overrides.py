@@ -20,7 +20,7 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 
 from cnnexp.config import unknown_key
-from cnnexp.errors import UsageError, as_typed, nearest_name, suggestion
+from cnnexp.core.errors import UsageError, as_typed, nearest_name, suggestion
 from cnnexp.sweep.compose import quote_tyings
 
 SWEEPERS = ("cnnexp", "optuna")

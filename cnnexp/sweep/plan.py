@@ -8,7 +8,7 @@ from pathlib import Path
 from cnnexp.config import RunConfig
 from cnnexp.store.checkpoints import damaged_stacks, saved_stacks
 from cnnexp.store.runs import COMMANDS, damaged_files, has_ended, run_folder, sweep_folder
-from cnnexp.sweep.memory import largest_stack
+from cnnexp.sweep.cost import largest_stack
 from cnnexp.sweep.stacks import Stack, grouped, shape_of_program, split
 
 

@@ -1,4 +1,4 @@
-"""What made a result: versions, device, git revision."""
+"""What made a result, and the summary that a run ends with."""
 
 import functools
 import os
@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import cnnexp
+from cnnexp.config import RunConfig
+from cnnexp.config.data import corruption_summary
+from cnnexp.models.spec import matching_of, spec_of, total
+from cnnexp.sweep.stacks import run_flops
+from cnnexp.training.schedule import duration_of
 
 PACKAGES = ("cnnexp", "jax", "flax", "optax", "numpy")
 
@@ -77,3 +82,33 @@ def git_revision() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return revision.strip() + ("+" if changes else "")
+
+
+def summary_of(
+    config: RunConfig, last: dict[str, int | float], *, status: str, seconds: float
+) -> dict[str, Any]:
+    """The last evaluation, the counts and what made them; `seconds` is the run's share of its stack's."""
+    layers, made_by = spec_of(config), provenance()
+    platform = made_by["device_kind"].partition(" ")[0]
+    metrics = {key: value for key, value in last.items() if "/" in key}
+    return {
+        "run_id": config.run_id,
+        "status": status,
+        "experiment": config.experiment,
+        "seed": config.seed,
+        "params/total": total(layers, "params"),
+        **{f"params/{layer.name}": layer.counts.params for layer in layers},
+        "macs": total(layers, "macs"),
+        **matching_of(config),
+        **corruption_summary(config.data),
+        "connections": total(layers, "connections"),
+        **metrics,
+        "steps": last["step"],
+        "epochs": last["epoch"],
+        "wall_seconds": seconds,
+        "flops": run_flops(config) * last["step"] / duration_of(config).steps,
+        "product_precision": product_precision(
+            config.model.precision, config.model.dtype or config.model.param_dtype, platform
+        ),
+        **made_by,
+    }

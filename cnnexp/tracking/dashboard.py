@@ -11,14 +11,13 @@ import wandb_workspaces.workspaces as workspaces
 from wandb_workspaces.reports.v2 import interface as reports
 from wandb_workspaces.reports.v2.interface import Config, SummaryMetric
 
-from cnnexp.analysis.escape import markdown_text
-from cnnexp.analysis.frame import frame, varying_keys
-from cnnexp.analysis.report import write_report
+from cnnexp.analysis.dataframe import frame, varying_keys
 from cnnexp.analysis.results import tell_left_out
-from cnnexp.store.atomic import read_json, write_json, write_text
+from cnnexp.core.text import markdown_text
+from cnnexp.report.report import write_report
+from cnnexp.store.files import read_json, write_json, write_text
 from cnnexp.store.runs import read_runs, read_sweep
-from cnnexp.tracking.limits import NAME_LIMIT, shortened
-from cnnexp.tracking.target import Target, drop_credentials
+from cnnexp.tracking.target import NAME_LIMIT, Target, drop_credentials, shortened
 
 FILE = "dashboard.json"  # in the sweep's folder: where its workspace and its report were saved
 COLUMNS = [

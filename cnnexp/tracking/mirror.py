@@ -21,10 +21,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cnnexp.tracking.sweep_run import all_have_ended, send_whole, start_machine
 from cnnexp.tracking.target import Reachability, Target, drop_credentials, without_secrets
 from cnnexp.tracking.trackio_run import TrackioMirror
 from cnnexp.tracking.wandb_run import RunMirror
-from cnnexp.tracking.wandb_sweep import all_have_ended, send_whole, start_machine
 
 DONE, OUTAGE, REFUSED = 0, 3, 4  # exit codes
 GIVE_UP_SECONDS = 600.0  # after the sweep's end

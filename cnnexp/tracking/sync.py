@@ -6,14 +6,20 @@ import time
 from pathlib import Path
 
 from cnnexp.config.sections import Tracking
-from cnnexp.errors import UsageError, suggestion
-from cnnexp.progress import progress_bar
-from cnnexp.store.guard import refuse_links
+from cnnexp.core.errors import UsageError, suggestion
+from cnnexp.core.terminal import progress_bar
+from cnnexp.store.files import refuse_links
 from cnnexp.store.leases import Leases
 from cnnexp.store.runs import corrupt_line, damaged_files, read_run, run_folders, sweep_names
 from cnnexp.tracking.mirror import Follower, outage_line, sent_line
-from cnnexp.tracking.target import Reachability, Target, drop_credentials, resolve_mode, sync_command
-from cnnexp.tracking.wandb_sweep import send_whole
+from cnnexp.tracking.sweep_run import send_whole
+from cnnexp.tracking.target import (
+    Reachability,
+    Target,
+    drop_credentials,
+    resolve_mode,
+    sync_command,
+)
 
 FOLLOW_SECONDS = 2.0  # between two looks at the store
 AGAIN_SECONDS = 5.0  # after a failure, while following

@@ -2,6 +2,7 @@
 
 import configparser
 import contextlib
+import hashlib
 import netrc
 import os
 import re
@@ -17,7 +18,7 @@ from typing import Literal
 from urllib.parse import unquote, urlparse
 
 from cnnexp.config.sections import Tracking
-from cnnexp.errors import UsageError, suggestion
+from cnnexp.core.errors import UsageError, suggestion
 
 Mode = Literal["online", "offline", "local", "disabled"]
 # What the client accepts as `$WANDB_MODE`, and what it does then.
@@ -205,3 +206,28 @@ def without_secrets(text: str) -> str:
         if len(secret) > 3:  # else it is a part of many words
             text = text.replace(secret, "…")
     return without_credentials(text)
+
+
+LABEL_LIMIT = 64  # characters of a job type, or of a tag
+NAME_LIMIT = 128  # of a run's id and name, its group, a project
+DIGEST = 8
+
+
+def shortened(text: str, limit: int, tail: str = "") -> str:
+    """Keep a text within a limit: where it is longer, a hash of all of it takes the place of its end.
+
+    Args:
+        text: any.
+        limit: characters that are allowed.
+        tail: comes behind it, whole.
+
+    >>> shortened("a long name", 20, " seed 1")
+    'a long name seed 1'
+    >>> shortened("a very long name", 20, " seed 1")
+    'a ve-4e54041b seed 1'
+    """
+    room = limit - len(tail)
+    if len(text) > room:
+        digest = hashlib.sha256(text.encode()).hexdigest()[:DIGEST]
+        text = f"{text[: room - DIGEST - 1]}-{digest}"
+    return text + tail

@@ -8,8 +8,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from cnnexp.analysis.kernel_pictures import kernel_mosaics
-from cnnexp.store.atomic import read_json, write_json
+from cnnexp.plots.kernels import kernel_mosaics
+from cnnexp.store.files import read_json, write_json
 from cnnexp.store.runs import ENDED, read_run
 from cnnexp.tracking.target import Target
 

@@ -5,13 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cnnexp.analysis.kernel_pictures import kernel_mosaics
 from cnnexp.config import parse
-from cnnexp.store.atomic import read_json, write_json
-from cnnexp.store.guard import is_name
+from cnnexp.plots.kernels import kernel_mosaics
+from cnnexp.store.files import is_name, read_json, write_json
 from cnnexp.store.runs import ENDED, StoredRun, read_history, read_run
-from cnnexp.tracking.limits import LABEL_LIMIT, NAME_LIMIT, shortened
-from cnnexp.tracking.target import Target
+from cnnexp.tracking.target import LABEL_LIMIT, NAME_LIMIT, Target, shortened
 
 AXES = ("step", "epoch", "images", "macs")  # what metrics may be drawn against
 SUMMARY_NAMES = {"macs": "macs/image"}  # in W&B, where `macs` are those of the training so far

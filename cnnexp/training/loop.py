@@ -12,15 +12,23 @@ import numpy as np
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from cnnexp.config import RunConfig
-from cnnexp.data.arrays import Images
+from cnnexp.data.images import Images
 from cnnexp.data.loading import split_of, split_seed_of
+from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.shapes import train_size_of
-from cnnexp.data.stream import ImageFiles
 from cnnexp.models.spec import total
-from cnnexp.training.feed import Feed, MemoryFeed, StreamFeed
-from cnnexp.training.hosts import agreed, fetched, host_device
-from cnnexp.training.hyper import hyper_of
-from cnnexp.training.stack import BATCH, RUNS, WHOLE, Subsets, compile_stack, device_mesh, on_devices
+from cnnexp.training.batches import Feed, MemoryFeed, StreamFeed
+from cnnexp.training.optimizers import hyper_of
+from cnnexp.training.processes import agreed, fetched, host_device
+from cnnexp.training.stacking import (
+    BATCH,
+    RUNS,
+    WHOLE,
+    Subsets,
+    compile_stack,
+    device_mesh,
+    on_devices,
+)
 from cnnexp.training.train import Metrics, State, Train, make_train
 
 Row = dict[str, int | float]

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cnnexp.config import RunConfig
+from cnnexp.core.errors import UsageError
 from cnnexp.data.shapes import train_size_of
-from cnnexp.errors import UsageError
 
 # Steps at one evaluation over those at the one before, with `train.eval_every=log`: a fifth of an octave,
 # less than the steps to a target scatter over seeds. Finer ones would cost more and tell little more: 750
 # steps have 42 evaluations, with a ratio of 1.1 they would have 57.
 LOG_RATIO = 1.15
-MOST_IMAGES, MOST_STEPS = 2**32, 2**31 - 1  # that a run counts: see `cnnexp.data.order`
+MOST_IMAGES, MOST_STEPS = 2**32, 2**31 - 1  # that a run counts: see `cnnexp.data.sampling`
 MOST_EVALUATIONS = 1_000_000
 
 

@@ -14,12 +14,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from cnnexp.config import RunConfig
-from cnnexp.data.arrays import Normalisation, Numbers
 from cnnexp.data.corruptions import Corruptions
-from cnnexp.data.order import keys_of_run
-from cnnexp.data.source import Counted, InMemory, Raw, Window
-from cnnexp.layers.sharing import share, tie_gradient
-from cnnexp.layers.tied_conv import TiedConv
+from cnnexp.data.images import Normalisation, Numbers
+from cnnexp.data.pipelines import Counted, InMemory, Raw, Window
+from cnnexp.data.sampling import keys_of_run
 from cnnexp.models.network import (
     TiedNetwork,
     embedded_convolution,
@@ -28,9 +26,10 @@ from cnnexp.models.network import (
     spatial_layers,
 )
 from cnnexp.models.spec import spec_of
-from cnnexp.training.hyper import Hyper, hyper_of
-from cnnexp.training.loss import correct, losses
-from cnnexp.training.optimizer import make_optimizer
+from cnnexp.nn.embedding import share, tie_gradient
+from cnnexp.nn.tied_conv import TiedConv
+from cnnexp.training.losses import correct, losses
+from cnnexp.training.optimizers import Hyper, hyper_of, make_optimizer
 from cnnexp.training.schedule import Duration, duration_of
 
 # Images at a time in an evaluation. On CPU what they make must stay in its caches.

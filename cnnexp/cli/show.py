@@ -1,0 +1,168 @@
+"""`cnnexp show`: networks described layer by layer from their configurations, and pictures of them."""
+
+import io
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cnnexp.config import RunConfig
+from cnnexp.core.errors import UsageError
+from cnnexp.core.text import short_number
+from cnnexp.data.images import Images
+from cnnexp.data.pipelines import ImageFiles
+from cnnexp.models.spec import Network, matching_of, spec_of, total
+from cnnexp.report.networks import COLUMNS, COUNTED, layer_rows
+from cnnexp.store.files import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_CLASSES = 12  # that have a column each in the table of images per class
+LONGEST = 100  # characters of a picture's name
+WIDE = 105  # columns of a terminal that has room for every digit
+LEGEND = "MACs: of one image. memory: parameters and what the optimiser keeps for each."
+
+
+class Pictures:
+    """The pictures of one command, in a folder outside the results, which no command takes for a sweep."""
+
+    def __init__(self, folder: Path):
+        self._folder, self._names = folder, Counter[str]()
+
+    def save(self, figure: "Figure", title: str) -> str:
+        """Write a figure under a name of its own, numbered where several have one title; returns its path."""
+        name = re.sub(r"[^A-Za-z0-9._]+", "-", title).strip("-")[:LONGEST]
+        self._names[name] += 1
+        number = f"-{self._names[name]}" if self._names[name] > 1 else ""
+        target, picture = self._folder / f"{name}{number}.png", io.BytesIO()
+        figure.savefig(picture, format="png", dpi=120)
+        write_bytes(target, picture.getvalue())
+        return str(target)
+
+
+def show(configs: Sequence[RunConfig]) -> dict[str, float]:
+    """Print a table a network and write its picture; returns each run's number of parameters."""
+    from matplotlib.style import context
+
+    from cnnexp.sweep.devices import pin_numerics
+
+    pin_numerics()  # examples are drawn as runs draw them
+    with context("default"):  # whatever the user's matplotlibrc says
+        return _show(configs)
+
+
+def _show(configs: Sequence[RunConfig]) -> dict[str, float]:
+    console, pictures = Console(), Pictures(Path("show"))
+    networks: dict[Network, RunConfig] = {}
+    for config in configs:
+        networks.setdefault(spec_of(config), config)
+    for layers, config in networks.items():
+        console.print(_table(layers, config, wide=console.width >= WIDE))
+        if matched := matching_of(config):
+            model = config.model.model_dump()
+            console.print(
+                f"{model['match']} matched with {model['match_tying']}: {matched['match/target']:,}, "
+                f"reached {matched['match/ratio']:.4f} of it",
+                highlight=False,
+            )
+        console.print(_picture(layers, config, pictures), highlight=False, soft_wrap=True)
+    console.print(f"[dim]{LEGEND}[/]", highlight=False)
+    for line in _data_pictures(configs, pictures):
+        console.print(line, highlight=False, soft_wrap=isinstance(line, str))
+    return {config.run_id: float(total(spec_of(config), "params")) for config in configs}
+
+
+def _table(layers: Network, config: RunConfig, *, wide: bool) -> Table:
+    inputs = "x".join(map(str, layers[0].geometry.in_shape))
+    params = total(layers, "params")
+    title = f"{config.model.name} on {config.data.name}, images of {inputs}: {params:,} parameters"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    shown = [column for column in COLUMNS if wide or column != "weights"]
+    for column in shown:
+        header = column if wide else column.replace("connections", "connec-\ntions")
+        table.add_column(header, justify="left" if column in ("layer", "tying") else "right", overflow="fold")
+    rows = layer_rows(layers, config)
+    for index, row in enumerate(rows):
+        if index == len(layers):
+            table.add_section()
+        table.add_row(*(_text(column, row[column], wide=wide) for column in shown))
+    return table
+
+
+def _text(column: str, value: Any, *, wide: bool) -> str:
+    if column == "memory":
+        return f"{short_number(value)}B"
+    if column in COUNTED:
+        return f"{value:,}" if wide else short_number(value)
+    return value if isinstance(value, str) else f"{value:.3f}" if column == "sparsity" else f"{value:,.1f}"
+
+
+def _data_pictures(configs: Sequence[RunConfig], pictures: Pictures) -> Iterator[str | Table]:
+    """Describe each set of images: a line, images per class, and the picture of its examples."""
+    from cnnexp.data.loading import check_prepared, check_size, describe, load, same_images
+    from cnnexp.data.shapes import check_levels
+    from cnnexp.plots.images import data_picture
+
+    sets: dict[str, list[RunConfig]] = {}
+    for config in configs:
+        check_levels(config.data)
+        sets.setdefault(same_images(config.data), []).append(config)
+    for alike in sets.values():
+        data = alike[0].data
+        try:
+            check_prepared(data)
+            check_size(data)
+        except UsageError as error:
+            yield f"no picture of the images: {error}"
+            continue
+        yield describe(data)
+        images = load(data)
+        yield from _class_tables(alike, images)
+        yield pictures.save(data_picture(alike, images), f"data-{data.name}")
+
+
+def _class_tables(configs: Sequence[RunConfig], images: Images | ImageFiles) -> Iterator[Table]:
+    """Count the images of each class that runs are trained, validated and tested on.
+
+    One table for each choice of numbers of images; of the seeds that draw them the first is shown.
+    """
+    from cnnexp.data.loading import images_per_class, split_seed_of
+
+    kinds: dict[tuple[int | None, int], RunConfig] = {}
+    for config in configs:
+        kinds.setdefault((config.data.train_size, config.data.validation_size), config)
+    for config in kinds.values():
+        seed = split_seed_of(config)
+        counts = images_per_class(images, config.data, seed)
+        table = Table(
+            title=f"images per class, as drawn by seed {seed}",
+            title_justify="left",
+            box=None,
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
+        narrow = len(counts["test"]) <= MOST_CLASSES
+        classes = [str(label) for label in range(len(counts["test"]))] if narrow else ["fewest", "most"]
+        for column in ("split", "images", *classes):
+            table.add_column(column, justify="left" if column == "split" else "right")
+        for split, numbers in counts.items():
+            shown = numbers if narrow else (numbers.min(), numbers.max())
+            table.add_row(split, f"{numbers.sum():,}", *(f"{number:,}" for number in shown))
+        yield table
+
+
+def _picture(layers: Network, config: RunConfig, pictures: Pictures) -> str:
+    """Write the picture of a network; the line to print about it."""
+    from cnnexp.plots.layers import network_picture
+
+    figure = network_picture(layers)
+    if figure is None:
+        return ""
+    tied = [layer for layer in layers if not layer.geometry.covers_image]
+    ties = "-".join(dict.fromkeys(f"{layer.tying} {layer.geometry.connectivity}" for layer in tied))
+    return pictures.save(figure, f"{config.model.name}-{ties}".replace(" local", ""))

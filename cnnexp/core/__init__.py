@@ -1,0 +1,1 @@
+"""What every other package may use: errors, text, the terminal, the machine."""

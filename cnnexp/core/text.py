@@ -1,0 +1,77 @@
+"""Text for people: numbers, and foreign text escaped for Markdown and figures."""
+
+import re
+
+
+def short_number(number: float | int) -> str:
+    """Three digits and a prefix.
+
+    >>> short_number(28_938)
+    '28.9k'
+    """
+    for prefix in ("", "k", "M", "G", "T", "P", "E"):
+        if number < 999.5 or prefix == "E":
+            return f"{number:.3g}{prefix}"
+        number /= 1000
+    raise AssertionError
+
+
+def duration_text(seconds: float | int) -> str:
+    """Two units at most.
+
+    >>> duration_text(5400)
+    '1 h 30 min'
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours_of_day = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours_of_day} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+# What begins emphasis, code, an entity, HTML, a link or another cell; a bracket alone does not.
+SPECIAL = re.compile(
+    r"[\\`*~|]|&(?=[#A-Za-z])|<(?=[A-Za-z/!?])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|!(?=\[)|\](?=[(\[:])"
+)
+
+
+def markdown_text(text: object) -> str:
+    r"""Text as Markdown that shows it.
+
+    >>> markdown_text("<script> a|b [x](y) low_rank [1.0, 2.0]")
+    '\\<script> a\\|b [x\\](y) low_rank [1.0, 2.0]'
+    """
+    return SPECIAL.sub(r"\\\g<0>", str(text))
+
+
+def markdown_code(text: object) -> str:
+    """A span of code, in a table too.
+
+    >>> markdown_code("a`b")
+    '`` a`b ``'
+    """
+    shown = str(text).replace("|", "\\|")
+    fence = "`" * (_longest_fence(shown) + 1)
+    return f"{fence} {shown} {fence}" if "`" in shown else f"{fence}{shown}{fence}"
+
+
+def markdown_block(text: str) -> str:
+    """A block of code that nothing in the text can end."""
+    fence = "`" * max(3, _longest_fence(text) + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
+def figure_text(text: object) -> str:
+    """Text as Matplotlib shows it: a dollar is a dollar.
+
+    >>> figure_text("$x$")
+    '\\\\$x\\\\$'
+    """
+    return str(text).replace("$", r"\$")
+
+
+def _longest_fence(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)

@@ -1,0 +1,1 @@
+"""Sets of TensorFlow Datasets, read without TensorFlow."""

@@ -1,0 +1,173 @@
+"""Preparing sets of TensorFlow Datasets with their own builders, where possible without TensorFlow."""
+
+import importlib
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from glob import glob
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+from urllib.parse import urlsplit
+
+import cv2
+import numpy as np
+
+from cnnexp.core.errors import UsageError, suggestion
+from cnnexp.data.tfds.prepared import FORMAT, PreparedSet, data_dir_of
+
+CONNECT_SECONDS = 3.0  # after which a server is taken for out of reach; TFDS tries for minutes
+
+
+def prepare(name: str, source: Path | None, data_dir: str | Path | None) -> PreparedSet:
+    """Prepare a set with its own TFDS builder, which checks the checksums of what it reads.
+
+    Args:
+        name: the builder's name, with its configuration where it has several.
+        source: a folder with the published files already downloaded; None downloads them.
+        data_dir: where to; see `data_dir_of`.
+
+    Raises:
+        UsageError: no such set, a file that is missing or is not the published one, no network, or a
+            builder that needs TensorFlow where there is none.
+    """
+    if source is not None and not source.is_dir():
+        raise UsageError(f"--from {source}: no such folder")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+    from tensorflow_datasets.core.download.extractor import ExtractError
+    from tensorflow_datasets.core.download.util import DownloadError
+
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    builder = _builder(name, data_dir)
+    if source is None and builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        raise UsageError(
+            f"{name}: its files must be fetched by hand; type: cnnexp data prepare {name} --from DIR "
+            f"({' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())})"
+        )
+    config = tfds.download.DownloadConfig(manual_dir=source) if source else None
+    with without_tensorflow(), _only_reachable(name, source):
+        try:
+            builder.download_and_prepare(download_config=config)
+        except ImportError as error:
+            extra = "'cnnexp[tfds]'" if error.name == "tensorflow" else error.name
+            raise UsageError(f"preparing {name} needs {error.name}; type: pip install {extra}") from None
+        except NonMatchingChecksumError as error:
+            raise UsageError(f"{name}: {_wrong_file(error)}") from None
+        except (DownloadError, ExtractError) as error:
+            raise UsageError(f"{name}: {_first_line(error)}") from None
+        except FileNotFoundError as error:  # of those that are fetched by hand
+            raise UsageError(f"--from {source}: {Path(error.filename).name} is not there") from None
+    return PreparedSet(name=name, folder=Path(builder.data_path))
+
+
+def _builder(name: str, data_dir: str | Path | None) -> Any:
+    import tensorflow_datasets as tfds
+
+    set_name, _, config = name.partition("/")
+    names = tfds.list_builders(with_community_datasets=False)
+    if set_name not in names:
+        raise UsageError(f"data set {name}: {suggestion(set_name, names)}")
+    builder = tfds.builder_cls(set_name)
+    configs = [entry.name for entry in builder.BUILDER_CONFIGS]
+    if configs and config not in configs:
+        raise UsageError(f"data set {name}: {suggestion(name, [f'{set_name}/{entry}' for entry in configs])}")
+    return tfds.builder(name, data_dir=data_dir_of(data_dir), file_format=FORMAT)
+
+
+@contextmanager
+def _only_reachable(name: str, source: Path | None) -> Iterator[None]:
+    """Refuse at once what would be downloaded from a server out of reach, or is missing from `source`."""
+    from tensorflow_datasets.core.download import downloader
+
+    download = downloader._Downloader.download
+
+    def checked(self: Any, url: Any, *args: Any, **kwargs: Any) -> Any:
+        address = url if isinstance(url, str) else getattr(url, "url", str(url))
+        file = Path(urlsplit(address).path).name
+        if source is not None:
+            raise UsageError(f"--from {source}: {file} is not there")
+        parts = urlsplit(address)
+        try:
+            with socket.create_connection((parts.hostname or "", parts.port or 443), CONNECT_SECONDS):
+                pass
+        except OSError:
+            raise UsageError(
+                f"{name}: {parts.hostname} is out of reach; with {file} from elsewhere, type: "
+                f"cnnexp data prepare {name} --from DIR"
+            ) from None
+        return download(self, url, *args, **kwargs)
+
+    downloader._Downloader.download = checked
+    try:
+        yield
+    finally:
+        downloader._Downloader.download = download
+
+
+def _wrong_file(error: Exception) -> str:
+    match = re.search(r"downloaded to (.*), has wrong checksum", str(error))
+    file = match[1] if match else "a file"
+    return f"{file} is not the published one: its SHA-256 is another"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def without_tensorflow() -> Iterator[None]:
+    """Let TFDS prepare image sets without TensorFlow; what is not stood in for is still TensorFlow's.
+
+    Where TensorFlow is installed it is not used either: its graphs encode images several times slower.
+    """
+    from tensorflow_datasets.core import utils
+    from tensorflow_datasets.core.features import image_feature
+    from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow
+
+    files = SimpleNamespace(GFile=open, exists=os.path.exists, listdir=os.listdir, glob=glob)
+    here = {"io": _StandIn("io", gfile=files), "compat": _StandIn("compat", as_text=_as_text)}
+    with ExitStack() as patches:
+        patches.enter_context(patch.dict(tensorflow._submodules, here))
+        encoder = image_feature._ImageEncoder
+        patches.enter_context(patch.object(encoder, "_encode_image", _encode_image))
+        patches.enter_context(patch.object(utils, "jpeg_cmyk_to_rgb", _to_jpeg))
+        patches.enter_context(patch.object(utils, "png_to_jpeg", _to_jpeg))
+        yield
+
+
+class _StandIn(SimpleNamespace):
+    """A module of TensorFlow of which some functions are here, the others where they were."""
+
+    def __init__(self, module: str, **here: Any):
+        super().__init__(**here)
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(getattr(importlib.import_module("tensorflow"), self._module), name)
+
+
+def _as_text(text: str | bytes) -> str:
+    return text.decode() if isinstance(text, bytes) else text
+
+
+def _encode_image(self: Any, image: np.ndarray) -> bytes:
+    """What TFDS's image encoder does to an array."""
+    from tensorflow_datasets.core.features import image_feature
+
+    image_feature._validate_np_array(image, shape=self.shape, dtype=self.np_dtype)
+    colours = image if image.shape[-1] == 1 else image[..., [2, 1, 0, 3][: image.shape[-1]]]
+    return cv2.imencode(f".{self.encoding_format}", colours)[1].tobytes()
+
+
+def _to_jpeg(encoded: bytes, quality: int = 100) -> bytes:
+    """What TFDS does to the images of ImageNet that are PNG, or JPEG in CMYK."""
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()

@@ -1,0 +1,243 @@
+"""Prepared sets of TensorFlow Datasets as they lie on disk: what their own files say, without TFDS."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic.alias_generators import to_camel
+
+from cnnexp.core.errors import UsageError, nearest_name
+from cnnexp.data.shapes import KNOWN, DataShape
+from cnnexp.data.tfds.splits import Part, check_disjoint, parts_of
+
+FORMAT = "array_record"  # of random access, and readable without TensorFlow
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Written(BaseModel):
+    """A part of TFDS's JSON files: of protocol buffers, which leave out what is 0 or empty."""
+
+    model_config = ConfigDict(alias_generator=to_camel)
+
+
+class _Split(_Written):
+    name: str
+    shard_lengths: list[NonNegativeInt] = []
+
+
+class _Info(_Written):
+    name: str
+    file_format: str = "tfrecord"
+    splits: Annotated[list[_Split], Field(min_length=1)]
+
+
+class _Shape(_Written):
+    dimensions: tuple[int, int, int] = (0, 0, 3)
+
+
+class _Image(_Written):
+    shape: _Shape = _Shape()
+    dtype: str = "uint8"
+
+
+class _ClassLabel(_Written):
+    num_classes: int = 0
+
+
+class _Feature(_Written):
+    image: _Image | None = None
+    class_label: _ClassLabel | None = None
+
+
+class _Features(_Written):
+    features: dict[str, _Feature] = {}
+
+
+class _FeaturesFile(_Written):
+    features_dict: _Features = _Features()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedSet:
+    """One prepared version: `name` is TFDS's (with its configuration), `folder` holds its files."""
+
+    name: str
+    folder: Path
+
+    @cached_property
+    def info(self) -> "_Info":
+        """What `dataset_info.json` says."""
+        return self._parsed("dataset_info.json", _Info)
+
+    @cached_property
+    def features(self) -> "dict[str, _Feature]":
+        """The features of an example by their names."""
+        return self._parsed("features.json", _FeaturesFile).features_dict.features
+
+    @property
+    def bytes(self) -> int:
+        """Size of all its files."""
+        return sum(file.stat().st_size for file in self.folder.iterdir() if file.is_file())
+
+    @property
+    def shard_lengths(self) -> dict[str, list[int]]:
+        """Number of images in each file of each split."""
+        return {split.name: split.shard_lengths for split in self.info.splits}
+
+    def split_sizes(self) -> dict[str, int]:
+        """Number of images of each split."""
+        return {split: sum(lengths) for split, lengths in self.shard_lengths.items()}
+
+    def parts(self, split: str, key: str = "split") -> list[Part]:
+        """The images that a split selects, which may be written in TFDS's syntax for parts of splits.
+
+        Raises:
+            UsageError: as of `parts_of`; a file is not there; or the files are in another format.
+        """
+        parts = parts_of(split, self.shard_lengths, self.name, key)
+        for part in parts:
+            self.shards(part.split)
+        return parts
+
+    def train_and_test_parts(self, train_split: str, test_split: str) -> tuple[list[Part], list[Part]]:
+        """The images of both splits.
+
+        Raises:
+            UsageError: as of `parts`; or they have images in common.
+        """
+        train = self.parts(train_split, "data.train_split")
+        test = self.parts(test_split, "data.test_split")
+        check_disjoint(train, test, train_split, test_split)
+        return train, test
+
+    def shards(self, split: str) -> dict[Path, int]:
+        """The files of a whole split and the number of records in each.
+
+        Raises:
+            UsageError: a file is not there; or they are in another format.
+        """
+        kind = self.info.file_format
+        if kind != FORMAT:
+            raise UsageError(
+                f"{self.folder}: prepared as {kind}, which needs TensorFlow to read; prepare it again, in "
+                f"another folder: cnnexp data prepare {self.name} --data-dir DIR"
+            )
+        lengths = self.shard_lengths[split]
+        stem, count = f"{self.info.name}-{split}.{kind}", len(lengths)
+        files = {
+            self.folder / f"{stem}-{number:05d}-of-{count:05d}": length
+            for number, length in enumerate(lengths)
+        }
+        for file in files:
+            if not file.exists():
+                raise self.damaged(file, "the file is not there")
+        return files
+
+    def keys(self) -> tuple[str, str]:
+        """The names of an example's image and label.
+
+        Raises:
+            UsageError: there is not one image of bytes and one label.
+        """
+        images = [name for name, feature in self.features.items() if feature.image]
+        labels = [name for name, feature in self.features.items() if feature.class_label]
+        chosen = ["label"] if "label" in labels else labels
+        if len(images) != 1 or len(chosen) != 1:
+            raise UsageError(
+                f"data.name={self.name}: not a set of images with one label each "
+                f"(images: {images}, labels: {labels})"
+            )
+        return images[0], chosen[0]
+
+    def shape(self, train: Sequence[Part] = (), test: Sequence[Part] = ()) -> DataShape:
+        """Shape of the images, number of classes and of images; sides that vary are 0.
+
+        Raises:
+            UsageError: images or labels that no network here can be trained on.
+        """
+        image_key, label_key = self.keys()
+        image, label = self.features[image_key].image, self.features[label_key].class_label
+        assert image is not None and label is not None
+        if image.dtype != "uint8":
+            raise UsageError(f"data.name={self.name}: its images are {image.dtype}; allowed: uint8")
+        height, width, channels = (max(0, side) for side in image.shape.dimensions)
+        if channels not in (0, 1, 3, 4):
+            raise UsageError(f"data.name={self.name}: its images have {channels} channels; allowed: 1, 3, 4")
+        if label.num_classes < 2:
+            raise UsageError(
+                f"data.name={self.name}: its labels have {label.num_classes} classes; allowed: 2 and more"
+            )
+        return DataShape(
+            image=(height, width, channels or 3),
+            classes=label.num_classes,
+            train_images=sum(part.stop - part.start for part in train),
+            test_images=sum(part.stop - part.start for part in test),
+            varied=0 in (height, width),
+        )
+
+    def _parsed(self, name: str, model: type[Model]) -> Model:
+        file = self.folder / name
+        try:
+            return model.model_validate_json(file.read_bytes())
+        except OSError as error:
+            raise self.damaged(file, f"cannot be read ({error.strerror})") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise self.damaged(
+                file, f"not what TFDS writes ({where + ': ' if where else ''}{first['msg']})"
+            ) from None
+
+    def damaged(self, file: Path, why: str) -> UsageError:
+        """The error for a file that cannot be read."""
+        return UsageError(f"{file}: {why}; remove {self.folder} and type: cnnexp data prepare {self.name}")
+
+
+def data_dir_of(data_dir: str | Path | None) -> Path:
+    """The folder of prepared sets: as given, `$TFDS_DATA_DIR`, or TFDS's default."""
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def prepared_sets(data_dir: str | Path | None) -> Iterator[PreparedSet]:
+    """All prepared sets in a folder, by name and version."""
+    folder = data_dir_of(data_dir)
+    for file in sorted(folder.glob("**/dataset_info.json")):
+        if re.fullmatch(r"\d+\.\d+\.\d+", file.parent.name):
+            yield PreparedSet(name=file.parent.parent.relative_to(folder).as_posix(), folder=file.parent)
+
+
+def prepared_set(name: str, data_dir: str | Path | None) -> PreparedSet:
+    """The newest prepared version of a set.
+
+    Raises:
+        UsageError: there is none; the message says what to type.
+    """
+    found = _newest(data_dir_of(data_dir), name)
+    if found is not None:
+        return found
+    there = {prepared.name for prepared in prepared_sets(data_dir)} | set(KNOWN)
+    meant = nearest_name(name, sorted(there))
+    if meant and name not in there:
+        raise UsageError(f"data.name={name}: not prepared; did you mean {meant!r}?")
+    raise UsageError(
+        f"data.name={name}: not prepared in {data_dir_of(data_dir)}; type: cnnexp data prepare {name} "
+        "(with --from DIR where its files are already downloaded)"
+    )
+
+
+def is_prepared(name: str, data_dir: str | Path | None) -> bool:
+    """Whether there is any version of a set."""
+    return _newest(data_dir_of(data_dir), name) is not None
+
+
+@lru_cache(maxsize=64)
+def _newest(folder: Path, name: str) -> PreparedSet | None:
+    versions = [file.parent for file in (folder / name).glob("*/dataset_info.json")]
+    versions = [version for version in versions if re.fullmatch(r"\d+\.\d+\.\d+", version.name)]
+    newest = max(versions, key=lambda version: [int(part) for part in version.name.split(".")], default=None)
+    return None if newest is None else PreparedSet(name=name, folder=newest)

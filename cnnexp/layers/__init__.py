@@ -1,5 +1,0 @@
-"""Layers that are one linear map on patches, tied in different ways.
-
-`geometry`, `tying` and `counts` are plain Python, so that a sweep is planned without importing JAX;
-`tied_conv`, `patches` and `equivalent` compute.
-"""

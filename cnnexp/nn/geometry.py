@@ -1,0 +1,167 @@
+"""Where a layer looks: which inputs each output position sees, from shapes alone."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int
+
+Padding = Literal["SAME", "VALID", "CIRCULAR"]
+AT_ONCE = 2**20  # windows or taps that are counted together
+Connectivity = Literal["local", "random"]
+Pool = Literal["max", "average", "global_average", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """A window that slides over an image.
+
+    A signal of length n is an image of shape `(n, 1, c)`.
+
+    Attributes:
+        in_shape: height, width and channels of the input.
+        features: output channels.
+        kernel_size: height and width of the window, in taps.
+        stride: pixels between neighbouring windows, down and across.
+        dilation: pixels between neighbouring taps, down and across.
+        padding: "SAME" surrounds the image with zeros so that `ceil(size / stride)` windows fit;
+            "VALID" keeps every window inside the image; both as in `jax.lax.padtype_to_pads`.
+            "CIRCULAR" has as many windows as "SAME" and continues the image with its other side, as in
+            `flax.nnx.Conv`.
+        connectivity: "local" is the window; "random" connects each position to as many pixels as its
+            window holds, drawn at random, so that sparsity stays and closeness goes.
+
+    Raises:
+        ValueError: a size below one, or a kernel larger than the image.
+    """
+
+    in_shape: tuple[int, int, int]
+    features: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    padding: Padding = "SAME"
+    connectivity: Connectivity = "local"
+
+    def __post_init__(self) -> None:
+        for name in ("in_shape", "features", "kernel_size", "stride", "dilation"):
+            value = getattr(self, name)
+            if min(value if isinstance(value, tuple) else (value,)) < 1:
+                raise ValueError(f"{name}={value} is below 1")
+        for axis, size in enumerate(self.in_shape[:2]):
+            if self.extent[axis] > size:
+                raise ValueError(self._too_large(axis, size))
+
+    def _too_large(self, axis: int, size: int) -> str:
+        dilated = "" if self.dilation == (1, 1) else f" with dilation={_times(self.dilation)}"
+        kernel, image = _times(self.kernel_size), _times(self.in_shape[:2])
+        allowed = (size - 1) // self.dilation[axis] + 1
+        larger = f"kernel_size={kernel}{dilated} is larger than the {image} image it looks at"
+        return f"{larger}; allowed: 1 to {allowed}"
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Height and width of the window in pixels, dilation included."""
+        h, w = ((k - 1) * d + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True))
+        return h, w
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        """Height and width of the output."""
+        h, w = (self._windows(axis) for axis in (0, 1))
+        return h, w
+
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the output."""
+        return (*self.out_size, self.features)
+
+    @property
+    def positions(self) -> int:
+        """Number of output positions."""
+        return math.prod(self.out_size)
+
+    @property
+    def pixels(self) -> int:
+        """Number of input positions."""
+        return math.prod(self.in_shape[:2])
+
+    @property
+    def fan_in(self) -> int:
+        """Inputs of one output unit: `kh * kw * c_in`."""
+        return math.prod(self.kernel_size) * self.in_shape[2]
+
+    @property
+    def in_units(self) -> int:
+        """Number of input units."""
+        return math.prod(self.in_shape)
+
+    @property
+    def out_units(self) -> int:
+        """Number of output units."""
+        return math.prod(self.out_shape)
+
+    @property
+    def pads(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Pixels before and after the image, along height and width."""
+        h, w = (self._pads(axis) for axis in (0, 1))
+        return h, w
+
+    @property
+    def covers_image(self) -> bool:
+        """Whether the one window is the whole image, as in a fully connected layer."""
+        whole = self.kernel_size == self.in_shape[:2] and self.positions == 1 and self.connectivity == "local"
+        return whole and self.pads == ((0, 0), (0, 0))
+
+    def taps_inside(self) -> int:
+        """Pairs of an output position and a kernel tap that falls on a pixel, not on padding."""
+        return math.prod(self._taps_inside(axis) for axis in (0, 1))
+
+    def axis_index(self, axis: int) -> Int[np.ndarray, "windows k"]:
+        """The pixel of each window and tap along an axis; the image's size stands for padding."""
+        size, k = self.in_shape[axis], self.kernel_size[axis]
+        starts = np.arange(self._windows(axis)) * self.stride[axis] - self._pads(axis)[0]
+        pixels = starts[:, None] + np.arange(k) * self.dilation[axis]
+        if self.padding == "CIRCULAR":
+            return pixels % size
+        return np.where((pixels >= 0) & (pixels < size), pixels, size)
+
+    def window_index(self) -> Int[np.ndarray, "positions taps"]:
+        """The pixel, counted by rows, of each position and tap of its window; `pixels` stands for padding."""
+        (h, w, _), rows, columns = self.in_shape, self.axis_index(0), self.axis_index(1)
+        i, j = rows[:, None, :, None], columns[None, :, None, :]
+        index = np.where((i < h) & (j < w), i * w + j, h * w)
+        return index.reshape(self.positions, -1)
+
+    def _taps_inside(self, axis: int) -> int:
+        """Pairs along an axis, without making the arrays: images and kernels may be too large for them."""
+        windows, k, before = self._windows(axis), self.kernel_size[axis], self._pads(axis)[0]
+        if self.padding == "CIRCULAR":
+            return windows * k
+        down, across = (windows, self.stride[axis]), (k, self.dilation[axis])
+        (few, step), (many, other) = sorted((down, across))
+        inside = 0
+        for at in range(0, few, AT_ONCE):
+            starts = np.arange(at, min(at + AT_ONCE, few)) * step - before  # pixels of the first of the many
+            first = np.clip(-(starts // other), 0, many)  # of the many, from which on they are inside
+            behind = np.clip((self.in_shape[axis] - 1 - starts) // other + 1, 0, many)
+            inside += int(np.maximum(behind - first, 0).sum())
+        return inside
+
+    def _windows(self, axis: int) -> int:
+        size, s = self.in_shape[axis], self.stride[axis]
+        return (size - self.extent[axis]) // s + 1 if self.padding == "VALID" else -(-size // s)
+
+    def _pads(self, axis: int) -> tuple[int, int]:
+        if self.padding == "VALID":
+            return 0, 0
+        size, s, extent = self.in_shape[axis], self.stride[axis], self.extent[axis]
+        if self.padding == "CIRCULAR":
+            return (extent - 1) // 2, extent // 2
+        total = max((self._windows(axis) - 1) * s + extent - size, 0)
+        return total // 2, total - total // 2
+
+
+def _times(pair: tuple[int, int]) -> str:
+    return f"{pair[0]}x{pair[1]}"

@@ -1,0 +1,1 @@
+"""How the maps of a layer are computed; private to ."""

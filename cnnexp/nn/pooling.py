@@ -1,0 +1,65 @@
+"""Pooling over windows that do not overlap."""
+
+from functools import partial, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from cnnexp.nn.geometry import Pool
+from cnnexp.nn.ops.patches import Layout
+
+
+def pool(
+    x: Float[Array, "_ _ _ _"], kind: Pool, size: tuple[int, int], layout: Layout = "NHWC"
+) -> Float[Array, "_ _ _ _"]:
+    """Maximum or average over windows of `size` pixels; a rest at the edge is cut.
+
+    Raises:
+        ValueError: a window larger than the image.
+    """
+    if kind == "none" or size == (1, 1):
+        return x
+    height, width = (x.shape[layout.index(name)] for name in "HW")
+    if height < size[0] or width < size[1]:
+        raise ValueError(f"pooling windows of {size[0]}x{size[1]} on {height}x{width} images leave nothing")
+    for name, s in zip("HW", size, strict=True):
+        axis = layout.index(name)
+        x = lax.slice_in_dim(x, 0, x.shape[axis] // s * s, axis=axis)
+    h = layout.index("H")
+    return _maximum(x, h, size) if kind == "max" else _windows(x, h, size).mean((h + 1, h + 3))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _maximum(x: Float[Array, "_ _ _ _"], h: int, size: tuple[int, int]) -> Float[Array, "_ _ _ _"]:
+    """Maximum over windows; entries that share it share its gradient.
+
+    One comparison backwards: that of `reduce_window` is slower on CPU, and not deterministic on GPU.
+    """
+    return reduce(jnp.maximum, _entries(x, h, size))
+
+
+@_maximum.defjvp
+def _maximum_jvp(h: int, size: tuple[int, int], primals: Any, tangents: Any) -> Any:
+    (x,), (t,) = primals, tangents
+    y = _maximum(x, h, size)
+    sharing = sum((entry == y).astype(x.dtype) for entry in _entries(x, h, size))
+    everywhere = jnp.broadcast_to(jnp.expand_dims(y, (h + 1, h + 3)), _windows(x, h, size).shape)
+    chosen = x == everywhere.reshape(x.shape)
+    return y, _windows(jnp.where(chosen, t, 0), h, size).sum((h + 1, h + 3)) / sharing
+
+
+def _windows(x: Array, h: int, size: tuple[int, int]) -> Array:
+    """Height and width each as windows and the place within."""
+    rows, columns = x.shape[h : h + 2]
+    split = (rows // size[0], size[0], columns // size[1], size[1])
+    return x.reshape(*x.shape[:h], *split, *x.shape[h + 2 :])
+
+
+def _entries(x: Array, h: int, size: tuple[int, int]) -> list[Array]:
+    """One array for each place within a window."""
+    windows = _windows(x, h, size)
+    rows = [lax.index_in_dim(windows, i, h + 1, keepdims=False) for i in range(size[0])]
+    return [lax.index_in_dim(row, j, h + 2, keepdims=False) for row in rows for j in range(size[1])]

@@ -1,0 +1,165 @@
+"""The one layer of the project."""
+
+import math
+from types import EllipsisType
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.typing import Dtype
+from jax import random
+from jaxtyping import Array, Float
+
+from cnnexp.nn.geometry import Geometry
+from cnnexp.nn.ops.lowering import Lowering
+from cnnexp.nn.ops.patches import Layout, arranged, draw_wiring
+from cnnexp.nn.ops.tied_map import layout_of, mix, tied_map
+from cnnexp.nn.tying import (
+    Tying,
+    bank_shape,
+    bias_shape,
+    bias_tying,
+    fan_in,
+    kernel_index,
+    mixing_shapes,
+)
+
+TRUNCATED_STD = 0.87962566103423978  # of a unit normal cut at two deviations
+
+
+class Wiring(nnx.Variable):
+    """The pixels that each position of a randomly connected layer sees: drawn once, never trained."""
+
+
+class TiedConv(nnx.Module):
+    """A linear map on patches whose kernels are tied across positions as asked.
+
+    `shared` is a convolution (it equals `flax.nnx.Conv` with the same kernel), `local` a locally
+    connected layer, `dense` connects every input unit to every output unit; `Tying` has the others.
+
+    Args:
+        geometry: where the layer looks, and the shape of its input and output.
+        tying: how output positions use the kernel bank: a `Tying`, or its text as in `tiled(2)`.
+        bias: how they use the bank of biases: `same` as the weights, a tying other than `low_rank` and
+            `dense`, or `none`.
+        gain: the initial variance of an output is `gain` times the mean square of the inputs:
+            2 before a ReLU (He 2015), 1 otherwise (LeCun 1998). The fan-in is the number of inputs
+            of one unit, the same for all tyings of one geometry.
+        lowering: see `tied_map`.
+        dtype: type to compute in; None takes that of images and parameters together.
+        param_dtype: type of the parameters.
+        rngs: the stream `params` draws the bank, and the wiring where connectivity is random.
+
+    Raises:
+        ValueError: not a tying; the message says what is.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        tying: Tying | str = "shared",
+        bias: str = "shared",
+        gain: float = 1.0,
+        lowering: Lowering = "auto",
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.geometry, self.tying = geometry, Tying.parse(tying)
+        self.bias_tying = bias_tying(self.tying, bias)
+        self.lowering: Lowering = lowering
+        self.dtype = dtype
+        shape = bank_shape(geometry, self.tying)
+        # A low-rank layer starts as the mean of its kernels: r times their number restores its variance.
+        mixed = self.tying.size if self.tying.kind == "low_rank" else 1
+        std = (gain * mixed / fan_in(geometry, self.tying)) ** 0.5
+        # The normal cut at two deviations, and the division, are those of jax.nn.initializers.lecun_normal.
+        # Drawn flat: the same numbers, of which XLA's CPU compiler makes a program several times sooner.
+        draw = random.truncated_normal(rngs.params(), -2, 2, (math.prod(shape),), param_dtype)
+        self.bank = nnx.Param((draw * (std / TRUNCATED_STD)).reshape(shape))
+        for name, mixing_shape in mixing_shapes(geometry, self.tying).items():
+            # Equal weights at every position, so that it starts exactly as a convolution.
+            terms = 2 if self.tying.separable else 1
+            start = 0.0 if self.tying.softmax else 1 / (terms * mixed)
+            setattr(self, f"mix_{name}", nnx.Param(jnp.full(mixing_shape, start, param_dtype)))
+        biases = jnp.zeros(bias_shape(geometry, self.tying, bias), param_dtype)
+        self.bias = None if self.bias_tying is None else nnx.Param(biases)
+        random_inputs = geometry.connectivity == "random" and self.tying.kind != "dense"
+        self.wiring = Wiring(draw_wiring(rngs.params(), geometry)) if random_inputs else None
+
+    def __call__(self, x: Float[Array, "_ _ _ _"], layout: Layout = "NHWC") -> Float[Array, "_ _ _ _"]:
+        """Map images of shape `geometry.in_shape` to feature maps of shape `geometry.out_shape`.
+
+        Both have their axes in the order of `layout`; in that of `self.layout` nothing is transposed.
+        """
+        dtype = self.dtype or jnp.result_type(x, self.bank[...])
+        y = tied_map(
+            x.astype(dtype),
+            self.bank[...].astype(dtype),
+            self.geometry,
+            self.tying,
+            mixing=self.mixing(dtype),
+            wiring=None if self.wiring is None else self.wiring[...],
+            lowering=self.lowering,
+            layout=layout,
+        )
+        biases = self.position_biases()
+        if biases is None:
+            return y
+        biases = biases.reshape(1, *((1, 1) if biases.ndim == 1 else self.geometry.out_size), -1)
+        return y + arranged(biases.astype(dtype), "NHWC", layout)
+
+    @property
+    def layout(self) -> Layout | None:
+        """The layout in which the layer is fastest; None where all are."""
+        return layout_of(self.geometry, self.tying, self.lowering)
+
+    def mixing(self, dtype: Dtype = jnp.float32) -> Float[Array, "oh ow r"] | None:
+        """A `low_rank` layer's weight of each kernel at each position; None for other tyings."""
+        if self.tying.kind != "low_rank":
+            return None
+        if self.tying.separable:
+            rows, columns = (
+                cast(nnx.Param, getattr(self, f"mix_{name}"))[...] for name in ("rows", "columns")
+            )
+            weights = rows[:, None] + columns[None, :]
+        else:
+            (weights,) = (cast(nnx.Param, getattr(self, f"mix_{name}"))[...] for name in ("positions",))
+        return (jax.nn.softmax(weights) if self.tying.softmax else weights).astype(dtype)
+
+    def position_kernels(self) -> Float[Array, "oh ow kh kw c o"]:
+        """The kernel of each output position; of a `dense` layer, as large as the image."""
+        return self._spread(self.bank[...], self.tying)
+
+    def sample_kernels(self, side: int, filters: int) -> Float[Array, "rows columns kh kw filters"]:
+        """Kernels from the first input channel to the first outputs, at adjoining positions in the middle.
+
+        Adjoining, so that the period of tiles shows, and where blocks meet.
+
+        Args:
+            side: rows, and columns, of positions at most.
+            filters: outputs at most.
+        """
+        starts = (max(n - side, 0) // 2 for n in self.geometry.out_size)
+        rows, columns = (
+            np.arange(start, min(start + side, n))
+            for start, n in zip(starts, self.geometry.out_size, strict=True)
+        )
+        return self._spread(self.bank[..., 0, :filters], self.tying, np.ix_(rows, columns))
+
+    def position_biases(self) -> Float[Array, "oh ow o"] | Float[Array, " o"] | None:
+        """The bias of each output position; one for all where it is shared."""
+        if self.bias is None or self.bias_tying is None:
+            return None
+        if self.bias_tying.kind == "shared":
+            return self.bias[...][0]
+        return self._spread(self.bias[...], self.bias_tying)
+
+    def _spread(
+        self, bank: Float[Array, "R ..."], tying: Tying, at: tuple[np.ndarray, ...] | EllipsisType = ...
+    ) -> Float[Array, "oh ow ..."]:
+        mixing = self.mixing() if tying.kind == "low_rank" else None
+        return bank[kernel_index(self.geometry, tying)[at]] if mixing is None else mix(bank, mixing[at])

@@ -1,0 +1,156 @@
+"""How output positions use a layer's kernel bank.
+
+A tying is a value. With a geometry it decides the layer: how many kernels the bank owns, their size,
+and which kernel, or which mixture of kernels, each output position uses.
+"""
+
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import Literal, cast, get_args
+
+import numpy as np
+from jaxtyping import Int
+
+from cnnexp.nn.geometry import Geometry
+
+Kind = Literal["shared", "tiled", "blocked", "low_rank", "local", "dense"]
+SIZED = ("tiled", "blocked", "low_rank")
+TYING_NAMES = ["shared", "tiled(t)", "blocked(g)", "low_rank(r[,free][,full])", "local", "dense"]
+BIAS_NAMES = ["same", "shared", "tiled(t)", "blocked(g)", "local", "none"]
+
+
+@dataclass(frozen=True)
+class Tying:
+    """One way to tie; `str(tying)` and `Tying.parse` are inverse.
+
+    Attributes:
+        kind: `shared`: one kernel for all positions, a convolution. `tiled`: kernels alternate with period
+            `size` down and across (Le & Ngiam 2010). `blocked`: one kernel for each region of a `size` x
+            `size` grid (Taigman 2014). `low_rank`: each position mixes `size` kernels (Elsayed 2020).
+            `local`: one kernel per position. `dense`: one per position, each as large as the image.
+        size: t, g or r; 1 for the other kinds.
+        softmax: `low_rank`: mixing weights are positive and sum to one; else they are free.
+        separable: `low_rank`: mixing weights are a term of the row plus a term of the column; else each
+            position has its own.
+    """
+
+    kind: Kind
+    size: int = 1
+    softmax: bool = True
+    separable: bool = True
+
+    def __str__(self) -> str:
+        if self.kind not in SIZED:
+            return self.kind
+        options = ["free"] * (not self.softmax) + ["full"] * (not self.separable)
+        return f"{self.kind}({','.join([str(self.size), *options])})"
+
+    @classmethod
+    def parse(cls, text: "str | Tying") -> "Tying":
+        """Read a tying as people type it.
+
+        Raises:
+            ValueError: not a tying; the message names it.
+        """
+        if isinstance(text, Tying):
+            return text
+        match = re.fullmatch(r"(\w+)\s*(?:\(\s*(\d+)((?:\s*,\s*\w+)*)\s*\))?", text.strip())
+        kind, size, words = match.groups() if match else (text, None, None)
+        options = set(re.findall(r"\w+", words or ""))
+        known = {"softmax", "free", "separable", "full"} if kind == "low_rank" else set()
+        sized = kind in SIZED
+        if kind not in get_args(Kind) or (size is not None) != sized or options - known or size == "0":
+            raise ValueError(f"not a tying: {text}; allowed: {', '.join(TYING_NAMES)}")
+        return cls(cast(Kind, kind), int(size or 1), "free" not in options, "full" not in options)
+
+    @property
+    def one_kernel_each(self) -> bool:
+        """Whether a position uses one kernel of the bank as it is."""
+        return self.kind != "low_rank"
+
+
+def kernel_index(geometry: Geometry, tying: Tying) -> Int[np.ndarray, "oh ow"]:
+    """The number of the kernel that each output position uses; `low_rank` has none."""
+    rows, columns = (_axis_classes(size, tying) for size in geometry.out_size)
+    return rows[:, None] * (columns.max() + 1) + columns[None, :]
+
+
+def kernels(geometry: Geometry, tying: Tying) -> int:
+    """Number of distinct kernels in the bank."""
+    if tying.kind == "low_rank":
+        return tying.size
+    return math.prod(_axis_kernels(size, tying) for size in geometry.out_size)
+
+
+def kernel_geometry(geometry: Geometry, tying: Tying) -> Geometry:
+    """The geometry of one kernel of the bank: `dense` looks at the whole image from every position."""
+    if tying.kind != "dense":
+        return geometry
+    return replace(geometry, kernel_size=geometry.in_shape[:2], dilation=(1, 1), connectivity="local")
+
+
+def bank_shape(geometry: Geometry, tying: Tying) -> tuple[int, int, int, int, int]:
+    """Shape `(R, kh, kw, c_in, c_out)` of the bank: R distinct kernels."""
+    size = kernel_geometry(geometry, tying).kernel_size
+    return (kernels(geometry, tying), *size, geometry.in_shape[2], geometry.features)
+
+
+def mixing_shapes(geometry: Geometry, tying: Tying) -> dict[str, tuple[int, ...]]:
+    """Shapes of the trained mixing weights of `low_rank`, by name; the other tyings have none."""
+    if tying.kind != "low_rank":
+        return {}
+    (oh, ow), rank = geometry.out_size, tying.size
+    return {"rows": (oh, rank), "columns": (ow, rank)} if tying.separable else {"positions": (oh, ow, rank)}
+
+
+def bias_tying(tying: Tying, bias: str) -> Tying | None:
+    """The tying of the bias: `same` follows the weights, `none` is no bias.
+
+    Raises:
+        ValueError: not a tying of a bias.
+    """
+    if bias == "none":
+        return None
+    parsed = tying if bias == "same" else Tying.parse(bias)
+    if bias != "same" and parsed.kind in ("low_rank", "dense"):
+        raise ValueError(f"not a tying of a bias: {bias}; allowed: {', '.join(BIAS_NAMES)}")
+    return parsed
+
+
+def bias_shape(geometry: Geometry, tying: Tying, bias: str) -> tuple[int, int]:
+    """Shape `(R, c_out)` of the bank of biases; R is 0 where there is none."""
+    own = bias_tying(tying, bias)
+    return (0 if own is None else kernels(geometry, own), geometry.features)
+
+
+def fan_in(geometry: Geometry, tying: Tying) -> int:
+    """Inputs of one output unit, which set the initial scale: never read off the bank's shape."""
+    return geometry.in_units if tying.kind == "dense" else geometry.fan_in
+
+
+def weights(geometry: Geometry, tying: Tying) -> int:
+    """Distinct trainable numbers of the layer, mixing weights included, without the bias."""
+    mixing = sum(math.prod(shape) for shape in mixing_shapes(geometry, tying).values())
+    return math.prod(bank_shape(geometry, tying)) + mixing
+
+
+def _axis_kernels(size: int, tying: Tying) -> int:
+    """How many rows (or columns) of kernels there are: the classes of `_axis_classes`."""
+    if tying.kind in ("tiled", "blocked"):
+        return min(tying.size, size)
+    return size if tying.kind in ("local", "dense") else 1
+
+
+def _axis_classes(size: int, tying: Tying) -> Int[np.ndarray, " size"]:
+    """Which row (or column) of kernels each output row (or column) uses."""
+    positions = np.arange(size)
+    match tying.kind:
+        case "tiled":
+            return positions % tying.size
+        case "blocked":
+            return positions * min(tying.size, size) // size
+        case "local" | "dense":
+            return positions
+        case _:
+            return np.zeros(size, int)

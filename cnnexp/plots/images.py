@@ -1,0 +1,121 @@
+"""Pictures of what a network sees: examples of a data set, clean and as the configuration corrupts them."""
+
+from collections.abc import Sequence
+from textwrap import wrap
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cnnexp.config import RunConfig
+from cnnexp.config.data import Data, corruption_summary
+from cnnexp.data.corruptions import Corruptions, levels_of
+from cnnexp.data.images import Images
+from cnnexp.data.pipelines import ImageFiles
+from cnnexp.data.sampling import balanced_order, keys_of_run
+
+EXAMPLES = 10  # columns: one example of each of the first classes
+CELL = 1.05  # inches
+TITLE = 34  # letters of a line beside a row
+
+
+def data_picture(configs: Sequence[RunConfig], images: Images | ImageFiles) -> Figure:
+    """A row of clean examples of each split, then a row for each configuration that does something to it.
+
+    Args:
+        configs: of one set of images, each with its corruptions; its seed draws them.
+        images: that set.
+    """
+    rows = [
+        _Row(split, images, config) for split in ("train", "test") for config in _distinct(configs, split)
+    ]
+    figure = Figure(figsize=(CELL * EXAMPLES + 2.0, CELL * len(rows) + 0.3), layout="constrained")
+    panels = figure.subplots(len(rows), EXAMPLES, squeeze=False)
+    for row, axes in zip(rows, panels, strict=True):
+        row.draw(list(axes))
+    return figure
+
+
+def _distinct(configs: Sequence[RunConfig], split: str) -> list[RunConfig | None]:
+    """None for the clean images, then the configurations that do something to a split."""
+    done = {_what_is_done(config.data, split): config for config in configs}
+    return [None, *(config for what, config in done.items() if what)]
+
+
+def _what_is_done(data: Data, split: str) -> str:
+    prefix = f"corruption/{split}/"
+    done = {key: value for key, value in corruption_summary(data).items() if key.startswith(prefix)}
+    named = [(key.removeprefix(prefix), value) for key, value in done.items()]
+    return ", ".join(name if value is True else f"{name} {value}" for name, value in named)
+
+
+class _Row:
+    """The examples of a split, as they are (no configuration) or as a run sees them."""
+
+    def __init__(self, split: str, images: Images | ImageFiles, config: RunConfig | None):
+        self._split, self._images, self._config = split, images, config
+        labels = np.asarray(images.train_labels if split == "train" else images.test_labels)
+        single = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
+        chosen = balanced_order(single, 0)[:EXAMPLES]
+        self._places = chosen[np.argsort(single[chosen], kind="stable")].astype(np.int32)
+        self._labels = labels[self._places]
+
+    def draw(self, axes: Sequence[Axes]) -> None:
+        title = self._split
+        if self._config is not None:
+            title += "\n" + "\n".join(wrap(_what_is_done(self._config.data, self._split), TITLE))
+        examples, labels = self._seen()
+        for axis, example, label in zip(axes, examples, labels, strict=False):
+            axis.set_title(_label_text(label), fontsize=8, pad=2)
+            _draw(axis, example)
+        for axis in axes:
+            axis.set(xticks=[], yticks=[])
+        for axis in axes[len(examples) :]:
+            axis.set_axis_off()
+        axes[0].set_ylabel(title, fontsize=7, rotation=0, ha="right", va="center")
+
+    def _seen(self) -> tuple[Float[np.ndarray, "n h w c"], Int[np.ndarray, "n ..."]]:
+        """Examples from 0 to 1, and their labels."""
+        pixels = self._pixels()
+        mean, std = (np.asarray(value) for value in self._images.normalisation)
+        low, high = (0.0, 255.0) if pixels.dtype == np.uint8 else (mean - 3 * std, mean + 3 * std)
+        labels = self._labels
+        if self._config is not None:
+            data, key = self._config.data, keys_of_run(jax.random.key(self._config.seed)).noise
+            corruptions = Corruptions(data, key, levels_of(data), self._images.normalisation)
+            identity = -1 - self._places if self._split == "test" else self._places
+            step = np.zeros((), np.int32) if self._split == "train" else None
+            seen = corruptions.images(pixels, identity, split=self._split, step=step)
+            pixels = np.asarray(seen) * std + mean
+            if self._split == "train":
+                labels = np.asarray(corruptions.labels(labels, identity, self._classes()))
+        width = np.where(high > low, high - low, 1)  # of a constant channel: drawn black
+        return np.clip((pixels - low) / width, 0, 1), labels
+
+    def _classes(self) -> int:
+        from cnnexp.data.shapes import shape_of
+
+        assert self._config is not None
+        return shape_of(self._config.data).classes
+
+    def _pixels(self) -> np.ndarray:
+        if isinstance(self._images, ImageFiles):
+            return self._images.records[self._split].read(self._places.tolist())[0]
+        split = self._images.train_images if self._split == "train" else self._images.test_images
+        return np.asarray(split[self._places])
+
+
+def _label_text(label: np.ndarray | np.integer) -> str:
+    return str(label) if label.ndim == 0 else " ".join(map(str, np.flatnonzero(label)))
+
+
+def _draw(axis: Axes, example: Float[np.ndarray, "h w c"]) -> None:
+    _, width, channels = example.shape
+    if width == 1:  # a signal
+        axis.plot(example[:, 0, 0], linewidth=1, color="black")
+        axis.set_ylim(-0.05, 1.05)
+        axis.set_box_aspect(1)
+    else:
+        axis.imshow(example[..., :3] if channels >= 3 else example[..., 0], cmap="gray", vmin=0, vmax=1)

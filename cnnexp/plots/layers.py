@@ -1,0 +1,108 @@
+"""Pictures of layers, from geometry and tying alone: sparsity and sharing at a glance."""
+
+from dataclasses import replace
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Int
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, ListedColormap
+from matplotlib.figure import Figure
+
+from cnnexp.models.spec import LayerSpec, Network
+from cnnexp.nn.counts import count
+from cnnexp.nn.geometry import Geometry
+from cnnexp.nn.tying import Tying, kernel_index
+
+SIDE = 12  # pixels up to which an image is drawn whole: its matrix has the square of that squared
+
+
+def network_picture(layers: Network) -> Figure | None:
+    """For each convolution its equivalent matrix and which positions share a kernel; None without any."""
+    drawn = [layer for layer in layers if not layer.geometry.covers_image]
+    if not drawn:
+        return None
+    figure = Figure(figsize=(9, 4.7 * len(drawn)), layout="constrained")
+    panels = figure.subplots(len(drawn), 2, squeeze=False)
+    for layer, (matrix, positions) in zip(drawn, panels, strict=True):
+        geometry = _drawable(layer.geometry)
+        draw_matrix(matrix, geometry, layer.tying)
+        matrix.set_ylabel(f"{layer.name}: output unit")
+        draw_positions(positions, layer)
+    return figure
+
+
+def draw_matrix(axes: Axes, geometry: Geometry, tying: Tying) -> None:
+    """The equivalent matrix of one input and one output channel; a colour a weight, white no connection."""
+    numbers = weight_numbers(geometry, tying)
+    axes.imshow(
+        np.ma.masked_equal(numbers, 0),
+        cmap=_distinct_colours(int(numbers.max())),
+        interpolation="nearest",
+        vmin=1,
+        aspect="auto",
+    )
+    axes.set_box_aspect(1)
+    counts = count(geometry, tying, "none")
+    axes.set_title(f"{tying}: {counts.weights:,} weights", fontsize=11)
+    height, width, _ = geometry.in_shape
+    axes.set_xlabel(
+        f"input pixel ({height}x{width}, one channel)\n{counts.connections:,} connections, "
+        f"sparsity {counts.sparsity:.2f}\neach weight used {counts.sharing:.1f} times",
+        fontsize=9,
+    )
+    axes.set(xticks=[], yticks=[])
+
+
+def draw_positions(axes: Axes, layer: LayerSpec) -> None:
+    """The output positions of a layer; those of one colour share a kernel."""
+    if layer.tying.kind == "low_rank":
+        shape, title = layer.geometry.out_size, f"each position mixes the same {layer.tying.size} kernels"
+        axes.imshow(np.zeros(shape), cmap=ListedColormap(["#dddddd"]))
+    else:
+        index = kernel_index(layer.geometry, layer.tying)
+        number = int(index.max()) + 1
+        title = "one kernel for all positions" if number == 1 else f"{number:,} kernels, a colour each"
+        axes.imshow(index + 1, cmap=_distinct_colours(number), vmin=1, interpolation="nearest")
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(
+        f"output positions ({layer.geometry.out_size[0]}x{layer.geometry.out_size[1]})", fontsize=9
+    )
+    axes.set(xticks=[], yticks=[])
+
+
+def weight_numbers(geometry: Geometry, tying: Tying) -> Int[np.ndarray, "positions pixels"]:
+    """The equivalent matrix of one channel with the number of a weight, from 1, for its value; 0: none.
+
+    The kernels of `low_rank` differ at every position, as those of `local` do. Random connectivity is
+    drawn as an example.
+    """
+    if tying.kind == "dense":
+        return 1 + np.arange(geometry.positions * geometry.pixels).reshape(geometry.positions, -1)
+    seen = geometry.window_index()
+    if geometry.connectivity == "random":
+        rng = np.random.default_rng(0)
+        drawn = np.stack([rng.permutation(geometry.pixels)[: seen.shape[1]] for _ in seen])
+        seen = np.where(seen == geometry.pixels, seen, drawn)
+    kernels = kernel_index(geometry, Tying("local") if tying.kind == "low_rank" else tying).ravel()
+    numbers = 1 + kernels[:, None] * seen.shape[1] + np.arange(seen.shape[1])
+    matrix = np.zeros((geometry.positions, geometry.pixels + 1), int)
+    np.put_along_axis(matrix, seen, numbers, axis=1)
+    return matrix[:, :-1]
+
+
+def _drawable(geometry: Geometry) -> Geometry:
+    """The same window on an image small enough to see single weights, with one channel."""
+    extent, (height, width, _) = geometry.extent, geometry.in_shape
+    h, w = (min(size, max(SIDE, k + 3)) for size, k in zip((height, width), extent, strict=True))
+    return replace(geometry, in_shape=(h, w, 1), features=1)
+
+
+def _distinct_colours(number: int) -> Colormap:
+    """As many colours, shuffled so that neighbours differ, all darker than white.
+
+    Viridis, since colour-blind readers tell its shades apart by their lightness.
+    """
+    shades = np.asarray(mpl.colormaps["viridis"](np.linspace(0, 0.92, number)))
+    colours = ListedColormap(shades[np.random.default_rng(0).permutation(number)])
+    return colours.with_extremes(bad="white")

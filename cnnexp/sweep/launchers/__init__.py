@@ -1,0 +1,1 @@
+"""Where a sweep is trained: here, on Slurm, or on Ray."""

@@ -1,0 +1,196 @@
+"""What is refused before anything is computed, in one line that says what is allowed."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolationType
+
+from cnnexp.config import RunConfig, unknown_key
+from cnnexp.config.launchers import LocalLauncher
+from cnnexp.core.errors import UsageError, shortened, suggestion
+from cnnexp.core.machine import check_writable
+from cnnexp.data.loading import check_prepared, check_size
+from cnnexp.data.shapes import check_levels, shape_of
+from cnnexp.models.spec import spec_of
+from cnnexp.store.runs import run_folders, sweep_folder
+from cnnexp.sweep.overrides import Groups
+from cnnexp.tracking.target import resolve_mode
+from cnnexp.training.schedule import duration_of
+
+MARKS = ("commands.txt", "leases")  # what the folder of a sweep has from its first moment on
+
+
+def refuse_impossible(configs: Sequence[RunConfig]) -> None:
+    """Refuse a sweep of which any run cannot be trained.
+
+    Raises:
+        UsageError: with the first reason found.
+    """
+    refuse_impossible_sweep(configs)
+    refuse_unwritable(configs)
+    for config in {config.data.model_dump_json(): config for config in configs}.values():
+        check_images(config)
+    for config in configs:
+        check_run(config)
+
+
+def refuse_impossible_sweep(configs: Sequence[RunConfig]) -> None:
+    """Refuse what concerns all runs at once.
+
+    Raises:
+        UsageError: a key of the whole sweep has several values, or nowhere to send it.
+    """
+    for mode in {config.tracking.mode for config in configs}:
+        resolve_mode(mode)
+    if len({(config.results_dir, config.name) for config in configs}) > 1:
+        raise UsageError("name, results_dir: a sweep has one folder; these keys take one value")
+    refuse_foreign(sweep_folder(configs[0]))
+    if len({config.launcher.model_dump_json() for config in configs}) > 1:
+        raise UsageError("launcher: a sweep is sent to one place; its keys take one value")
+
+
+def refuse_unwritable(configs: Sequence[RunConfig]) -> None:
+    """Refuse folders that nothing can be written to.
+
+    Raises:
+        UsageError: with the key.
+    """
+    folder = sweep_folder(configs[0])
+    check_writable(folder, f"results_dir={shortened(folder.parent)} name={shortened(folder.name)}")
+    for profile in {config.train.profile for config in configs if config.train.profile}:
+        check_writable(Path(profile), f"train.profile={shortened(profile)}")
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that holds something, but nothing of a sweep.
+
+    Raises:
+        UsageError: it is another program's folder, a file, or no folder that could be made.
+    """
+    given = f"results_dir={shortened(folder.parent)} name={shortened(folder.name)}"
+    try:
+        held = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"{given}: cannot be a folder of runs ({error.strerror})") from None
+    if held and not any((folder / mark).exists() for mark in MARKS) and not run_folders(folder):
+        raise UsageError(
+            f"{given}: the folder holds files of another program; choose another name or results_dir"
+        )
+
+
+def explain(error: Exception, groups: Groups, words: Sequence[str]) -> str:
+    """One line for what Hydra, OmegaConf or YAML say against a configuration.
+
+    Args:
+        error: that one of them raised.
+        groups: where configurations are found.
+        words: the overrides given.
+    """
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _no_such_file(str(error.missing_cfg_file).removesuffix(".yaml"), groups)
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return f"{mark.name}: line {mark.line + 1} is not YAML: {error.problem}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"{_not_utf8(groups.folders[0])}: is not UTF-8 ({error.reason} in byte {error.start})"
+    if match := re.match(r"In '(.*)': \w+ raised while composing config", text):
+        return f"{match[1]}.yaml: must be a mapping of keys to values, as the shipped files are"
+    if isinstance(error, InterpolationResolutionError | UnsupportedInterpolationType):
+        return _interpolation(error, words)
+    if match := re.match(r"Could not override '([\w./@-]+)'", text):
+        if match[1].startswith("hydra.sweeper."):
+            return _no_sweeper_key(match[1])
+        return str(unknown_key(match[1], _chosen(groups, words)))
+    if match := re.match(r"Could not append to config. An item is already at '([\w.]+)'", text):
+        return f"+{match[1]}: is set already; write {match[1]}=VALUE"
+    if match := re.match(r"Could not delete from config. '([\w.]+)' does not exist", text):
+        return f"~{match[1]}: no such key"
+    if match := re.match(r"Error merging override (\S+)", text):
+        return f"{match[1]}: must be a value or a list, as its default is"
+    if isinstance(error, ConfigCompositionException) and not text and error.__cause__:
+        text = str(error.__cause__)
+    return re.sub(r"\s*\n\s*", "; ", text.strip())
+
+
+def _not_utf8(folder: Path) -> Path:
+    """The file that could not be read, or else the folder that it lies in."""
+    for file in folder.glob("**/*.yaml"):
+        try:
+            file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return file
+    return folder
+
+
+def _no_such_file(name: str, groups: Groups) -> str:
+    group, _, inner = name.partition("/")
+    if not inner:
+        return f"--config-name {name}: no such file in {groups.folders[0]}"
+    return f"{group}={inner}: {suggestion(inner, groups.names(group))}"
+
+
+def _no_sweeper_key(key: str) -> str:
+    sweeper = "cnnexp" if key.startswith("hydra.sweeper.parts") else "optuna"
+    if key.count(".") > 2:
+        return f"{key}: no such key; to add it, write +{key}=VALUE"
+    return f"{key}: is a key of another sweeper; hydra/sweeper={sweeper} has it"
+
+
+def _interpolation(error: Exception, words: Sequence[str]) -> str:
+    """`${...}` that leads nowhere, with the word that it was typed in if there is one."""
+    key = str(getattr(error, "full_key", ""))
+    word = next((word for word in words if word.lstrip("+").partition("=")[0] == key), key)
+    text = str(error).splitlines()[0]
+    if match := re.match(r"Interpolation key '(.*)' not found", text):
+        return f"{word}: there is no key {match[1]!r} to take the value of"
+    if match := re.match(r"Unsupported interpolation type (\S+)", text):
+        return f"{word}: there is no resolver {match[1]!r}; allowed: ${{KEY}}, ${{oc.env:VARIABLE}}"
+    if match := re.search(r"while resolving interpolation: (.*)", text):
+        return f"{word}: {match[1].strip(chr(34))}"
+    if "Recursive" in text or "parent node" in text:
+        return f"{word}: takes its value from itself"
+    return f"{word}: {text}"
+
+
+def _chosen(groups: Groups, words: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The choices on which the keys of their sections depend."""
+    pairs = groups.defaults | dict(word.split("=", 1) for word in words if "=" in word)
+    return {section: {"name": str(pairs[section])} for section in ("model", "data", "launcher")}
+
+
+def check_images(config: RunConfig) -> None:
+    """Refuse images that are not prepared, too large to be made here, or cannot be changed as asked.
+
+    Raises:
+        UsageError: with the first reason found.
+    """
+    shape_of(config.data)  # refuses images whose size is not known
+    if isinstance(config.launcher, LocalLauncher):  # what other machines have is not known here
+        check_size(config.data)
+    check_prepared(config.data)
+    check_levels(config.data)
+
+
+def check_run(config: RunConfig) -> None:
+    """Refuse a run whose network, length or batches are impossible, or whose values mean nothing.
+
+    Raises:
+        UsageError: with the first reason found.
+    """
+    spec_of(config)
+    images, batch = shape_of(config.data).train_images, config.data.batch_size
+    if batch > images:
+        raise UsageError(
+            f"data.batch_size={batch}: there are {images} training images; allowed: 1 to {images}"
+        )
+    steps = duration_of(config).steps
+    for key in ("tied_steps", "share_every"):
+        value = getattr(config.train, key)
+        if value is not None and value > steps:
+            raise UsageError(f"train.{key}={value}: there are {steps} steps; allowed: up to {steps}, or null")

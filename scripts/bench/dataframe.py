@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""How long a store of many runs takes to become one table.
+
+    scripts/bench/dataframe.py [--runs 10000] [--repeats 3]
+
+Writes that many finished runs with the store's own writer (20 tyings and sizes, learning rates, seeds; 11
+evaluations each), then times reading them, the frame, the cells with their intervals, and the whole command.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from cnnexp.analysis.dataframe import frame
+from cnnexp.analysis.tables import cells_of
+from cnnexp.config import RunConfig, parse
+from cnnexp.core.terminal import progress_bar
+from cnnexp.store.runs import RunWriter, read_runs
+from cnnexp.sweep.provenance import summary_of
+
+TYINGS = ("shared", "local", "dense", "tiled(2)", "blocked(2)")
+SIZES = (128, 512, 2048, 8192)
+STEPS, EVALUATIONS = 500, 11
+
+
+def composed() -> dict[str, Any]:
+    """A configuration as the command line composes it."""
+    from hydra import compose, initialize_config_dir
+
+    from cnnexp.core.machine import shipped
+    from cnnexp.sweep.compose import plain
+
+    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+        return plain(compose("config", [f"train.steps={STEPS}", "data.images=10000"]))
+
+
+def write_store(folder: Path, runs: int) -> None:
+    """Fill a sweep's folder."""
+    values, rng = composed(), np.random.default_rng(0)
+    with progress_bar("writing runs", runs) as advance:
+        for number in range(runs):
+            config = _config(values, folder, number)
+            writer, row = RunWriter(config), {}
+            for step in np.linspace(0, STEPS, EVALUATIONS).astype(int).tolist():
+                row = {"step": step, "epoch": step / 10, "images": step * 64, "macs": step * 1e6}
+                train, test = rng.uniform(0.8, 1), rng.uniform(0.3, 0.8)
+                row |= {"train/loss": 0.1, "train/accuracy": train, "test/loss": 1.0, "test/accuracy": test}
+                row |= {"gap/loss": 0.9, "gap/accuracy": train - test}
+                writer.log(row)
+            writer.finish("finished", summary_of(config, row, status="finished", seconds=1.0))
+            advance(1)
+
+
+def _config(values: dict[str, Any], folder: Path, number: int) -> RunConfig:
+    cells = len(TYINGS) * len(SIZES)
+    changed = dict(values, seed=number // cells, results_dir=str(folder), name="sweep")
+    changed["model"] = dict(values["model"], tying=TYINGS[number % len(TYINGS)])
+    changed["data"] = dict(values["data"], train_size=SIZES[number // len(TYINGS) % len(SIZES)])
+    return parse(changed)
+
+
+def timed(function: Callable[[], Any], repeats: int) -> tuple[float, Any]:
+    """The median of the seconds, and what the function returned."""
+    seconds, result = [], None
+    for _ in range(repeats):
+        started = time.perf_counter()
+        result = function()
+        seconds.append(time.perf_counter() - started)
+    return median(seconds), result
+
+
+def main() -> None:
+    """Print a line a stage."""
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options.add_argument("--runs", type=int, default=10_000)
+    options.add_argument("--repeats", type=int, default=3)
+    arguments = options.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        results = Path(temporary)
+        write_store(results, arguments.runs)
+        reading, runs = timed(lambda: read_runs(results / "sweep"), arguments.repeats)
+        framing, table = timed(lambda: frame(runs), arguments.repeats)
+        grouping, cells = timed(lambda: cells_of(table), arguments.repeats)
+        command = [sys.executable, "-m", "cnnexp", "results", "sweep", "--results-dir", str(results)]
+        command += ["--format", "csv", "--output", str(results / "all.csv")]
+        whole, _ = timed(
+            lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), arguments.repeats
+        )
+        print(
+            f"{len(table):,} runs, {len(table.columns)} columns: read {reading:.1f} s, frame {framing:.1f} s"
+        )
+        print(
+            f"{len(cells)} cells with intervals {grouping:.1f} s; cnnexp results --format csv {whole:.1f} s"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+#!/usr/bin/env python3
+"""Forward and backward passes of one layer, side by side with those that others offer.
+
+    .venv/bin/python scripts/bench/layers.py [--json PATH] [--shapes 0,1] [--dtype bfloat16]
+
+Gradients by weights and by input. `solo` is one call, `scan` steps of gradient descent in `lax.scan`,
+`stack` 8 runs as cnnexp trains them, `vmap` 8 under `jax.vmap`; all in milliseconds a run and a step.
+Memory: XLA's temporary buffers. Each layer meets its images in the layout that it works in: nobody
+transposes. PyTorch, where it is installed, runs eagerly, one run at a time.
+
+What keeps local layers from a larger lead in `scan` on CPU: ConvLocal is three to five times faster there
+than by itself, as XLA moves its patch extraction out of the way, and both then do the same small products,
+one a position, which run at a fifth of a large product's rate.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import benching
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax, random
+
+from cnnexp.nn.counts import count
+from cnnexp.nn.geometry import Geometry
+from cnnexp.nn.ops.patches import Layout
+from cnnexp.nn.ops.tied_map import layout_of, tied_map
+from cnnexp.nn.tying import Tying, bank_shape
+from cnnexp.training.stacking import over_runs
+
+SHAPES = (  # batch, side, channels in and out, kernel, stride
+    (128, 28, 1, 16, 5, 1),
+    (128, 14, 16, 32, 3, 1),
+    (128, 28, 16, 32, 5, 2),
+    (64, 32, 64, 64, 3, 1),
+)
+STEPS = 4
+Function = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class Shape(NamedTuple):
+    """One shape to measure."""
+
+    batch: int
+    side: int
+    channels: int
+    features: int
+    kernel: int
+    stride: int
+
+    @property
+    def geometry(self) -> Geometry:
+        """The layer's."""
+        side, kernel, stride = ((n, n) for n in (self.side, self.kernel, self.stride))
+        return Geometry(
+            in_shape=(*side, self.channels), features=self.features, kernel_size=kernel, stride=stride
+        )
+
+
+class Layer(NamedTuple):
+    """A layer as a function of weights and images."""
+
+    apply: Function
+    weights: tuple[int, ...]
+    layout: Layout = "NHWC"
+
+
+def layers(shape: Shape, tying: str) -> dict[str, Layer]:
+    """Ours and that of others, each in its own layout."""
+    geometry, tied = shape.geometry, Tying.parse(tying)
+    layout = layout_of(geometry, tied) or "NHWC"
+    ours = Layer(
+        partial(_ours, geometry=geometry, tying=tied, layout=layout), bank_shape(geometry, tied), layout
+    )
+    window = (shape.kernel, shape.kernel)
+    if tying == "shared":
+        sizes, rngs = (shape.channels, shape.features), nnx.Rngs(0)
+        conv = nnx.Conv(*sizes, window, strides=shape.stride, use_bias=False, rngs=rngs)
+        graph, _, rest = nnx.split(conv, nnx.Param, ...)
+
+        def flax_conv(kernel: jax.Array, x: jax.Array) -> jax.Array:
+            return nnx.merge(graph, nnx.State({"kernel": nnx.Param(kernel)}), rest)(x)
+
+        return {"ours": ours, "nnx.Conv (lax.conv)": Layer(flax_conv, (*window, *sizes))}
+    module = linen.ConvLocal(shape.features, window, strides=(shape.stride, shape.stride), use_bias=False)
+
+    def conv_local(kernel: jax.Array, x: jax.Array) -> jax.Array:
+        return module.apply({"params": {"kernel": kernel}}, x)  # pyright: ignore
+
+    kernel_shape = (*geometry.out_size, geometry.fan_in, shape.features)
+    return {"ours": ours, "linen.ConvLocal": Layer(conv_local, kernel_shape)}
+
+
+def _ours(bank: jax.Array, x: jax.Array, geometry: Geometry, tying: Tying, layout: Layout) -> jax.Array:
+    return tied_map(x, bank, geometry, tying, layout=layout)
+
+
+def settings(layer: Layer, shape: Shape, dtype: Any) -> dict[str, tuple[Any, tuple]]:
+    """For each setting: the compiled program, and its arguments."""
+
+    def both(w: jax.Array, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y, pull = jax.vjp(layer.apply, w, x)
+        return pull(g + 0 * y)  # the forward pass counts too
+
+    def steps(w: jax.Array, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def step(carry: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
+            by_w, by_x = both(*carry, g)
+            return (carry[0] - 1e-3 * by_w, carry[1] - 1e-3 * by_x), None
+
+        return lax.scan(step, (w, x), None, length=STEPS)[0]
+
+    def arguments(*runs: int) -> tuple[jax.Array, ...]:
+        images = ((shape.batch, *size) for size in (shape.geometry.in_shape, shape.geometry.out_shape))
+        shapes = (layer.weights, *(_arranged(size, layer.layout) for size in images))
+        return tuple(0.1 * random.normal(random.key(i), (*runs, *s), dtype) for i, s in enumerate(shapes))
+
+    def one(run: tuple[jax.Array, jax.Array, jax.Array], _: None) -> tuple[jax.Array, jax.Array]:
+        return both(*run)
+
+    stack = over_runs(one)
+    programs = {
+        "solo": (both, ()),
+        "scan": (steps, ()),
+        "stack": (lambda *runs: stack(runs, None), (8,)),
+        "vmap": (jax.vmap(both), (8,)),
+    }
+    given = {name: arguments(*runs) for name, (_, runs) in programs.items()}
+    return {
+        name: (jax.jit(function).lower(*given[name]).compile(), given[name])
+        for name, (function, _) in programs.items()
+    }
+
+
+def _arranged(size: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+    return tuple(size["NHWC".index(axis)] for axis in layout)
+
+
+def torch_call(torch: Any, shape: Shape, tying: str) -> Any:
+    """PyTorch's forward and backward pass: conv2d, or unfold and bmm with a kernel for each position."""
+    geometry = shape.geometry
+    positions, fan_in = geometry.positions, geometry.fan_in
+    x = torch.randn(shape.batch, shape.channels, shape.side, shape.side, requires_grad=True)
+    (top, bottom), (left, right) = geometry.pads
+    size = (shape.features, shape.channels, shape.kernel, shape.kernel)
+    size = size if tying == "shared" else (positions, fan_in, shape.features)
+    kernels = torch.randn(*size, requires_grad=True)
+    g = torch.randn(shape.batch, shape.features, *geometry.out_size)
+
+    def call() -> tuple[Any, ...]:
+        seen = torch.nn.functional.pad(x, (left, right, top, bottom))
+        if tying == "shared":
+            y = torch.nn.functional.conv2d(seen, kernels, stride=shape.stride)
+        else:
+            columns = torch.nn.functional.unfold(seen, shape.kernel, stride=shape.stride)
+            y = torch.bmm(columns.permute(2, 0, 1), kernels).permute(1, 2, 0).reshape(g.shape)
+        return torch.autograd.grad(y, (kernels, x), g)
+
+    return call
+
+
+def main() -> None:
+    """Measure and print."""
+    options = benching.parser(__doc__)
+    options.add_argument("--shapes", default="0,1,2,3", help="which of the four shapes")
+    options.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    chosen = options.parse_args()
+    torch, rows = benching.torch_or_none(), []
+    if torch is None:
+        print("PyTorch is not installed: left out")
+    heads = ("case", "ms", "GFLOP/s", "MB", "baseline", "ms", "MB", "ratio")
+    print("{:44} {:>8} {:>8} {:>7}  {:20} {:>8} {:>7} {:>6}".format(*heads))
+    for shape in (Shape(*SHAPES[int(index)]) for index in chosen.shapes.split(",")):
+        for tying in ("shared", "local"):
+            rows += measure(shape, tying, torch, jnp.dtype(chosen.dtype), chosen.repeats)
+    benching.save(rows, chosen.json)
+
+
+def measure(shape: Shape, tying: str, torch: Any, dtype: Any, repeats: int) -> list[dict[str, Any]]:
+    """Rows of one shape and tying."""
+    flops = 3 * 2 * count(shape.geometry, tying, "none").macs * shape.batch
+    found = {name: settings(layer, shape, dtype) for name, layer in layers(shape, tying).items()}
+    rows = []
+    for setting, per_call in (("solo", 1), ("scan", STEPS), ("stack", 8), ("vmap", 8)):
+        programs = {name: settings[setting] for name, settings in found.items()}
+        calls = {name: partial(program, *given) for name, (program, given) in programs.items()}
+        memory = {
+            name: program.memory_analysis().temp_size_in_bytes / 1e6
+            for name, (program, _) in programs.items()
+        }
+        if torch is not None:
+            calls["torch"] = torch_call(torch, shape, tying)
+        times = benching.medians(calls, repeats)
+        times = {name: ms / (1 if name == "torch" else per_call) for name, ms in times.items()}
+        for name in list(times)[1:]:
+            case = f"{tying} {'x'.join(map(str, shape))} {setting}"
+            rows.append(
+                benching.row(
+                    case,
+                    times["ours"],
+                    name,
+                    times[name],
+                    gflops=flops / times["ours"] / 1e6,
+                    ours_mb=memory["ours"],
+                    baseline_mb=memory.get(name),
+                )
+            )
+            _print(rows[-1])
+    return rows
+
+
+def _print(row: dict[str, Any]) -> None:
+    theirs = "" if row["baseline_mb"] is None else f"{row['baseline_mb']:.0f}"
+    print(
+        f"{row['case']:44} {row['ours_ms']:8.2f} {row['gflops']:8.1f} {row['ours_mb']:7.0f}  "
+        f"{row['baseline']:20} {row['baseline_ms']:8.2f} {theirs:>7} {row['ratio']:6.2f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

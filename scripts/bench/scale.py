@@ -1,0 +1,215 @@
+#!/usr/bin/env python3
+"""How many workers a store bears: a sweep by the store's real code, its training replaced by sleep.
+
+    scripts/bench/scale.py [--workers 1,4,16,64,256] [--runs-per-worker 64] [--stack 16] [--seconds 4]
+                              [--killed 0.1] [--sharers 1] [--plan] [--profile] [--results-dir DIR]
+
+Every worker is a process with its share of the runs, as a Slurm task or a Ray worker has: it plans, leases,
+writes evaluations and results, and gives back. A share of them is killed by SIGKILL half way and started
+again, as a scheduler would. With `--sharers 4` every four workers are after the same runs, each in its own
+order, as four terminals with one command are. Prints for each number of workers the time against that of
+sleeping alone, runs a second, what all but the sleep cost a run, and what was lost. Exits with 1 where a run
+has not its evaluations exactly once. `--results-dir` on a network file system measures that instead of this
+machine's disk. `docs/scaling.md` has what it found.
+"""
+
+import argparse
+import cProfile
+import gc
+import io
+import math
+import os
+import pstats
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, redirect_stderr
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+import cnnexp.sweep.plan
+import cnnexp.sweep.provenance
+from cnnexp.config import RunConfig, parse
+from cnnexp.core.machine import shipped
+from cnnexp.store.leases import Leases
+from cnnexp.store.runs import has_ended, read_history, run_folder, sweep_folder
+from cnnexp.sweep.compose import plain
+from cnnexp.sweep.multiprocess import Nobody
+from cnnexp.sweep.plan import plan_sweep
+from cnnexp.sweep.points import Job
+from cnnexp.sweep.run import SweepWork, prepare
+from cnnexp.sweep.signals import Interruption
+from cnnexp.sweep.worker import StackTrainer
+from cnnexp.training.schedule import Duration, duration_of
+
+EVALUATIONS = 10
+FORK = get_context("fork")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SleptMoment:
+    """A stack between two naps."""
+
+    step: int
+    rows: list[dict[str, int | float]]
+    diverged_at: list[None]
+    state: None = None
+
+
+class Sleep:
+    """In the place of `StackTraining`: as many evaluations, and nothing in between."""
+
+    def __init__(self, duration: Duration, seconds: float):
+        self.train = SimpleNamespace(duration=duration)
+        self._seconds = seconds
+
+    def run(self, runs: list[RunConfig], state: None) -> Iterator[SleptMoment]:
+        """Evaluate all runs after each nap."""
+        for number, step in enumerate(self.train.duration.evaluate_after):
+            if number:
+                time.sleep(self._seconds / EVALUATIONS)
+            accuracies = {"train/loss": 1.0, "train/accuracy": 0.5, "test/accuracy": 0.5, "test/loss": 1.0}
+            row: dict[str, int | float] = {"step": step, "epoch": float(step), "images": step} | accuracies
+            yield SleptMoment(step=step, rows=[row] * len(runs), diverged_at=[None] * len(runs))
+
+    def kernels(self, moment: SleptMoment) -> None:
+        """None are kept."""
+
+
+def work(runs: Mapping[str, RunConfig], order: int | None, profiled: bool) -> None:
+    """What a worker does: its share, from what the store lacks of it; `order` shuffles its stacks."""
+    profile = cProfile.Profile()
+    if profiled:
+        profile.enable()
+    nobody: Any = Nobody()
+    with ExitStack() as contexts:
+        interruption = contexts.enter_context(Interruption())
+        stacks = plan_sweep(runs).stacks
+        if order is not None:
+            random.Random(order).shuffle(stacks)
+        leases = contexts.enter_context(Leases(sweep_folder(next(iter(runs.values())))))
+        SweepWork(runs, leases, interruption, nobody, nobody).train(stacks)
+    if profiled:
+        pstats.Stats(profile).sort_stats("tottime").print_stats(12)
+
+
+def configurations(results: Path, number: int) -> dict[str, RunConfig]:
+    """Runs that differ in their seeds."""
+    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+        values = plain(compose("config", [f"train.steps={EVALUATIONS}", "train.eval_every=1"]))
+    base = parse({**values, "results_dir": str(results), "name": "sweep"})
+    runs = (base.model_copy(update={"seed": seed}) for seed in range(number))
+    return {run.run_id: run for run in runs}
+
+
+def simulate(folder: Path, options: argparse.Namespace, workers: int) -> bool:
+    """One sweep by so many workers; prints its line."""
+    runs = configurations(folder, workers * options.runs_per_worker)
+    shares = shares_of(runs, workers, options.sharers)
+    alone = -(-options.runs_per_worker // options.stack) * options.seconds
+    doomed = random.Random(0).sample(range(workers), round(options.killed * workers))
+    moments = {worker: alone * random.Random(worker).uniform(0.2, 0.8) for worker in doomed}
+    planned = planning_seconds(runs) if options.plan else math.nan
+    before, started = _cpu_seconds(), time.monotonic()
+
+    def start(worker: int) -> Any:
+        order = worker if options.sharers > 1 else None
+        process = FORK.Process(target=work, args=(shares[worker], order, options.profile and not worker))
+        process.start()
+        return process
+
+    gc.freeze()  # so that the workers' collections leave the pages they share alone
+    carry_out(start, workers, moments)
+    took, cpu = time.monotonic() - started, _cpu_seconds() - before
+    steps = list(range(EVALUATIONS + 1))
+    wrong = sum(
+        not has_ended(run_folder(run)) or [row["step"] for row in read_history(run_folder(run))] != steps
+        for run in runs.values()
+    )
+    again = planning_seconds(runs) if options.plan else math.nan
+    leftover = len(list((folder / "sweep" / "leases").iterdir()))
+    print(
+        f"{workers:7} {len(runs):7,} {len(doomed):6} {alone:7.1f} {took:7.1f} {alone / took:10.0%}"
+        f" {len(runs) / took:8.0f} {1e3 * cpu / len(runs):10.2f} {wrong:6} {leftover:6}"
+        f" {planned:7.1f} {again:7.1f}",
+        flush=True,
+    )
+    return not wrong
+
+
+def carry_out(start: Callable[[int], Any], workers: int, moments: dict[int, float]) -> None:
+    """Start the workers, kill some at their moments, start again whoever was killed, until all have ended."""
+    started = time.monotonic()
+    running = {worker: start(worker) for worker in range(workers)}
+    while running:
+        time.sleep(0.02)
+        for worker in [w for w, at in moments.items() if time.monotonic() >= started + at]:
+            del moments[worker]
+            if worker in running:
+                os.kill(running[worker].pid, signal.SIGKILL)
+        for worker, process in list(running.items()):
+            if process.exitcode is not None:
+                process.join()
+                del running[worker]
+                if process.exitcode < 0:
+                    running[worker] = start(worker)
+
+
+def shares_of(runs: Mapping[str, RunConfig], workers: int, sharers: int) -> list[dict[str, RunConfig]]:
+    """Each worker's runs: the same for as many of them as share."""
+    ids, groups = list(runs), -(-workers // sharers)
+    return [{i: runs[i] for i in ids[worker // sharers :: groups]} for worker in range(workers)]
+
+
+def planning_seconds(runs: Mapping[str, RunConfig]) -> float:
+    """What a command takes to plan all runs, before it sends them or finds that all have ended."""
+    jobs = {run_id: Job(config=run, overrides=(f"seed={run.seed}",)) for run_id, run in runs.items()}
+    started = time.monotonic()
+    with ExitStack() as contexts, redirect_stderr(io.StringIO()):
+        prepare(jobs, "cnnexp run", contexts)
+    return time.monotonic() - started
+
+
+def _cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Workers that share a store, with sleep for training.")
+    parser.add_argument("--workers", default="1,4,16,64,256", help="numbers of workers")
+    parser.add_argument("--runs-per-worker", type=int, default=64)
+    parser.add_argument("--stack", type=int, default=16, help="runs that train together")
+    parser.add_argument("--seconds", type=float, default=4.0, help="that a stack takes")
+    parser.add_argument("--sharers", type=int, default=1, help="workers that are after the same runs")
+    parser.add_argument("--plan", action="store_true", help="time the plan of all runs, too")
+    parser.add_argument("--profile", action="store_true", help="what the first worker spends its time on")
+    parser.add_argument("--killed", type=float, default=0.1, help="share of the workers that die half way")
+    parser.add_argument("--results-dir", type=Path, help="a folder to work in, which is emptied")
+    options = parser.parse_args()
+    cnnexp.sweep.provenance.provenance = (
+        lambda: {}
+    )  # asks JAX for its devices, which 256 processes cannot share
+    sleep: Any = lambda self, stack: Sleep(duration_of(stack.config), options.seconds)  # noqa: E731
+    StackTrainer._training_for = sleep
+    cnnexp.sweep.plan.largest_stack = lambda config: options.stack
+    titles = "workers    runs killed  sleep/s   took/s efficiency   runs/s CPU/run/ms  wrong leases"
+    print(f"{titles}  plan/s again/s")
+    well = True
+    for number in map(int, options.workers.split(",")):
+        folder = Path(tempfile.mkdtemp(dir=options.results_dir))
+        try:
+            well &= simulate(folder, options, number)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    sys.exit(not well)

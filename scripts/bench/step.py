@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""A whole training step of a two-layer convolutional net, side by side with eager PyTorch.
+
+    .venv/bin/python scripts/bench/step.py [--json PATH] [--runs 8,64] [--dtype bfloat16]
+
+Convolution 5x5x16, pooling, convolution 3x3x32, pooling, dense 10 on the shapes of Fashion-MNIST (the
+pixels are random: the time does not depend on them), batches of 128, SGD with momentum, as cnnexp trains
+it: one loop over the steps of an epoch. `stack of 8` trains eight such runs in one program. PyTorch has its
+images in memory and chooses them by index. `limit`: the step's own multiply-adds at the rate of a large
+matrix product. In milliseconds a run and a step.
+
+What keeps the shared step from its limit on CPU: products with 16 and 32 output channels, and the long
+thin contraction of the weight gradient, run at half to two thirds of a large product's rate; the rest is
+copying patches and choosing in pooling. Without gain: tiles of positions, barriers around copies, patches
+by gather or dynamic slices, batched split-K weight gradients, pooling fused with its activation, `vmap`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import benching
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hydra import compose, initialize_config_dir
+
+from cnnexp.config import RunConfig, parse
+from cnnexp.data.images import images_of
+from cnnexp.models.spec import spec_of
+from cnnexp.sweep.compose import plain
+from cnnexp.sweep.devices import configure_jax
+from cnnexp.training.optimizers import hyper_of
+from cnnexp.training.stacking import (
+    RUNS,
+    WHOLE,
+    Subsets,
+    compile_stack,
+    device_mesh,
+    on_devices,
+)
+from cnnexp.training.train import Train
+
+SIZE, STEPS = 4096, 10
+FEATURES, KERNELS = (16, 32), (5, 3)
+
+
+def config_of(tying: str, dtype: str, precision: str) -> RunConfig:
+    """The run's configuration, from the same files as every run's."""
+    overrides = [
+        f"model.tying={tying}",
+        f"model.features={list(FEATURES)}",
+        f"model.kernel_size={list(KERNELS)}",
+        "model.bias=same",
+        f"model.dtype={dtype}",
+        f"model.precision={precision}",
+        "data=fashion_mnist",
+        f"data.train_size={SIZE}",
+        "optim=sgd",
+    ]
+    conf = Path(__file__).resolve().parents[2] / "conf"
+    with initialize_config_dir(str(conf), version_base=None):
+        return parse(plain(compose("config", overrides=overrides)))
+
+
+def pictures() -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels."""
+    draw = np.random.default_rng(0)
+    shape = (SIZE, 28, 28, 1)
+    return draw.integers(0, 256, shape, dtype=np.uint8), draw.integers(0, 10, SIZE)
+
+
+def epoch(config: RunConfig, runs: int) -> benching.Call:
+    """`STEPS` steps of a stack as one compiled program."""
+    train, pixels, labels = Train(config), *pictures()
+    mesh = device_mesh(runs)
+    images = on_devices(images_of(pixels, labels, pixels[:1], labels[:1]), WHOLE, mesh)
+    compiled = compile_stack(train, mesh)
+    hyper = jax.tree.map(lambda value: jnp.full(runs, value), hyper_of(config))
+    hyper = on_devices(hyper, RUNS, mesh)
+    subset, sizes = jnp.tile(jnp.arange(SIZE, dtype=jnp.int32), (runs, 1)), jnp.full(runs, SIZE)
+    subsets, steps = on_devices(Subsets(subset, sizes, subset[:, :0]), RUNS, mesh), jnp.int32(STEPS)
+    keys = on_devices(jax.random.split(jax.random.key(0), runs), RUNS, mesh)
+    state = [compiled.init(keys, hyper)]
+
+    def call() -> object:
+        state[0] = compiled.advance(state[0], hyper, subsets, images, steps)
+        return state[0].step
+
+    return call
+
+
+def torch_epoch(torch: Any, tying: str) -> benching.Call:
+    """The same steps in eager PyTorch."""
+    functional, device = torch.nn.functional, "cuda" if torch.cuda.is_available() else "cpu"
+    pixels, labels = (torch.tensor(array, device=device) for array in pictures())
+    pixels = pixels.permute(0, 3, 1, 2).contiguous()
+    sides, channels = (28, 14), (1, *FEATURES)
+    weights = []
+    for side, c, o, k in zip(sides, channels, channels[1:], KERNELS, strict=False):
+        shape = (o, c, k, k) if tying == "shared" else (side * side, c * k * k, o)
+        weights.append(torch.randn(*shape, device=device) * (2 / (c * k * k)) ** 0.5)
+        weights.append(torch.zeros(o, *(() if tying == "shared" else (side, side)), device=device))
+    weights += [torch.randn(10, 7 * 7 * FEATURES[1], device=device) * 0.02, torch.zeros(10, device=device)]
+    weights = [w.requires_grad_() for w in weights]
+    optimizer = torch.optim.SGD(weights, lr=0.01, momentum=0.9)
+    mean, std = float(pixels.float().mean()), float(pixels.float().std())
+
+    def layer(x: Any, kernels: Any, bias: Any, k: int) -> Any:
+        if tying == "shared":
+            return functional.conv2d(x, kernels, bias, padding=k // 2)
+        columns = functional.unfold(x, k, padding=k // 2)
+        y = torch.bmm(columns.permute(2, 0, 1), kernels).permute(1, 2, 0)
+        return y.reshape(len(x), -1, *x.shape[2:]) + bias
+
+    def call() -> None:
+        for chosen in torch.randperm(SIZE, device=device).split(128)[:STEPS]:
+            x = (pixels[chosen].float() - mean) / std
+            for index, k in enumerate(KERNELS):
+                y = layer(x, weights[2 * index], weights[2 * index + 1], k)
+                x = functional.max_pool2d(functional.relu(y), 2)
+            loss = functional.cross_entropy(functional.linear(x.flatten(1), *weights[-2:]), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return call
+
+
+def step_flops(config: RunConfig) -> float:
+    """Floating-point operations of a step: the pixels need no gradient, so the first layer has two passes."""
+    passes = [2 * layer.counts.macs for layer in spec_of(config)]
+    return 128 * (3 * sum(passes) - passes[0])
+
+
+def main() -> None:
+    """Measure and print."""
+    options = benching.parser(__doc__)
+    options.add_argument("--runs", default="8", help="sizes of stacks, besides 1")
+    options.add_argument("--tyings", default="shared,local")
+    options.add_argument("--dtype", default="null", help="null (float32) or bfloat16")
+    options.add_argument("--precision", default="float32", help="as model.precision")
+    chosen = options.parse_args()
+    configure_jax()
+    torch, rows = benching.torch_or_none(), []
+    if torch is None:
+        print("PyTorch is not installed: left out")
+    print(f"{'case':24} {'ms':>8} {'GFLOP/s':>8}  {'baseline':16} {'ms':>8} {'ratio':>6}")
+    for tying in chosen.tyings.split(","):
+        config = config_of(tying, chosen.dtype, chosen.precision)
+        stacks = [1, *map(int, chosen.runs.split(","))]
+        product, product_flops = benching.matmul_call()
+        calls: dict[str, Callable[[], object]] = {f"{tying} {name_of(n)}": epoch(config, n) for n in stacks}
+        if torch is not None:
+            calls["eager PyTorch"] = torch_epoch(torch, tying)
+        times = benching.medians(calls | {"limit": product}, chosen.repeats)
+        flops = step_flops(config)
+        for name, n in zip(list(calls), stacks, strict=False):
+            ms, show = times[name] / (STEPS * n), partial(add_row, rows, name, flops)
+            if torch is not None:
+                show(ms, "eager PyTorch", times["eager PyTorch"] / STEPS)
+            show(ms, "limit (matmul)", times["limit"] * flops / product_flops)
+            if n > 1:
+                show(ms, "solo", times[f"{tying} solo"] / STEPS)
+    benching.save(rows, chosen.json)
+
+
+def name_of(runs: int) -> str:
+    """How a stack is called."""
+    return "solo" if runs == 1 else f"stack of {runs}"
+
+
+def add_row(
+    rows: list[dict[str, Any]], case: str, flops: float, ms: float, baseline: str, baseline_ms: float
+) -> None:
+    """Print a comparison and keep it."""
+    row = benching.row(case, ms, baseline, baseline_ms, gflops=flops / ms / 1e6)
+    rows.append(row)
+    print(
+        f"{case:24} {ms:8.2f} {row['gflops']:8.1f}  {baseline:16} {baseline_ms:8.2f} {row['ratio']:6.2f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""How large what each layer gives out is at initialisation, by tying, as a Markdown table.
+
+    scripts/check/initial_scale.py [--networks 50]
+
+Root mean square over test images, positions, features and networks, before the activation, of the network of
+`experiment=why_convolutions size=demo`. The table of one run is in docs/statistics.md.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from hydra import compose, initialize_config_dir
+
+from cnnexp.config import RunConfig, parse
+from cnnexp.core.machine import shipped
+from cnnexp.data.loading import load_images
+from cnnexp.models.network import ACTIVATIONS, TiedNetwork, layer_of
+from cnnexp.models.spec import Network, spec_of
+from cnnexp.nn.ops.patches import Layout, arranged
+from cnnexp.nn.pooling import pool
+from cnnexp.sweep.compose import plain
+
+TYINGS = ("shared", "local", "dense")
+IMAGES = 256
+
+
+def main() -> None:
+    """Print the table."""
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options.add_argument("--networks", type=int, default=50)
+    networks = options.parse_args().networks
+    configs = {tying: _config(tying) for tying in TYINGS}
+    data = load_images(configs["shared"].data)
+    mean, std = data.normalisation
+    images = (jnp.asarray(data.test_images[:IMAGES], jnp.float32) - mean) / std
+    sizes = {tying: scales(spec_of(config), images, networks) for tying, config in configs.items()}
+    names = list(sizes["shared"])
+    print(f"Root mean square at initialisation over {networks} networks (over that of the convolution)")
+    print(f"\n| tying | {' | '.join(names)} |\n{'|---' * (1 + len(names))}|")
+    for tying, found in sizes.items():
+        cells = (f"{found[name]:.2f} ({found[name] / sizes['shared'][name]:.2f})" for name in names)
+        print(f"| {tying} | {' | '.join(cells)} |")
+
+
+def scales(network: Network, images: jax.Array, networks: int) -> dict[str, float]:
+    """Of what each layer gives out, by its name."""
+    squares = {layer.name: 0.0 for layer in network}
+    for seed in range(networks):
+        net, x = TiedNetwork(network, rngs=nnx.Rngs(seed)), images
+        layout: Layout = "NHWC"
+        for spec in network:
+            layer = layer_of(net, spec)
+            own = layer.layout or layout
+            x, layout = layer(arranged(x, layout, own), own), own
+            squares[spec.name] += float(jnp.square(x).mean()) / networks
+            x = pool(ACTIVATIONS[spec.activation](x), spec.pool, spec.pool_size, layout)
+    return {name: float(np.sqrt(square)) for name, square in squares.items()}
+
+
+def _config(tying: str) -> RunConfig:
+    overrides = ["experiment=why_convolutions", "size=demo", f"model.tying={tying}"]
+    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+        return parse(plain(compose("config", overrides)))
+
+
+if __name__ == "__main__":
+    main()

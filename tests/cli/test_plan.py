@@ -1,0 +1,144 @@
+"""From overrides to cells and stacks, and what `cnnexp plan` says of them."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from cnnexp.cli import main as cli
+from cnnexp.config import RunConfig, parse
+from cnnexp.sweep.compose import plain
+from cnnexp.sweep.cost import kept_bytes, largest_stack
+from cnnexp.sweep.points import Cells, Job, rerun_commands
+from cnnexp.sweep.stacks import grouped, split
+from tests.conftest import Configure
+
+CONF = str(Path("conf").resolve())
+
+
+def by_id(configs: list[RunConfig]) -> dict[str, RunConfig]:
+    return {config.run_id: config for config in configs}
+
+
+def composed(*overrides: str) -> RunConfig:
+    with initialize_config_dir(CONF, version_base=None):
+        return parse(plain(compose("config", overrides=list(overrides))))
+
+
+@pytest.mark.parametrize(
+    ("changes", "programs"),
+    [
+        ([{"seed": 1}, {"optim": {"learning_rate": 0.3}}, {"optim": {"weight_decay": 0.1}}], 1),
+        ([{"optim": {"momentum": 0.1}}, {"train": {"label_smoothing": 0.1}}], 1),
+        ([{"data": {"train_size": 30}}, {"data": {"train_size": 10}}], 1),
+        ([{"data": {"pixel_noise": 0.1}}, {"data": {"pixel_noise": 0.2}}, {}], 2),
+        ([{"data": {"label_noise": 0.1}}, {"data": {"label_noise": 0.2}}, {}], 2),
+        ([{"model": {"tying": "local"}}, {"model": {"kernel_size": 5}}, {"data": {"batch_size": 7}}], 3),
+        ([{"train": {"steps": 9}}, {"train": {"eval_every": 1.0}}, {"data": {"validation_size": 9}}], 3),
+        ([{"tracking": {"project": "other"}}, {"sweep": {"max_stack": 3}}], 1),
+    ],
+)
+def test_runs_that_differ_in_traced_values_share_a_program(
+    configure: Configure, changes: list[dict[str, Any]], programs: int
+) -> None:
+    assert len(grouped({str(i): configure(**change) for i, change in enumerate(changes)})) == programs
+
+
+def test_sizes_in_epochs_differ_in_steps_and_so_in_programs(configure: Configure) -> None:
+    def run(size: int) -> RunConfig:
+        return configure(data={"train_size": size}, train={"steps": None, "epochs": 1.0, "eval_every": 1.0})
+
+    assert len(grouped(by_id([run(20), run(40)]))) == 2
+
+
+def test_stacks_are_of_nearly_equal_sizes_and_fit_in_memory(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = by_id([configure(seed=seed) for seed in range(10)])
+    sizes = [len(stack.runs) for stack in split(runs, "", largest=4)]
+    assert sizes == [4, 4, 2] and sum(sizes) == 10
+    assert largest_stack(configure(sweep={"max_stack": 3})) == 3
+    many = largest_stack(configure())
+    monkeypatch.setattr("cnnexp.sweep.cost.available_memory", lambda: 0)
+    assert many > 1 and largest_stack(configure()) == 1
+
+
+def test_kept_bytes_are_those_of_parameters_and_optimiser(configure: Configure) -> None:
+    params = (3 * 3 * 4 + 4) + (5 * 5 * 4 * 10 + 10)
+    assert kept_bytes(configure(optim={"name": "sgd"})) == 2 * 4 * params
+    assert kept_bytes(configure(optim={"name": "adamw"})) == 3 * 4 * params
+
+
+def test_cells_are_named_by_what_varies_and_rerun_by_one_command_each(configure: Configure) -> None:
+    jobs = [
+        Job(
+            config=configure(seed=seed, model={"tying": tying}),
+            overrides=("train.steps=5", f"model.tying={tying}", f"seed={seed}"),
+        )
+        for tying in ("shared", "local")
+        for seed in (0, 1)
+    ]
+    cells = Cells({job.config.run_id: job for job in jobs})
+    ids = [job.config.run_id for job in jobs]
+    assert [cells.name(run_id) for run_id in ids] == ["tying=shared"] * 2 + ["tying=local"] * 2
+    assert cells.common_name(ids[:2]) == "tying=shared" and cells.common_name(ids) == "(2 cells)"
+    assert rerun_commands(jobs) == [
+        "cnnexp run train.steps=5 model.tying=shared seed=0,1",
+        "cnnexp run train.steps=5 model.tying=local seed=0,1",
+    ]
+
+
+@pytest.fixture
+def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """What `cnnexp plan` prints in an empty folder; it must leave it empty."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*overrides: str, code: int = 0) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["cnnexp", "plan", *overrides])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == code
+        assert not list(tmp_path.iterdir())
+        return capsys.readouterr().out.splitlines()
+
+    return command
+
+
+def test_plan_has_a_line_a_cell_the_impossible_ones_with_reasons_and_totals_last(planned: Any) -> None:
+    lines = planned(
+        "model.kernel_size=3,99", "model.tying=shared,local", "seed=range(5)", "data.train_size=64", code=2
+    )
+    assert lines[0].split() == ["cell", "weights", "MACs", "memory", "runs", "done", "stack", "time"]
+    shared = next(line for line in lines if line.startswith("kernel_size=3 tying=shared"))
+    assert shared.split()[-4:-1] == ["5", "0", "1"] or shared.split()[-5:-2] == ["5", "0", "1"]
+    impossible = [line for line in lines if line.startswith("impossible: kernel_size=99")]
+    assert len(impossible) == 2 and "is larger than the 16x16 image" in impossible[0]
+    assert (
+        lines[-2] == "2 cells, 10 runs: 0 done, 10 to train in 2 stacks of 2 programs; 2 cells are impossible"
+    )
+    assert "from a calibration" in lines[-1]
+
+
+def test_composing_fast_equals_composing_by_hydra(planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Job] = []
+
+    def keep(jobs: list[Job]) -> dict[str, float]:
+        seen.extend(jobs)
+        return {job.config.run_id: math.nan for job in jobs}
+
+    monkeypatch.setattr("cnnexp.cli.plan.print_plan", keep)
+    planned(
+        "optim=sgd,adamw",
+        "model.tying=shared,'tiled(2)'",
+        "model.kernel_size=3,[3,5]",
+        "seed=0,1",
+        "train.epochs=2",
+        "results_dir=other",
+        "optim.learning_rate=0.1,1e-3",
+    )
+    assert len(seen) == 2 * 2 * 2 * 2 * 2
+    for job in seen:
+        assert job.config == composed(*job.overrides)

@@ -1,0 +1,204 @@
+"""Wrong input of every kind: exit code 2, one line that says what is wrong with what, and nothing written."""
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cnnexp.cli import main as cli
+from cnnexp.config import SECTIONS, VARIANTS, RunConfig, parse
+from cnnexp.core.errors import UsageError
+from cnnexp.sweep.run import SweepWork
+from tests.conftest import SMALL_SWEEP
+
+TABLE = Path(__file__).with_name("wrong_inputs.txt")
+CONFIGURATIONS = {  # of a user, in the folder `my/experiment`
+    "broken": "experiment: [\n",
+    "list": "- 1\n- 2\n",
+    "lost": "defaults:\n  - override /model: nope\nexperiment: lost\n",
+    "key": "model:\n  kernel: 3\n",
+    "empty": "hydra:\n  sweeper:\n    params:\n      seed: range(0)\n",
+    "nowhere": "name: ${nowhere}\n",
+    "latin": 'experiment: "caf\xe9"\n',
+    "mine": "experiment: mine\nmodel:\n  features: [4]\ntrain: {steps: 5}\n",
+}
+INTERNALS = re.compile(  # names of parsers and libraries, and of classes of errors
+    r"token recognition|mismatched input|no viable|extraneous input|pydantic|OmegaConf|DictConfig|full_key"
+    r"|object_type|HYDRA_FULL_ERROR|Traceback|\w+(Error|Exception)\b|(?i:input should)|None\b"
+)
+
+
+def read_table() -> dict[str, list[tuple[str, str]]]:
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    rows: list[tuple[str, str]] = []
+    for line in TABLE.read_text(encoding="utf-8").splitlines():
+        if line.startswith("["):
+            rows = kinds.setdefault(line.strip("[]"), [])
+        elif line and not line.startswith("#"):
+            command, _, expected = line.partition(" => ")
+            rows.append((command, expected))
+    return kinds
+
+
+ROWS = read_table()
+
+
+@pytest.fixture(scope="module")
+def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a sweep `results/s`, and with things that are none."""
+    folder = tmp_path_factory.mktemp("furnished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("WANDB_MODE", "disabled")
+        words = ["name=s", "seed=0,1", "model.tying=shared,local"]
+        patch.setattr(sys, "argv", ["cnnexp", "run", *SMALL_SWEEP, *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    assert not stop.value.code
+    (folder / "afile").write_text("")
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "thesis.tex").write_text("")
+    (folder / "my" / "experiment").mkdir(parents=True)
+    for name, text in CONFIGURATIONS.items():
+        encoding = "latin-1" if name == "latin" else "utf-8"
+        (folder / "my" / "experiment" / f"{name}.yaml").write_text(
+            f"# @package _global_\n{text}", encoding=encoding
+        )
+    return folder
+
+
+@pytest.fixture
+def here(furnished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of it to work in, where nothing can be trained and no key is known."""
+    shutil.copytree(furnished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "TFDS_DATA_DIR", "XLA_FLAGS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", os.devnull)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which the command sets, and the test takes back
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(SweepWork, "train", _trained)
+    return tmp_path
+
+
+def _trained(*_: object) -> None:
+    raise AssertionError("accepted: it would have been trained")
+
+
+def files_in(folder: Path) -> set[tuple[str, int]]:
+    """Files with the time of their last change, and folders."""
+    return {
+        (str(path.relative_to(folder)), path.lstat().st_mtime_ns * path.is_file())
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("kind", ROWS)
+def test_wrong_input_is_one_line_that_says_what_is_wrong_and_writes_nothing(
+    kind: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, wrong = files_in(here), []
+    for row, expected in ROWS[kind]:
+        words = [word.replace("LONG", 260 * "x") for word in shlex.split(row)]
+        count = next((n for n, word in enumerate(words) if not re.match(r"[A-Z_]+=", word)), len(words))
+        with monkeypatch.context() as patch:
+            for variable in words[:count]:
+                patch.setenv(*variable.split("=", 1))
+            answer = _answer(words[count:], patch)
+        out, error = capsys.readouterr()
+        problems = [] if answer == 2 else [f"ended with {answer!r}"]
+        problems += ["not one line"] * (error.count("\n") != 1)
+        problems += ["something on stdout"] * bool(out and words[0] != "plan")
+        problems += [f"not said: {expected}"] * (expected not in error)
+        problems += [f"internals: {found[0]}"] if (found := INTERNALS.search(error)) else []
+        problems += ["something was written"] * (files_in(here) != before)
+        if problems:
+            wrong.append(f"{row}\n    {'; '.join(problems)}\n    {error}")
+    number = len(ROWS[kind])
+    print(f"{kind}: {number - len(wrong)} of {number}")
+    assert not wrong, "\n".join([f"{number - len(wrong)} of {number}", *wrong])
+
+
+def _answer(words: list[str], patch: pytest.MonkeyPatch) -> object:
+    """The exit code, or what was raised instead."""
+    patch.setattr(sys, "argv", ["cnnexp", *words])
+    try:
+        cli.main()
+    except SystemExit as stop:
+        return stop.code
+    except Exception as error:
+        return error
+    return "nothing"
+
+
+def test_the_table_has_rows_of_every_command() -> None:
+    commands = [shlex.split(row) for rows in ROWS.values() for row, _ in rows]
+    assert len(commands) >= 230
+    assert len({tuple(command) for command in commands}) == len(commands)
+    named = {word for command in commands for word in command[:2]}
+    assert named >= {"run", "plan", "show", "wandb-sweep", "report", "results", "compare", "sync"}
+    assert named >= {"dashboard", "data", "completion"}
+
+
+NEVER: tuple[object, ...] = (-1, float("nan"), float("inf"), -float("inf"), [[["x"]]], {"a": {"b": 1}}, "")
+SOMETIMES: tuple[object, ...] = (0, 1, 2.5, "word", True, None, [], [1, 2], ["word"], {"a": 1}, "on", 10**30)
+
+
+def keys_of_schema() -> Iterator[tuple[str, str, str]]:
+    """Every section, each name that it may have, and every key that it has then."""
+    for section, plain in SECTIONS.items():
+        for name, variant in VARIANTS.get(section, {"": plain}).items():
+            for key in variant.model_fields:
+                yield section, name, key
+
+
+def test_every_key_refuses_what_no_key_can_be_in_one_line(composed: dict[str, dict[str, object]]) -> None:
+    tried = refused = 0
+    for section, name, key in keys_of_schema():
+        base = composed[f"{section}={name}"] if name else composed["experiment=null"]
+        for value in (*NEVER, *SOMETIMES):
+            inner = base[section]
+            assert isinstance(inner, dict)
+            tried += 1
+            try:
+                parse({**base, section: {**inner, key: value}})
+            except UsageError as error:
+                refused += 1
+                text = str(error)
+                assert f"{section}.{key}" in text or key in ("name", "epochs", "steps"), text
+                assert "\n" not in text and len(text) < 500 and not INTERNALS.search(text), text
+            else:
+                assert not any(value is never for never in NEVER), f"{section}.{key}={value}"
+    print(f"{refused} of {tried} refused")
+    assert tried > 3000 and refused > tried // 2
+
+
+@pytest.mark.parametrize("key", [key for key in RunConfig.model_fields if key not in SECTIONS])
+def test_every_key_of_the_top_level_does_too(key: str, composed: dict[str, dict[str, object]]) -> None:
+    for value in (*NEVER, None, True, 2.5, 10**30):
+        if (key, value) == ("experiment", ""):
+            continue
+        with pytest.raises(UsageError, match=rf"^{key}=") as error:
+            parse({**composed["experiment=null"], key: value})
+        assert "\n" not in str(error.value) and not INTERNALS.search(str(error.value))
+
+
+@pytest.fixture(scope="module")
+def composed() -> dict[str, dict[str, object]]:
+    """What Hydra composes for every name of every section with several."""
+    from hydra import compose, initialize_config_dir
+
+    from cnnexp.core.machine import shipped
+    from cnnexp.sweep.compose import plain
+
+    words = [f"{section}={name}" for section, names in VARIANTS.items() for name in names]
+    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+        found = {word: plain(compose("config", [word])) for word in words if word != "data=tfds"}
+        found["data=tfds"] = plain(compose("config", ["data=mnist"]))
+        found["experiment=null"] = plain(compose("config", []))
+    return found

@@ -1,0 +1,130 @@
+"""A channel with one value in all training images, as alpha often is, becomes 0 and is named."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnnexp.cli import main as cli
+from cnnexp.config.data import DataSection
+from cnnexp.data.corruptions import Corruptions, levels_of
+from cnnexp.data.images import images_of
+from cnnexp.data.loading import describe, load, make_ready
+from cnnexp.data.pipelines import ImageFiles
+from cnnexp.plots.images import data_picture
+from tests.conftest import Configure
+from tests.fakes.tfds_digits import prepare_images, tfds_data
+
+DRAW = np.random.default_rng(0)
+NAMED = "channel 3 (of 0 to 3) is 255 in all training images: the network sees 0"
+
+
+def rgba(count: int) -> np.ndarray:
+    images = DRAW.integers(0, 256, (count, 8, 8, 4)).astype(np.uint8)
+    images[..., 3] = 255
+    return images
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sets")
+    images = [(image, number % 4) for number, image in enumerate(rgba(100))]
+    prepare_images(folder, {"train": images}, shape=(8, 8, 4))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "numbers"])
+def test_a_constant_channel_becomes_zero_and_the_others_are_as_without_it(kind: str) -> None:
+    train, test, labels = rgba(50), rgba(20), np.zeros(50, int)
+    if kind == "numbers":
+        train, test = (
+            np.where(np.arange(4) == 3, 0.1, split / 255).astype(np.float32) for split in (train, test)
+        )
+    test[:10, ..., 3] = 0  # a test image may hold something else there
+    normalisation = images_of(train, labels, test, labels[:20]).normalisation
+    colours = images_of(train[..., :3], labels, test[..., :3], labels[:20]).normalisation
+    assert normalisation.std[3] == 0 and normalisation.mean[3] == train[0, 0, 0, 3]
+    for split in (train, test):
+        pixels = jnp.asarray(split, jnp.float32)
+        found = normalisation.normalised(pixels)
+        expected = (pixels[..., :3] - colours.mean) / colours.std
+        assert (found[..., 3] == 0).all()
+        assert (found[..., :3] == expected).all()  # to the last bit
+
+
+@pytest.mark.parametrize("kind", ["bytes", "numbers"])
+def test_no_corruption_brings_a_constant_channel_back(kind: str, configure: Configure) -> None:
+    done = {
+        "image_noise": 0.5,
+        "pixel_noise": 0.3,
+        "salt_and_pepper": 0.2,
+        "shift": 2,
+        "crop": 1,
+        "flip": True,
+    }
+    data: DataSection = configure(data=done).data
+    images = rgba(40) if kind == "bytes" else (rgba(40) / 255).astype(np.float32)
+    labels = np.zeros(40, int)
+    normalisation = images_of(images, labels, images, labels).normalisation
+    corruptions = Corruptions(data, jax.random.key(0), levels_of(data), normalisation)
+    for split, step in (("train", jnp.int32(3)), ("test", None)):
+        seen = np.asarray(corruptions.images(images, np.arange(40), split=split, step=step))
+        assert (seen[..., 3] == 0).all()
+        assert np.isfinite(seen).all()
+        assert 0.7 < seen[..., :3].std() < 2
+
+
+def test_the_checks_name_the_channel_and_streams_have_the_same_statistics(folder: Path) -> None:
+    splits = {"train_split": "train[:80%]", "test_split": "train[80%:]"}
+    data = tfds_data(folder, "made", **splits, stream="always")
+    assert describe(data).endswith(f"; {NAMED}")
+    assert make_ready(data) == [f"made: {NAMED}"]
+    files, memory = load(data), load(tfds_data(folder, "made", **splits))
+    assert isinstance(files, ImageFiles)
+    for a, b in zip(files.normalisation, memory.normalisation, strict=True):
+        assert (a == b).all()
+
+
+def test_a_run_on_a_held_out_part_of_such_images_finishes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command, as typed in a shell: no quotes reach it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    own = ["data=tfds", "data.name=made", f"data.data_dir={folder}", "data.batch_size=16"]
+    splits = ["data.train_split=train[:70%]+train[95%:]", "data.test_split=train[90%:95%]"]  # 5 test images
+    arguments = [*own, *splits, "model.features=[2]", "train.steps=4"]
+    monkeypatch.setattr(sys, "argv", ["cnnexp", "run", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    assert f"cnnexp: warning: made: {NAMED}" in capsys.readouterr().err.splitlines()
+    (summary,) = map(read, (tmp_path / "results").rglob("summary.json"))
+    assert summary["status"] == "finished"
+    assert np.isfinite([summary["train/loss"], summary["test/loss"]]).all()
+    assert summary["test/accuracy"] * 5 == pytest.approx(round(summary["test/accuracy"] * 5), abs=1e-5)
+
+
+def read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("kind", ["bytes", "numbers"])
+def test_the_picture_shows_the_colours(kind: str, configure: Configure) -> None:
+    """Without a warning of NumPy, which is an error here, for the channel that has no width."""
+    images = rgba(20) if kind == "bytes" else (rgba(20) / 255).astype(np.float32)
+    labels = np.arange(20) % 4
+    figure = data_picture([configure()], images_of(images, labels, images, labels))
+    (drawn,) = figure.axes[0].images
+    assert np.shape(drawn.get_array()) == (8, 8, 3)
+    assert np.ptp(np.asarray(drawn.get_array())) > 0.5

@@ -1,0 +1,82 @@
+"""The images: real, split before they are scattered, drawn the same way every time."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits as sklearn_digits
+
+from cnnexp.core.errors import UsageError
+from cnnexp.data.loading import check_prepared
+from cnnexp.data.loading import load_images as load
+from cnnexp.data.sampling import balanced_order
+from cnnexp.data.shapes import shape_of, train_size_of
+from tests.conftest import Configure
+
+
+def digits(configure: Configure, **changes: Any) -> Any:
+    return configure(data=changes).data
+
+
+def test_digits_as_they_are(configure: Configure) -> None:
+    data = digits(configure, scatter=False)
+    images = load(data)
+    pixels = np.concatenate([images.train_images, images.test_images])
+    original = np.round(255 * sklearn_digits().images / 16).astype(np.uint8)
+    assert sorted(map(bytes, pixels[..., 0])) == sorted(map(bytes, original))
+    assert images.train_images.shape == (shape_of(data).train_images, *shape_of(data).image)
+    assert images.train_images.dtype == np.uint8
+
+
+def test_digits_apart_are_tested_where_none_was_trained_on(configure: Configure) -> None:
+    images = load(digits(configure, noise=0.0, apart=True))  # 3 places from left to right on 10 pixels
+    assert images.validation_images is not None
+    for canvases, left, right in (
+        (images.validation_images, 0, 2),
+        (images.train_images, 1, 1),
+        (images.test_images, 2, 0),
+    ):
+        outside = np.concatenate([canvases[:, :, :left], canvases[:, :, canvases.shape[2] - right :]], axis=2)
+        assert (outside == 85).all() and (canvases[:, :, left : left + 8] > 85).any()
+    assert (images.train_images[:, 8:] > 85).any() and (images.train_images[:, :2] > 85).any()
+    with pytest.raises(UsageError, match=r"data\.apart=true: needs .* data\.canvas of at least 10 \(got"):
+        shape_of(digits(configure, apart=True, canvas=9))
+
+
+def test_loading_twice_is_identical_and_another_seed_is_not(configure: Configure) -> None:
+    first, second = load(digits(configure)), load(digits(configure))
+    assert all((a == b).all() for a, b in zip(first[:4], second[:4], strict=True))
+    assert (load(digits(configure, seed=1)).train_images != first.train_images).any()
+
+
+def test_statistics_come_from_the_training_pixels(configure: Configure) -> None:
+    images = load(digits(configure))
+    assert images.normalisation.mean == pytest.approx(images.train_images.astype(float).mean(), rel=1e-5)
+    assert images.normalisation.std == pytest.approx(images.train_images.astype(float).std(), rel=1e-5)
+
+
+def test_subsets_are_nested_balanced_and_drawn_by_the_seed() -> None:
+    labels = np.random.default_rng(0).integers(0, 10, 2000)
+    order = balanced_order(labels, seed=5)
+    assert set(np.bincount(labels[order[:100]])) == {10}
+    assert sorted(order) == list(range(2000))
+    assert (balanced_order(labels, seed=6)[:100] != order[:100]).any()
+
+
+def test_what_is_not_there_is_refused_at_once(configure: Configure) -> None:
+    with pytest.raises(UsageError, match="allowed: 1 to 120"):
+        train_size_of(digits(configure, train_size=121))
+    with pytest.raises(UsageError, match="made in memory"):
+        check_prepared(digits(configure, stream="always"))
+
+
+def test_several_digits_on_a_canvas_are_several_labels(configure: Configure) -> None:
+    data = digits(configure, digits=3, canvas=24)
+    images = load(data)
+    assert shape_of(data).multi_label
+    assert images.train_labels.shape == (120, 10)
+    assert set(np.unique(images.train_labels)) == {0, 1}
+    assert set(images.train_labels.sum(1)) <= {1, 2, 3}
+    single = load(digits(configure, digits=1, canvas=24, noise=0.0))
+    several = load(digits(configure, digits=3, canvas=24, noise=0.0))
+    assert (several.train_images > 85).sum() > 1.5 * (single.train_images > 85).sum()

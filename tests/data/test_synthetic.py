@@ -1,0 +1,100 @@
+"""Synthetic tasks: the known answers hold, and what is drawn does not depend on how much is."""
+
+from typing import Any
+
+import mnist1d.data
+import numpy as np
+import pytest
+from mnist1d_reference import PAPER
+from scipy import stats
+
+from cnnexp.config.data import DATA_VARIANTS, DataSection
+from cnnexp.data.datasets.mnist1d import templates
+from cnnexp.data.images import Images
+from cnnexp.data.loading import load_images
+from cnnexp.data.shapes import shape_of
+from tests.conftest import SMALL
+
+COMMON = {key: value for key, value in SMALL["data"].items() if key in DataSection.model_fields}
+TASKS: dict[str, dict[str, Any]] = {
+    "signal_distribution": {"patches": 4, "dimension": 6, "noise": 0.25},
+    "channel_norm": {"side": 6},
+    "k_patterns": {"length": 20, "pattern": 3, "function": "parity"},
+    "mnist1d": PAPER,
+}
+
+
+def section(name: str, **changes: Any) -> Any:
+    sizes = {"images": 600, "test_images": 300, "seed": 0}
+    return DATA_VARIANTS[name].model_validate({**COMMON, "name": name, **TASKS[name], **sizes, **changes})
+
+
+def task(name: str, **changes: Any) -> Images:
+    return load_images(section(name, **changes))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_shapes_are_as_foretold_and_draws_are_nested(name: str) -> None:
+    images, shape = task(name), shape_of(section(name))
+    assert images.train_images.shape == (600, *shape.image) and images.train_images.dtype == np.float32
+    assert images.test_images.shape == (300, *shape.image)
+    assert set(images.train_labels) == set(range(shape.classes))
+    fewer = task(name, images=200)
+    assert (fewer.train_images == images.train_images[:200]).all()
+    assert (fewer.train_labels == images.train_labels[:200]).all()
+    other = task(name, seed=1)
+    assert (other.train_images != images.train_images).any()
+    assert not {bytes(image) for image in images.train_images} & {
+        bytes(image) for image in images.test_images
+    }
+
+
+def test_one_patch_carries_the_signal() -> None:
+    clean = task("signal_distribution", noise=0.0)
+    patches = clean.train_images.reshape(600, 4, 6)
+    lengths = np.linalg.norm(patches, axis=-1)
+    assert np.sort(lengths, axis=1) == pytest.approx(np.broadcast_to([0, 0, 0, 1], (600, 4)), abs=1e-5)
+    signal = patches.sum(1) * (2 * clean.train_labels - 1)[:, None]
+    assert signal == pytest.approx(np.broadcast_to(signal[0], signal.shape), abs=1e-5)
+    assert stats.chisquare(np.bincount(lengths.argmax(1))).pvalue > 1e-3
+    noisy = task("signal_distribution", noise=0.25).train_images.reshape(600, 4, 6)
+    assert (noisy - patches).std() == pytest.approx(0.25, rel=0.03)
+
+
+def test_the_longer_channel_decides() -> None:
+    images = task("channel_norm")
+    lengths = np.linalg.norm(images.train_images.reshape(600, -1, 3), axis=1)
+    assert (images.train_labels == (lengths[:, 0] > lengths[:, 1])).all()
+
+
+@pytest.mark.parametrize("function", ["parity", "random"])
+def test_some_bits_in_a_row_decide(function: str) -> None:
+    images = task("k_patterns", function=function)
+    bits = (images.train_images[:, :, 0, 0] > 0).astype(int)
+    decided = []
+    for place in range(18):
+        windows = [bytes(bits[row, place : place + 3].astype(np.uint8)) for row in range(600)]
+        answers = {(window, label) for window, label in zip(windows, images.train_labels, strict=True)}
+        decided.append(len(answers) == len(set(windows)))
+    assert sum(decided) == 1
+    place = decided.index(True)
+    parity = bits[:, place : place + 3].sum(1) % 2
+    assert (parity == images.train_labels).all() == (function == "parity")
+
+
+def test_mnist1d_is_that_of_the_package() -> None:
+    """Mean, deviation and correlation of each class, against as many signals from the `mnist1d` package."""
+    assert templates() == pytest.approx(mnist1d.data.get_templates()["x"])
+    options = mnist1d.data.get_dataset_args()
+    options.num_samples = 10_000
+    theirs = mnist1d.data.make_dataset(options)
+    signals = np.concatenate([theirs["x"], theirs["x_test"]])
+    labels = np.concatenate([theirs["y"], theirs["y_test"]])
+    ours = task("mnist1d", images=10_000)
+    mine = (ours.train_images[:, :, 0, 0] - ours.normalisation.mean) / ours.normalisation.std
+    for digit in range(10):
+        a, b = signals[labels == digit], mine[ours.train_labels == digit]
+        error = np.sqrt(a.var(0) / len(a) + b.var(0) / len(b))
+        assert np.abs(a.mean(0) - b.mean(0)).max() < 4.5 * error.max()
+        assert a.std(0) == pytest.approx(b.std(0), rel=0.15)
+        assert np.corrcoef(a.T) == pytest.approx(np.corrcoef(b.T), abs=0.2)

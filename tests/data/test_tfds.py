@@ -1,0 +1,252 @@
+"""Prepared TFDS sets: read as they were written, checked, refused where damaged, streamed as from memory."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from cnnexp.cli import main as cli
+from cnnexp.config import RunConfig, parse
+from cnnexp.core.errors import UsageError
+from cnnexp.data.images import Images
+from cnnexp.data.loading import check_prepared, describe, load
+from cnnexp.data.pipelines import ImageFiles
+from cnnexp.data.shapes import shape_of
+from cnnexp.data.tfds.prepared import prepared_set, prepared_sets
+from cnnexp.training.loop import Moment, StackTraining
+from tests.conftest import Configure
+from tests.fakes.tfds_digits import NAME, TEST, TRAIN, digits, prepare_digits, tfds_data
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare_digits(tmp_path_factory.mktemp("tfds")).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def config_of(folder: Path, configure: Configure, *, seed: int = 0, **changes: Any) -> RunConfig:
+    values = configure(seed=seed).model_dump()
+    return parse(values | {"data": tfds_data(folder, **{"name": NAME, **changes}).model_dump()})
+
+
+def test_what_was_prepared_is_what_is_read(prepared: Path, configure: Configure) -> None:
+    data = config_of(prepared, configure).data
+    images = load(data)
+    assert isinstance(images, Images)
+    pixels, labels = digits()
+    train = pixels[:TRAIN]
+    for read, first, count in (
+        ((images.train_images, images.train_labels), 0, TRAIN),
+        ((images.test_images, images.test_labels), TRAIN, TEST),
+    ):
+        given = pixels[first : first + count], labels[first : first + count]
+        assert _pairs(*read) == _pairs(*given)
+    assert images.normalisation.mean == pytest.approx(train.mean(), rel=1e-5)
+    assert images.normalisation.std == pytest.approx(train.std(), rel=1e-5)
+    assert shape_of(data).train_images == TRAIN and shape_of(data).image == (8, 8, 1)
+    again = load(data)  # from the cache
+    assert all((a == b).all() for a, b in zip(images[:4], again[:4], strict=True))
+
+
+def _pairs(images: Any, labels: Any) -> list[tuple[bytes, int]]:
+    return sorted(zip(map(bytes, images), map(int, labels), strict=True))
+
+
+def test_images_in_both_splits_are_counted(prepared: Path, configure: Configure) -> None:
+    pixels, _ = digits()
+    train = {bytes(image) for image in pixels[:TRAIN]}
+    shared = sum(bytes(image) in train for image in pixels[TRAIN : TRAIN + TEST])
+    line = describe(config_of(prepared, configure).data)
+    assert line.startswith(f"{NAME}: 1,200 training and 300 test images of 8x8x1, 10 classes of ")
+    assert line.endswith(f"; {shared} test images are also in the training split")
+
+
+def test_images_of_several_sizes_are_brought_to_one(tmp_path: Path, configure: Configure) -> None:
+    folder = prepare_digits(tmp_path, varied=True).parents[1]
+    with pytest.raises(UsageError, match=r"data\.size: the images of tfds_digits have several sizes"):
+        shape_of(config_of(folder, configure).data)
+    images = load(config_of(folder, configure, size=8).data)
+    assert isinstance(images, Images)
+    pixels, _ = digits()
+    assert sorted(map(bytes, images.train_images)) == sorted(map(bytes, pixels[:TRAIN]))
+
+
+def moments(config: RunConfig, images: Any, runs: list[RunConfig], resumed: Any = None) -> list[Moment]:
+    return list(StackTraining(config, images, len(runs)).run(runs, resumed))
+
+
+def test_a_stream_gives_what_memory_gives(prepared: Path, configure: Configure) -> None:
+    def trained(stream: str, kind: type) -> list[Moment]:
+        changes = {"stream": stream, "validation_size": 50, "crop": 1, "pixel_noise": 0.1}
+        runs = [
+            config_of(prepared, configure, seed=seed, train_size=size, **changes)
+            for seed, size in ((0, 200), (1, 1000), (2, 1000))
+        ]
+        images = load(runs[0].data)
+        assert isinstance(images, kind)
+        return moments(runs[0], images, runs)
+
+    kept, read = trained("never", Images), trained("always", ImageFiles)
+    assert kept[-1].rows != kept[0].rows
+    for one, other in zip((m for m in kept if m.rows), (m for m in read if m.rows), strict=True):
+        assert one.step == other.step
+        for a, b in zip(one.rows or [], other.rows or [], strict=True):
+            assert a == pytest.approx(b, abs=1e-5)
+
+
+def test_a_stream_goes_on_with_the_next_batch(prepared: Path, configure: Configure) -> None:
+    run = config_of(prepared, configure, stream="always")
+    files, saved = load(run.data), None
+    for moment in StackTraining(run, files).run([run]):
+        if moment.step == 2:
+            saved = jax.tree.map(lambda leaf: leaf.copy(), moment.state)
+    whole = moments(run, files, [run])[-1]
+    resumed = moments(run, files, [run], saved)
+    assert resumed[0].step > 2
+    assert resumed[-1].rows == whole.rows
+
+
+def test_batches_are_those_asked_for_in_that_order(prepared: Path, configure: Configure) -> None:
+    files = load(config_of(prepared, configure, stream="always").data)
+    memory = load(config_of(prepared, configure, stream="never").data)
+    assert isinstance(files, ImageFiles) and isinstance(memory, Images)
+    wanted = np.random.default_rng(0).integers(0, TRAIN, (9, 2, 16))
+    for start in (0, 4):
+        found = list(files.batches("train", lambda number: wanted[number], start, 9))
+        assert len(found) == 9 - start
+        for (places, pixels), expected in zip(found, wanted[start:], strict=True):
+            assert (places == expected).all()
+            assert (pixels == memory.train_images[expected]).all()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "missing"])
+def test_a_damaged_file_is_named_and_refused(
+    prepared: Path, tmp_path: Path, configure: Configure, damage: str
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(prepared, folder)
+    file = sorted((folder / NAME / "1.0.0").glob("*train*"))[-1]
+    content = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        middle = content.index(b"PNG") + 40
+        flipped = content[:middle] + bytes([content[middle] ^ 0x55]) + content[middle + 1 :]
+        file.write_bytes(
+            {"flipped": flipped, "truncated": content[: len(content) // 2], "empty": b""}[damage]
+        )
+    for stream in ("never", "always"):
+        with pytest.raises(UsageError) as refusal:
+            load(config_of(folder, configure, stream=stream).data)
+        assert str(file) in str(refusal.value) and f"cnnexp data prepare {NAME}" in str(refusal.value)
+        assert "\n" not in str(refusal.value)
+
+
+def test_labels_outside_the_classes_are_refused(prepared: Path, tmp_path: Path, configure: Configure) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(prepared, folder)
+    features = folder / NAME / "1.0.0" / "features.json"
+    features.write_text(features.read_text().replace('"numClasses": "10"', '"numClasses": "9"'))
+    with pytest.raises(UsageError, match=r"the label of image \d+ is 9; allowed: 0 to 8"):
+        load(config_of(folder, configure).data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"name": "tfds_digit"}, "did you mean 'tfds_digits'"),
+        ({"name": "nothing_like_it"}, "type: cnnexp data prepare nothing_like_it"),
+        ({"test_split": "tets"}, "no split 'tets'; did you mean 'test'?"),
+    ],
+)
+def test_what_is_not_prepared_is_refused(
+    prepared: Path, configure: Configure, changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UsageError) as refusal:
+        check_prepared(config_of(prepared, configure, **changes).data)
+    assert told in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_another_format_is_refused(prepared: Path, tmp_path: Path, configure: Configure) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(prepared, folder)
+    info = folder / NAME / "1.0.0" / "dataset_info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
+    with pytest.raises(UsageError, match="prepared as tfrecord, which needs TensorFlow"):
+        check_prepared(config_of(folder, configure).data)
+
+
+def test_a_damaged_cache_is_made_again(prepared: Path, tmp_path: Path, configure: Configure) -> None:
+    data = config_of(prepared, configure).data
+    first = load(data)
+    (cache,) = (tmp_path / "cache").rglob("*.npz")
+    cache.write_bytes(cache.read_bytes()[:-100])
+    second = load(data)
+    assert isinstance(first, Images) and isinstance(second, Images)
+    assert (first.train_images == second.train_images).all()
+
+
+def command(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str]:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", ["cnnexp", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out + captured.err
+
+
+def test_the_list_of_prepared_sets(
+    prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text = command(["data", "list", "--data-dir", str(prepared)], monkeypatch, capsys)
+    assert code == 0
+    assert [found.name for found in prepared_sets(str(prepared))] == [NAME]
+    assert prepared_set(NAME, str(prepared)).split_sizes() == {"test": TEST, "train": TRAIN}
+    for part in (NAME, "1.0.0", "train 1,200", "8x8x1"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["cifar"], "data set cifar: did you mean 'cifar10'"),
+        (["emnist/leters"], "did you mean 'emnist/letters'"),
+        (["cifar10", "--from", "nowhere"], "--from nowhere: no such folder"),
+        (["cifar10", "--from", "."], "--from .: cifar-10-binary.tar.gz is not there"),
+        (["imagenet2012", "--from", "."], "--from .: ILSVRC2012_img_val.tar is not there"),
+        (["imagenet2012"], "its files must be fetched by hand"),
+    ],
+)
+def test_preparing_is_refused_in_one_line(
+    arguments: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, text = command(["data", "prepare", *arguments, "--data-dir", str(tmp_path)], monkeypatch, capsys)
+    assert code == 2
+    assert told in text.splitlines()[-1]
+
+
+def test_a_file_that_is_not_the_published_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"something else")
+    arguments = ["data", "prepare", "cifar10", "--from", str(tmp_path), "--data-dir", str(tmp_path / "tfds")]
+    code, text = command(arguments, monkeypatch, capsys)
+    assert code == 2
+    assert "cifar-10-binary.tar.gz is not the published one" in text.splitlines()[-1]
+    assert not list((tmp_path / "tfds").rglob("dataset_info.json"))

@@ -1,0 +1,177 @@
+"""Every size of every experiment answers all of its claims, and a new experiment is two small files."""
+
+import io
+import itertools
+import math
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from flax import nnx
+
+from cnnexp.analysis.claims import judge
+from cnnexp.analysis.dataframe import frame
+from cnnexp.cli import main as cli
+from cnnexp.config import RunConfig
+from cnnexp.core import machine as paths
+from cnnexp.nn.geometry import Geometry
+from cnnexp.nn.tied_conv import TiedConv
+from cnnexp.plots.figures import Drawing, render, smaller
+from cnnexp.plots.kernels import kernels_figure
+from cnnexp.report.experiments import load_experiment
+from cnnexp.report.report import NETWORKS, publish, write_report
+from cnnexp.store.runs import StoredRun
+from cnnexp.sweep.points import Job
+from cnnexp.sweep.provenance import summary_of
+
+ROOT = Path(__file__).parents[2]
+SIZES = sorted(path.stem for path in (ROOT / "conf/experiment_size").glob("*.yaml"))
+
+
+@pytest.fixture
+def configs(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The configurations of an experiment at a size, with one learning rate."""
+
+    def composed(experiment: str, size: str) -> list[RunConfig]:
+        seen: list[Job] = []
+        untuned = "optim.learning_rate=0.01"
+
+        def keep(jobs: list[Job]) -> dict[str, float]:
+            seen.extend(jobs)
+            return {job.config.run_id: math.nan for job in jobs}
+
+        monkeypatch.setattr("cnnexp.cli.plan.print_plan", keep)
+        monkeypatch.setattr(
+            sys, "argv", ["cnnexp", "plan", f"experiment={experiment}", f"size={size}", untuned]
+        )
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 0
+        return [job.config for job in seen]
+
+    return composed
+
+
+def invented(config: RunConfig, random: np.random.Generator) -> StoredRun:
+    """A run as the store would have it, with counts that are true and accuracies that are not."""
+    train, test = random.uniform(0.6, 1), random.uniform(0.2, 0.6)
+    metrics = {"train/accuracy": train, "test/accuracy": test, "gap/accuracy": train - test}
+    metrics |= {"validation/accuracy": test}
+    history = [{"step": step, "epoch": 0.0, "test/accuracy": step / 10} for step in (0, 5)]
+    last = {"step": 10, "epoch": 1.0} | metrics
+    summary = summary_of(config, last, status="finished", seconds=1.0)
+    summary |= {
+        f"learned/{measure}/conv_0": random.uniform() for measure in ("distance", "zeros", "locality")
+    }
+    values = config.model_dump()
+    return StoredRun(
+        run_id=config.run_id,
+        folder=Path(),
+        config=values,
+        summary=summary,
+        history=[*history, last],
+        status="finished",
+    )
+
+
+@pytest.mark.parametrize("size", [size for size in SIZES if not size.endswith("_demo")])
+def test_every_size_measures_every_claim_and_draws_every_figure(configs: Any, size: str) -> None:
+    name, _, size = size.rpartition("_")
+    random = np.random.default_rng(0)
+    table = frame([invented(config, random) for config in configs(name, size)])
+    experiment = load_experiment(name)
+    judged = judge(experiment.claims, table)
+    assert [one.claim.sentence for one in judged if one.interval is None] == []
+    assert min(one.seeds for one in judged if not one.claim.exact) >= 5
+    in_any_order = judge(experiment.claims, table.sample(frac=1, random_state=0))
+    assert [(one.verdict, one.effect) for one in in_any_order] == [
+        (one.verdict, one.effect) for one in judged
+    ]
+    for drawing in experiment.figures.values():
+        assert drawing.needs(table)
+        drawing.draw(table).savefig(png := io.BytesIO(), dpi=40)
+        assert len(png.getvalue()) > 3_000
+
+
+def estimate_of(name: str, sentence: str) -> Any:
+    """Of the one claim of an experiment that begins so."""
+    (claim,) = (one for one in load_experiment(name).claims if one.sentence.startswith(sentence))
+    return claim.estimate
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence", "key", "chosen"),
+    [
+        ("translation", "A locally connected net whose images move", "data.crop", 1),
+        ("embedding", "A local net that is a convolution for part", "train.tied_steps", 50),
+        ("locality_sharing_ladder", "Beta-LASSO makes", "optim.l1", 0.00002),
+    ],
+)
+def test_what_is_chosen_is_chosen_on_validation_images(
+    configs: Any, name: str, sentence: str, key: str, chosen: float
+) -> None:
+    random = np.random.default_rng(0)
+    table = frame([invented(config, random) for config in configs(name, "small")])
+    tried = table[key].notna() & (table["model.tying"] != "shared")
+    # The larger, the better on test images and the worse on those of validation.
+    table["test/accuracy"] = 0.5 + 0.01 * table[key].rank(method="dense").where(tried, 0)
+    table["validation/accuracy"] = 1 - table["test/accuracy"]
+    worst_on_test = table.loc[tried & (table[key] == chosen), "test/accuracy"].iloc[0]
+    found = estimate_of(name, sentence)(table)
+    assert found == pytest.approx(np.full(5, worst_on_test - 0.5))
+
+
+def test_few_weights_are_not_taken_for_local_ones(configs: Any) -> None:
+    random = np.random.default_rng(0)
+    table = frame([invented(config, random) for config in configs("locality_sharing_ladder", "small")])
+    kernels = random.normal(size=(1000, 16, 16))
+    kernels[np.abs(kernels) < np.quantile(np.abs(kernels), 0.9)] = 0
+    inside = [
+        (kernels[:, i : i + 9, j : j + 9] ** 2).sum((1, 2)) for i, j in itertools.product(range(8), range(8))
+    ]
+    table["learned/zeros/conv_0"] = 0.9
+    table["learned/locality/conv_0"] = np.max(inside, axis=0).sum() / (kernels**2).sum()
+    beyond_chance = estimate_of("locality_sharing_ladder", "The weights that beta-LASSO leaves")(table)
+    assert len(beyond_chance) == 5 and np.abs(beyond_chance).max() < 0.02
+
+
+def test_pictures_of_kernels_show_tiles_and_stay_small() -> None:
+    geometry = Geometry(in_shape=(16, 16, 1), features=4, kernel_size=(3, 3))
+    tiles = TiedConv(geometry, tying="tiled(2)", rngs=nnx.Rngs(0)).sample_kernels(8, 4)
+    assert (tiles[:-2] == tiles[2:]).all() and not (tiles[:-1] == tiles[1:]).any()
+    blocks = TiedConv(geometry, tying="blocked(2)", rngs=nnx.Rngs(0)).sample_kernels(8, 4)
+    assert (blocks[:4] == blocks[0]).all() and not (blocks[3] == blocks[4]).any()
+    dense = TiedConv(geometry, tying="dense", rngs=nnx.Rngs(0)).sample_kernels(8, 4)
+    networks = {f"net {number}": {"conv_0": np.asarray(dense)} for number in range(NETWORKS)}
+    drawing = Drawing(draw=lambda _: kernels_figure(networks), caption="")
+    assert len(smaller(render(drawing, pd.DataFrame()).png)) < 300_000
+
+
+def test_a_new_experiment_is_two_small_files(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (ROOT / "experiments/README.md").read_text()
+    (sweep,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    (module,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert len((sweep + module).splitlines()) < 40
+    installed = tmp_path / "installed"
+    shutil.copytree(ROOT / "conf", installed / "conf")
+    (installed / "experiments").mkdir()
+    (installed / "conf/experiment/pooling.yaml").write_text(sweep)
+    (installed / "experiments/pooling.py").write_text(module)
+    monkeypatch.setattr(paths, "PACKAGE", installed)
+    assert run("experiment=pooling") == 0
+    report = write_report(tmp_path / "results/pooling")
+    assert [one.claim.sentence for one in report.judged] == [
+        "Max pooling is better than average.",
+        "Max pooling is better than none.",
+    ]
+    assert len(report.cells) == 3 and set(report.cells["seeds"]) == {5}
+    published = publish(report, tmp_path / "kept")
+    pictures = re.findall(r"\]\((figures/[\w.]+)\)", published.read_text())
+    assert pictures and all((tmp_path / "kept" / name).stat().st_size < 300_000 for name in pictures)

@@ -1,0 +1,191 @@
+"""A run whose batches several devices share, of one process or two, is the run of one device."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from cnnexp.core.errors import UsageError
+from cnnexp.core.terminal import DISK_ERROR
+from cnnexp.sweep.devices import DETERMINISTIC, configure_jax
+from cnnexp.sweep.multiprocess import check_shared
+from tests.clusters import cnnexp_run, in_progress, largest_difference, said_by, states, until
+from tests.fakes.tfds_digits import NAME, prepare_digits
+
+SWEEP = [
+    "model.tying=shared,local",
+    "model.features=[2]",
+    "data.train_size=100",
+    "data.batch_size=32",
+    "data.validation_size=40",
+    *["data.pixel_noise=0.2", "data.salt_and_pepper=0.05", "data.shift=1", "data.resolution=7"],
+    *["data.image_noise=0.1", "data.label_noise=0.1", "data.permutation=per_image", "data.block=2"],
+    *["data.crop=2", "data.flip=true"],
+    "train.steps=12",
+    "train.eval_every=4",
+    "name=sweep",
+]
+
+
+def meshes() -> str:
+    """Devices along runs and batches, for one to nine runs with batches of 32, then of 30, on 8 devices."""
+    program = (
+        "from cnnexp.training.stacking import device_mesh\n"
+        "shapes = [device_mesh(runs, size).devices.shape for size in (32, 30) for runs in range(1, 10)]\n"
+        "print(*('x'.join(map(str, shape)) for shape in shapes))"
+    )
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
+    return subprocess.check_output([sys.executable, "-c", program], env=environment, text=True).strip()
+
+
+@pytest.mark.slow
+def test_devices_go_to_runs_first_then_to_the_batches_that_they_can_divide() -> None:
+    assert meshes() == "1x8 2x4 3x2 4x2 5x1 6x1 7x1 8x1 8x1 1x6 2x3 3x2 4x2 5x1 6x1 7x1 8x1 8x1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "stream"), [("0", "always"), ("0,1,2", "never")])
+def test_eight_devices_share_runs_and_batches(tmp_path: Path, seeds: str, stream: str) -> None:
+    images = ["data.images=200", "data.test_images=50"]
+    if stream == "always":
+        images = ["data=tfds", f"data.name={NAME}", f"data.data_dir={prepare_digits(tmp_path).parents[1]}"]
+    sweep = [*images, *SWEEP, f"seed={seeds}", f"data.stream={stream}"]
+    shared, alone = tmp_path / "shared", tmp_path / "alone"
+    eight = {"JAX_NUM_CPU_DEVICES": "8"}
+    said_by(cnnexp_run(shared, *sweep, "train.parallel=data", environment=eight), shared)
+    said_by(cnnexp_run(alone, *sweep), alone)
+    assert largest_difference(shared, alone) <= 1e-5
+
+
+@pytest.mark.slow
+def test_a_profile_is_written_and_changes_nothing(tmp_path: Path) -> None:
+    sweep = [*SWEEP, "model.tying=shared", "data.images=200", "data.test_images=50"]
+    traced, plain = tmp_path / "traced", tmp_path / "plain"
+    said_by(cnnexp_run(traced, *sweep, "train.profile=trace", "sweep.deterministic=true"), traced)
+    said_by(cnnexp_run(plain, *sweep), plain)
+    assert {path.suffix for path in traced.glob("trace/plugins/profile/*/*")} == {".gz", ".pb"}
+    assert largest_difference(traced, plain) == 0
+
+
+def test_the_only_piece_of_a_training_is_traced(run: Any) -> None:
+    assert run("train.steps=2", "train.eval_every=2", "train.profile=trace") == 0
+    assert list(Path("trace").glob("plugins/profile/*/perfetto_trace.json.gz"))
+
+
+def test_deterministic_kernels_are_asked_for_once_and_not_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    jax.devices()
+    monkeypatch.setenv("XLA_FLAGS", DETERMINISTIC)
+    configure_jax(deterministic=True)
+    assert os.environ["XLA_FLAGS"] == DETERMINISTIC
+    monkeypatch.delenv("XLA_FLAGS")
+    with pytest.raises(UsageError, match=r"sweep\.deterministic=true: JAX runs already"):
+        configure_jax(deterministic=True)
+
+
+def test_runs_that_processes_cannot_share_are_refused(
+    configure: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    with pytest.raises(UsageError, match=r"train\.parallel=none: several processes"):
+        check_shared([configure()])
+    with pytest.raises(UsageError, match=r"data\.batch_size=20: cannot be shared by 3 processes"):
+        check_shared([configure(train={"parallel": "data"})])
+
+
+def two_processes(folder: Path, *overrides: str, second: Path | None = None) -> list[subprocess.Popen]:
+    """Start both processes of a sweep that train together; `second` is the other's folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = ["train.parallel=data", f"launcher.coordinator=127.0.0.1:{port}", "launcher.processes=2"]
+    return [
+        cnnexp_run(where, *overrides, *together, f"launcher.process={number}", said=f"said{number}.txt")
+        for number, where in enumerate((folder, second or folder))
+    ]
+
+
+def both_said(processes: list[subprocess.Popen], folder: Path, code: int = 0) -> str:
+    """What they printed, when both have ended with an exit code."""
+    return "".join(
+        said_by(process, folder, code=code, said=f"said{number}.txt")
+        for number, process in enumerate(processes)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_processes_train_what_one_device_trains(tmp_path: Path) -> None:
+    images = ["data=tfds", f"data.name={NAME}", f"data.data_dir={prepare_digits(tmp_path).parents[1]}"]
+    sweep = [*images, *SWEEP, "seed=0,1", "data.stream=always"]
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    both_said(two_processes(together, *sweep), together)
+    said_by(cnnexp_run(alone, *sweep), alone)
+    assert largest_difference(together, alone) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_processes_end_when_one_is_killed_or_asked_to_stop_and_go_on(tmp_path: Path) -> None:
+    sweep = [
+        *["data.images=200", "data.test_images=50", *SWEEP, "model.tying=shared"],
+        *["train.steps=1000", "train.eval_every=50", "sweep.checkpoint_seconds=0.5"],
+    ]
+    disturbed, alone = tmp_path / "disturbed", tmp_path / "alone"
+    first, second = two_processes(disturbed, *sweep)
+    until(in_progress(disturbed, "shared"), "the run")
+    second.kill()
+    second.wait()
+    said = said_by(first, disturbed, code=75, said="said0.txt")
+    assert "cnnexp: one of the processes is gone; the same command goes on" in said
+    assert states(disturbed)["shared 0"]["status"] == "interrupted"
+    again = two_processes(disturbed, *sweep)
+    rows = states(disturbed)["shared 0"]["rows"]
+    until(lambda: states(disturbed)["shared 0"]["rows"] > rows, "more of the run")
+    again[1].send_signal(signal.SIGTERM)
+    assert both_said(again, disturbed, code=75).count("interrupted and saved") == 2
+    first, second = two_processes(disturbed, *sweep)
+    rows = states(disturbed)["shared 0"]["rows"]
+    until(lambda: states(disturbed)["shared 0"]["rows"] > rows, "still more of the run")
+    first.kill()
+    first.wait()
+    assert second.wait(timeout=60) in (75, -signal.SIGABRT)  # whichever of us and JAX is faster
+    on_two_devices = [*sweep, "train.parallel=data"]  # which add up in the same order
+    for folder in (disturbed, alone):
+        ended = cnnexp_run(folder, *on_two_devices, environment={"JAX_NUM_CPU_DEVICES": "2"})
+        assert "corrupt" not in said_by(ended, folder)
+    assert largest_difference(disturbed, alone) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_what_one_process_meets_ends_both(tmp_path: Path) -> None:
+    sweep = ["data.images=200", "data.test_images=50", *SWEEP, "model.tying=shared", "train.steps=100000"]
+    processes = two_processes(tmp_path, *sweep)
+    until(in_progress(tmp_path, "shared"), "the run")
+    (history,) = tmp_path.glob("results/sweep/*/history.jsonl")
+    history.unlink()
+    history.symlink_to("/dev/full")
+    started = time.monotonic()
+    said = both_said(processes, tmp_path, code=DISK_ERROR)
+    assert time.monotonic() - started < 30
+    assert "No space left on device" in said and "another of the processes has failed" in said
+    history.unlink()  # whoever reads it would never come to its end
+    history.touch()
+    assert states(tmp_path)["shared 0"]["status"] in ("running", "interrupted")  # to be resumed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_processes_that_see_different_stores_are_refused(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    processes = two_processes(here, "data.images=200", "data.test_images=50", *SWEEP, second=there)
+    for number, folder in enumerate((here, there)):
+        said = said_by(processes[number], folder, code=2, said=f"said{number}.txt")
+        assert "cnnexp: results_dir=results: not all 2 processes see what the first one writes" in said

@@ -1,0 +1,286 @@
+"""A sweep that is stopped, killed, shared or damaged ends with the numbers of one left alone."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import jax
+import numpy as np
+import pytest
+
+from cnnexp.store.checkpoints import StackCheckpoints, restore, saved_stacks
+from cnnexp.store.leases import Leases
+from cnnexp.store.runs import RunWriter, StoredRun, damaged_files, read_runs, sweep_folder
+from cnnexp.sweep.plan import stacks_for
+from cnnexp.sweep.progress import SweepProgress
+from cnnexp.sweep.run import SweepWork
+from cnnexp.sweep.signals import Interruption
+from cnnexp.sweep.stacks import Stack
+from cnnexp.tracking.mirror_process import Mirror
+from cnnexp.training.loop import Moment, StackTraining
+from tests.clusters import cnnexp_run, in_progress, largest_difference, said_by, until
+
+SWEEP = ["model.tying=shared,local", "seed=0,1,2", "sweep.checkpoint_seconds=0", "train.steps=12"]
+
+
+def numbers(name: str) -> dict[str, tuple[dict[str, Any], list[Any]]]:
+    """All that must not depend on what happened on the way."""
+
+    def lasting(stored: StoredRun) -> dict[str, Any]:
+        return {key: value for key, value in stored.summary.items() if key != "wall_seconds"}
+
+    return {stored.run_id: (lasting(stored), stored.history) for stored in read_runs(Path("results") / name)}
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of one step, so that there are many moments."""
+    monkeypatch.setattr(StackTraining, "_keep_pace", lambda self, steps, seconds: None)
+    before = StackTraining.__init__
+
+    def init(self: Any, *arguments: Any) -> None:
+        before(self, *arguments)
+        self._piece = 1
+
+    monkeypatch.setattr(StackTraining, "__init__", init)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("moment", [0, 5, 12, 17])
+def test_interrupted_sweep_saves_asks_to_be_requeued_and_goes_on(
+    run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: int,
+) -> None:
+    assert run(*SWEEP, "name=alone") == 0
+    healthy, seen = StackTraining.run, [0]
+
+    def interrupted(self: Any, *arguments: Any) -> Any:
+        for each in healthy(self, *arguments):
+            if seen[0] == moment:
+                os.kill(os.getpid(), signal.SIGTERM)
+            seen[0] += 1
+            yield each
+
+    monkeypatch.setattr(StackTraining, "run", interrupted)
+    assert run(*SWEEP, "name=stopped") == 75
+    statuses = [stored.status for stored in read_runs(Path("results/stopped"))]
+    assert "interrupted" in statuses or statuses.count("finished") == 3
+    assert run(*SWEEP, "name=stopped") == 0
+    assert numbers("stopped") == numbers("alone")
+    assert not list(Path("results/stopped").glob("checkpoints/*"))
+    if 0 < moment < 12:
+        assert seen[0] < 2 * 13 + 2  # it went on: a few moments more than those of two whole stacks
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_part_of_an_interrupted_stack_goes_on_and_a_damaged_history_starts_anew(
+    run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sweep = ["seed=0,1,2", "sweep.checkpoint_seconds=0", "train.steps=9"]
+    assert run(*sweep, "name=alone") == 0
+    healthy = StackTraining.run
+
+    def killed(self: Any, *arguments: Any) -> Any:
+        for number, moment in enumerate(healthy(self, *arguments)):
+            if number == 6:
+                raise KeyboardInterrupt
+            yield moment
+
+    monkeypatch.setattr(StackTraining, "run", killed)
+    assert run(*sweep, "name=broken") == 130
+    monkeypatch.setattr(StackTraining, "run", healthy)
+    folders = [stored.folder for stored in read_runs(Path("results/broken"))]
+    (folders[0] / "history.jsonl").write_text("{]")
+    history = folders[1] / "history.jsonl"
+    text = history.read_text(encoding="utf-8")
+    changed = re.sub(r'("test/loss": )\d', r"\g<1>7", text, count=1)  # a number, and still one
+    assert changed != text
+    history.write_text(changed, encoding="utf-8")
+    (saved,) = saved_stacks(Path("results/broken"))
+    newest = max((path for path in saved[0].iterdir() if path.name.isdigit()), key=lambda p: int(p.name))
+    for file in newest.rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"nothing of the kind")
+    assert run(*sweep, "name=broken") == 0
+    assert numbers("broken") == numbers("alone")
+
+
+def test_what_is_damaged_is_set_aside_named_and_done_again(
+    run: Any,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert run("seed=0,1,2,3") == 0
+    before = numbers("default")
+    folders = [stored.folder for stored in read_runs(Path("results/default"))]
+    summary = (folders[0] / "summary.json").read_bytes()
+    (folders[0] / "summary.json").write_bytes(summary[:40])
+    (folders[1] / "status.json").write_text("")
+    (folders[2] / "history.jsonl").unlink()
+    assert [path.name for folder in folders for path in damaged_files(folder)] == [
+        "summary.json",
+        "status.json",
+        "history.jsonl",
+    ]
+    capfd.readouterr()
+    assert run("seed=0,1,2,3") == 0
+    told = capfd.readouterr().err
+    for folder, name in zip(folders, ("summary.json", "status.json", "history.jsonl"), strict=False):
+        assert f"corrupt file {folder / name} (" in told
+    assert (folders[0] / "summary.json.damaged1").read_bytes() == summary[:40]
+    assert numbers("default") == before
+
+
+def test_a_second_signal_ends_the_process_as_ever() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    try:
+        _two_signals()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _two_signals() -> None:
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert interruption.asked.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_only_the_last_two_checkpoints_are_kept_and_an_unreadable_one_is_passed_over(tmp_path: Path) -> None:
+    checkpoints = StackCheckpoints(tmp_path, ["a", "b"])
+    for step in (1, 2, 3):
+        checkpoints.save(
+            step, {"x": np.full(2, float(step)), "key": jax.random.split(jax.random.key(step), 2)}
+        )
+    assert sorted(path.name for path in checkpoints.folder.iterdir() if path.is_dir()) == ["2", "3"]
+    assert list(saved_stacks(tmp_path)) == [(checkpoints.folder, ["a", "b"])]
+    for file in checkpoints.folder.glob("3/**/*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    damaged: list[Path] = []
+    like = {
+        "x": jax.ShapeDtypeStruct((2,), np.float32),
+        "key": jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2)),
+    }
+    saved = restore(checkpoints.folder, like, damaged=damaged.append)
+    assert damaged == [checkpoints.folder / "3"] and saved and saved.state["x"].tolist() == [2.0, 2.0]
+    checkpoints.delete()
+    assert list(saved_stacks(tmp_path)) == []
+
+
+def test_a_checkpoint_out_of_reach_is_not_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import orbax.checkpoint as ocp
+
+    checkpoints = StackCheckpoints(tmp_path, ["a"])
+    checkpoints.save(1, {"x": np.zeros(1)})
+
+    def server_gone(*arguments: Any, **options: Any) -> None:
+        raise ValueError("UNKNOWN: Error reading local file: Input/output error [os_error_code='5']")
+
+    monkeypatch.setattr(ocp.Checkpointer, "restore", server_gone)
+    damaged: list[Path] = []
+    with pytest.raises(OSError, match="Input/output error"):
+        restore(checkpoints.folder, {"x": np.zeros(1)}, damaged=damaged.append)
+    assert damaged == []
+
+
+def test_a_stack_that_another_worker_saved_since_it_was_queued_goes_on_from_there(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = {run.run_id: run for run in (configure(seed=seed, results_dir=str(tmp_path)) for seed in range(4))}
+    ids, folder = list(runs), sweep_folder(next(iter(runs.values())))
+    trained: list[tuple[list[str], Path | None]] = []
+
+    def train(stack: Stack) -> None:
+        trained.append((list(stack.runs), stack.resumes))
+        for run in stack.runs.values():
+            RunWriter(run).finish("finished", {})
+
+    with Leases(folder) as leases:
+        work = SweepWork(runs, leases, Interruption(), Mock(SweepProgress), Mock(Mirror))
+        monkeypatch.setattr(work._trainer, "train", train)
+        queued = stacks_for(runs)
+        saved = StackCheckpoints(folder, ids[1:3])
+        saved.save(1, {"x": np.zeros(2)})
+        work.train(queued)
+    assert trained == [(ids[1:3], saved.folder), ([ids[0], ids[3]], None)]
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_with_another_number_of_devices(tmp_path: Path) -> None:
+    sweep = [
+        "data.images=200",
+        "data.test_images=50",
+        "data.train_size=64",
+        "model.features=[2]",
+        "name=sweep",
+    ]
+    sweep += ["seed=0,1,2", "train.steps=4000", "train.eval_every=100", "sweep.checkpoint_seconds=0"]
+    moved, alone = tmp_path / "moved", tmp_path / "alone"
+    started = cnnexp_run(moved, *sweep, environment={"JAX_NUM_CPU_DEVICES": "2"})
+    until(in_progress(moved, "shared"), "the runs")
+    started.send_signal(signal.SIGTERM)
+    said_by(started, moved, code=75)
+    kept = [len(stored.history) for stored in read_runs(moved / "results" / "sweep")]
+    assert min(kept) > 2
+    assert "corrupt" not in said_by(cnnexp_run(moved, *sweep), moved)
+    said_by(cnnexp_run(alone, *sweep), alone)
+    assert largest_difference(moved, alone) <= 1e-5
+
+
+def test_a_moment_is_what_the_training_goes_on_from(configure: Any, images: Any) -> None:
+    configs = [configure(seed=seed) for seed in (0, 1)]
+    training = StackTraining(configs[0], images)
+    whole = list(training.run(configs))
+    assert [moment.step for moment in whole] == [0, 2, 4, 5]
+    saved: list[Any] = []
+    for moment in training.run(configs):
+        if moment.step == 2:
+            saved.append(jax.tree.map(np.asarray, _unkeyed(moment)))
+            break
+    keyed = jax.tree.map(jax.numpy.asarray, saved[0])
+    state = keyed._replace(
+        order_key=jax.random.wrap_key_data(keyed.order_key),
+        noise_key=jax.random.wrap_key_data(keyed.noise_key),
+    )
+    rest = list(training.run(configs, state))
+    assert [moment.rows for moment in rest] == [moment.rows for moment in whole[2:]]
+
+
+def _unkeyed(moment: Moment) -> Any:
+    state = moment.state
+    return state._replace(
+        order_key=jax.random.key_data(state.order_key), noise_key=jax.random.key_data(state.noise_key)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_random_moments_a_sweep_ends_with_the_same_numbers() -> None:
+    check = [sys.executable, str(Path("scripts/check/resume.py")), "--kills=3", "train.steps=200"]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 0 and "runs that differ: none" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
+    sizes = ["data.images=200", "data.test_images=50", "data.train_size=64", "model.features=[2]"]
+    command = [sys.executable, "-m", "cnnexp", "run", *sizes, "model.tying=shared,local,dense", "seed=0,1"]
+    command += ["train.steps=300", "tracking.mode=disabled"]
+    both = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    stored = read_runs(tmp_path / "results" / "default")
+    assert [one.status for one in stored] == ["finished"] * 6
+    pids = [json.loads((one.folder / "status.json").read_text())["pid"] for one in stored]
+    assert len(set(pids)) == 2

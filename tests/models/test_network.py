@@ -1,0 +1,137 @@
+"""Networks: what the specification says is what is built."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from hydra import compose, initialize_config_dir
+
+from cnnexp.config import SimpleCNN, parse
+from cnnexp.core.errors import UsageError
+from cnnexp.core.machine import shipped
+from cnnexp.data.shapes import DataShape
+from cnnexp.models.network import TiedNetwork
+from cnnexp.models.spec import match_target, network, spec_of, total
+from cnnexp.sweep.compose import plain
+from tests.conftest import Configure
+
+
+def build(configure: Configure, **model: Any) -> tuple[Any, TiedNetwork]:
+    layers = spec_of(configure(model=model))
+    return layers, TiedNetwork(layers, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"features": [3, 5], "kernel_size": [3, 2], "tying": ["local", "shared"], "hidden": [7]},
+        {"features": 4, "kernel_size": [[3, 1], 2], "stride": 2, "padding": "VALID", "pool": "none"},
+        {"features": [2, 2], "tying": "dense", "bias": ["local", "none"], "pool": "average"},
+        {"features": [2, 3], "tying": ["tiled(2)", "low_rank(2)"], "bias": "same", "dilation": 2},
+        {"features": 2, "connectivity": "random", "padding": "CIRCULAR", "pool": "global_average"},
+    ],
+)
+def test_counts_of_the_specification_are_those_of_the_network(
+    configure: Configure, model: dict[str, Any]
+) -> None:
+    layers, net = build(configure, **model)
+    params = nnx.state(net, nnx.Param)
+    for layer in layers:
+        leaves = jax.tree.leaves(params[layer.name])
+        assert sum(leaf.size for leaf in leaves) == layer.counts.params
+    assert net(jnp.ones((2, 10, 10, 1))).shape == (2, 10)
+
+
+def test_mlp_and_names(configure: Configure) -> None:
+    values = configure().model_dump() | {
+        "model": {
+            "name": "mlp",
+            "hidden": [8, 6],
+            "activation": "relu",
+            "head": "softmax",
+            "dtype": None,
+            "param_dtype": "float32",
+            "precision": "float32",
+        }
+    }
+    layers = spec_of(parse(values))
+    assert [layer.name for layer in layers] == ["dense_0", "dense_1", "head"]
+    assert [layer.counts.params for layer in layers] == [100 * 8 + 8, 8 * 6 + 6, 6 * 10 + 10]
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"kernel_size": 11}, "larger than the 10x10 image"),
+        ({"features": [2, 2], "kernel_size": 1, "pool_size": [3, 4]}, "leaves nothing"),
+        ({"features": [2, 2], "stride": [1, 2, 3]}, "3 values for 2 layers"),
+    ],
+)
+def test_impossible_geometry_is_refused(configure: Configure, model: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        spec_of(configure(model=model))
+
+
+def test_several_labels_need_sigmoids(configure: Configure) -> None:
+    shape = DataShape(image=(10, 10, 1), classes=10, train_images=5, test_images=5, multi_label=True)
+    assert network(configure(model={"head": "sigmoid"}).model, shape)
+    with pytest.raises(UsageError, match=r"model\.head=softmax"):
+        network(configure().model, shape)
+
+
+CIFAR = DataShape(image=(32, 32, 3), classes=10, train_images=50_000, test_images=10_000)
+
+
+def shipped_model(name: str, **changes: Any) -> SimpleCNN:
+    """A model of conf/model, composed as Hydra does."""
+    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+        values = plain(compose("config", [f"model={name}"]))
+    values["model"] |= changes
+    model = parse(values).model
+    assert isinstance(model, SimpleCNN)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "params"),
+    [
+        ("elsayed2020", {}, 76_106),
+        ("elsayed2020", {"tying": "local", "bias": "local"}, 55_528_330),
+        ("neyshabur2020", {}, 138_316_210),
+        ("neyshabur2020", {"tying": "local"}, 147_610_960),
+        ("neyshabur2020", {"tying": "dense"}, 256_244_560),
+    ],
+)
+def test_networks_of_the_papers_have_their_parameters(
+    name: str, changes: dict[str, Any], params: int
+) -> None:
+    """Elsayed 2020: 76,106 and 55.5M; Neyshabur 2020 at s 32, alpha 150: 138.3M, 147.6M, 256.2M."""
+    assert total(network(shipped_model(name, **changes), CIFAR), "params") == params
+
+
+@pytest.mark.parametrize("tying", ["shared", "tiled(2)", "low_rank(2)", "local"])
+@pytest.mark.parametrize("field", ["params", "macs"])
+def test_widths_are_matched(field: str, tying: str) -> None:
+    model = shipped_model("elsayed2020", tying=tying, match=field, match_tying="low_rank(4)")
+    target = total(network(shipped_model("elsayed2020", tying="low_rank(4)"), CIFAR), field)
+    assert match_target(model, CIFAR) == target
+    matched = network(model, CIFAR)
+    achieved = total(matched, field)
+    for change in (-1, 1):  # one feature less or more in every layer is further away
+        features = [layer.geometry.features + change for layer in matched[:-1]]
+        other = total(network(shipped_model("elsayed2020", tying=tying, features=features), CIFAR), field)
+        assert abs(math.log(achieved / target)) < abs(math.log(other / target))
+
+
+def test_matching_a_network_with_itself_changes_nothing() -> None:
+    model = shipped_model("elsayed2020", match="params")
+    assert network(model, CIFAR) == network(shipped_model("elsayed2020"), CIFAR)
+
+
+def test_numbers_for_a_signal_are_lengths() -> None:
+    signal = DataShape(image=(40, 1, 1), classes=10, train_images=100, test_images=100)
+    first = network(shipped_model("simple_cnn", kernel_size=5, stride=2), signal)[0]
+    assert (first.geometry.kernel_size, first.geometry.stride, first.pool_size) == ((5, 1), (2, 1), (2, 1))

@@ -1,0 +1,79 @@
+"""Arrays of another shape than a layer is for are refused: none is read as if it fitted."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from cnnexp.models.network import TiedNetwork
+from cnnexp.models.spec import spec_of
+from cnnexp.nn.embedding import embed
+from cnnexp.nn.geometry import Connectivity, Geometry
+from cnnexp.nn.ops.patches import Layout, arranged
+from cnnexp.nn.ops.tied_map import tied_map
+from cnnexp.nn.pooling import pool
+from cnnexp.nn.tying import Tying
+from tests.conftest import Configure
+from tests.layer_cases import TYINGS, made
+
+
+def refused(function: object, *arguments: object, match: str) -> None:
+    """Without computing: shapes alone must be enough to refuse."""
+    with pytest.raises(ValueError, match=match):
+        jax.eval_shape(function, *arguments)  # pyright: ignore
+
+
+@pytest.mark.parametrize("connectivity", ["local", "random"])
+@pytest.mark.parametrize("tying", TYINGS)
+def test_a_layer_refuses_images_of_another_size(tying: str, connectivity: Connectivity) -> None:
+    geometry = Geometry(in_shape=(28, 28, 1), features=2, kernel_size=(3, 3), connectivity=connectivity)
+
+    def layer(x: jax.Array, layout: Layout = "NHWC") -> jax.Array:
+        return made(geometry, tying)(x, layout)
+
+    assert jax.eval_shape(layer, jnp.zeros((2, 28, 28, 1))).shape == (2, 28, 28, 2)
+    for shape in [(2, 32, 32, 1), (2, 28, 32, 1), (2, 24, 28, 1), (2, 28, 28, 3)]:
+        both = rf"images of shape \({', '.join(map(str, shape))}\) on a layer for .*\(batch, 28, 28, 1\)"
+        refused(layer, jnp.zeros(shape), match=both)
+    turned = arranged(jnp.zeros((2, 32, 32, 1)), "NHWC", "CHWN")
+    refused(lambda x: layer(x, "CHWN"), turned, match=r"\(2, 32, 32, 1\) on .*\(batch, 28, 28, 1\)")
+
+
+def test_tied_map_refuses_banks_mixtures_and_wirings_of_other_shapes() -> None:
+    geometry, x = Geometry(in_shape=(6, 6, 1), features=2, kernel_size=(3, 3)), jnp.zeros((1, 6, 6, 1))
+    local, low_rank = Tying("local"), Tying("low_rank", 2)
+    refused(lambda: tied_map(x, jnp.zeros((1, 3, 3, 1, 2)), geometry, local), match=r"bank of shape \(1, 3")
+    refused(lambda: tied_map(x, jnp.zeros((36, 3, 3, 1, 4)), geometry, local), match=r"\(36, 3, 3, 1, 4\)")
+    two = jnp.zeros((2, 3, 3, 1, 2))
+    refused(lambda: tied_map(x, two, geometry, low_rank), match="mixing of shape None")
+    refused(
+        lambda: tied_map(x, two, geometry, low_rank, mixing=jnp.zeros((5, 6, 2))), match=r"mixing of .*5, 6"
+    )
+    wired = Geometry(in_shape=(6, 6, 1), features=2, kernel_size=(3, 3), connectivity="random")
+    every, wiring = jnp.zeros((36, 3, 3, 1, 2)), jnp.zeros((36, 4), jnp.int32)
+    refused(lambda: tied_map(x, every, wired, local), match="wiring of shape None")
+    refused(lambda: tied_map(x, every, wired, local, wiring=wiring), match=r"wiring of shape \(36, 4\)")
+
+
+def test_a_network_refuses_images_of_another_size_even_where_it_ends_in_an_average(
+    configure: Configure,
+) -> None:
+    layers = spec_of(configure(model={"pool": "global_average"}))
+
+    def logits(images: jax.Array) -> jax.Array:
+        return TiedNetwork(layers, rngs=nnx.Rngs(0))(images)
+
+    assert jax.eval_shape(logits, jnp.zeros((2, 10, 10, 1))).shape == (2, 10)
+    refused(logits, jnp.zeros((2, 12, 12, 1)), match=r"\(2, 12, 12, 1\) on a layer for .*10, 10")
+
+
+def test_pooling_refuses_windows_larger_than_the_image() -> None:
+    refused(lambda: pool(jnp.zeros((1, 2, 5, 1)), "max", (3, 3)), match="3x3 on 2x5 images leave nothing")
+
+
+def test_embedding_refuses_to_drop_biases() -> None:
+    geometry = Geometry(in_shape=(6, 6, 1), features=2, kernel_size=(3, 3))
+    refused(
+        lambda: embed(made(geometry, "shared", "shared"), tying="local", bias="none").bank[...],
+        match="bias=none drops the biases",
+    )

@@ -1,0 +1,295 @@
+"""From a store with known numbers to intervals, verdicts, figures and a page."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy.stats import t
+
+from cnnexp.analysis.compare import compare, comparison
+from cnnexp.analysis.dataframe import frame, varying_keys, where
+from cnnexp.analysis.results import results
+from cnnexp.analysis.statistics import in_cell
+from cnnexp.analysis.tables import telling_keys
+from cnnexp.core.errors import UsageError
+from cnnexp.plots.figures import (
+    Reference,
+    accuracy_and_gap,
+    default_drawings,
+    style_of,
+    tying_order,
+)
+from cnnexp.plots.kernels import kernel_mosaic
+from cnnexp.report.report import print_report, write_report
+from cnnexp.store.runs import read_runs
+from tests.browser import looked_at
+
+SUPPORTED = "supported (exploratory)"  # as the seeds are among those that were seen
+PARAMS = {"dense": 1000, "local": 100, "shared": 10}
+TEST = {"dense": 0.50, "local": 0.50, "shared": 0.80}  # what each tying reaches on 256 images
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Three tyings, two training sizes, three seeds; `shared` is better by 0.3, `local` by nothing."""
+    for tying in PARAMS:
+        for size in (64, 256):
+            for seed in (0, 1, 2):
+                write_run(tmp_path / "results/why_convolutions", tying, size, seed)
+    return tmp_path / "results/why_convolutions"
+
+
+def write_run(
+    folder: Path,
+    tying: str,
+    size: int,
+    seed: int,
+    status: str = "finished",
+    better: float = 0.0,
+    rate: float | None = None,
+    validation: float | None = None,
+) -> None:
+    test = TEST[tying] + 0.01 * seed - (0.1 if size == 64 else 0) + better
+    metrics = {"train/accuracy": 1.0, "test/accuracy": test, "gap/accuracy": 1 - test}
+    metrics |= {} if validation is None else {"validation/accuracy": validation}
+    summary = {"experiment": "why_convolutions", "seed": seed, "params/total": PARAMS[tying], "macs": 7}
+    summary |= {"steps": 10, "epochs": 1.0, "version/jax": "1", "device": "cpu", "git_revision": "abc"}
+    run = folder / (f"{tying}-{size}-{seed}" + (f"-{rate}" if rate else ""))
+    run.mkdir(parents=True)
+    model = {"name": "simple_cnn", "tying": tying, "connectivity": "local", "head": "softmax"}
+    config = {"experiment": "why_convolutions", "seed": seed, "model": model}
+    data = {
+        "train_size": size,
+        "noise": 0.1,
+        "permutation": "none",
+        "block": 1,
+        "pixel_noise": 0.0,
+        "apart": False,
+    }
+    config |= {"data": data} if rate is None else {"data": data, "optim": {"learning_rate": rate}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    rows = [{"step": 0, "test/accuracy": 0.1}, {"step": 5, "test/accuracy": test / 2}, {"step": 10} | metrics]
+    (run / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "summary.json").write_text(json.dumps(summary | metrics))
+    (run / "status.json").write_text(json.dumps({"status": status}))
+
+
+def test_frame_has_a_row_a_finished_run_and_knows_its_cells(sweep: Path) -> None:
+    write_run(sweep, "shared", 999, 0, status="failed")
+    table = frame(read_runs(sweep))
+    assert len(table) == 18
+    assert varying_keys(table) == ["model.tying", "data.train_size"]
+    run = table[(table["model.tying"] == "shared") & (table["data.train_size"] == 256) & (table["seed"] == 0)]
+    assert run["test/accuracy_while_training"].item() == pytest.approx(
+        (0.1 + 0.4) / 4 + (0.4 + 0.8) / 4  # of the lines from step 0 to 5 and from 5 to 10
+    )
+    assert run["steps_to/0.5/low"].item() == 6 and run["steps_to/0.5/high"].item() == 10
+
+
+def test_report_has_the_numbers_the_verdicts_and_the_pictures(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = write_report(sweep)
+    print_report(report)
+    printed = capsys.readouterr().out
+    table = pd.read_csv(sweep / "report/table.csv")
+    assert len(table) == 6
+    cell = table[(table["model.tying"] == "local") & (table["data.train_size"] == 256)].iloc[0]
+    assert cell["test/accuracy"] == pytest.approx(0.51)
+    half = t.ppf(0.975, 2) * 0.01 / 3**0.5
+    assert cell["test/accuracy/low"] == pytest.approx(0.51 - half)
+    assert cell["test/accuracy/high"] == pytest.approx(0.51 + half)
+    verdicts = {judged.claim.sentence: judged.marked_verdict for judged in report.judged}
+    assert (
+        verdicts["A convolution is more accurate than a locally connected net: sharing helps."] == SUPPORTED
+    )
+    assert verdicts["A convolution has a smaller generalisation gap than a dense net."] == SUPPORTED
+    sparsity = "A net wired sparsely at random is more accurate than a dense one: sparsity alone helps."
+    assert sparsity in {claim.sentence for claim in report.unmeasured}
+    assert "supported" in printed and "100.0x" in printed and "more claims need cells" in printed
+    markdown = (sweep / "report/report.md").read_text()
+    assert "cnnexp run experiment=why_convolutions" in markdown and "10 steps" in markdown
+    pictures = re.findall(r"\]\(([\w.]+)\)", markdown)
+    assert len(pictures) == 3
+    for name in pictures:
+        assert (sweep / "report" / name).read_bytes()[:4] == b"\x89PNG"
+        assert (sweep / "report" / name).with_suffix(".pdf").read_bytes()[:4] == b"%PDF"
+
+
+def test_page_is_self_contained(sweep: Path) -> None:
+    write_report(sweep)
+    page = (sweep / "report/report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == page.count('srcset="data:image/png;base64,') == 3
+    assert not re.search(r'(src|srcset|href)="(?!data:|#)', page)
+    assert "<table>" in page and '<strong class="supported">supported</strong>' in page
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_page_is_readable_on_a_phone_and_by_a_screen_reader(sweep: Path, *, dark: bool) -> None:
+    write_report(sweep)
+    found = looked_at(sweep / "report/report.html", 390, dark=dark)
+    assert found["violations"] == [] and found["passes"] > 20
+    assert found["overflow"] <= 0 and found["dark"] == dark
+    assert len(found["images"]) == 3 and min(found["images"]) > 600
+
+
+def test_report_says_what_failed_and_what_was_typed(sweep: Path) -> None:
+    write_run(sweep, "shared", 999, 0, status="failed")
+    (sweep / "shared-999-0/error.txt").write_text("Traceback\n  …\nValueError: no such thing\n")
+    (sweep / "commands.txt").write_text("cnnexp run experiment=why_convolutions 'seed=range(3)'\n")
+    write_report(sweep)
+    markdown = (sweep / "report/report.md").read_text()
+    assert "- `shared-999-0` failed: ValueError: no such thing" in markdown
+    assert "```\ncnnexp run experiment=why_convolutions 'seed=range(3)'\n```" in markdown
+    assert "18 finished, 1 failed" in markdown and "| dense | 1,000 |" in markdown
+
+
+@pytest.mark.parametrize(
+    ("conditions", "left"),
+    [
+        (["model.tying=shared,local"], 12),
+        (["model.tying!=shared", "seed<2"], 8),
+        (["data.train_size<=64", "seed=0"], 3),
+        (["test/accuracy>0.6"], 6),
+    ],
+)
+def test_conditions_choose_runs(sweep: Path, conditions: list[str], left: int) -> None:
+    assert len(where(frame(read_runs(sweep)), conditions)) == left
+
+
+@pytest.mark.parametrize(
+    ("condition", "told"),
+    [
+        ("model.tieing=shared", "did you mean 'model.tying'"),
+        ("model.tying=shard", "did you mean 'shared'"),
+        ("model.tying<3", "= and !="),
+        ("shared", "COLUMN=VALUE"),
+    ],
+)
+def test_wrong_conditions_are_refused(sweep: Path, condition: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        where(frame(read_runs(sweep)), [condition])
+
+
+def test_tying_with_commas_is_one_value() -> None:
+    table = pd.DataFrame({"model.tying": ["low_rank(4,free)", "shared"], "seed": [0, 0]})
+    assert len(where(table, ["model.tying=low_rank(4,free),shared"])) == 2
+    assert len(where(table, ["model.tying=low_rank(4,free)"])) == 1
+
+
+def test_results_in_every_format(
+    sweep: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    files = {}
+    for form in ("csv", "parquet", "latex", "markdown"):
+        files[form] = tmp_path / f"cells.{form}"
+        results(sweep, conditions=["seed<2"], by=["model.tying"], form=form, output=files[form])
+    read = pd.read_csv(files["csv"])
+    assert read["model.tying"].tolist() == ["dense", "local", "shared"] and set(read["seeds"]) == {2}
+    pd.testing.assert_frame_equal(read, pd.read_parquet(files["parquet"]), check_dtype=False)
+    latex = files["latex"].read_text()
+    assert "\\toprule" in latex and "\\begin{tabular}{lrrr" in latex and "75.5" in latex
+    assert files["markdown"].read_text().startswith("| tying | parameters |")
+    capfdbinary.readouterr()
+    results(sweep, conditions=["seed=0"])
+    printed = capfdbinary.readouterr().out.decode()
+    assert len(printed.splitlines()) == 6 + 2 and "80.0" in printed
+    with pytest.raises(UsageError, match=r"did you mean 'model\.tying'"):
+        results(sweep, by=["model.tieing"])
+
+
+def test_two_sweeps_side_by_side(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "results/other"
+    for seed in (0, 1, 2):
+        write_run(other, "dense", 64, seed)
+        write_run(other, "local", 64, seed, better=0.2 + 0.001 * seed)
+    table = comparison(*(frame(read_runs(folder)) for folder in (sweep, other)))
+    assert len(table) == 2 * 3
+    test = table[table["metric"] == "test/accuracy"].set_index("model.tying")
+    assert test["moved"].to_dict() == {"dense": False, "local": True}
+    assert test.loc["local", "change"] == pytest.approx(0.201)
+    compare(sweep, other)
+    printed = capsys.readouterr().out
+    assert "why_convolutions: 18 runs, 3 seeds" in printed and "2 of 6 numbers moved" in printed
+
+
+def test_unlike_seeds_are_compared_unpaired(sweep: Path, tmp_path: Path) -> None:
+    for seed in (7, 8, 9):
+        write_run(tmp_path / "results/other", "dense", 64, seed)
+    table = comparison(*(frame(read_runs(folder)) for folder in (sweep, tmp_path / "results/other")))
+    change = table[table["metric"] == "test/accuracy"].iloc[0]
+    assert change["change"] == pytest.approx(0.07) and change["moved"]
+    assert change["change/high"] - change["change/low"] > 0.02
+
+
+def test_what_cannot_be_reported_is_refused(sweep: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="did you mean 'why_convolutions'"):
+        write_report(tmp_path / "results/why_convolution")
+    with pytest.raises(UsageError, match="no sweep in"):
+        write_report(tmp_path / "elsewhere/x")
+    write_run(tmp_path / "results/started", "local", 64, 0, status="running")
+    with pytest.raises(UsageError, match="none of its 1 runs has finished"):
+        write_report(tmp_path / "results/started")
+
+
+def test_figures_have_one_style_a_tying_and_the_published_values(sweep: Path) -> None:
+    table = frame(read_runs(sweep))
+    star = Reference(x=100.0, accuracy=0.9, label="a paper's net", tying="shared")
+    figure = accuracy_and_gap(table, "params/total", lines=False, references=[star])
+    accuracy, gap = figure.axes
+    (drawn,) = (line for line in accuracy.lines if line.get_marker() == "*")
+    assert (drawn.get_xdata(), drawn.get_ydata()) == ([100.0], [0.9])
+    assert drawn.get_color() == style_of("shared")["color"]
+    assert len(gap.containers) == 3 and len(accuracy.containers) == 6  # intervals always; train beside test
+    assert accuracy.get_xscale() == gap.get_xscale() == "log"
+    assert style_of("tiled(2)")["marker"] == style_of("tiled(4)")["marker"] != style_of("shared")["marker"]
+    order = ["shared", "tiled(2)", "local", "tiled(16)", "dense", "odd"]
+    assert sorted(order, key=tying_order) == ["dense", "local", "tiled(2)", "tiled(16)", "shared", "odd"]
+
+
+def test_a_sweep_without_an_experiment_has_figures_too(sweep: Path) -> None:
+    assert set(default_drawings(frame(read_runs(sweep)))) == {"accuracy_by_images", "accuracy_by_params"}
+
+
+def test_pictures_of_kernels_repeat_only_where_they_are_shared() -> None:
+    one = np.random.default_rng(0).normal(size=(1, 1, 3, 3, 2)).astype(np.float32)
+    shared = kernel_mosaic(np.tile(one, (2, 2, 1, 1, 1)))
+    height, width = shared.shape[0] // 2, (shared.shape[1] - 12) // 4
+    assert (shared[:height, :width] == shared[height:, :width]).all()
+    assert (shared[:height, :width] == shared[:height, width : 2 * width]).all()
+    assert (shared[:height, :width] != shared[:height, -width:]).any()  # another filter
+    broken = kernel_mosaic(np.full_like(one, np.nan))
+    assert broken.max() == 255
+
+
+def test_kernels_of_a_signal_lie_across() -> None:
+    positions, taps = 5, 9
+    picture = kernel_mosaic(np.ones((positions, 1, taps, 1, 3)))
+    assert picture.shape[1] > picture.shape[0] / 3 > positions
+    assert max(picture.shape) < 2_000
+
+
+def test_a_table_names_the_fewest_keys_that_tell_its_cells_apart() -> None:
+    cells = pd.DataFrame(
+        {
+            "model.tying": ["shared", "local", "shared", "local"],
+            "model.features": ["[2, 4]", "[2, 4]", "[8]", "[8]"],
+            "data.noise": [0.1, 0.1, 0.2, 0.2],
+            "data.digits": [1, 1, None, None],
+            "optim.learning_rate": [0.1, 0.2, 0.3, 0.4],
+        }
+    )
+    assert telling_keys(cells) == ["model.tying", "data.noise", "optim.learning_rate"]
+    alone = cells.drop(columns=["data.noise", "data.digits"])
+    assert telling_keys(alone) == ["model.tying", "model.features", "optim.learning_rate"]
+
+
+def test_a_key_that_only_some_runs_have_varies() -> None:
+    table = pd.DataFrame({"optim.l1": [None, 0.1], "train.steps": [None, None]})
+    assert varying_keys(table) == ["optim.l1"]
+    assert in_cell(table, {"optim.l1": None}).index.tolist() == [0]
+    assert in_cell(table, {"optim.l1": 0.1}).index.tolist() == [1]

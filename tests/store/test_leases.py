@@ -1,0 +1,241 @@
+"""No two workers train the same run, on one machine or several, and what a dead one held is free again."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cnnexp.core.errors import UsageError
+from cnnexp.store import leases as module
+from cnnexp.store.files import read_json
+from cnnexp.store.leases import LEASE_SECONDS, OWN_SECONDS, LeaseLost, Leases
+from cnnexp.store.runs import ENDED
+
+
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on this process is on another machine, which cannot see the others' processes."""
+    monkeypatch.setattr(module, "_host", lambda: "another")
+
+
+def silent_for(monkeypatch: pytest.MonkeyPatch, leases: Leases, seconds: float) -> None:
+    """As if a worker had been stopped for so long: it neither writes nor counts the time."""
+    now = time.time() - seconds
+    monkeypatch.setattr(leases, "_beat", lambda: None)
+    os.utime(leases._worker, (now, now))
+
+
+def test_leases_of_two_workers_never_overlap_and_end_with_their_process(tmp_path: Path) -> None:
+    with Leases(tmp_path) as first, Leases(tmp_path) as second:
+        assert first.take({"a", "b"}) == {"a", "b"}
+        assert second.take({"b", "c"}) == {"c"}
+        assert second.others() == {"a", "b"} and first.others() == {"c"}
+        first.take(())
+        assert second.take({"b"}) == {"b"}
+    dead = (
+        "import os, sys; from pathlib import Path; from cnnexp.store.leases import Leases\n"
+        "leases = Leases(Path(sys.argv[1])).__enter__(); leases.take({'a'}); os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", dead, str(tmp_path)], check=False)
+    with Leases(tmp_path) as third:
+        assert third.others() == set()
+        assert third.take({"a"}) == {"a"}
+
+
+def test_company_is_any_living_worker_and_a_lease_that_cannot_be_given_back_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Leases(tmp_path) as first:
+        assert not first.has_company()
+        with Leases(tmp_path) as second:
+            assert first.has_company()  # though it holds nothing
+            second.take({"a"})
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "has_ended", lambda folder: (_ for _ in ()).throw(OSError("away")))
+                with pytest.raises(OSError, match="away"):
+                    second.take(())
+            assert first.others() == {"a"} and second.others() == set()  # not that of a stranger
+            assert second.take({"a"}) == {"a"}
+        assert not first.has_company()
+
+
+def test_a_silent_worker_of_another_machine_keeps_its_runs_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Leases(tmp_path) as silent:
+        silent.take({"a"})
+        elsewhere(monkeypatch)
+        with Leases(tmp_path) as other:
+            silent_for(monkeypatch, silent, LEASE_SECONDS - 5)
+            assert other.take({"a"}) == set() and other.others() == {"a"}
+            silent_for(monkeypatch, silent, LEASE_SECONDS + 5)
+            assert other.take({"a"}) == {"a"}
+            silent.take(())
+            assert silent.others() == {"a"}  # giving back what it lost leaves the new lease alone
+
+
+def test_a_worker_that_was_stopped_for_too_long_may_not_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Leases(tmp_path) as leases:
+        leases.take({"a"})
+        leases.check()
+        clock = module._seconds
+        monkeypatch.setattr(module, "_seconds", lambda: clock() + OWN_SECONDS + 1)
+        with pytest.raises(LeaseLost, match="no sign of life for 40 s"):
+            leases.check()
+        leases.check()
+        assert leases.take({"a"}) == {"a"}
+
+
+def stopped_for(leases: Leases, seconds: float) -> None:
+    """As if a worker had been stopped until now: it knows of the time as soon as it asks."""
+    past = time.time() - seconds
+    os.utime(leases._worker, (past, past))
+    leases._beaten -= seconds
+
+
+def test_an_idle_worker_that_was_stopped_is_alive_before_it_takes_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert OWN_SECONDS <= LEASE_SECONDS - 20  # what it writes at its end comes before the others
+    with Leases(tmp_path) as idle:
+        stopped_for(idle, LEASE_SECONDS + 5)
+        assert idle.take({"a"}) == {"a"}
+        stopped_for(idle, LEASE_SECONDS + 5)
+        assert idle.take({"a", "b"}) == {"a", "b"}
+        elsewhere(monkeypatch)
+        with Leases(tmp_path) as other:
+            assert other.take({"a", "b"}) == set()
+
+
+def test_a_worker_whose_file_was_removed_as_that_of_a_dead_one_goes_on(tmp_path: Path) -> None:
+    with Leases(tmp_path) as idle:
+        stopped_for(idle, LEASE_SECONDS + 5)
+        with Leases(tmp_path):
+            pass
+        assert not idle._worker.exists()
+        assert idle.take({"a"}) == {"a"}
+        idle.check()
+
+
+STOPPED = """
+import sys, time
+from pathlib import Path
+from cnnexp.store import leases as module
+
+module.LEASE_SECONDS, module.OWN_SECONDS, module.BEAT_SECONDS = 2.0, 1.0, 0.1
+with module.Leases(Path(sys.argv[1])) as leases:
+    print(*leases.take({"a"}), flush=True)
+    try:
+        while True:
+            time.sleep(0.01)
+            leases.check()
+    except module.LeaseLost:
+        print("lost", leases.take({"a"}), flush=True)
+"""
+
+
+def test_a_process_that_was_stopped_finds_its_run_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LEASE_SECONDS", 2.0)
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.1)
+    command = [sys.executable, "-c", STOPPED, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None and worker.stdout.readline() == "a\n"
+        elsewhere(monkeypatch)
+        with Leases(tmp_path) as other:
+            assert other.take({"a"}) == set()
+            worker.send_signal(signal.SIGSTOP)
+            time.sleep(3)
+            assert other.take({"a"}) == {"a"}
+            worker.send_signal(signal.SIGCONT)
+            assert worker.communicate(timeout=30)[0] == "lost set()\n"
+
+
+def test_a_process_that_cannot_be_seen_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    def hidden(pid: int) -> None:
+        raise psutil.NoSuchProcess(pid)
+
+    def forbidden(pid: int, number: int) -> None:
+        raise PermissionError
+
+    assert not module._is_gone(os.getpid())
+    monkeypatch.setattr(psutil, "Process", hidden)  # as /proc mounted with hidepid=2 has it
+    monkeypatch.setattr(os, "kill", forbidden)
+    assert not module._is_gone(12345)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_hard_links_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def no_links(source: Path, target: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", no_links)
+    with Leases(tmp_path) as leases, pytest.raises(UsageError, match=r"results_dir: .* has no hard links"):
+        leases.take({"a"})
+
+
+def test_a_file_that_was_replaced_on_another_machine_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "status.json").write_text('{"status": "finished"}')
+    opened, asked = os.open, [0]
+
+    def stale_at_first(*arguments: Any) -> int:
+        asked[0] += 1
+        if asked[0] == 1:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return opened(*arguments)
+
+    monkeypatch.setattr(os, "open", stale_at_first)
+    assert read_json(tmp_path / "status.json") == {"status": "finished"}
+
+
+def test_an_ended_run_leaves_no_lease_behind(tmp_path: Path) -> None:
+    with Leases(tmp_path) as leases:
+        dead = tmp_path / "leases" / "worker-dead"
+        dead.write_text("{}")
+        os.link(dead, tmp_path / "leases" / "a.0")
+        os.utime(dead, (0, 0))
+        assert leases.take({"a"}) == {"a"}
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "status.json").write_text(f'{{"status": "{ENDED[0]}"}}')
+    assert list((tmp_path / "leases").iterdir()) == []
+
+
+RACE = """
+import sys, time
+from pathlib import Path
+from cnnexp.store.leases import Leases
+
+folder, start, runs = Path(sys.argv[1]), float(sys.argv[2]), [f"run{n}" for n in range(60)]
+with Leases(folder) as leases:
+    time.sleep(max(0.0, start - time.time()))
+    for run in runs:  # one by one, so that the workers get in one another's way
+        mine = leases.take({*leases._held, run})
+    print(" ".join(sorted(mine)), flush=True)
+    time.sleep(max(0.0, start + 3 - time.time()))
+"""
+
+
+def test_workers_that_race_for_what_a_dead_one_held_get_each_run_once(tmp_path: Path) -> None:
+    (tmp_path / "leases").mkdir()
+    for number in range(60):
+        (tmp_path / "leases" / f"run{number}.0").write_text("{}")
+        os.utime(tmp_path / "leases" / f"run{number}.0", (0, 0))
+    command = [sys.executable, "-c", RACE, str(tmp_path), str(time.time() + 2)]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    got = Counter(run for worker in workers for run in worker.communicate()[0].split())
+    assert len(got) == 60 and set(got.values()) == {1}

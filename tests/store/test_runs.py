@@ -1,0 +1,276 @@
+"""A disk damages files and fills up: nothing is lost, no wrong number is shown, nothing is blocked."""
+
+import errno
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cnnexp.store.checkpoints import StackCheckpoints, damaged_stacks, restore, saved_stacks
+from cnnexp.store.files import append_bytes, read_bytes, read_json, write_bytes
+from cnnexp.store.leases import Leases
+from cnnexp.store.runs import (
+    RunWriter,
+    Written,
+    damaged_files,
+    read_commands,
+    read_kernels,
+    read_run,
+    read_runs,
+    record_command,
+    run_folders,
+    sweep_folder,
+)
+from cnnexp.sweep.cost import forecast
+from cnnexp.sweep.plan import plan_sweep
+from cnnexp.sweep.provenance import provenance
+
+ROW = {"step": 0, "train/accuracy": 0.84, "test/accuracy": 0.5}
+
+
+@pytest.fixture
+def write(configure: Any, tmp_path: Path) -> Callable[..., RunWriter]:
+    """Write a run of two evaluations, finished unless `ended` is false."""
+
+    def writer(seed: int = 0, *, ended: bool = True) -> RunWriter:
+        run = RunWriter(configure(seed=seed, results_dir=str(tmp_path)))
+        run.log(ROW)
+        run.log(ROW | {"step": 5})
+        if ended:
+            run.keep_kernels(5, {"conv_0": np.ones((1, 1, 3, 3, 2))})
+            run.finish("finished", {"test/accuracy": 0.5, "macs": 10})
+        return run
+
+    return writer
+
+
+def flips(path: Path, number: int) -> Iterator[str]:
+    """Flip bits of a file, one after another, evenly spread; it is left as it was."""
+    content = path.read_bytes()
+    for index in range(number):
+        place = index * len(content) // number
+        changed = bytearray(content)
+        changed[place] ^= 1 << index % 7
+        path.write_bytes(changed)
+        yield f"bit {index % 7} of byte {place} of {path.name}"
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_flipped_bit_of_a_run_is_noticed_or_changes_nothing(write: Any, ended: bool) -> None:
+    writer = write(ended=ended)
+    if not ended:
+        writer.interrupt()
+    folder = writer.folder
+
+    def found() -> tuple[Any, list[Any]]:
+        status = read_json(folder / "status.json")
+        return read_run(folder), [status.get(key) for key in ("status", "started", "updated")]
+
+    whole = found()
+    assert damaged_files(folder) == []
+    for path in sorted(folder.iterdir()):
+        for flipped in flips(path, 40):
+            if path.name == "kernels.npz":
+                assert read_kernels(folder) == (-1, {}), flipped
+            else:
+                assert damaged_files(folder) == [path] or found() == whole, flipped
+    assert damaged_files(folder) == []
+
+
+def test_a_file_of_the_wrong_type_is_noticed_and_leaves_the_other_runs(write: Any, tmp_path: Path) -> None:
+    folder, other = write(0).folder, write(1).folder
+    contents: list[bytes | None] = [b"", b"[]", b'"text"', b"null", b"\xff\xfe", b"[" * 100_000, None]
+    for path in [path for path in sorted(folder.iterdir()) if path.name != "kernels.npz"]:
+        kept = path.read_bytes()
+        for content in contents:
+            path.unlink()
+            _ = path.mkdir() if content is None else path.write_bytes(content)
+            assert damaged_files(folder) == [path], (path.name, content)
+            assert [run.folder for run in read_runs(folder.parent)] == [other]
+            _ = path.rmdir() if content is None else path.unlink()
+            if path.name != "status.json":  # without which a run has not ended
+                assert damaged_files(folder) == [path] and folder in run_folders(folder.parent)
+            path.write_bytes(kept)
+    os.mkfifo(folder / "pipe")
+    assert read_bytes(folder / "pipe") is None and read_json(Path("/dev/zero")) == {}
+
+
+def test_times_and_forecasts_do_not_come_from_damaged_files(write: Any, tmp_path: Path) -> None:
+    summary = {
+        "device": provenance()["device"],
+        "flops": 1e9,
+        "wall_seconds": 2.0,
+        "params/total": 1,
+        "macs": 1,
+    }
+    for seed in (0, 1):
+        writer = write(seed, ended=False)
+        writer.finish("finished", summary)
+    assert forecast(tmp_path).source.startswith("2 past runs")
+    path = writer.folder / "summary.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("2.0", "9.0"), encoding="utf-8")
+    assert forecast(tmp_path).source.startswith("1 past runs")
+
+
+def test_commands_keep_their_bytes_whatever_they_are(configure: Any, tmp_path: Path) -> None:
+    config = configure(results_dir=str(tmp_path))
+    file = sweep_folder(config) / "commands.txt"
+    for command in ("cnnexp run name=é", "cnnexp run name=\udce9", "cnnexp run name=é", "cnnexp run seed=1"):
+        record_command(config, command)
+    written = "cnnexp run name=é\n".encode() + b"cnnexp run name=\xe9\ncnnexp run seed=1\n"
+    assert file.read_bytes() == written
+    assert read_commands(file.parent)[1].isprintable()
+    file.unlink()
+    file.mkdir()
+    assert read_commands(file.parent) == []
+    assert plan_sweep({config.run_id: config}).damaged == [file]
+
+
+@pytest.mark.parametrize("content", [b"[]", b"\xff", b"", b'{"host": 1, "pid": "x"}', None])
+def test_a_lease_that_says_nothing_counts_as_long_as_its_age_and_blocks_nothing(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    folder = tmp_path / "leases"
+    folder.mkdir()
+    lease = folder / "a.0"
+    _ = lease.mkdir() if content is None else lease.write_bytes(content)
+    os.utime(lease, (0, 0))
+    with Leases(tmp_path) as leases:
+        assert leases.take({"a", "b"}) == {"a", "b"}
+        assert not leases.has_company()
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> StackCheckpoints:
+    """Two checkpoints of a stack."""
+    checkpoints = StackCheckpoints(tmp_path, ["a", "b"])
+    for step in (1, 2):
+        checkpoints.save(step, _state(step), {"a": Written(step, 7)})
+    return checkpoints
+
+
+def _state(step: int) -> dict[str, np.ndarray]:
+    return {"x": np.full((2, 500), float(step)), "step": np.array([step, step])}
+
+
+def _restored(stack: StackCheckpoints) -> tuple[int | None, list[str]]:
+    damaged: list[Path] = []
+    saved = restore(stack.folder, _state(0), damaged=damaged.append)
+    if saved is None:
+        return None, [path.name for path in damaged]
+    step = int(saved.state["step"][0])
+    np.testing.assert_array_equal(saved.state["x"], _state(step)["x"])
+    assert saved.histories == {"a": Written(step, 7)}
+    return step, [path.name for path in damaged]
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_noticed_and_the_one_before_it_used(stack: StackCheckpoints) -> None:
+    assert _restored(stack) == (2, [])
+    files = [path for path in sorted(stack.folder.glob("2/**/*")) if path.is_file()]
+    for path in files:
+        for flipped in flips(path, 2):
+            assert _restored(stack) == (1, ["2"]), flipped
+    for flipped in flips(stack.folder / "2.json", 60):
+        assert _restored(stack) in [(1, ["2"]), (2, [])], flipped
+    for wrong in (b"", b"[]", b'{"files": {}, "histories": {}}', b"\xff"):
+        (stack.folder / "2.json").write_bytes(wrong)
+        assert _restored(stack) == (1, ["2"])
+
+
+def test_which_run_a_row_is_cannot_change(stack: StackCheckpoints, tmp_path: Path) -> None:
+    runs = stack.folder / "runs.json"
+    for flipped in flips(runs, 20):
+        told = list(saved_stacks(tmp_path)), damaged_stacks(tmp_path)
+        assert told in [([], [stack.folder]), ([(stack.folder, ["a", "b"])], [])], flipped
+    runs.write_text('{"runs": ["b", "a"]}', encoding="utf-8")
+    assert not list(saved_stacks(tmp_path)) and damaged_stacks(tmp_path) == [stack.folder]
+
+
+def test_a_checkpoint_without_its_manifest_was_not_saved(stack: StackCheckpoints, tmp_path: Path) -> None:
+    (stack.folder / "2.json").unlink()  # as when it was killed just before
+    shutil.copytree(stack.folder / "1", stack.folder / "3.orbax-checkpoint-tmp")
+    assert _restored(stack) == (1, [])
+    again = StackCheckpoints(tmp_path, ["a", "b"], since=1)
+    again.save(2, _state(2), {"a": Written(2, 7)})
+    assert _restored(again) == (2, [])
+    again.save(3, _state(3), {"a": Written(3, 7)})
+    left = sorted(path.name for path in stack.folder.iterdir())
+    assert left == ["2", "2.json", "3", "3.json", "runs.json"]
+
+
+def test_a_stack_that_starts_anew_keeps_nothing_of_before(stack: StackCheckpoints, tmp_path: Path) -> None:
+    anew = StackCheckpoints(tmp_path, ["a", "b"])
+    anew.save(1, _state(1), {"a": Written(1, 7)})
+    assert _restored(anew) == (1, []) and not (anew.folder / "2").exists()
+
+
+def test_no_checkpoint_is_begun_for_which_there_is_no_room(
+    stack: StackCheckpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(number: int) -> None:
+        def fallocate(*arguments: Any) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "posix_fallocate", fallocate)
+
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        refuse(number)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            stack.save(3, _state(3))
+    assert _restored(stack) == (2, [])
+    left = sorted(path.name for path in stack.folder.iterdir())
+    assert left == ["1", "1.json", "2", "2.json", "runs.json"]
+    refuse(errno.EOPNOTSUPP)  # a file system that cannot reserve
+    stack.save(3, _state(3), {"a": Written(3, 7)})
+    assert _restored(stack) == (3, [])
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, limits = tmp_path / "file", resource.getrlimit(resource.RLIMIT_FSIZE)
+    write_bytes(file, b"old\n")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # what the kernel does on a full disk, too
+    try:
+        for change in (write_bytes, append_bytes):
+            with pytest.raises(OSError) as failed:  # noqa: PT011
+                change(file, b"x" * 20_000)
+            assert failed.value.errno in (errno.EFBIG, errno.ENOSPC) and failed.value.filename == str(file)
+            assert file.read_bytes() == b"old\n" and list(tmp_path.iterdir()) == [file]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    append_bytes(file, b"new\n")
+    assert file.read_bytes() == b"old\nnew\n"
+
+
+def test_what_a_killed_writer_left_is_cleared(write: Any) -> None:
+    writer = write(ended=False)
+    (writer.folder / ".summary.json.123.abcd").write_bytes(b"part")
+    (writer.folder / "wandb.json").write_bytes(b"{}")
+    write()
+    assert not list(writer.folder.glob(".*")) and (writer.folder / "wandb.json").exists()
+
+
+def test_a_status_of_an_earlier_version_is_read(write: Any) -> None:
+    folder = write().folder
+    status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    del status["own_crc32"], status["crc32"]["kernels.npz"]
+    (folder / "status.json").write_text(json.dumps(status), encoding="utf-8")
+    assert damaged_files(folder) == [] and read_kernels(folder)[0] == 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_no_damage_to_a_sweep_breaks_a_command_or_changes_a_number() -> None:
+    check = [sys.executable, str(Path("scripts/check/store_fuzz.py")), "--checkpoints=12", "--others=16"]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "checkpoints: 12 of 12" in done.stdout, done.stdout + done.stderr

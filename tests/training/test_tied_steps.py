@@ -1,0 +1,164 @@
+"""Networks that are kept convolutions, or made ones again, while they train; and what they have learnt."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from cnnexp.config import RunConfig
+from cnnexp.core.errors import UsageError
+from cnnexp.data.loading import load_images
+from cnnexp.models.network import TiedNetwork, learned, shrink
+from cnnexp.models.spec import spec_of, total
+from cnnexp.nn.counts import count
+from cnnexp.nn.embedding import distance_to_shared, share
+from cnnexp.nn.geometry import Geometry
+from cnnexp.nn.probes import locality
+from cnnexp.nn.tied_conv import TiedConv
+from cnnexp.sweep.stacks import shape_of_program
+from cnnexp.training.loop import StackTraining
+from cnnexp.training.optimizers import beta_lasso
+from cnnexp.training.train import make_train
+from tests.conftest import Configure
+from tests.layer_cases import filled, made
+from tests.training.test_train import final_losses, moments
+
+
+def learnt(configs: list[RunConfig], measure: str) -> list[np.ndarray]:
+    """A measure of the first layer of each run, at every evaluation."""
+    measures = jax.jit(jax.vmap(make_train(configs[0]).learned))
+    passed = StackTraining(configs[0], load_images(configs[0].data)).run(configs)
+    states = (moment.state for moment in passed if moment.rows is not None)
+    return [np.asarray(measures(state)[f"learned/{measure}/conv_0"]) for state in states]
+
+
+@pytest.mark.parametrize(
+    ("tying", "optim"),
+    [
+        ("blocked(2)", {"name": "sgd", "weight_decay": 0.1}),
+        ("dense", {"name": "adamw"}),
+    ],
+)
+def test_a_tied_network_trains_as_the_convolution(configure: Configure, tying: str, optim: dict) -> None:
+    model = {"tying": tying, "features": [3, 4], "kernel_size": [3, 2], "bias": "same"}
+    tied = configure(model=model, optim=optim, train={"tied_steps": 5})
+    convolution = configure(model=model | {"tying": "shared"}, optim=optim)
+    assert final_losses([tied]) == pytest.approx(final_losses([convolution]), abs=1e-5)
+
+
+@pytest.mark.parametrize("tying", ["local", "dense"])
+def test_a_network_is_a_convolution_until_it_is_let_free(configure: Configure, tying: str) -> None:
+    runs = [configure(model={"tying": tying}, train={"tied_steps": steps}) for steps in (0, 2, 4, 5)]
+    assert len({shape_of_program(run) for run in runs}) == 1  # they share a program
+    start, *_, apart = learnt(runs, "distance")
+    np.testing.assert_allclose(start, 0, atol=1e-6)
+    assert apart[0] > apart[1] > apart[2] > 1e-4 and apart[3] < 1e-6
+    assert shape_of_program(configure(model={"tying": tying})) != shape_of_program(runs[0])
+
+
+def test_kernels_are_averaged_every_so_many_steps(configure: Configure) -> None:
+    runs = [configure(model={"tying": "local"}, train={"share_every": steps}) for steps in (1, 2, 5, 6)]
+    *_, apart = learnt(runs, "distance")
+    assert apart[0] < 1e-6 and apart[2] < 1e-6  # after step 5
+    assert 1e-3 < apart[1] < apart[3]
+
+
+def test_what_has_no_kernel_for_each_position_is_refused(configure: Configure) -> None:
+    config = configure(model={"tying": "low_rank(2)"}, train={"tied_steps": 3})
+    with pytest.raises(
+        UsageError, match=r"train.tied_steps=3: low_rank\(2\) has no kernel for each position"
+    ):
+        spec_of(config)
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("tying", ["tiled(2)", "local", "dense"])
+def test_sharing_is_the_nearest_convolution(tying: str, padding: Any) -> None:
+    geometry = Geometry(in_shape=(5, 5, 2), features=3, kernel_size=(3, 3), padding=padding)
+    layer = filled(geometry, tying)
+    before = layer.bank[...]
+    share(layer)
+    nearest, error = layer.bank[...], jnp.square(layer.bank[...] - before).sum()
+    share(layer)
+    np.testing.assert_allclose(layer.bank[...], nearest, atol=1e-6)
+    assert float(distance_to_shared(layer)) < 1e-6
+    for scale in (0.9, 1.1):  # among convolutions
+        assert jnp.square(nearest * scale - before).sum() > error
+    if tying == "dense":
+        assert float(locality(layer, (3, 3))) == pytest.approx(1, abs=1e-5)
+
+
+def test_measures_of_what_was_learnt(configure: Configure) -> None:
+    net = TiedNetwork(spec_of(configure(model={"tying": "dense", "features": [2]})), rngs=nnx.Rngs(0))
+    layer = net.conv_0
+    assert isinstance(layer, TiedConv)
+    kernels = layer.bank[...]
+    layer.bank[...] = kernels.at[: len(kernels) // 2].set(0)
+    measured = learned(net)
+    assert set(measured) == {f"learned/{name}/conv_0" for name in ("distance", "zeros", "locality")}
+    assert float(measured["learned/zeros/conv_0"]) == pytest.approx(0.5, abs=0.01)
+    assert 0.9 < float(measured["learned/distance/conv_0"]) < 1
+    assert learned(TiedNetwork(spec_of(configure()), rngs=nnx.Rngs(0))) == {}
+
+
+def test_beta_lasso_by_hand() -> None:
+    kernels = jnp.array([0.5, -0.5, 0.011, -0.02, 0.0, 0.0]).reshape(6, 1, 1, 1, 1)
+    steps = jnp.array([0.1, 0.1, 0.0, 0.02, 0.03, 0.001]).reshape(kernels.shape)
+    params, updates = {"bank": kernels, "bias": jnp.ones((1, 2))}, {"bank": steps, "bias": jnp.ones((1, 2))}
+    lasso = beta_lasso(lambda step: 0.5, jnp.float32(0.004), jnp.float32(5.0))
+    found, _ = lasso.update(updates, lasso.init(params), params)
+    after = optax.apply_updates(params, found)
+    # Less 0.5 * 0.004 towards zero, then 0 below 5 * 0.004.
+    expected = [0.598, -0.398, 0.0, 0.0, 0.03, 0.0]
+    np.testing.assert_allclose(after["bank"].ravel(), expected, atol=1e-6)  # pyright: ignore
+    np.testing.assert_allclose(after["bias"], 2)  # pyright: ignore
+
+
+def test_a_penalty_empties_kernels(configure: Configure) -> None:
+    runs = [
+        configure(model={"tying": "dense"}, optim={"l1": l1, "l1_threshold": 5.0})
+        for l1 in (1e-4, 1e-3, 1e-2)
+    ]
+    *_, zeros = learnt(runs, "zeros")
+    assert 0 <= zeros[0] < zeros[1] < zeros[2]
+
+
+def test_shrink_is_the_difference_of_two_rectifiers_and_trains_its_threshold(configure: Configure) -> None:
+    x = jnp.array([-3.0, -1.0, 0.0, 0.5, 2.0])
+    np.testing.assert_allclose(shrink(x, jnp.float32(1.0)), [-2, 0, 0, 0, 1])
+    config = configure(model={"activation": "shrink", "threshold": 0.1})
+    layers = spec_of(config)
+    first = layers[0]
+    assert first.counts.params == count(first.geometry, first.tying, first.bias).params + 1
+    *_, end = moments([config])
+    assert sum(leaf.size for leaf in jax.tree.leaves(end.state.params)) == total(layers, "params")
+    assert float(end.state.params["conv_0_threshold"][...][0]) != pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"model": {"activation": "shrink"}}, "model.activation=shrink model.threshold=null"),
+        ({"model": {"threshold": 0.1}}, "model.activation=relu model.threshold=0.1"),
+        ({"optim": {"l1_threshold": 5.0}}, "optim.l1_threshold=5.0: is a multiple of optim.l1"),
+        ({"train": {"share_every": 0}}, "train.share_every=0"),
+    ],
+)
+def test_half_of_a_setting_is_refused(configure: Configure, changes: dict, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        configure(**changes)
+
+
+def test_keys_that_came_later_leave_older_results_their_ids(configure: Configure) -> None:
+    assert "tied_steps" not in configure().identity()["train"]
+    assert configure(train={"tied_steps": 0}).run_id != configure().run_id
+
+
+def test_layers_without_copies_are_refused() -> None:
+    geometry = Geometry(in_shape=(5, 5, 1), features=1, kernel_size=(3, 3))
+    with pytest.raises(ValueError, match="no copies"):
+        share(made(geometry, "low_rank(2)"))
