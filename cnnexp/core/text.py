@@ -32,6 +32,20 @@ def duration_text(seconds: float | int) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
+def pluralize(number: int, noun: str, plural: str = "") -> str:
+    """Write a number with its noun, in the singular where the number is one.
+
+    Args:
+        number: the count; thousands are separated by commas.
+        noun: the singular.
+        plural: the plural, where it is not the singular with an s.
+
+    >>> pluralize(1, "run"), pluralize(1_200, "run"), pluralize(0, "process", "processes")
+    ('1 run', '1,200 runs', '0 processes')
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 # What begins emphasis, code, an entity, HTML, a link or another cell; a bracket alone does not.
 SPECIAL = re.compile(
     r"[\\`*~|]|&(?=[#A-Za-z])|<(?=[A-Za-z/!?])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|!(?=\[)|\](?=[(\[:])"
