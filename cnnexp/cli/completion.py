@@ -16,7 +16,7 @@ from cnnexp.config import SECTIONS, VARIANTS, RunConfig
 from cnnexp.config.data import OTHER
 from cnnexp.config.sections import BiasText, Section, TyingText
 from cnnexp.core.machine import shipped
-from cnnexp.data.shapes import KNOWN
+from cnnexp.data.shapes import KNOWN_SETS
 from cnnexp.nn.tying import BIAS_NAMES, TYING_NAMES
 
 SWEEPS = ("run", "plan", "show", "wandb-sweep")
@@ -127,7 +127,7 @@ def _section(section: str, chosen: dict[str, str]) -> type[Section]:
     """The schema of a section, given what was chosen before."""
     variants = VARIANTS.get(section, {})
     name = chosen.get(section) or chosen.get(f"{section}.name") or ""
-    other = variants.get(OTHER) if name in KNOWN else None
+    other = variants.get(OTHER) if name in KNOWN_SETS else None
     return variants.get(name) or other or SECTIONS[section]
 
 

@@ -7,15 +7,15 @@ from rich.table import Table
 
 from cnnexp.core.errors import UsageError
 from cnnexp.core.text import short_number
-from cnnexp.data.tfds.prepared import PreparedSet, data_dir_of, prepared_sets
+from cnnexp.data.tfds.prepared import PreparedSet, list_prepared_sets, resolve_data_dir
 
 
 def print_prepared(data_dir: str | Path | None) -> None:
     """Print a table of the prepared sets: where each is, its images and its size."""
     console = Console()
-    sets = list(prepared_sets(data_dir))
+    sets = list(list_prepared_sets(data_dir))
     if not sets:
-        console.print(f"nothing is prepared in {data_dir_of(data_dir)}; type: cnnexp data prepare NAME")
+        console.print(f"nothing is prepared in {resolve_data_dir(data_dir)}; type: cnnexp data prepare NAME")
         return
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for column in ("name", "version", "images", "shape", "classes", "size", "where"):

@@ -161,10 +161,10 @@ def _check_output(output: Path) -> None:
 
 def _data(options: argparse.Namespace) -> None:
     """Prepare or list image sets."""
-    from cnnexp.data.tfds.prepared import data_dir_of
+    from cnnexp.data.tfds.prepared import resolve_data_dir
 
     data_dir = str(options.data_dir) if options.data_dir else None
-    folder = data_dir_of(data_dir)
+    folder = resolve_data_dir(data_dir)
     given = f"--data-dir {folder}" if data_dir else f"TFDS_DATA_DIR={folder}"
     if options.action == "prepare":
         from cnnexp.data.tfds.prepare import prepare

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cnnexp.core.errors import UsageError
 from cnnexp.core.text import duration_text, short_number
-from cnnexp.models.spec import spec_of, total
+from cnnexp.models.spec import specify_network, total_count
 from cnnexp.store.runs import corrupt_line
 from cnnexp.sweep.cost import (
     COMPILE_SECONDS,
@@ -102,12 +102,12 @@ def _cell_lines(plan: Plan, cells: Cells, guess: Forecast) -> list[CellLine]:
     lines = []
     for name, members in cells.members(plan.runs).items():
         config = plan.runs[members[0]]
-        layers, missing = spec_of(config), [run_id for run_id in members if run_id in stack_of]
+        layers, missing = specify_network(config), [run_id for run_id in members if run_id in stack_of]
         lines.append(
             CellLine(
                 name=name,
-                weights=total(layers, "weights"),
-                macs=total(layers, "macs"),
+                weights=total_count(layers, "weights"),
+                macs=total_count(layers, "macs"),
                 memory=kept_bytes(config) + working_bytes(config),
                 runs=len(members),
                 done=len(members) - len(missing),

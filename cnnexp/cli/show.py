@@ -15,7 +15,7 @@ from cnnexp.core.errors import UsageError
 from cnnexp.core.text import short_number
 from cnnexp.data.images import Images
 from cnnexp.data.pipelines import ImageFiles
-from cnnexp.models.spec import Network, matching_of, spec_of, total
+from cnnexp.models.spec import Network, describe_matching, specify_network, total_count
 from cnnexp.report.networks import COLUMNS, COUNTED, layer_rows
 from cnnexp.store.files import write_bytes
 
@@ -60,10 +60,10 @@ def _show(configs: Sequence[RunConfig]) -> dict[str, float]:
     console, pictures = Console(), Pictures(Path("show"))
     networks: dict[Network, RunConfig] = {}
     for config in configs:
-        networks.setdefault(spec_of(config), config)
+        networks.setdefault(specify_network(config), config)
     for layers, config in networks.items():
         console.print(_table(layers, config, wide=console.width >= WIDE))
-        if matched := matching_of(config):
+        if matched := describe_matching(config):
             model = config.model.model_dump()
             console.print(
                 f"{model['match']} matched with {model['match_tying']}: {matched['match/target']:,}, "
@@ -74,12 +74,12 @@ def _show(configs: Sequence[RunConfig]) -> dict[str, float]:
     console.print(f"[dim]{LEGEND}[/]", highlight=False)
     for line in _data_pictures(configs, pictures):
         console.print(line, highlight=False, soft_wrap=isinstance(line, str))
-    return {config.run_id: float(total(spec_of(config), "params")) for config in configs}
+    return {config.run_id: float(total_count(specify_network(config), "params")) for config in configs}
 
 
 def _table(layers: Network, config: RunConfig, *, wide: bool) -> Table:
     inputs = "x".join(map(str, layers[0].geometry.in_shape))
-    params = total(layers, "params")
+    params = total_count(layers, "params")
     title = f"{config.model.name} on {config.data.name}, images of {inputs}: {params:,} parameters"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     shown = [column for column in COLUMNS if wide or column != "weights"]
@@ -104,14 +104,14 @@ def _text(column: str, value: Any, *, wide: bool) -> str:
 
 def _data_pictures(configs: Sequence[RunConfig], pictures: Pictures) -> Iterator[str | Table]:
     """Describe each set of images: a line, images per class, and the picture of its examples."""
-    from cnnexp.data.loading import check_prepared, check_size, describe, load, same_images
-    from cnnexp.data.shapes import check_levels
+    from cnnexp.data.loading import check_prepared, check_size, describe, images_key, load
+    from cnnexp.data.shapes import check_corruptions
     from cnnexp.plots.images import data_picture
 
     sets: dict[str, list[RunConfig]] = {}
     for config in configs:
-        check_levels(config.data)
-        sets.setdefault(same_images(config.data), []).append(config)
+        check_corruptions(config.data)
+        sets.setdefault(images_key(config.data), []).append(config)
     for alike in sets.values():
         data = alike[0].data
         try:
@@ -131,14 +131,14 @@ def _class_tables(configs: Sequence[RunConfig], images: Images | ImageFiles) -> 
 
     One table for each choice of numbers of images; of the seeds that draw them the first is shown.
     """
-    from cnnexp.data.loading import images_per_class, split_seed_of
+    from cnnexp.data.loading import count_images_per_class, resolve_split_seed
 
     kinds: dict[tuple[int | None, int], RunConfig] = {}
     for config in configs:
         kinds.setdefault((config.data.train_size, config.data.validation_size), config)
     for config in kinds.values():
-        seed = split_seed_of(config)
-        counts = images_per_class(images, config.data, seed)
+        seed = resolve_split_seed(config)
+        counts = count_images_per_class(images, config.data, seed)
         table = Table(
             title=f"images per class, as drawn by seed {seed}",
             title_justify="left",

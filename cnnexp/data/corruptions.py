@@ -12,13 +12,13 @@ from jax import random
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from cnnexp.config.data import DataSection
-from cnnexp.data.images import Labels, Normalisation, Numbers, Pixels
-from cnnexp.data.sampling import ROUNDS, permuted
+from cnnexp.data.images import Integers, Labels, Normalisation, Pixels
+from cnnexp.data.sampling import ROUNDS, permute
 
 ALL = 2**16  # a resolution that reduces nothing
 
 
-class Levels(NamedTuple):
+class CorruptionStrengths(NamedTuple):
     """How much is done, as `DataSection` describes; `train`, `test`: whether those images are corrupted."""
 
     resolution: Int[Array, "..."]
@@ -32,21 +32,21 @@ class Levels(NamedTuple):
     train: Bool[Array, "..."]
     test: Bool[Array, "..."]
 
-
-def levels_of(data: DataSection) -> Levels:
-    """The configured levels."""
-    return Levels(
-        resolution=jnp.int32(data.resolution or ALL),
-        image_noise=jnp.float32(data.image_noise),
-        shift=jnp.int32(data.shift),
-        pixel_noise=jnp.float32(data.pixel_noise),
-        salt_and_pepper=jnp.float32(data.salt_and_pepper),
-        label_noise=jnp.float32(data.label_noise),
-        crop=jnp.int32(data.crop),
-        block=jnp.int32(data.block),
-        train=jnp.bool_(data.corrupt != "test"),
-        test=jnp.bool_(data.corrupt != "train"),
-    )
+    @classmethod
+    def from_config(cls, data: DataSection) -> "CorruptionStrengths":
+        """Read the strengths from the configuration."""
+        return cls(
+            resolution=jnp.int32(data.resolution or ALL),
+            image_noise=jnp.float32(data.image_noise),
+            shift=jnp.int32(data.shift),
+            pixel_noise=jnp.float32(data.pixel_noise),
+            salt_and_pepper=jnp.float32(data.salt_and_pepper),
+            label_noise=jnp.float32(data.label_noise),
+            crop=jnp.int32(data.crop),
+            block=jnp.int32(data.block),
+            train=jnp.bool_(data.corrupt != "test"),
+            test=jnp.bool_(data.corrupt != "train"),
+        )
 
 
 class Corruptions:
@@ -59,7 +59,13 @@ class Corruptions:
         normalisation: of the training pixels.
     """
 
-    def __init__(self, data: DataSection, key: Key[Array, ""], levels: Levels, normalisation: Normalisation):
+    def __init__(
+        self,
+        data: DataSection,
+        key: Key[Array, ""],
+        levels: CorruptionStrengths,
+        normalisation: Normalisation,
+    ):
         self._data, self._levels, self._normalisation = data, levels, normalisation
         names = (
             "pixel_noise",
@@ -75,40 +81,40 @@ class Corruptions:
     def images(
         self,
         pixels: Pixels,
-        identity: Numbers,
+        image_ids: Integers,
         *,
         split: str,
-        step: Numbers | None = None,
-        first: Numbers | int = 0,
+        step: Integers | None = None,
+        first: Integers | int = 0,
     ) -> Float[Array, "b h w c"]:
         """Normalised images as the network sees them.
 
         Args:
             pixels: `(b, h, w, c)`, 0 to 255 in bytes or real numbers.
-            identity: which image each is: the same image is always corrupted in the same way.
+            image_ids: which image each is: the same image is always corrupted in the same way.
             split: `train` or `test`.
             step: of the training, whose images are augmented, each step anew; None: no augmentation.
             first: place of the first of these images within the whole batch of the step, of which other
                 devices may have other parts: an augmentation depends on the place in the whole batch.
         """
-        data, levels, identity = self._data, self._levels, jnp.asarray(identity)
+        data, levels, image_ids = self._data, self._levels, jnp.asarray(image_ids)
         on = levels.train if split == "train" else levels.test
         white = 255.0 if pixels.dtype == jnp.uint8 else 1.0
         images = jnp.asarray(pixels, jnp.float32)
         if data.resolution:
-            images = reduced(images, jnp.where(on, levels.resolution, ALL))
+            images = reduce_resolution(images, jnp.where(on, levels.resolution, ALL))
         if data.image_noise:
-            images = self._replaced(images, identity, jnp.where(on, levels.image_noise, 0))
-        images = self._moved(images, identity, on, step, first)
+            images = self._replaced(images, image_ids, jnp.where(on, levels.image_noise, 0))
+        images = self._moved(images, image_ids, on, step, first)
         if data.pixel_noise:
-            noise = _normal(self._keys["pixel_noise"], identity, images.shape[1:])
+            noise = _normal(self._keys["pixel_noise"], image_ids, images.shape[1:])
             images = images + jnp.where(on, white * levels.pixel_noise, 0) * noise
         if data.salt_and_pepper:
             share = jnp.where(on, levels.salt_and_pepper, 0)
-            images = self._salted(images, identity, share, is_bytes=white == 255.0)
-        return self._normalisation.normalised(images)
+            images = self._salted(images, image_ids, share, is_bytes=white == 255.0)
+        return self._normalisation.normalise(images)
 
-    def labels(self, labels: Labels, identity: Numbers, classes: int) -> Int[Array, "b ..."]:
+    def labels(self, labels: Labels, image_ids: Integers, classes: int) -> Int[Array, "b ..."]:
         """Training labels, a share of which is another class, drawn evenly (Zhang 2017, section 2).
 
         The same images are wrong at every larger share. Where an image has several labels, each of them is
@@ -123,22 +129,22 @@ class Corruptions:
             chance, other = random.split(random.fold_in(self._keys["label_noise"], image))
             return random.uniform(chance, shape), random.randint(other, shape, 1, max(2, classes))
 
-        chance, other = jax.vmap(draw)(jnp.asarray(identity))
+        chance, other = jax.vmap(draw)(jnp.asarray(image_ids))
         wrong = 1 - labels if shape else (labels + other) % classes
         return jnp.where(chance < share, wrong, labels)
 
-    def _replaced(self, images: Array, identity: Array, share: Array) -> Float[Array, "b h w c"]:
+    def _replaced(self, images: Array, image_ids: Array, share: Array) -> Float[Array, "b h w c"]:
         """Noise of the mean and deviation of the training pixels for a share of the images (Zhang 2017)."""
         key = self._keys["image_noise"]
         chance = jax.vmap(lambda image: random.uniform(random.fold_in(random.fold_in(key, 1), image)))(
-            identity
+            image_ids
         )
-        noise = _normal(key, identity, images.shape[1:])
+        noise = _normal(key, image_ids, images.shape[1:])
         mean, std = self._normalisation
         return jnp.where((chance < share)[:, None, None, None], mean + std * noise, images)
 
     def _salted(
-        self, images: Array, identity: Array, share: Array, *, is_bytes: bool
+        self, images: Array, image_ids: Array, share: Array, *, is_bytes: bool
     ) -> Float[Array, "b h w c"]:
         """White or black in place of a share of the pixels; of real numbers, 3 deviations from the mean."""
         key = self._keys["salt_and_pepper"]
@@ -146,13 +152,13 @@ class Corruptions:
         def chances(image: Int[Array, ""]) -> Float[Array, "h w 1"]:
             return random.uniform(random.fold_in(key, image), (*images.shape[1:3], 1))
 
-        chance = jax.vmap(chances)(identity)
+        chance = jax.vmap(chances)(image_ids)
         mean, std = self._normalisation
         black, white = (jnp.float32(0), jnp.float32(255)) if is_bytes else (mean - 3 * std, mean + 3 * std)
         return jnp.where(chance < share, jnp.where(chance < share / 2, black, white), images)
 
     def _moved(
-        self, images: Array, identity: Array, on: Array, step: Numbers | None, first: Numbers | int
+        self, images: Array, image_ids: Array, on: Array, step: Integers | None, first: Integers | int
     ) -> Float[Array, "b h w c"]:
         """Augmented, then shifted, then permuted, all by one look-up; what moves in is black, or 0."""
         data, levels = self._data, self._levels
@@ -162,12 +168,12 @@ class Corruptions:
             return images
         place = jnp.arange(height * width)[None]
         if data.permutation != "none":
-            each = identity if data.permutation == "per_image" else jnp.zeros(1, jnp.int32)
+            each = image_ids if data.permutation == "per_image" else jnp.zeros(1, jnp.int32)
             sent = block_permutation(self._keys["permutation"], each, levels.block, height, width)
             place = jnp.where(on, sent, place)
         source = Places(place // width, place % width, jnp.ones((1, 1), bool))
         if data.shift:
-            keys = jax.vmap(partial(random.fold_in, self._keys["shift"]))(identity)
+            keys = jax.vmap(partial(random.fold_in, self._keys["shift"]))(image_ids)
             source = source.moved(jnp.where(on, _moves(keys, levels.shift), 0), height, width)
         if augmented:
             assert step is not None
@@ -203,11 +209,11 @@ class Places(NamedTuple):
 
 
 def block_permutation(
-    key: Key[Array, ""], identity: Int[Array, " n"], block: Int[Array, ""], height: int, width: int
+    key: Key[Array, ""], image_ids: Int[Array, " n"], block: Int[Array, ""], height: int, width: int
 ) -> Int[Array, "n hw"]:
     """For each pixel the pixel that comes in its place where blocks of `block` by `block` change places.
 
-    Of an image narrower than a block, blocks are as wide as the image. One permutation for each identity.
+    Of an image narrower than a block, blocks are as wide as the image. One permutation for each image_ids.
     """
     place = jnp.arange(height * width)[None]
     row, column = place // width, place % width
@@ -215,13 +221,13 @@ def block_permutation(
     rows, columns = height // block, width // across
     number = (row // block) * columns + column // across
     words = random.bits(key, (ROUNDS, 2))
-    epoch = (identity.astype(jnp.uint32) + 1)[:, None]
+    epoch = (image_ids.astype(jnp.uint32) + 1)[:, None]
     size = (rows * columns).astype(jnp.uint32)
-    sent = permuted(words, epoch, number.astype(jnp.uint32), size, rolled=True).astype(jnp.int32)
+    sent = permute(words, epoch, number.astype(jnp.uint32), size, rolled=True).astype(jnp.int32)
     return (sent // columns * block + row % block) * width + sent % columns * across + column % across
 
 
-def reduced(images: Float[Array, "b h w c"], resolution: Int[Array, ""]) -> Float[Array, "b h w c"]:
+def reduce_resolution(images: Float[Array, "b h w c"], resolution: Int[Array, ""]) -> Float[Array, "b h w c"]:
     """Images of the same shape with no more detail than `resolution` pixels a side: means over areas."""
     rows, columns = (_area_means(side, resolution) for side in images.shape[1:3])
     with jax.default_matmul_precision("highest"):
@@ -238,8 +244,10 @@ def _area_means(side: int, resolution: Int[Array, ""]) -> Float[Array, "side sid
     return jnp.maximum(overlap, 0) * cells / side
 
 
-def _normal(key: Key[Array, ""], identity: Int[Array, " b"], shape: tuple[int, ...]) -> Float[Array, "b ..."]:
-    return jax.vmap(lambda image: random.normal(random.fold_in(key, image), shape))(identity)
+def _normal(
+    key: Key[Array, ""], image_ids: Int[Array, " b"], shape: tuple[int, ...]
+) -> Float[Array, "b ..."]:
+    return jax.vmap(lambda image: random.normal(random.fold_in(key, image), shape))(image_ids)
 
 
 def _moves(keys: Key[Array, " b"], most: Int[Array, ""]) -> Int[Array, "b 2"]:

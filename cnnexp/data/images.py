@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 Pixels = UInt8[Array | np.ndarray, "n h w c"] | Float[Array | np.ndarray, "n h w c"]
 Labels = Int[Array | np.ndarray, "n ..."]
-Numbers = Int[Array | np.ndarray, "..."]  # which images, or how many
+Integers = Int[Array | np.ndarray, "..."]  # which images, or how many
 
 
 class Normalisation(NamedTuple):
@@ -21,7 +21,7 @@ class Normalisation(NamedTuple):
     mean: Float[Array | np.ndarray, " c"]
     std: Float[Array | np.ndarray, " c"]
 
-    def normalised(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def normalise(self, images: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Scale images to mean 0 and deviation 1 by channel.
 
         A channel that is constant in training carries no information, and has no scale by which to divide. It
@@ -47,7 +47,7 @@ class Images(NamedTuple):
     validation_labels: Labels | None = None
 
 
-def images_of(
+def make_images(
     train_images: np.ndarray,
     train_labels: np.ndarray,
     test_images: np.ndarray,
@@ -58,7 +58,7 @@ def images_of(
     """Put raw arrays into their form; the statistics come from the training images alone."""
     if train_images.dtype == np.uint8:
         flat = train_images.reshape(-1, train_images.shape[-1])
-        mean, std = moments(np.stack([np.bincount(channel, minlength=256) for channel in flat.T]))
+        mean, std = pixel_moments(np.stack([np.bincount(channel, minlength=256) for channel in flat.T]))
     else:
         mean = train_images.mean((0, 1, 2), dtype=np.float64).astype(np.float32)
         std = train_images.std((0, 1, 2), dtype=np.float64).astype(np.float32)
@@ -73,7 +73,7 @@ def images_of(
     )
 
 
-def moments(
+def pixel_moments(
     levels: Int[np.ndarray, "c 256"],
 ) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
     """Mean and standard deviation of pixels, from how often each of their 256 levels comes."""

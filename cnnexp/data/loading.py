@@ -14,7 +14,7 @@ from cnnexp.core.text import short_number
 from cnnexp.data.images import Images
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.sampling import Split, draw_split
-from cnnexp.data.shapes import DIGIT_POINTS, shape_of, train_size_of
+from cnnexp.data.shapes import DIGIT_POINTS, infer_shape, resolve_train_size
 
 if TYPE_CHECKING:
     from cnnexp.data.tfds.dataset import TFDSSet
@@ -31,9 +31,9 @@ def check_prepared(data: Data) -> None:
     if data.stream == "always" and not isinstance(data, TFDSImages):
         raise UsageError(f"data.stream=always: {data.name} is made in memory; allowed: auto, never")
     if isinstance(data, TFDSImages):
-        from cnnexp.data.tfds.prepared import prepared_set
+        from cnnexp.data.tfds.prepared import find_prepared_set
 
-        found = prepared_set(data.name, data.data_dir)
+        found = find_prepared_set(data.name, data.data_dir)
         found.train_and_test_parts(data.train_split, data.test_split)
 
 
@@ -45,7 +45,7 @@ def check_size(data: Data) -> None:
     """
     if isinstance(data, TFDSImages) and data.stream != "never":
         return  # those that are too large stream
-    shape, there = shape_of(data), total_memory()
+    shape, there = infer_shape(data), total_memory()
     needed = _bytes_of(data)
     if needed > there:
         number = shape.train_images + shape.validation_images + shape.test_images
@@ -57,7 +57,7 @@ def check_size(data: Data) -> None:
         raise UsageError(f"data.padding={data.padding}: {needs}; {machine_memory_text()}")
 
 
-def make_ready(data: Data) -> list[str]:
+def read_and_check(data: Data) -> list[str]:
     """Read and check a prepared set that was not yet looked at.
 
     Returns:
@@ -107,19 +107,19 @@ def load_images(data: Data) -> Images:
     return load_task(data)
 
 
-def split_of(images: Images | ImageFiles, data: Data, seed: int) -> Split:
+def draw_run_split(images: Images | ImageFiles, data: Data, seed: int) -> Split:
     """The training and validation images that a seed draws from a data set."""
     pool = images.validation_labels if isinstance(images, Images) else None
     validation_labels = None if pool is None else np.asarray(pool)
     return draw_split(np.asarray(images.train_labels), seed, data.validation_size, validation_labels)
 
 
-def split_seed_of(run: RunConfig) -> int:
+def resolve_split_seed(run: RunConfig) -> int:
     """The seed that draws a run's training and validation images."""
     return run.seed if run.data.split_seed is None else run.data.split_seed
 
 
-def images_per_class(
+def count_images_per_class(
     images: Images | ImageFiles, data: Data, seed: int
 ) -> dict[str, Int[np.ndarray, " classes"]]:
     """Count the images of each class that a run is trained, validated and tested on, by split.
@@ -128,9 +128,9 @@ def images_per_class(
     """
     train, test = np.asarray(images.train_labels), np.asarray(images.test_labels)
     pool = images.validation_labels if isinstance(images, Images) else None
-    split, classes = split_of(images, data, seed), shape_of(data).classes
+    split, classes = draw_run_split(images, data, seed), infer_shape(data).classes
     labels = {
-        "training": train[split.order[: train_size_of(data)]],
+        "training": train[split.order[: resolve_train_size(data)]],
         "validation": (train if pool is None else np.asarray(pool))[split.validation],
         "test": test,
     }
@@ -150,10 +150,10 @@ def describe(data: Data) -> str:
         found = TFDSSet(data).survey()
     else:
         found = survey_images(load_images(data))
-    return found.line(data.name, shape_of(data))
+    return found.line(data.name, infer_shape(data))
 
 
-def same_images(data: Data) -> str:
+def images_key(data: Data) -> str:
     """A key that is the same for sections that load the same images."""
     own = set(type(data).model_fields) - set(DataSection.model_fields)
     return data.model_dump_json(include={*own, "name", "stream"})
@@ -173,7 +173,7 @@ def _streams(data: TFDSImages) -> bool:
 
 
 def _bytes_of(data: Data) -> int:
-    shape = shape_of(data)
+    shape = infer_shape(data)
     return (
         math.prod(shape.image)
         * shape.itemsize

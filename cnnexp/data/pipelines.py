@@ -12,21 +12,21 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, Key, UInt8
 
 from cnnexp.core.machine import cores
-from cnnexp.data.images import Images, Labels, Normalisation, Numbers, Pixels
+from cnnexp.data.images import Images, Integers, Labels, Normalisation, Pixels
 from cnnexp.data.sampling import batch_indices
 from cnnexp.data.tfds.records import Records
 
 
-class Raw(NamedTuple):
+class RawBatch(NamedTuple):
     """Images and labels as they were loaded.
 
-    `identity` says which image each is: places in the training split, then those in the validation split
+    `image_ids` says which image each is: places in the training split, then those in the validation split
     where there is one, and -1, -2, … for test images.
     """
 
     pixels: Pixels
     labels: Labels
-    identity: Numbers
+    image_ids: Integers
 
 
 class InMemory(NamedTuple):
@@ -47,23 +47,23 @@ class InMemory(NamedTuple):
         """Statistics of the training pixels."""
         return self.images.normalisation
 
-    def train_batch(self, order: Key[Array, ""], step: Int[Array, ""], size: int) -> Raw:
+    def train_batch(self, order: Key[Array, ""], step: Int[Array, ""], size: int) -> RawBatch:
         """The batch of a step."""
         place = batch_indices(order, step, batch_size=size, train_size=self.train_size)
-        return self.raw("train", self.subset[place])
+        return self.batch("train", self.subset[place])
 
-    def raw(self, split: str, places: Int[Array, " b"]) -> Raw:
+    def batch(self, split: str, places: Int[Array, " b"]) -> RawBatch:
         """Images of a split by their places in it."""
         images = self.images
         if split == "test":
-            return Raw(images.test_images[places], images.test_labels[places], -1 - places)
+            return RawBatch(images.test_images[places], images.test_labels[places], -1 - places)
         if split == "validation" and images.validation_images is not None:
             assert images.validation_labels is not None
-            identity = len(images.train_images) + places
-            return Raw(images.validation_images[places], images.validation_labels[places], identity)
-        return Raw(images.train_images[places], images.train_labels[places], places)
+            image_ids = len(images.train_images) + places
+            return RawBatch(images.validation_images[places], images.validation_labels[places], image_ids)
+        return RawBatch(images.train_images[places], images.train_labels[places], places)
 
-    def places(self, split: str) -> tuple[Numbers, Numbers]:
+    def places(self, split: str) -> tuple[Integers, Integers]:
         """The places that an evaluation looks at, and how many of them from the first on."""
         if split == "train":
             return self.subset, self.train_size
@@ -73,25 +73,25 @@ class InMemory(NamedTuple):
         return jnp.arange(count, dtype=jnp.int32), jnp.int32(count)
 
 
-class Window(NamedTuple):
+class TrainWindow(NamedTuple):
     """The batches of some steps, from the step `first` on; the first axis of `batches` are the steps."""
 
-    batches: Raw
+    batches: RawBatch
     first: Int[Array | np.ndarray, ""]
     normalisation: Normalisation
 
-    def train_batch(self, order: Key[Array, ""], step: Int[Array, ""], size: int) -> Raw:
+    def train_batch(self, order: Key[Array, ""], step: Int[Array, ""], size: int) -> RawBatch:
         """The batch of a step, one of the window's; its size and order are what was streamed."""
         return jax.tree.map(
             lambda leaf: lax.dynamic_index_in_dim(leaf, step - self.first, keepdims=False), self.batches
         )
 
 
-class Counted(NamedTuple):
+class EvalWindow(NamedTuple):
     """Batches of an evaluation, and which of their images count."""
 
-    batches: Raw
-    counted: Bool[Array | np.ndarray, "batches b"]
+    batches: RawBatch
+    valid: Bool[Array | np.ndarray, "batches b"]
     normalisation: Normalisation
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jax import lax, random
 from jaxtyping import Array, Int, Key, UInt32
 
-from cnnexp.data.images import Numbers
+from cnnexp.data.images import Integers
 
 Seed = int | list[int]
 
@@ -112,13 +112,13 @@ class RunKeys(NamedTuple):
     noise: Key[Array, ""]
 
 
-def keys_of_run(key: Key[Array, ""]) -> RunKeys:
+def split_run_key(key: Key[Array, ""]) -> RunKeys:
     """The keys of a run from that of its seed."""
     return RunKeys(*random.split(key, 3))
 
 
 def batch_indices(
-    key: Key[Array, ""], step: Int[Array, ""], *, batch_size: int, train_size: Numbers
+    key: Key[Array, ""], step: Int[Array, ""], *, batch_size: int, train_size: Integers
 ) -> Int[Array, " batch_size"]:
     """Positions within the training subset for the batch of one step.
 
@@ -128,10 +128,10 @@ def batch_indices(
     """
     seen = step.astype(jnp.uint32) * batch_size + jnp.arange(batch_size, dtype=jnp.uint32)
     size = jnp.asarray(train_size, jnp.uint32)
-    return permuted(random.bits(key, (ROUNDS, 2)), seen // size, seen % size, size).astype(jnp.int32)
+    return permute(random.bits(key, (ROUNDS, 2)), seen // size, seen % size, size).astype(jnp.int32)
 
 
-def permuted(
+def permute(
     words: UInt32[Array, "rounds 2"],
     epoch: UInt32[Array, "*#n"],
     place: UInt32[Array, "*#n"],

@@ -53,7 +53,7 @@ def _known(
     )
 
 
-KNOWN = {  # sets of which networks can be described before the images are there
+KNOWN_SETS = {  # sets of which networks can be described before the images are there
     "mnist": _known(28, 1, 10, 60_000, 10_000),
     "fashion_mnist": _known(28, 1, 10, 60_000, 10_000),
     "kmnist": _known(28, 1, 10, 60_000, 10_000),
@@ -66,7 +66,7 @@ KNOWN = {  # sets of which networks can be described before the images are there
 }
 
 
-def shape_of(data: Data) -> DataShape:
+def infer_shape(data: Data) -> DataShape:
     """The shape of a configured data set.
 
     Raises:
@@ -122,25 +122,25 @@ def _task_shape(data: Task) -> tuple[tuple[int, int, int], int]:
 def _tfds_shape(
     name: str, data_dir: str | None, train_split: str, test_split: str, size: int | None
 ) -> DataShape:
-    from cnnexp.data.tfds.prepared import is_prepared, prepared_set
+    from cnnexp.data.tfds.prepared import find_prepared_set, is_prepared
 
-    if name in KNOWN and not is_prepared(name, data_dir):
-        shape = KNOWN[name]
+    if name in KNOWN_SETS and not is_prepared(name, data_dir):
+        shape = KNOWN_SETS[name]
     else:
-        found = prepared_set(name, data_dir)
+        found = find_prepared_set(name, data_dir)
         shape = found.shape(*found.train_and_test_parts(train_split, test_split))
     if size is None and shape.varied:
         raise UsageError(f"data.size: the images of {name} have several sizes; set the side to bring them to")
     return shape if size is None else replace(shape, image=(size, size, shape.image[2]))
 
 
-def train_size_of(data: Data) -> int:
+def resolve_train_size(data: Data) -> int:
     """Number of images that a run trains on.
 
     Raises:
         UsageError: more images asked for than there are.
     """
-    shape = shape_of(data)
+    shape = infer_shape(data)
     if data.validation_size > (most := shape.validation_images or shape.train_images - 1):
         why = (
             f"data.validation_images={most} are made"
@@ -161,13 +161,13 @@ def _fills(block: int, height: int, width: int) -> bool:
     return height % block == 0 and width % min(block, width) == 0
 
 
-def check_levels(data: Data) -> None:
+def check_corruptions(data: Data) -> None:
     """Refuse what cannot be done to images of this shape.
 
     Raises:
         UsageError: blocks that do not fill the image, or moves and resolutions larger than it.
     """
-    height, width, _ = shape_of(data).image
+    height, width, _ = infer_shape(data).image
     size = f"{height}x{width} images"
     for key, most in (("shift", height - 1), ("crop", height - 1), ("resolution", max(height, width))):
         if (getattr(data, key) or 0) > most:

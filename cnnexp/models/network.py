@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from cnnexp.models.spec import LayerSpec, Network
 from cnnexp.nn.embedding import distance_to_shared, embed
-from cnnexp.nn.ops.patches import Layout, arranged
+from cnnexp.nn.ops.patches import Layout, transpose_layout
 from cnnexp.nn.pooling import pool
 from cnnexp.nn.probes import locality
 from cnnexp.nn.tied_conv import TiedConv
@@ -40,14 +40,14 @@ class TiedNetwork(nnx.Module):
         """Logits of the head."""
         x, layout = images, cast(Layout, "NHWC")
         for spec in self.layers:
-            layer, activation = layer_of(self, spec), self._activation(spec)
+            layer, activation = get_layer(self, spec), self._activation(spec)
             own = layer.layout or layout
-            x, layout = layer(arranged(x, layout, own), own), own
+            x, layout = layer(transpose_layout(x, layout, own), own), own
             if spec.pool == "max" and spec.activation in RISING:  # the same, of fewer numbers
                 x = activation(pool(x, spec.pool, spec.pool_size, layout))
             else:
                 x = pool(activation(x), spec.pool, spec.pool_size, layout)
-        return arranged(x, layout, "NHWC").reshape(images.shape[0], -1)
+        return transpose_layout(x, layout, "NHWC").reshape(images.shape[0], -1)
 
     def _activation(self, layer: LayerSpec) -> Callable[[Array], Array]:
         if layer.threshold is None:
@@ -85,9 +85,9 @@ def embed_network(
     """
     tying = Tying.parse(tying)
     made = {
-        layer.name: layer_of(net, layer)
+        layer.name: get_layer(net, layer)
         if layer.geometry.covers_image
-        else embed(layer_of(net, layer), tying=tying, bias=bias, rngs=rngs)
+        else embed(get_layer(net, layer), tying=tying, bias=bias, rngs=rngs)
         for layer in net.layers
     }
     layers = tuple(_spec_like(layer, made[layer.name]) for layer in net.layers)
@@ -100,7 +100,7 @@ def embed_network(
     return other
 
 
-def embedded_convolution(layers: Network, *, rngs: nnx.Rngs) -> TiedNetwork:
+def build_embedded_convolution(layers: Network, *, rngs: nnx.Rngs) -> TiedNetwork:
     """A network that is drawn as its convolution is, and holds just its function (d'Ascoli 2019)."""
     shared = Tying("shared")
     net = TiedNetwork(
@@ -109,17 +109,17 @@ def embedded_convolution(layers: Network, *, rngs: nnx.Rngs) -> TiedNetwork:
     )
     for layer in layers:
         if not layer.geometry.covers_image:
-            setattr(net, layer.name, embed(layer_of(net, layer), tying=layer.tying, bias=layer.bias))
+            setattr(net, layer.name, embed(get_layer(net, layer), tying=layer.tying, bias=layer.bias))
     net.layers = layers
     return net
 
 
 def spatial_layers(net: TiedNetwork) -> dict[str, TiedConv]:
     """The layers with several output positions, by their names."""
-    return {layer.name: layer_of(net, layer) for layer in net.layers if layer.geometry.positions > 1}
+    return {layer.name: get_layer(net, layer) for layer in net.layers if layer.geometry.positions > 1}
 
 
-def learned(net: TiedNetwork) -> dict[str, Float[Array, ""]]:
+def measure_learned(net: TiedNetwork) -> dict[str, Float[Array, ""]]:
     """What training made of the kernels, by the names that it has in a summary.
 
     `learned/distance/<layer>`: see `distance_to_shared`, of layers that may differ from a convolution.
@@ -145,7 +145,7 @@ def sample_kernels(net: TiedNetwork) -> dict[str, Float[Array, "rows columns kh 
     }
 
 
-def layer_of(net: TiedNetwork, layer: LayerSpec) -> TiedConv:
+def get_layer(net: TiedNetwork, layer: LayerSpec) -> TiedConv:
     """The tied layer of a network under its specification."""
     return cast(TiedConv, getattr(net, layer.name))
 

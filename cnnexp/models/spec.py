@@ -13,7 +13,7 @@ from cnnexp.data.shapes import DataShape
 from cnnexp.models.matching import Widths, is_matched, match_widths
 from cnnexp.nn.counts import Counts, count
 from cnnexp.nn.geometry import Geometry, Pool
-from cnnexp.nn.tying import SIZED, Tying, bias_shape, weights
+from cnnexp.nn.tying import SIZED, Tying, bias_shape, count_weights
 
 KEYS = (
     "features",
@@ -55,7 +55,7 @@ class LayerSpec:
     def params(self) -> int:
         """Parameters alone: of layers too large for their connections to be counted, too."""
         biases = math.prod(bias_shape(self.geometry, self.tying, self.bias))
-        return weights(self.geometry, self.tying) + biases + (self.threshold is not None)
+        return count_weights(self.geometry, self.tying) + biases + (self.threshold is not None)
 
     @property
     def counts(self) -> Counts:
@@ -67,7 +67,7 @@ class LayerSpec:
 Network = tuple[LayerSpec, ...]
 
 
-def network(model: SimpleCNN | MLP, shape: DataShape) -> Network:
+def specify_layers(model: SimpleCNN | MLP, shape: DataShape) -> Network:
     """The layers of a model on images of a given shape.
 
     Dense layers are tied layers whose one window covers the whole image, so flattening needs no layer.
@@ -88,7 +88,7 @@ def match_target(model: SimpleCNN | MLP, shape: DataShape) -> int | None:
         return None
     like = model.model_copy(update={"tying": model.match_tying, "match": "none"})
     try:
-        return total(_layers(like, shape), model.match)
+        return total_count(_layers(like, shape), model.match)
     except UsageError as error:
         raise UsageError(str(error).replace("model.tying=", "model.match_tying=", 1)) from None
 
@@ -106,7 +106,7 @@ def _matched(model: SimpleCNN, shape: DataShape) -> SimpleCNN:
     @cache
     def count(widths: Widths) -> int:
         changed = model.model_copy(update={"features": list(widths)})
-        return total(_layers(changed, shape), model.match)
+        return total_count(_layers(changed, shape), model.match)
 
     matched = match_widths(widths, count, target)
     if not is_matched(achieved := count(matched), target):
@@ -149,14 +149,14 @@ def _layers(model: SimpleCNN | MLP, shape: DataShape) -> Network:
     return tuple(layers)
 
 
-def spec_of(config: RunConfig) -> Network:
+def specify_network(config: RunConfig) -> Network:
     """The network that a run trains."""
-    from cnnexp.data.shapes import shape_of
+    from cnnexp.data.shapes import infer_shape
 
-    layers = network(config.model, shape_of(config.data))
+    layers = specify_layers(config.model, infer_shape(config.data))
     for key in ("share_every", "tied_steps"):
         value = getattr(config.train, key)
-        mixed = [layer for layer in layers if not layer.tying.one_kernel_each]
+        mixed = [layer for layer in layers if not layer.tying.selects_one_kernel]
         if value is not None and mixed:
             raise UsageError(
                 f"train.{key}={value}: {mixed[0].tying} has no kernel for each position; "
@@ -165,19 +165,19 @@ def spec_of(config: RunConfig) -> Network:
     return layers
 
 
-def matching_of(config: RunConfig) -> dict[str, int | float]:
+def describe_matching(config: RunConfig) -> dict[str, int | float]:
     """What `model.match` aimed at and, as a ratio, what it reached; empty where nothing is matched."""
-    from cnnexp.data.shapes import shape_of
+    from cnnexp.data.shapes import infer_shape
 
-    shape = shape_of(config.data)
+    shape = infer_shape(config.data)
     target = match_target(config.model, shape)
     if target is None or isinstance(config.model, MLP):
         return {}
-    achieved = total(network(config.model, shape), config.model.match)
+    achieved = total_count(specify_layers(config.model, shape), config.model.match)
     return {"match/target": target, "match/ratio": achieved / target}
 
 
-def total(layers: Network, field: str) -> int:
+def total_count(layers: Network, field: str) -> int:
     """The sum of a count over the layers."""
     return sum(getattr(layer.counts, field) for layer in layers)
 

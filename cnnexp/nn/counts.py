@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from cnnexp.nn.geometry import Geometry
-from cnnexp.nn.tying import Tying, bias_shape, weights
+from cnnexp.nn.tying import Tying, bias_shape, count_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,9 @@ def count(geometry: Geometry, tying: Tying | str, bias: str) -> Counts:
     """Count one layer."""
     tying = Tying.parse(tying)
     pairs = geometry.in_units * geometry.out_units
-    inside = geometry.taps_inside() * geometry.in_shape[2] * geometry.features
+    inside = geometry.count_unpadded_entries() * geometry.in_shape[2] * geometry.features
     connections = pairs if tying.kind == "dense" else inside
-    owned = weights(geometry, tying)
+    owned = count_weights(geometry, tying)
     mixed = tying.size * (connections + geometry.out_units)
     return Counts(
         params=owned + math.prod(bias_shape(geometry, tying, bias)),

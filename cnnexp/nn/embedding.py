@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tied_conv import TiedConv
-from cnnexp.nn.tying import Tying, bank_shape, fan_in, kernel_index, kernels
+from cnnexp.nn.tying import Tying, bank_shape, count_kernels, fan_in, kernel_index
 
 
 def embed(
@@ -39,7 +39,7 @@ def embed(
     if layer.bias is not None and other.bias is None:
         raise ValueError("bias=none drops the biases of the layer; allowed: None, or a tying that holds them")
     if target.kind == "low_rank":
-        if kernels(layer.geometry, layer.tying) > 1:
+        if count_kernels(layer.geometry, layer.tying) > 1:
             raise ValueError(f"{layer.tying} does not embed in {target}; allowed: from shared")
         other.bank[...] = _ranks(layer, target, rngs)
     else:
@@ -131,10 +131,12 @@ def _full_kernels(layer: TiedConv) -> Float[Array, "oh ow h w c o"]:
     if layer.tying.kind == "dense":
         return each
     wiring = None if layer.wiring is None else layer.wiring[...]
-    return placed(each, geometry, wiring).reshape(*geometry.out_size, *geometry.in_shape, geometry.features)
+    return place_on_image(each, geometry, wiring).reshape(
+        *geometry.out_size, *geometry.in_shape, geometry.features
+    )
 
 
-def placed(
+def place_on_image(
     each: Float[Array, "... c o"],
     geometry: Geometry,
     wiring: Int[Array, "positions taps"] | None = None,
@@ -211,7 +213,7 @@ def _shared_parts(
 ) -> Iterator[tuple[nnx.Param[Array], Callable[[Bank], Bank], jax.ShapeDtypeStruct]]:
     """The banks of kernels and biases, each with the linear map that fills it with copies of one entry, and
     what that entry looks like."""
-    if not layer.tying.one_kernel_each:
+    if not layer.tying.selects_one_kernel:
         raise ValueError(f"the kernels of {layer.tying} are no copies of a convolution's")
     convolution = bank_shape(layer.geometry, Tying("shared"))
     yield layer.bank, _spread_kernel(layer), jax.ShapeDtypeStruct(convolution, layer.bank[...].dtype)
@@ -228,7 +230,7 @@ def _spread_kernel(layer: TiedConv) -> Callable[[Bank], Bank]:
         if layer.tying.kind != "dense":
             return jnp.broadcast_to(kernel, shape)
         everywhere = jnp.broadcast_to(kernel, (layer.geometry.positions, *kernel.shape[1:]))
-        return placed(everywhere, layer.geometry).reshape(shape)
+        return place_on_image(everywhere, layer.geometry).reshape(shape)
 
     return spread
 

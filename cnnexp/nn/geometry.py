@@ -114,7 +114,7 @@ class Geometry:
         whole = self.kernel_size == self.in_shape[:2] and self.positions == 1 and self.connectivity == "local"
         return whole and self.pads == ((0, 0), (0, 0))
 
-    def taps_inside(self) -> int:
+    def count_unpadded_entries(self) -> int:
         """Pairs of an output position and a kernel tap that falls on a pixel, not on padding."""
         return math.prod(self._taps_inside(axis) for axis in (0, 1))
 

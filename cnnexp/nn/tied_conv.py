@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.ops.lowering import Lowering
-from cnnexp.nn.ops.patches import Layout, arranged, draw_wiring
-from cnnexp.nn.ops.tied_map import layout_of, mix, tied_map
+from cnnexp.nn.ops.patches import Layout, draw_wiring, transpose_layout
+from cnnexp.nn.ops.tied_map import apply_kernel_bank, fastest_layout, mix
 from cnnexp.nn.tying import (
     Tying,
     bank_shape,
@@ -47,7 +47,7 @@ class TiedConv(nnx.Module):
         gain: the initial variance of an output is `gain` times the mean square of the inputs:
             2 before a ReLU (He 2015), 1 otherwise (LeCun 1998). The fan-in is the number of inputs
             of one unit, the same for all tyings of one geometry.
-        lowering: see `tied_map`.
+        lowering: see `apply_kernel_bank`.
         dtype: type to compute in; None takes that of images and parameters together.
         param_dtype: type of the parameters.
         rngs: the stream `params` draws the bank, and the wiring where connectivity is random.
@@ -96,7 +96,7 @@ class TiedConv(nnx.Module):
         Both have their axes in the order of `layout`; in that of `self.layout` nothing is transposed.
         """
         dtype = self.dtype or jnp.result_type(x, self.bank[...])
-        y = tied_map(
+        y = apply_kernel_bank(
             x.astype(dtype),
             self.bank[...].astype(dtype),
             self.geometry,
@@ -110,12 +110,12 @@ class TiedConv(nnx.Module):
         if biases is None:
             return y
         biases = biases.reshape(1, *((1, 1) if biases.ndim == 1 else self.geometry.out_size), -1)
-        return y + arranged(biases.astype(dtype), "NHWC", layout)
+        return y + transpose_layout(biases.astype(dtype), "NHWC", layout)
 
     @property
     def layout(self) -> Layout | None:
         """The layout in which the layer is fastest; None where all are."""
-        return layout_of(self.geometry, self.tying, self.lowering)
+        return fastest_layout(self.geometry, self.tying, self.lowering)
 
     def mixing(self, dtype: Dtype = jnp.float32) -> Float[Array, "oh ow r"] | None:
         """A `low_rank` layer's weight of each kernel at each position; None for other tyings."""

@@ -65,7 +65,7 @@ class Tying:
         return cls(cast(Kind, kind), int(size or 1), "free" not in options, "full" not in options)
 
     @property
-    def one_kernel_each(self) -> bool:
+    def selects_one_kernel(self) -> bool:
         """Whether a position uses one kernel of the bank as it is."""
         return self.kind != "low_rank"
 
@@ -76,7 +76,7 @@ def kernel_index(geometry: Geometry, tying: Tying) -> Int[np.ndarray, "oh ow"]:
     return rows[:, None] * (columns.max() + 1) + columns[None, :]
 
 
-def kernels(geometry: Geometry, tying: Tying) -> int:
+def count_kernels(geometry: Geometry, tying: Tying) -> int:
     """Number of distinct kernels in the bank."""
     if tying.kind == "low_rank":
         return tying.size
@@ -93,7 +93,7 @@ def kernel_geometry(geometry: Geometry, tying: Tying) -> Geometry:
 def bank_shape(geometry: Geometry, tying: Tying) -> tuple[int, int, int, int, int]:
     """Shape `(R, kh, kw, c_in, c_out)` of the bank: R distinct kernels."""
     size = kernel_geometry(geometry, tying).kernel_size
-    return (kernels(geometry, tying), *size, geometry.in_shape[2], geometry.features)
+    return (count_kernels(geometry, tying), *size, geometry.in_shape[2], geometry.features)
 
 
 def mixing_shapes(geometry: Geometry, tying: Tying) -> dict[str, tuple[int, ...]]:
@@ -121,7 +121,7 @@ def bias_tying(tying: Tying, bias: str) -> Tying | None:
 def bias_shape(geometry: Geometry, tying: Tying, bias: str) -> tuple[int, int]:
     """Shape `(R, c_out)` of the bank of biases; R is 0 where there is none."""
     own = bias_tying(tying, bias)
-    return (0 if own is None else kernels(geometry, own), geometry.features)
+    return (0 if own is None else count_kernels(geometry, own), geometry.features)
 
 
 def fan_in(geometry: Geometry, tying: Tying) -> int:
@@ -129,7 +129,7 @@ def fan_in(geometry: Geometry, tying: Tying) -> int:
     return geometry.in_units if tying.kind == "dense" else geometry.fan_in
 
 
-def weights(geometry: Geometry, tying: Tying) -> int:
+def count_weights(geometry: Geometry, tying: Tying) -> int:
     """Distinct trainable numbers of the layer, mixing weights included, without the bias."""
     mixing = sum(math.prod(shape) for shape in mixing_shapes(geometry, tying).values())
     return math.prod(bank_shape(geometry, tying)) + mixing

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 
 from cnnexp.config import RunConfig
 from cnnexp.config.data import Data, corruption_summary
-from cnnexp.data.corruptions import Corruptions, levels_of
+from cnnexp.data.corruptions import Corruptions, CorruptionStrengths
 from cnnexp.data.images import Images
 from cnnexp.data.pipelines import ImageFiles
-from cnnexp.data.sampling import balanced_order, keys_of_run
+from cnnexp.data.sampling import balanced_order, split_run_key
 
 EXAMPLES = 10  # columns: one example of each of the first classes
 CELL = 1.05  # inches
@@ -83,22 +83,24 @@ class _Row:
         low, high = (0.0, 255.0) if pixels.dtype == np.uint8 else (mean - 3 * std, mean + 3 * std)
         labels = self._labels
         if self._config is not None:
-            data, key = self._config.data, keys_of_run(jax.random.key(self._config.seed)).noise
-            corruptions = Corruptions(data, key, levels_of(data), self._images.normalisation)
-            identity = -1 - self._places if self._split == "test" else self._places
+            data, key = self._config.data, split_run_key(jax.random.key(self._config.seed)).noise
+            corruptions = Corruptions(
+                data, key, CorruptionStrengths.from_config(data), self._images.normalisation
+            )
+            image_ids = -1 - self._places if self._split == "test" else self._places
             step = np.zeros((), np.int32) if self._split == "train" else None
-            seen = corruptions.images(pixels, identity, split=self._split, step=step)
+            seen = corruptions.images(pixels, image_ids, split=self._split, step=step)
             pixels = np.asarray(seen) * std + mean
             if self._split == "train":
-                labels = np.asarray(corruptions.labels(labels, identity, self._classes()))
+                labels = np.asarray(corruptions.labels(labels, image_ids, self._classes()))
         width = np.where(high > low, high - low, 1)  # of a constant channel: drawn black
         return np.clip((pixels - low) / width, 0, 1), labels
 
     def _classes(self) -> int:
-        from cnnexp.data.shapes import shape_of
+        from cnnexp.data.shapes import infer_shape
 
         assert self._config is not None
-        return shape_of(self._config.data).classes
+        return infer_shape(self._config.data).classes
 
     def _pixels(self) -> np.ndarray:
         if isinstance(self._images, ImageFiles):

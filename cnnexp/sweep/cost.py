@@ -18,7 +18,7 @@ from cnnexp.core.machine import (
 )
 from cnnexp.core.text import short_number
 from cnnexp.data.loading import resident_bytes
-from cnnexp.models.spec import LayerSpec, spec_of, total
+from cnnexp.models.spec import LayerSpec, specify_network, total_count
 from cnnexp.store.files import read_json
 from cnnexp.store.runs import damaged_files, has_ended
 from cnnexp.sweep.stacks import run_flops
@@ -34,13 +34,13 @@ IN_TURNS = 32  # runs of a stack on CPU, where they take turns: more would only 
 def kept_bytes(config: RunConfig) -> int:
     """Bytes that a run needs from its first to its last step: parameters and the optimiser's slots."""
     slots = SLOT * config.optim.slots
-    return sum(layer.params * (ITEMSIZE[layer.param_dtype] + slots) for layer in spec_of(config))
+    return sum(layer.params * (ITEMSIZE[layer.param_dtype] + slots) for layer in specify_network(config))
 
 
 def working_bytes(config: RunConfig) -> int:
     """Bytes that a run needs within a step: gradients, and each layer's input, patches and output, which
     wait for the way back."""
-    layers = spec_of(config)
+    layers = specify_network(config)
     gradients = sum(2 * layer.params * ITEMSIZE[layer.param_dtype] for layer in layers)
     return gradients + config.data.batch_size * sum(
         _units_bytes(layer) + _patch_bytes(layer) for layer in layers
@@ -90,7 +90,9 @@ def memory_warning(config: RunConfig) -> str | None:
 def least_bytes(config: RunConfig, batch_size: int | None = None) -> int:
     """The least that one run can need of a device: all images, and what its layers need for a batch."""
     batch = batch_size or config.data.batch_size
-    return resident_bytes(config.data) + sum(_layer_bytes(layer, config, batch) for layer in spec_of(config))
+    return resident_bytes(config.data) + sum(
+        _layer_bytes(layer, config, batch) for layer in specify_network(config)
+    )
 
 
 def _layer_bytes(layer: LayerSpec, config: RunConfig, batch: int) -> int:
@@ -136,7 +138,7 @@ def _too_large(config: RunConfig) -> str:
     elif least_bytes(config, batch_size=1) <= there:
         what = f"data.batch_size={batch}: {needs}"
     else:
-        largest = max(spec_of(config), key=lambda layer: _layer_bytes(layer, config, batch))
+        largest = max(specify_network(config), key=lambda layer: _layer_bytes(layer, config, batch))
         what = f"model: {needs}, most of it for layer {largest.name}"
     on_cpu = jax.default_backend() == "cpu"
     return f"{what}; {machine_memory_text() if on_cpu else f'an accelerator here has {short_number(there)}B'}"
@@ -157,8 +159,8 @@ class Forecast:
 
     def seconds(self, run: RunConfig) -> float:
         """Of one run, without compiling its program."""
-        layers = spec_of(run)
-        key = (total(layers, "params"), total(layers, "macs"))
+        layers = specify_network(run)
+        key = (total_count(layers, "params"), total_count(layers, "macs"))
         return run_flops(run) / self.rates.get(key, self.rate)
 
 

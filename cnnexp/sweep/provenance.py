@@ -10,7 +10,7 @@ from typing import Any
 import cnnexp
 from cnnexp.config import RunConfig
 from cnnexp.config.data import corruption_summary
-from cnnexp.models.spec import matching_of, spec_of, total
+from cnnexp.models.spec import describe_matching, specify_network, total_count
 from cnnexp.sweep.stacks import run_flops
 from cnnexp.training.schedule import duration_of
 
@@ -88,7 +88,7 @@ def summary_of(
     config: RunConfig, last: dict[str, int | float], *, status: str, seconds: float
 ) -> dict[str, Any]:
     """The last evaluation, the counts and what made them; `seconds` is the run's share of its stack's."""
-    layers, made_by = spec_of(config), provenance()
+    layers, made_by = specify_network(config), provenance()
     platform = made_by["device_kind"].partition(" ")[0]
     metrics = {key: value for key, value in last.items() if "/" in key}
     return {
@@ -96,12 +96,12 @@ def summary_of(
         "status": status,
         "experiment": config.experiment,
         "seed": config.seed,
-        "params/total": total(layers, "params"),
+        "params/total": total_count(layers, "params"),
         **{f"params/{layer.name}": layer.counts.params for layer in layers},
-        "macs": total(layers, "macs"),
-        **matching_of(config),
+        "macs": total_count(layers, "macs"),
+        **describe_matching(config),
         **corruption_summary(config.data),
-        "connections": total(layers, "connections"),
+        "connections": total_count(layers, "connections"),
         **metrics,
         "steps": last["step"],
         "epochs": last["epoch"],

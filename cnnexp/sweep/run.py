@@ -14,7 +14,7 @@ import jax
 from cnnexp.config import RunConfig
 from cnnexp.config.launchers import LocalLauncher
 from cnnexp.core.terminal import is_of_disk
-from cnnexp.data.loading import make_ready, same_images
+from cnnexp.data.loading import images_key, read_and_check
 from cnnexp.store.checkpoints import StackCheckpoints, saved_stacks
 from cnnexp.store.files import read_json, refuse_links
 from cnnexp.store.leases import LeaseLost, Leases
@@ -123,8 +123,8 @@ def make_everything_ready(runs: Sequence[RunConfig]) -> None:
     refuse_missing_devices()
     refuse_too_large(runs)
     check_shared(runs)
-    for data in {same_images(run.data): run.data for run in runs}.values():
-        for warning in make_ready(data):
+    for data in {images_key(run.data): run.data for run in runs}.values():
+        for warning in read_and_check(data):
             if is_first():
                 print(f"cnnexp: warning: {warning}", file=sys.stderr)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cnnexp.config import LATER, TRACED, RunConfig
 from cnnexp.config.data import LEVELS
-from cnnexp.models.spec import spec_of, total
+from cnnexp.models.spec import specify_network, total_count
 from cnnexp.training.schedule import duration_of
 
 
@@ -44,7 +44,7 @@ class Stack:
 
 def run_flops(run: RunConfig) -> float:
     """Estimated floating-point operations of a run: three passes a training step, one an evaluation."""
-    duration, macs = duration_of(run), total(spec_of(run), "macs")
+    duration, macs = duration_of(run), total_count(specify_network(run), "macs")
     trained = 3 * duration.steps * duration.batch_size
     evaluated = len(duration.evaluate_after) * (duration.train_size + 2_000)
     return 2.0 * macs * (trained + evaluated)

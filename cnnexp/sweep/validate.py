@@ -13,8 +13,8 @@ from cnnexp.config.launchers import LocalLauncher
 from cnnexp.core.errors import UsageError, shortened, suggestion
 from cnnexp.core.machine import check_writable
 from cnnexp.data.loading import check_prepared, check_size
-from cnnexp.data.shapes import check_levels, shape_of
-from cnnexp.models.spec import spec_of
+from cnnexp.data.shapes import check_corruptions, infer_shape
+from cnnexp.models.spec import specify_network
 from cnnexp.store.runs import run_folders, sweep_folder
 from cnnexp.sweep.overrides import Groups
 from cnnexp.tracking.target import resolve_mode
@@ -170,11 +170,11 @@ def check_images(config: RunConfig) -> None:
     Raises:
         UsageError: with the first reason found.
     """
-    shape_of(config.data)  # refuses images whose size is not known
+    infer_shape(config.data)  # refuses images whose size is not known
     if isinstance(config.launcher, LocalLauncher):  # what other machines have is not known here
         check_size(config.data)
     check_prepared(config.data)
-    check_levels(config.data)
+    check_corruptions(config.data)
 
 
 def check_run(config: RunConfig) -> None:
@@ -183,8 +183,8 @@ def check_run(config: RunConfig) -> None:
     Raises:
         UsageError: with the first reason found.
     """
-    spec_of(config)
-    images, batch = shape_of(config.data).train_images, config.data.batch_size
+    specify_network(config)
+    images, batch = infer_shape(config.data).train_images, config.data.batch_size
     if batch > images:
         raise UsageError(
             f"data.batch_size={batch}: there are {images} training images; allowed: 1 to {images}"

@@ -12,7 +12,7 @@ import numpy as np
 
 from cnnexp.config.data import Data
 from cnnexp.data.images import Images
-from cnnexp.data.loading import load, same_images
+from cnnexp.data.loading import images_key, load
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.store.checkpoints import (
     StackCheckpoints,
@@ -165,9 +165,9 @@ class StackTrainer:
 
     def _loaded(self, data: Data) -> Images | ImageFiles:
         """The images of a stack; those of one sweep mostly share their data set."""
-        if self._images is None or self._images[0] != same_images(data):
+        if self._images is None or self._images[0] != images_key(data):
             self._images = None
-            self._images = (same_images(data), load(data))
+            self._images = (images_key(data), load(data))
         return self._images[1]
 
     def _restored(

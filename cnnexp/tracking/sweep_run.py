@@ -16,9 +16,9 @@ from matplotlib.style import context
 
 from cnnexp.config import RunConfig, parse
 from cnnexp.core.errors import UsageError
-from cnnexp.data.loading import check_prepared, load, same_images
-from cnnexp.data.tfds.prepared import data_dir_of
-from cnnexp.models.spec import Network, spec_of
+from cnnexp.data.loading import check_prepared, images_key, load
+from cnnexp.data.tfds.prepared import resolve_data_dir
+from cnnexp.models.spec import Network, specify_network
 from cnnexp.plots.images import data_picture
 from cnnexp.plots.layers import network_picture
 from cnnexp.report.markdown import verdicts_table
@@ -132,7 +132,7 @@ def _networks(configs: list[RunConfig]) -> dict[str, tuple[Network, RunConfig]]:
     """The distinct networks by their tyings and widths."""
     named: dict[str, tuple[Network, RunConfig]] = {}
     for config in configs:
-        network = spec_of(config)
+        network = specify_network(config)
         tying = "-".join(dict.fromkeys(str(layer.tying) for layer in network[:-1])) or "dense"
         kernels = "-".join("x".join(map(str, layer.geometry.kernel_size)) for layer in network[:-1])
         named.setdefault(f"{config.model.name} {tying} {kernels}", (network, config))
@@ -154,11 +154,11 @@ def _image(figure: Figure) -> Any:
 def _data_pictures(folder: Path, configs: list[RunConfig]) -> list[tuple[str, Any]]:
     sets: dict[str, list[RunConfig]] = {}
     for config in configs:
-        sets.setdefault(same_images(config.data), []).append(config)
+        sets.setdefault(images_key(config.data), []).append(config)
     pictures = []
     for alike in list(sets.values())[:PICTURES]:
         data_dir = getattr(alike[0].data, "data_dir", None)
-        if data_dir and data_dir_of(data_dir).resolve().is_relative_to(folder.parent.resolve()):
+        if data_dir and resolve_data_dir(data_dir).resolve().is_relative_to(folder.parent.resolve()):
             continue  # it came with the results, and only who wrote them knows what it is
         try:
             check_prepared(alike[0].data)

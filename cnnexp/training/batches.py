@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Int
 
 from cnnexp.data.images import Images
-from cnnexp.data.pipelines import ImageFiles, Raw
+from cnnexp.data.pipelines import ImageFiles, RawBatch
 from cnnexp.data.sampling import batch_indices
 from cnnexp.training.optimizers import Hyper
 from cnnexp.training.processes import fetched, host_device, own_part, put_together
@@ -84,10 +84,10 @@ class StreamFeed:
         if self._batches is None:
             self._batches = self._files.batches("train", self._places, step, self._last)
         batches = _window([next(self._batches) for _ in range(steps)], self.most_steps)
-        raw = Raw(batches.pixels, self._files.train_labels[batches.places], batches.places)
+        raw = RawBatch(batches.pixels, self._files.train_labels[batches.places], batches.places)
         spread = NamedSharding(self._mesh, PARTS)
         by_run = jax.tree.map(lambda leaf: put_together(leaf.swapaxes(0, 1), spread, axis=2), raw)
-        first = on_devices(np.full(len(by_run.identity), step, np.int32), RUNS, self._mesh)
+        first = on_devices(np.full(len(by_run.image_ids), step, np.int32), RUNS, self._mesh)
         streamed = Streamed(by_run, first)
         return self._compiled.advance(state, hyper, streamed, self._normalisation, jnp.int32(steps))
 
@@ -110,8 +110,8 @@ class StreamFeed:
             found = [next(batches) for _ in range(min(at_once, len(filled) - start))]
             window = _window(found, at_once)
             places = window.places
-            identity = -1 - places if split == "test" else places
-            raw = Raw(window.pixels, self._files.labels(split)[places], identity)
+            image_ids = -1 - places if split == "test" else places
+            raw = RawBatch(window.pixels, self._files.labels(split)[places], image_ids)
             there = np.zeros(places.shape, bool)
             there[: len(found)] = valid[start : start + len(found)]
             counted = on_devices(looked_at.counted[:, places] & there, RUNS, self._mesh)

@@ -13,10 +13,10 @@ from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from cnnexp.config import RunConfig
 from cnnexp.data.images import Images
-from cnnexp.data.loading import split_of, split_seed_of
+from cnnexp.data.loading import draw_run_split, resolve_split_seed
 from cnnexp.data.pipelines import ImageFiles
-from cnnexp.data.shapes import train_size_of
-from cnnexp.models.spec import total
+from cnnexp.data.shapes import resolve_train_size
+from cnnexp.models.spec import total_count
 from cnnexp.training.batches import Feed, MemoryFeed, StreamFeed
 from cnnexp.training.optimizers import hyper_of
 from cnnexp.training.processes import agreed, fetched, host_device
@@ -73,7 +73,7 @@ class StackTraining:
         )
         self._pieces = 0
         self._piece = 16  # steps between two signs of life: grows and shrinks with what they take
-        self._split = lru_cache(maxsize=64)(lambda seed: split_of(images, config.data, seed))
+        self._split = lru_cache(maxsize=64)(lambda seed: draw_run_split(images, config.data, seed))
 
     def run(self, runs: Sequence[RunConfig], resumed: State | None = None) -> Iterator[Moment]:
         """Train to the end, pausing every few seconds and at each evaluation.
@@ -152,7 +152,7 @@ class StackTraining:
         return StreamFeed(self.train, self._compiled, self._images, subsets, state.order_key, self._mesh)
 
     def _subsets(self, runs: Sequence[RunConfig]) -> Subsets:
-        splits = [self._split(split_seed_of(run)) for run in runs]
+        splits = [self._split(resolve_split_seed(run)) for run in runs]
         order, validation = (np.stack(places) for places in zip(*splits, strict=True))
         sizes = np.array([run.data.train_size or order.shape[1] for run in runs], np.int32)
         return Subsets(order, sizes, validation)
@@ -167,7 +167,7 @@ class StackTraining:
 def _rows(train: Train, runs: Sequence[RunConfig], metrics: dict[str, Metrics], step: int) -> list[Row]:
     """Metrics of a stack as a row a run; gaps are positive where training looks better than test."""
     seen = step * train.duration.batch_size
-    macs = 3 * seen * total(train.network, "macs")  # forward pass, and twice that for the gradients
+    macs = 3 * seen * total_count(train.network, "macs")  # forward pass, and twice that for the gradients
     columns = {
         f"{split}/{name}": np.asarray(values, np.float64).tolist()
         for split, means in fetched(metrics).items()
@@ -180,7 +180,7 @@ def _rows(train: Train, runs: Sequence[RunConfig], metrics: dict[str, Metrics], 
 
 
 def _row(run: RunConfig, means: Row, step: int, seen: int, macs: int) -> Row:
-    position: Row = {"step": step, "epoch": seen / train_size_of(run.data), "images": seen, "macs": macs}
+    position: Row = {"step": step, "epoch": seen / resolve_train_size(run.data), "images": seen, "macs": macs}
     gaps: Row = {
         "gap/loss": means["test/loss"] - means["train/loss"],
         "gap/accuracy": means["train/accuracy"] - means["test/accuracy"],

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from cnnexp.config import RunConfig
 from cnnexp.config.sections import Optim
-from cnnexp.data.corruptions import Levels, levels_of
+from cnnexp.data.corruptions import CorruptionStrengths
 
 
 class Hyper(NamedTuple):
@@ -24,7 +24,7 @@ class Hyper(NamedTuple):
     l1_threshold: Float[Array, "..."]
     share_every: Int[Array, "..."]
     tied_steps: Int[Array, "..."]
-    levels: Levels
+    levels: CorruptionStrengths
 
 
 def hyper_of(config: RunConfig) -> Hyper:
@@ -37,7 +37,7 @@ def hyper_of(config: RunConfig) -> Hyper:
         l1_threshold=jnp.float32(optim.l1_threshold or 0),
         share_every=jnp.int32(train.share_every or 0),
         tied_steps=jnp.int32(train.tied_steps or 0),
-        levels=levels_of(config.data),
+        levels=CorruptionStrengths.from_config(config.data),
     )
 
 

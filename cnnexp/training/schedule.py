@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cnnexp.config import RunConfig
 from cnnexp.core.errors import UsageError
-from cnnexp.data.shapes import train_size_of
+from cnnexp.data.shapes import resolve_train_size
 
 # Steps at one evaluation over those at the one before, with `train.eval_every=log`: a fifth of an octave,
 # less than the steps to a target scatter over seeds. Finer ones would cost more and tell little more: 750
@@ -40,7 +40,7 @@ class Duration:
 
 def duration_of(config: RunConfig) -> Duration:
     """Turn epochs or steps into steps. An epoch is `train_size / batch_size` steps, at least one in all."""
-    size, batch = train_size_of(config.data), config.data.batch_size
+    size, batch = resolve_train_size(config.data), config.data.batch_size
     _refuse_too_long(config, size)
     if config.train.epochs is not None:
         per_epoch = size / batch

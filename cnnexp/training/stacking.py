@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, Key
 
 from cnnexp.data.images import Images, Normalisation
-from cnnexp.data.pipelines import Counted, InMemory, Raw, Window
+from cnnexp.data.pipelines import EvalWindow, InMemory, RawBatch, TrainWindow
 from cnnexp.training.optimizers import Hyper
 from cnnexp.training.processes import placed
 from cnnexp.training.train import Metrics, State, Train
@@ -46,9 +46,9 @@ class Subsets(NamedTuple):
 
 
 class Streamed(NamedTuple):
-    """What streamed in for each run, with a leading run axis; see `Window`."""
+    """What streamed in for each run, with a leading run axis; see `TrainWindow`."""
 
-    batches: Raw
+    batches: RawBatch
     first: Int[Array | np.ndarray, " runs"]
 
 
@@ -65,7 +65,10 @@ class CompiledStack(NamedTuple):
     advance: Callable[[State, Hyper, Subsets | Streamed, Images | Normalisation, Int[Array, ""]], State]
     evaluate: Callable[[State, Hyper, Subsets, Images], dict[str, Metrics]]
     add: dict[
-        str, Callable[[State, Hyper, Bool[Array | np.ndarray, "runs batches b"], Raw, Normalisation], Metrics]
+        str,
+        Callable[
+            [State, Hyper, Bool[Array | np.ndarray, "runs batches b"], RawBatch, Normalisation], Metrics
+        ],
     ]
 
 
@@ -105,11 +108,11 @@ def compile_stack(train: Train, mesh: Mesh, *, streams: bool = False) -> Compile
         @jax.jit
         @partial(spread, in_specs=(RUNS, RUNS, RUNS, WHOLE, WHOLE))
         def add(
-            state: State, hyper: Hyper, counted: Array, window: Raw, normalisation: Normalisation
+            state: State, hyper: Hyper, counted: Array, window: RawBatch, normalisation: Normalisation
         ) -> Metrics:
-            def one(run: tuple[State, Hyper, Array], shared: tuple[Raw, Normalisation]) -> Metrics:
+            def one(run: tuple[State, Hyper, Array], shared: tuple[RawBatch, Normalisation]) -> Metrics:
                 state, hyper, counted = run
-                return train.sums(state, Counted(shared[0], counted, shared[1]), hyper, split=split)
+                return train.sums(state, EvalWindow(shared[0], counted, shared[1]), hyper, split=split)
 
             return over_runs(one)((state, hyper, counted), (window, normalisation))
 
@@ -119,12 +122,12 @@ def compile_stack(train: Train, mesh: Mesh, *, streams: bool = False) -> Compile
     return CompiledStack(init, advance, evaluate, {split: add_split(split) for split in SPLITS})
 
 
-def _source(own: Subsets | Streamed, shared: Images | Normalisation) -> InMemory | Window:
+def _source(own: Subsets | Streamed, shared: Images | Normalisation) -> InMemory | TrainWindow:
     if isinstance(own, Subsets):
         assert isinstance(shared, Images)
         return InMemory(shared, *own)
     assert isinstance(shared, Normalisation)
-    return Window(*own, shared)
+    return TrainWindow(*own, shared)
 
 
 def device_mesh(runs: int, batch_size: int = 1) -> Mesh:

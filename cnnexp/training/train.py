@@ -15,17 +15,17 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from cnnexp.config import RunConfig
 from cnnexp.data.corruptions import Corruptions
-from cnnexp.data.images import Normalisation, Numbers
-from cnnexp.data.pipelines import Counted, InMemory, Raw, Window
-from cnnexp.data.sampling import keys_of_run
+from cnnexp.data.images import Integers, Normalisation
+from cnnexp.data.pipelines import EvalWindow, InMemory, RawBatch, TrainWindow
+from cnnexp.data.sampling import split_run_key
 from cnnexp.models.network import (
     TiedNetwork,
-    embedded_convolution,
-    learned,
+    build_embedded_convolution,
+    measure_learned,
     sample_kernels,
     spatial_layers,
 )
-from cnnexp.models.spec import spec_of
+from cnnexp.models.spec import specify_network
 from cnnexp.nn.embedding import share, tie_gradient
 from cnnexp.nn.tied_conv import TiedConv
 from cnnexp.training.losses import correct, losses
@@ -77,22 +77,22 @@ class Train:
     def __init__(self, config: RunConfig, shared_by: str | None = None):
         self.config, self._shared_by = config, shared_by
         self.duration: Duration = duration_of(config)
-        self.network = spec_of(config)
+        self.network = specify_network(config)
         self.classes = self.network[-1].geometry.features
         model = nnx.eval_shape(lambda: TiedNetwork(self.network, rngs=nnx.Rngs(0)))
         self._graph, _, _ = nnx.split(model, nnx.Param, ...)
 
     def init(self, key: Key[Array, ""], hyper: Hyper) -> State:
         """Draw the parameters; the key also decides the order of the images and their noise."""
-        keys = keys_of_run(key)
-        build = TiedNetwork if self.config.train.tied_steps is None else embedded_convolution
+        keys = split_run_key(key)
+        build = TiedNetwork if self.config.train.tied_steps is None else build_embedded_convolution
         network = build(self.network, rngs=nnx.Rngs(params=keys.init))
         _, params, fixed = nnx.split(network, nnx.Param, ...)
         opt_state = self._optimizer(hyper).init(_in_float32(params))
         return State(params, fixed, opt_state, jnp.int32(0), jnp.int32(-1), keys.order, keys.noise)
 
     def advance(
-        self, state: State, source: InMemory | Window, hyper: Hyper, *, steps: int | Int[Array, ""]
+        self, state: State, source: InMemory | TrainWindow, hyper: Hyper, *, steps: int | Int[Array, ""]
     ) -> State:
         """Train for `steps` batches: one compiled loop, the same for any number of steps."""
         optimizer = self._optimizer(hyper)
@@ -128,13 +128,13 @@ class Train:
         splits = ("train", "validation", "test") if len(source.validation) else ("train", "test")
         return {split: self._evaluate_split(state, source, hyper, split) for split in splits}
 
-    def sums(self, state: State, window: Counted, hyper: Hyper, *, split: str) -> Metrics:
+    def sums(self, state: State, window: EvalWindow, hyper: Hyper, *, split: str) -> Metrics:
         """Sums, not means, over the images of a window that count: what a streamed evaluation adds up."""
 
-        def batch(number: Array) -> tuple[Raw, Array]:
-            return jax.tree.map(lambda leaf: leaf[number], (window.batches, window.counted))
+        def batch(number: Array) -> tuple[RawBatch, Array]:
+            return jax.tree.map(lambda leaf: leaf[number], (window.batches, window.valid))
 
-        return self._sums(state, batch, len(window.counted), window.normalisation, hyper, split)
+        return self._sums(state, batch, len(window.valid), window.normalisation, hyper, split)
 
     def kernels(self, state: State) -> dict[str, Float[Array, "rows columns kh kw filters"]]:
         """A few of the kernels as they are now, by layer."""
@@ -142,7 +142,7 @@ class Train:
 
     def learned(self, state: State) -> dict[str, Float[Array, ""]]:
         """What training has made of the kernels, by its names in a summary."""
-        return learned(self._merged(state.params, state.fixed))
+        return measure_learned(self._merged(state.params, state.fixed))
 
     def __call__(
         self, key: Key[Array, ""], data: InMemory, hyper: Hyper | None = None
@@ -166,24 +166,24 @@ class Train:
     def _batch(
         self,
         state: State,
-        raw: Raw,
+        raw: RawBatch,
         normalisation: Normalisation,
         hyper: Hyper,
         *,
         split: str,
         step: Int[Array, ""] | None = None,
-        first: Numbers | int = 0,
+        first: Integers | int = 0,
     ) -> Batch:
         """What the network sees; only training images have the wrong labels that some of them have."""
         corruptions = Corruptions(self.config.data, state.noise_key, hyper.levels, normalisation)
         corrupted_as = "test" if split == "test" else "train"
-        images = corruptions.images(raw.pixels, raw.identity, split=corrupted_as, step=step, first=first)
+        images = corruptions.images(raw.pixels, raw.image_ids, split=corrupted_as, step=step, first=first)
         labels = jnp.asarray(raw.labels)
         if split == "train":
-            labels = corruptions.labels(labels, raw.identity, self.classes)
+            labels = corruptions.labels(labels, raw.image_ids, self.classes)
         return Batch(images, labels)
 
-    def _part(self, raw: Raw) -> tuple[Raw, Numbers | int]:
+    def _part(self, raw: RawBatch) -> tuple[RawBatch, Integers | int]:
         """This device's part of a batch, and the place of its first image in the whole batch."""
         if self._shared_by is None:
             return raw, 0
@@ -231,9 +231,9 @@ class Train:
         size = min(len(places), evaluation_batch())
         filled = jnp.pad(places, (0, -len(places) % size))
 
-        def batch(number: Array) -> tuple[Raw, Array]:
+        def batch(number: Array) -> tuple[RawBatch, Array]:
             chosen = lax.dynamic_slice(filled, (number * size,), (size,))
-            return source.raw(split, chosen), number * size + jnp.arange(size) < count
+            return source.batch(split, chosen), number * size + jnp.arange(size) < count
 
         sums = self._sums(state, batch, -(-count // size), source.normalisation, hyper, split)
         return Metrics(sums.loss / count, sums.accuracy / count)
@@ -241,8 +241,8 @@ class Train:
     def _sums(
         self,
         state: State,
-        batch: Callable[[Array], tuple[Raw, Array]],
-        batches: int | Numbers,
+        batch: Callable[[Array], tuple[RawBatch, Array]],
+        batches: int | Integers,
         normalisation: Normalisation,
         hyper: Hyper,
         split: str,

@@ -29,7 +29,7 @@ from jax import lax
 from cnnexp.config.data import TFDSImages
 from cnnexp.data.images import Images
 from cnnexp.data.sampling import batch_indices
-from cnnexp.data.shapes import shape_of
+from cnnexp.data.shapes import infer_shape
 from cnnexp.data.tfds.dataset import TFDSSet
 
 STEPS = 100  # batches of one timing
@@ -79,7 +79,7 @@ def memory_pipeline(found: TFDSSet, size: int) -> Callable[[], object]:
 
         def step(number: Any, total: Any) -> Any:
             chosen = batch_indices(jax.random.key(0), first + number, batch_size=size, train_size=count)
-            batch = images.normalisation.normalised(images.train_images[chosen].astype(jnp.float32))
+            batch = images.normalisation.normalise(images.train_images[chosen].astype(jnp.float32))
             return total + lax.optimization_barrier(batch)[..., :1].sum()
 
         return lax.fori_loop(0, STEPS, step, jnp.float32(0))
@@ -91,7 +91,7 @@ def stream_pipeline(found: TFDSSet, size: int) -> Callable[[], object]:
     """Batches read ahead by Grain, put on the device and normalised there."""
     files = found.files()
     order = np.random.default_rng(0).permutation(len(files.train_labels)).astype(np.int32)
-    normalise = jax.jit(lambda pixels: files.normalisation.normalised(pixels.astype(jnp.float32)))
+    normalise = jax.jit(lambda pixels: files.normalisation.normalise(pixels.astype(jnp.float32)))
 
     def places(number: int) -> np.ndarray:
         return order[np.arange(number * size, (number + 1) * size) % len(order)]
@@ -166,7 +166,7 @@ def main() -> None:
                     times[name].append(time.perf_counter() - started)
     rates = {name: STEPS * arguments.batch / median(seconds) for name, seconds in times.items()}
     for name, rate in rates.items():
-        print(f"{name:20} {rate:12,.0f} images/s of {'x'.join(map(str, shape_of(data).image))}")
+        print(f"{name:20} {rate:12,.0f} images/s of {'x'.join(map(str, infer_shape(data).image))}")
     benching.save([{"case": name, "images_per_second": rate} for name, rate in rates.items()], arguments.json)
 
 

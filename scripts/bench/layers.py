@@ -27,7 +27,7 @@ from jax import lax, random
 from cnnexp.nn.counts import count
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.ops.patches import Layout
-from cnnexp.nn.ops.tied_map import layout_of, tied_map
+from cnnexp.nn.ops.tied_map import apply_kernel_bank, fastest_layout
 from cnnexp.nn.tying import Tying, bank_shape
 from cnnexp.training.stacking import over_runs
 
@@ -71,7 +71,7 @@ class Layer(NamedTuple):
 def layers(shape: Shape, tying: str) -> dict[str, Layer]:
     """Ours and that of others, each in its own layout."""
     geometry, tied = shape.geometry, Tying.parse(tying)
-    layout = layout_of(geometry, tied) or "NHWC"
+    layout = fastest_layout(geometry, tied) or "NHWC"
     ours = Layer(
         partial(_ours, geometry=geometry, tying=tied, layout=layout), bank_shape(geometry, tied), layout
     )
@@ -95,7 +95,7 @@ def layers(shape: Shape, tying: str) -> dict[str, Layer]:
 
 
 def _ours(bank: jax.Array, x: jax.Array, geometry: Geometry, tying: Tying, layout: Layout) -> jax.Array:
-    return tied_map(x, bank, geometry, tying, layout=layout)
+    return apply_kernel_bank(x, bank, geometry, tying, layout=layout)
 
 
 def settings(layer: Layer, shape: Shape, dtype: Any) -> dict[str, tuple[Any, tuple]]:

@@ -27,8 +27,8 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 
 from cnnexp.config import RunConfig, parse
-from cnnexp.data.images import images_of
-from cnnexp.models.spec import spec_of
+from cnnexp.data.images import make_images
+from cnnexp.models.spec import specify_network
 from cnnexp.sweep.compose import plain
 from cnnexp.sweep.devices import configure_jax
 from cnnexp.training.optimizers import hyper_of
@@ -75,7 +75,7 @@ def epoch(config: RunConfig, runs: int) -> benching.Call:
     """`STEPS` steps of a stack as one compiled program."""
     train, pixels, labels = Train(config), *pictures()
     mesh = device_mesh(runs)
-    images = on_devices(images_of(pixels, labels, pixels[:1], labels[:1]), WHOLE, mesh)
+    images = on_devices(make_images(pixels, labels, pixels[:1], labels[:1]), WHOLE, mesh)
     compiled = compile_stack(train, mesh)
     hyper = jax.tree.map(lambda value: jnp.full(runs, value), hyper_of(config))
     hyper = on_devices(hyper, RUNS, mesh)
@@ -132,7 +132,7 @@ def torch_epoch(torch: Any, tying: str) -> benching.Call:
 
 def step_flops(config: RunConfig) -> float:
     """Floating-point operations of a step: the pixels need no gradient, so the first layer has two passes."""
-    passes = [2 * layer.counts.macs for layer in spec_of(config)]
+    passes = [2 * layer.counts.macs for layer in specify_network(config)]
     return 128 * (3 * sum(passes) - passes[0])
 
 

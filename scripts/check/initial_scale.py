@@ -18,9 +18,9 @@ from hydra import compose, initialize_config_dir
 from cnnexp.config import RunConfig, parse
 from cnnexp.core.machine import shipped
 from cnnexp.data.loading import load_images
-from cnnexp.models.network import ACTIVATIONS, TiedNetwork, layer_of
-from cnnexp.models.spec import Network, spec_of
-from cnnexp.nn.ops.patches import Layout, arranged
+from cnnexp.models.network import ACTIVATIONS, TiedNetwork, get_layer
+from cnnexp.models.spec import Network, specify_network
+from cnnexp.nn.ops.patches import Layout, transpose_layout
 from cnnexp.nn.pooling import pool
 from cnnexp.sweep.compose import plain
 
@@ -37,7 +37,7 @@ def main() -> None:
     data = load_images(configs["shared"].data)
     mean, std = data.normalisation
     images = (jnp.asarray(data.test_images[:IMAGES], jnp.float32) - mean) / std
-    sizes = {tying: scales(spec_of(config), images, networks) for tying, config in configs.items()}
+    sizes = {tying: scales(specify_network(config), images, networks) for tying, config in configs.items()}
     names = list(sizes["shared"])
     print(f"Root mean square at initialisation over {networks} networks (over that of the convolution)")
     print(f"\n| tying | {' | '.join(names)} |\n{'|---' * (1 + len(names))}|")
@@ -53,9 +53,9 @@ def scales(network: Network, images: jax.Array, networks: int) -> dict[str, floa
         net, x = TiedNetwork(network, rngs=nnx.Rngs(seed)), images
         layout: Layout = "NHWC"
         for spec in network:
-            layer = layer_of(net, spec)
+            layer = get_layer(net, spec)
             own = layer.layout or layout
-            x, layout = layer(arranged(x, layout, own), own), own
+            x, layout = layer(transpose_layout(x, layout, own), own), own
             squares[spec.name] += float(jnp.square(x).mean()) / networks
             x = pool(ACTIVATIONS[spec.activation](x), spec.pool, spec.pool_size, layout)
     return {name: float(np.sqrt(square)) for name, square in squares.items()}

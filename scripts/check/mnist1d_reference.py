@@ -15,8 +15,8 @@ import mnist1d.data
 import numpy as np
 
 from cnnexp.config.data import MNIST1D
-from cnnexp.data.datasets.mnist1d import mnist1d_draw
-from cnnexp.data.datasets.synthetic import drawn_images
+from cnnexp.data.datasets.mnist1d import make_mnist1d_draw
+from cnnexp.data.datasets.synthetic import draw_images
 
 PAPER = {
     "length": 40,
@@ -32,7 +32,7 @@ PAPER = {
 def ours(images: int) -> tuple[np.ndarray, np.ndarray]:
     """Signals and labels drawn here."""
     data = MNIST1D.model_construct(None, **PAPER)
-    signals, labels = drawn_images(mnist1d_draw(data), jax.random.key(0), images)
+    signals, labels = draw_images(make_mnist1d_draw(data), jax.random.key(0), images)
     return signals[:, :, 0, 0], labels
 
 

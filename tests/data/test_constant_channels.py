@@ -12,9 +12,9 @@ import pytest
 
 from cnnexp.cli import main as cli
 from cnnexp.config.data import DataSection
-from cnnexp.data.corruptions import Corruptions, levels_of
-from cnnexp.data.images import images_of
-from cnnexp.data.loading import describe, load, make_ready
+from cnnexp.data.corruptions import Corruptions, CorruptionStrengths
+from cnnexp.data.images import make_images
+from cnnexp.data.loading import describe, load, read_and_check
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.plots.images import data_picture
 from tests.conftest import Configure
@@ -51,12 +51,12 @@ def test_a_constant_channel_becomes_zero_and_the_others_are_as_without_it(kind: 
             np.where(np.arange(4) == 3, 0.1, split / 255).astype(np.float32) for split in (train, test)
         )
     test[:10, ..., 3] = 0  # a test image may hold something else there
-    normalisation = images_of(train, labels, test, labels[:20]).normalisation
-    colours = images_of(train[..., :3], labels, test[..., :3], labels[:20]).normalisation
+    normalisation = make_images(train, labels, test, labels[:20]).normalisation
+    colours = make_images(train[..., :3], labels, test[..., :3], labels[:20]).normalisation
     assert normalisation.std[3] == 0 and normalisation.mean[3] == train[0, 0, 0, 3]
     for split in (train, test):
         pixels = jnp.asarray(split, jnp.float32)
-        found = normalisation.normalised(pixels)
+        found = normalisation.normalise(pixels)
         expected = (pixels[..., :3] - colours.mean) / colours.std
         assert (found[..., 3] == 0).all()
         assert (found[..., :3] == expected).all()  # to the last bit
@@ -75,8 +75,8 @@ def test_no_corruption_brings_a_constant_channel_back(kind: str, configure: Conf
     data: DataSection = configure(data=done).data
     images = rgba(40) if kind == "bytes" else (rgba(40) / 255).astype(np.float32)
     labels = np.zeros(40, int)
-    normalisation = images_of(images, labels, images, labels).normalisation
-    corruptions = Corruptions(data, jax.random.key(0), levels_of(data), normalisation)
+    normalisation = make_images(images, labels, images, labels).normalisation
+    corruptions = Corruptions(data, jax.random.key(0), CorruptionStrengths.from_config(data), normalisation)
     for split, step in (("train", jnp.int32(3)), ("test", None)):
         seen = np.asarray(corruptions.images(images, np.arange(40), split=split, step=step))
         assert (seen[..., 3] == 0).all()
@@ -88,7 +88,7 @@ def test_the_checks_name_the_channel_and_streams_have_the_same_statistics(folder
     splits = {"train_split": "train[:80%]", "test_split": "train[80%:]"}
     data = tfds_data(folder, "made", **splits, stream="always")
     assert describe(data).endswith(f"; {NAMED}")
-    assert make_ready(data) == [f"made: {NAMED}"]
+    assert read_and_check(data) == [f"made: {NAMED}"]
     files, memory = load(data), load(tfds_data(folder, "made", **splits))
     assert isinstance(files, ImageFiles)
     for a, b in zip(files.normalisation, memory.normalisation, strict=True):
@@ -124,7 +124,7 @@ def test_the_picture_shows_the_colours(kind: str, configure: Configure) -> None:
     """Without a warning of NumPy, which is an error here, for the channel that has no width."""
     images = rgba(20) if kind == "bytes" else (rgba(20) / 255).astype(np.float32)
     labels = np.arange(20) % 4
-    figure = data_picture([configure()], images_of(images, labels, images, labels))
+    figure = data_picture([configure()], make_images(images, labels, images, labels))
     (drawn,) = figure.axes[0].images
     assert np.shape(drawn.get_array()) == (8, 8, 3)
     assert np.ptp(np.asarray(drawn.get_array())) > 0.5

@@ -11,10 +11,10 @@ from scipy import stats
 
 from cnnexp.config.data import corruption_summary
 from cnnexp.core.errors import UsageError
-from cnnexp.data.corruptions import Corruptions, block_permutation, levels_of, reduced
+from cnnexp.data.corruptions import Corruptions, CorruptionStrengths, block_permutation, reduce_resolution
 from cnnexp.data.images import Normalisation
 from cnnexp.data.loading import load_images
-from cnnexp.data.shapes import check_levels
+from cnnexp.data.shapes import check_corruptions
 from cnnexp.sweep.stacks import shape_of_program
 from cnnexp.training.loop import StackTraining
 from tests.conftest import Configure
@@ -26,7 +26,7 @@ PIXELS = np.random.default_rng(0).integers(1, 255, (400, 8, 6, 1)).astype(np.uin
 
 def done(configure: Configure, **changes: Any) -> Corruptions:
     data = configure(data=changes).data
-    return Corruptions(data, jax.random.key(0), levels_of(data), RAW)
+    return Corruptions(data, jax.random.key(0), CorruptionStrengths.from_config(data), RAW)
 
 
 def seen(
@@ -79,7 +79,7 @@ def test_salt_and_pepper_are_a_share_of_the_pixels(configure: Configure) -> None
 def test_noise_in_place_of_images_has_their_statistics(configure: Configure) -> None:
     data = configure(data={"image_noise": 0.25}).data
     normalisation = Normalisation(np.float32([100.0]), np.float32([20.0]))
-    corruptions = Corruptions(data, jax.random.key(0), levels_of(data), normalisation)
+    corruptions = Corruptions(data, jax.random.key(0), CorruptionStrengths.from_config(data), normalisation)
     shown = np.asarray(corruptions.images(PIXELS, IDENTITY, split="train"))
     replaced = (np.abs(shown * 20 + 100 - PIXELS) > 1e-2).any((1, 2, 3))
     assert replaced.mean() == pytest.approx(0.25, abs=0.06)
@@ -88,16 +88,16 @@ def test_noise_in_place_of_images_has_their_statistics(configure: Configure) -> 
 
 
 def test_labels_are_wrong_as_often_as_asked_for(configure: Configure) -> None:
-    identity, labels = np.arange(2000), np.arange(2000) % 10
+    image_ids, labels = np.arange(2000), np.arange(2000) % 10
     few, many = (
-        np.asarray(done(configure, label_noise=share).labels(labels, identity, 10)) for share in (0.1, 0.4)
+        np.asarray(done(configure, label_noise=share).labels(labels, image_ids, 10)) for share in (0.1, 0.4)
     )
     assert (many != labels).mean() == pytest.approx(0.4, abs=0.04)
     assert ((few != labels) <= (many != labels)).all()
     wrong = ((many - labels) % 10)[many != labels]
     assert stats.chisquare(np.bincount(wrong, minlength=10)[1:]).pvalue > 1e-3
     several = np.eye(10, dtype=np.int32)[labels]
-    flipped = np.asarray(done(configure, label_noise=0.4).labels(several, identity, 10)) != several
+    flipped = np.asarray(done(configure, label_noise=0.4).labels(several, image_ids, 10)) != several
     assert flipped.mean() == pytest.approx(0.4, abs=0.02)
 
 
@@ -152,7 +152,7 @@ def test_a_fixed_permutation_is_that_of_both_splits_and_can_be_undone(configure:
 @pytest.mark.parametrize("resolution", [1, 2, 3, 4, 5, 8])
 def test_reduced_images_are_means_over_areas(resolution: int) -> None:
     images = PIXELS[:4, :, :, :].astype(np.float32)[:, :, :4]
-    got = np.asarray(reduced(jnp.asarray(images), jnp.int32(resolution)))
+    got = np.asarray(reduce_resolution(jnp.asarray(images), jnp.int32(resolution)))
     assert got.mean((1, 2)) == pytest.approx(images.mean((1, 2)), rel=1e-5) or resolution in (3, 5)
     if resolution == 8:
         assert got == pytest.approx(images, rel=1e-5)
@@ -204,5 +204,5 @@ def test_the_summary_says_what_was_done_to_which_split(configure: Configure) -> 
 )
 def test_what_cannot_be_done_is_refused(configure: Configure, changes: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError) as refusal:
-        check_levels(configure(data=changes).data)
+        check_corruptions(configure(data=changes).data)
     assert str(refusal.value) == told

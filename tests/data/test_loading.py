@@ -10,7 +10,7 @@ from cnnexp.core.errors import UsageError
 from cnnexp.data.loading import check_prepared
 from cnnexp.data.loading import load_images as load
 from cnnexp.data.sampling import balanced_order
-from cnnexp.data.shapes import shape_of, train_size_of
+from cnnexp.data.shapes import infer_shape, resolve_train_size
 from tests.conftest import Configure
 
 
@@ -24,7 +24,7 @@ def test_digits_as_they_are(configure: Configure) -> None:
     pixels = np.concatenate([images.train_images, images.test_images])
     original = np.round(255 * sklearn_digits().images / 16).astype(np.uint8)
     assert sorted(map(bytes, pixels[..., 0])) == sorted(map(bytes, original))
-    assert images.train_images.shape == (shape_of(data).train_images, *shape_of(data).image)
+    assert images.train_images.shape == (infer_shape(data).train_images, *infer_shape(data).image)
     assert images.train_images.dtype == np.uint8
 
 
@@ -40,7 +40,7 @@ def test_digits_apart_are_tested_where_none_was_trained_on(configure: Configure)
         assert (outside == 85).all() and (canvases[:, :, left : left + 8] > 85).any()
     assert (images.train_images[:, 8:] > 85).any() and (images.train_images[:, :2] > 85).any()
     with pytest.raises(UsageError, match=r"data\.apart=true: needs .* data\.canvas of at least 10 \(got"):
-        shape_of(digits(configure, apart=True, canvas=9))
+        infer_shape(digits(configure, apart=True, canvas=9))
 
 
 def test_loading_twice_is_identical_and_another_seed_is_not(configure: Configure) -> None:
@@ -65,7 +65,7 @@ def test_subsets_are_nested_balanced_and_drawn_by_the_seed() -> None:
 
 def test_what_is_not_there_is_refused_at_once(configure: Configure) -> None:
     with pytest.raises(UsageError, match="allowed: 1 to 120"):
-        train_size_of(digits(configure, train_size=121))
+        resolve_train_size(digits(configure, train_size=121))
     with pytest.raises(UsageError, match="made in memory"):
         check_prepared(digits(configure, stream="always"))
 
@@ -73,7 +73,7 @@ def test_what_is_not_there_is_refused_at_once(configure: Configure) -> None:
 def test_several_digits_on_a_canvas_are_several_labels(configure: Configure) -> None:
     data = digits(configure, digits=3, canvas=24)
     images = load(data)
-    assert shape_of(data).multi_label
+    assert infer_shape(data).multi_label
     assert images.train_labels.shape == (120, 10)
     assert set(np.unique(images.train_labels)) == {0, 1}
     assert set(images.train_labels.sum(1)) <= {1, 2, 3}

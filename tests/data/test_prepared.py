@@ -14,8 +14,8 @@ from cnnexp.cli.data import print_prepared
 from cnnexp.config import parse
 from cnnexp.core.errors import UsageError
 from cnnexp.data.images import Images
-from cnnexp.data.loading import check_prepared, describe, load, make_ready
-from cnnexp.data.shapes import shape_of
+from cnnexp.data.loading import check_prepared, describe, load, read_and_check
+from cnnexp.data.shapes import infer_shape
 from cnnexp.training.loop import StackTraining
 from tests.conftest import Configure
 from tests.fakes.tfds_digits import prepare_images, tfds_data
@@ -161,7 +161,7 @@ def test_a_corrupt_set_is_refused_in_one_line(
     data = tfds_data(folder, "made")
     for stream in ("never", "always"):
         with pytest.raises(UsageError) as refusal:
-            make_ready(data.model_copy(update={"stream": stream}))
+            read_and_check(data.model_copy(update={"stream": stream}))
         assert message in str(refusal.value)
         assert "\n" not in str(refusal.value)
     print_prepared(str(folder))  # which reads none of the images
@@ -174,7 +174,7 @@ def test_what_cannot_be_read_at_all_is_refused(prepared: Path, tmp_path: Path) -
     features = folder / "made" / "1.0.0" / "features.json"
     features.unlink()
     with pytest.raises(UsageError, match=r"features\.json: cannot be read \(No such file or directory\)"):
-        shape_of(tfds_data(folder, "made"))
+        infer_shape(tfds_data(folder, "made"))
 
 
 COLOUR = DRAW.integers(0, 256, (8, 8, 4)).astype(np.uint8)
@@ -242,7 +242,7 @@ def test_classes_without_images_are_named_and_harmless(tmp_path: Path, configure
     data = tfds_data(tmp_path, "made", train_size=48)
     assert "3 classes of 3 to 30 training images" in describe(data)
     assert describe(data).endswith("; no training images of 3 classes (0, 4, 5)")
-    assert make_ready(data) == [
+    assert read_and_check(data) == [
         "made: 2 of 3 test images are also in the training split: test accuracy measures memory too",
         "made: 1 of 3 test images are of class 4, never seen in training",
     ]
@@ -254,7 +254,7 @@ def test_classes_without_images_are_named_and_harmless(tmp_path: Path, configure
 def test_a_sound_set_has_no_warnings(prepared: Path) -> None:
     data = tfds_data(prepared, "made")
     check_prepared(data)
-    assert make_ready(data) == []
+    assert read_and_check(data) == []
     assert describe(data) == (
         "made: 20 training and 10 test images of 8x8x1, 4 classes of 5 training images; "
         "0 test images are also in the training split"

@@ -14,10 +14,10 @@ from sklearn.datasets import load_digits as sklearn_digits
 from cnnexp.cli import main as cli
 from cnnexp.core.errors import UsageError
 from cnnexp.data.datasets.digits import split_digits
-from cnnexp.data.loading import images_per_class, split_of
+from cnnexp.data.loading import count_images_per_class, draw_run_split
 from cnnexp.data.loading import load_images as load
 from cnnexp.data.sampling import draw_split, stratified_sample
-from cnnexp.data.shapes import shape_of, train_size_of
+from cnnexp.data.shapes import infer_shape, resolve_train_size
 from tests.conftest import Configure
 from tests.data.test_synthetic import TASKS, section
 
@@ -135,7 +135,7 @@ def test_synthetic_validation_images_are_no_training_images() -> None:
     for name in TASKS:
         data = section(name, validation_size=100)
         images = load(data)
-        split = split_of(images, data, 0)
+        split = draw_run_split(images, data, 0)
         kept = {bytes(image) for image in images.train_images[split.order]}
         assert not kept & {bytes(image) for image in images.train_images[split.validation]}
         assert not kept & {bytes(image) for image in images.test_images}
@@ -143,18 +143,18 @@ def test_synthetic_validation_images_are_no_training_images() -> None:
 
 def test_validation_canvases_do_not_take_from_the_training_canvases(configure: Configure) -> None:
     data = digits(configure, train_size=None, validation_size=40)
-    assert train_size_of(data) == data.images == shape_of(data).train_images
+    assert resolve_train_size(data) == data.images == infer_shape(data).train_images
     with pytest.raises(
         UsageError, match=r"validation_size=41: data\.validation_images=40 are made; allowed: 0"
     ):
-        train_size_of(digits(configure, validation_size=41))
+        resolve_train_size(digits(configure, validation_size=41))
     as_they_are = digits(configure, scatter=False, train_size=None, validation_size=37)
-    assert train_size_of(as_they_are) == 1400
+    assert resolve_train_size(as_they_are) == 1400
 
 
 def test_counts_of_classes_are_those_of_the_run(configure: Configure) -> None:
     data = digits(configure, scatter=False, train_size=50, validation_size=100)
-    counts = images_per_class(load(data), data, seed=2)
+    counts = count_images_per_class(load(data), data, seed=2)
     assert list(counts["training"]) == [5] * 10
     assert counts["validation"].sum() == 100 and counts["validation"].min() >= 9
     assert counts["test"].sum() == 360

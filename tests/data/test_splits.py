@@ -15,7 +15,7 @@ from cnnexp.core.errors import UsageError
 from cnnexp.data.images import Images
 from cnnexp.data.loading import check_prepared, load
 from cnnexp.data.pipelines import ImageFiles
-from cnnexp.data.shapes import shape_of
+from cnnexp.data.shapes import infer_shape
 from cnnexp.data.tfds.prepared import PreparedSet
 from cnnexp.data.tfds.records import Records
 from cnnexp.sweep.compose import quote_tyings
@@ -77,7 +77,7 @@ def test_a_split_is_what_tfds_reads(folder: Path, split: str) -> None:
 @pytest.mark.parametrize("stream", ["never", "always"])
 def test_a_part_of_the_training_split_is_held_out(folder: Path, stream: str) -> None:
     data = tfds_data(folder, "train_only", train_split="train[:80%]", test_split="train[80%:]", stream=stream)
-    shape, loaded = shape_of(data), load(data)
+    shape, loaded = infer_shape(data), load(data)
     assert (shape.train_images, shape.test_images) == (40, 10)
     if isinstance(loaded, Images):
         pixels = [np.asarray(loaded.train_images), np.asarray(loaded.test_images)]
@@ -132,7 +132,7 @@ REFUSED = [
 @pytest.mark.parametrize(("train", "test", "message"), REFUSED)
 def test_what_is_no_split_or_overlaps_is_refused(folder: Path, train: str, test: str, message: str) -> None:
     data = tfds_data(folder, "made", train_split=train, test_split=test)
-    for check in (check_prepared, shape_of):
+    for check in (check_prepared, infer_shape):
         with pytest.raises(UsageError, match=f"^[^\n]*{re.escape(message)}[^\n]*$"):
             check(data)
 

@@ -12,7 +12,7 @@ from cnnexp.config.data import DATA_VARIANTS, DataSection
 from cnnexp.data.datasets.mnist1d import templates
 from cnnexp.data.images import Images
 from cnnexp.data.loading import load_images
-from cnnexp.data.shapes import shape_of
+from cnnexp.data.shapes import infer_shape
 from tests.conftest import SMALL
 
 COMMON = {key: value for key, value in SMALL["data"].items() if key in DataSection.model_fields}
@@ -35,7 +35,7 @@ def task(name: str, **changes: Any) -> Images:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_shapes_are_as_foretold_and_draws_are_nested(name: str) -> None:
-    images, shape = task(name), shape_of(section(name))
+    images, shape = task(name), infer_shape(section(name))
     assert images.train_images.shape == (600, *shape.image) and images.train_images.dtype == np.float32
     assert images.test_images.shape == (300, *shape.image)
     assert set(images.train_labels) == set(range(shape.classes))

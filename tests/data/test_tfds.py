@@ -16,8 +16,8 @@ from cnnexp.core.errors import UsageError
 from cnnexp.data.images import Images
 from cnnexp.data.loading import check_prepared, describe, load
 from cnnexp.data.pipelines import ImageFiles
-from cnnexp.data.shapes import shape_of
-from cnnexp.data.tfds.prepared import prepared_set, prepared_sets
+from cnnexp.data.shapes import infer_shape
+from cnnexp.data.tfds.prepared import find_prepared_set, list_prepared_sets
 from cnnexp.training.loop import Moment, StackTraining
 from tests.conftest import Configure
 from tests.fakes.tfds_digits import NAME, TEST, TRAIN, digits, prepare_digits, tfds_data
@@ -52,7 +52,7 @@ def test_what_was_prepared_is_what_is_read(prepared: Path, configure: Configure)
         assert _pairs(*read) == _pairs(*given)
     assert images.normalisation.mean == pytest.approx(train.mean(), rel=1e-5)
     assert images.normalisation.std == pytest.approx(train.std(), rel=1e-5)
-    assert shape_of(data).train_images == TRAIN and shape_of(data).image == (8, 8, 1)
+    assert infer_shape(data).train_images == TRAIN and infer_shape(data).image == (8, 8, 1)
     again = load(data)  # from the cache
     assert all((a == b).all() for a, b in zip(images[:4], again[:4], strict=True))
 
@@ -73,7 +73,7 @@ def test_images_in_both_splits_are_counted(prepared: Path, configure: Configure)
 def test_images_of_several_sizes_are_brought_to_one(tmp_path: Path, configure: Configure) -> None:
     folder = prepare_digits(tmp_path, varied=True).parents[1]
     with pytest.raises(UsageError, match=r"data\.size: the images of tfds_digits have several sizes"):
-        shape_of(config_of(folder, configure).data)
+        infer_shape(config_of(folder, configure).data)
     images = load(config_of(folder, configure, size=8).data)
     assert isinstance(images, Images)
     pixels, _ = digits()
@@ -211,8 +211,8 @@ def test_the_list_of_prepared_sets(
 ) -> None:
     code, text = command(["data", "list", "--data-dir", str(prepared)], monkeypatch, capsys)
     assert code == 0
-    assert [found.name for found in prepared_sets(str(prepared))] == [NAME]
-    assert prepared_set(NAME, str(prepared)).split_sizes() == {"test": TEST, "train": TRAIN}
+    assert [found.name for found in list_prepared_sets(str(prepared))] == [NAME]
+    assert find_prepared_set(NAME, str(prepared)).split_sizes() == {"test": TEST, "train": TRAIN}
     for part in (NAME, "1.0.0", "train 1,200", "8x8x1"):
         assert part in text
 

@@ -8,14 +8,14 @@ import pytest
 from cnnexp.config import RunConfig
 from cnnexp.core.errors import UsageError
 from cnnexp.models.matching import is_matched, match_widths
-from cnnexp.models.spec import matching_of, spec_of
+from cnnexp.models.spec import describe_matching, specify_network
 from tests.conftest import Configure
 
 NET: dict[str, Any] = {"features": [16, 32], "kernel_size": [5, 3]}
 
 
 def widths_of(config: RunConfig) -> list[int]:
-    return [layer.geometry.features for layer in spec_of(config) if layer.name.startswith("conv")]
+    return [layer.geometry.features for layer in specify_network(config) if layer.name.startswith("conv")]
 
 
 def test_matched_within_five_percent_or_refused_with_what_can_be_reached(configure: Configure) -> None:
@@ -25,16 +25,16 @@ def test_matched_within_five_percent_or_refused_with_what_can_be_reached(configu
 
     for field in ("params", "macs"):
         for tying in ("dense", "local", "shared", "tiled(2)", "low_rank(2)"):
-            ratio = matching_of(matched(tying, "dense", field))["match/ratio"]
+            ratio = describe_matching(matched(tying, "dense", field))["match/ratio"]
             assert abs(ratio - 1) <= 0.05, (field, tying)
-    assert abs(matching_of(matched("local", "shared"))["match/ratio"] - 1) <= 0.05
+    assert abs(describe_matching(matched("local", "shared"))["match/ratio"] - 1) <= 0.05
     refused = (
         r"^model\.match=params: dense has at least 69,804 params \(model\.features=\[1,1\]\), 6\.85 times "
         r"the 10,186 of shared; allowed: within 5% of it; use model\.match_tying=dense, which widens the "
         r"others, or larger model\.features$"
     )
     with pytest.raises(UsageError, match=refused):
-        spec_of(matched("dense", "shared"))
+        specify_network(matched("dense", "shared"))
 
 
 def test_one_factor_stays_where_it_reaches_the_target(configure: Configure) -> None:
@@ -74,5 +74,5 @@ def test_two_layers_are_changed_where_one_is_not_enough() -> None:
 
 def test_the_target_is_the_count_of_the_other_tying(configure: Configure) -> None:
     config = configure(model=NET | {"tying": "local", "match": "macs", "match_tying": "shared"})
-    other = spec_of(configure(model=NET))
-    assert matching_of(config)["match/target"] == sum(layer.counts.macs for layer in other)
+    other = specify_network(configure(model=NET))
+    assert describe_matching(config)["match/target"] == sum(layer.counts.macs for layer in other)

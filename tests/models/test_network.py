@@ -14,13 +14,13 @@ from cnnexp.core.errors import UsageError
 from cnnexp.core.machine import shipped
 from cnnexp.data.shapes import DataShape
 from cnnexp.models.network import TiedNetwork
-from cnnexp.models.spec import match_target, network, spec_of, total
+from cnnexp.models.spec import match_target, specify_layers, specify_network, total_count
 from cnnexp.sweep.compose import plain
 from tests.conftest import Configure
 
 
 def build(configure: Configure, **model: Any) -> tuple[Any, TiedNetwork]:
-    layers = spec_of(configure(model=model))
+    layers = specify_network(configure(model=model))
     return layers, TiedNetwork(layers, rngs=nnx.Rngs(0))
 
 
@@ -57,7 +57,7 @@ def test_mlp_and_names(configure: Configure) -> None:
             "precision": "float32",
         }
     }
-    layers = spec_of(parse(values))
+    layers = specify_network(parse(values))
     assert [layer.name for layer in layers] == ["dense_0", "dense_1", "head"]
     assert [layer.counts.params for layer in layers] == [100 * 8 + 8, 8 * 6 + 6, 6 * 10 + 10]
 
@@ -72,14 +72,14 @@ def test_mlp_and_names(configure: Configure) -> None:
 )
 def test_impossible_geometry_is_refused(configure: Configure, model: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        spec_of(configure(model=model))
+        specify_network(configure(model=model))
 
 
 def test_several_labels_need_sigmoids(configure: Configure) -> None:
     shape = DataShape(image=(10, 10, 1), classes=10, train_images=5, test_images=5, multi_label=True)
-    assert network(configure(model={"head": "sigmoid"}).model, shape)
+    assert specify_layers(configure(model={"head": "sigmoid"}).model, shape)
     with pytest.raises(UsageError, match=r"model\.head=softmax"):
-        network(configure().model, shape)
+        specify_layers(configure().model, shape)
 
 
 CIFAR = DataShape(image=(32, 32, 3), classes=10, train_images=50_000, test_images=10_000)
@@ -109,29 +109,31 @@ def test_networks_of_the_papers_have_their_parameters(
     name: str, changes: dict[str, Any], params: int
 ) -> None:
     """Elsayed 2020: 76,106 and 55.5M; Neyshabur 2020 at s 32, alpha 150: 138.3M, 147.6M, 256.2M."""
-    assert total(network(shipped_model(name, **changes), CIFAR), "params") == params
+    assert total_count(specify_layers(shipped_model(name, **changes), CIFAR), "params") == params
 
 
 @pytest.mark.parametrize("tying", ["shared", "tiled(2)", "low_rank(2)", "local"])
 @pytest.mark.parametrize("field", ["params", "macs"])
 def test_widths_are_matched(field: str, tying: str) -> None:
     model = shipped_model("elsayed2020", tying=tying, match=field, match_tying="low_rank(4)")
-    target = total(network(shipped_model("elsayed2020", tying="low_rank(4)"), CIFAR), field)
+    target = total_count(specify_layers(shipped_model("elsayed2020", tying="low_rank(4)"), CIFAR), field)
     assert match_target(model, CIFAR) == target
-    matched = network(model, CIFAR)
-    achieved = total(matched, field)
+    matched = specify_layers(model, CIFAR)
+    achieved = total_count(matched, field)
     for change in (-1, 1):  # one feature less or more in every layer is further away
         features = [layer.geometry.features + change for layer in matched[:-1]]
-        other = total(network(shipped_model("elsayed2020", tying=tying, features=features), CIFAR), field)
+        other = total_count(
+            specify_layers(shipped_model("elsayed2020", tying=tying, features=features), CIFAR), field
+        )
         assert abs(math.log(achieved / target)) < abs(math.log(other / target))
 
 
 def test_matching_a_network_with_itself_changes_nothing() -> None:
     model = shipped_model("elsayed2020", match="params")
-    assert network(model, CIFAR) == network(shipped_model("elsayed2020"), CIFAR)
+    assert specify_layers(model, CIFAR) == specify_layers(shipped_model("elsayed2020"), CIFAR)
 
 
 def test_numbers_for_a_signal_are_lengths() -> None:
     signal = DataShape(image=(40, 1, 1), classes=10, train_images=100, test_images=100)
-    first = network(shipped_model("simple_cnn", kernel_size=5, stride=2), signal)[0]
+    first = specify_layers(shipped_model("simple_cnn", kernel_size=5, stride=2), signal)[0]
     assert (first.geometry.kernel_size, first.geometry.stride, first.pool_size) == ((5, 1), (2, 1), (2, 1))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jax import random
 
 from cnnexp.models.network import TiedNetwork, embed_network
-from cnnexp.models.spec import spec_of
+from cnnexp.models.spec import specify_network
 from cnnexp.nn.embedding import distance_to, embed, project
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tied_conv import TiedConv
@@ -108,7 +108,9 @@ def test_projection_is_the_mean_and_the_distance_to_it() -> None:
 
 @pytest.mark.parametrize("tying", ["tiled(2)", "blocked(2)", "low_rank(2)", "local", "dense"])
 def test_a_network_embeds_whole(configure: Configure, tying: str) -> None:
-    net = TiedNetwork(spec_of(configure(model={"features": [3, 4], "bias": "shared"})), rngs=nnx.Rngs(0))
+    net = TiedNetwork(
+        specify_network(configure(model={"features": [3, 4], "bias": "shared"})), rngs=nnx.Rngs(0)
+    )
     x = random.normal(random.key(0), (3, 10, 10, 1))
     other = embed_network(net, tying=tying, rngs=nnx.Rngs(1))
     np.testing.assert_allclose(other(x), net(x), atol=1e-5)

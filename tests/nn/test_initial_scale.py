@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from cnnexp.models.spec import spec_of
+from cnnexp.models.spec import specify_network
 from tests.conftest import Configure
 
 SCRIPT = Path(__file__).parents[2] / "scripts/check/initial_scale.py"
@@ -26,7 +26,7 @@ def test_the_first_layer_starts_at_one_scale_and_the_head_does_not(configure: Co
     for tying in ("shared", "local", "dense"):
         wide = {"features": [8, 16], "kernel_size": [5, 3], "padding": "CIRCULAR"}
         config = configure(model={"tying": tying, **wide})
-        found[tying] = script.scales(spec_of(config), images, 4)
+        found[tying] = script.scales(specify_network(config), images, 4)
     for tying in ("local", "dense"):
         assert found[tying]["conv_0"] / found["shared"]["conv_0"] == pytest.approx(1, abs=0.06)
         assert 1.15 < found[tying]["head"] / found["shared"]["head"] < 1.7

@@ -8,7 +8,7 @@ from flax import linen, nnx
 
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.ops import lowering
-from cnnexp.nn.ops.patches import Layout, arranged
+from cnnexp.nn.ops.patches import Layout, transpose_layout
 from cnnexp.nn.ops.tiles import best_tile
 from cnnexp.nn.pooling import pool
 from tests.layer_cases import close, filled, inputs
@@ -52,7 +52,7 @@ def test_a_tile_pays_where_patches_are_cheap_to_widen() -> None:
 def test_a_layer_takes_images_in_every_layout(tying: str, layout: Layout) -> None:
     layer = filled(Geometry(in_shape=(5, 6, 2), features=3, kernel_size=(3, 2)), tying, bias="local")
     x = inputs(layer.geometry)
-    close(arranged(layer(arranged(x, "NHWC", layout), layout), layout, "NHWC"), layer(x))
+    close(transpose_layout(layer(transpose_layout(x, "NHWC", layout), layout), layout, "NHWC"), layer(x))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -62,7 +62,9 @@ def test_pooling_is_that_of_flax_in_every_layout(kind: str, layout: Layout) -> N
     flax_pool = linen.max_pool if kind == "max" else linen.avg_pool
 
     def ours(x: jax.Array) -> jax.Array:
-        return arranged(pool(arranged(x, "NHWC", layout), kind, (3, 2), layout), layout, "NHWC")  # pyright: ignore
+        return transpose_layout(
+            pool(transpose_layout(x, "NHWC", layout), kind, (3, 2), layout), layout, "NHWC"
+        )  # pyright: ignore
 
     value, pull = jax.vjp(ours, x)
     expected, expected_pull = jax.vjp(lambda x: flax_pool(x, (3, 2), (3, 2)), x)

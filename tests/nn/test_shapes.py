@@ -6,11 +6,11 @@ import pytest
 from flax import nnx
 
 from cnnexp.models.network import TiedNetwork
-from cnnexp.models.spec import spec_of
+from cnnexp.models.spec import specify_network
 from cnnexp.nn.embedding import embed
 from cnnexp.nn.geometry import Connectivity, Geometry
-from cnnexp.nn.ops.patches import Layout, arranged
-from cnnexp.nn.ops.tied_map import tied_map
+from cnnexp.nn.ops.patches import Layout, transpose_layout
+from cnnexp.nn.ops.tied_map import apply_kernel_bank
 from cnnexp.nn.pooling import pool
 from cnnexp.nn.tying import Tying
 from tests.conftest import Configure
@@ -35,30 +35,39 @@ def test_a_layer_refuses_images_of_another_size(tying: str, connectivity: Connec
     for shape in [(2, 32, 32, 1), (2, 28, 32, 1), (2, 24, 28, 1), (2, 28, 28, 3)]:
         both = rf"images of shape \({', '.join(map(str, shape))}\) on a layer for .*\(batch, 28, 28, 1\)"
         refused(layer, jnp.zeros(shape), match=both)
-    turned = arranged(jnp.zeros((2, 32, 32, 1)), "NHWC", "CHWN")
+    turned = transpose_layout(jnp.zeros((2, 32, 32, 1)), "NHWC", "CHWN")
     refused(lambda x: layer(x, "CHWN"), turned, match=r"\(2, 32, 32, 1\) on .*\(batch, 28, 28, 1\)")
 
 
 def test_tied_map_refuses_banks_mixtures_and_wirings_of_other_shapes() -> None:
     geometry, x = Geometry(in_shape=(6, 6, 1), features=2, kernel_size=(3, 3)), jnp.zeros((1, 6, 6, 1))
     local, low_rank = Tying("local"), Tying("low_rank", 2)
-    refused(lambda: tied_map(x, jnp.zeros((1, 3, 3, 1, 2)), geometry, local), match=r"bank of shape \(1, 3")
-    refused(lambda: tied_map(x, jnp.zeros((36, 3, 3, 1, 4)), geometry, local), match=r"\(36, 3, 3, 1, 4\)")
-    two = jnp.zeros((2, 3, 3, 1, 2))
-    refused(lambda: tied_map(x, two, geometry, low_rank), match="mixing of shape None")
     refused(
-        lambda: tied_map(x, two, geometry, low_rank, mixing=jnp.zeros((5, 6, 2))), match=r"mixing of .*5, 6"
+        lambda: apply_kernel_bank(x, jnp.zeros((1, 3, 3, 1, 2)), geometry, local),
+        match=r"bank of shape \(1, 3",
+    )
+    refused(
+        lambda: apply_kernel_bank(x, jnp.zeros((36, 3, 3, 1, 4)), geometry, local),
+        match=r"\(36, 3, 3, 1, 4\)",
+    )
+    two = jnp.zeros((2, 3, 3, 1, 2))
+    refused(lambda: apply_kernel_bank(x, two, geometry, low_rank), match="mixing of shape None")
+    refused(
+        lambda: apply_kernel_bank(x, two, geometry, low_rank, mixing=jnp.zeros((5, 6, 2))),
+        match=r"mixing of .*5, 6",
     )
     wired = Geometry(in_shape=(6, 6, 1), features=2, kernel_size=(3, 3), connectivity="random")
     every, wiring = jnp.zeros((36, 3, 3, 1, 2)), jnp.zeros((36, 4), jnp.int32)
-    refused(lambda: tied_map(x, every, wired, local), match="wiring of shape None")
-    refused(lambda: tied_map(x, every, wired, local, wiring=wiring), match=r"wiring of shape \(36, 4\)")
+    refused(lambda: apply_kernel_bank(x, every, wired, local), match="wiring of shape None")
+    refused(
+        lambda: apply_kernel_bank(x, every, wired, local, wiring=wiring), match=r"wiring of shape \(36, 4\)"
+    )
 
 
 def test_a_network_refuses_images_of_another_size_even_where_it_ends_in_an_average(
     configure: Configure,
 ) -> None:
-    layers = spec_of(configure(model={"pool": "global_average"}))
+    layers = specify_network(configure(model={"pool": "global_average"}))
 
     def logits(images: jax.Array) -> jax.Array:
         return TiedNetwork(layers, rngs=nnx.Rngs(0))(images)

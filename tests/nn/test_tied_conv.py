@@ -15,7 +15,7 @@ from jax import random
 
 from cnnexp.nn.counts import count
 from cnnexp.nn.geometry import Geometry
-from cnnexp.nn.ops.patches import patches
+from cnnexp.nn.ops.patches import extract_patches
 from cnnexp.nn.probes import equivalent_matrix
 from cnnexp.nn.tied_conv import TiedConv
 from cnnexp.nn.tying import Tying, fan_in, kernel_index
@@ -179,7 +179,7 @@ def test_shared_is_the_convolution_of_flax(geometry: Geometry) -> None:
 def test_patches_are_ordered_like_a_kernel() -> None:
     geometry = Geometry(in_shape=(3, 3, 2), features=1, kernel_size=(2, 2), padding="VALID")
     x = jnp.arange(18.0).reshape(1, 3, 3, 2)
-    seen = patches(x, "NHWC", geometry.kernel_size)
+    seen = extract_patches(x, "NHWC", geometry.kernel_size)
     np.testing.assert_array_equal(seen[0, 1, 0], x[0, 1:3, 0:2].ravel())
 
 

@@ -14,10 +14,10 @@ from jax import random
 from cnnexp.cli import main as cli
 from cnnexp.core.errors import UsageError
 from cnnexp.data.sampling import batch_indices
-from cnnexp.models.spec import spec_of
+from cnnexp.models.spec import specify_network
 from cnnexp.nn import geometry as geometry_module
 from cnnexp.nn.geometry import Geometry
-from cnnexp.nn.tying import Tying, kernel_index, kernels
+from cnnexp.nn.tying import Tying, count_kernels, kernel_index
 from cnnexp.sweep.compose import count_jobs
 from cnnexp.sweep.validate import check_images, check_run
 from cnnexp.training.schedule import duration_of
@@ -111,9 +111,11 @@ def test_the_largest_values_that_mean_something_are_taken(configure: Configure) 
     ):
         check_run(configure(**{section: values}))
     signal = Geometry(in_shape=(10, 1, 1), features=1, kernel_size=(3, 1))
-    assert kernels(signal, Tying("tiled", 9)) == 9  # the longer side counts: across there is one position
+    assert (
+        count_kernels(signal, Tying("tiled", 9)) == 9
+    )  # the longer side counts: across there is one position
     small: dict[str, Any] = {"features": [2, 2], "tying": "tiled(3)", "padding": "VALID", "pool_size": [2, 1]}
-    last = spec_of(configure(model=small, data={"canvas": 8}))[1].geometry
+    last = specify_network(configure(model=small, data={"canvas": 8}))[1].geometry
     assert last.positions == 1  # where all tyings are the same, so that any is taken
 
 
@@ -136,20 +138,20 @@ def test_the_order_of_images_begins_anew_behind_the_last_that_is_allowed() -> No
 @few
 def test_taps_inside_are_counted_without_arrays(geometry: Geometry) -> None:
     inside = [int((geometry.axis_index(axis) < geometry.in_shape[axis]).sum()) for axis in (0, 1)]
-    assert geometry.taps_inside() == inside[0] * inside[1]
+    assert geometry.count_unpadded_entries() == inside[0] * inside[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(geometry_module, "AT_ONCE", 2)
-        assert geometry.taps_inside() == inside[0] * inside[1]
+        assert geometry.count_unpadded_entries() == inside[0] * inside[1]
     for tying in map(
         Tying.parse, ("shared", "tiled(2)", "tiled(9)", "blocked(3)", "blocked(9)", "local", "dense")
     ):
-        assert kernels(geometry, tying) == kernel_index(geometry, tying).max() + 1
+        assert count_kernels(geometry, tying) == kernel_index(geometry, tying).max() + 1
 
 
 def test_an_image_of_a_billion_pixels_is_counted_in_no_time() -> None:
     geometry = Geometry(in_shape=(10**9, 1, 1), features=1, kernel_size=(3, 1))
-    assert geometry.taps_inside() == 3 * 10**9 - 2
-    assert kernels(geometry, Tying("local")) == 10**9
+    assert geometry.count_unpadded_entries() == 3 * 10**9 - 2
+    assert count_kernels(geometry, Tying("local")) == 10**9
 
 
 def test_jobs_are_counted_as_hydra_makes_them() -> None:

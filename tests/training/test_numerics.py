@@ -11,7 +11,7 @@ import pytest
 from jax import random
 
 from cnnexp.analysis.dataframe import mixed_cells
-from cnnexp.data.corruptions import Corruptions, levels_of
+from cnnexp.data.corruptions import Corruptions, CorruptionStrengths
 from cnnexp.data.images import Images, Normalisation
 from cnnexp.data.loading import load_images
 from cnnexp.sweep.devices import NUMERICS, pin_numerics
@@ -118,12 +118,12 @@ def test_a_part_of_a_batch_is_augmented_as_the_whole_batch(configure: Configure)
     data = configure(data={"crop": 3, "flip": True}).data
     pixels = np.asarray(load_images(data).train_images[:8])
     same = Normalisation(np.zeros(1, np.float32), np.ones(1, np.float32))
-    corruptions = Corruptions(data, random.key(0), levels_of(data), same)
-    identity, step = np.arange(8, dtype=np.int32), jnp.int32(5)
+    corruptions = Corruptions(data, random.key(0), CorruptionStrengths.from_config(data), same)
+    image_ids, step = np.arange(8, dtype=np.int32), jnp.int32(5)
 
     def seen(part: slice) -> np.ndarray:
         return np.asarray(
-            corruptions.images(pixels[part], identity[part], split="train", step=step, first=part.start)
+            corruptions.images(pixels[part], image_ids[part], split="train", step=step, first=part.start)
         )
 
     whole = seen(slice(0, 8))

@@ -12,8 +12,8 @@ from flax import nnx
 from cnnexp.config import RunConfig
 from cnnexp.core.errors import UsageError
 from cnnexp.data.loading import load_images
-from cnnexp.models.network import TiedNetwork, learned, shrink
-from cnnexp.models.spec import spec_of, total
+from cnnexp.models.network import TiedNetwork, measure_learned, shrink
+from cnnexp.models.spec import specify_network, total_count
 from cnnexp.nn.counts import count
 from cnnexp.nn.embedding import distance_to_shared, share
 from cnnexp.nn.geometry import Geometry
@@ -72,7 +72,7 @@ def test_what_has_no_kernel_for_each_position_is_refused(configure: Configure) -
     with pytest.raises(
         UsageError, match=r"train.tied_steps=3: low_rank\(2\) has no kernel for each position"
     ):
-        spec_of(config)
+        specify_network(config)
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
@@ -93,16 +93,16 @@ def test_sharing_is_the_nearest_convolution(tying: str, padding: Any) -> None:
 
 
 def test_measures_of_what_was_learnt(configure: Configure) -> None:
-    net = TiedNetwork(spec_of(configure(model={"tying": "dense", "features": [2]})), rngs=nnx.Rngs(0))
+    net = TiedNetwork(specify_network(configure(model={"tying": "dense", "features": [2]})), rngs=nnx.Rngs(0))
     layer = net.conv_0
     assert isinstance(layer, TiedConv)
     kernels = layer.bank[...]
     layer.bank[...] = kernels.at[: len(kernels) // 2].set(0)
-    measured = learned(net)
+    measured = measure_learned(net)
     assert set(measured) == {f"learned/{name}/conv_0" for name in ("distance", "zeros", "locality")}
     assert float(measured["learned/zeros/conv_0"]) == pytest.approx(0.5, abs=0.01)
     assert 0.9 < float(measured["learned/distance/conv_0"]) < 1
-    assert learned(TiedNetwork(spec_of(configure()), rngs=nnx.Rngs(0))) == {}
+    assert measure_learned(TiedNetwork(specify_network(configure()), rngs=nnx.Rngs(0))) == {}
 
 
 def test_beta_lasso_by_hand() -> None:
@@ -131,11 +131,11 @@ def test_shrink_is_the_difference_of_two_rectifiers_and_trains_its_threshold(con
     x = jnp.array([-3.0, -1.0, 0.0, 0.5, 2.0])
     np.testing.assert_allclose(shrink(x, jnp.float32(1.0)), [-2, 0, 0, 0, 1])
     config = configure(model={"activation": "shrink", "threshold": 0.1})
-    layers = spec_of(config)
+    layers = specify_network(config)
     first = layers[0]
     assert first.counts.params == count(first.geometry, first.tying, first.bias).params + 1
     *_, end = moments([config])
-    assert sum(leaf.size for leaf in jax.tree.leaves(end.state.params)) == total(layers, "params")
+    assert sum(leaf.size for leaf in jax.tree.leaves(end.state.params)) == total_count(layers, "params")
     assert float(end.state.params["conv_0_threshold"][...][0]) != pytest.approx(0.1)
 
 

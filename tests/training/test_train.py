@@ -10,10 +10,10 @@ from scipy import stats
 
 from cnnexp.config import RunConfig
 from cnnexp.data.images import Images
+from cnnexp.data.loading import draw_run_split
 from cnnexp.data.loading import load_images as load
-from cnnexp.data.loading import split_of
 from cnnexp.data.pipelines import InMemory
-from cnnexp.data.sampling import ROUNDS, batch_indices, permuted
+from cnnexp.data.sampling import ROUNDS, batch_indices, permute
 from cnnexp.training import stacking as stack
 from cnnexp.training.loop import Moment, Row, StackTraining
 from cnnexp.training.losses import correct, losses
@@ -24,7 +24,7 @@ from tests.conftest import Configure
 
 
 def run_data(config: RunConfig, images: Images) -> InMemory:
-    order, validation = map(jnp.asarray, split_of(images, config.data, config.seed))
+    order, validation = map(jnp.asarray, draw_run_split(images, config.data, config.seed))
     return InMemory(images, order, jnp.int32(duration_of(config).train_size), validation)
 
 
@@ -132,7 +132,7 @@ def test_orders_are_as_random_as_those_of_jax(size: int) -> None:
 
     def orders(words: Any) -> np.ndarray:
         epoch, place = jnp.divmod(jnp.arange(epochs * size, dtype=jnp.uint32), size)
-        return np.asarray(permuted(words, epoch, place, jnp.uint32(size)), np.int64).reshape(epochs, size)
+        return np.asarray(permute(words, epoch, place, jnp.uint32(size)), np.int64).reshape(epochs, size)
 
     found = orders(jax.random.bits(jax.random.key(2), (ROUNDS, 2)))
     assert (np.sort(found, axis=1) == np.arange(size)).all()
@@ -156,7 +156,7 @@ def test_validation_images_are_never_trained_on(configure: Configure) -> None:
     config = configure(data={"scatter": False, "train_size": None, "validation_size": 20})
     images = load(config.data)
     spoilt = images._replace(train_images=images.train_images.copy())
-    held_out = split_of(images, config.data, config.seed).validation
+    held_out = draw_run_split(images, config.data, config.seed).validation
     spoilt.train_images[held_out] = 255 - images.train_images[held_out]
     true, wrong = (
         list(StackTraining(config, data).run([config]))[-1].rows or [] for data in (images, spoilt)

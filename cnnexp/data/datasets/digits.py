@@ -8,8 +8,8 @@ from jax import lax, random
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from cnnexp.config.data import Digits
-from cnnexp.data.datasets.synthetic import drawn_images
-from cnnexp.data.images import Images, images_of
+from cnnexp.data.datasets.synthetic import draw_images
+from cnnexp.data.images import Images, make_images
 from cnnexp.data.sampling import stratified_sample
 from cnnexp.data.shapes import BANDS, DIGIT, DIGIT_TEST_IMAGES, DIGIT_VALIDATION_IMAGES
 
@@ -29,7 +29,7 @@ def load_digits(data: Digits) -> Images:
     if not data.scatter:
         grey = np.round(255 * ink).astype(np.uint8)[..., None]
         train = np.concatenate([train, validation])
-        return images_of(grey[train], labels[train], grey[test], labels[test])
+        return make_images(grey[train], labels[train], grey[test], labels[test])
     streams = random.split(random.key(data.seed), 3)
     counts = (data.images, data.test_images, data.validation_images)
     drawn = [
@@ -37,7 +37,7 @@ def load_digits(data: Digits) -> Images:
         for base, columns, stream, count in zip(
             (train, test, validation), _columns(data), streams, counts, strict=True
         )
-        for array in drawn_images(
+        for array in draw_images(
             partial(
                 _canvas,
                 data,
@@ -49,7 +49,7 @@ def load_digits(data: Digits) -> Images:
             count,
         )
     ]
-    return images_of(*drawn)
+    return make_images(*drawn)
 
 
 def split_digits(labels: Int[np.ndarray, " n"], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

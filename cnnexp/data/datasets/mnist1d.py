@@ -38,7 +38,7 @@ def templates() -> Float[np.ndarray, "10 12"]:
     return (shapes - shapes[:, :1]) * AMPLITUDE
 
 
-def mnist1d_draw(data: MNIST1D) -> Draw:
+def make_mnist1d_draw(data: MNIST1D) -> Draw:
     """How a signal is drawn: padded and stretched, scaled, moved around the end, noisy, sheared, sampled."""
     points = POINTS + data.padding[1]
     smooth = gaussian_filter1d(np.eye(points), SMOOTHING, axis=0).astype(np.float32)

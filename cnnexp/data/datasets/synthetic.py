@@ -10,7 +10,7 @@ from jax import lax, random
 from jaxtyping import Array, Float, Int, Key
 
 from cnnexp.config.data import MNIST1D, ChannelNorm, KPatterns, SignalDistribution, Task
-from cnnexp.data.images import Images, images_of
+from cnnexp.data.images import Images, make_images
 
 # An image and its label from a key and the image's number, by which classes take turns.
 Draw = Callable[[Key[Array, ""], Int[Array, ""]], tuple[Array, Array]]
@@ -24,12 +24,12 @@ def load_task(data: Task) -> Images:
     drawn = [
         array
         for stream, count in zip(streams, (data.images, data.test_images), strict=True)
-        for array in drawn_images(draw, stream, count)
+        for array in draw_images(draw, stream, count)
     ]
-    return images_of(*drawn)
+    return make_images(*drawn)
 
 
-def drawn_images(draw: Draw, key: Key[Array, ""], count: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_images(draw: Draw, key: Key[Array, ""], count: int) -> tuple[np.ndarray, np.ndarray]:
     """`count` images and labels; the first of them do not depend on how many follow."""
 
     @jax.jit
@@ -50,9 +50,9 @@ def _draw_of(data: Task, shared: Key[Array, ""]) -> Draw:
     if isinstance(data, KPatterns):
         return partial(_k_pattern, data, shared)
     assert isinstance(data, MNIST1D)
-    from cnnexp.data.datasets.mnist1d import mnist1d_draw
+    from cnnexp.data.datasets.mnist1d import make_mnist1d_draw
 
-    return mnist1d_draw(data)
+    return make_mnist1d_draw(data)
 
 
 def _signal(

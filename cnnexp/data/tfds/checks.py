@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, UInt8, UInt64
 from cnnexp.core.errors import UsageError
 from cnnexp.core.machine import cores
 from cnnexp.core.terminal import progress_bar
-from cnnexp.data.images import Images, moments
+from cnnexp.data.images import Images, pixel_moments
 from cnnexp.data.shapes import DataShape
 from cnnexp.data.tfds.records import Records
 
@@ -107,7 +107,7 @@ def survey(
     joined = {name: np.concatenate(parts) for name, parts in labels.items()}
     for name, found in joined.items():
         _check_labels(name, found, classes)
-    mean, std = moments(np.asarray(levels))
+    mean, std = pixel_moments(np.asarray(levels))
     test, train = np.concatenate(digests["test"]), np.concatenate(digests["train"])
     return Survey(joined["train"], joined["test"], mean, std, np.asarray(np.isin(test, train).sum()))
 

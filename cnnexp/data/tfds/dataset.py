@@ -13,9 +13,9 @@ from cnnexp.config.data import TFDSImages
 from cnnexp.core.machine import cache_folder, warn_once
 from cnnexp.data.images import Images, Normalisation
 from cnnexp.data.pipelines import ImageFiles
-from cnnexp.data.shapes import DataShape, shape_of
+from cnnexp.data.shapes import DataShape, infer_shape
 from cnnexp.data.tfds.checks import Survey, survey
-from cnnexp.data.tfds.prepared import PreparedSet, prepared_set
+from cnnexp.data.tfds.prepared import PreparedSet, find_prepared_set
 from cnnexp.data.tfds.records import Records
 
 Arrays = dict[str, np.ndarray]
@@ -25,8 +25,8 @@ class TFDSSet:
     """A prepared set as one configuration looks at it."""
 
     def __init__(self, data: TFDSImages):
-        self.prepared: PreparedSet = prepared_set(data.name, data.data_dir)
-        self.shape: DataShape = shape_of(data)
+        self.prepared: PreparedSet = find_prepared_set(data.name, data.data_dir)
+        self.shape: DataShape = infer_shape(data)
         self._splits = {"train": data.train_split, "test": data.test_split}
         self._size = data.size
         self._resize = data.size is not None

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from cnnexp.core.errors import UsageError, suggestion
-from cnnexp.data.tfds.prepared import FORMAT, PreparedSet, data_dir_of
+from cnnexp.data.tfds.prepared import FORMAT, PreparedSet, resolve_data_dir
 
 CONNECT_SECONDS = 3.0  # after which a server is taken for out of reach; TFDS tries for minutes
 
@@ -29,7 +29,7 @@ def prepare(name: str, source: Path | None, data_dir: str | Path | None) -> Prep
     Args:
         name: the builder's name, with its configuration where it has several.
         source: a folder with the published files already downloaded; None downloads them.
-        data_dir: where to; see `data_dir_of`.
+        data_dir: where to; see `resolve_data_dir`.
 
     Raises:
         UsageError: no such set, a file that is missing or is not the published one, no network, or a
@@ -78,7 +78,7 @@ def _builder(name: str, data_dir: str | Path | None) -> Any:
     configs = [entry.name for entry in builder.BUILDER_CONFIGS]
     if configs and config not in configs:
         raise UsageError(f"data set {name}: {suggestion(name, [f'{set_name}/{entry}' for entry in configs])}")
-    return tfds.builder(name, data_dir=data_dir_of(data_dir), file_format=FORMAT)
+    return tfds.builder(name, data_dir=resolve_data_dir(data_dir), file_format=FORMAT)
 
 
 @contextmanager

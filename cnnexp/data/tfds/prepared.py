@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from pydantic.alias_generators import to_camel
 
 from cnnexp.core.errors import UsageError, nearest_name
-from cnnexp.data.shapes import KNOWN, DataShape
-from cnnexp.data.tfds.splits import Part, check_disjoint, parts_of
+from cnnexp.data.shapes import KNOWN_SETS, DataShape
+from cnnexp.data.tfds.splits import Part, check_disjoint, resolve_split
 
 FORMAT = "array_record"  # of random access, and readable without TensorFlow
 Model = TypeVar("Model", bound=BaseModel)
@@ -97,9 +97,9 @@ class PreparedSet:
         """The images that a split selects, which may be written in TFDS's syntax for parts of splits.
 
         Raises:
-            UsageError: as of `parts_of`; a file is not there; or the files are in another format.
+            UsageError: as of `resolve_split`; a file is not there; or the files are in another format.
         """
-        parts = parts_of(split, self.shard_lengths, self.name, key)
+        parts = resolve_split(split, self.shard_lengths, self.name, key)
         for part in parts:
             self.shards(part.split)
         return parts
@@ -198,41 +198,41 @@ class PreparedSet:
         return UsageError(f"{file}: {why}; remove {self.folder} and type: cnnexp data prepare {self.name}")
 
 
-def data_dir_of(data_dir: str | Path | None) -> Path:
+def resolve_data_dir(data_dir: str | Path | None) -> Path:
     """The folder of prepared sets: as given, `$TFDS_DATA_DIR`, or TFDS's default."""
     return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
-def prepared_sets(data_dir: str | Path | None) -> Iterator[PreparedSet]:
+def list_prepared_sets(data_dir: str | Path | None) -> Iterator[PreparedSet]:
     """All prepared sets in a folder, by name and version."""
-    folder = data_dir_of(data_dir)
+    folder = resolve_data_dir(data_dir)
     for file in sorted(folder.glob("**/dataset_info.json")):
         if re.fullmatch(r"\d+\.\d+\.\d+", file.parent.name):
             yield PreparedSet(name=file.parent.parent.relative_to(folder).as_posix(), folder=file.parent)
 
 
-def prepared_set(name: str, data_dir: str | Path | None) -> PreparedSet:
+def find_prepared_set(name: str, data_dir: str | Path | None) -> PreparedSet:
     """The newest prepared version of a set.
 
     Raises:
         UsageError: there is none; the message says what to type.
     """
-    found = _newest(data_dir_of(data_dir), name)
+    found = _newest(resolve_data_dir(data_dir), name)
     if found is not None:
         return found
-    there = {prepared.name for prepared in prepared_sets(data_dir)} | set(KNOWN)
+    there = {prepared.name for prepared in list_prepared_sets(data_dir)} | set(KNOWN_SETS)
     meant = nearest_name(name, sorted(there))
     if meant and name not in there:
         raise UsageError(f"data.name={name}: not prepared; did you mean {meant!r}?")
     raise UsageError(
-        f"data.name={name}: not prepared in {data_dir_of(data_dir)}; type: cnnexp data prepare {name} "
+        f"data.name={name}: not prepared in {resolve_data_dir(data_dir)}; type: cnnexp data prepare {name} "
         "(with --from DIR where its files are already downloaded)"
     )
 
 
 def is_prepared(name: str, data_dir: str | Path | None) -> bool:
     """Whether there is any version of a set."""
-    return _newest(data_dir_of(data_dir), name) is not None
+    return _newest(resolve_data_dir(data_dir), name) is not None
 
 
 @lru_cache(maxsize=64)

@@ -25,7 +25,7 @@ class Part(NamedTuple):
         return Part(self.split, start, stop) if self.split == other.split and start < stop else None
 
 
-def parts_of(split: str, shard_lengths: Mapping[str, Sequence[int]], name: str, key: str) -> list[Part]:
+def resolve_split(split: str, shard_lengths: Mapping[str, Sequence[int]], name: str, key: str) -> list[Part]:
     """Resolve a split by TFDS's own rules, which also say how percentages are rounded.
 
     Args:

@@ -12,23 +12,23 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from cnnexp.nn.geometry import Geometry
-from cnnexp.nn.ops.patches import Layout, padded, patches
+from cnnexp.nn.ops.patches import Layout, extract_patches, pad_image
 from cnnexp.nn.ops.tiles import best_tile, tile_kernels, tile_patches, untile
 
 Lowering = Literal["auto", "conv", "matmul"]
 IMAGES = ("NHWC", "HWIO", "NHWC")
 
 
-def chosen(lowering: Lowering, *, kernel_each: bool) -> Lowering:
+def resolve_lowering(lowering: Lowering, *, kernel_each: bool) -> Lowering:
     """What `auto` stands for on this machine: the fastest in `scripts/bench/layers.py`."""
     if lowering != "auto":
         return lowering
     return "matmul" if kernel_each or jax.default_backend() == "cpu" else "conv"
 
 
-def layout_of(lowering: Lowering, *, kernel_each: bool) -> Layout:
+def fastest_layout(lowering: Lowering, *, kernel_each: bool) -> Layout:
     """The layout in which a lowering takes and gives images."""
-    if chosen(lowering, kernel_each=kernel_each) == "conv":
+    if resolve_lowering(lowering, kernel_each=kernel_each) == "conv":
         return "NHWC"
     return "HWCN" if kernel_each else "CHWN"
 
@@ -36,12 +36,12 @@ def layout_of(lowering: Lowering, *, kernel_each: bool) -> Layout:
 def convolve(
     x: Float[Array, "_ _ _ _"], kernel: Float[Array, "kh kw c o"], geometry: Geometry, lowering: Lowering
 ) -> Float[Array, "_ _ _ _"]:
-    """A convolution, in the layout of `layout_of`; `geometry.features` is not read."""
-    if chosen(lowering, kernel_each=False) == "conv":
-        x, window = padded(x, geometry), {"rhs_dilation": geometry.dilation, "dimension_numbers": IMAGES}
+    """A convolution, in the layout of `fastest_layout`; `geometry.features` is not read."""
+    if resolve_lowering(lowering, kernel_each=False) == "conv":
+        x, window = pad_image(x, geometry), {"rhs_dilation": geometry.dilation, "dimension_numbers": IMAGES}
         return lax.conv_general_dilated(x, kernel, geometry.stride, "VALID", **window)
     window = (geometry.kernel_size, geometry.stride, geometry.dilation)
-    columns = patches(padded(x, geometry, "CHWN"), "CHWN", *window)
+    columns = extract_patches(pad_image(x, geometry, "CHWN"), "CHWN", *window)
     y = kernel.reshape(-1, kernel.shape[-1]).T @ columns.reshape(len(columns), -1)
     return y.reshape(-1, *columns.shape[1:])
 
@@ -52,11 +52,11 @@ def per_position(
     geometry: Geometry,
     lowering: Lowering,
 ) -> Float[Array, "_ _ _ _"]:
-    """A locally connected layer: each position has its kernel. In the layout of `layout_of`."""
+    """A locally connected layer: each position has its kernel. In the layout of `fastest_layout`."""
     oh, ow, kh, kw, c, o = kernels.shape
-    if chosen(lowering, kernel_each=True) == "conv":
+    if resolve_lowering(lowering, kernel_each=True) == "conv":
         return lax.conv_general_dilated_local(
-            padded(x, geometry),
+            pad_image(x, geometry),
             kernels.transpose(0, 1, 4, 2, 3, 5).reshape(oh, ow, c * kh * kw, o),
             geometry.stride,
             "VALID",

@@ -13,12 +13,12 @@ from cnnexp.nn.geometry import Geometry
 Layout = Literal["NHWC", "CHWN", "HWCN"]
 
 
-def arranged(x: Float[Array, "_ _ _ _"], given: Layout, wanted: Layout) -> Float[Array, "_ _ _ _"]:
+def transpose_layout(x: Float[Array, "_ _ _ _"], given: Layout, wanted: Layout) -> Float[Array, "_ _ _ _"]:
     """The same images with their axes in another order."""
     return x if given == wanted else x.transpose([given.index(axis) for axis in wanted])
 
 
-def padded(
+def pad_image(
     x: Float[Array, "_ _ _ _"], geometry: Geometry, layout: Layout = "NHWC"
 ) -> Float[Array, "_ _ _ _"]:
     """The image with its padding around it: zeros, or its other side where it is circular."""
@@ -30,7 +30,7 @@ def padded(
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3, 4))
-def patches(
+def extract_patches(
     x: Float[Array, "_ _ _ _"],
     layout: Layout,
     size: tuple[int, int],
@@ -53,14 +53,14 @@ def patches(
     return x
 
 
-@patches.defjvp
+@extract_patches.defjvp
 def _patches_jvp(layout: Layout, size: Any, stride: Any, dilation: Any, primals: Any, tangents: Any) -> Any:
     (x,), (t,) = primals, tangents
     rows = [_tap(t, layout, "H", i, size[0], stride[0], dilation[0]) for i in range(size[0])]
     taps = [
         _tap(row, layout, "W", j, size[1], stride[1], dilation[1]) for row in rows for j in range(size[1])
     ]
-    return patches(x, layout, size, stride, dilation), jnp.concatenate(taps, axis=layout.index("C"))
+    return extract_patches(x, layout, size, stride, dilation), jnp.concatenate(taps, axis=layout.index("C"))
 
 
 def _tap(x: Array, layout: Layout, axis_name: str, tap: int, size: int, stride: int, dilation: int) -> Array:
@@ -71,7 +71,7 @@ def _tap(x: Array, layout: Layout, axis_name: str, tap: int, size: int, stride: 
     return lax.slice_in_dim(x, start, start + (windows - 1) * stride + 1, stride, axis=axis)
 
 
-def wired_patches(
+def gather_wired_patches(
     x: Float[Array, "b h w c"], wiring: Int[Array, "positions taps"]
 ) -> Float[Array, "positions b kkc"]:
     """The inputs that each position is wired to; entry `h * w` of the wiring is padding."""

@@ -11,15 +11,15 @@ from jaxtyping import Array, Float, Int
 
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.ops.lowering import Lowering, convolve, per_position
-from cnnexp.nn.ops.lowering import layout_of as lowering_layout
-from cnnexp.nn.ops.patches import Layout, arranged, padded, wired_patches
+from cnnexp.nn.ops.lowering import fastest_layout as lowering_layout
+from cnnexp.nn.ops.patches import Layout, gather_wired_patches, pad_image, transpose_layout
 from cnnexp.nn.tying import Tying, bank_shape, kernel_index
 
 FEW = 16  # kernels up to which a convolution for each is cheaper than a kernel for each position
 
 
-def layout_of(geometry: Geometry, tying: Tying, lowering: Lowering = "auto") -> Layout | None:
-    """The layout in which `tied_map` is fastest; None where it is so in all."""
+def fastest_layout(geometry: Geometry, tying: Tying, lowering: Lowering = "auto") -> Layout | None:
+    """The layout in which `apply_kernel_bank` is fastest; None where it is so in all."""
     if _is_matrix(geometry, tying):
         return None
     if geometry.connectivity == "random":
@@ -27,7 +27,7 @@ def layout_of(geometry: Geometry, tying: Tying, lowering: Lowering = "auto") -> 
     return lowering_layout(lowering, kernel_each=_kernel_each(geometry, tying))
 
 
-def tied_map(
+def apply_kernel_bank(
     x: Float[Array, "_ _ _ _"],
     bank: Float[Array, "R kh kw c o"],
     geometry: Geometry,
@@ -54,8 +54,8 @@ def tied_map(
         ValueError: an array whose shape is not that of the geometry and the tying.
     """
     _check_shapes(x, bank, geometry, tying, mixing, wiring, layout)
-    own = layout_of(geometry, tying, lowering) or layout
-    x = arranged(x, layout, own)
+    own = fastest_layout(geometry, tying, lowering) or layout
+    x = transpose_layout(x, layout, own)
     if _is_matrix(geometry, tying):
         y = _matrix(x, bank, geometry, own)
     elif tying.kind == "low_rank":
@@ -69,7 +69,7 @@ def tied_map(
         y = _one_kernel(x, bank[0], geometry, wiring, lowering)
     else:
         y = _few_kernels(x, bank, geometry, tying, lowering)
-    return arranged(y, own, layout)
+    return transpose_layout(y, own, layout)
 
 
 def _check_shapes(
@@ -117,13 +117,13 @@ def _matrix(
 ) -> Float[Array, "_ _ _ _"]:
     """Every input unit connected to every output unit."""
     if layout == "NHWC" or bank.size > x.size:
-        x = arranged(x, layout, "NHWC")
+        x = transpose_layout(x, layout, "NHWC")
         y = jnp.einsum("bi,pio->bpo", x.reshape(len(x), -1), bank.reshape(len(bank), -1, bank.shape[-1]))
-        return arranged(y.reshape(len(x), *geometry.out_shape), "NHWC", layout)
+        return transpose_layout(y.reshape(len(x), *geometry.out_shape), "NHWC", layout)
     # The bank, smaller than the images, takes their order instead.
     columns = bank.transpose(*(1 + "HWC".index(axis) for axis in layout[:3]), 0, 4)
     y = columns.reshape(geometry.in_units, -1).T @ x.reshape(geometry.in_units, -1)
-    return arranged(y.reshape(*geometry.out_shape, -1), "HWCN", layout)
+    return transpose_layout(y.reshape(*geometry.out_shape, -1), "HWCN", layout)
 
 
 def _mixed(
@@ -144,7 +144,7 @@ def _one_kernel(
 ) -> Float[Array, "_ _ _ _"]:
     if wiring is None:
         return convolve(x, kernel, geometry, lowering)
-    out = jnp.einsum("pbi,io->bpo", wired_patches(x, wiring), kernel.reshape(-1, kernel.shape[-1]))
+    out = jnp.einsum("pbi,io->bpo", gather_wired_patches(x, wiring), kernel.reshape(-1, kernel.shape[-1]))
     return out.reshape(len(x), *geometry.out_size, -1)
 
 
@@ -158,7 +158,7 @@ def _every_kernel(
     if wiring is None:
         return per_position(x, kernels.reshape(*geometry.out_size, *kernels.shape[1:]), geometry, lowering)
     flat = kernels.reshape(len(kernels), -1, kernels.shape[-1])
-    out = jnp.einsum("pbi,pio->bpo", wired_patches(x, wiring), flat)
+    out = jnp.einsum("pbi,pio->bpo", gather_wired_patches(x, wiring), flat)
     return out.reshape(len(x), *geometry.out_shape)
 
 
@@ -171,7 +171,7 @@ def _few_kernels(
 ) -> Float[Array, "_ _ _ _"]:
     """One convolution for each kernel, over the part of the image where the kernel is used."""
     layout, index = lowering_layout(lowering, kernel_each=False), kernel_index(geometry, tying)
-    x, total = padded(x, geometry, layout), None
+    x, total = pad_image(x, geometry, layout), None
     axes = [layout.index(letter) for letter in "HWC"]
     for number, kernel in enumerate(bank):
         part, stride = x, []

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cnnexp.nn.geometry import Geometry
-from cnnexp.nn.ops.patches import Layout, padded, patches
+from cnnexp.nn.ops.patches import Layout, extract_patches, pad_image
 
 SIDES = (1, 2, 4)
 COPY_COST = 50  # multiply-adds in the time in which a number is copied into a patch, on CPU
@@ -39,9 +39,9 @@ def tile_patches(
     x: Float[Array, "_ _ _ _"], layout: Layout, geometry: Geometry, tile: tuple[int, int]
 ) -> Float[Array, "_ _ _ _"]:
     """What each tile sees; zeros where the last tiles leave the image."""
-    x = padded(x, geometry, layout)
+    x = pad_image(x, geometry, layout)
     if tile == (1, 1):
-        return patches(x, layout, geometry.kernel_size, geometry.stride, geometry.dilation)
+        return extract_patches(x, layout, geometry.kernel_size, geometry.stride, geometry.dilation)
     size = _extent(geometry, tile)
     down, across = (t * s for t, s in zip(tile, geometry.stride, strict=True))
     for name, axis in (("H", 0), ("W", 1)):
@@ -49,7 +49,7 @@ def tile_patches(
         reach = (tiles - 1) * (down, across)[axis] + size[axis]
         beyond = max(0, reach - x.shape[layout.index(name)])
         x = jnp.pad(x, [(0, beyond if letter == name else 0) for letter in layout])
-    return patches(x, layout, size, (down, across))
+    return extract_patches(x, layout, size, (down, across))
 
 
 def tile_kernels(
