@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""How often the intervals of `cnnexp.analysis.statistics` hold the true value, as a Markdown table.
+"""Print the coverage of the intervals of `cnnexp.analysis.statistics` as a Markdown table.
 
     scripts/check/interval_coverage.py [--simulations 2000]
 
-Data of a known mean are drawn again and again for several numbers of seeds, and for each draw the 95%
-interval is made. Exits with 1 where, at 10 seeds, the share that holds the mean is outside 93 to 97%: of
-those that can be inside, as the coverage of Wilson's interval of ten wins or losses cannot be, nor that of
-bounds, which must be at least 95%. The table of one run is in docs/statistics.md.
+For several numbers of seeds, data with a known true value are drawn repeatedly, and the 95% interval of each
+draw is computed. The script exits with 1 if the coverage at 10 seeds is outside 93 to 97%. Two estimates are
+exempt: Wilson's interval, which cannot reach that range with ten wins or losses, and intervals from bounds,
+which may cover more than 95%. The table of one run is in docs/statistics.md.
 """
 
 import argparse
@@ -104,15 +104,15 @@ CASES: dict[str, tuple[Draw, Limits, float, bool]] = {  # data, interval, truth,
     "mean, skewed data: `interval`": (skewed, interval, 0.2, True),
     "mean, skewed data: Student's t alone": (skewed, student_interval, 0.2, False),
     "ratio of paired cells: jackknife, `interval`": (pairs, ratio, 2.0, True),
-    "P(A > B), true 0.5: Wilson": (pairs, win_rate, 0.5, False),
+    "P(A > B), true value 0.5: Wilson": (pairs, win_rate, 0.5, False),
     "exponent of a learning curve: jackknife": (learning_curves, exponent, 0.5, True),
-    "images for 90%, read off the curve": (
+    "images for 90% accuracy, interpolated": (
         learning_curves,
         images_for_90,
         images_for_90(TRUE[None])[0],
         True,
     ),
-    "steps to a target, one net over another: bounds": (
+    "ratio of the steps to a target: bounds": (
         crossings,
         times_the_steps,
         float(np.log2(100 / 70)),
@@ -136,7 +136,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--simulations", type=int, default=2_000)
     simulations = options.parse_args().simulations
-    print(f"Share of 95% intervals that hold the true value, in %, over {simulations:,} simulations")
+    print(f"Coverage of 95% intervals, in %, over {simulations:,} simulations")
     print("\n| estimate | " + " | ".join(f"{n} seeds" for n in SEEDS) + " |")
     print("|---" * (1 + len(SEEDS)) + "|")
     wrong = False
