@@ -140,7 +140,7 @@ def _sweep(options: argparse.Namespace, name: str) -> Path:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from cnnexp.report.report import print_report, publish, write_report
+    from cnnexp.report.output import print_report, publish_report, write_report
 
     folder = _sweep(options, options.name)
     if options.publish:
@@ -148,7 +148,7 @@ def _report(options: argparse.Namespace) -> None:
     report = write_report(folder)
     print_report(report)
     if options.publish:
-        print(publish(report, options.publish))
+        print(publish_report(report, options.publish))
 
 
 def _check_output(output: Path) -> None:

@@ -16,7 +16,7 @@ from cnnexp.core.text import short_number
 from cnnexp.data.images import Images
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.models.spec import Network, describe_matching, specify_network, total_count
-from cnnexp.report.networks import COLUMNS, COUNTED, layer_rows
+from cnnexp.report.layer_table import COLUMNS, COUNTED, layer_rows
 from cnnexp.store.files import write_bytes
 
 if TYPE_CHECKING:

@@ -1,113 +1,131 @@
-"""Markdown as one page that opens from the disk: styles and pictures inside."""
+"""The report as one HTML page that needs no other file: styles and figures are inside it."""
 
 import base64
-import html
 import re
 from collections.abc import Mapping
-from itertools import count
+from itertools import count, pairwise
+from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from markupsafe import Markup
 
 from cnnexp.plots.figures import Rendered
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --ink: #1a1a1a; --paper: #ffffff; --line: #d5d5d5; --soft: #f4f4f4;
-  --link: #0b57a4; --yes: #0a6b3d; --no: #a32014; --open: #7a5200; }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --ink: #e8e8e8; --paper: #161616; --line: #444444; --soft: #242424;
-    --link: #8ab8f0; --yes: #6fd3a0; --no: #ff9c8f; --open: #f0c264; }}
-}}
-body {{ font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 64rem; margin: 0 auto; padding: 1rem 1rem 4rem; overflow-wrap: break-word; }}
-h1, h2 {{ line-height: 1.2; }}
-h2 {{ margin-top: 2.2rem; }}
-a {{ color: var(--link); }}
-:focus-visible {{ outline: 3px solid var(--link); outline-offset: 2px; }}
-.skip {{ position: absolute; left: -100vw; }}
-.skip:focus {{ position: static; }}
-nav ul {{ display: flex; flex-wrap: wrap; gap: 0.25rem 1.25rem; list-style: none; padding: 0; }}
-nav a {{ display: inline-block; padding: 0.25rem 0; }}
-.scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: 0.35rem 0.7rem; border-bottom: 1px solid var(--line);
-  text-align: left; vertical-align: top; }}
-td {{ overflow-wrap: normal; }}
-thead th {{ background: var(--soft); }}
-tbody th {{ font-weight: normal; }}
-figure {{ margin: 1.5rem 0; }}
-figcaption {{ font-size: 0.9rem; }}
-img {{ max-width: 100%; height: auto; }}
-@media (max-width: 40rem) {{ figure img {{ max-width: none; width: 38rem; }} }}
-pre {{ background: var(--soft); padding: 0.8rem; overflow-x: auto; }}
-.supported {{ color: var(--yes); }} .refuted {{ color: var(--no); }} .inconclusive {{ color: var(--open); }}
-@media print {{ nav, .skip {{ display: none; }} .scroll {{ overflow: visible; }} }}
-</style>
-</head>
-<body>
-<a class="skip" href="#report">Skip to the report</a>
-<nav aria-label="Sections"><ul>{sections}</ul></nav>
-<main id="report">
-{body}
-</main>
-</body>
-</html>
-"""
-# Belt and braces: nothing in a report is a script, whatever its runs are called, and nothing is fetched.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-FIGURE = re.compile(r'<p><img src="([\w.-]+)\.png" alt="([^"]*)" ?/?></p>\s*<p><em>(.*?)</em></p>', re.DOTALL)
-VERDICT = re.compile(r"<strong>(supported|refuted|inconclusive)</strong>")
-HEADING = re.compile(r"<h2>(.*?)</h2>")
+# A second line of defence: even if a page held a script or an address, no browser would run or fetch it.
+POLICY = Markup(
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+)
+VERDICTS = ("supported", "refuted", "inconclusive")
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
 
 
-def html_page(markdown: str, pictures: Mapping[str, Rendered], *, title: str) -> str:
-    """Render Markdown with tables and figures; HTML in it is shown, not obeyed.
+def render_html(markdown: str, figures: Mapping[str, Rendered], *, title: str) -> str:
+    """Render Markdown as a page; HTML inside the Markdown is displayed as text.
 
     Args:
-        markdown: the text; a figure is a picture followed by its caption in italics.
-        pictures: by name without `.png`; the dark one is shown where the reader's screen is dark.
-        title: of the page.
+        markdown: the report. A figure is an image in a paragraph, followed by its caption in italics.
+        figures: the figures by their file names without `.png`. The dark version is shown on dark screens.
+        title: the title of the page.
+
+    Returns:
+        The whole page.
     """
-    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
-    body = FIGURE.sub(lambda match: _figure(match, pictures), body)
-    sections = HEADING.findall(body)
-    body = HEADING.sub(lambda match: f'<h2 id="{_anchor(match[1])}">{match[1]}</h2>', body)
-    body = body.replace("<pre>", '<pre tabindex="0">')
-    body = VERDICT.sub(r'<strong class="\1">\1</strong>', body)
-    links = "".join(f'<li><a href="#{_anchor(name)}">{name}</a></li>' for name in sections)
-    return PAGE.format(policy=POLICY, title=html.escape(title), sections=links, body=_accessible_tables(body))
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = parser.parse(markdown)
+    sections = _name_sections(tokens)
+    _colour_verdicts(tokens)
+    _label_tables(tokens)
+    tokens = _place_elements(tokens, figures, parser)
+    body = Markup(parser.renderer.render(tokens, parser.options, {}))
+    page = TEMPLATES.get_template("report.html.jinja")
+    return page.render(policy=POLICY, title=title, sections=sections, body=body)
 
 
-def _accessible_tables(body: str) -> str:
-    """Say which cells name columns and rows; a wide table scrolls by itself, by the keyboard too."""
-    body = body.replace("<th>", '<th scope="col">')
-    body = re.sub(r"<tr>\s*<td>(.*?)</td>", r'<tr><th scope="row">\1</th>', body)
-    numbers = count(1)
-
-    def scrolling(_: re.Match[str]) -> str:
-        label = f'role="region" aria-label="Table {next(numbers)}" tabindex="0"'
-        return f'<div class="scroll" {label}><table>'
-
-    return re.sub("<table>", scrolling, body).replace("</table>", "</table></div>")
+def _name_sections(tokens: list[Token]) -> list[tuple[str, str]]:
+    """Give every second-level heading an anchor; returns the anchors and headings."""
+    sections = []
+    for opening, inline in pairwise(tokens):
+        if opening.type == "heading_open" and opening.tag == "h2":
+            heading = "".join(child.content for child in inline.children or ())
+            opening.attrSet("id", anchor := _anchor(heading))
+            sections.append((anchor, heading))
+    return sections
 
 
-def _figure(match: re.Match[str], pictures: Mapping[str, Rendered]) -> str:
-    name, alt, caption = match.groups()
-    if (picture := pictures.get(name)) is None:
-        return match[0]
-    dark = f'<source media="(prefers-color-scheme: dark)" srcset="{_data_uri(picture.dark_png)}">'
-    light = f'<img alt="{alt}" src="{_data_uri(picture.png)}">'
-    scroll = f'<div class="scroll" role="region" aria-label="{_anchor(name)}" tabindex="0">'
-    return (
-        f"<figure>{scroll}<picture>{dark}{light}</picture></div><figcaption>{caption}</figcaption></figure>"
-    )
+def _colour_verdicts(tokens: list[Token]) -> None:
+    """Give bold verdicts the class by which the style sheet colours them."""
+    for token in tokens:
+        children = token.children or []
+        for bold, text in pairwise(children):
+            if bold.type == "strong_open" and text.content in VERDICTS:
+                bold.attrSet("class", text.content)
+
+
+def _label_tables(tokens: list[Token]) -> None:
+    """Mark header cells as headers of their columns, and the first cell of each row as that row's header."""
+    row_header = False
+    for previous, token in zip([None, *tokens], tokens, strict=False):
+        if token.type == "th_open":
+            token.attrSet("scope", "col")
+        elif token.type == "td_open" and previous is not None and previous.type == "tr_open":
+            token.tag, row_header = "th", True
+            token.attrSet("scope", "row")
+        elif token.type == "td_close" and row_header:
+            token.tag, row_header = "th", False
+
+
+def _place_elements(tokens: list[Token], figures: Mapping[str, Rendered], parser: MarkdownIt) -> list[Token]:
+    """Replace figures, code blocks and the frames of tables by HTML that readers can scroll and enlarge."""
+    elements: Any = TEMPLATES.get_template("elements.html.jinja").module
+    tables, placed, index = count(1), list[Token](), 0
+    while index < len(tokens):
+        token, length = tokens[index], 1
+        if (figure := _figure(tokens[index : index + 6], figures, parser)) is not None:
+            html, length = elements.figure(**figure), 6
+        elif token.type in ("fence", "code_block"):
+            html = elements.code_block(token.content)
+        elif token.type == "table_open":
+            html = elements.table_start(next(tables))
+        elif token.type == "table_close":
+            html = elements.table_end()
+        else:
+            html = None
+        placed.append(token if html is None else Token("html_block", "", 0, content=str(html)))
+        index += length
+    return placed
+
+
+def _figure(
+    tokens: list[Token], figures: Mapping[str, Rendered], parser: MarkdownIt
+) -> dict[str, Any] | None:
+    """The parts of a figure, where the tokens are an image's paragraph and its caption's; else None."""
+    paragraph = ["paragraph_open", "inline", "paragraph_close"]
+    if [token.type for token in tokens] != [*paragraph, *paragraph]:
+        return None
+    image, caption = tokens[1].children or [], tokens[4].children or []
+    if [token.type for token in image] != ["image"] or not caption or caption[0].type != "em_open":
+        return None
+    name = str(image[0].attrGet("src")).removesuffix(".png")
+    if (figure := figures.get(name)) is None or caption[-1].type != "em_close":
+        return None
+    renderer = RendererHTML()
+    return {
+        "name": _anchor(name),
+        "alt": renderer.renderInlineAsText(image[0].children, parser.options, {}),
+        "caption": Markup(renderer.renderInline(caption[1:-1], parser.options, {})),
+        "light": _data_uri(figure.png),
+        "dark": _data_uri(figure.dark_png),
+    }
 
 
 def _anchor(heading: str) -> str:

@@ -111,9 +111,13 @@ def _own_crc32(status: Mapping[str, Any]) -> int:
 
 
 def corrupt_line(path: Path) -> str:
-    """What a person is told of a damaged file."""
-    what = "checksum mismatch" if path.is_file() else "not a file" if os.path.lexists(path) else "missing"
-    return f"corrupt file {path} ({what})"
+    """Name a corrupt file and what is wrong with it, in one line."""
+    return f"corrupt file {path} ({fault_of(path)})"
+
+
+def fault_of(path: Path) -> str:
+    """Say in a few words what is wrong with a corrupt file."""
+    return "checksum mismatch" if path.is_file() else "not a file" if os.path.lexists(path) else "missing"
 
 
 def set_aside(path: Path) -> Path:

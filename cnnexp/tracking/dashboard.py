@@ -14,7 +14,7 @@ from wandb_workspaces.reports.v2.interface import Config, SummaryMetric
 from cnnexp.analysis.dataframe import frame, varying_keys
 from cnnexp.analysis.results import tell_left_out
 from cnnexp.core.text import markdown_text
-from cnnexp.report.report import write_report
+from cnnexp.report.output import write_report
 from cnnexp.store.files import read_json, write_json, write_text
 from cnnexp.store.runs import read_runs, read_sweep
 from cnnexp.tracking.target import NAME_LIMIT, Target, drop_credentials, shortened

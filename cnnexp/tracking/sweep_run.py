@@ -21,9 +21,9 @@ from cnnexp.data.tfds.prepared import resolve_data_dir
 from cnnexp.models.spec import Network, specify_network
 from cnnexp.plots.images import data_picture
 from cnnexp.plots.layers import network_picture
-from cnnexp.report.markdown import verdicts_table
-from cnnexp.report.networks import COLUMNS, layer_rows
-from cnnexp.report.report import write_report
+from cnnexp.report.layer_table import COLUMNS, layer_rows
+from cnnexp.report.output import write_report
+from cnnexp.report.tables import verdicts_table
 from cnnexp.store.files import read_json, write_json
 from cnnexp.store.runs import ENDED, StoredRun, read_runs, run_folders
 from cnnexp.tracking.target import NAME_LIMIT, Target, shortened

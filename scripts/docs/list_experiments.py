@@ -18,7 +18,7 @@ def row(report: Path) -> str:
     """What a report says, in a line."""
     text = report.read_text(encoding="utf-8")
     question = re.search(r"^# (.*)$", text, re.MULTILINE)
-    runs = re.search(r"^([\d,]+ runs).*; (.*) of training", text, re.MULTILINE)
+    runs = re.search(r"^([\d,]+ runs?).*; (.*) of training", text, re.MULTILINE)
     command = re.search(r"## Reproduce\s+```\n(.*)\n", text)
     assert question and runs and command, f"{report}: not a report"
     exploratory = text.count("** (exploratory) |")  # counted apart, whatever their verdicts

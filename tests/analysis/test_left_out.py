@@ -56,7 +56,7 @@ def test_corrupt_runs_are_counted_and_named_wherever_a_sweep_is_read(
         assert f"left out: {corrupt}: corrupt summary.json" in said, words
     for page in ("report.md", "report.html"):
         text = (SWEEP / "report" / page).read_text()
-        assert "1 more are corrupt and left out" in text and f"{corrupt}" in text and "summary.json" in text
+        assert "1 corrupt run left out" in text and f"{corrupt}" in text and "summary.json" in text
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the package that makes dashboards

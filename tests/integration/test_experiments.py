@@ -24,7 +24,8 @@ from cnnexp.nn.tied_conv import TiedConv
 from cnnexp.plots.figures import Drawing, render, smaller
 from cnnexp.plots.kernels import kernels_figure
 from cnnexp.report.experiments import load_experiment
-from cnnexp.report.report import NETWORKS, publish, write_report
+from cnnexp.report.output import publish_report, write_report
+from cnnexp.report.report import MOST_NETWORKS
 from cnnexp.store.runs import StoredRun
 from cnnexp.sweep.points import Job
 from cnnexp.sweep.provenance import summary_of
@@ -147,7 +148,7 @@ def test_pictures_of_kernels_show_tiles_and_stay_small() -> None:
     blocks = TiedConv(geometry, tying="blocked(2)", rngs=nnx.Rngs(0)).sample_kernels(8, 4)
     assert (blocks[:4] == blocks[0]).all() and not (blocks[3] == blocks[4]).any()
     dense = TiedConv(geometry, tying="dense", rngs=nnx.Rngs(0)).sample_kernels(8, 4)
-    networks = {f"net {number}": {"conv_0": np.asarray(dense)} for number in range(NETWORKS)}
+    networks = {f"net {number}": {"conv_0": np.asarray(dense)} for number in range(MOST_NETWORKS)}
     drawing = Drawing(draw=lambda _: kernels_figure(networks), caption="")
     assert len(smaller(render(drawing, pd.DataFrame()).png)) < 300_000
 
@@ -172,6 +173,6 @@ def test_a_new_experiment_is_two_small_files(
         "Max pooling is better than none.",
     ]
     assert len(report.cells) == 3 and set(report.cells["seeds"]) == {5}
-    published = publish(report, tmp_path / "kept")
+    published = publish_report(report, tmp_path / "kept")
     pictures = re.findall(r"\]\((figures/[\w.]+)\)", published.read_text())
     assert pictures and all((tmp_path / "kept" / name).stat().st_size < 300_000 for name in pictures)

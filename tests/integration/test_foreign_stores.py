@@ -22,8 +22,8 @@ from cnnexp.core.errors import UsageError
 from cnnexp.core.text import markdown_block, markdown_code, markdown_text
 from cnnexp.plots.figures import accuracy_by_params
 from cnnexp.report import experiments
-from cnnexp.report.html import POLICY, html_page
-from cnnexp.report.report import write_report
+from cnnexp.report.html import POLICY, render_html
+from cnnexp.report.output import write_report
 from cnnexp.store.checkpoints import StackCheckpoints, saved_runs
 from cnnexp.store.files import refuse_links
 from cnnexp.store.runs import (
@@ -314,7 +314,7 @@ def test_a_report_runs_no_script(sweep: Path) -> None:
     (named / "commands.txt").unlink()  # then the command is derived from its name
     write_report(named)
     pages.append((named / "report/report.html").read_text())
-    assert "<script" not in html_page(SCRIPT, {}, title=SCRIPT)
+    assert "<script" not in render_html(SCRIPT, {}, title=SCRIPT)
     assert POLICY in pages[0] and "script-src" not in POLICY
     for name, text in (("weak.html", "\n".join(pages).replace(POLICY, "")), ("whole.html", pages[0])):
         Path(name).write_text(text, encoding="utf-8")
@@ -331,10 +331,10 @@ def test_what_is_escaped_is_shown_as_it_is() -> None:
             f"| a |\n|---|\n| {markdown_text(line)} |",
             f"- {markdown_text(line)}",
         ):
-            shown = re.sub(r"<[^>]+>|\s", "", html_page(form, {}, title="").partition("<main")[2])
+            shown = re.sub(r"<[^>]+>|\s", "", render_html(form, {}, title="").partition("<main")[2])
             assert re.sub(r"\s", "", line) in unescape(shown)
         for form in (markdown_block(text), markdown_code(line)):
-            page = html_page(form, {}, title="").partition("<main")[2]
+            page = render_html(form, {}, title="").partition("<main")[2]
             code = re.search("<code>(.*?)</code>", page, re.DOTALL)
             assert code and unescape(code[1]).strip().replace("\\|", "|") in (text, line)
 

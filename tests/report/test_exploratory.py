@@ -9,7 +9,7 @@ import pytest
 
 from cnnexp.analysis.claims import Claim, Expected, between, judge, less_than, more_than
 from cnnexp.report.experiments import Experiment, load_experiment
-from cnnexp.report.report import print_report, write_report
+from cnnexp.report.output import print_report, write_report
 from tests.report.test_report import write_run
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +96,7 @@ def test_exploratory_verdicts_are_marked_in_every_form_and_counted_apart(
     monkeypatch.setattr("cnnexp.report.report.load_experiment", lambda *_: experiment)
     report = write_report(tmp_path / "sweep")
     print_report(report)
-    why = "1 claim, as the threshold was moved."
+    why = "1 claim is exploratory, because the threshold was moved."
     printed = " ".join(capsys.readouterr().out.split())
     assert (
         "supported* It is better." in printed and why in printed and "supported It is better, too." in printed

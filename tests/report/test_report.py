@@ -24,7 +24,7 @@ from cnnexp.plots.figures import (
     tying_order,
 )
 from cnnexp.plots.kernels import kernel_mosaic
-from cnnexp.report.report import print_report, write_report
+from cnnexp.report.output import print_report, write_report
 from cnnexp.store.runs import read_runs
 from tests.browser import looked_at
 

@@ -82,7 +82,7 @@ def test_weights_of_fewer_bits_train_and_keep_their_type(
 @pytest.mark.slow
 def test_a_sweep_with_weights_of_fewer_bits_ends_in_a_report(run: Any) -> None:
     assert run("model.param_dtype=bfloat16", "model.tying=shared,local") == 0
-    from cnnexp.report.report import write_report
+    from cnnexp.report.output import write_report
 
     assert "kernels" in write_report(Path("results/default")).drawn
 
