@@ -14,7 +14,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cnnexp.analysis.claims import Claim, between, less_than, more_than
-from cnnexp.analysis.statistics import Cell, in_cell, paired
+from cnnexp.analysis.dataframe import Cell, select_cell
+from cnnexp.analysis.statistics import paired
 from cnnexp.plots.axes import TRAINING, draw_cells, draw_level, over_seeds
 from cnnexp.plots.figures import TEXT_WIDTH, Drawing, draw_intervals, style_of
 from cnnexp.report.experiments import Experiment
@@ -124,7 +125,7 @@ def by_time(table: pd.DataFrame) -> Figure:
     accuracy, gap, apart = figure.subplots(1, 3)
     places = np.arange(len(times(table)))
     for tying in ("dense", "local"):
-        cells = [in_cell(table, freed(tying, place)(table)) for place in range(len(places))]
+        cells = [select_cell(table, freed(tying, place)(table)) for place in range(len(places))]
         draw_cells(accuracy, gap, places, cells, label=f"{tying}, let free", **style_of(tying))
         distances = [over_seeds(cell, "learned/distance/conv_0") for cell in cells]
         draw_intervals(apart, places, distances, **style_of(tying))
@@ -134,7 +135,7 @@ def by_time(table: pd.DataFrame) -> Figure:
         ("shared", "--", "convolution"),
     ):
         start, look = (
-            in_cell(table, drawn(tying)(table)),
+            select_cell(table, drawn(tying)(table)),
             {"color": style_of(tying)["color"], "linestyle": line},
         )
         draw_level(accuracy, start, "test/accuracy", label=name, **look)

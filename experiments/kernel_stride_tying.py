@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from cnnexp.analysis.claims import Claim, more_than
-from cnnexp.analysis.statistics import Cell, paired, rank_correlation
+from cnnexp.analysis.dataframe import Cell
+from cnnexp.analysis.statistics import paired, rank_correlation
 from cnnexp.plots.figures import Drawing, accuracy_and_gap
 from cnnexp.report.experiments import Experiment
 

@@ -18,7 +18,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cnnexp.analysis.claims import Claim, more_than
-from cnnexp.analysis.statistics import Cell, in_cell, paired
+from cnnexp.analysis.dataframe import Cell, select_cell
+from cnnexp.analysis.statistics import paired
 from cnnexp.plots.axes import draw_published, renew_legend
 from cnnexp.plots.figures import Drawing, Reference, accuracy_and_gap, accuracy_by_condition
 from cnnexp.report.experiments import Experiment
@@ -59,7 +60,7 @@ def best_lasso(table: pd.DataFrame) -> Cell:
     """At the penalty that is best on validation images."""
 
     def on_validation(penalty: float) -> float:
-        return in_cell(table, lasso(penalty))["validation/accuracy"].mean()
+        return select_cell(table, lasso(penalty))["validation/accuracy"].mean()
 
     return lasso(max(penalties(table), key=on_validation, default=np.nan))
 
@@ -77,7 +78,7 @@ def above(one: Chosen, other: Chosen, metric: str = "test/accuracy") -> Estimate
 def deeper_worth(table: pd.DataFrame) -> np.ndarray:
     """What sharing is worth in the deep nets, less what it is in the shallow ones."""
     cells = [{**net, "model.tying": tying} for net in (DEEP, SHALLOW) for tying in ("shared", "local")]
-    seeds = set.intersection(*(set(in_cell(table, one)["seed"]) for one in cells))
+    seeds = set.intersection(*(set(select_cell(table, one)["seed"]) for one in cells))
     shared = table[table["seed"].isin(seeds)]
     deep, shallow = (above(cell(net, "shared"), cell(net, "local"))(shared) for net in (DEEP, SHALLOW))
     return deep - shallow
@@ -268,7 +269,7 @@ def ladders(table: pd.DataFrame) -> Figure:
 
 def by_params(table: pd.DataFrame) -> Figure:
     """Every net by its parameters; that of beta-LASSO, at the penalty chosen, has a mark of its own."""
-    plain, best = table[table["optim.l1"].isna()], in_cell(table, best_lasso(table))
+    plain, best = table[table["optim.l1"].isna()], select_cell(table, best_lasso(table))
     nets = pd.concat([plain.assign(net=plain["model.tying"]), best.assign(net="beta-LASSO")])
     star = Reference(x=5210.0, accuracy=0.94, label="Greydanus 2020, MNIST-1D", tying="shared")
     return accuracy_and_gap(

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from cnnexp.analysis.claims import Claim, Expected, between, less_than, more_than
-from cnnexp.analysis.statistics import Cell, in_cell, paired
+from cnnexp.analysis.dataframe import Cell, select_cell
+from cnnexp.analysis.statistics import paired
 from cnnexp.plots.axes import draw_published, renew_legend
 from cnnexp.plots.figures import Drawing, Reference, accuracy_by_condition
 from cnnexp.report.experiments import Experiment
@@ -204,7 +205,7 @@ def by_condition(table: pd.DataFrame):
 def on_signals(table: pd.DataFrame):
     """MNIST-1D, in order and shuffled."""
     conditions = {"MNIST-1D": {"data.permutation": "none"}, "shuffled": {"data.permutation": "fixed"}}
-    figure = accuracy_by_condition(in_cell(table, SIGNALS), {}, conditions)
+    figure = accuracy_by_condition(select_cell(table, SIGNALS), {}, conditions)
     rows = {"dense": (0.68, 0.68), "shared": (0.94, 0.56)}
     published = [
         Reference(x=row + 0.36, accuracy=accuracy, label="", tying=tying)

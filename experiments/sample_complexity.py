@@ -25,7 +25,8 @@ from cnnexp.analysis.curves import (
     images_needed,
     log_images_needed,
 )
-from cnnexp.analysis.statistics import Cell, bounded_interval, in_cell
+from cnnexp.analysis.dataframe import Cell, select_cell
+from cnnexp.analysis.statistics import bounded_interval
 from cnnexp.plots.figures import TEXT_WIDTH, Drawing, style_of
 from cnnexp.report.experiments import Experiment
 
@@ -120,7 +121,7 @@ def slope(x: np.ndarray, bounds: np.ndarray) -> np.ndarray:
 def varied(table: pd.DataFrame, key: str) -> list[float]:
     """The values of k, or d, where the other has its usual one."""
     column, fixed = ("data.patches", "data.dimension") if key == "k" else ("data.dimension", "data.patches")
-    return sorted(in_cell(table, {**SIGNALS, fixed: USUAL})[column].unique())
+    return sorted(select_cell(table, {**SIGNALS, fixed: USUAL})[column].unique())
 
 
 def claim(
@@ -235,7 +236,7 @@ def images_by_problem(table: pd.DataFrame) -> Figure:
                 va="top",
                 fontsize=6,
             )
-        sides = sorted(in_cell(table, CHANNELS)["data.side"].unique())
+        sides = sorted(select_cell(table, CHANNELS)["data.side"].unique())
         _draw(by_side, table, {side: channels(tying, side) for side in sides}, CHANNEL_TARGET, tying)
     by_k.plot([], [], ":", color="#7A7A7A", label="growth of the bound")
     by_k.plot([], [], marker="$↑$", linestyle="none", color="#7A7A7A", label="at least so many")

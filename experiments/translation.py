@@ -14,7 +14,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cnnexp.analysis.claims import Claim, Expected, less_than, more_than
-from cnnexp.analysis.statistics import Cell, in_cell, paired
+from cnnexp.analysis.dataframe import Cell, select_cell
+from cnnexp.analysis.statistics import paired
 from cnnexp.plots.axes import TRAINING, draw_cells, draw_level, draw_published
 from cnnexp.plots.figures import TEXT_WIDTH, Drawing, Reference, style_of
 from cnnexp.report.experiments import Experiment
@@ -183,11 +184,11 @@ def by_moves_and_sharing(table: pd.DataFrame) -> Figure:
     distances = sorted(int(distance) for distance in table["data.crop"].unique())
     moves = np.array(distances) / side_of(table)
     for tying in ("local", "shared"):
-        cells = [in_cell(table, moved(tying, place)(table)) for place in range(len(distances))]
+        cells = [select_cell(table, moved(tying, place)(table)) for place in range(len(distances))]
         draw_cells(panels[0, 0], panels[1, 0], moves, cells, label=tying, **style_of(tying))
-    shared = in_cell(table, moved("shared", 0)(table))
+    shared = select_cell(table, moved("shared", 0)(table))
     often = sorted(int(steps) for steps in table["train.share_every"].dropna().unique())
-    cells = [in_cell(table, sharing(steps)(table)) for steps in (*often, None)]
+    cells = [select_cell(table, sharing(steps)(table)) for steps in (*often, None)]
     draw_cells(panels[0, 1], panels[1, 1], np.arange(1, len(cells) + 1), cells, **style_of("local"))
     draw_cells(panels[0, 1], panels[1, 1], np.zeros(1), [shared], **style_of("shared"))
     for axes, metric in zip(panels[:, 1], ("test/accuracy", "gap/accuracy"), strict=True):

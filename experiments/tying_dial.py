@@ -12,8 +12,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cnnexp.analysis.claims import Claim, less_than, more_than
-from cnnexp.analysis.statistics import Cell, paired, rank_correlation
-from cnnexp.analysis.tables import text_of
+from cnnexp.analysis.dataframe import Cell
+from cnnexp.analysis.statistics import paired, rank_correlation
+from cnnexp.analysis.tables import format_value
 from cnnexp.plots.figures import Drawing, accuracy_and_gap, accuracy_by_condition
 from cnnexp.report.experiments import Experiment
 
@@ -162,7 +163,7 @@ def by_layer(table: pd.DataFrame) -> Figure:
     """Nets with one layer free, beside those with none."""
     nets = table[table["model.match"] == "none"]
     mixed = sorted(tying for tying in nets["model.tying"].unique() if tying.startswith("["))
-    conditions = {text_of(tying): {"model.tying": tying} for tying in ("shared", *mixed)}
+    conditions = {format_value(tying): {"model.tying": tying} for tying in ("shared", *mixed)}
     return accuracy_by_condition(nets[nets["model.tying"].isin(["shared", *mixed])], {}, conditions)
 
 

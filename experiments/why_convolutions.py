@@ -18,8 +18,9 @@ from matplotlib.figure import Figure
 
 from cnnexp.analysis.claims import Claim, between, more_than
 from cnnexp.analysis.curves import bounds_of_difference, curves, log_images_needed
+from cnnexp.analysis.dataframe import Cell, select_cell
 from cnnexp.analysis.effects import Factorial, factorial
-from cnnexp.analysis.statistics import Cell, in_cell, paired
+from cnnexp.analysis.statistics import paired
 from cnnexp.plots.figures import (
     Drawing,
     accuracy_by_condition,
@@ -86,7 +87,7 @@ def advantage_lost(there: Cell, here: Cell | None = None, metric: str = "test/ac
 
 def parameters(table: pd.DataFrame) -> np.ndarray:
     """Of dense over shared."""
-    counts = in_cell(table, CLEAN).groupby("model.tying")["params/total"].first()
+    counts = select_cell(table, CLEAN).groupby("model.tying")["params/total"].first()
     return np.array([counts["dense"] / counts["shared"]] if {"dense", "shared"} <= set(counts.index) else [])
 
 
@@ -265,7 +266,7 @@ CLAIMS = (
 
 def of_the_ladder(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
     """A figure of the runs under no condition."""
-    return lambda table: draw(in_cell(table, CLEAN))
+    return lambda table: draw(select_cell(table, CLEAN))
 
 
 EXPERIMENT = Experiment(
@@ -278,10 +279,10 @@ EXPERIMENT = Experiment(
             "seeds; dotted: the same nets on their training images.",
         ),
         "accuracy_by_condition": Drawing(
-            draw=lambda table: accuracy_by_condition(in_cell(table, SAME_SIZE), CLEAN, CONDITIONS),
+            draw=lambda table: accuracy_by_condition(select_cell(table, SAME_SIZE), CLEAN, CONDITIONS),
             caption="Accuracy (hollow: on the training images) and gap under each condition, at 1,024 "
             "training images: mean and 95% interval over seeds.",
-            needs=lambda table: len(in_cell(table, SAME_SIZE)) > 0,
+            needs=lambda table: len(select_cell(table, SAME_SIZE)) > 0,
         ),
         "accuracy_by_params": Drawing(
             draw=of_the_ladder(accuracy_by_params),

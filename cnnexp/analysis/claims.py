@@ -17,7 +17,7 @@ from cnnexp.analysis.statistics import (
     standard_error,
 )
 
-Verdict = Literal["supported", "refuted", "inconclusive"]
+Outcome = Literal["supported", "refuted", "inconclusive"]
 Unit = Literal["points", "x", ""]
 FEWEST_SEEDS = 3
 SEEN = (0, 1, 2, 3, 4)  # seeds that the small sizes of the experiments train
@@ -111,7 +111,7 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class Verdict:
     """A claim beside its estimate and verdict.
 
     Attributes:
@@ -126,7 +126,7 @@ class Judged:
     """
 
     claim: Claim
-    verdict: Verdict
+    outcome: Outcome
     interval: Interval | None = None
     confidence: float = CONFIDENCE
     seeds: int = 0
@@ -136,9 +136,9 @@ class Judged:
     exploratory: str = ""
 
     @property
-    def marked_verdict(self) -> str:
+    def marked_outcome(self) -> str:
         """The verdict, and whether it counts."""
-        return f"{self.verdict} (exploratory)" if self.exploratory else self.verdict
+        return f"{self.outcome} (exploratory)" if self.exploratory else self.outcome
 
     @property
     def effect(self) -> str:
@@ -176,7 +176,7 @@ class Judged:
     @property
     def advice(self) -> str:
         """What would decide an inconclusive claim."""
-        if self.verdict != "inconclusive":
+        if self.outcome != "inconclusive":
             return ""
         if self.interval is None:
             return "the sweep lacks cells"
@@ -208,7 +208,7 @@ def in_unit(number: float, unit: Unit) -> str:
     return f"{number * scale:{sign}.{digits}f}"
 
 
-def judge(claims: Sequence[Claim], table: pd.DataFrame) -> list[Judged]:
+def judge(claims: Sequence[Claim], table: pd.DataFrame) -> list[Verdict]:
     """The verdicts of a family of claims.
 
     A claim is supported where the whole interval lies where it is expected, refuted where all of it lies
@@ -220,7 +220,7 @@ def judge(claims: Sequence[Claim], table: pd.DataFrame) -> list[Judged]:
 
     def decided(place: int, confidence: float) -> bool:
         number = family[place]
-        return _judged(claims[number], bounds[number], confidence).verdict != "inconclusive"
+        return _judged(claims[number], bounds[number], confidence).outcome != "inconclusive"
 
     confidences = dict(zip(family, holm_confidences(range(len(family)), decided), strict=True))
     return [
@@ -243,26 +243,26 @@ def _bounds(claim: Claim, table: pd.DataFrame) -> np.ndarray:
     return bounds if not np.isnan(bounds).any() else np.empty((0, 2))
 
 
-def _judged(claim: Claim, bounds: np.ndarray, confidence: float) -> Judged:
+def _judged(claim: Claim, bounds: np.ndarray, confidence: float) -> Verdict:
     if not len(bounds):
-        return Judged(claim=claim, verdict="inconclusive")
+        return Verdict(claim=claim, outcome="inconclusive")
     value, low, high = bounded_interval(bounds, confidence)
     if claim.exact:
         low = high = value
     low, high = (limit if math.isnan(limit) else float(np.clip(limit, *claim.range)) for limit in (low, high))
-    verdict: Verdict = "inconclusive"
+    outcome: Outcome = "inconclusive"
     if claim.exact or len(bounds) >= FEWEST_SEEDS:
         supported, refuted = claim.expected.holds(low, high), claim.expected.excludes(low, high)
-        verdict = "supported" if supported else "refuted" if refuted else verdict
-    return Judged(
+        outcome = "supported" if supported else "refuted" if refuted else outcome
+    return Verdict(
         claim=claim,
-        verdict=verdict,
+        outcome=outcome,
         interval=Interval(value, low, high),
         confidence=confidence,
         seeds=len(bounds),
         agreeing=sum(claim.expected.holds(*own) for own in bounds.tolist()),
         bounds=(float(bounds[:, 0].mean()), float(bounds[:, 1].mean())),
-        more_seeds=None if verdict != "inconclusive" else more_seeds(bounds, claim.expected, confidence),
+        more_seeds=None if outcome != "inconclusive" else more_seeds(bounds, claim.expected, confidence),
     )
 
 

@@ -1,180 +1,136 @@
-"""`cnnexp compare`: two sweeps side by side, and which numbers moved beyond their intervals."""
+"""The cells that two sweeps have in common, and which of their numbers moved."""
 
-import sys
 import warnings
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from cnnexp.analysis.dataframe import config_keys, frame, plain_text
-from cnnexp.analysis.results import finished_runs, print_table, tell_left_out
+from cnnexp.analysis.dataframe import config_keys, normalize_value
 from cnnexp.analysis.statistics import CONFIDENCE, Interval, interval
-from cnnexp.analysis.tables import METRICS, Format, as_format, percent, text_of, title_of
-from cnnexp.analysis.tuning import tune
+from cnnexp.analysis.tables import METRICS, format_key, format_percent, format_value
 from cnnexp.config.data import NOT_IDENTITY, DataSection
-from cnnexp.core.errors import UsageError
 
 METRIC, MOVED, LEVEL = "metric", "moved", "change/confidence"  # columns
-NO_OTHER_DATA = {*DataSection.model_fields, *NOT_IDENTITY}  # keys of one data set's images
+# Keys that say what is done to the images of a data set, or to how many of them.
+CONDITION_KEYS = {*DataSection.model_fields, *NOT_IDENTITY}
 
 
-def compare(first: Path, second: Path, *, form: Format = "table") -> None:
-    """Print a row a cell and metric, or one that both sweeps have as a whole where they share no cell.
+def compare_sweeps(one: pd.DataFrame, other: pd.DataFrame, tuned: Collection[str] = ()) -> pd.DataFrame:
+    """Compare the metrics of two sweeps, cell by cell.
 
-    Sweeps of different data are printed beside each other: no cell is paired, and no change is computed.
-
-    Raises:
-        UsageError: one of them has no finished run.
-    """
-    stored = [finished_runs(folder) for folder in (first, second)]
-    tunings = [tune(frame(runs), frame(runs, "diverged")) for runs, _ in stored]
-    one, other = (tuning.table for tuning in tunings)
-    table = comparison(one, other, {key for tuning in tunings for key in tuning.keys})
-    names = [folder.name if first.name != second.name else str(folder) for folder in (first, second)]
-    if data := differing_data(one, other):
-        where = sys.stdout if form == "table" else sys.stderr
-        print(f"the data differ in {', '.join(data)}: nothing is paired, no change is computed", file=where)
-    for name, (runs, corrupt) in zip(names, stored, strict=True):
-        tell_left_out(runs, corrupt, name)
-    for name, tuning in zip(names, tunings, strict=True):
-        for warning in tuning.warnings:
-            print(f"{name}: tuning: {warning}", file=sys.stderr)
-    shown = readable_comparison(table, *names)
-    if form == "parquet" and sys.stdout.isatty():
-        raise UsageError("--format parquet: bytes are not for a terminal; send them to a file: … > FILE")
-    if form != "table":
-        sys.stdout.buffer.write(as_format(table, shown, form))
-        return
-    for name, runs in zip(names, (one, other), strict=True):
-        print(f"{name}: {len(runs)} runs, {runs['seed'].nunique()} seeds")
-    for key in _differing(one, other):
-        values = (", ".join(sorted(_values(runs, key))) or "absent" for runs in (one, other))
-        print(f"{key}: {' against '.join(values)}")
-    if data:
-        print_table(shown.drop(columns=["change", MOVED]))
-        return
-    if table.columns[0] == METRIC:
-        print("compared as wholes: no cell is in both")
-    print_table(shown)
-    moved, level = int(table[MOVED].sum()), 100 * table[LEVEL].iloc[0]
-    print(
-        f"{moved} of {len(table)} numbers moved beyond their intervals (of the change: at {level:.4g}%, "
-        f"{100 * CONFIDENCE:g}% corrected for the number of comparisons)"
-    )
-
-
-def comparison(one: pd.DataFrame, other: pd.DataFrame, chosen: Collection[str] = ()) -> pd.DataFrame:
-    """Both sweeps' metrics, cell by cell, and their difference.
-
-    Cells are those of the keys that vary in both sweeps to the same values; what only one of them varies is
-    averaged over, seed by seed. Where no cell is in both, each sweep is one. Where both have the same seeds
-    the difference is paired by seed, else its interval is Welch's. Its level is Bonferroni's for all
-    differences that seeds decide; `moved` says that it leaves out zero. Of different data there is none.
+    A cell is a combination of values of the keys that vary and have a value in both sweeps; keys that only
+    one sweep varies are averaged over, seed by seed. Where no cell is in both sweeps, each sweep counts as
+    one cell. Where both have the same seeds, the difference is paired by seed; otherwise its interval is
+    Welch's. The level of these intervals is Bonferroni's for all differences that have two seeds or more.
+    Where the data differ (see `find_differing_data`), no difference is computed.
 
     Args:
-        one: a frame.
-        other: another one.
-        chosen: keys that were tuned for each cell, so that they tell none apart.
+        one: One row per run.
+        other: The same of the second sweep.
+        tuned: Keys that were chosen for each cell, so that they tell no cells apart.
+
+    Returns:
+        One row per cell and metric; `moved` is true where the interval of the change excludes zero.
     """
-    keys = [key for key in _shared_keys(one, other) if key not in chosen]
-    different = bool(differing_data(one, other))
-    cells = [] if different else list(_cells(one, other, keys))
+    keys = [key for key in _common_keys(one, other) if key not in tuned]
+    different = bool(find_differing_data(one, other))
+    cells = [] if different else list(_common_cells(one, other, keys))
     pairs = [
-        (values | {METRIC: metric}, *_by_seed(metric, cell, match))
+        (values | {METRIC: metric}, *_means_by_seed(metric, cell, match))
         for values, cell, match in cells or [({}, one, other)]
         for metric in METRICS
     ]
-    decided = sum(min(len(a), len(b)) > 1 for _, a, b in pairs)
-    level = 1 - (1 - CONFIDENCE) / max(decided, 1)
+    comparisons = sum(min(len(a), len(b)) > 1 for _, a, b in pairs)
+    level = 1 - (1 - CONFIDENCE) / max(comparisons, 1)
     rows = []
     for row, a, b in pairs:
         before, after = interval(a.to_numpy()), interval(b.to_numpy())
         change = Interval(np.nan, np.nan, np.nan) if different else _change(a, b, level)
-        for name, found in (("first", before), ("second", after), ("change", change)):
-            row |= {name: found.value, f"{name}/low": found.low, f"{name}/high": found.high}
+        for name, estimate in (("first", before), ("second", after), ("change", change)):
+            row |= {name: estimate.value, f"{name}/low": estimate.low, f"{name}/high": estimate.high}
         rows.append(row | {LEVEL: level, MOVED: bool(change.low > 0 or change.high < 0)})
     return pd.DataFrame(rows)
 
 
-def differing_data(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
-    """Keys that make all data of one sweep other data than those of another; none where some are the same.
+def find_differing_data(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
+    """List the keys by which all data of one sweep differ from all data of another.
 
-    What is done to the images, and how many of them are trained on, are conditions and not other data.
+    The list is empty where some data are the same. Corruptions of the images, and the number of training
+    images, are conditions and do not make data different.
     """
     keys = [
         key
         for key in config_keys(one)
-        if key.startswith("data.") and key in other and key.removeprefix("data.") not in NO_OTHER_DATA
+        if key.startswith("data.") and key in other and key.removeprefix("data.") not in CONDITION_KEYS
     ]
-    sets = [set(zip(*(runs[key].map(plain_text) for key in keys), strict=True)) for runs in (one, other)]
+    sets = [set(zip(*(runs[key].map(normalize_value) for key in keys), strict=True)) for runs in (one, other)]
     if not keys or sets[0] & sets[1]:
         return []
-    return [key for key in keys if _values(one, key) != _values(other, key)] or keys
+    return [key for key in keys if key_values(one, key) != key_values(other, key)] or keys
 
 
-def _by_seed(metric: str, *cells: pd.DataFrame) -> Iterator[pd.Series]:
+def find_differing_keys(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
+    """List the configuration keys of which two sweeps have no value in common."""
+    keys = dict.fromkeys([*config_keys(one), *config_keys(other)])
+    return [key for key in keys if not key_values(one, key) & key_values(other, key)]
+
+
+def key_values(table: pd.DataFrame, key: str) -> set[str]:
+    """Collect the values of a configuration key as text; empty where the sweep lacks the key."""
+    return set(table[key].map(normalize_value)) if key in table else set()
+
+
+def format_comparison(table: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+    """Format what `compare_sweeps` returned as text, with the names of the sweeps as titles."""
+    keys = list(table.columns[: list(table.columns).index(METRIC)])
+    texts = {format_key(key): table[key].map(format_value) for key in keys}
+    texts[METRIC] = table[METRIC].map(METRICS.get)
+    for title, name in ((first, "first"), (second, "second"), ("change", "change")):
+        columns = (table[name], table[f"{name}/low"], table[f"{name}/high"])
+        texts[title] = pd.Series([format_percent(*triple) for triple in zip(*columns, strict=True)])
+    texts[MOVED] = table[MOVED].map({True: "moved", False: ""})
+    return pd.DataFrame(texts)
+
+
+def _means_by_seed(metric: str, *cells: pd.DataFrame) -> Iterator[pd.Series]:
     return (runs.groupby("seed")[metric].mean() for runs in cells)
 
 
 def _change(a: pd.Series, b: pd.Series, confidence: float) -> Interval:
     if set(a.index) == set(b.index):
         return interval((b - a).to_numpy(), confidence)
-    if min(len(a), len(b)) < 2:
-        return Interval(float(b.mean() - a.mean()), float("nan"), float("nan"))
     change = float(b.mean() - a.mean())
+    if min(len(a), len(b)) < 2:
+        return Interval(change, np.nan, np.nan)
     if max(np.ptp(a), np.ptp(b)) == 0:
         return Interval(change, change, change)
     from scipy.stats import ttest_ind
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of one that does not vary
+        warnings.simplefilter("ignore", RuntimeWarning)  # SciPy warns where one of the two does not vary
         limits = ttest_ind(b, a, equal_var=False).confidence_interval(confidence)
     return Interval(change, float(limits.low), float(limits.high))
 
 
-def readable_comparison(table: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
-    """The same as text."""
-    keys = list(table.columns[: list(table.columns).index(METRIC)])
-    shown = {title_of(key): table[key].map(text_of) for key in keys}
-    shown[METRIC] = table[METRIC].map(METRICS.get)
-    for title, name in ((first, "first"), (second, "second"), ("change", "change")):
-        columns = (table[name], table[f"{name}/low"], table[f"{name}/high"])
-        shown[title] = pd.Series([percent(*triple) for triple in zip(*columns, strict=True)])
-    shown[MOVED] = table[MOVED].map({True: "moved", False: ""})
-    return pd.DataFrame(shown)
-
-
-def _shared_keys(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
-    """Keys that vary, and of which both sweeps have the same values, or at least one."""
+def _common_keys(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
     keys = []
     for key in config_keys(one):
         if key in other:
-            a, b = _values(one, key), _values(other, key)
+            a, b = key_values(one, key), key_values(other, key)
             if len(a | b) > 1 and a & b:
                 keys.append(key)
     return keys
 
 
-def _differing(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
-    """Keys of which the sweeps share no value: what makes one another than the other."""
-    keys = dict.fromkeys([*config_keys(one), *config_keys(other)])
-    return [key for key in keys if not _values(one, key) & _values(other, key)]
-
-
-def _values(table: pd.DataFrame, key: str) -> set[str]:
-    return set(table[key].map(plain_text)) if key in table else set()
-
-
-def _cells(
+def _common_cells(
     one: pd.DataFrame, other: pd.DataFrame, keys: Sequence[str]
 ) -> Iterator[tuple[dict[str, object], pd.DataFrame, pd.DataFrame]]:
-    """The cells that both sweeps have: values of the keys, and the runs of each."""
-    if keys:
-        first, second = (
-            dict(iter(table.groupby([table[key].map(plain_text) for key in keys]))) for table in (one, other)
-        )
-        for values in first:
-            if values in second:
-                yield dict(zip(keys, values, strict=True)), first[values], second[values]
+    if not keys:
+        return
+    first, second = (
+        dict(iter(table.groupby([table[key].map(normalize_value) for key in keys]))) for table in (one, other)
+    )
+    for values in first:
+        if values in second:
+            yield dict(zip(keys, values, strict=True)), first[values], second[values]

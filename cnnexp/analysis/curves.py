@@ -6,14 +6,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from cnnexp.analysis.statistics import (
-    Cell,
-    Interval,
-    bounded_interval,
-    in_cell,
-    interval,
-    jackknife,
-)
+from cnnexp.analysis.dataframe import Cell, select_cell
+from cnnexp.analysis.statistics import Interval, bounded_interval, interval, jackknife
 
 STEEPEST = 5.0  # exponent that a fit may have
 
@@ -31,7 +25,7 @@ def curves(
 ) -> tuple[Float[np.ndarray, " sizes"], Float[np.ndarray, "seeds cells sizes"]]:
     """The sizes that all cells have and, seed by seed, the metric there; only seeds that have all."""
     wide = [
-        in_cell(table, cell).pivot_table(index="seed", columns=x, values=metric, dropna=False)
+        select_cell(table, cell).pivot_table(index="seed", columns=x, values=metric, dropna=False)
         for cell in cells
     ]
     sizes = sorted(set.intersection(*(set(one.columns) for one in wide)))

@@ -1,26 +1,32 @@
 """The store as one table: a row a run, a column a configuration key or metric."""
 
 import re
+import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from cnnexp.core.errors import UsageError, suggestion
-from cnnexp.store.runs import StoredRun
+from cnnexp.store.runs import StoredRun, read_sweep, run_folders, sweep_names
 
 GROUPS = ("model", "data", "optim", "train")  # of configuration keys, in the order in which people read them
 
+
+Cell = Mapping[str, object]  # configuration keys and their values, as the frame has them
 
 # Chosen for each cell, so that they tell none apart.
 TUNED = ("optim.learning_rate", "optim.weight_decay")
 # What computed a run, beside its configuration: the column of the summary, and how it is named.
 MADE_ON = {"device_kind": "device", "product_precision": "precision of products"}
+MOST_NAMED = 20  # corrupt runs, in a message
 TARGETS = (0.25, 0.5, 0.75, 0.9)  # of test accuracy, whose steps are counted
 
 
-def frame(runs: Iterable[StoredRun], status: str = "finished") -> pd.DataFrame:
+def make_dataframe(runs: Iterable[StoredRun], status: str = "finished") -> pd.DataFrame:
     """Every run that ended so: dotted configuration keys, the summary, and how it got there.
 
     `test/accuracy_while_training` is the mean of the test accuracy over all steps, on lines between the
@@ -51,7 +57,7 @@ def config_keys(table: pd.DataFrame) -> list[str]:
     return [key for group in GROUPS for first, key in keys if first == group]
 
 
-def mixed_cells(table: pd.DataFrame) -> list[str]:
+def find_mixed_cells(table: pd.DataFrame) -> list[str]:
     """Name the cells whose runs were computed on several kinds of device or at several precisions.
 
     Such runs differ in more than their seeds: a line for each cell, with what it mixes.
@@ -63,22 +69,37 @@ def mixed_cells(table: pd.DataFrame) -> list[str]:
         for key in made_on:
             kinds = sorted(set(cell[key].dropna().map(str)))
             if len(kinds) > 1:
-                name = " ".join(f"{key}={plain_text(value)}" for key, value in zip(keys, values, strict=True))
+                name = " ".join(
+                    f"{key}={normalize_value(value)}" for key, value in zip(keys, values, strict=True)
+                )
                 lines.append(f"{name or 'all runs'}: {MADE_ON[key]} {' and '.join(kinds)}")
     return lines
 
 
-def plain_text(value: object) -> str:
+def normalize_value(value: object) -> str:
     """A value whatever its column is: one with gaps has floats, so that 50 is 50.0 there, and None NaN."""
     if value is None or value != value:
         return "None"
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
+def select_cell(table: pd.DataFrame, cell: Cell) -> pd.DataFrame:
+    """The runs whose keys have these values."""
+    chosen = pd.Series(True, index=table.index)
+    for key, value in cell.items():
+        if value is None:
+            chosen &= table[key].isna()
+        elif isinstance(value, int | float) and not isinstance(value, bool):  # a column with gaps has floats
+            chosen &= pd.to_numeric(table[key], errors="coerce") == value
+        else:
+            chosen &= table[key].astype(str) == str(value)
+    return table[chosen]
+
+
 CONDITION = re.compile(r"([\w./]+)\s*(<=|>=|!=|=|<|>)\s*(.+)")
 
 
-def where(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
+def select_runs(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
     """The runs that fulfil every condition: `model.tying=shared,local`, `data.train_size<=512`, `seed!=0`.
 
     Raises:
@@ -172,3 +193,55 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = str(value) if isinstance(value, list) else value
     return flat
+
+
+def read_finished_runs(folder: Path) -> tuple[list[StoredRun], list[Path]]:
+    """Every readable run of a sweep of which at least one has finished, and the corrupt files of the others.
+
+    Raises:
+        UsageError: there is no such sweep, or no finished run in it.
+    """
+    if not run_folders(folder):
+        parent = folder.parent
+        there = sweep_names(parent)
+        known = (
+            suggestion(folder.name, there) if there else f"no sweep in {parent}/ yet; type: cnnexp run --help"
+        )
+        raise UsageError(f"{folder.name}: no such sweep; {known}")
+    runs, corrupt = read_sweep(folder)
+    if not any(run.status == "finished" for run in runs):
+        broken = f" ({len({file.parent for file in corrupt})} more have corrupt files)" if corrupt else ""
+        raise UsageError(
+            f"{folder.name}: none of its {len(runs)} runs has finished{broken}; run the sweep first"
+        )
+    return runs, corrupt
+
+
+def warn_excluded_runs(runs: Sequence[StoredRun], corrupt: Sequence[Path], name: str = "") -> None:
+    """Say on stderr which runs a table leaves out: those that have not finished, and those that are corrupt.
+
+    Args:
+        runs: all that can be read.
+        corrupt: files of the others.
+        name: of the sweep, where there are several.
+    """
+    prefix = f"{name}: left out" if name else "left out"
+    left = Counter(run.status for run in runs if run.status != "finished")
+    if left:
+        kinds = ", ".join(f"{number} {status}" for status, number in sorted(left.items()))
+        print(f"{prefix}: {left.total()} of {len(runs)} runs have not finished ({kinds})", file=sys.stderr)
+    for line in describe_corrupt_runs(corrupt):
+        print(f"{prefix}: {line}", file=sys.stderr)
+
+
+def describe_corrupt_runs(files: Sequence[Path]) -> list[str]:
+    """How many runs are left out as files of theirs are corrupt, then each with its files."""
+    names: dict[str, list[str]] = {}
+    for file in files:
+        names.setdefault(file.parent.name, []).append(file.name)
+    if not names:
+        return []
+    number = "1 run whose files are" if len(names) == 1 else f"{len(names)} runs whose files are"
+    named = [f"{run}: corrupt {', '.join(own)}" for run, own in names.items()]
+    more = [f"and {len(named) - MOST_NAMED} more"] if len(named) > MOST_NAMED else []
+    return [f"{number} corrupt; run the sweep again to train them again", *named[:MOST_NAMED], *more]

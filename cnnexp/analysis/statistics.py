@@ -1,11 +1,13 @@
 """Estimates with their intervals, from values that seeds gave independently."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+
+from cnnexp.analysis.dataframe import TUNED, Cell, select_cell, varying_keys
 
 RESAMPLES = 9_999
 IN_THE_TAIL = 10  # resamples beyond a limit, below which the bootstrap does not resolve it
@@ -113,35 +115,17 @@ def jackknife(
     return n * whole - (n - 1) * without
 
 
-Cell = Mapping[str, object]  # configuration keys and their values, as the frame has them
-
-
 def paired(table: pd.DataFrame, metric: str, *cells: Cell) -> Float[np.ndarray, "seeds cells"]:
     """`metric` in several cells, seed by seed.
 
     Runs are paired by seed and by every varying key that no cell names, and averaged over the latter; what
     was tuned belongs to each cell. Empty where a cell is missing.
     """
-    from cnnexp.analysis.dataframe import TUNED, varying_keys
-
     named = set().union(TUNED, *cells)
     by = ["seed", *(key for key in varying_keys(table) if key not in named)]
-    columns = [in_cell(table, cell).groupby(by, dropna=False)[metric].mean() for cell in cells]
+    columns = [select_cell(table, cell).groupby(by, dropna=False)[metric].mean() for cell in cells]
     joined = pd.concat(columns, axis=1, keys=range(len(cells))).dropna()
     return joined.groupby("seed").mean().to_numpy(float).reshape(-1, len(cells))
-
-
-def in_cell(table: pd.DataFrame, cell: Cell) -> pd.DataFrame:
-    """The runs whose keys have these values."""
-    chosen = pd.Series(True, index=table.index)
-    for key, value in cell.items():
-        if value is None:
-            chosen &= table[key].isna()
-        elif isinstance(value, int | float) and not isinstance(value, bool):  # a column with gaps has floats
-            chosen &= pd.to_numeric(table[key], errors="coerce") == value
-        else:
-            chosen &= table[key].astype(str) == str(value)
-    return table[chosen]
 
 
 def paired_difference(

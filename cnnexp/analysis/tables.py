@@ -19,7 +19,7 @@ METRICS = {
 }
 
 
-def cells_of(table: pd.DataFrame, keys: Sequence[str] | None = None) -> pd.DataFrame:
+def summarize_cells(table: pd.DataFrame, keys: Sequence[str] | None = None) -> pd.DataFrame:
     """A row a cell: the keys that vary, counts, seeds, and each metric's mean and interval limits.
 
     Args:
@@ -44,20 +44,20 @@ def cells_of(table: pd.DataFrame, keys: Sequence[str] | None = None) -> pd.DataF
     return pd.DataFrame(rows)
 
 
-def readable(cells: pd.DataFrame) -> pd.DataFrame:
+def format_cells(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells as a person reads them: an interval in one column, short names."""
-    shown = {title_of(key): cells[key].map(text_of) for key in telling_keys(cells)}
+    shown = {format_key(key): cells[key].map(format_value) for key in distinguishing_keys(cells)}
     for column, title in (("params/total", "parameters"), ("macs", "MACs")):
         if column in cells:
             shown[title] = cells[column].map(lambda n: "several" if pd.isna(n) else f"{int(n):,}")
     shown["seeds"] = cells["seeds"].astype(str)
     for metric, title in METRICS.items():
         triples = zip(cells[metric], cells[f"{metric}/low"], cells[f"{metric}/high"], strict=True)
-        shown[title] = pd.Series([percent(*triple) for triple in triples], index=cells.index)
+        shown[title] = pd.Series([format_percent(*triple) for triple in triples], index=cells.index)
     return pd.DataFrame(shown)
 
 
-def telling_keys(cells: pd.DataFrame) -> list[str]:
+def distinguishing_keys(cells: pd.DataFrame) -> list[str]:
     """The fewest keys that tell all cells apart, and those that were tuned.
 
     Where parts of a sweep have data or networks of their own, many keys change together. Lists are left out
@@ -65,7 +65,7 @@ def telling_keys(cells: pd.DataFrame) -> list[str]:
     """
     keys = [key for key in cells.columns if "." in key]
     telling = [key for key in keys if key not in TUNED]
-    texts = cells[telling].map(text_of)
+    texts = cells[telling].map(format_value)
 
     def worth(key: str) -> tuple[bool, bool, bool, int]:
         values = list(texts[key])
@@ -79,13 +79,13 @@ def telling_keys(cells: pd.DataFrame) -> list[str]:
     return [key for key in keys if key in telling or key in TUNED]
 
 
-def title_of(key: str) -> str:
+def format_key(key: str) -> str:
     """What a configuration key is called in a table: `tying` for `model.tying`, `model` for `model.name`."""
     group, _, name = key.rpartition(".")
     return group if name == "name" else name
 
 
-def percent(value: float, low: float, high: float) -> str:
+def format_percent(value: float, low: float, high: float) -> str:
     """An accuracy, or a difference of two, with its interval, in hundredths."""
     return f"{100 * value:.1f}" + ("" if pd.isna(low) else f" [{100 * low:.1f}, {100 * high:.1f}]")
 
@@ -95,7 +95,7 @@ def markdown_table(table: pd.DataFrame, marked: Collection[str] = ()) -> str:
     shown = [name if name in marked else markdown_text(name) for name in table.columns]
     lines = [shown, ["---"] * len(table.columns)]
     for row in table.itertuples(index=False):
-        cells = zip(table.columns, map(text_of, row), strict=True)
+        cells = zip(table.columns, map(format_value, row), strict=True)
         lines.append([text if name in marked else markdown_text(text) for name, text in cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -107,13 +107,30 @@ def latex_table(table: pd.DataFrame, columns: str | None = None) -> str:
         table: the texts.
         columns: their format; None: numbers to the right, others to the left.
     """
-    escaped = table.rename(columns=_latex).map(lambda value: _latex(text_of(value)))
+    escaped = table.rename(columns=_latex).map(lambda value: _latex(format_value(value)))
     numbers = [column for column in table.columns if all(map(_is_number, table[column]))]
     columns = columns or "".join("r" if column in numbers else "l" for column in table.columns)
     return escaped.style.hide(axis="index").to_latex(hrules=True, column_format=columns)
 
 
-def as_format(table: pd.DataFrame, shown: pd.DataFrame, form: Format) -> bytes:
+def print_table(shown: pd.DataFrame, title: str | None = None) -> None:
+    """Draw a table in the terminal, numbers to the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(
+        title=title and Text(title), title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for index, column in enumerate(shown.columns):
+        header = str(column).replace("_", "\n").replace(" ", "\n")
+        drawn.add_column(Text(header), justify="left" if index == 0 else "right", overflow="fold")
+    for row in shown.itertuples(index=False):
+        drawn.add_row(*(Text(str(value)) for value in row))
+    Console().print(drawn)
+
+
+def encode_table(table: pd.DataFrame, shown: pd.DataFrame, form: Format) -> bytes:
     """A table in a format of files.
 
     Args:
@@ -130,7 +147,7 @@ def as_format(table: pd.DataFrame, shown: pd.DataFrame, form: Format) -> bytes:
     return (markdown_table(shown) + "\n" if form == "markdown" else latex_table(shown)).encode()
 
 
-def text_of(value: object) -> str:
+def format_value(value: object) -> str:
     """A value as people read it: `10,000`, and `local, shared` for the tyings of two layers."""
     if isinstance(value, float):
         return "" if pd.isna(value) else f"{value:g}"
@@ -169,6 +186,6 @@ def _latex(text: object) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return text_of(value).replace(",", "").replace("%", "")[:1].lstrip("+-−").isdigit() or isinstance(
+    return format_value(value).replace(",", "").replace("%", "")[:1].lstrip("+-−").isdigit() or isinstance(
         value, int | float
     )

@@ -6,12 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from cnnexp.analysis.dataframe import TUNED, plain_text, varying_keys
+from cnnexp.analysis.dataframe import TUNED, normalize_value, varying_keys
 from cnnexp.analysis.statistics import standard_error
 
 CHOSEN_BY = "validation/accuracy"
 Values = tuple[Any, ...]  # of the tuned keys
-Texts = tuple[str, ...]  # the same, see `plain_text`
+Texts = tuple[str, ...]  # the same, see `normalize_value`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,9 @@ def tune(table: pd.DataFrame, diverged: pd.DataFrame | None = None) -> Tuning:
 def _seen(cell: pd.DataFrame, keys: list[str], diverged: set[Texts]) -> dict[Values, pd.Series]:
     """By the values that may be chosen: validation accuracy seed by seed, of the seeds that all have."""
     tried = dict(list(cell.groupby(keys, dropna=False)))  # not all optimisers have all keys
-    whole = {values: runs for values, runs in tried.items() if tuple(map(plain_text, values)) not in diverged}
+    whole = {
+        values: runs for values, runs in tried.items() if tuple(map(normalize_value, values)) not in diverged
+    }
     tried = whole or tried
     found = {values: runs.groupby("seed")[CHOSEN_BY].mean() for values, runs in tried.items()}
     shared = set.intersection(*(set(one.index) for one in found.values()))
@@ -93,9 +95,9 @@ def _seen(cell: pd.DataFrame, keys: list[str], diverged: set[Texts]) -> dict[Val
 def _diverged_at(diverged: pd.DataFrame | None, named: Mapping[str, object], keys: list[str]) -> set[Texts]:
     if diverged is None or not len(diverged):
         return set()
-    there = diverged.reindex(columns=[*named, *keys]).map(plain_text)
+    there = diverged.reindex(columns=[*named, *keys]).map(normalize_value)
     for key, value in named.items():
-        there = there[there[key] == plain_text(value)]
+        there = there[there[key] == normalize_value(value)]
     return set(there[keys].itertuples(index=False, name=None))
 
 

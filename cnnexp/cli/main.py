@@ -75,12 +75,12 @@ def _command(arguments: Sequence[str]) -> int:
     if options.command == "report":
         _report(options)
     elif options.command == "results":
-        from cnnexp.analysis.results import results
+        from cnnexp.cli.tables import print_results
 
         folder = _sweep(options, options.name)
         if options.output:
             _check_output(options.output)
-        results(
+        print_results(
             folder,
             conditions=options.where,
             by=options.by,
@@ -88,9 +88,11 @@ def _command(arguments: Sequence[str]) -> int:
             output=options.output,
         )
     elif options.command == "compare":
-        from cnnexp.analysis.compare import compare
+        from cnnexp.cli.tables import print_comparison
 
-        compare(*(_sweep(options, name) for name in (options.first, options.second)), form=options.format)
+        print_comparison(
+            *(_sweep(options, name) for name in (options.first, options.second)), form=options.format
+        )
     elif options.command == "sync":
         return _sync(options)
     elif options.command == "dashboard":

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.style import context
 from matplotlib.ticker import NullLocator
 
-from cnnexp.analysis.statistics import Cell, Interval, in_cell, interval
-from cnnexp.analysis.tables import text_of, title_of
+from cnnexp.analysis.dataframe import Cell, select_cell
+from cnnexp.analysis.statistics import Interval, interval
+from cnnexp.analysis.tables import format_key, format_value
 from cnnexp.core.text import figure_text
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying
@@ -150,7 +151,7 @@ def accuracy_and_gap(
         runs, style = table[table[by].astype(str) == name], style_of(name)
         for axes, metric, look in (
             (accuracy, "train/accuracy", {"linestyle": ":", "markerfacecolor": "none"}),
-            (accuracy, "test/accuracy", {"linestyle": "-", "label": figure_text(text_of(name))}),
+            (accuracy, "test/accuracy", {"linestyle": "-", "label": figure_text(format_value(name))}),
             (gap, "gap/accuracy", {"linestyle": "-"}),
         ):
             places, found = intervals_by(runs, x, metric)
@@ -171,7 +172,7 @@ def accuracy_and_gap(
     )
     for axes in (accuracy, gap):
         axes.set_xscale("log", base=base)
-        axes.set_xlabel(label or figure_text(title_of(x).replace("_", " ")))
+        axes.set_xlabel(label or figure_text(format_key(x).replace("_", " ")))
     if "." in x:  # the few values of a key, where counts are many
         ticks = sorted(table[x].unique())
         ticks = ticks[:: -(-len(ticks) // TICKS)]
@@ -204,7 +205,7 @@ def accuracy_by_condition(
         conditions: by what people call them, the keys that they change; those without runs are left out.
         by: what the colours tell apart.
     """
-    found = {name: in_cell(table, {**usual, **changed}) for name, changed in conditions.items()}
+    found = {name: select_cell(table, {**usual, **changed}) for name, changed in conditions.items()}
     found = {name: runs for name, runs in found.items() if len(runs)}
     figure = Figure(figsize=(TEXT_WIDTH, 0.8 + 0.32 * len(found)), layout="constrained")
     accuracy, gap = figure.subplots(1, 2, sharey=True)
@@ -223,7 +224,7 @@ def accuracy_by_condition(
                     value, low, high = interval(own.groupby("seed")[metric].mean().to_numpy())
                     error = np.nan_to_num([[value - low], [high - value]])
                     axes.errorbar([value], [height], xerr=error, capsize=2, elinewidth=0.8, **look, **more)
-        accuracy.plot([], [], label=figure_text(text_of(name)), **look)
+        accuracy.plot([], [], label=figure_text(format_value(name)), **look)
     accuracy.set_yticks(range(len(found)), list(found))
     accuracy.set(xlabel="accuracy", xlim=(0, 1.04), ylim=(len(found) - 0.5, -0.5))
     gap.set_xlabel("generalisation gap (train − test)")

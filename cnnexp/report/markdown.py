@@ -5,8 +5,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cnnexp.analysis.claims import Judged
-from cnnexp.analysis.tables import markdown_table, readable, title_of
+from cnnexp.analysis.claims import Verdict
+from cnnexp.analysis.tables import format_cells, format_key, markdown_table
 from cnnexp.core.text import markdown_block, markdown_code, markdown_text
 from cnnexp.report.report import Report
 from cnnexp.report.tables import (
@@ -53,8 +53,8 @@ def render_markdown(report: Report, figure_prefix: str = "") -> str:
         verdicts=_verdicts(report.judged),
         common_source=sources.pop() if len(sources) == 1 else "",
         exploratory=exploratory_lines(report.judged),
-        cells=Markdown(markdown_table(readable(report.cells))),
-        tuned_keys=" and ".join(title_of(key).replace("_", " ") for key in report.tuning.keys),
+        cells=Markdown(markdown_table(format_cells(report.cells))),
+        tuned_keys=" and ".join(format_key(key).replace("_", " ") for key in report.tuning.keys),
         tuning=Markdown(markdown_table(tuning_table(report.tuning)) if report.tuning.keys else ""),
         parameters=Markdown(markdown_table(parameters_table(report.table))),
         protocol=Markdown(markdown_table(protocol, ["key"])),
@@ -64,10 +64,10 @@ def render_markdown(report: Report, figure_prefix: str = "") -> str:
     )
 
 
-def _verdicts(judged: Sequence[Judged]) -> Markdown:
+def _verdicts(judged: Sequence[Verdict]) -> Markdown:
     """The table of verdicts, each verdict in bold."""
     table = verdicts_table(judged).drop(columns="exploratory", errors="ignore")
-    table["verdict"] = [one.marked_verdict.replace(one.verdict, f"**{one.verdict}**", 1) for one in judged]
+    table["verdict"] = [one.marked_outcome.replace(one.outcome, f"**{one.outcome}**", 1) for one in judged]
     return Markdown(markdown_table(table, ["verdict"]))
 
 

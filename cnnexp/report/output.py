@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cnnexp.analysis.results import print_table, tell_left_out
-from cnnexp.analysis.tables import latex_table, readable
+from cnnexp.analysis.dataframe import warn_excluded_runs
+from cnnexp.analysis.tables import format_cells, latex_table, print_table
 from cnnexp.core.text import pluralize
 from cnnexp.plots.figures import smaller
 from cnnexp.report.html import render_html
@@ -36,7 +36,7 @@ def write_report(folder: Path) -> Report:
         write_bytes(report.folder / f"{name}.png", figure.png)
         write_bytes(report.folder / f"{name}.pdf", figure.pdf)
     write_text(report.folder / "table.csv", report.cells.to_csv(index=False))
-    write_text(report.folder / "table.tex", latex_table(readable(report.cells)))
+    write_text(report.folder / "table.tex", latex_table(format_cells(report.cells)))
     if report.judged:
         verdicts = verdicts_table(report.judged)
         write_text(report.folder / "verdicts.csv", verdicts.to_csv(index=False))
@@ -82,14 +82,14 @@ def print_report(report: Report) -> None:
         console.print(f"[yellow]computed differently within a cell[/] {escape(line)}", highlight=False)
     for warning in report.tuning.warnings:
         console.print(f"[yellow]tuning[/] {escape(warning)}", highlight=False)
-    tell_left_out(report.runs, report.corrupt)
+    warn_excluded_runs(report.runs, report.corrupt)
     if report.experiment.missing:
         print(f"no claims: {report.experiment.missing}", file=sys.stderr)
     console.print(f"\n{report.folder / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _print_cells(report: Report, console: Console) -> None:
-    cells = readable(report.cells)
+    cells = format_cells(report.cells)
     if console.width < WIDE_COLUMNS:
         cells = cells.drop(columns=["MACs", "seeds"], errors="ignore")
     counts = sorted(int(number) for number in report.cells["seeds"].unique())
@@ -101,7 +101,7 @@ def _verdicts(report: Report) -> Table:
     verdicts = Table(show_header=False, box=None, padding=(0, 1, 0, 0))
     for judged in report.judged:
         mark = "*" if judged.exploratory else ""
-        verdict = f"[{COLOURS[judged.verdict]}]{judged.verdict}[/]{mark}"
+        verdict = f"[{COLOURS[judged.outcome]}]{judged.outcome}[/]{mark}"
         verdicts.add_row(verdict, escape(judged.claim.sentence))
         measured = f"{judged.claim.measure}: {judged.effect}, expected {judged.condition}"
         verdicts.add_row("", f"[dim]{escape('; '.join(filter(None, [measured, judged.advice])))}[/]")

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from cnnexp.analysis.claims import Claim, Judged, judge
-from cnnexp.analysis.dataframe import frame, mixed_cells, varying_keys
-from cnnexp.analysis.results import finished_runs
-from cnnexp.analysis.tables import cells_of, telling_keys, text_of, title_of
+from cnnexp.analysis.claims import Claim, Verdict, judge
+from cnnexp.analysis.dataframe import find_mixed_cells, make_dataframe, read_finished_runs, varying_keys
+from cnnexp.analysis.tables import distinguishing_keys, format_key, format_value, summarize_cells
 from cnnexp.analysis.tuning import Tuning, tune
 from cnnexp.core.text import figure_text, pluralize
 from cnnexp.plots.figures import Drawing, Rendered, default_drawings, render
@@ -34,7 +33,7 @@ class Report:
         experiment: the question, claims and figures of the sweep's experiment.
         runs: all runs that can be read, finished or not.
         corrupt: corrupt files of the other runs.
-        mixed: one line for each cell whose runs were computed differently, see `mixed_cells`.
+        mixed: one line for each cell whose runs were computed differently, see `find_mixed_cells`.
         table: one row per finished run, each cell at its chosen learning rate and weight decay.
         tuning: how these were chosen.
         cells: one row per cell.
@@ -52,7 +51,7 @@ class Report:
     table: pd.DataFrame
     tuning: Tuning
     cells: pd.DataFrame
-    judged: list[Judged]
+    judged: list[Verdict]
     unmeasured: list[Claim]
     drawn: Mapping[str, tuple[str, Rendered]]
     commands: list[str]
@@ -76,8 +75,8 @@ def make_report(folder: Path) -> Report:
     Raises:
         UsageError: there is no such sweep, or no finished run in it.
     """
-    runs, corrupt = finished_runs(folder)
-    tuning = tune(frame(runs), frame(runs, "diverged"))
+    runs, corrupt = read_finished_runs(folder)
+    tuning = tune(make_dataframe(runs), make_dataframe(runs, "diverged"))
     table = tuning.table
     experiment = load_experiment(str(table["experiment"].iloc[0]), folder.parent)
     drawings = {
@@ -93,10 +92,10 @@ def make_report(folder: Path) -> Report:
         experiment=experiment,
         runs=runs,
         corrupt=corrupt,
-        mixed=mixed_cells(table),
+        mixed=find_mixed_cells(table),
         table=table,
         tuning=tuning,
-        cells=cells_of(table),
+        cells=summarize_cells(table),
         judged=[one for one in judged if one.interval is not None],
         unmeasured=[one.claim for one in judged if one.interval is None],
         drawn={name: (drawing.caption, render(drawing, table)) for name, drawing in drawings.items()},
@@ -111,10 +110,10 @@ def _kept_kernels(table: pd.DataFrame, runs: list[StoredRun]) -> dict[str, dict]
     sizes = [key for key in ("data.train_size",) if key in table]
     ordered = table.sort_values([*sizes, "seed"], ascending=[False] * len(sizes) + [True])
     cells = ordered.groupby(keys, sort=True) if keys else [((), ordered)]
-    telling = telling_keys(ordered[keys].drop_duplicates())
+    telling = distinguishing_keys(ordered[keys].drop_duplicates())
     kept: dict[str, dict] = {}
     for _, cell in cells:
-        values = (f"{title_of(key)}={text_of(cell[key].iloc[0])}" for key in telling)
+        values = (f"{format_key(key)}={format_value(cell[key].iloc[0])}" for key in telling)
         name = " ".join(values) or str(table["model.name"].iloc[0])
         if len(kept) < MOST_NETWORKS and (sample := read_kernels(folders[cell["run_id"].iloc[0]])[1]):
             kept[figure_text(name)] = dict(list(sample.items())[:1])

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from cnnexp.analysis.claims import Judged
+from cnnexp.analysis.claims import Verdict
 from cnnexp.analysis.dataframe import constant_keys, varying_keys
-from cnnexp.analysis.tables import telling_keys, text_of, title_of
+from cnnexp.analysis.tables import distinguishing_keys, format_key, format_value
 from cnnexp.analysis.tuning import CHOSEN_BY, Tuning
 from cnnexp.core.text import duration_text, pluralize
 from cnnexp.report.report import Report
@@ -30,7 +30,7 @@ VERDICT_COLUMNS = [
 ]
 
 
-def verdicts_table(judged: Sequence[Judged]) -> pd.DataFrame:
+def verdicts_table(judged: Sequence[Verdict]) -> pd.DataFrame:
     """Tabulate verdicts, one row per claim.
 
     Args:
@@ -43,7 +43,7 @@ def verdicts_table(judged: Sequence[Judged]) -> pd.DataFrame:
     rows = [
         {
             "claim": one.claim.sentence,
-            "verdict": one.marked_verdict,
+            "verdict": one.marked_outcome,
             "effect": one.effect,
             "expected": one.condition,
             "measured by": one.claim.measure,
@@ -67,8 +67,8 @@ def tuning_table(tuning: Tuning) -> pd.DataFrame:
     """Tabulate the chosen hyperparameters, one row per cell."""
     choices = tuning.choices
     shown = choices.assign(**{CHOSEN_BY: (100 * choices[CHOSEN_BY]).map("{:.1f}".format)})
-    shown = shown[[*telling_keys(shown), CHOSEN_BY, "at_edge"]].map(text_of)
-    titles = {column: title_of(column) for column in shown.columns}
+    shown = shown[[*distinguishing_keys(shown), CHOSEN_BY, "at_edge"]].map(format_value)
+    titles = {column: format_key(column) for column in shown.columns}
     titles |= {CHOSEN_BY: "validation accuracy", "at_edge": "at the edge"}
     return shown.rename(columns=titles)
 
@@ -83,7 +83,7 @@ def parameters_table(table: pd.DataFrame) -> pd.DataFrame:
     counts = [name for name in table.columns if name.startswith("params/")]
     networks = table.drop_duplicates([*keys, *counts])[[*keys, *counts, "macs"]].sort_values(keys)
     titles = {name: name.removeprefix("params/").replace("total", "parameters") for name in counts}
-    titles |= {key: title_of(key) for key in keys} | {"macs": "MACs"}
+    titles |= {key: format_key(key) for key in keys} | {"macs": "MACs"}
     numbers = networks[[*counts, "macs"]].map(lambda n: "" if pd.isna(n) else f"{int(n):,}")
     return pd.concat([networks[keys].astype(str), numbers], axis=1).rename(columns=titles)
 
@@ -98,7 +98,7 @@ def protocol_table(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"key": list(keys), "value": list(keys.values())})
 
 
-def exploratory_lines(judged: Sequence[Judged]) -> list[str]:
+def exploratory_lines(judged: Sequence[Verdict]) -> list[str]:
     """Say how many verdicts do not count yet, one line per reason."""
     counts = Counter(one.exploratory for one in judged if one.exploratory)
     return [

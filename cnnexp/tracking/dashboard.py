@@ -11,8 +11,7 @@ import wandb_workspaces.workspaces as workspaces
 from wandb_workspaces.reports.v2 import interface as reports
 from wandb_workspaces.reports.v2.interface import Config, SummaryMetric
 
-from cnnexp.analysis.dataframe import frame, varying_keys
-from cnnexp.analysis.results import tell_left_out
+from cnnexp.analysis.dataframe import make_dataframe, varying_keys, warn_excluded_runs
 from cnnexp.core.text import markdown_text
 from cnnexp.report.output import write_report
 from cnnexp.store.files import read_json, write_json, write_text
@@ -41,7 +40,7 @@ def sections(folder: Path) -> dict[str, list[Any]]:
     A line of the curves by tying is the mean of all runs of a tying: the section's name says what varies
     among them besides the seed. A line of those by cell is the mean of its seeds.
     """
-    mixed = [key for key in varying_keys(frame(read_runs(folder))) if key != "model.tying"]
+    mixed = [key for key in varying_keys(make_dataframe(read_runs(folder))) if key != "model.tying"]
     over = f" (spread over seeds{', ' if mixed else ''}{', '.join(mixed)})"
     axes = (("test/accuracy", "step"), ("test/accuracy", "images"), ("train/accuracy", "step"))
     return {
@@ -124,7 +123,7 @@ def write_dry_run(folder: Path, target: Target) -> Path:
     Raises:
         ValueError: the package's own types do not read back what they wrote.
     """
-    tell_left_out(*read_sweep(folder))
+    warn_excluded_runs(*read_sweep(folder))
     specification = {
         "workspace": _checked(workspace_of(folder, target)._to_model().spec),
         "report": _checked(report_of(folder, target)._to_model().spec),
@@ -141,7 +140,7 @@ def save(folder: Path, target: Target) -> dict[str, str]:
     """
     import wandb
 
-    tell_left_out(*read_sweep(folder))
+    warn_excluded_runs(*read_sweep(folder))
     drop_credentials()
     target = replace(target, entity=target.entity or wandb.Api().default_entity)
     saved = {name: url for name, url in read_json(folder / FILE).items() if _lies_in(url, target)}
@@ -166,7 +165,7 @@ def verdicts_markdown(folder: Path) -> str:
     """Each claim with its verdict and its estimate."""
     report = write_report(folder)
     lines = [
-        f"- **{judged.marked_verdict}**: {judged.claim.sentence} {judged.claim.measure}: {judged.effect}"
+        f"- **{judged.marked_outcome}**: {judged.claim.sentence} {judged.claim.measure}: {judged.effect}"
         for judged in report.judged
     ]
     missing = report.experiment.missing

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from cnnexp.analysis.dataframe import frame
-from cnnexp.analysis.tables import cells_of
+from cnnexp.analysis.dataframe import make_dataframe
+from cnnexp.analysis.tables import summarize_cells
 from cnnexp.config import RunConfig, parse
 from cnnexp.core.terminal import progress_bar
 from cnnexp.store.runs import RunWriter, read_runs
@@ -87,8 +87,8 @@ def main() -> None:
         results = Path(temporary)
         write_store(results, arguments.runs)
         reading, runs = timed(lambda: read_runs(results / "sweep"), arguments.repeats)
-        framing, table = timed(lambda: frame(runs), arguments.repeats)
-        grouping, cells = timed(lambda: cells_of(table), arguments.repeats)
+        framing, table = timed(lambda: make_dataframe(runs), arguments.repeats)
+        grouping, cells = timed(lambda: summarize_cells(table), arguments.repeats)
         command = [sys.executable, "-m", "cnnexp", "results", "sweep", "--results-dir", str(results)]
         command += ["--format", "csv", "--output", str(results / "all.csv")]
         whole, _ = timed(

@@ -64,10 +64,10 @@ def test_an_estimate_within_bounds_is_printed_as_such() -> None:
 
 def test_wide_bounds_are_said_to_be_why_a_claim_is_not_decided() -> None:
     wide = judged([[0.4, 1.6], [0.5, 1.5], [0.45, 1.55]], more_than(1.0))
-    assert wide.verdict == "inconclusive" and wide.more_seeds is None
+    assert wide.outcome == "inconclusive" and wide.more_seeds is None
     assert wide.advice == "narrower bounds: evaluate more often, or try fewer images"
     scattered = judged([[0.9, 1.1], [2.4, 2.6], [1.6, 1.8]], more_than(1.0))
-    assert scattered.verdict == "inconclusive" and scattered.more_seeds is not None
+    assert scattered.outcome == "inconclusive" and scattered.more_seeds is not None
     assert scattered.advice.startswith("about ")
     censored = judged([[0.4, np.inf], [0.5, 1.5], [0.45, 1.55]], more_than(1.0))
     assert censored.advice == "more images or steps: a target is out of reach"

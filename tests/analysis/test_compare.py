@@ -10,10 +10,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cnnexp.analysis.compare import compare, comparison
-from cnnexp.analysis.dataframe import where
-from cnnexp.analysis.results import results
-from cnnexp.analysis.tables import latex_table, text_of
+from cnnexp.analysis.compare import compare_sweeps
+from cnnexp.analysis.dataframe import select_runs
+from cnnexp.analysis.tables import format_value, latex_table
+from cnnexp.cli.tables import print_comparison, print_results
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying
 from cnnexp.plots.figures import (
@@ -52,7 +52,7 @@ def test_sweeps_whose_keys_overlap_but_no_cell_are_compared_as_wholes() -> None:
         runs_of(0.7, model__tying="local", model__kernel_size=3),
         runs_of(0.8, model__tying="shared", model__kernel_size=5),
     )
-    table = comparison(one, other)
+    table = compare_sweeps(one, other)
     assert table["metric"].tolist() == ["train/accuracy", "test/accuracy", "gap/accuracy"]
     assert table["change"].tolist() == pytest.approx([0, 0.2, -0.2])
 
@@ -61,9 +61,9 @@ def test_a_column_of_floats_has_the_cells_of_one_of_integers() -> None:
     one = swept(*(runs_of(0.5, train__tied_steps=steps) for steps in (0, 50)))
     other = swept(*(runs_of(0.6, train__tied_steps=steps) for steps in (0, 50, None)))
     assert other["train.tied_steps"].dtype != one["train.tied_steps"].dtype
-    table = comparison(one, other)
+    table = compare_sweeps(one, other)
     assert table["train.tied_steps"].tolist() == ["0"] * 3 + ["50"] * 3
-    assert len(comparison(other, other)) == 9
+    assert len(compare_sweeps(other, other)) == 9
 
 
 def test_changes_of_noise_rarely_move_however_many_are_compared() -> None:
@@ -75,7 +75,7 @@ def test_changes_of_noise_rarely_move_however_many_are_compared() -> None:
             sweep["test/accuracy"] += rng.normal(0, 0.01, len(sweep))
             sweep["gap/accuracy"] = 1 - sweep["test/accuracy"]
             sweeps.append(sweep)
-        table = comparison(*sweeps)
+        table = compare_sweeps(*sweeps)
         moved += table["moved"].any()
     assert moved <= 3
     assert table["change/confidence"].tolist() == pytest.approx([1 - 0.05 / 21] * 21)
@@ -83,8 +83,8 @@ def test_changes_of_noise_rarely_move_however_many_are_compared() -> None:
 
 def test_untuned_rates_are_cells_and_chosen_ones_are_not() -> None:
     one = swept(*(runs_of(0.5, optim__learning_rate=rate) for rate in (0.1, 0.2)))
-    assert comparison(one, one)["optim.learning_rate"].tolist() == ["0.1"] * 3 + ["0.2"] * 3
-    assert len(comparison(one, one, ["optim.learning_rate"])) == 3
+    assert compare_sweeps(one, one)["optim.learning_rate"].tolist() == ["0.1"] * 3 + ["0.2"] * 3
+    assert len(compare_sweeps(one, one, ["optim.learning_rate"])) == 3
 
 
 def test_the_printed_line_says_that_levels_are_corrected(
@@ -93,10 +93,13 @@ def test_the_printed_line_says_that_levels_are_corrected(
     for sweep in ("a", "b"):
         for seed in range(3):
             write_run(tmp_path / sweep, "local", 64, seed)
-    compare(tmp_path / "a", tmp_path / "b")
+    print_comparison(tmp_path / "a", tmp_path / "b")
     printed = " ".join(capsys.readouterr().out.split())
     assert "compared as wholes" in printed and "0 of 3 numbers moved" in printed
-    assert "at 98.33%, 95% corrected for the number of comparisons" in printed
+    assert (
+        "the 98.33% interval of the change excludes zero (95%, corrected for the number of comparisons)"
+        in printed
+    )
 
 
 @pytest.mark.parametrize("text", ["[3, 5]", "*"])
@@ -107,13 +110,13 @@ def test_no_row_of_latex_begins_with_an_argument_of_the_line_before(text: str) -
 
 def test_lists_are_found_as_they_are_typed() -> None:
     table = pd.DataFrame({"model.tying": ["['local', 'shared']", "['shared', 'local']", "shared"]})
-    assert where(table, ["model.tying=[local,shared],shared"]).index.tolist() == [0, 2]
-    assert where(table, ["model.tying!=['local', 'shared']"]).index.tolist() == [1, 2]
+    assert select_runs(table, ["model.tying=[local,shared],shared"]).index.tolist() == [0, 2]
+    assert select_runs(table, ["model.tying!=['local', 'shared']"]).index.tolist() == [1, 2]
 
 
 def test_tyings_of_layers_read_as_a_list_of_words() -> None:
-    assert text_of("['local', 'low_rank(4)']") == "local, low_rank(4)"
-    assert text_of("[2, 4]") == "[2, 4]"
+    assert format_value("['local', 'low_rank(4)']") == "local, low_rank(4)"
+    assert format_value("[2, 4]") == "[2, 4]"
 
 
 @pytest.fixture
@@ -134,12 +137,12 @@ def tuned(tmp_path: Path) -> Path:
 
 def test_cells_are_shown_at_their_chosen_values(tuned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tuned / "cells.csv"
-    results(tuned, by=["model.tying"], form="csv", output=output)
+    print_results(tuned, by=["model.tying"], form="csv", output=output)
     told = capsys.readouterr().err
     assert pd.read_csv(output)["test/accuracy"].tolist() == pytest.approx([0.61, 0.91])
     assert "left out: 2 of 14 runs have not finished (1 failed, 1 running)" in told
     assert "at the edge of those tried" in told
-    results(tuned, by=[], form="csv", output=output)
+    print_results(tuned, by=[], form="csv", output=output)
     assert pd.read_csv(output)["optim.learning_rate"].tolist() == [0.1, 0.01]
 
 
@@ -158,7 +161,7 @@ def test_learning_rates_that_are_named_are_not_chosen(
     conditions: list[str],
     accuracies: list[float],
 ) -> None:
-    results(tuned, by=by, conditions=conditions, form="csv", output=tuned / "cells.csv")
+    print_results(tuned, by=by, conditions=conditions, form="csv", output=tuned / "cells.csv")
     assert pd.read_csv(tuned / "cells.csv")["test/accuracy"].tolist() == pytest.approx(accuracies)
     assert "tuning" not in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnexp.analysis.compare import comparison, differing_data
+from cnnexp.analysis.compare import compare_sweeps, find_differing_data
 from cnnexp.cli import main as cli
 from cnnexp.store.runs import RESULT
 from tests.analysis.test_compare import runs_of, swept
@@ -125,9 +125,9 @@ def test_conditions_are_no_other_data(
 def test_of_sweeps_that_share_some_data_those_are_paired() -> None:
     both = swept(*(runs_of(0.5, data__name=name, model__tying="shared") for name in ("digits", "mnist1d")))
     one = runs_of(0.7, data__name="digits", model__tying="shared")
-    assert differing_data(both, one) == []
-    assert comparison(both, one)["data.name"].unique().tolist() == ["digits"]
+    assert find_differing_data(both, one) == []
+    assert compare_sweeps(both, one)["data.name"].unique().tolist() == ["digits"]
     same = runs_of(0.5, data__name="mnist1d", data__noise=1)
     quiet, noisy = (swept(same, runs_of(0.5, data__name="digits", data__noise=noise)) for noise in (2, 3))
-    assert differing_data(quiet, noisy) == []
-    assert differing_data(quiet[quiet["data.noise"] == 2], noisy) == ["data.name", "data.noise"]
+    assert find_differing_data(quiet, noisy) == []
+    assert find_differing_data(quiet[quiet["data.noise"] == 2], noisy) == ["data.name", "data.noise"]

@@ -268,7 +268,7 @@ def test_bounds_decide_no_more_than_they_know(bounds: list, expected: Expected, 
     (judged,) = judge(
         [replace(_claim([], expected), estimate=lambda table: np.array(bounds))], pd.DataFrame()
     )
-    assert judged.verdict == verdict
+    assert judged.outcome == verdict
     if verdict == "inconclusive":
         assert judged.advice.startswith("more images or steps") and "∞]" in judged.effect
 
@@ -276,7 +276,7 @@ def test_bounds_decide_no_more_than_they_know(bounds: list, expected: Expected, 
 def test_an_interval_ends_where_the_estimate_must() -> None:
     claim = replace(_claim([-1, -0.8, -0.9, -1], less_than(-0.5)), range=(-1.0, 1.0))
     (judged,) = judge([claim], pd.DataFrame())
-    assert judged.interval is not None and judged.interval.low == -1 and judged.verdict == "supported"
+    assert judged.interval is not None and judged.interval.low == -1 and judged.outcome == "supported"
 
 
 def test_curves_have_only_seeds_with_all_sizes(two_tyings: pd.DataFrame) -> None:
@@ -324,7 +324,7 @@ def _claim(values: list[float], expected: Expected, *, exact: bool = False) -> C
 )
 def test_verdicts_come_from_the_interval(values: list[float], expected: Expected, verdict: str) -> None:
     (judged,) = judge([_claim(values, expected)], pd.DataFrame())
-    assert judged.verdict == verdict
+    assert judged.outcome == verdict
 
 
 def test_a_family_of_claims_widens_the_intervals() -> None:
@@ -333,10 +333,10 @@ def test_a_family_of_claims_widens_the_intervals() -> None:
     nothing = [_claim([0.2, -0.2, 0.1, -0.12, 0.05 + 0.001 * n], more_than(0.02)) for n in range(9)]
     (alone,) = judge([just], pd.DataFrame())
     among, *_ = judge([just, *nothing], pd.DataFrame())
-    assert alone.verdict == "supported" and alone.confidence == pytest.approx(0.95)
-    assert among.verdict == "inconclusive" and among.confidence == pytest.approx(0.995)
+    assert alone.outcome == "supported" and alone.confidence == pytest.approx(0.95)
+    assert among.outcome == "inconclusive" and among.confidence == pytest.approx(0.995)
     exact = judge([just, _claim([2.0], more_than(1.0), exact=True)], pd.DataFrame())
-    assert exact[0].confidence == pytest.approx(0.95) and exact[1].verdict == "supported"
+    assert exact[0].confidence == pytest.approx(0.95) and exact[1].outcome == "supported"
 
 
 def test_more_seeds_are_enough_and_not_too_many() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from cnnexp.analysis.results import finished_runs
+from cnnexp.analysis.dataframe import read_finished_runs
 from cnnexp.cli import main as cli
 from cnnexp.core.errors import UsageError
 from cnnexp.core.terminal import DISK_ERROR
@@ -103,9 +103,9 @@ def test_every_network_and_every_set_of_images_has_a_picture_of_its_own_outside_
     assert not (tmp_path / "results").exists()
     (tmp_path / "results" / "show").mkdir(parents=True)  # what an earlier version left
     with pytest.raises(UsageError, match=r"^show: no such sweep; no sweep in .*results/ yet"):
-        finished_runs(tmp_path / "results" / "show")
+        read_finished_runs(tmp_path / "results" / "show")
     with pytest.raises(UsageError, match=r"^other: no such sweep; no sweep in .*results/ yet"):
-        finished_runs(tmp_path / "results" / "other")
+        read_finished_runs(tmp_path / "results" / "other")
 
 
 def test_show_in_a_folder_that_cannot_be_written_says_so(

@@ -15,7 +15,7 @@ import pytest
 from flax import nnx
 
 from cnnexp.analysis.claims import judge
-from cnnexp.analysis.dataframe import frame
+from cnnexp.analysis.dataframe import make_dataframe
 from cnnexp.cli import main as cli
 from cnnexp.config import RunConfig
 from cnnexp.core import machine as paths
@@ -84,14 +84,14 @@ def invented(config: RunConfig, random: np.random.Generator) -> StoredRun:
 def test_every_size_measures_every_claim_and_draws_every_figure(configs: Any, size: str) -> None:
     name, _, size = size.rpartition("_")
     random = np.random.default_rng(0)
-    table = frame([invented(config, random) for config in configs(name, size)])
+    table = make_dataframe([invented(config, random) for config in configs(name, size)])
     experiment = load_experiment(name)
     judged = judge(experiment.claims, table)
     assert [one.claim.sentence for one in judged if one.interval is None] == []
     assert min(one.seeds for one in judged if not one.claim.exact) >= 5
     in_any_order = judge(experiment.claims, table.sample(frac=1, random_state=0))
-    assert [(one.verdict, one.effect) for one in in_any_order] == [
-        (one.verdict, one.effect) for one in judged
+    assert [(one.outcome, one.effect) for one in in_any_order] == [
+        (one.outcome, one.effect) for one in judged
     ]
     for drawing in experiment.figures.values():
         assert drawing.needs(table)
@@ -117,7 +117,7 @@ def test_what_is_chosen_is_chosen_on_validation_images(
     configs: Any, name: str, sentence: str, key: str, chosen: float
 ) -> None:
     random = np.random.default_rng(0)
-    table = frame([invented(config, random) for config in configs(name, "small")])
+    table = make_dataframe([invented(config, random) for config in configs(name, "small")])
     tried = table[key].notna() & (table["model.tying"] != "shared")
     # The larger, the better on test images and the worse on those of validation.
     table["test/accuracy"] = 0.5 + 0.01 * table[key].rank(method="dense").where(tried, 0)
@@ -129,7 +129,9 @@ def test_what_is_chosen_is_chosen_on_validation_images(
 
 def test_few_weights_are_not_taken_for_local_ones(configs: Any) -> None:
     random = np.random.default_rng(0)
-    table = frame([invented(config, random) for config in configs("locality_sharing_ladder", "small")])
+    table = make_dataframe(
+        [invented(config, random) for config in configs("locality_sharing_ladder", "small")]
+    )
     kernels = random.normal(size=(1000, 16, 16))
     kernels[np.abs(kernels) < np.quantile(np.abs(kernels), 0.9)] = 0
     inside = [

@@ -76,7 +76,7 @@ def test_a_verdict_counts_on_fresh_seeds_alone() -> None:
     firm = claim("It is better, too.", more_than(0.02))
 
     def marks(*seeds: int) -> list[str]:
-        return [one.marked_verdict for one in judge([doubtful, firm], pd.DataFrame({"seed": seeds}))]
+        return [one.marked_outcome for one in judge([doubtful, firm], pd.DataFrame({"seed": seeds}))]
 
     assert marks(0, 1, 2) == marks(4, 5, 6) == ["supported (exploratory)", "supported"]
     assert marks(5, 6, 7) == ["supported", "supported"]

@@ -10,11 +10,10 @@ import pytest
 import yaml
 from scipy.stats import t
 
-from cnnexp.analysis.compare import compare, comparison
-from cnnexp.analysis.dataframe import frame, varying_keys, where
-from cnnexp.analysis.results import results
-from cnnexp.analysis.statistics import in_cell
-from cnnexp.analysis.tables import telling_keys
+from cnnexp.analysis.compare import compare_sweeps
+from cnnexp.analysis.dataframe import make_dataframe, select_cell, select_runs, varying_keys
+from cnnexp.analysis.tables import distinguishing_keys
+from cnnexp.cli.tables import print_comparison, print_results
 from cnnexp.core.errors import UsageError
 from cnnexp.plots.figures import (
     Reference,
@@ -80,7 +79,7 @@ def write_run(
 
 def test_frame_has_a_row_a_finished_run_and_knows_its_cells(sweep: Path) -> None:
     write_run(sweep, "shared", 999, 0, status="failed")
-    table = frame(read_runs(sweep))
+    table = make_dataframe(read_runs(sweep))
     assert len(table) == 18
     assert varying_keys(table) == ["model.tying", "data.train_size"]
     run = table[(table["model.tying"] == "shared") & (table["data.train_size"] == 256) & (table["seed"] == 0)]
@@ -103,7 +102,7 @@ def test_report_has_the_numbers_the_verdicts_and_the_pictures(
     half = t.ppf(0.975, 2) * 0.01 / 3**0.5
     assert cell["test/accuracy/low"] == pytest.approx(0.51 - half)
     assert cell["test/accuracy/high"] == pytest.approx(0.51 + half)
-    verdicts = {judged.claim.sentence: judged.marked_verdict for judged in report.judged}
+    verdicts = {judged.claim.sentence: judged.marked_outcome for judged in report.judged}
     assert (
         verdicts["A convolution is more accurate than a locally connected net: sharing helps."] == SUPPORTED
     )
@@ -158,7 +157,7 @@ def test_report_says_what_failed_and_what_was_typed(sweep: Path) -> None:
     ],
 )
 def test_conditions_choose_runs(sweep: Path, conditions: list[str], left: int) -> None:
-    assert len(where(frame(read_runs(sweep)), conditions)) == left
+    assert len(select_runs(make_dataframe(read_runs(sweep)), conditions)) == left
 
 
 @pytest.mark.parametrize(
@@ -172,13 +171,13 @@ def test_conditions_choose_runs(sweep: Path, conditions: list[str], left: int) -
 )
 def test_wrong_conditions_are_refused(sweep: Path, condition: str, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        where(frame(read_runs(sweep)), [condition])
+        select_runs(make_dataframe(read_runs(sweep)), [condition])
 
 
 def test_tying_with_commas_is_one_value() -> None:
     table = pd.DataFrame({"model.tying": ["low_rank(4,free)", "shared"], "seed": [0, 0]})
-    assert len(where(table, ["model.tying=low_rank(4,free),shared"])) == 2
-    assert len(where(table, ["model.tying=low_rank(4,free)"])) == 1
+    assert len(select_runs(table, ["model.tying=low_rank(4,free),shared"])) == 2
+    assert len(select_runs(table, ["model.tying=low_rank(4,free)"])) == 1
 
 
 def test_results_in_every_format(
@@ -187,7 +186,7 @@ def test_results_in_every_format(
     files = {}
     for form in ("csv", "parquet", "latex", "markdown"):
         files[form] = tmp_path / f"cells.{form}"
-        results(sweep, conditions=["seed<2"], by=["model.tying"], form=form, output=files[form])
+        print_results(sweep, conditions=["seed<2"], by=["model.tying"], form=form, output=files[form])
     read = pd.read_csv(files["csv"])
     assert read["model.tying"].tolist() == ["dense", "local", "shared"] and set(read["seeds"]) == {2}
     pd.testing.assert_frame_equal(read, pd.read_parquet(files["parquet"]), check_dtype=False)
@@ -195,11 +194,11 @@ def test_results_in_every_format(
     assert "\\toprule" in latex and "\\begin{tabular}{lrrr" in latex and "75.5" in latex
     assert files["markdown"].read_text().startswith("| tying | parameters |")
     capfdbinary.readouterr()
-    results(sweep, conditions=["seed=0"])
+    print_results(sweep, conditions=["seed=0"])
     printed = capfdbinary.readouterr().out.decode()
     assert len(printed.splitlines()) == 6 + 2 and "80.0" in printed
     with pytest.raises(UsageError, match=r"did you mean 'model\.tying'"):
-        results(sweep, by=["model.tieing"])
+        print_results(sweep, by=["model.tieing"])
 
 
 def test_two_sweeps_side_by_side(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,12 +206,12 @@ def test_two_sweeps_side_by_side(sweep: Path, tmp_path: Path, capsys: pytest.Cap
     for seed in (0, 1, 2):
         write_run(other, "dense", 64, seed)
         write_run(other, "local", 64, seed, better=0.2 + 0.001 * seed)
-    table = comparison(*(frame(read_runs(folder)) for folder in (sweep, other)))
+    table = compare_sweeps(*(make_dataframe(read_runs(folder)) for folder in (sweep, other)))
     assert len(table) == 2 * 3
     test = table[table["metric"] == "test/accuracy"].set_index("model.tying")
     assert test["moved"].to_dict() == {"dense": False, "local": True}
     assert test.loc["local", "change"] == pytest.approx(0.201)
-    compare(sweep, other)
+    print_comparison(sweep, other)
     printed = capsys.readouterr().out
     assert "why_convolutions: 18 runs, 3 seeds" in printed and "2 of 6 numbers moved" in printed
 
@@ -220,7 +219,9 @@ def test_two_sweeps_side_by_side(sweep: Path, tmp_path: Path, capsys: pytest.Cap
 def test_unlike_seeds_are_compared_unpaired(sweep: Path, tmp_path: Path) -> None:
     for seed in (7, 8, 9):
         write_run(tmp_path / "results/other", "dense", 64, seed)
-    table = comparison(*(frame(read_runs(folder)) for folder in (sweep, tmp_path / "results/other")))
+    table = compare_sweeps(
+        *(make_dataframe(read_runs(folder)) for folder in (sweep, tmp_path / "results/other"))
+    )
     change = table[table["metric"] == "test/accuracy"].iloc[0]
     assert change["change"] == pytest.approx(0.07) and change["moved"]
     assert change["change/high"] - change["change/low"] > 0.02
@@ -237,7 +238,7 @@ def test_what_cannot_be_reported_is_refused(sweep: Path, tmp_path: Path) -> None
 
 
 def test_figures_have_one_style_a_tying_and_the_published_values(sweep: Path) -> None:
-    table = frame(read_runs(sweep))
+    table = make_dataframe(read_runs(sweep))
     star = Reference(x=100.0, accuracy=0.9, label="a paper's net", tying="shared")
     figure = accuracy_and_gap(table, "params/total", lines=False, references=[star])
     accuracy, gap = figure.axes
@@ -252,7 +253,10 @@ def test_figures_have_one_style_a_tying_and_the_published_values(sweep: Path) ->
 
 
 def test_a_sweep_without_an_experiment_has_figures_too(sweep: Path) -> None:
-    assert set(default_drawings(frame(read_runs(sweep)))) == {"accuracy_by_images", "accuracy_by_params"}
+    assert set(default_drawings(make_dataframe(read_runs(sweep)))) == {
+        "accuracy_by_images",
+        "accuracy_by_params",
+    }
 
 
 def test_pictures_of_kernels_repeat_only_where_they_are_shared() -> None:
@@ -283,13 +287,13 @@ def test_a_table_names_the_fewest_keys_that_tell_its_cells_apart() -> None:
             "optim.learning_rate": [0.1, 0.2, 0.3, 0.4],
         }
     )
-    assert telling_keys(cells) == ["model.tying", "data.noise", "optim.learning_rate"]
+    assert distinguishing_keys(cells) == ["model.tying", "data.noise", "optim.learning_rate"]
     alone = cells.drop(columns=["data.noise", "data.digits"])
-    assert telling_keys(alone) == ["model.tying", "model.features", "optim.learning_rate"]
+    assert distinguishing_keys(alone) == ["model.tying", "model.features", "optim.learning_rate"]
 
 
 def test_a_key_that_only_some_runs_have_varies() -> None:
     table = pd.DataFrame({"optim.l1": [None, 0.1], "train.steps": [None, None]})
     assert varying_keys(table) == ["optim.l1"]
-    assert in_cell(table, {"optim.l1": None}).index.tolist() == [0]
-    assert in_cell(table, {"optim.l1": 0.1}).index.tolist() == [1]
+    assert select_cell(table, {"optim.l1": None}).index.tolist() == [0]
+    assert select_cell(table, {"optim.l1": 0.1}).index.tolist() == [1]

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from jax import random
 
-from cnnexp.analysis.dataframe import mixed_cells
+from cnnexp.analysis.dataframe import find_mixed_cells
 from cnnexp.data.corruptions import Corruptions, CorruptionStrengths
 from cnnexp.data.images import Images, Normalisation
 from cnnexp.data.loading import load_images
@@ -107,11 +107,11 @@ def test_cells_that_mix_kinds_of_devices_are_named() -> None:
             "product_precision": ["float32", "float32", "float32", "bfloat16"],
         }
     )
-    assert mixed_cells(table) == [
+    assert find_mixed_cells(table) == [
         "model.tying=local: precision of products bfloat16 and float32",
         "model.tying=shared: device cpu (A) and gpu (B)",
     ]
-    assert mixed_cells(table[2:3]) == []
+    assert find_mixed_cells(table[2:3]) == []
 
 
 def test_a_part_of_a_batch_is_augmented_as_the_whole_batch(configure: Configure) -> None:

@@ -1,0 +1,182 @@
+"""The tables that `cnnexp results` and `cnnexp compare` print."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from cnnexp.analysis.compare import (
+    LEVEL,
+    METRIC,
+    MOVED,
+    compare_sweeps,
+    find_differing_data,
+    find_differing_keys,
+    format_comparison,
+    key_values,
+)
+from cnnexp.analysis.dataframe import (
+    CONDITION,
+    TUNED,
+    make_dataframe,
+    read_finished_runs,
+    select_runs,
+    varying_keys,
+    warn_excluded_runs,
+)
+from cnnexp.analysis.statistics import CONFIDENCE
+from cnnexp.analysis.tables import (
+    METRICS,
+    Format,
+    encode_table,
+    format_cells,
+    format_key,
+    format_value,
+    print_table,
+    summarize_cells,
+)
+from cnnexp.analysis.tuning import tune
+from cnnexp.core.errors import UsageError, suggestion
+from cnnexp.store.files import write_bytes
+from cnnexp.store.runs import StoredRun
+
+ID_CHARACTERS = 12  # of a run's id that the table shows
+
+
+def print_results(
+    folder: Path,
+    *,
+    conditions: Sequence[str] = (),
+    by: Sequence[str] | None = None,
+    form: Format = "table",
+    output: Path | None = None,
+) -> None:
+    """Print one row per run, or one row per cell where `by` is given.
+
+    Args:
+        folder: The sweep's folder.
+        conditions: Conditions that a run must fulfil, see `select_runs`.
+        by: Keys that tell cells apart; if empty, the keys that vary. Each cell is shown at its best learning
+            rate and weight decay (see `tune`) unless `by` or `conditions` name one of these.
+        form: The format of the table.
+        output: A file to write instead of printing.
+
+    Raises:
+        UsageError: The sweep, a column or a run does not exist.
+    """
+    runs, corrupt = read_finished_runs(folder)
+    table = make_dataframe(runs)
+    for key in by or ():
+        if key not in table:
+            raise UsageError(f"--by {key}: no such column; {suggestion(key, map(str, table.columns))}")
+    if by is None:
+        table = select_runs(table, conditions)
+        texts = _format_runs(table)
+    else:
+        table = _tuned_cells(runs, conditions, by)
+        texts = format_cells(table)
+    warn_excluded_runs(runs, corrupt)
+    if form == "parquet" and output is None and sys.stdout.isatty():
+        raise UsageError("--format parquet: a terminal cannot show bytes; add --output FILE")
+    if form == "table" and output is None:
+        print_table(texts)
+        return
+    _write(encode_table(table, texts, "csv" if form == "table" else form), output)
+
+
+def _write(content: bytes, output: Path | None) -> None:
+    if output is None:
+        sys.stdout.buffer.write(content)
+        sys.stdout.flush()
+        return
+    if output.exists() and not output.is_file():  # a named pipe cannot be replaced by a new file
+        output.write_bytes(content)
+    else:
+        write_bytes(output.resolve(), content)
+    print(output)
+
+
+def _tuned_cells(runs: Sequence[StoredRun], conditions: Sequence[str], by: Sequence[str]) -> pd.DataFrame:
+    table = make_dataframe(runs)
+    named = {match[1] for condition in conditions if (match := CONDITION.match(condition.strip()))}
+    chosen: list[str] = []
+    if named.union(by).isdisjoint(TUNED):
+        tuning = tune(table, make_dataframe(runs, "diverged"))
+        table, chosen = tuning.table, tuning.keys
+        for warning in tuning.warnings:
+            print(f"tuning: {warning}", file=sys.stderr)
+    table = select_runs(table, conditions)
+    untuned = [key for key in varying_keys(table) if key in TUNED and key not in (*chosen, *by)]
+    return summarize_cells(table, [*by, *untuned] if by else None)
+
+
+def _format_runs(table: pd.DataFrame) -> pd.DataFrame:
+    keys = varying_keys(table)
+    texts = {"run": table["run_id"].str[:ID_CHARACTERS]}
+    texts |= {format_key(key): table[key].map(format_value) for key in keys}
+    texts["seed"] = table["seed"].astype(str)
+    texts["parameters"] = table["params/total"].map("{:,}".format)
+    texts |= {title: (100 * table[metric]).map("{:.1f}".format) for metric, title in METRICS.items()}
+    if "wall_seconds" in table:
+        texts["seconds"] = table["wall_seconds"].map("{:.1f}".format)
+    order = table.sort_values([*keys, "seed"]).index
+    return pd.DataFrame(texts).loc[order]
+
+
+def print_comparison(first: Path, second: Path, *, form: Format = "table") -> None:
+    """Print one row per cell and metric, for the cells that both sweeps have.
+
+    Where they have no cell in common, the row compares the sweeps as wholes. Sweeps of different data are
+    printed beside each other: no cell is paired, and no change is computed.
+
+    Args:
+        first: A sweep's folder.
+        second: The folder of the sweep whose change from the first is printed.
+        form: The format of the table.
+
+    Raises:
+        UsageError: One of them has no finished run.
+    """
+    stored = [read_finished_runs(folder) for folder in (first, second)]
+    tunings = [tune(make_dataframe(runs), make_dataframe(runs, "diverged")) for runs, _ in stored]
+    one, other = (tuning.table for tuning in tunings)
+    table = compare_sweeps(one, other, {key for tuning in tunings for key in tuning.keys})
+    names = [folder.name if first.name != second.name else str(folder) for folder in (first, second)]
+    if data := find_differing_data(one, other):
+        stream = sys.stdout if form == "table" else sys.stderr
+        print(f"the data differ in {', '.join(data)}: nothing is paired, no change is computed", file=stream)
+    for name, (runs, corrupt), tuning in zip(names, stored, tunings, strict=True):
+        warn_excluded_runs(runs, corrupt, name)
+        for warning in tuning.warnings:
+            print(f"{name}: tuning: {warning}", file=sys.stderr)
+    texts = format_comparison(table, *names)
+    if form == "parquet" and sys.stdout.isatty():
+        raise UsageError("--format parquet: a terminal cannot show bytes; redirect them: … > FILE")
+    if form != "table":
+        sys.stdout.buffer.write(encode_table(table, texts, form))
+        return
+    _print_differences(names, one, other)
+    _print_cells(table, texts, paired=not data)
+
+
+def _print_differences(names: list[str], one: pd.DataFrame, other: pd.DataFrame) -> None:
+    for name, runs in zip(names, (one, other), strict=True):
+        print(f"{name}: {len(runs)} runs, {runs['seed'].nunique()} seeds")
+    for key in find_differing_keys(one, other):
+        values = (", ".join(sorted(key_values(runs, key))) or "absent" for runs in (one, other))
+        print(f"{key}: {' against '.join(values)}")
+
+
+def _print_cells(table: pd.DataFrame, texts: pd.DataFrame, *, paired: bool) -> None:
+    if not paired:
+        print_table(texts.drop(columns=["change", MOVED]))
+        return
+    if table.columns[0] == METRIC:
+        print("compared as wholes: no cell is in both")
+    print_table(texts)
+    moved, level = int(table[MOVED].sum()), 100 * table[LEVEL].iloc[0]
+    print(
+        f"{moved} of {len(table)} numbers moved: the {level:.4g}% interval of the change excludes zero "
+        f"({100 * CONFIDENCE:g}%, corrected for the number of comparisons)"
+    )
