@@ -16,7 +16,7 @@ from cnnexp.config import SECTIONS, VARIANTS, RunConfig
 from cnnexp.config.data import OTHER
 from cnnexp.config.sections import BiasText, Section, TyingText
 from cnnexp.core.machine import shipped
-from cnnexp.data.shapes import KNOWN_SETS
+from cnnexp.data.known_sets import KNOWN_SETS
 from cnnexp.nn.tying import BIAS_NAMES, TYING_NAMES
 
 SWEEPS = ("run", "plan", "show", "wandb-sweep")

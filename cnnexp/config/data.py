@@ -53,7 +53,7 @@ class Digits(DataSection):
     seed: Seed = Field(description="of the split, the places and the noise")
 
 
-class Task(DataSection):
+class SyntheticTask(DataSection):
     """A synthetic task, drawn from its seed in any number."""
 
     images: Size = Field(description="drawn for training")
@@ -61,7 +61,7 @@ class Task(DataSection):
     seed: Seed = Field(description="of the draws")
 
 
-class SignalDistribution(Task):
+class SignalDistribution(SyntheticTask):
     """Dynamic Signal Distribution (Lahoti 2024): one patch of many carries a signal, the others noise."""
 
     name: Literal["signal_distribution"]
@@ -70,14 +70,14 @@ class SignalDistribution(Task):
     noise: Deviation = Field(description="sigma; the signal has length 1")
 
 
-class ChannelNorm(Task):
+class ChannelNorm(SyntheticTask):
     """Which of two channels is the longer vector (Li, Zhang and Arora 2021)."""
 
     name: Literal["channel_norm"]
     side: Size = Field(description="d, of the Gaussian images of 3 channels")
 
 
-class KPatterns(Task):
+class KPatterns(SyntheticTask):
     """A function of k bits in a row, at an unknown place (Malach and Shalev-Shwartz 2021)."""
 
     name: Literal["k_patterns"]
@@ -86,7 +86,7 @@ class KPatterns(Task):
     function: Literal["parity", "random"] = Field(description="of these bits")
 
 
-class MNIST1D(Task):
+class MNIST1D(SyntheticTask):
     """Ten one-dimensional digits, padded, scaled, moved, sheared and buried in noise (Greydanus 2020)."""
 
     name: Literal["mnist1d"]

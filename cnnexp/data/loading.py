@@ -1,130 +1,90 @@
-"""From a data section to its images."""
+"""Loading a configured data set: into memory, or as files that stream where it is too large for that."""
 
-import math
-from typing import TYPE_CHECKING
-
+import jax
 import numpy as np
 from jaxtyping import Int
 
 from cnnexp.config import RunConfig
-from cnnexp.config.data import MNIST1D, Data, DataSection, Digits, TFDSImages
-from cnnexp.core.errors import UsageError
-from cnnexp.core.machine import device_memory, machine_memory_text, total_memory
-from cnnexp.core.text import short_number
+from cnnexp.config.data import Data, DataSection, Digits, TFDSImages
+from cnnexp.core.machine import device_memory
+from cnnexp.data.checks import check_images
+from cnnexp.data.datasets.digits import load_digits
+from cnnexp.data.datasets.synthetic import load_task
 from cnnexp.data.images import Images
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.sampling import Split, draw_split
-from cnnexp.data.shapes import DIGIT_POINTS, infer_shape, resolve_train_size
+from cnnexp.data.shapes import infer_shape, resolve_train_size
+from cnnexp.data.tfds.dataset import TFDSSet
 
-if TYPE_CHECKING:
-    from cnnexp.data.tfds.dataset import TFDSSet
-
-SHARE = 0.3  # of a device's memory that images may take; the rest is for what is trained on them
-
-
-def check_prepared(data: Data) -> None:
-    """Refuse, at once, a data set that is not there.
-
-    Raises:
-        UsageError: the set is not prepared; the message says what to type.
-    """
-    if data.stream == "always" and not isinstance(data, TFDSImages):
-        raise UsageError(f"data.stream=always: {data.name} is made in memory; allowed: auto, never")
-    if isinstance(data, TFDSImages):
-        from cnnexp.data.tfds.prepared import find_prepared_set
-
-        found = find_prepared_set(data.name, data.data_dir)
-        found.train_and_test_parts(data.train_split, data.test_split)
-
-
-def check_size(data: Data) -> None:
-    """Refuse images that are made in memory and need more of it than this machine has.
-
-    Raises:
-        UsageError: with what they need, and what there is.
-    """
-    if isinstance(data, TFDSImages) and data.stream != "never":
-        return  # those that are too large stream
-    shape, there = infer_shape(data), total_memory()
-    needed = _bytes_of(data)
-    if needed > there:
-        number = shape.train_images + shape.validation_images + shape.test_images
-        size = "x".join(map(str, shape.image))
-        needs = f"{number:,} images of {size} need about {short_number(needed)}B of memory"
-        raise UsageError(f"data: {needs}; {machine_memory_text()}")
-    if isinstance(data, MNIST1D) and (table := 8 * (DIGIT_POINTS + data.padding[1]) ** 2) > there:
-        needs = f"smoothing so long a signal needs about {short_number(table)}B of memory"
-        raise UsageError(f"data.padding={data.padding}: {needs}; {machine_memory_text()}")
-
-
-def read_and_check(data: Data) -> list[str]:
-    """Read and check a prepared set that was not yet looked at.
-
-    Returns:
-        A line for everything that makes results on these images doubtful.
-
-    Raises:
-        UsageError: a file is damaged, or the images or labels are not what the set says.
-    """
-    if not isinstance(data, TFDSImages):
-        return []
-    from cnnexp.data.tfds.dataset import TFDSSet
-
-    found = TFDSSet(data)
-    _read(found, data)
-    return found.survey().warnings(data.name, found.shape)
+IMAGE_FRACTION = 0.3  # of a device's memory: images take at most this much, the training needs the rest
 
 
 def load(data: Data) -> Images | ImageFiles:
-    """Load a configured data set: into memory, or as files to stream where it is too large for that.
+    """Load a configured data set into memory, or open its files where it streams.
 
     Raises:
-        UsageError: the set is not prepared, or damaged.
+        UsageError: The set is not prepared, or one of its files is corrupt.
     """
-    if isinstance(data, TFDSImages):
-        from cnnexp.data.tfds.dataset import TFDSSet
-
-        return _read(TFDSSet(data), data)
+    if isinstance(data, TFDSImages) and _streams(data):
+        return TFDSSet(data).files()
     return load_images(data)
 
 
-def _read(found: "TFDSSet", data: TFDSImages) -> Images | ImageFiles:
-    return found.files() if _streams(data) else found.images()
-
-
 def load_images(data: Data) -> Images:
-    """Load a data set into memory, whatever its size."""
+    """Load a configured data set into memory, whatever its size.
+
+    Raises:
+        UsageError: The set is not prepared, or one of its files is corrupt.
+    """
     if isinstance(data, TFDSImages):
-        from cnnexp.data.tfds.dataset import TFDSSet
-
         return TFDSSet(data).images()
-    if isinstance(data, Digits):
-        from cnnexp.data.datasets.digits import load_digits
+    return load_digits(data) if isinstance(data, Digits) else load_task(data)
 
-        return load_digits(data)
-    from cnnexp.data.datasets.synthetic import load_task
 
-    return load_task(data)
+def read_and_check(data: Data) -> list[str]:
+    """Read a prepared set that was not read before, and check it; other data sets need no check.
+
+    Returns:
+        One warning per reason to doubt results on these images.
+
+    Raises:
+        UsageError: A file is corrupt, or the images or labels contradict the description of the set.
+    """
+    if not isinstance(data, TFDSImages):
+        return []
+    dataset = TFDSSet(data)
+    if _streams(data):
+        dataset.files()
+    else:
+        dataset.images()
+    return dataset.check().warnings(data.name, dataset.shape)
+
+
+def describe(data: Data) -> str:
+    """Describe a data set in one line: its images, its classes, and the images that are in both splits."""
+    checks = TFDSSet(data).check() if isinstance(data, TFDSImages) else check_images(load_images(data))
+    return checks.line(data.name, infer_shape(data))
 
 
 def draw_run_split(images: Images | ImageFiles, data: Data, seed: int) -> Split:
-    """The training and validation images that a seed draws from a data set."""
+    """Draw the training and validation images of a run by its seed."""
     pool = images.validation_labels if isinstance(images, Images) else None
     validation_labels = None if pool is None else np.asarray(pool)
     return draw_split(np.asarray(images.train_labels), seed, data.validation_size, validation_labels)
 
 
 def resolve_split_seed(run: RunConfig) -> int:
-    """The seed that draws a run's training and validation images."""
+    """Return the seed that draws the training and validation images of a run."""
     return run.seed if run.data.split_seed is None else run.data.split_seed
 
 
 def count_images_per_class(
     images: Images | ImageFiles, data: Data, seed: int
 ) -> dict[str, Int[np.ndarray, " classes"]]:
-    """Count the images of each class that a run is trained, validated and tested on, by split.
+    """Count the images of each class that a run is trained, validated and tested on.
 
-    An image of several labels counts once for each of them.
+    Returns:
+        The counts by split. An image with several labels counts once for each of them.
     """
     train, test = np.asarray(images.train_labels), np.asarray(images.test_labels)
     pool = images.validation_labels if isinstance(images, Images) else None
@@ -140,50 +100,20 @@ def count_images_per_class(
     }
 
 
-def describe(data: Data) -> str:
-    """One line: how many images of which classes there are, and how many are in both splits."""
-    from cnnexp.data.tfds.checks import survey_images
-
-    if isinstance(data, TFDSImages):
-        from cnnexp.data.tfds.dataset import TFDSSet
-
-        found = TFDSSet(data).survey()
-    else:
-        found = survey_images(load_images(data))
-    return found.line(data.name, infer_shape(data))
-
-
 def images_key(data: Data) -> str:
-    """A key that is the same for sections that load the same images."""
-    own = set(type(data).model_fields) - set(DataSection.model_fields)
-    return data.model_dump_json(include={*own, "name", "stream"})
+    """Return a key that is equal for sections that load the same images."""
+    loading_keys = set(type(data).model_fields) - set(DataSection.model_fields)
+    return data.model_dump_json(include={*loading_keys, "name", "stream"})
 
 
 def resident_bytes(data: Data) -> int:
-    """What the images take on each device: nothing where they stream."""
-    if isinstance(data, TFDSImages) and _streams(data):
-        return 0
-    return _bytes_of(data)
+    """Return the memory that the images take on each device: 0 where they stream."""
+    return 0 if isinstance(data, TFDSImages) and _streams(data) else infer_shape(data).bytes
 
 
 def _streams(data: TFDSImages) -> bool:
     if data.stream != "auto":
         return data.stream == "always"
-    return _bytes_of(data) > SHARE * _device_bytes()
-
-
-def _bytes_of(data: Data) -> int:
-    shape = infer_shape(data)
-    return (
-        math.prod(shape.image)
-        * shape.itemsize
-        * (shape.train_images + shape.validation_images + shape.test_images)
-    )
-
-
-def _device_bytes() -> float:
-    """Memory for one copy of the images; on CPU every core is a device with a copy of its own."""
-    import jax
-
+    # On the CPU every core is a device with a copy of its own.
     copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
-    return device_memory() / copies
+    return infer_shape(data).bytes > IMAGE_FRACTION * device_memory() / copies

@@ -9,7 +9,8 @@ from typing import Any
 from cnnexp.config import RunConfig
 from cnnexp.config.sections import MLP, Activation, DType, Lowering, SimpleCNN
 from cnnexp.core.errors import UsageError, as_typed
-from cnnexp.data.shapes import DataShape
+from cnnexp.data.known_sets import DataShape
+from cnnexp.data.shapes import infer_shape
 from cnnexp.models.matching import Widths, is_matched, match_widths
 from cnnexp.nn.counts import Counts, count
 from cnnexp.nn.geometry import Geometry, Pool
@@ -151,8 +152,6 @@ def _layers(model: SimpleCNN | MLP, shape: DataShape) -> Network:
 
 def specify_network(config: RunConfig) -> Network:
     """The network that a run trains."""
-    from cnnexp.data.shapes import infer_shape
-
     layers = specify_layers(config.model, infer_shape(config.data))
     for key in ("share_every", "tied_steps"):
         value = getattr(config.train, key)
@@ -167,8 +166,6 @@ def specify_network(config: RunConfig) -> Network:
 
 def describe_matching(config: RunConfig) -> dict[str, int | float]:
     """What `model.match` aimed at and, as a ratio, what it reached; empty where nothing is matched."""
-    from cnnexp.data.shapes import infer_shape
-
     shape = infer_shape(config.data)
     target = match_target(config.model, shape)
     if target is None or isinstance(config.model, MLP):

@@ -12,8 +12,8 @@ from cnnexp.config import RunConfig, unknown_key
 from cnnexp.config.launchers import LocalLauncher
 from cnnexp.core.errors import UsageError, shortened, suggestion
 from cnnexp.core.machine import check_writable
-from cnnexp.data.loading import check_prepared, check_size
-from cnnexp.data.shapes import check_corruptions, infer_shape
+from cnnexp.data.shapes import infer_shape
+from cnnexp.data.validate import check_corruptions, check_prepared, check_size
 from cnnexp.models.spec import specify_network
 from cnnexp.store.runs import run_folders, sweep_folder
 from cnnexp.sweep.overrides import Groups

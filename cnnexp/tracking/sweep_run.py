@@ -16,8 +16,9 @@ from matplotlib.style import context
 
 from cnnexp.config import RunConfig, parse
 from cnnexp.core.errors import UsageError
-from cnnexp.data.loading import check_prepared, images_key, load
+from cnnexp.data.loading import images_key, load
 from cnnexp.data.tfds.prepared import resolve_data_dir
+from cnnexp.data.validate import check_prepared
 from cnnexp.models.spec import Network, specify_network
 from cnnexp.plots.images import data_picture
 from cnnexp.plots.layers import network_picture

@@ -32,7 +32,7 @@ PAPER = {
 def ours(images: int) -> tuple[np.ndarray, np.ndarray]:
     """Signals and labels drawn here."""
     data = MNIST1D.model_construct(None, **PAPER)
-    signals, labels = draw_images(make_mnist1d_draw(data), jax.random.key(0), images)
+    signals, labels = draw_images(make_mnist1d_draw(data, jax.random.key(0)), jax.random.key(0), images)
     return signals[:, :, 0, 0], labels
 
 

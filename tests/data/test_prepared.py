@@ -14,8 +14,9 @@ from cnnexp.cli.data import print_prepared
 from cnnexp.config import parse
 from cnnexp.core.errors import UsageError
 from cnnexp.data.images import Images
-from cnnexp.data.loading import check_prepared, describe, load, read_and_check
+from cnnexp.data.loading import describe, load, read_and_check
 from cnnexp.data.shapes import infer_shape
+from cnnexp.data.validate import check_prepared
 from cnnexp.training.loop import StackTraining
 from tests.conftest import Configure
 from tests.fakes.tfds_digits import prepare_images, tfds_data

@@ -9,7 +9,7 @@ from mnist1d_reference import PAPER
 from scipy import stats
 
 from cnnexp.config.data import DATA_VARIANTS, DataSection
-from cnnexp.data.datasets.mnist1d import templates
+from cnnexp.data.datasets.mnist1d import make_templates
 from cnnexp.data.images import Images
 from cnnexp.data.loading import load_images
 from cnnexp.data.shapes import infer_shape
@@ -84,7 +84,7 @@ def test_some_bits_in_a_row_decide(function: str) -> None:
 
 def test_mnist1d_is_that_of_the_package() -> None:
     """Mean, deviation and correlation of each class, against as many signals from the `mnist1d` package."""
-    assert templates() == pytest.approx(mnist1d.data.get_templates()["x"])
+    assert make_templates() == pytest.approx(mnist1d.data.get_templates()["x"])
     options = mnist1d.data.get_dataset_args()
     options.num_samples = 10_000
     theirs = mnist1d.data.make_dataset(options)

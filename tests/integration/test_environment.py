@@ -17,7 +17,7 @@ from cnnexp.cli import main as cli
 from cnnexp.core import terminal
 from cnnexp.core.errors import UsageError
 from cnnexp.core.machine import cache_folder
-from cnnexp.data.tfds.dataset import _store, _stored
+from cnnexp.data.tfds.dataset import read_cache, write_cache
 from cnnexp.store import files as atomic
 from cnnexp.store import runs
 from cnnexp.store.checkpoints import StackCheckpoints
@@ -192,19 +192,19 @@ def test_a_cache_that_cannot_be_written_costs_one_warning(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert cache_folder("jax") is None and cache_folder("datasets") is None
     assert capsys.readouterr().err.count("\n") == 1
-    _store(None, {"x": np.zeros(3)})
-    assert _stored(None) is None
+    write_cache(None, {"x": np.zeros(3)})
+    assert read_cache(None) is None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder("jax") == tmp_path / "cnnexp" / "jax"
     entry = tmp_path / "cnnexp" / "set.npz"
     with monkeypatch.context() as patch:
         patch.setattr(np, "savez", failing(errno.ENOSPC))
         for _ in range(3):
-            _store(entry, {"x": np.zeros(3)})
+            write_cache(entry, {"x": np.zeros(3)})
     assert capsys.readouterr().err.count("No space left on device") == 1
     assert not list(entry.parent.glob("*.npz"))
-    _store(entry, {"x": np.zeros(3)})
-    stored = _stored(entry)
+    write_cache(entry, {"x": np.zeros(3)})
+    stored = read_cache(entry)
     assert stored is not None and stored["x"].tolist() == [0, 0, 0]
 
 

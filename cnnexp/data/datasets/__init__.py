@@ -1,1 +1,5 @@
-"""Data sets that need no download."""
+"""Data sets that need no download; importing this package registers all synthetic tasks."""
+
+from cnnexp.data.datasets import digits, mnist1d, synthetic
+
+__all__ = ["digits", "mnist1d", "synthetic"]

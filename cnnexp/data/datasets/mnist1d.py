@@ -1,4 +1,4 @@
-"""MNIST-1D (Greydanus 2020, arXiv 2011.14439, section 2): templates, and how each signal is made of one."""
+"""MNIST-1D (Greydanus 2020, arXiv 2011.14439, section 2): signals are distorted copies of ten templates."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 from scipy.ndimage import gaussian_filter1d
 
 from cnnexp.config.data import MNIST1D
-from cnnexp.data.datasets.synthetic import Draw
+from cnnexp.data.datasets.synthetic import Draw, register_task
 from cnnexp.data.shapes import DIGIT_POINTS
 
 # Heights of the ten digits as the paper draws them, from left to right.
@@ -27,22 +27,22 @@ HEIGHTS = np.array(
         [5, 4, 3.5, 3.5, 4, 5, 5, 5, 5, 4.7, 4.3, 5],
     ]
 )
-POINTS = DIGIT_POINTS
 AMPLITUDE = 1 / 6
-SMOOTHING = 2.0  # points: width of the Gaussian that makes noise correlated
+SMOOTHING_POINTS = 2.0  # standard deviation of the Gaussian that correlates the noise
 
 
-def templates() -> Float[np.ndarray, "10 12"]:
-    """The digits, each of one deviation, starting at 0, then made smaller."""
+def make_templates() -> Float[np.ndarray, "10 12"]:
+    """Return the ten digits, each scaled to deviation `AMPLITUDE` and shifted to start at 0."""
     shapes = HEIGHTS / HEIGHTS.std(1, keepdims=True)
     return (shapes - shapes[:, :1]) * AMPLITUDE
 
 
-def make_mnist1d_draw(data: MNIST1D) -> Draw:
-    """How a signal is drawn: padded and stretched, scaled, moved around the end, noisy, sheared, sampled."""
-    points = POINTS + data.padding[1]
-    smooth = gaussian_filter1d(np.eye(points), SMOOTHING, axis=0).astype(np.float32)
-    return partial(_draw, data, jnp.asarray(templates(), jnp.float32), jnp.asarray(smooth))
+@register_task(MNIST1D)
+def make_mnist1d_draw(data: MNIST1D, task_key: Key[Array, ""]) -> Draw:
+    """Return the function that draws a signal: it pads, stretches, scales, moves and shears a digit."""
+    points = DIGIT_POINTS + data.padding[1]
+    smooth = gaussian_filter1d(np.eye(points), SMOOTHING_POINTS, axis=0).astype(np.float32)
+    return partial(_draw, data, jnp.asarray(make_templates(), jnp.float32), jnp.asarray(smooth))
 
 
 def _draw(
@@ -55,20 +55,19 @@ def _draw(
     keys = random.split(key, 6)
     points, label = len(smooth), number % 10
     padding = random.randint(keys[0], (), data.padding[0], data.padding[1] + 1)
-    # Stretched from 12 points and the padding behind them to as many as with the most padding.
-    at = jnp.arange(points) * (POINTS + padding - 1) / (points - 1)
-    signal = _at(jnp.pad(shapes[label], (0, points - POINTS)), at)
+    # The 12 points and their padding are stretched to the length that they have with the most padding.
+    places = jnp.arange(points) * (DIGIT_POINTS + padding - 1) / (points - 1)
+    signal = _interpolate(jnp.pad(shapes[label], (0, points - DIGIT_POINTS)), places)
     signal *= 1 + data.scale * (random.uniform(keys[1]) - 0.5)
     move = random.randint(keys[2], (), 0, data.translation)
-    signal, drawn = jnp.roll(signal, move), jnp.roll(at < POINTS, move)
+    signal, is_digit = jnp.roll(signal, move), jnp.roll(places < DIGIT_POINTS, move)
     correlated = smooth @ (data.correlated_noise * random.normal(keys[3], (points,)))
-    signal = jnp.where(drawn, signal, correlated) + data.noise * random.normal(keys[4], (points,))
+    signal = jnp.where(is_digit, signal, correlated) + data.noise * random.normal(keys[4], (points,))
     slope = data.shear * (random.uniform(keys[5]) - 0.5)
     signal -= slope * jnp.linspace(-0.5, 0.5, points)
-    sampled = _at(signal, jnp.arange(data.length) * (points - 1) / max(1, data.length - 1))
+    sampled = _interpolate(signal, jnp.arange(data.length) * (points - 1) / max(1, data.length - 1))
     return sampled.reshape(-1, 1, 1), label
 
 
-def _at(signal: Float[Array, " m"], places: Float[Array, " n"]) -> Float[Array, " n"]:
-    """The signal between its points, by straight lines."""
+def _interpolate(signal: Float[Array, " m"], places: Float[Array, " n"]) -> Float[Array, " n"]:
     return jnp.interp(places, jnp.arange(len(signal), dtype=jnp.float32), signal)

@@ -1,7 +1,11 @@
-"""Synthetic tasks with known answers: each image a pure function of its key, drawn on the device."""
+"""Synthetic tasks with known answers: each image is a pure function of its key, drawn on the device.
+
+A task registers how its images are drawn with `register_task`, under the class of its configuration.
+"""
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,53 +13,66 @@ import numpy as np
 from jax import lax, random
 from jaxtyping import Array, Float, Int, Key
 
-from cnnexp.config.data import MNIST1D, ChannelNorm, KPatterns, SignalDistribution, Task
+from cnnexp.config.data import ChannelNorm, KPatterns, SignalDistribution, SyntheticTask
 from cnnexp.data.images import Images, make_images
 
-# An image and its label from a key and the image's number, by which classes take turns.
+# Draws an image and its label from a key and the number of the image, by which classes may take turns.
 Draw = Callable[[Key[Array, ""], Int[Array, ""]], tuple[Array, Array]]
-AT_ONCE = 4096  # images drawn side by side
+MakeDraw = Callable[
+    [Any, Key[Array, ""]], Draw
+]  # from a task and the key of what all its images have in common
+Function = TypeVar("Function", bound=MakeDraw)
+
+BATCH = 4096  # images that are drawn side by side
+_TASKS: dict[type[SyntheticTask], MakeDraw] = {}
 
 
-def load_task(data: Task) -> Images:
-    """Draw the images of a task; training and test images come from streams of their own."""
-    shared, *streams = random.split(random.key(data.seed), 3)
-    draw = _draw_of(data, shared)
-    drawn = [
+def register_task(section: type[SyntheticTask]) -> Callable[[Function], Function]:
+    """Register the decorated function as the way to draw the images of a task.
+
+    Args:
+        section: The configuration of the task. The function takes an instance of it and the key of what all
+            images of the task have in common; it returns a `Draw`.
+    """
+
+    def register(make_draw: Function) -> Function:
+        _TASKS[section] = make_draw
+        return make_draw
+
+    return register
+
+
+def load_task(data: SyntheticTask) -> Images:
+    """Draw the training and test images of a task from two independent streams of random numbers."""
+    task_key, *streams = random.split(random.key(data.seed), 3)
+    draw = _TASKS[type(data)](data, task_key)
+    arrays = [
         array
         for stream, count in zip(streams, (data.images, data.test_images), strict=True)
         for array in draw_images(draw, stream, count)
     ]
-    return make_images(*drawn)
+    return make_images(*arrays)
 
 
 def draw_images(draw: Draw, key: Key[Array, ""], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """`count` images and labels; the first of them do not depend on how many follow."""
+    """Draw `count` images and their labels; a larger count only appends to them."""
 
     @jax.jit
-    def one_by_one(key: Key[Array, ""]) -> tuple[Array, Array]:
+    def draw_all(key: Key[Array, ""]) -> tuple[Array, Array]:
         numbers = jnp.arange(count)
-        return lax.map(lambda number: draw(random.fold_in(key, number), number), numbers, batch_size=AT_ONCE)
+        return lax.map(lambda number: draw(random.fold_in(key, number), number), numbers, batch_size=BATCH)
 
-    images, labels = one_by_one(key)
+    images, labels = draw_all(key)
     return np.asarray(images), np.asarray(labels)
 
 
-def _draw_of(data: Task, shared: Key[Array, ""]) -> Draw:
-    if isinstance(data, SignalDistribution):
-        signal = random.normal(shared, (data.dimension,))
-        return partial(_signal, data, signal / jnp.linalg.norm(signal))
-    if isinstance(data, ChannelNorm):
-        return partial(_channel_norm, data)
-    if isinstance(data, KPatterns):
-        return partial(_k_pattern, data, shared)
-    assert isinstance(data, MNIST1D)
-    from cnnexp.data.datasets.mnist1d import make_mnist1d_draw
-
-    return make_mnist1d_draw(data)
+@register_task(SignalDistribution)
+def _make_signal_draw(data: SignalDistribution, task_key: Key[Array, ""]) -> Draw:
+    signal = random.normal(task_key, (data.dimension,))
+    return partial(_draw_signal, data, signal / jnp.linalg.norm(signal))
 
 
-def _signal(
+def _draw_signal(
     data: SignalDistribution, signal: Float[Array, " d"], key: Key[Array, ""], number: Int[Array, ""]
 ) -> tuple[Float[Array, "kd 1 1"], Int[Array, ""]]:
     """Lahoti et al. 2024, section 3: x = y w* in one random patch, plus sigma N(0, I)."""
@@ -67,26 +84,36 @@ def _signal(
     return patches.reshape(-1, 1, 1), label
 
 
-def _channel_norm(
+@register_task(ChannelNorm)
+def _make_channel_norm_draw(data: ChannelNorm, task_key: Key[Array, ""]) -> Draw:
+    return partial(_draw_channel_norm, data)
+
+
+def _draw_channel_norm(
     data: ChannelNorm, key: Key[Array, ""], number: Int[Array, ""]
 ) -> tuple[Float[Array, "d d 3"], Int[Array, ""]]:
-    """Li, Zhang and Arora 2021, section 1: 1 where the first channel is the longer; x ~ N(0, I)."""
+    """Li, Zhang and Arora 2021, section 1: 1 where the first channel has the larger norm; x ~ N(0, I)."""
     image = random.normal(key, (data.side, data.side, 3))
     lengths = jnp.square(image).sum((0, 1))
     return image, (lengths[0] > lengths[1]).astype(jnp.int32)
 
 
-def _k_pattern(
-    data: KPatterns, shared: Key[Array, ""], key: Key[Array, ""], number: Int[Array, ""]
+@register_task(KPatterns)
+def _make_pattern_draw(data: KPatterns, task_key: Key[Array, ""]) -> Draw:
+    return partial(_draw_pattern, data, task_key)
+
+
+def _draw_pattern(
+    data: KPatterns, task_key: Key[Array, ""], key: Key[Array, ""], number: Int[Array, ""]
 ) -> tuple[Float[Array, "n 1 1"], Int[Array, ""]]:
     """Malach and Shalev-Shwartz 2021, section 2: g of the bits from place j on; x uniform over +1 and -1."""
-    place_key, table_key = random.split(shared)
+    place_key, table_key = random.split(task_key)
     place = random.randint(place_key, (), 0, data.length - data.pattern + 1)
     bits = random.bernoulli(key, 0.5, (data.length,)).astype(jnp.int32)
     pattern = lax.dynamic_slice(bits, (place,), (data.pattern,))
     if data.function == "parity":
         label = pattern.sum() % 2
-    else:  # any function: a random bit for each pattern
-        which = (pattern << jnp.arange(data.pattern)).sum()
-        label = random.bernoulli(random.fold_in(table_key, which)).astype(jnp.int32)
+    else:  # a random bit for each pattern
+        entry = (pattern << jnp.arange(data.pattern)).sum()
+        label = random.bernoulli(random.fold_in(table_key, entry)).astype(jnp.int32)
     return (2.0 * bits - 1.0).reshape(-1, 1, 1), label

@@ -1,104 +1,173 @@
-"""Image sets of TensorFlow Datasets in memory or on disk: surveyed once, then ready in a moment."""
+"""A prepared TFDS set as one configuration reads it: in memory or on disk, checked once and cached."""
 
 import hashlib
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from cnnexp.config.data import TFDSImages
-from cnnexp.core.machine import cache_folder, warn_once
-from cnnexp.data.images import Images, Normalisation
+from cnnexp.core.machine import cache_folder, cores, warn_once
+from cnnexp.core.terminal import progress_bar
+from cnnexp.data.checks import ImageChecks, check_labels, count_duplicates, hash_images
+from cnnexp.data.images import Images, Normalisation, count_levels, pixel_moments
+from cnnexp.data.known_sets import DataShape
 from cnnexp.data.pipelines import ImageFiles
-from cnnexp.data.shapes import DataShape, infer_shape
-from cnnexp.data.tfds.checks import Survey, survey
+from cnnexp.data.shapes import infer_shape
 from cnnexp.data.tfds.prepared import PreparedSet, find_prepared_set
 from cnnexp.data.tfds.records import Records
+
+BATCH = 1024  # images that are read and checked at once
 
 Arrays = dict[str, np.ndarray]
 
 
 class TFDSSet:
-    """A prepared set as one configuration looks at it."""
+    """A prepared set as one configuration reads it.
+
+    Args:
+        data: The configuration.
+
+    Raises:
+        UsageError: The set is not prepared.
+    """
 
     def __init__(self, data: TFDSImages):
         self.prepared: PreparedSet = find_prepared_set(data.name, data.data_dir)
         self.shape: DataShape = infer_shape(data)
         self._splits = {"train": data.train_split, "test": data.test_split}
         self._size = data.size
-        self._resize = data.size is not None
-        self._survey: Survey | None = None
+        self._checks: ImageChecks | None = None
 
-    def survey(self) -> Survey:
-        """The checks and statistics; the first time the whole set is read.
+    def check(self) -> ImageChecks:
+        """Return the checks of the set; the first time, the whole set is read.
 
         Raises:
-            UsageError: a damaged file, or images or labels that are not what the set says.
+            UsageError: A file is corrupt, or the images or labels contradict the description of the set.
         """
-        if self._survey is not None:
-            return self._survey
-        for kind in ("images", "survey"):
-            if (arrays := _stored(self._cache_file(kind), Survey._fields)) is not None:
-                self._survey = Survey(**arrays)
-                return self._survey
-        self._survey = survey(self._records(), self.shape.classes)
-        _store(self._cache_file("survey"), self._survey._asdict())
-        return self._survey
+        if self._checks is not None:
+            return self._checks
+        for kind in ("images", "checks"):
+            if (arrays := read_cache(self._cache_file(kind), ImageChecks._fields)) is not None:
+                self._checks = ImageChecks(**arrays)
+                return self._checks
+        self._checks = check_records(self._records(), self.shape.classes)
+        write_cache(self._cache_file("checks"), self._checks._asdict())
+        return self._checks
 
     def images(self) -> Images:
-        """The set in memory; after the first time from a cache, which is some twenty times faster."""
+        """Load the set into memory; after the first time from a cache, which is some twenty times faster."""
         file = self._cache_file("images")
-        arrays = _stored(file)
-        if arrays is None:
+        arrays = read_cache(file)
+        if arrays is None or not {*ImageChecks._fields} <= arrays.keys():
             arrays = self._read()
-            _store(file, arrays)
-        self._survey = Survey(**{key: arrays[key] for key in Survey._fields})
-        normalisation = Normalisation(arrays["mean"], arrays["std"])
-        images, labels = (
-            {split: arrays[f"{split}_{kind}"] for split in self._splits} for kind in ("images", "labels")
+            write_cache(file, arrays)
+        self._checks = ImageChecks(**{key: arrays[key] for key in ImageChecks._fields})
+        return Images(
+            train_images=arrays["train_images"],
+            train_labels=arrays["train_labels"],
+            test_images=arrays["test_images"],
+            test_labels=arrays["test_labels"],
+            normalisation=Normalisation(arrays["mean"], arrays["std"]),
         )
-        return Images(images["train"], labels["train"], images["test"], labels["test"], normalisation)
 
     def files(self) -> ImageFiles:
-        """The set on disk, to be streamed."""
-        found = self.survey()
+        """Open the set to stream it from disk."""
+        checks = self.check()
         return ImageFiles(
             records=self._records(),
-            train_labels=found.train_labels,
-            test_labels=found.test_labels,
-            normalisation=Normalisation(found.mean, found.std),
+            train_labels=checks.train_labels,
+            test_labels=checks.test_labels,
+            normalisation=Normalisation(checks.mean, checks.std),
         )
 
     def _read(self) -> Arrays:
         records = self._records()
         keep = {name: np.empty((len(split), *self.shape.image), np.uint8) for name, split in records.items()}
-        found = survey(records, self.shape.classes, keep)
-        return {f"{name}_images": images for name, images in keep.items()} | found._asdict()
+        checks = check_records(records, self.shape.classes, keep)
+        return {f"{name}_images": images for name, images in keep.items()} | checks._asdict()
 
     def _records(self) -> dict[str, Records]:
         return {
-            name: Records(self.prepared, split, self.shape.image, resize=self._resize)
+            name: Records(self.prepared, split, self.shape.image, resize=self._size is not None)
             for name, split in self._splits.items()
         }
 
     def _cache_file(self, kind: str) -> Path | None:
         if (folder := cache_folder("datasets")) is None:
             return None
-        # Another preparation, a file changed since, another size: another digest.
+        # Another preparation, a changed file or another size has another digest.
         stamps = [
             (file.name, file.stat().st_size, file.stat().st_mtime_ns)
             for file in sorted(self.prepared.folder.iterdir())
         ]
-        looked_at = (str(self.prepared.folder.resolve()), stamps, self._splits, self._size)
-        digest = hashlib.sha256(repr(looked_at).encode()).hexdigest()[:12]
+        origin = (str(self.prepared.folder.resolve()), stamps, self._splits, self._size)
+        digest = hashlib.sha256(repr(origin).encode()).hexdigest()[:12]
         name = f"{self.prepared.name.replace('/', '-')}-{self.prepared.folder.name}-{digest}-{kind}.npz"
         return folder / name
 
 
-def _stored(file: Path | None, keys: Iterable[str] | None = None) -> Arrays | None:
+def check_records(
+    splits: dict[str, Records],
+    classes: int,
+    keep: dict[str, UInt8[np.ndarray, "n h w c"]] | None = None,
+) -> ImageChecks:
+    """Read every image of the splits `train` and `test` once and check them.
+
+    Args:
+        splits: The records by split.
+        classes: The number of classes; labels are from 0 to `classes - 1`.
+        keep: Arrays by split that the images are written to; None discards the images.
+
+    Raises:
+        UsageError: A file is corrupt, or a label is no class number.
+    """
+    labels: dict[str, list[np.ndarray]] = {name: [] for name in splits}
+    hashes: dict[str, list[np.ndarray]] = {name: [] for name in splits}
+    levels = 0
+    with progress_bar("reading images", sum(len(records) for records in splits.values())) as advance:
+        for name, records in splits.items():
+            for start, images, batch_labels in _read_ahead(records):
+                if keep is not None:
+                    keep[name][start : start + len(images)] = images
+                labels[name].append(batch_labels)
+                hashes[name].append(hash_images(images))
+                if name == "train":
+                    levels = levels + count_levels(images)
+                advance(len(images))
+    joined = {name: np.concatenate(parts) for name, parts in labels.items()}
+    for name, split_labels in joined.items():
+        check_labels(name, split_labels, classes)
+    duplicates = count_duplicates(np.concatenate(hashes["train"]), np.concatenate(hashes["test"]))
+    return ImageChecks(joined["train"], joined["test"], *pixel_moments(np.asarray(levels)), duplicates)
+
+
+def _read_ahead(
+    records: Records,
+) -> Iterator[tuple[int, UInt8[np.ndarray, "b h w c"], Int[np.ndarray, " b"]]]:
+    starts = range(0, len(records), BATCH)
+
+    def read(start: int) -> tuple[int, np.ndarray, np.ndarray]:
+        return start, *records.read(range(start, min(start + BATCH, len(records))))
+
+    workers = cores()
+    with ThreadPoolExecutor(workers) as pool:
+        for wave in range(0, len(starts), 2 * workers):  # bounds the memory of the batches read ahead
+            yield from pool.map(read, starts[wave : wave + 2 * workers])
+
+
+def read_cache(file: Path | None, keys: Iterable[str] | None = None) -> Arrays | None:
+    """Read arrays from a cache file; None where it is missing or corrupt, which deletes it.
+
+    Args:
+        file: The file; None where there is no cache.
+        keys: The arrays to read; None reads all.
+    """
     if file is None:
         return None
     try:
@@ -106,13 +175,14 @@ def _stored(file: Path | None, keys: Iterable[str] | None = None) -> Arrays | No
             return {key: stored[key] for key in keys or stored}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # not what was written: it can be made again
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # corrupt or outdated: it can be made again
         with suppress(OSError):
             file.unlink(missing_ok=True)
         return None
 
 
-def _store(file: Path | None, arrays: Arrays) -> None:
+def write_cache(file: Path | None, arrays: Arrays) -> None:
+    """Write arrays to a cache file, as a whole or not at all; a warning says where this is impossible."""
     if file is None:
         return
     partial = file.with_suffix(f".{os.getpid()}.npz")

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from pydantic.alias_generators import to_camel
 
 from cnnexp.core.errors import UsageError, nearest_name
-from cnnexp.data.shapes import KNOWN_SETS, DataShape
+from cnnexp.data.known_sets import KNOWN_SETS, DataShape
 from cnnexp.data.tfds.splits import Part, check_disjoint, resolve_split
 
 FORMAT = "array_record"  # of random access, and readable without TensorFlow
