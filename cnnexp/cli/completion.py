@@ -1,175 +1,178 @@
 """What completes at TAB: commands, options, keys and values, for bash, zsh and fish.
 
-`cnnexp completion SHELL` prints a script that asks `cnnexp _complete LINE` which words can end the line.
-Nothing heavy is imported for that.
+`cnnexp completion SHELL` prints a script that asks `cnnexp` which words can end a line; the words come from
+click's completion of commands and options, and from the schema. Nothing heavy is imported for that.
 """
 
-import argparse
-from collections.abc import Iterable
-from itertools import pairwise
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from cnnexp.cli.options import command_parser, option_names, sweep_parser
-from cnnexp.config import SECTIONS, VARIANTS, RunConfig
-from cnnexp.config.data import OTHER
-from cnnexp.config.sections import BiasText, Section, TyingText
-from cnnexp.core.machine import shipped
-from cnnexp.data.known_sets import KNOWN_SETS
-from cnnexp.nn.tying import BIAS_NAMES, TYING_NAMES
+import click
+from click.shell_completion import CompletionItem, ShellComplete, add_completion_class, shell_complete
 
-SWEEPS = ("run", "plan", "show", "wandb-sweep")
-GROUPS = (*SECTIONS, "experiment", "size")
-OWN_FOLDER = ("--config-dir", "-cd")
-SWEEP_NAMES = ("report", "results", "compare", "sync", "dashboard")  # commands that take the name of a sweep
+from cnnexp.cli.commands import Command
+from cnnexp.cli.options import OneOf
+
+VARIABLE = "_CNNEXP_COMPLETE"  # what the scripts set: bash_complete, zsh_complete or fish_complete
+GROUPS_WITHOUT_SECTION = ("experiment", "size")
 HYDRA = ("hydra/sweeper=", "hydra.searchpath=")
 
-BASH = r"""
-_cnnexp() {
+
+class LineComplete(ShellComplete):
+    """Completion of the last word of a line, whatever a shell takes for the ends of words.
+
+    Bash ends words at `=` and `:`, so click's own scripts cannot complete `model.tying=sh`.
+    """
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """Return the words before the last one, and the last one, which may be empty."""
+        words = os.environ["COMP_LINE"].split(" ")
+        return [word for word in words[1:-1] if word], words[-1]
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem]:
+        """Return the words that can stand in place of the last one; files are left to the shell."""
+        items = super().get_completions(args, incomplete)
+        return sorted((item for item in items if item.type == "plain"), key=lambda item: item.value)
+
+    def format_completion(self, item: CompletionItem) -> str:
+        """Return the word alone."""
+        return item.value
+
+
+@add_completion_class
+class BashLine(LineComplete):
+    """The script for bash, which puts words in place of what follows the last `=` or `:`."""
+
+    name = "bash"
+    source_template = r"""
+%(complete_func)s() {
     local line="${COMP_LINE:0:COMP_POINT}" IFS=$'\n'
     local word="${line##* }"
-    COMPREPLY=($("$1" _complete "$line" 2>/dev/null))
-    local begun="${word%"${word##*[=:]}"}"  # bash puts words in place of what follows these
-    COMPREPLY=("${COMPREPLY[@]#"$begun"}")
+    COMPREPLY=($(COMP_LINE="$line" %(complete_var)s=bash_complete "$1" 2>/dev/null))
+    local prefix="${word%%"${word##*[=:]}"}"
+    COMPREPLY=("${COMPREPLY[@]#"$prefix"}")
     [[ ${#COMPREPLY[@]} -eq 1 && "${COMPREPLY[0]}" == *[=.] ]] && compopt -o nospace
     return 0
 }
-complete -o default -F _cnnexp cnnexp
+complete -o default -F %(complete_func)s %(prog_name)s
 """
-ZSH = r"""
-#compdef cnnexp
-_cnnexp() {
-    local -a found
-    found=(${(f)"$(cnnexp _complete "${(j: :)words[1,CURRENT]}" 2>/dev/null)"})
-    if (( ${#found} )); then compadd -Q -S '' -- $found; else _files; fi
+
+
+@add_completion_class
+class ZshLine(LineComplete):
+    """The script for zsh."""
+
+    name = "zsh"
+    source_template = r"""
+#compdef %(prog_name)s
+%(complete_func)s() {
+    local -a candidates
+    local COMP_LINE
+    export COMP_LINE="${(j: :)words[1,CURRENT]}"
+    candidates=(${(f)"$(%(complete_var)s=zsh_complete %(prog_name)s 2>/dev/null)"})
+    if (( ${#candidates} )); then compadd -Q -S '' -- $candidates; else _files; fi
 }
-compdef _cnnexp cnnexp
+compdef %(complete_func)s %(prog_name)s
 """
-FISH = r"""
-complete -c cnnexp -f -a '(cnnexp _complete (commandline -cp | string collect))'
+
+
+@add_completion_class
+class FishLine(LineComplete):
+    """The script for fish."""
+
+    name = "fish"
+    source_template = r"""
+function %(complete_func)s
+    env COMP_LINE=(commandline -cp | string collect) %(complete_var)s=fish_complete %(prog_name)s
+end
+complete -c %(prog_name)s -f -a '(%(complete_func)s)'
 """
+
+
+SHELLS: dict[str, type[LineComplete]] = {"bash": BashLine, "zsh": ZshLine, "fish": FishLine}
+
+
+@click.command("completion", cls=Command)
+@click.argument("shell", metavar="SHELL", type=OneOf(list(SHELLS)))
+def command(shell: str) -> None:
+    """Print a script for SHELL (bash, zsh or fish) that completes commands, keys and values at TAB.
+
+    In bash: eval "$(cnnexp completion bash)"
+    """
+    print(script(shell))
 
 
 def script(shell: str) -> str:
-    """The script that a shell evaluates."""
-    return {"bash": BASH, "zsh": ZSH, "fish": FISH}[shell].strip()
+    """Return the script that a shell evaluates."""
+    from cnnexp.cli.main import cnnexp
+
+    return SHELLS[shell](cnnexp, {}, "cnnexp", VARIABLE).source().strip()
 
 
-def complete(line: str) -> list[str]:
-    """The words that can stand in place of the last one of a line, which may be empty."""
-    words = line.split(" ")
-    before, word = [text for text in words[1:-1] if text], words[-1]
-    parser = command_parser()
-    if not before:
-        return _beginning(word, [*_commands(parser), "--help", "--version"])
-    command = before[0]
-    if command in SWEEPS:
-        if before[-1] in OWN_FOLDER:
-            return []  # the shell's own: files
-        if word.startswith("-"):
-            return _beginning(word, option_names(sweep_parser(command)))
-        return _overrides(word, before[1:])
-    sub = _commands(parser).get(command)
-    while sub is not None and (inner := _commands(sub)):  # `data list`
-        chosen = next((text for text in before[1:] if text in inner), None)
-        if chosen is None:
-            return _beginning(word, inner)
-        sub = inner[chosen]
-    if sub is None:
-        return []
-    if word.startswith("-"):
-        return _beginning(word, option_names(sub))
-    return _beginning(word, _arguments(sub, command, before))
+def answer(group: click.Command, instruction: str) -> int:
+    """Print the words that a shell asked for, and return the exit code."""
+    return shell_complete(group, {}, "cnnexp", VARIABLE, instruction)
 
 
-def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    return {name: sub for action in parser._actions for name, sub in _choices(action).items()}
+def complete_override(word: str, before: Sequence[str], config_dir: Path | None) -> list[str]:
+    """Return the KEY=VALUE words that begin with an unfinished one.
 
+    Args:
+        word: as far as it is typed.
+        before: the words before it: the groups that they choose decide which keys there are.
+        config_dir: a folder of the user's own configurations.
+    """
+    from cnnexp.core.machine import shipped
 
-def _choices(action: argparse.Action) -> dict[str, Any]:
-    return dict(action.choices or {}) if isinstance(action, argparse._SubParsersAction) else {}
-
-
-def _arguments(parser: argparse.ArgumentParser, command: str, before: list[str]) -> list[str]:
-    """Values of the option that was typed last, or else what the command is about."""
-    for action in parser._actions:
-        if before[-1] in action.option_strings and action.nargs != 0:
-            return list(action.choices or [])
-    if command in SWEEP_NAMES:
-        given = [after for text, after in pairwise(before) if text == "--results-dir"]
-        runs = Path(given[-1] if given else "results").glob("*/*/config.yaml")
-        return sorted({path.parent.parent.name for path in runs})
-    positional = (action for action in parser._actions if not action.option_strings)
-    return [str(choice) for action in positional for choice in action.choices or []]
-
-
-def _overrides(word: str, before: list[str]) -> list[str]:
-    key, equals, value = word.partition("=")
-    own = [Path(after) for text, after in pairwise(before) if text in OWN_FOLDER]
-    folders = [shipped("conf"), *own]
+    folders = [shipped("conf"), *([config_dir] if config_dir else [])]
     chosen = dict(text.split("=", 1) for text in before if "=" in text)
+    key, equals, value = word.partition("=")
     if not equals:
-        return _beginning(word, _keys(word, folders, chosen))
-    begun, comma, last = value.rpartition(",")
-    return [f"{key}={begun}{comma}{name}" for name in _beginning(last, _values(key, folders, chosen))]
+        return _beginning(word, _keys(word, chosen))
+    finished, comma, last = value.rpartition(",")
+    return [f"{key}={finished}{comma}{name}" for name in _beginning(last, _values(key, folders, chosen))]
 
 
-def _keys(word: str, folders: Iterable[Path], chosen: dict[str, str]) -> list[str]:
+def _keys(word: str, chosen: dict[str, str]) -> list[str]:
+    from cnnexp.config import SECTIONS, RunConfig, section_class
+
     section, dot, _ = word.partition(".")
     if dot and section in SECTIONS:
-        return [f"{section}.{key}=" for key in _section(section, chosen).model_fields]
-    plain = [key for key in RunConfig.model_fields if key not in GROUPS]
-    return [*(f"{key}=" for key in (*GROUPS, *plain)), *(f"{section}." for section in SECTIONS), *HYDRA]
+        return [f"{section}.{key}=" for key in section_class(section, _name(section, chosen)).model_fields]
+    top = [key for key in RunConfig.model_fields if key not in SECTIONS]
+    keys = dict.fromkeys([*SECTIONS, *GROUPS_WITHOUT_SECTION, *top])
+    return [*(f"{key}=" for key in keys), *(f"{section}." for section in SECTIONS), *HYDRA]
 
 
-def _section(section: str, chosen: dict[str, str]) -> type[Section]:
-    """The schema of a section, given what was chosen before."""
-    variants = VARIANTS.get(section, {})
-    name = chosen.get(section) or chosen.get(f"{section}.name") or ""
-    other = variants.get(OTHER) if name in KNOWN_SETS else None
-    return variants.get(name) or other or SECTIONS[section]
-
-
-def _names(group: str, folders: Iterable[Path]) -> list[str]:
-    found = {
-        path.relative_to(folder / group).with_suffix("").as_posix()
-        for folder in folders
-        for path in (folder / group).glob("**/*.yaml")
-        if not path.name.startswith("_")
-    }
-    return sorted(found)
+def _name(section: str, chosen: dict[str, str]) -> str:
+    return chosen.get(section) or chosen.get(f"{section}.name") or ""
 
 
 def _values(key: str, folders: Iterable[Path], chosen: dict[str, str]) -> list[str]:
-    if key in GROUPS:
-        return _names(key, folders)
+    from cnnexp.config import SECTIONS, section_class
+    from cnnexp.config.describe import annotation_of, named_values
+
+    if key in (*SECTIONS, *GROUPS_WITHOUT_SECTION):
+        return _group_names(key, folders)
     if key == "hydra/sweeper":
         return ["cnnexp", "optuna"]
     section, _, name = key.partition(".")
     if section not in SECTIONS:
         return []
-    field = _section(section, chosen).model_fields.get(name)
-    if field is None:
-        return []
-    kind = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-    return list(dict.fromkeys(_literals(kind)))
+    field = section_class(section, _name(section, chosen)).model_fields.get(name)
+    values = named_values(annotation_of(field)) if field else []
+    return list(dict.fromkeys(value for value in values if "(" not in value))  # a shell reads brackets itself
 
 
-def _literals(kind: Any) -> list[str]:
-    """The values that a type names one by one."""
-    for text, names in ((TyingText, TYING_NAMES), (BiasText, BIAS_NAMES)):
-        if kind == text:
-            return [name for name in names if "(" not in name]  # a shell takes brackets for its own
-    if kind is bool:
-        return ["true", "false"]
-    if kind is type(None):
-        return ["null"]
-    if get_origin(kind) is Literal:
-        return list(map(str, get_args(kind)))
-    if get_origin(kind) in (Union, UnionType):
-        return [value for member in get_args(kind) for value in _literals(member)]
-    return _literals(get_args(kind)[0]) if get_origin(kind) is Annotated else []
+def _group_names(group: str, folders: Iterable[Path]) -> list[str]:
+    names = {
+        path.relative_to(folder / group).with_suffix("").as_posix()
+        for folder in folders
+        for path in (folder / group).glob("**/*.yaml")
+        if not path.name.startswith("_")
+    }
+    return sorted(names)
 
 
 def _beginning(word: str, candidates: Iterable[str]) -> list[str]:

@@ -1,17 +1,65 @@
-"""What image sets are prepared on this machine."""
+"""`cnnexp data`: prepare image sets, and list those that are prepared on this machine."""
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+import click
 
+from cnnexp.cli.commands import Command, Group
+from cnnexp.cli.options import FilePath, Folder, data_dir_option, missing_folder
 from cnnexp.core.errors import UsageError
-from cnnexp.core.text import short_number
-from cnnexp.data.tfds.prepared import PreparedSet, list_prepared_sets, resolve_data_dir
+
+if TYPE_CHECKING:
+    from cnnexp.data.tfds.prepared import PreparedSet
+
+command = Group(
+    {
+        "prepare": ("cnnexp.cli.data:prepare", "Prepare an image set of TensorFlow Datasets, once."),
+        "list": ("cnnexp.cli.data:list_sets", "List the prepared sets: where they are, and how large."),
+    },
+    metavar="ACTION",
+    name="data",
+    help="Prepare and list image sets.",
+)
+
+
+@click.command("prepare", cls=Command)
+@click.argument("name", metavar="NAME")
+@click.option("--from", "source", type=Folder(), metavar="DIR", help="Files already downloaded.")
+@data_dir_option(FilePath())
+def prepare(name: str, source: Path | None, data_dir: Path | None) -> None:
+    """Prepare the image set NAME of TensorFlow Datasets: cifar10, emnist/letters, …"""
+    from cnnexp.core.machine import check_writable
+    from cnnexp.data.tfds.prepare import prepare as prepare_set
+    from cnnexp.data.tfds.prepared import resolve_data_dir
+
+    typed = str(data_dir) if data_dir else None
+    folder = resolve_data_dir(typed)
+    check_writable(folder, _origin(folder, typed))
+    print(prepare_set(name, source, typed).folder)
+
+
+@click.command("list", cls=Command)
+@data_dir_option(Folder())
+def list_sets(data_dir: Path | None) -> None:
+    """List the prepared sets: where they are, and how large."""
+    from cnnexp.data.tfds.prepared import resolve_data_dir
+
+    typed = str(data_dir) if data_dir else None
+    folder = resolve_data_dir(typed)
+    if os.environ.get("TFDS_DATA_DIR") and not folder.is_dir():
+        raise UsageError(f"{_origin(folder, typed)}: {missing_folder(folder)}")
+    print_prepared(typed)
 
 
 def print_prepared(data_dir: str | Path | None) -> None:
     """Print a table of the prepared sets: where each is, its images and its size."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cnnexp.data.tfds.prepared import list_prepared_sets, resolve_data_dir
+
     console = Console()
     sets = list(list_prepared_sets(data_dir))
     if not sets:
@@ -25,7 +73,9 @@ def print_prepared(data_dir: str | Path | None) -> None:
     console.print(table)
 
 
-def _row(prepared: PreparedSet) -> list[str]:
+def _row(prepared: "PreparedSet") -> list[str]:
+    from cnnexp.core.text import short_number
+
     try:
         sizes = prepared.split_sizes()
         for split in sizes:
@@ -36,5 +86,10 @@ def _row(prepared: PreparedSet) -> list[str]:
         described = [counts, sides, str(shape.classes)]
     except UsageError as error:
         described = [f"cannot be used: {error}", "", ""]
-    where = str(prepared.folder)
-    return [prepared.name, prepared.folder.name, *described, f"{short_number(prepared.bytes)}B", where]
+    size = f"{short_number(prepared.bytes)}B"
+    return [prepared.name, prepared.folder.name, *described, size, str(prepared.folder)]
+
+
+def _origin(folder: Path, typed: str | None) -> str:
+    """Name the option or the variable that says where sets are prepared."""
+    return f"--data-dir {folder}" if typed else f"TFDS_DATA_DIR={folder}"

@@ -117,13 +117,21 @@ def keys_of(section: str, values: Mapping[str, Any]) -> list[str]:
     """The keys allowed in a section ("" is the top level), given the names chosen in `values`."""
     if not section:
         return list(RunConfig.model_fields)
-    if section in VARIANTS:
-        variants = VARIANTS[section]
-        chosen = variants.get(
-            (values.get(section) or {}).get("name", ""), variants.get(OTHER, SECTIONS[section])
-        )
-        return list(chosen.model_fields)
-    return list(SECTIONS[section].model_fields) if section in SECTIONS else []
+    if section not in SECTIONS:
+        return []
+    name = (values.get(section) or {}).get("name", "")
+    return list(section_class(section, name).model_fields)
+
+
+def section_class(section: str, name: str = "") -> type[Section]:
+    """Return the schema of a section.
+
+    Args:
+        section: its name, such as `model`.
+        name: that was chosen in it; any name of a data set that is not one of ours is a set of TFDS.
+    """
+    variants = VARIANTS.get(section, {})
+    return variants.get(name) or (variants.get(OTHER) if name else None) or SECTIONS[section]
 
 
 def unknown_key(key: str, values: Mapping[str, Any]) -> UsageError:

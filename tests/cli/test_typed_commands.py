@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cnnexp.cli import main as cli
-from cnnexp.cli.completion import complete, script
+from cnnexp.cli.completion import script
 from cnnexp.store.runs import read_commands
 from cnnexp.sweep.launchers import launch as launching
 from cnnexp.sweep.points import Job, rerun_commands
@@ -174,11 +174,27 @@ LINES = [
 ]
 
 
-def test_lines_are_completed(command: Command, tmp_path: Path) -> None:
+def completed(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shell: str = "bash"
+) -> list[str]:
+    """What the script of a shell gets as the words that can end a line."""
+    with monkeypatch.context() as patch:
+        patch.setenv("_CNNEXP_COMPLETE", f"{shell}_complete")
+        patch.setenv("COMP_LINE", line)
+        patch.setattr(sys, "argv", ["cnnexp"])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    assert stop.value.code == 0
+    return capsys.readouterr().out.split()
+
+
+def test_lines_are_completed(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for sweep in ("results/spring", "results/summer", "elsewhere/winter"):
         (tmp_path / sweep / "0123").mkdir(parents=True)
         (tmp_path / sweep / "0123" / "config.yaml").write_text("")
-    assert [(line, complete(line)) for line, _ in LINES] == LINES
+    assert [(line, completed(line, monkeypatch, capsys)) for line, _ in LINES] == LINES
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
@@ -187,7 +203,11 @@ def test_bash_completes_a_line_from_where_it_breaks_words(tmp_path: Path) -> Non
     program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m cnnexp "$@"\n')
     program.chmod(0o755)
     asked = """
-    tab() { COMP_LINE="$1" COMP_POINT=${#1}; COMPREPLY=(); _cnnexp cnnexp; echo "${COMPREPLY[*]}"; }
+    tab() {
+        COMP_LINE="$1" COMP_POINT=${#1}; COMPREPLY=()
+        _cnnexp_completion cnnexp
+        echo "${COMPREPLY[*]}"
+    }
     tab "cnnexp run model.tying=shared,lo"
     tab "cnnexp rep"
     complete -p cnnexp
@@ -201,12 +221,12 @@ def test_bash_completes_a_line_from_where_it_breaks_words(tmp_path: Path) -> Non
         timeout=300,
     )
     assert ended.stdout.splitlines()[:2] == ["shared,local", "report"], ended.stderr
-    assert ended.stdout.splitlines()[2] == "complete -o default -F _cnnexp cnnexp"
+    assert ended.stdout.splitlines()[2] == "complete -o default -F _cnnexp_completion cnnexp"
     assert ended.stderr == ""
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_scripts_of_other_shells_ask_the_same(shell: str) -> None:
-    assert "cnnexp _complete" in script(shell)
+    assert f"_CNNEXP_COMPLETE={shell}_complete cnnexp" in script(shell)
     if found := shutil.which(shell):
         assert subprocess.run([found, "-n", "-c", script(shell)], timeout=60).returncode == 0

@@ -1,0 +1,249 @@
+"""`cnnexp run`, `plan`, `show` and `wandb-sweep`: the commands that take KEY=VALUE words for Hydra."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from cnnexp.cli.commands import Command
+from cnnexp.cli.options import AtLeastOne, Folder, OneOf, Text, version_option
+from cnnexp.core.errors import UsageError
+
+RESUME = "run the same command again to resume"
+METHODS = ("grid", "random", "bayes")
+INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+INSTEAD = {  # of options of Hydra that would break a sweep, what to use
+    "--config-path": "--config-dir DIR adds a folder of your own to the configuration",
+    "--experimental-rerun": "the commands of a sweep are kept in results_dir/name/commands.txt",
+    "--shell-completion": 'type: eval "$(cnnexp completion bash)" (or zsh, fish)',
+}
+
+
+def _complete_override(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from cnnexp.cli.completion import complete_override
+
+    words = complete_override(incomplete, ctx.params.get("overrides") or (), ctx.params.get("config_dir"))
+    return [CompletionItem(word) for word in words]
+
+
+def _parameters() -> list[click.Parameter]:
+    """Make the options and arguments of all commands that take KEY=VALUE words."""
+    unused = [
+        click.Option([name, *short], is_flag=False, flag_value="", hidden=True)
+        for name, short in zip(INSTEAD, (["-cp"], [], ["-sc"]), strict=True)
+    ]
+    return [
+        click.Argument(["overrides"], metavar="KEY=VALUE", nargs=-1, shell_complete=_complete_override),
+        click.Option(["--cfg", "-c"], type=OneOf(["job", "hydra", "all"]), help="Print the configuration."),
+        click.Option(["--resolve"], is_flag=True, help="With --cfg: resolve interpolations."),
+        click.Option(
+            ["--package", "-p"], type=Text(), metavar="SECTION", help="With --cfg: only this section."
+        ),
+        click.Option(
+            ["--info", "-i"],
+            type=OneOf(INFO),
+            is_flag=False,
+            flag_value="all",
+            help="Print what Hydra found.",
+        ),
+        click.Option(
+            ["--config-dir", "-cd"],
+            type=Folder(),
+            metavar="DIR",
+            help="A folder with configurations of your own.",
+        ),
+        click.Option(
+            ["--config-name", "-cn"], type=Text(), metavar="NAME", help="A file in place of `config`."
+        ),
+        # Every command is a sweep, and one run a sweep of one: these two change nothing.
+        click.Option(["--multirun", "-m"], is_flag=True, hidden=True, expose_value=False),
+        click.Option(["--run", "-r"], is_flag=True, hidden=True, expose_value=False),
+        *unused,
+        version_option(),
+    ]
+
+
+@click.command("run", cls=Command, params=_parameters(), add_help_option=False)
+@click.option("--help", "-h", "keys", is_flag=True, help="Print every key of the chosen groups.")
+def run(keys: bool, **options: Any) -> int:
+    """Train one run, or the sweep of all combinations of KEY=A,B,C."""
+    return _compose(_Options(**options), help_of_keys=keys)
+
+
+@click.command("plan", cls=Command, params=_parameters())
+def plan(**options: Any) -> int:
+    """Show what a sweep would do, cell by cell, and how long it would take.
+
+    The keys are those of `cnnexp run --help`.
+    """
+    return _compose(_Options(**options), ["hydra.launcher.action=plan"])
+
+
+@click.command("show", cls=Command, params=_parameters())
+def show(**options: Any) -> int:
+    """Describe networks layer by layer without making them, and draw pictures of layers and images.
+
+    The keys are those of `cnnexp run --help`.
+    """
+    return _compose(_Options(**options), ["hydra.launcher.action=show"])
+
+
+@click.command("wandb-sweep", cls=Command, params=_parameters())
+@click.option("--method", type=OneOf(METHODS), default="grid", show_default=True)
+@click.option(
+    "--agents",
+    type=AtLeastOne(),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes on this machine.",
+)
+def wandb_sweep(method: str, agents: int, **options: Any) -> int:
+    """Have agents of W&B carry out a sweep.
+
+    The keys are those of `cnnexp run --help`.
+    """
+    keys = {"action": "wandb_sweep", "method": method, "agents": agents}
+    return _compose(_Options(**options), [f"hydra.launcher.{key}={value}" for key, value in keys.items()])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """What was typed behind one of these commands."""
+
+    overrides: tuple[str, ...]
+    cfg: str | None
+    resolve: bool
+    package: str | None
+    info: str | None
+    config_dir: Path | None
+    config_name: str | None
+    config_path: str | None
+    experimental_rerun: str | None
+    shell_completion: str | None
+
+    def __post_init__(self) -> None:
+        for name, advice in INSTEAD.items():
+            if getattr(self, name.removeprefix("--").replace("-", "_")) is not None:
+                raise UsageError(f"{name}: not used here; {advice}")
+        if self.cfg and self.info:
+            raise UsageError(f"--cfg={self.cfg} --info={self.info}: one of them at a time")
+        for name in ("resolve", "package"):
+            if getattr(self, name) and not self.cfg:
+                raise UsageError(f"--{name}: goes with --cfg job, hydra or all")
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """The options that say where configurations are found, as they are typed."""
+        return self._typed("config_dir", "config_name")
+
+    @property
+    def printing(self) -> tuple[str, ...]:
+        """The options that have Hydra print something, and nothing trained."""
+        return (*(["--resolve"] if self.resolve else []), *self._typed("cfg", "package", "info"))
+
+    def _typed(self, *names: str) -> tuple[str, ...]:
+        pairs = ((f"--{name.replace('_', '-')}", getattr(self, name)) for name in names)
+        return tuple(text for name, value in pairs if value is not None for text in (name, str(value)))
+
+
+def _compose(options: _Options, action: Sequence[str] = (), *, help_of_keys: bool = False) -> int:
+    """Hand a sweep to Hydra, which hands it to our launcher; what it refuses becomes one line."""
+    _check_environment()
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    from cnnexp.core.machine import shipped
+    from cnnexp.sweep.agents import agent_overrides
+    from cnnexp.sweep.overrides import Groups, check_overrides
+    from cnnexp.sweep.points import TYPED, Typed
+    from cnnexp.sweep.run import SweepFailed
+    from cnnexp.sweep.signals import REQUEUE, Interrupted, ProcessLost
+    from cnnexp.sweep.validate import explain
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the exception itself and exits with 1
+    conf = shipped("conf")
+    groups = Groups((*([options.config_dir] if options.config_dir else []), conf))
+    words = agent_overrides(options.overrides)
+    checked = check_overrides(_choose_groups(words, conf), groups)
+    TYPED.set(Typed(options=options.places, overrides=tuple(words)))
+    shown = (*options.printing, *(["--help"] if help_of_keys else []))
+    sys.argv = ["cnnexp run", *options.places, *shown, *checked, *action]
+    try:
+        _start_hydra(conf, options.package)
+    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(explain(error, groups, words)) from None
+    except SweepFailed as error:
+        print(f"cnnexp: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as error:
+        reason = "one of the processes is gone" if isinstance(error, ProcessLost) else "interrupted and saved"
+        print(f"cnnexp: {reason}; {RESUME}", file=sys.stderr)
+        return REQUEUE
+    return 0
+
+
+def _start_hydra(conf: Path, package: str | None) -> None:
+    import hydra
+
+    app = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(_refuse_other_plugins)
+    with _refuse_unknown_section(package):
+        app()
+
+
+def _check_environment() -> None:
+    """Refuse variables that JAX and XLA cannot read, for which they raise, or abort.
+
+    Raises:
+        UsageError: with the variable.
+    """
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    if flags and not flags.startswith("-") and not Path(flags).is_file():
+        raise UsageError(f"XLA_FLAGS={flags}: must be flags (--NAME=VALUE), or a file with them")
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:
+        raise UsageError(f"environment: {error}") from None
+
+
+def _refuse_other_plugins(_: object) -> None:
+    """Refuse to train without our launcher, for which Hydra calls this function."""
+    raise UsageError(
+        "hydra/sweeper, hydra/launcher: a configuration file chooses others than cnnexp's; "
+        "launcher=local, slurm or ray says where a sweep is trained"
+    )
+
+
+@contextlib.contextmanager
+def _refuse_unknown_section(package: str | None):
+    """Refuse `--package` of a section that does not exist, for which Hydra exits with 1."""
+    stderr = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(stderr) if package else contextlib.nullcontext():
+            yield
+    except SystemExit as stop:
+        if stop.code == 1 and stderr.getvalue():
+            raise UsageError(f"--package {package}: no such section of the configuration") from None
+        raise
+
+
+def _choose_groups(words: Sequence[str], conf: Path) -> list[str]:
+    """Let `model.name=mlp` choose the group `model=mlp`, where each of its names is a file of the group."""
+
+    def group_for(word: str) -> str:
+        match = re.fullmatch(r"(model|data|optim|launcher)\.name=([\w,/-]+)", word)
+        if match is None or any(other.startswith(f"{match[1]}=") for other in words):
+            return word
+        files = [conf / match[1] / f"{name}.yaml" for name in match[2].split(",")]
+        return f"{match[1]}={match[2]}" if all(file.exists() for file in files) else word
+
+    return [group_for(word) for word in words]
