@@ -66,7 +66,7 @@ class OptunaSweeper(Sweeper):
 
         if self.config.hydra.launcher.action != "run":
             raise UsageError(
-                "hydra/sweeper=optuna: its runs are not known beforehand; only cnnexp run takes it"
+                "hydra/sweeper=optuna: its runs are not known in advance; use it with cnnexp run"
             )
         self._check()
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
@@ -75,7 +75,7 @@ class OptunaSweeper(Sweeper):
         searched = {key: _distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
         if not searched:
             raise UsageError(
-                "hydra/sweeper=optuna: nothing is searched; write KEY=A,B or KEY=interval(START,END)"
+                "hydra/sweeper=optuna: no key is searched; write KEY=A,B or KEY=interval(START,END)"
             )
         fixed = [o.input_line or "" for o in overrides.values() if not o.is_sweep_override()]
         first = [
@@ -153,7 +153,7 @@ class OptunaSweeper(Sweeper):
         try:
             sampler = instantiate(self.sampler)
         except InstantiationException as error:
-            raise UsageError(f"hydra.sweeper.sampler: cannot be made: {_first_line(error)}") from None
+            raise UsageError(f"hydra.sweeper.sampler: cannot be created: {_first_line(error)}") from None
         try:
             return optuna.create_study(
                 storage=self.storage,

@@ -39,7 +39,9 @@ class CnnexpSweeper(BasicSweeper):
 
         assert self.hydra_context is not None
         if not isinstance(self.launcher, CnnexpLauncher):
-            raise UsageError("hydra/launcher: launcher=local, slurm or ray says where a sweep is trained")
+            raise UsageError(
+                "hydra/launcher: choose where a sweep is trained with launcher=local, slurm or ray"
+            )
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         common = searched_overrides("hydra.sweeper.params", self.searched)
         if not isinstance(self.parts, Mapping):

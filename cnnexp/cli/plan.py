@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnexp.core.errors import UsageError
-from cnnexp.core.text import duration_text, short_number
+from cnnexp.core.text import duration_text, pluralize, short_number
 from cnnexp.models.spec import specify_network, total_count
 from cnnexp.store.runs import corrupt_line
 from cnnexp.sweep.cost import (
@@ -65,7 +65,7 @@ def print_plan(jobs: Sequence[Job]) -> dict[str, float]:
     for name, warning in _warnings(plan, cells).items():
         print(f"warning: {name}: {warning}")
     for path in plan.damaged:
-        print(f"{corrupt_line(path)}; cnnexp run moves it away and trains again what is missing")
+        print(f"{corrupt_line(path)}; cnnexp run moves it and trains its run again")
     _print_totals(plan, lines, impossible, guess)
     if impossible:
         name, reason = next(iter(impossible.items()))
@@ -144,12 +144,12 @@ def _print_totals(
     seconds = sum(line.seconds for line in lines) + programs * COMPILE_SECONDS
     left = len(plan.runs) - len(plan.ended)
     print(
-        f"{len(lines)} cells, {len(plan.runs)} runs: {len(plan.ended)} done, {left} to train in "
-        f"{len(plan.stacks)} stacks of {programs} programs"
-        + (f", {resumed} of them from a checkpoint" if resumed else "")
+        f"{pluralize(len(lines), 'cell')}, {pluralize(len(plan.runs), 'run')}: {len(plan.ended)} done, "
+        f"{left} to train in {pluralize(len(plan.stacks), 'stack')} of {pluralize(programs, 'program')}"
+        + (f", {resumed} of which resume from a checkpoint" if resumed else "")
         + (f"; {_impossible_text(len(impossible))}" if impossible else "")
     )
-    print(f"about {duration_text(seconds)}, from {guess.source}")
+    print(f"about {duration_text(seconds)}, estimated from {guess.source}")
 
 
 def _impossible_text(cells: int) -> str:

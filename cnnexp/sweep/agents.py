@@ -53,7 +53,7 @@ def start_wandb_sweep(jobs: Sequence[Job], method: str, agents: int) -> str:
     drop_credentials()
     refuse_impossible([job.config for job in jobs])
     if method == "bayes" and not first.data.validation_size:
-        raise UsageError("--method bayes: chooses by validation images; set data.validation_size")
+        raise UsageError("--method bayes: needs validation images; set data.validation_size")
     if agents > len(jobs):
         raise UsageError(f"--agents {agents}: must be at most {len(jobs)}, the number of runs")
     parameters, fixed = parameters_of([job.overrides for job in jobs])
@@ -128,7 +128,7 @@ def _refuse_several(typed: Sequence[str]) -> None:
     with suppress(OverrideParseException):  # which Hydra then tells
         for override in OverridesParser.create().parse_overrides(quote_tyings(typed)):
             if override.is_sweep_override():
-                raise UsageError(f"{override.input_line}: under an agent of W&B, allowed: one value")
+                raise UsageError(f"{override.input_line}: must be one value under a W&B agent")
 
 
 def _text(value: Any) -> str:

@@ -107,9 +107,7 @@ def searched_overrides(key: str, searched: Any) -> list[str]:
         UsageError: it is no mapping of keys to values.
     """
     if not isinstance(searched, Mapping):
-        raise UsageError(
-            f"{key}={shortened(searched)}: must be a mapping of keys to what is searched of them"
-        )
+        raise UsageError(f"{key}={shortened(searched)}: must be a mapping of keys to the values to search")
     overrides: list[str] = []
     for name, value in searched.items():
         if isinstance(value, Mapping):  # `params.optim.learning_rate=…` of the command line

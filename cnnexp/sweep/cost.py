@@ -84,7 +84,7 @@ def memory_warning(config: RunConfig) -> str | None:
     needed, free = least_bytes(config), free_device_memory()
     if needed <= SHARE * free:
         return None
-    return f"one run needs about {short_number(needed)}B of memory; {short_number(free)}B are free here"
+    return f"one run needs about {short_number(needed)}B of memory, but only {short_number(free)}B is free"
 
 
 def least_bytes(config: RunConfig, batch_size: int | None = None) -> int:
@@ -141,7 +141,7 @@ def _too_large(config: RunConfig) -> str:
         largest = max(specify_network(config), key=lambda layer: _layer_bytes(layer, config, batch))
         what = f"model: {needs}, most of it for layer {largest.name}"
     on_cpu = jax.default_backend() == "cpu"
-    return f"{what}; {machine_memory_text() if on_cpu else f'an accelerator here has {short_number(there)}B'}"
+    return f"{what}; {machine_memory_text() if on_cpu else f'the accelerator has {short_number(there)}B'}"
 
 
 PAST_RUNS = 200  # looked at, at most
@@ -179,8 +179,8 @@ def forecast(results_dir: Path) -> Forecast:
     if not past:
         rate = EFFICIENCY * _matmul_rate()
         source = (
-            f"a calibration: {rate / 1e9:.0f} GFLOP/s, a fifth of what this device's matrix products reach; "
-            "it may err by three times"
+            f"a calibration at {rate / 1e9:.0f} GFLOP/s, a fifth of this device's rate for matrix products; "
+            "the true time may differ by a factor of three"
         )
         return Forecast(rate=rate, rates={}, source=source)
     medians = {key: statistics.median(values) for key, values in rates.items()}

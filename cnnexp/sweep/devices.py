@@ -54,7 +54,10 @@ def configure_jax(*, deterministic: bool = False) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if deterministic and DETERMINISTIC not in flags:
         if jax_is_running():
-            raise UsageError(f"sweep.deterministic=true: JAX runs already; set XLA_FLAGS={DETERMINISTIC}")
+            raise UsageError(
+                "sweep.deterministic=true: JAX has already started in this process; "
+                f"set XLA_FLAGS={DETERMINISTIC}"
+            )
         os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
     import jax
 
@@ -85,9 +88,7 @@ def refuse_missing_devices() -> None:
     except (RuntimeError, AssertionError) as error:  # of a plugin that is installed, and of one that is not
         reason = (str(error).splitlines() or ["no such device"])[0].partition(" (set JAX_PLATFORMS=")[0]
         given = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
-        raise UsageError(
-            f"{given}: JAX finds no such device here ({reason}); allowed: cpu, or unset"
-        ) from None
+        raise UsageError(f"{given}: JAX finds no such device ({reason}); must be cpu, or unset") from None
 
 
 def jax_is_running() -> bool:

@@ -86,7 +86,7 @@ def _end_with_others() -> None:
         time.sleep(HEAR_SECONDS)
     if is_first():
         time.sleep(CLEAN_UP_SECONDS)
-    print("cnnexp: another of the processes has failed", file=sys.stderr, flush=True)
+    print("cnnexp: another process has failed", file=sys.stderr, flush=True)
     os._exit(code)
 
 
@@ -115,10 +115,10 @@ def check_shared(runs: Sequence[RunConfig]) -> None:
     for run in runs:
         if run.train.parallel != "data":
             given = f"train.parallel={run.train.parallel}"
-            raise UsageError(f"{given}: several processes share the batches of a run; allowed: data")
+            raise UsageError(f"{given}: must be data when several processes train together")
         if run.data.batch_size % processes:
             given = f"data.batch_size={run.data.batch_size}"
-            raise UsageError(f"{given}: cannot be shared by {processes} processes")
+            raise UsageError(f"{given}: must be divisible by the number of processes ({processes})")
     results = Path(runs[0].results_dir)
     written = results / f".{agreed(secrets.token_hex(4))}"
     if is_first():
@@ -129,7 +129,9 @@ def check_shared(runs: Sequence[RunConfig]) -> None:
         written.unlink()
     if missing:
         given = f"results_dir={results}"
-        raise UsageError(f"{given}: not all {processes} processes see what the first one writes there")
+        raise UsageError(
+            f"{given}: not all {processes} processes see the files that the first one writes there"
+        )
 
 
 def order_stack(stack: Stack) -> None:

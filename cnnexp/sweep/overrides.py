@@ -32,15 +32,15 @@ SWEEPER_KEYS = {
 MAPPINGS = ("launcher.sbatch.", "launcher.resources.", "hydra.sweeper.params.", "hydra.sweeper.parts.")
 # What to use in place of a key of Hydra that would be ignored, or would break the sweep.
 INSTEAD = {
-    "hydra/launcher": "launcher=local, slurm or ray says where a sweep is trained",
-    "hydra.launcher": "the commands plan, show and wandb-sweep do what else can be done with a sweep",
-    "hydra.mode": "every command is a sweep, and one run a sweep of one",
+    "hydra/launcher": "choose where a sweep is trained with launcher=local, slurm or ray",
+    "hydra.launcher": "use the commands plan, show and wandb-sweep instead",
+    "hydra.mode": "every command is a sweep, and a single run is a sweep of one",
     "hydra.run": "runs are kept in results_dir/name",
     "hydra.sweep": "runs are kept in results_dir/name",
     "hydra.output_subdir": "the store keeps each run's configuration",
-    "hydra.job": "runs are kept in results_dir/name, and their environment is that of the command",
-    "hydra/job_logging": "cnnexp prints what there is to say, and logs nothing",
-    "hydra/hydra_logging": "cnnexp prints what there is to say, and logs nothing",
+    "hydra.job": "runs are kept in results_dir/name, in the environment of the command",
+    "hydra/job_logging": "cnnexp prints its messages and writes no log",
+    "hydra/hydra_logging": "cnnexp prints its messages and writes no log",
 }
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 
@@ -140,8 +140,8 @@ def _what_is_wrong(word: str, error: Exception) -> str:
             )
         return f"{match[1]} cannot take these arguments; write {_usage(match[1])}"
     if value.startswith(",") or value.endswith(",") or ",," in value:
-        return "a value is missing beside a comma"
-    return f"characters that must be quoted; write {_quoted(word)}"
+        return "a value is missing before or after a comma"
+    return f"contains characters that must be quoted; write {_quoted(word)}"
 
 
 def _unclosed(value: str) -> str | None:
@@ -156,7 +156,7 @@ def _unclosed(value: str) -> str | None:
         elif character in CLOSING:
             expected.append(CLOSING[character])
         elif character in CLOSING.values() and (not expected or expected.pop() != character):
-            return f"'{character}' closes nothing"
+            return f"unmatched '{character}'"
     return f"{quote or expected[-1]!s} is missing at the end" if quote or expected else None
 
 
@@ -182,15 +182,15 @@ def _quoted(word: str) -> str:
 def _check_form(word: str, override: Override, chosen: Sequence[str], names: Sequence[str]) -> None:
     key = override.key_or_group
     if override.is_delete() and not key.startswith(MAPPINGS):
-        raise UsageError(f"{word}: keys cannot be removed; write {key}=VALUE, or leave the word out")
+        raise UsageError(f"{word}: keys cannot be removed; write {key}=VALUE, or omit this argument")
     if key in chosen and override.package is not None:
-        raise UsageError(f"{word}: {key} has one place; write {key}=NAME")
+        raise UsageError(f"{word}: a group cannot be moved to another key; write {key}=NAME")
     if key in chosen and (override.is_add() or override.is_force_add()):
-        raise UsageError(f"{word}: {key} is chosen already; write {key}=NAME")
+        raise UsageError(f"{word}: {key} is already set; write {key}=NAME")
     value = override.value()
     if isinstance(value, Glob) and not (key in chosen and value.filter(list(names))):
         raise UsageError(
-            f"{word}: a pattern of names; {suggestion(','.join(value.include), names or chosen)}"
+            f"{word}: must match a name of a group; {suggestion(','.join(value.include), names or chosen)}"
         )
     if isinstance(value, RangeSweep):
         check_discrete([override])
@@ -238,12 +238,12 @@ def _check_hydra(word: str, override: Override) -> None:
         if override.is_sweep_override():
             value = word.partition("=")[2]
             typed_key = word.partition("=")[0]
-            raise UsageError(f"{word}: what is searched must be quoted; write \"{typed_key}='{value}'\"")
+            raise UsageError(f"{word}: the values to search must be quoted; write \"{typed_key}='{value}'\"")
         return
     parts = re.match(r"hydra[./]?\w*", key)
     advice = INSTEAD.get(parts[0] if parts else "", "it has no effect")
     allowed = "hydra/sweeper, hydra.sweeper.KEY, hydra.searchpath"
-    raise UsageError(f"{word}: not used here: {advice}; of Hydra's keys, allowed: {allowed}")
+    raise UsageError(f"{word}: not used here: {advice}; allowed of Hydra's keys: {allowed}")
 
 
 def _check_searchpath(word: str, value: Any) -> None:

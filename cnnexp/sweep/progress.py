@@ -49,7 +49,7 @@ class SweepProgress:
 
     def __enter__(self) -> "SweepProgress":
         if self._plan.ended:
-            self.tell(f"{len(self._plan.ended)} runs are in the store already; {self._total} to train")
+            self.tell(f"{len(self._plan.ended)} runs are already in the store; {self._total} to train")
         if self._plan.stacks:
             self._show()
             self._bar.start()
@@ -119,7 +119,7 @@ class SweepProgress:
     def waiting_for(self, runs: int) -> None:
         """Other processes are training what is left."""
         if runs:
-            self._news = f"waiting for {runs} runs of another process"
+            self._news = f"waiting for {runs} runs that other workers are training"
             self._show()
 
     def _show(self) -> None:

@@ -209,7 +209,7 @@ class SweepWork:
         except LeaseLost as error:
             if not alone:
                 raise ProcessLost from error
-            self._progress.tell(f"{error}: other workers may have gone on with {len(stack.runs)} runs")
+            self._progress.tell(f"{error}: other workers may have taken over {len(stack.runs)} runs")
             self._queue.extend(stacks_for(stack.runs))
         except Exception as error:
             if is_of_a_lost_process(error):
@@ -218,7 +218,9 @@ class SweepWork:
             if isinstance(error, OSError) and is_of_disk(error):
                 raise  # nothing could be written of any other stack either
             if alone and _is_out_of_memory(error) and len(stack.runs) > 1:
-                self._progress.tell(f"out of memory with {len(stack.runs)} runs at once: going on with half")
+                self._progress.tell(
+                    f"out of memory with {len(stack.runs)} runs in a stack: continuing with half as many"
+                )
                 self._queue.appendleft(stack)
                 self._halve(stack.shape)
                 return

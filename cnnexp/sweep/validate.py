@@ -46,10 +46,10 @@ def refuse_impossible_sweep(configs: Sequence[RunConfig]) -> None:
     for mode in {config.tracking.mode for config in configs}:
         resolve_mode(mode)
     if len({(config.results_dir, config.name) for config in configs}) > 1:
-        raise UsageError("name, results_dir: a sweep has one folder; these keys take one value")
+        raise UsageError("name, results_dir: a sweep has one folder, so each must be one value")
     refuse_foreign(sweep_folder(configs[0]))
     if len({config.launcher.model_dump_json() for config in configs}) > 1:
-        raise UsageError("launcher: a sweep is sent to one place; its keys take one value")
+        raise UsageError("launcher: a sweep has one launcher, so each of its keys must be one value")
 
 
 def refuse_unwritable(configs: Sequence[RunConfig]) -> None:
@@ -76,7 +76,7 @@ def refuse_foreign(folder: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UsageError(f"{given}: cannot be a folder of runs ({error.strerror})") from None
+        raise UsageError(f"{given}: cannot be used as a folder of runs ({error.strerror})") from None
     if held and not any((folder / mark).exists() for mark in MARKS) and not run_folders(folder):
         raise UsageError(
             f"{given}: the folder holds files of another program; choose another name or results_dir"
@@ -108,7 +108,7 @@ def explain(error: Exception, groups: Groups, words: Sequence[str]) -> str:
             return _no_sweeper_key(match[1])
         return str(unknown_key(match[1], _chosen(groups, words)))
     if match := re.match(r"Could not append to config. An item is already at '([\w.]+)'", text):
-        return f"+{match[1]}: is set already; write {match[1]}=VALUE"
+        return f"+{match[1]}: is already set; write {match[1]}=VALUE"
     if match := re.match(r"Could not delete from config. '([\w.]+)' does not exist", text):
         return f"~{match[1]}: no such key"
     if match := re.match(r"Error merging override (\S+)", text):
@@ -139,7 +139,7 @@ def _no_sweeper_key(key: str) -> str:
     sweeper = "cnnexp" if key.startswith("hydra.sweeper.parts") else "optuna"
     if key.count(".") > 2:
         return f"{key}: no such key; to add it, write +{key}=VALUE"
-    return f"{key}: is a key of another sweeper; hydra/sweeper={sweeper} has it"
+    return f"{key}: belongs to another sweeper; set hydra/sweeper={sweeper} to use it"
 
 
 def _interpolation(error: Exception, words: Sequence[str]) -> str:
@@ -148,13 +148,13 @@ def _interpolation(error: Exception, words: Sequence[str]) -> str:
     word = next((word for word in words if word.lstrip("+").partition("=")[0] == key), key)
     text = str(error).splitlines()[0]
     if match := re.match(r"Interpolation key '(.*)' not found", text):
-        return f"{word}: there is no key {match[1]!r} to take the value of"
+        return f"{word}: refers to the key {match[1]!r}, which does not exist"
     if match := re.match(r"Unsupported interpolation type (\S+)", text):
-        return f"{word}: there is no resolver {match[1]!r}; allowed: ${{KEY}}, ${{oc.env:VARIABLE}}"
+        return f"{word}: no such resolver {match[1]!r}; allowed: ${{KEY}}, ${{oc.env:VARIABLE}}"
     if match := re.search(r"while resolving interpolation: (.*)", text):
         return f"{word}: {match[1].strip(chr(34))}"
     if "Recursive" in text or "parent node" in text:
-        return f"{word}: takes its value from itself"
+        return f"{word}: refers to itself"
     return f"{word}: {text}"
 
 
@@ -186,11 +186,9 @@ def check_run(config: RunConfig) -> None:
     specify_network(config)
     images, batch = infer_shape(config.data).train_images, config.data.batch_size
     if batch > images:
-        raise UsageError(
-            f"data.batch_size={batch}: there are {images} training images; allowed: 1 to {images}"
-        )
+        raise UsageError(f"data.batch_size={batch}: must be at most {images}, the number of training images")
     steps = duration_of(config).steps
     for key in ("tied_steps", "share_every"):
         value = getattr(config.train, key)
         if value is not None and value > steps:
-            raise UsageError(f"train.{key}={value}: there are {steps} steps; allowed: up to {steps}, or null")
+            raise UsageError(f"train.{key}={value}: must be at most {steps}, the number of steps, or null")

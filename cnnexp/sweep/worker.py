@@ -207,7 +207,9 @@ class StackTrainer:
             if (history := kept_history(run_folder(run), histories[run_id])) is not None:
                 kept[run_id] = history
             elif is_first() and (run_folder(run) / HISTORY).exists():
-                self._progress.tell(f"{corrupt_line(path := run_folder(run) / HISTORY)}; its run starts anew")
+                self._progress.tell(
+                    f"{corrupt_line(path := run_folder(run) / HISTORY)}; its run starts again from step 0"
+                )
                 set_aside(path)
         return kept
 
@@ -215,4 +217,6 @@ class StackTrainer:
         if is_first():
             told = f"corrupt checkpoint {path} (checksum mismatch)"
             aside = set_checkpoint_aside(path)
-            self._progress.tell(f"{told}; moved to {aside.name}; the one before it is used, if any")
+            self._progress.tell(
+                f"{told}; moved to {aside.name}; the previous checkpoint is used, if there is one"
+            )

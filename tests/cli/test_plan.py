@@ -119,7 +119,7 @@ def test_plan_has_a_line_a_cell_the_impossible_ones_with_reasons_and_totals_last
     assert (
         lines[-2] == "2 cells, 10 runs: 0 done, 10 to train in 2 stacks of 2 programs; 2 cells are impossible"
     )
-    assert "from a calibration" in lines[-1]
+    assert "estimated from a calibration" in lines[-1]
 
 
 def test_composing_fast_equals_composing_by_hydra(planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:

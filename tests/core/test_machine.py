@@ -134,7 +134,7 @@ def test_a_run_that_does_not_fit_in_memory_is_refused_by_what_takes_it(
     refuse_too_large([elsewhere])  # what the machines of a cluster have is not known here
     assert memory_warning(fits) is None
     monkeypatch.setattr("cnnexp.sweep.cost.free_device_memory", lambda: 1000)
-    assert (memory_warning(fits) or "").endswith("B of memory; 1kB are free here")
+    assert (memory_warning(fits) or "").endswith("B of memory, but only 1kB is free")
     monkeypatch.setattr("cnnexp.sweep.cost.device_memory", lambda: 1000)
     with pytest.raises(
         UsageError, match=r"^data: the images alone need about [\d.]+kB of memory; this machine has"

@@ -214,7 +214,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     monkeypatch.setattr(jax, "devices", lambda: (_ for _ in ()).throw(error))
-    with pytest.raises(UsageError, match="JAX_PLATFORMS=cuda: JAX finds no such device here"):
+    with pytest.raises(UsageError, match="JAX_PLATFORMS=cuda: JAX finds no such device"):
         refuse_missing_devices()
 
 

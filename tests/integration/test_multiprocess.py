@@ -85,7 +85,7 @@ def test_deterministic_kernels_are_asked_for_once_and_not_too_late(monkeypatch: 
     configure_jax(deterministic=True)
     assert os.environ["XLA_FLAGS"] == DETERMINISTIC
     monkeypatch.delenv("XLA_FLAGS")
-    with pytest.raises(UsageError, match=r"sweep\.deterministic=true: JAX runs already"):
+    with pytest.raises(UsageError, match=r"sweep\.deterministic=true: JAX has already started"):
         configure_jax(deterministic=True)
 
 
@@ -93,9 +93,11 @@ def test_runs_that_processes_cannot_share_are_refused(
     configure: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jax, "process_count", lambda: 3)
-    with pytest.raises(UsageError, match=r"train\.parallel=none: several processes"):
+    with pytest.raises(UsageError, match=r"train\.parallel=none: must be data when several processes"):
         check_shared([configure()])
-    with pytest.raises(UsageError, match=r"data\.batch_size=20: cannot be shared by 3 processes"):
+    with pytest.raises(
+        UsageError, match=r"data\.batch_size=20: must be divisible by the number of processes"
+    ):
         check_shared([configure(train={"parallel": "data"})])
 
 
@@ -175,7 +177,7 @@ def test_what_one_process_meets_ends_both(tmp_path: Path) -> None:
     started = time.monotonic()
     said = both_said(processes, tmp_path, code=DISK_ERROR)
     assert time.monotonic() - started < 30
-    assert "No space left on device" in said and "another of the processes has failed" in said
+    assert "No space left on device" in said and "another process has failed" in said
     history.unlink()  # whoever reads it would never come to its end
     history.touch()
     assert states(tmp_path)["shared 0"]["status"] in ("running", "interrupted")  # to be resumed
@@ -188,4 +190,6 @@ def test_processes_that_see_different_stores_are_refused(tmp_path: Path) -> None
     processes = two_processes(here, "data.images=200", "data.test_images=50", *SWEEP, second=there)
     for number, folder in enumerate((here, there)):
         said = said_by(processes[number], folder, code=2, said=f"said{number}.txt")
-        assert "cnnexp: results_dir=results: not all 2 processes see what the first one writes" in said
+        assert (
+            "cnnexp: results_dir=results: not all 2 processes see the files that the first one writes" in said
+        )

@@ -91,4 +91,7 @@ def test_a_running_cluster_trains_and_tells_why_it_cannot(tmp_path: Path) -> Non
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, address: str) -> None:
     sent = cnnexp_run(tmp_path, *SWEEP, "launcher=ray", f"launcher.address={address}")
     said = said_by(sent, tmp_path, code=2)
-    assert said.startswith(f"cnnexp: launcher.address={address}: no Ray there") and said.count("\n") == 1
+    assert (
+        said.startswith(f"cnnexp: launcher.address={address}: no Ray cluster at this address")
+        and said.count("\n") == 1
+    )

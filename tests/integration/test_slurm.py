@@ -98,7 +98,7 @@ def test_a_preempted_task_is_requeued_and_a_failed_run_can_end_all(
     assert "Restarts=1" in asked(["scontrol", "show", "job", job], slurm)
     again = cnnexp_run(tmp_path, *long, f"model.tying={tying}", environment=slurm, said="again.txt")
     said = said_by(again, tmp_path, said="again.txt")
-    assert said.endswith("2 runs are not sent: other workers are training them\n")
+    assert said.endswith("2 runs are not submitted: other workers are training them\n")
 
     # That ends the array as `scancel` does, and the task that is at work as interrupted.
     _fails(tmp_path, next(other for other in TYINGS if other != tying))
@@ -119,7 +119,7 @@ def test_tasks_outlive_the_command_and_share_the_store_with_a_local_worker(
     here = cnnexp_run(tmp_path, *SWEEP)
     waiting.send_signal(signal.SIGINT)
     said = said_by(waiting, tmp_path, code=130, said="waiting.txt")
-    assert f"Slurm job {_job(said)} goes on without this command\n\ncnnexp: interrupted; the same" in said
+    assert f"Slurm job {_job(said)} continues without this command\n\ncnnexp: interrupted; the same" in said
     workers: dict[str, set[int]] = {}
     while here.poll() is None:
         for name, state in states(tmp_path).items():

@@ -42,12 +42,16 @@ TASK = {"name": "k_patterns", "length": 50, "pattern": 3, "function": "parity"}
             {"steps": 10**8, "eval_every": 1.0},
             r"train\.eval_every=1\.0: 1e\+08 evaluations; .* at least 100,",
         ),
-        ("train", {"tied_steps": 6}, r"train\.tied_steps=6: there are 5 steps; allowed: up to 5, or null"),
-        ("train", {"share_every": 6}, r"train\.share_every=6: there are 5 steps; allowed: up to 5, or null"),
+        ("train", {"tied_steps": 6}, r"train\.tied_steps=6: must be at most 5, the number of steps, or null"),
+        (
+            "train",
+            {"share_every": 6},
+            r"train\.share_every=6: must be at most 5, the number of steps, or null",
+        ),
         (
             "data",
             {"batch_size": 121},
-            r"data\.batch_size=121: there are 120 training images; allowed: 1 to 120",
+            r"data\.batch_size=121: must be at most 120, the number of training images",
         ),
         (
             "data",

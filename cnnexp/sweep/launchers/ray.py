@@ -85,7 +85,9 @@ def _started(launcher: RayLauncher, contexts: ExitStack) -> Any:
                 )
         except (ConnectionError, ImportError, RuntimeError, ValueError) as error:
             reason = (str(error).splitlines() or [""])[0]
-            raise UsageError(f"launcher.address={launcher.address}: no Ray there: {reason}") from None
+            raise UsageError(
+                f"launcher.address={launcher.address}: no Ray cluster at this address: {reason}"
+            ) from None
         contexts.callback(ray.shutdown)
     return ray
 
@@ -104,7 +106,7 @@ def _check_address(address: str | None) -> None:
     try:
         socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise UsageError(f"launcher.address={address}: no Ray there ({error})") from None
+        raise UsageError(f"launcher.address={address}: no Ray cluster at this address ({error})") from None
 
 
 def _error(ray: Any, task: Any) -> str:

@@ -86,7 +86,7 @@ def submit(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
             _answer("scancel", *sent)
             return
         for job in sent:
-            print(f"Slurm job {job} goes on without this command", file=sys.stderr)
+            print(f"Slurm job {job} continues without this command", file=sys.stderr)
         raise KeyboardInterrupt
 
     folder = sweep_folder(jobs[0].config)
@@ -162,12 +162,12 @@ def _reason(error: Exception) -> str:
 def _told(sent: Sequence[str], parts: Sequence[Share], plan: Plan) -> str:
     runs = sum(len(share.jobs) for share in parts)
     left_out = sum(len(stack.runs) for stack in plan.stacks) - runs
-    lines = [f"{left_out} runs are not sent: other workers are training them"] * bool(left_out)
+    lines = [f"{left_out} runs are not submitted: other workers are training them"] * bool(left_out)
     for job in sent:
         logs = _logs(sweep_folder(parts[0].jobs[0].config))
         lines.append(
             f"Slurm job {job}: {runs} runs in {len(parts)} tasks; logs in {logs}; "
-            f"squeue -j {job} shows it, scancel {job} ends it, and the same command goes on"
+            f"squeue -j {job} shows it, scancel {job} stops it, and the same command resumes it"
         )
     return "\n".join(lines)
 
