@@ -11,6 +11,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from cnnexp.config import SECTIONS, VARIANTS, RunConfig, default_values
+
 
 class CnnexpSweeper(BasicSweeper):
     """Hydra's basic sweeper, which hands the whole sweep to the launcher and writes nothing itself.
@@ -110,8 +112,18 @@ class CnnexpLauncher(Launcher):
         return launch(jobs, TYPED.get().command)
 
 
+def _store_defaults(store: ConfigStore) -> None:
+    """Give Hydra the defaults of the schema, from which the files in conf/ begin."""
+    for section, plain in SECTIONS.items():
+        for name, variant in VARIANTS.get(section, {"default": plain}).items():
+            node = default_values(variant)
+            store.store(group=f"schema/{section}", name=name, node=node, provider="cnnexp")
+    store.store(group="schema", name="run", node=default_values(RunConfig), provider="cnnexp")
+
+
 _TARGET = "hydra_plugins.cnnexp_plugins."
 _store = ConfigStore.instance()
+_store_defaults(_store)
 _store.store(
     group="hydra/sweeper",
     name="cnnexp",

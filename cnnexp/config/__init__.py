@@ -55,17 +55,24 @@ Model = Annotated[SimpleCNN | MLP, Field(discriminator="name")]
 class RunConfig(Section):
     """One training: one configuration, one seed."""
 
-    experiment: str
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    results_dir: Folder
-    seed: Seed
-    model: Model
-    data: Data
-    optim: Optim
-    train: Train
-    sweep: Sweep
-    tracking: Tracking
-    launcher: Launcher
+    experiment: str = Field(
+        default="default", description="The experiment that this sweep belongs to, by its name."
+    )
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(
+        default="${experiment}", description="The folder of the sweep, in `results_dir`."
+    )
+    results_dir: Folder = Field(default="results", description="The folder of sweeps.")
+    seed: Seed = Field(
+        default=0,
+        description="The seed of a run: its initial weights, the order of its images, and their subset.",
+    )
+    model: Model = Field(description="The network.")
+    data: Data = Field(description="The images, their number, and what is done to them.")
+    optim: Optim = Field(description="The optimiser.")
+    train: Train = Field(description="How long to train, and how often to evaluate.")
+    sweep: Sweep = Field(description="How a sweep is carried out.")
+    tracking: Tracking = Field(description="Where runs are mirrored to.")
+    launcher: Launcher = Field(description="Where the runs of a sweep are trained.")
 
     def identity(self) -> dict[str, Any]:
         """All that decides the run's result, and nothing else."""
@@ -111,6 +118,18 @@ def _with_default_duration(values: Mapping[str, Any]) -> dict[str, Any]:
             with suppress(OverflowError):  # refused as it is
                 train[key] = float(number)
     return {**values, "train": train}
+
+
+def default_values(section: type[Section]) -> dict[str, Any]:
+    """Return the defaults of a section as Hydra takes them: `???` where there is none.
+
+    Hydra's configuration files begin from these nodes and hold only what differs.
+    """
+    return {
+        key: "???" if field.is_required() else field.get_default(call_default_factory=True)
+        for key, field in section.model_fields.items()
+        if key not in SECTIONS
+    }
 
 
 def keys_of(section: str, values: Mapping[str, Any]) -> list[str]:

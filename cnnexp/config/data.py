@@ -1,112 +1,245 @@
 """The data sections: which images, how many of them, and what is done to them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from cnnexp.config.sections import Count, Deviation, Folder, Section, Seed, Share, Size
+from cnnexp.config.sections import Count, Deviation, Folder, ProperFraction, Section, Seed, Size
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Permutation = Literal["none", "fixed", "per_image"]
+BATCH_SIZE = (
+    "The number of images of one optimiser step. At most the images of the data set; with"
+    " more than `train_size`, a batch repeats some images."
+)
 
 
 class DataSection(Section):
-    """What all data sets share. From `corrupt` on, all keys say what is done to the images."""
+    """The keys of every data set; those from `corrupt` on say what is done to the images."""
 
-    train_size: Size | None = Field(description="training images, class-balanced and nested; null: all")
+    train_size: Size | None = Field(
+        default=None,
+        description="The number of training images: a subset with the same number of each class, drawn by"
+        " the seed; a larger subset contains a smaller one. null: all images.",
+    )
     validation_size: Count = Field(
-        description="images to choose by, with the class frequencies of the data set; never trained on"
+        default=0,
+        description="The number of images to choose hyperparameters by, with the class frequencies of the"
+        " data set. They are never trained on.",
     )
-    split_seed: Seed | None = Field(description="draws both; null: the run's seed")
-    batch_size: Size = Field(
-        description="images of a step: at most those of the set; more than train_size repeats some"
+    split_seed: Seed | None = Field(
+        default=None,
+        description="The seed that draws the training and validation images; null: that of the run.",
     )
-    stream: Literal["auto", "always", "never"] = Field(description="from disk, or from device memory")
-    corrupt: Literal["train", "test", "both"] = Field(description="split whose images are corrupted")
-    resolution: Size | None = Field(description="pixels a side that detail is reduced to; null: all")
-    image_noise: Fraction = Field(description="share of images that are nothing but noise")
-    shift: Count = Field(description="pixels that each image is moved by at most")
-    permutation: Permutation = Field(description="of the blocks of an image")
-    block: Size = Field(description="side of the blocks that change places; 1: pixels")
-    pixel_noise: Deviation = Field(description="of Gaussian noise that each image keeps; white is 1")
-    salt_and_pepper: Fraction = Field(description="share of pixels that are white or black")
-    label_noise: Share = Field(description="of training labels that are wrong")
-    crop: Count = Field(description="augmentation: pixels that training images move by, anew each time")
-    flip: bool = Field(description="augmentation: mirror training images left to right, every second time")
+    batch_size: Size = Field(default=64, description=BATCH_SIZE)
+    stream: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="Where batches come from. `always`: from disk. `never`: from the memory of the "
+        "device. `auto`: from disk where the images do not fit into the memory of the device.",
+    )
+    corrupt: Literal["train", "test", "both"] = Field(
+        default="both", description="The split whose images the following keys corrupt."
+    )
+    resolution: Size | None = Field(
+        default=None,
+        description="The pixels per side that the detail of the images is reduced to; their size stays. "
+        "null: all detail.",
+    )
+    image_noise: Fraction = Field(
+        default=0.0, description="The fraction of images that are replaced by noise."
+    )
+    shift: Count = Field(
+        default=0,
+        description="The most pixels that an image is moved by, up or down and left or right, once and "
+        "for all.",
+    )
+    permutation: Permutation = Field(
+        default="none",
+        description="How the blocks of an image change places. `fixed`: the same way in all images. "
+        "`per_image`: another way in each image.",
+    )
+    block: Size = Field(
+        default=1, description="The side of the blocks that `permutation` moves, in pixels; 1: single pixels."
+    )
+    pixel_noise: Deviation = Field(
+        default=0.0,
+        description="The standard deviation of Gaussian noise that is added to each image once and for "
+        "all, where white is 1.",
+    )
+    salt_and_pepper: Fraction = Field(
+        default=0.0, description="The fraction of pixels that are set to white or black."
+    )
+    label_noise: ProperFraction = Field(
+        default=0.0, description="The fraction of training labels that are wrong."
+    )
+    crop: Count = Field(
+        default=0,
+        description="Augmentation: the most pixels that training images move by, drawn anew at each step.",
+    )
+    flip: bool = Field(
+        default=False,
+        description="Augmentation: mirror training images left to right with probability one half, drawn "
+        "anew at each step.",
+    )
 
 
 class Digits(DataSection):
     """scikit-learn's handwritten digits, as they are or scattered on a noisy canvas."""
 
-    name: Literal["digits"]
-    scatter: bool
-    digits: Annotated[int, Field(ge=1, le=9)] = Field(description="on a canvas; several: several labels")
-    canvas: Annotated[int, Field(ge=8)] = Field(description="side of the canvas, in pixels")
-    noise: Deviation = Field(description="of the canvas noise; ink is at most 1")
-    apart: bool = Field(
-        description="training digits in the middle third of all columns, validation digits left of them, "
-        "test digits right of them"
+    name: Literal["digits"] = Field(
+        default="digits",
+        description="The data set: scikit-learn's handwritten digits, which need no download.",
     )
-    images: Size = Field(description="canvases made for training")
-    validation_images: Size = Field(description="canvases made for validation; each seed draws from them")
-    test_images: Size = Field(description="canvases made for testing")
-    seed: Seed = Field(description="of the split, the places and the noise")
+    scatter: bool = Field(
+        default=True,
+        description="Place digits at random on a noisy canvas; false: the 8x8 digits as they are.",
+    )
+    digits: Annotated[int, Field(ge=1, le=9)] = Field(
+        default=1,
+        description="The number of digits on a canvas. With several, an image has several labels, which need "
+        "model.head=sigmoid.",
+    )
+    canvas: Annotated[int, Field(ge=8)] = Field(default=16, description="The side of the canvas, in pixels.")
+    noise: Deviation = Field(
+        default=0.1, description="The standard deviation of the noise on the canvas, where full ink is 1."
+    )
+    apart: bool = Field(
+        default=False,
+        description="Place training digits in the middle third of all columns, validation digits left of "
+        "them and test digits right of them.",
+    )
+    images: Size = Field(default=10_000, description="The number of canvases made for training.")
+    validation_images: Size = Field(
+        default=2_000,
+        description="The number of canvases made for validation, from other digits; each seed draws its "
+        "`validation_size` from them.",
+    )
+    test_images: Size = Field(
+        default=2_000, description="The number of canvases made for testing, from yet other digits."
+    )
+    seed: Seed = Field(
+        default=0,
+        description="The seed of the split of the digits, their places and the noise on the canvas.",
+    )
 
 
 class SyntheticTask(DataSection):
     """A synthetic task, drawn from its seed in any number."""
 
-    images: Size = Field(description="drawn for training")
-    test_images: Size = Field(description="drawn for testing")
-    seed: Seed = Field(description="of the draws")
+    images: Size = Field(default=10_000, description="The number of images drawn for training.")
+    test_images: Size = Field(default=2_000, description="The number of images drawn for testing.")
+    seed: Seed = Field(default=0, description="The seed that draws the task and its images.")
+
+
+def _inherited(key: str, default: int) -> Any:
+    """Return the key of a synthetic task with another default."""
+    return Field(default=default, description=SyntheticTask.model_fields[key].description)
 
 
 class SignalDistribution(SyntheticTask):
-    """Dynamic Signal Distribution (Lahoti 2024): one patch of many carries a signal, the others noise."""
+    """Dynamic Signal Distribution (Lahoti 2024): one patch of many carries a signal, the others noise.
 
-    name: Literal["signal_distribution"]
-    patches: Size = Field(description="k")
-    dimension: Size = Field(description="d, of a patch")
-    noise: Deviation = Field(description="sigma; the signal has length 1")
+    The label is the sign of the signal. Patches: model.kernel_size=[[d,1]] model.stride=[[d,1]].
+    """
+
+    name: Literal["signal_distribution"] = Field(
+        default="signal_distribution",
+        description="The data set: signals, one patch of which carries plus or minus a pattern (Lahoti "
+        "2024).",
+    )
+    patches: Size = Field(default=8, description="The number k of patches of a signal.")
+    dimension: Size = Field(default=8, description="The number d of values of a patch.")
+    noise: Deviation = Field(
+        default=0.25,
+        description="The standard deviation sigma of the noise on all patches, where the pattern has "
+        "length 1.",
+    )
+    images: Size = _inherited("images", 8_192)
 
 
 class ChannelNorm(SyntheticTask):
     """Which of two channels is the longer vector (Li, Zhang and Arora 2021)."""
 
-    name: Literal["channel_norm"]
-    side: Size = Field(description="d, of the Gaussian images of 3 channels")
+    name: Literal["channel_norm"] = Field(
+        default="channel_norm",
+        description="The data set: is the red or the green channel of a Gaussian image the longer vector "
+        "(Li, Zhang and Arora 2021)?",
+    )
+    side: Size = Field(default=16, description="The side d of the Gaussian images of 3 channels, in pixels.")
 
 
 class KPatterns(SyntheticTask):
     """A function of k bits in a row, at an unknown place (Malach and Shalev-Shwartz 2021)."""
 
-    name: Literal["k_patterns"]
-    length: Size = Field(description="n, bits of an input")
-    pattern: Size = Field(description="k, bits that decide")
-    function: Literal["parity", "random"] = Field(description="of these bits")
+    name: Literal["k_patterns"] = Field(
+        default="k_patterns",
+        description="The data set: a function of k bits in a row at an unknown place among n (Malach and "
+        "Shalev-Shwartz 2021).",
+    )
+    length: Size = Field(default=60, description="The number n of bits of an input.")
+    pattern: Size = Field(default=5, description="The number k of bits that decide the label.")
+    function: Literal["parity", "random"] = Field(
+        default="parity", description="The function of these bits: their parity, or one drawn at random."
+    )
 
 
 class MNIST1D(SyntheticTask):
     """Ten one-dimensional digits, padded, scaled, moved, sheared and buried in noise (Greydanus 2020)."""
 
-    name: Literal["mnist1d"]
-    length: Size = Field(description="of a signal")
-    padding: Annotated[list[Count], Field(min_length=2, max_length=2)] = Field(description="least and most")
-    scale: Deviation = Field(description="width of the range that amplitudes are drawn from")
-    translation: Size = Field(description="number of places to move to")
-    correlated_noise: Deviation
-    noise: Deviation = Field(description="independent from point to point")
-    shear: Deviation = Field(description="width of the range that slopes are drawn from")
+    name: Literal["mnist1d"] = Field(
+        default="mnist1d", description="The data set: MNIST-1D, signals of ten classes (Greydanus 2020)."
+    )
+    length: Size = Field(default=40, description="The number of points of a signal.")
+    padding: Annotated[list[Count], Field(min_length=2, max_length=2)] = Field(
+        default=[36, 60], description="The least and the most zeros behind the 12 points of a template."
+    )
+    scale: Deviation = Field(
+        default=0.4, description="The width of the range around 1 that amplitudes are drawn from."
+    )
+    translation: Size = Field(
+        default=48, description="The number of places that a template is moved to, around the end."
+    )
+    correlated_noise: Deviation = Field(
+        default=0.25, description="The standard deviation of the correlated noise, before it is smoothed."
+    )
+    noise: Deviation = Field(
+        default=0.02,
+        description="The standard deviation of the noise that is independent from point to point.",
+    )
+    shear: Deviation = Field(
+        default=0.75, description="The width of the range around 0 that slopes are drawn from."
+    )
+    images: Size = _inherited("images", 4_000)
+    test_images: Size = _inherited("test_images", 1_000)
 
 
 class TFDSImages(DataSection):
-    """An image set of TensorFlow Datasets, prepared once."""
+    """An image set of TensorFlow Datasets, prepared once with `cnnexp data prepare NAME`."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+(/[\w.+-]+)?$")]
-    data_dir: Folder | None = Field(description="TFDS's folder; null: $TFDS_DATA_DIR or TFDS's default")
-    train_split: str = Field(min_length=1, description="of TFDS, or a part of it: train[:80%], train+test")
-    test_split: str = Field(min_length=1, description="likewise; no image of train_split: train[80%:]")
-    size: Size | None = Field(description="side that images are brought to; null: as they are")
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+(/[\w.+-]+)?$")] = Field(
+        description="The data set, by its name in TensorFlow Datasets."
+    )
+    data_dir: Folder | None = Field(
+        default=None,
+        description="The folder of prepared sets; null: the variable TFDS_DATA_DIR, or "
+        "~/tensorflow_datasets.",
+    )
+    train_split: str = Field(
+        default="train",
+        min_length=1,
+        description="The split to train on, or a part of it in the syntax of TFDS: train[:80%], "
+        "train+validation.",
+    )
+    test_split: str = Field(
+        default="test",
+        min_length=1,
+        description="The split to test on, which has no image of `train_split`; of a set without a test "
+        "split train[80%:].",
+    )
+    size: Size | None = Field(
+        default=None, description="The side that images are scaled to, in pixels; null: they keep their size."
+    )
+    batch_size: Size = Field(default=128, description=BATCH_SIZE)
 
 
 OTHER = "tfds"  # what every name is that is not one of a variant

@@ -52,12 +52,18 @@ def _time(time: int | str) -> int | str:
 class LocalLauncher(Section):
     """This process trains, on the devices that it sees; or several processes train together."""
 
-    name: Literal["local"]
+    name: Literal["local"] = Field(default="local", description="Train in this process.")
     coordinator: Annotated[str, AfterValidator(_coordinator)] | None = Field(
-        default=None, description="host:port of the first process, or auto"
+        default=None,
+        description="Where several processes that train together find the first of them, HOST:PORT; "
+        "`auto`: as Slurm or a TPU says. null: this process trains alone.",
     )
-    processes: Size | None = None
-    process: Count | None = None
+    processes: Size | None = Field(
+        default=None, description="How many processes train together; with `coordinator=HOST:PORT` only."
+    )
+    process: Count | None = Field(
+        default=None, description="The number of this process, from 0 on; with `coordinator=HOST:PORT` only."
+    )
 
     @model_validator(mode="after")
     def _all_or_none(self) -> "LocalLauncher":
@@ -75,22 +81,54 @@ class LocalLauncher(Section):
 class SlurmLauncher(Section):
     """Tasks of a Slurm job array. `gpus`, `cpus` and `memory_gb` are those of one task."""
 
-    name: Literal["slurm"]
-    wait: bool
-    partition: Text | None
-    account: Text | None
-    qos: Text | None
-    constraint: Text | None
-    time: Annotated[int | str, AfterValidator(_time)]
-    gpus: Count
-    cpus: Size | None
-    memory_gb: Positive | None
-    signal_seconds: Size
-    requeues: Count
-    tasks: Size
-    parallel: Size
-    setup: list[str]
-    sbatch: dict[str, Flag]
+    name: Literal["slurm"] = Field(
+        default="slurm",
+        description="Send the sweep to Slurm as a job array, with submitit; see docs/clusters.md.",
+    )
+    wait: bool = Field(
+        default=False, description="Show the progress of the sweep until its last task has ended."
+    )
+    partition: Text | None = Field(
+        default=None, description="The partition; null: the default of the cluster."
+    )
+    account: Text | None = Field(
+        default=None, description="The account to charge; null: the default of the cluster."
+    )
+    qos: Text | None = Field(
+        default=None, description="The quality of service; null: the default of the cluster."
+    )
+    constraint: Text | None = Field(
+        default=None, description="The features that nodes must have; null: any node."
+    )
+    time: Annotated[int | str, AfterValidator(_time)] = Field(
+        default="4:00:00",
+        description="The time limit of one task: minutes, H:MM:SS or D-HH:MM:SS. A task that is "
+        "unfinished then is requeued and resumes.",
+    )
+    gpus: Count = Field(default=0, description="The GPUs of one task.")
+    cpus: Size | None = Field(
+        default=None, description="The CPU cores of one task; null: the default of the cluster."
+    )
+    memory_gb: Positive | None = Field(
+        default=None, description="The memory of one task, in gigabytes; null: the default of the cluster."
+    )
+    signal_seconds: Size = Field(
+        default=90, description="How long before the time limit a task saves and is requeued, in seconds."
+    )
+    requeues: Count = Field(default=1000, description="How often one task is requeued at most.")
+    tasks: Size = Field(
+        default=1000,
+        description="The most tasks of the job array (the MaxArraySize of the cluster); with more stacks "
+        "than that, a task trains several.",
+    )
+    parallel: Size = Field(default=256, description="The most tasks that run at the same time.")
+    setup: list[str] = Field(
+        default=[], description="Shell lines that each task runs first, such as `module load cuda`."
+    )
+    sbatch: dict[str, Flag] = Field(
+        default={},
+        description='Further flags of sbatch, such as launcher.sbatch="{exclude: node7, mail-type: END}".',
+    )
 
     @model_validator(mode="after")
     def _signal_after_the_start(self) -> "SlurmLauncher":
@@ -105,12 +143,24 @@ class SlurmLauncher(Section):
 class RayLauncher(Section):
     """Ray tasks. `cpus`, `gpus` and `resources` are those of one task."""
 
-    name: Literal["ray"]
-    address: Text | None
-    cpus: Positive
-    gpus: Annotated[float, Field(ge=0)]
-    resources: dict[str, Positive]
-    retries: Count
+    name: Literal["ray"] = Field(
+        default="ray", description="Send the stacks of the sweep to Ray as tasks; see docs/clusters.md."
+    )
+    address: Text | None = Field(
+        default=None,
+        description="The Ray cluster: HOST:PORT, ray://HOST:PORT, or `auto` for the one that this machine"
+        " belongs to; null: start Ray on this machine.",
+    )
+    cpus: Positive = Field(default=1.0, description="The CPU cores of one task.")
+    gpus: Annotated[float, Field(ge=0)] = Field(default=0.0, description="The GPUs of one task.")
+    resources: dict[str, Positive] = Field(
+        default={},
+        description="Further resources of one task, by their names in Ray: "
+        'launcher.resources="{TPU-v5litepod-8-head: 1}".',
+    )
+    retries: Count = Field(
+        default=3, description="How often a task is tried again whose worker or node was lost."
+    )
 
 
 LAUNCHER_VARIANTS: dict[str, type[Section]] = {

@@ -16,7 +16,7 @@ Count = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # JAX would drop the bits above
 Positive = Annotated[float, Field(gt=0)]
 Deviation = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+ProperFraction = Annotated[float, Field(ge=0, lt=1)]
 Item = TypeVar("Item")
 Each = Annotated[list[Item], Field(min_length=1)]  # a value for each layer
 Text = Annotated[str, Field(min_length=1)]
@@ -69,16 +69,35 @@ class Section(BaseModel):
 
 
 class ModelSection(Section):
-    """Keys of every model: `dtype` to compute in (null: that of the parameters), precision of products."""
+    """The keys of every network."""
 
-    hidden: list[Size]
-    activation: Activation
-    threshold: Positive | None = Field(default=None, description="that `shrink` starts with, and trains")
-    head: Head
-    dtype: DType | None
-    param_dtype: DType
+    hidden: list[Size] = Field(
+        default=[], description="Widths of the dense layers before the head; an empty list: the head alone."
+    )
+    activation: Activation = Field(
+        default="relu",
+        description="The nonlinearity after each layer but the head. `shrink` moves values towards zero by a "
+        "threshold that is trained.",
+    )
+    threshold: Positive | None = Field(
+        default=None,
+        description="The threshold that `activation=shrink` starts with; null for the other activations.",
+    )
+    head: Head = Field(
+        default="softmax",
+        description="`softmax` predicts one label of many; `sigmoid` predicts several labels at once, "
+        "each for itself.",
+    )
+    dtype: DType | None = Field(
+        default=None, description="The type of numbers that layers compute in; null: that of the parameters."
+    )
+    param_dtype: DType = Field(
+        default="float32", description="The type of numbers that parameters are stored in."
+    )
     precision: Precision = Field(
-        description="of matrix products of float32 numbers; float32 means the same on CPU, GPU and TPU"
+        default="float32",
+        description="The precision of matrix products. `float32` gives the same on CPU, GPU and TPU; "
+        "`default`, `high` and `tensorfloat32` are faster on GPU and TPU.",
     )
 
     @model_validator(mode="after")
@@ -90,46 +109,127 @@ class ModelSection(Section):
 
 
 class SimpleCNN(ModelSection):
-    """Tied convolution, activation, pooling, any number of times; dense layers; a head.
+    """Tied convolution, activation and pooling, any number of times; dense layers; a head.
 
     A value sets all layers; a list sets each layer. A pair within the list is (height, width), so
     `kernel_size: [[5, 3], 3]` is a rectangular kernel, then a square one.
     """
 
-    name: Literal["simple_cnn"]
-    features: Size | Each[Size]
-    kernel_size: Size | Each[Size | Pair]
-    stride: Size | Each[Size | Pair]
-    dilation: Size | Each[Size | Pair]
-    padding: Padding | Each[Padding]
-    tying: TyingText | Each[TyingText]
-    connectivity: Connectivity | Each[Connectivity]
-    bias: BiasText | Each[BiasText]
-    pool: Pool | Each[Pool]
-    pool_size: Size | Each[Size]
-    match: Literal["none", "params", "macs"] = Field(description="what widths are chosen to keep equal")
-    match_tying: TyingText = Field(description="tying of the network that is matched")
-    lowering: Lowering
+    name: Literal["simple_cnn"] = Field(
+        default="simple_cnn", description="The network: tied convolutions, dense layers and a head."
+    )
+    features: Size | Each[Size] = Field(
+        default=[16, 32],
+        description="Output channels of the convolutional layers. The length of the list is the number of"
+        " layers.",
+    )
+    kernel_size: Size | Each[Size | Pair] = Field(
+        default=3,
+        description="Side of the window that one output position sees, in pixels: one value, a list with "
+        "a value for each layer, or (height, width) pairs such as [[5,3],3]. On signals, "
+        "images of width one, it is a length.",
+    )
+    stride: Size | Each[Size | Pair] = Field(
+        default=1, description="Distance between the windows of neighbouring output positions, in pixels."
+    )
+    dilation: Size | Each[Size | Pair] = Field(
+        default=1, description="Distance between the pixels within a window; 1: a window without holes."
+    )
+    padding: Padding | Each[Padding] = Field(
+        default="SAME",
+        description="What lies beyond the border. `SAME` pads with zeros and keeps the size, `VALID` uses"
+        " only windows inside the image, `CIRCULAR` wraps around.",
+    )
+    tying: TyingText | Each[TyingText] = Field(
+        default="shared",
+        description="How output positions use the kernels. `shared`: one kernel for all positions, a "
+        "convolution. `tiled(t)`: kernels alternate with period t. `blocked(g)`: one kernel "
+        "for each cell of a g x g grid. `low_rank(r)`: each position mixes r kernels. "
+        "`local`: one kernel for each position. `dense`: one kernel for each position, as "
+        "large as the image.",
+    )
+    connectivity: Connectivity | Each[Connectivity] = Field(
+        default="local",
+        description="Which inputs a position sees. `local`: a window. `random`: as many pixels from "
+        "anywhere, drawn once by the seed.",
+    )
+    bias: BiasText | Each[BiasText] = Field(
+        default="shared",
+        description="How output positions use the biases. `same`: tied as the weights are. `shared`: one per "
+        "feature. `none`: no bias.",
+    )
+    pool: Pool | Each[Pool] = Field(
+        default="max",
+        description="The pooling after each layer. `global_average` averages over the whole image.",
+    )
+    pool_size: Size | Each[Size] = Field(
+        default=2, description="Side of the pooling windows, which do not overlap, in pixels."
+    )
+    match: Literal["none", "params", "macs"] = Field(
+        default="none",
+        description="Scale `features` until the network has as many parameters (`params`) or "
+        "multiply-accumulates (`macs`) as the same network with the tying `match_tying`, "
+        "within 5%. `none`: keep `features`.",
+    )
+    match_tying: TyingText = Field(
+        default="shared",
+        description="The tying of the reference network whose parameters or MACs `match` reproduces. With"
+        " `tying=shared match=params match_tying=local`, a convolution is widened until it "
+        "has as many parameters as the locally connected net. Without `match` it has no "
+        "effect.",
+    )
+    lowering: Lowering = Field(
+        default="auto",
+        description="How a layer is computed; the result is the same up to rounding. `conv` uses XLA's "
+        "convolutions, `matmul` products of matrices of patches. `auto` takes the faster one:"
+        " `matmul` on a CPU and where each position has a kernel of its own, else `conv`.",
+    )
 
 
 class MLP(ModelSection):
     """The regular network on pixels: dense layers and a head."""
 
-    name: Literal["mlp"]
+    name: Literal["mlp"] = Field(
+        default="mlp", description="The network: dense layers on the pixels, and a head."
+    )
+    hidden: list[Size] = Field(
+        default=[256, 256],
+        description="Widths of the dense layers before the head; an empty list: the head alone.",
+    )
 
 
 class Optim(Section):
-    """An Optax optimiser. `momentum` is SGD's momentum and AdamW's b1."""
+    """The optimiser, from Optax."""
 
-    name: Literal["sgd", "adamw"]
-    learning_rate: Positive
-    weight_decay: Annotated[float, Field(ge=0)]
-    momentum: Share
-    schedule: Literal["constant", "cosine"]
-    warmup: Share = Field(description="of the steps")
-    l1: Positive | None = Field(default=None, description="of kernels: lambda of beta-LASSO")
+    name: Literal["sgd", "adamw"] = Field(
+        default="adamw", description="The optimiser: SGD with momentum, or Adam with decoupled weight decay."
+    )
+    learning_rate: Positive = Field(default=1e-3, description="The highest learning rate of the schedule.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=0.0,
+        description="The weight decay of all parameters: decoupled from the gradient in AdamW, added to "
+        "it in SGD.",
+    )
+    momentum: ProperFraction = Field(default=0.9, description="The momentum of SGD; the b1 of AdamW.")
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant",
+        description="How the learning rate changes after the warm-up: `constant` keeps it, `cosine` "
+        "lowers it along half a cosine to zero at the last step.",
+    )
+    warmup: ProperFraction = Field(
+        default=0.0,
+        description="The fraction of the steps in which the learning rate rises in a straight line from "
+        "zero.",
+    )
+    l1: Positive | None = Field(
+        default=None,
+        description="The weight of the 1-norm of the kernels in the loss, lambda of beta-LASSO (Neyshabur"
+        " 2020); null: no such term.",
+    )
     l1_threshold: Deviation | None = Field(
-        default=None, description="in units of l1, where kernels are cut to 0: beta"
+        default=None,
+        description="The beta of beta-LASSO: kernels smaller than `l1_threshold * l1` are set to zero; "
+        "null: none are.",
     )
 
     @model_validator(mode="after")
@@ -149,20 +249,43 @@ class Optim(Section):
 class Train(Section):
     """How long to train and how often to evaluate, both in the same unit: epochs or steps."""
 
-    epochs: Positive | None
-    steps: Size | None
-    eval_every: Positive | Literal["log"] | None = Field(
-        description="log: after every step at first, then each time the steps have grown by 15%"
+    epochs: Positive | None = Field(
+        default=None,
+        description="The length of a run in passes over its training images. Set this or `steps`; with "
+        "neither, a run lasts 10 epochs.",
     )
-    label_smoothing: Share = Field(description="of the training targets, spread over all classes")
+    steps: Size | None = Field(
+        default=None, description="The length of a run in optimiser steps. Set this or `epochs`."
+    )
+    eval_every: Positive | Literal["log"] | None = Field(
+        default=None,
+        description="The distance between two evaluations, in epochs or steps as the length is. null: "
+        "every epoch, or a tenth of the steps. `log`: after every step at first, then each "
+        "time the steps have grown by 15%.",
+    )
+    label_smoothing: ProperFraction = Field(
+        default=0.0, description="The part of each training target that is spread evenly over all classes."
+    )
     share_every: Size | None = Field(
-        default=None, description="steps between averages of the kernels over positions"
+        default=None,
+        description="Every so many steps, each kernel is replaced by the mean of the kernels over all "
+        "positions (Pogodin 2021); null: never.",
     )
     tied_steps: Count | None = Field(
-        default=None, description="for which a less tied network is kept a convolution"
+        default=None,
+        description="For so many steps a less tied network is trained as a convolution; then it is untied"
+        " and trains on (d'Ascoli 2019). null: it is untied from the start.",
     )
-    parallel: Literal["none", "data"] = Field(default="none", description="what devices share of a run")
-    profile: Folder | None = Field(default=None, description="folder for a trace of some steps")
+    parallel: Literal["none", "data"] = Field(
+        default="none",
+        description="What devices do that would have no run of their own. `none`: nothing. `data`: they "
+        "split the batches of each run.",
+    )
+    profile: Folder | None = Field(
+        default=None,
+        description="A folder for a trace of a few steps, to be read with TensorBoard or Perfetto; null: "
+        "no trace.",
+    )
 
     @model_validator(mode="after")
     def _one_duration(self) -> "Train":
@@ -175,18 +298,37 @@ class Train(Section):
 class Sweep(Section):
     """How a sweep is carried out; nothing here changes a result."""
 
-    on_error: Literal["continue", "stop"] = Field(description="what a cell that raises does to the sweep")
-    max_stack: Size | None = Field(description="runs that train together; null: what memory allows")
-    checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(description="between two checkpoints")
-    deterministic: bool = Field(default=False, description="GPU kernels that give the same bits every time")
+    on_error: Literal["continue", "stop"] = Field(
+        default="continue",
+        description="Whether a run that raises an error ends the sweep, or the other runs go on.",
+    )
+    max_stack: Size | None = Field(
+        default=None,
+        description="The most runs that are stacked and trained together as one program. null: as many as"
+        " fit in memory. A smaller stack needs less memory and saves more often, but takes "
+        "longer.",
+    )
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=30.0, description="The time between two checkpoints of a stack, in seconds."
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="Use only GPU kernels that give the same bits every time, which is slower; a CPU "
+        "always gives the same bits.",
+    )
 
 
 class Tracking(Section):
-    """Where runs are mirrored to: Weights & Biases, or Trackio on this machine (local)."""
+    """Where runs are mirrored to: Weights & Biases, or Trackio on this machine."""
 
-    mode: Literal["auto", "online", "offline", "local", "disabled"]
-    project: str
-    entity: str | None
+    mode: Literal["auto", "online", "offline", "local", "disabled"] = Field(
+        default="auto",
+        description="Where runs are mirrored to. `online`: to W&B. `offline`: to files for `wandb sync`. "
+        "`local`: to Trackio on this machine. `disabled`: nowhere. `auto`: online if a W&B "
+        "key is configured, else offline.",
+    )
+    project: str = Field(default="cnnexp", description="The project at W&B or Trackio.")
+    entity: str | None = Field(default=None, description="The W&B team or user; null: your default one.")
 
     @model_validator(mode="after")
     def _names_that_are_accepted(self) -> "Tracking":
