@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cnnexp.core.errors import UsageError, suggestion
-from cnnexp.store.runs import StoredRun, read_sweep, run_folders, sweep_names
+from cnnexp.store.runs import StoredRun, list_run_folders, list_sweeps, read_sweep
 
 GROUPS = ("model", "data", "optim", "train")  # of configuration keys, in the order in which people read them
 
@@ -201,9 +201,9 @@ def read_finished_runs(folder: Path) -> tuple[list[StoredRun], list[Path]]:
     Raises:
         UsageError: there is no such sweep, or no finished run in it.
     """
-    if not run_folders(folder):
+    if not list_run_folders(folder):
         parent = folder.parent
-        there = sweep_names(parent)
+        there = list_sweeps(parent)
         known = (
             suggestion(folder.name, there) if there else f"no sweep in {parent}/ yet; type: cnnexp run --help"
         )

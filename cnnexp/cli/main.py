@@ -54,9 +54,9 @@ def main() -> None:
         code = _invoke(sys.argv[1:])
         sys.stdout.flush()
     except UsageError as error:
-        from cnnexp.store.files import printable
+        from cnnexp.store.files import replace_unprintable
 
-        print(f"cnnexp: {printable(str(error))}", file=sys.stderr)
+        print(f"cnnexp: {replace_unprintable(str(error))}", file=sys.stderr)
         code = USAGE_ERROR
     except KeyboardInterrupt:
         print(f"\ncnnexp: interrupted; {RESUME}", file=sys.stderr)

@@ -176,15 +176,15 @@ def find_sweep(name: str, results_dir: Path) -> Path:
     Raises:
         UsageError: there is no such sweep.
     """
-    from cnnexp.store.runs import run_folders
+    from cnnexp.store.runs import list_run_folders
 
     path = Path(name).expanduser()
-    is_path = bool(name and run_folders(path))
+    is_path = bool(name and list_run_folders(path))
     results = results_dir if is_path else check_results_dir(results_dir)
-    if name and run_folders(results / name):
+    if name and list_run_folders(results / name):
         return results / name
     if is_path:
         return path
-    known = sorted(folder.name for folder in results.iterdir() if run_folders(folder))
+    known = sorted(folder.name for folder in results.iterdir() if list_run_folders(folder))
     advice = suggestion(name, known) if known else "there is none yet; type: cnnexp run --help"
     raise UsageError(f"{name or repr(name)}: no such sweep in {results}; {advice}")

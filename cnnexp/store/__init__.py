@@ -1,1 +1,1 @@
-"""Runs on disk: the source of truth. W&B, tables and figures are made from it."""
+"""Runs on disk: the source of truth, from which W&B, tables and figures are made."""

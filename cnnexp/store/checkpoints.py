@@ -1,8 +1,8 @@
-"""The state of a stack on disk, from which an interrupted sweep goes on.
+"""Checkpoints of a stack, from which an interrupted sweep resumes.
 
-A stack's folder has a folder of Orbax's for each step that was saved, and beside it, written last, the
-step's manifest: the checksums of all its files, and how far the runs' histories were written. A step without
-its manifest was not saved; one with other files than those of its manifest is corrupt.
+The folder of a stack has one of Orbax's folders for each saved step. Beside it, and written last, is the
+manifest of the step: the checksums of all its files, and how far the histories of the runs had been written.
+A step without a manifest was not saved; a step whose files differ from its manifest is corrupt.
 """
 
 import errno
@@ -18,96 +18,110 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnexp.store.files import NO_FILE, crc32_of, is_name, read_json, write_json
-from cnnexp.store.runs import Written, set_aside
+from cnnexp.store.files import NO_FILE, compute_crc32, is_name, read_json, write_json
+from cnnexp.store.runs import FilePrefix, move_corrupt
 
-KEPT = 2  # checkpoints of a stack
-ROOM_BYTES = 1 << 20  # that a checkpoint takes beside its arrays, at most
-RUNS = "runs.json"  # of a stack's folder: its runs' ids, in the order of the run axis
+MOST_CHECKPOINTS = 2  # of a stack
+OVERHEAD_BYTES = 1 << 20  # of a checkpoint beyond its arrays, at most
+RUNS = "runs.json"  # in the folder of a stack: the ids of its runs, in the order of the run axis
 
 
 @dataclass(frozen=True, kw_only=True)
-class Saved:
-    """A state, and what each run's history was when it was saved."""
+class Checkpoint:
+    """A state, and how far the history of each run had been written when the state was saved."""
 
     state: Any
-    histories: Mapping[str, Written]
+    histories: Mapping[str, FilePrefix]
 
 
 class StackCheckpoints:
-    """The last checkpoints of one stack: whole or absent.
+    """The last checkpoints of one stack, each complete or absent.
 
     Args:
         folder: the sweep's.
         runs: ids of the stack's runs, in the order of the run axis.
-        since: the step that the stack goes on from; None: it starts anew. Later ones are dropped.
-        writes: whether this process is the first of those that save together.
+        since: the step from which the stack resumes, so that later checkpoints are dropped; None: the stack
+            starts anew.
+        writes: whether this process is the primary one of those that save together.
     """
 
     def __init__(self, folder: Path, runs: Sequence[str], *, since: int | None = None, writes: bool = True):
         self.folder = folder / "checkpoints" / _digest(runs)
         self._runs, self._writes = list(runs), writes
-        self._since, self._begun = since, False
+        self._since, self._initialized = since, False
 
-    def save(self, step: int, state: Any, histories: Mapping[str, Written] | None = None) -> None:
-        """Keep a state; the oldest beyond two is dropped.
+    def save(self, step: int, state: Any, histories: Mapping[str, FilePrefix] | None = None) -> None:
+        """Save a state and drop all but the two newest checkpoints.
+
+        Args:
+            step: the training step.
+            state: the stacked training state, a pytree of arrays.
+            histories: how far the history of each run has been written.
 
         Raises:
-            OSError: the disk is full, or refuses.
+            OSError: the disk is full, or cannot be written.
         """
         import orbax.checkpoint as ocp
 
         folder = self.folder / str(step)
-        if self._writes and not self._begun:
+        if self._writes and not self._initialized:
             write_json(self.folder / RUNS, {"runs": self._runs})
             self._drop(lambda saved: self._since is None or saved > self._since)
-            self._begun = True
+            self._initialized = True
         if self._writes:
-            _reserve(self.folder, state)
+            _reserve_space(self.folder, state)
         try:
             _checkpointer().save(folder.resolve(), args=ocp.args.StandardSave(state), force=True)
         except Exception as error:
             self._drop_unfinished()
             raise _as_os_error(error, folder) or error from None
         if self._writes:
-            kept = {run: [written.size, written.crc32] for run, written in (histories or {}).items()}
-            write_json(_manifest(folder), {"files": _sums(folder), "histories": kept})
-            oldest_kept = sorted(_steps(self.folder))[-KEPT:][0]
-            self._drop(lambda saved: saved < oldest_kept)
+            prefixes = {run: [prefix.size, prefix.crc32] for run, prefix in (histories or {}).items()}
+            write_json(_manifest(folder), {"files": _checksums(folder), "histories": prefixes})
+            oldest = sorted(_steps(self.folder))[-MOST_CHECKPOINTS:][0]
+            self._drop(lambda saved: saved < oldest)
 
     def delete(self) -> None:
-        """The stack has ended: its results are in the store."""
+        """Delete all checkpoints of a stack that has ended, as its results are in the store."""
         if self._writes:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _drop(self, unwanted: Callable[[int], bool]) -> None:
-        """Remove saved steps, each manifest before its files, and what a process that was killed has left."""
+        """Remove saved steps, each manifest before its files, and the remains of killed processes."""
         for step in filter(unwanted, _steps(self.folder)):
             _manifest(self.folder / str(step)).unlink(missing_ok=True)
         self._drop_unfinished()
 
     def _drop_unfinished(self) -> None:
-        whole = {str(step) for step in _steps(self.folder)}
+        complete = {str(step) for step in _steps(self.folder)}
         for path in self.folder.glob("[0-9]*"):
             unfinished = re.fullmatch(r"\d+(\.orbax-checkpoint-tmp.*)?", path.name)
-            if self._writes and unfinished and path.name not in whole:
+            if self._writes and unfinished and path.name not in complete:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def saved_stacks(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Every stack that was saved in a sweep's folder, newest first: its own folder and its runs' ids."""
-    stacks = [(stack, saved_runs(stack)) for stack in _stack_folders(folder)]
-    yield from sorted((pair for pair in stacks if pair[1]), key=lambda pair: -_changed(pair[0]))
+def list_stacks(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """List the stacks that have checkpoints in a sweep's folder, newest first.
+
+    Yields:
+        The folder of a stack and the ids of its runs.
+    """
+    stacks = [(stack, read_stack_runs(stack)) for stack in _stack_folders(folder)]
+    yield from sorted((pair for pair in stacks if pair[1]), key=lambda pair: -_modification_time(pair[0]))
 
 
-def damaged_stacks(folder: Path) -> list[Path]:
-    """Folders of a sweep's saved stacks that do not say which runs they hold."""
-    return [stack for stack in _stack_folders(folder) if _steps(stack) and not saved_runs(stack)]
+def corrupt_stacks(folder: Path) -> list[Path]:
+    """List the folders of stacks that have checkpoints but do not name their runs."""
+    return [stack for stack in _stack_folders(folder) if _steps(stack) and not read_stack_runs(stack)]
 
 
-def saved_runs(stack: Path) -> list[str]:
-    """Ids of the runs in the folder of a saved stack, in the order of the run axis; none where the folder,
-    which is named after them, is another's."""
+def read_stack_runs(stack: Path) -> list[str]:
+    """Read the ids of the runs of a stack.
+
+    Returns:
+        The ids in the order of the run axis; none where the folder, whose name is a digest of the ids,
+        belongs to other runs.
+    """
     runs = read_json(stack / RUNS).get("runs")
     if not isinstance(runs, list) or not all(map(is_name, runs)):
         return []
@@ -116,63 +130,73 @@ def saved_runs(stack: Path) -> list[str]:
 
 def restore(
     stack: Path,
-    like: Any,
+    template: Any,
     *,
-    damaged: Callable[[Path], None],
-    agreed: Callable[[list[int]], list[int]] = list,
-    anywhere: Callable[[bool], bool] = bool,
-) -> Saved | None:
-    """The newest state that is what was saved, in the form of `like`; None where there is none.
+    on_corrupt: Callable[[Path], None],
+    broadcast: Callable[[list[int]], list[int]] = list,
+    any_process: Callable[[bool], bool] = bool,
+) -> Checkpoint | None:
+    """Restore the newest checkpoint of a stack that is not corrupt.
 
-    A checkpoint that is not is handed to `damaged`. Processes that restore together pass how they come to
-    agree: on what the first one says, and on whether a thing is so in any of them.
+    Args:
+        stack: the folder of the stack.
+        template: a state of the same structure, shapes and types.
+        on_corrupt: called with the folder of each corrupt checkpoint on the way.
+        broadcast: gives all processes that restore together the value of the primary one.
+        any_process: tells all processes whether a value is true in any of them.
+
+    Returns:
+        The checkpoint; None where there is none.
 
     Raises:
-        OSError: the file system does not answer; that says nothing of the checkpoint.
+        OSError: the file system does not answer, which is no sign that a checkpoint is corrupt.
     """
     import orbax.checkpoint as ocp
 
-    for step in agreed(sorted(_steps(stack), reverse=True)):
+    for step in broadcast(sorted(_steps(stack), reverse=True)):
         folder, state = stack / str(step), None
-        histories = _histories(folder)
-        if not anywhere(histories is None):
+        histories = _read_histories(folder)
+        if not any_process(histories is None):
             try:
-                args = ocp.args.StandardRestore(like)
+                args = ocp.args.StandardRestore(template)
                 state = _checkpointer().restore(folder.resolve(), args=args)
-            except Exception as error:  # whatever Orbax says of one that this version cannot read
+            except Exception as error:  # whatever Orbax raises for a checkpoint that this version cannot read
                 reason = _as_os_error(error, folder)
                 if reason is not None and reason.errno not in NO_FILE:
                     raise reason from None
-        if histories is not None and not anywhere(state is None):
-            return Saved(state=state, histories=histories)
-        damaged(folder)
+        if histories is not None and not any_process(state is None):
+            return Checkpoint(state=state, histories=histories)
+        on_corrupt(folder)
     return None
 
 
-def set_checkpoint_aside(checkpoint: Path) -> Path:
-    """Rename a corrupt checkpoint and its manifest; returns where it is until its stack has ended."""
-    set_aside(_manifest(checkpoint))
-    return set_aside(checkpoint)
+def move_corrupt_checkpoint(checkpoint: Path) -> Path:
+    """Rename a corrupt checkpoint and its manifest.
+
+    Returns:
+        The new path of the checkpoint, where it stays until its stack has ended.
+    """
+    move_corrupt(_manifest(checkpoint))
+    return move_corrupt(checkpoint)
 
 
-def _histories(checkpoint: Path) -> dict[str, Written] | None:
-    """What the runs' histories were when a checkpoint was saved; None where it is not what was saved."""
+def _read_histories(checkpoint: Path) -> dict[str, FilePrefix] | None:
+    """Read how far each run's history had been written; None where the checkpoint is corrupt."""
     manifest = read_json(_manifest(checkpoint))
     try:
-        if not manifest["files"] or manifest["files"] != _sums(checkpoint):
+        if not manifest["files"] or manifest["files"] != _checksums(checkpoint):
             return None
-        return {run: Written(*map(int, values)) for run, values in manifest["histories"].items()}
+        return {run: FilePrefix(*map(int, values)) for run, values in manifest["histories"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
 
 
-def _sums(checkpoint: Path) -> dict[str, int | None]:
-    """The checksums of a checkpoint's files."""
-    found: dict[str, int | None] = {}
+def _checksums(checkpoint: Path) -> dict[str, int | None]:
+    checksums: dict[str, int | None] = {}
     for parent, _, names in os.walk(checkpoint):
         for path in (Path(parent, name) for name in names):
-            found[path.relative_to(checkpoint).as_posix()] = crc32_of(path)
-    return found
+            checksums[path.relative_to(checkpoint).as_posix()] = compute_crc32(path)
+    return checksums
 
 
 def _manifest(checkpoint: Path) -> Path:
@@ -180,7 +204,7 @@ def _manifest(checkpoint: Path) -> Path:
 
 
 def _steps(stack: Path) -> list[int]:
-    """Steps of which a stack's folder has a manifest."""
+    """List the steps for which the folder of a stack has a manifest."""
     return [int(path.stem) for path in stack.glob("*.json") if path.stem.isdecimal()]
 
 
@@ -192,8 +216,8 @@ def _digest(runs: Sequence[str]) -> str:
     return hashlib.sha256(" ".join(runs).encode()).hexdigest()[:12]
 
 
-def _reserve(folder: Path, state: Any) -> None:
-    """See that there is room for a state: Orbax's threads would each say on stderr that there is none.
+def _reserve_space(folder: Path, state: Any) -> None:
+    """Check that there is space for a state, as each of Orbax's threads would report on stderr if not.
 
     Raises:
         OSError: the disk is full, or a quota is used up.
@@ -204,20 +228,20 @@ def _reserve(folder: Path, state: Any) -> None:
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, int(1.1 * size) + ROOM_BYTES)
+                os.posix_fallocate(file.fileno(), 0, int(1.1 * size) + OVERHEAD_BYTES)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # of file systems that cannot reserve
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # of file systems that cannot reserve space
             raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
-def _changed(path: Path) -> float:
+def _modification_time(path: Path) -> float:
     with suppress(OSError):  # another worker has just removed it
         return path.stat().st_mtime
     return 0.0
 
 
 def _as_os_error(error: Exception, path: Path) -> OSError | None:
-    """The system's error behind one of Orbax's; TensorStore has its number in its text."""
+    """Extract the system's error behind one of Orbax's; TensorStore has its number in its text."""
     match = re.search(r"os_error_code='(\d+)'", str(error))
     number = error.errno if isinstance(error, OSError) else int(match[1]) if match else None
     return OSError(number, os.strerror(number), str(path)) if number else None
@@ -226,5 +250,5 @@ def _as_os_error(error: Exception, path: Path) -> OSError | None:
 def _checkpointer() -> Any:
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells each step, and what it raises as well
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs each step, and all that it raises
     return ocp.Checkpointer(ocp.StandardCheckpointHandler())

@@ -1,4 +1,4 @@
-"""Files of a store, written whole or not at all, and read as data that can come from somebody else."""
+"""Files of a store: written whole or not at all, and read as data that may come from somebody else."""
 
 import errno
 import io
@@ -16,23 +16,23 @@ from typing import Any, TypeVar
 from cnnexp.core.errors import UsageError
 
 Read = TypeVar("Read")
-# What the system says of a name behind which there is no file that can be read. Any other error, as of a
-# server that does not answer, says nothing of the file.
+# The system's errors for a name without a readable file. Any other error, such as that of a server that does
+# not answer, says nothing about the file.
 NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EPERM)
-CHUNK = 1 << 20
+CHUNK_BYTES = 1 << 20
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader, or a crash, meets the old text or the new one, never a part.
+    """Replace a file in one step: a reader, or a crash, meets the old text or the new text, never a part.
 
-    Text is UTF-8 whatever the locale. What a command line had that is no text is written as it was typed.
+    Text is UTF-8 in every locale. Bytes of a command line that are not text are written as they were typed.
     """
     write_bytes(path, text.encode(errors="surrogateescape"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file in one step; where that fails, nothing of the new one is left."""
-    if not path.parent.exists():  # `mkdir` would wait for all who make folders beside it, even then
+    """Replace a file in one step; if that fails, nothing of the new file remains."""
+    if not path.parent.exists():  # `mkdir` takes a lock on the parent even if the folder exists
         path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")  # containers share pids
     try:
@@ -50,11 +50,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def append_bytes(path: Path, content: bytes) -> None:
-    """Append to a file in one write; where that fails, as on a full disk, the file is as it was."""
+    """Append to a file in one write; if that fails, as on a full disk, the file is unchanged."""
     with path.open("ab", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         try:
-            if file.write(content) != len(content):  # a full disk takes a part, and says so the next time
+            if file.write(content) != len(content):  # a full disk takes a part without an error
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         except OSError as error:
             with suppress(OSError):
@@ -69,18 +69,18 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def json_bytes(values: Mapping[str, Any]) -> bytes:
-    """What `write_json` writes."""
+    """Encode an object as `write_json` does."""
     return json.dumps(values, indent=1).encode() + b"\n"
 
 
 def read_bytes(path: Path) -> bytes | None:
-    """A file's content; None where there is no file that can be read, but nothing, a folder or a pipe.
+    """Read a file; None where there is no readable file, but nothing, a folder or a pipe.
 
     Raises:
         OSError: the file system does not answer.
     """
     try:
-        return again_if_replaced(lambda: _read(path))
+        return retry_if_stale(lambda: _read(path))
     except OSError as error:
         if error.errno not in NO_FILE:
             raise
@@ -88,12 +88,12 @@ def read_bytes(path: Path) -> bytes | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object, or nothing where there is no readable file."""
+    """Read the object in a JSON file; empty where there is no readable file."""
     return parse_json(read_bytes(path) or b"")
 
 
 def parse_json(content: bytes) -> dict[str, Any]:
-    """The object that JSON holds, or nothing where it is no JSON, or no object."""
+    """Parse a JSON object; empty where the content is not JSON, or not an object."""
     try:
         values = json.loads(content.decode())
     except (ValueError, RecursionError):
@@ -101,14 +101,14 @@ def parse_json(content: bytes) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def crc32_of(path: Path) -> int | None:
-    """A checksum of a file's content; None where there is no file that can be read.
+def compute_crc32(path: Path) -> int | None:
+    """Compute the checksum of a file's content; None where there is no readable file.
 
     Raises:
         OSError: the file system does not answer.
     """
     try:
-        return again_if_replaced(lambda: _crc32(path))
+        return retry_if_stale(lambda: _crc32(path))
     except OSError as error:
         if error.errno not in NO_FILE:
             raise
@@ -116,7 +116,11 @@ def crc32_of(path: Path) -> int | None:
 
 
 def open_regular(path: Path) -> io.FileIO:
-    """Open a file to be read, if it is one: a pipe would wait for a writer, and a device may have no end."""
+    """Open a regular file for reading: a pipe would wait for a writer, and a device may have no end.
+
+    Raises:
+        OSError: the path is not a regular file.
+    """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -132,13 +136,13 @@ def _read(path: Path) -> bytes:
 def _crc32(path: Path) -> int:
     total = 0
     with open_regular(path) as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(CHUNK_BYTES):
             total = zlib.crc32(chunk, total)
     return total
 
 
-def again_if_replaced(read: Callable[[], Read]) -> Read:
-    """What `read` reads. NFS answers ESTALE where another machine replaced the file meanwhile."""
+def retry_if_stale(read: Callable[[], Read]) -> Read:
+    """Call `read`, and again if NFS answers ESTALE because another machine has just replaced the file."""
     try:
         return read()
     except OSError as error:
@@ -147,9 +151,11 @@ def again_if_replaced(read: Callable[[], Read]) -> Read:
         return read()
 
 
-def look_anew(folder: Path) -> None:
-    """Have what is said of a folder's entries come from the server: NFS remembers for up to a minute that a
-    name was not there, and asks again when the folder is opened."""
+def refresh_folder(folder: Path) -> None:
+    """Make the next look-ups in a folder ask the server.
+
+    NFS remembers for up to a minute that a name did not exist, and asks again when the folder is opened.
+    """
     os.close(os.open(folder, os.O_RDONLY))
 
 
@@ -159,7 +165,7 @@ UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\
 
 
 def is_name(value: object) -> bool:
-    """Whether a value is the name of one file or folder, as this program makes them.
+    """Return whether a value is a file name of the kind that this program makes.
 
     >>> [is_name(value) for value in ("3f2a9c", "run-1.damaged1", "..", "a/b", "", 3)]
     [True, True, False, False, False, False]
@@ -167,26 +173,26 @@ def is_name(value: object) -> bool:
     return isinstance(value, str) and NAME.fullmatch(value) is not None
 
 
-def printable(value: Any) -> Any:
-    r"""Replace what a terminal would obey in all texts of nested values, keys included.
+def replace_unprintable(value: Any) -> Any:
+    r"""Replace the characters that would control a terminal, in all texts of nested values and their keys.
 
-    >>> printable({"a\x1b[2J": ["b\nc", 1]})
+    >>> replace_unprintable({"a\x1b[2J": ["b\nc", 1]})
     {'a�[2J': ['b c', 1]}
     """
     if isinstance(value, str):
         return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value.replace("\n", " "))
     if isinstance(value, dict):
-        return {printable(key): printable(inner) for key, inner in value.items()}
-    return [printable(inner) for inner in value] if isinstance(value, list) else value
+        return {replace_unprintable(key): replace_unprintable(inner) for key, inner in value.items()}
+    return [replace_unprintable(inner) for inner in value] if isinstance(value, list) else value
 
 
 def refuse_links(sweep: Path) -> None:
-    """Refuse a sweep's folder with symbolic links inside, which would lead what is written elsewhere.
+    """Refuse a sweep's folder that holds symbolic links, through which files elsewhere would be changed.
 
-    The folder itself may be one: its user made that.
+    The folder itself may be a link, as only its user can have made it.
 
     Raises:
-        UsageError: there is one; the message names it.
+        UsageError: there is a link inside; the message names it.
     """
     for folder in (sweep, sweep / "checkpoints", *(sweep / "checkpoints").glob("*")):
         if folder.is_dir():
@@ -194,6 +200,6 @@ def refuse_links(sweep: Path) -> None:
                 for entry in entries:
                     if entry.is_symlink():
                         raise UsageError(
-                            f"{printable(entry.path)}: a symbolic link inside a sweep's folder, through "
-                            "which files elsewhere would be changed; allowed: files and folders; remove it"
+                            f"{replace_unprintable(entry.path)}: a symbolic link inside a sweep's folder, "
+                            "through which files elsewhere would be changed; remove it"
                         )

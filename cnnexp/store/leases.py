@@ -1,10 +1,10 @@
-"""Which runs the living workers of a sweep are training, wherever they are, so that no two train the same.
+"""Leases on the runs of a sweep, by which workers on any machine never train the same run at once.
 
-A worker has one file, which it touches every few seconds. Its lease on a run is a hard link to that file, by
-the name `<run id>.<generation>`: making a link succeeds for one worker only, and the file's time of change is
-the sign of life of all leases of a worker at once. A lease whose worker is dead is not removed (a worker that
-looked a moment ago may be about to do the same); the next generation is taken instead. What this needs of a
-file system is in `docs/clusters.md`.
+Each worker has one file, which it touches every few seconds. Its lease on a run is a hard link to that file,
+named `<run id>.<generation>`: only one worker can create a link of that name, and the modification time of
+the file is the sign of life of all leases of a worker at once. The lease of a dead worker is not removed,
+because another worker that checked a moment ago may be about to do the same; the next generation is taken
+instead. What this needs of a file system is in `docs/clusters.md`.
 """
 
 import errno
@@ -25,26 +25,29 @@ from typing import Any
 from cnnexp.core.errors import UsageError
 from cnnexp.store.files import (
     NO_FILE,
-    again_if_replaced,
-    look_anew,
     open_regular,
     parse_json,
     read_json,
+    refresh_folder,
+    retry_if_stale,
 )
 from cnnexp.store.runs import has_ended
 
-LEASE_SECONDS = 60.0  # without a sign of life, after which a worker counts as dead for others
-OWN_SECONDS = 40.0  # the same for itself: what it is writing just then must come before they go on
+LEASE_SECONDS = 60.0  # without a sign of life, after which other workers count a worker as dead
+SELF_EXPIRY_SECONDS = 40.0  # after which it stops by itself, early enough to end a write before they start
 BEAT_SECONDS = 5.0  # between two signs of life
-NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems without them say
+NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # errors of file systems without hard links
 
 
 class LeaseLost(Exception):
-    """This worker gave no sign of life for so long that others may be training its runs."""
+    """This worker gave no sign of life for so long that other workers may be training its runs."""
 
 
 class Leases:
-    """A context: one worker's leases on the runs of a sweep's folder.
+    """The leases of one worker on the runs of a sweep; a context manager.
+
+    Args:
+        folder: the sweep's.
 
     Raises:
         UsageError: the file system has no hard links.
@@ -53,77 +56,94 @@ class Leases:
     def __init__(self, folder: Path):
         self._sweep, self._folder = folder, folder / "leases"
         self._worker = self._folder / f"worker-{uuid.uuid4().hex[:12]}"
-        who = {"worker": self._worker.name, "host": _host(), "pid": os.getpid(), "on": socket.gethostname()}
-        self._who = json.dumps(who)
+        identity = {
+            "worker": self._worker.name,
+            "host": _host(),
+            "pid": os.getpid(),
+            "on": socket.gethostname(),
+        }
+        self._identity = json.dumps(identity)
         self._held: dict[str, int] = {}  # generations, by run
-        self._ended, self._beating = threading.Event(), threading.Lock()
+        self._ended, self._beat_lock = threading.Event(), threading.Lock()
 
     def __enter__(self) -> "Leases":
         self._folder.mkdir(parents=True, exist_ok=True)
         self._beat()
-        threading.Thread(target=self._live, name="leases", daemon=True).start()
+        threading.Thread(target=self._keep_beating, name="leases", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        with suppress(OSError):  # of a disk that refuses: what it says of this worker runs out
+        with suppress(OSError):  # of a disk that cannot be written: the leases then expire
             self._release(set(self._held))
             self._worker.unlink(missing_ok=True)
-        for path in self._folder.glob("worker-*"):  # of the dead, once all that they held has ended
+        for path in self._folder.glob("worker-*"):  # of dead workers, once all their runs have ended
             with suppress(OSError):
-                found = path.stat()
-                if found.st_nlink == 1 and self.now() - found.st_mtime > LEASE_SECONDS:
+                file = path.stat()
+                if file.st_nlink == 1 and self.now() - file.st_mtime > LEASE_SECONDS:
                     path.unlink()
 
     def take(self, runs: Collection[str]) -> set[str]:
-        """Lease those of the runs that no other worker has, instead of what was leased before.
+        """Lease all runs that no other worker holds, and release all leases on other runs.
 
-        Who gets a run must look whether it has ended: another worker may have ended it just now. What the
-        store says of them is looked up anew.
+        The caller must check whether a run has ended meanwhile, as another worker may just have ended it. The
+        folder is refreshed for that.
+
+        Args:
+            runs: ids.
+
+        Returns:
+            The ids of the runs that this worker now holds.
         """
-        self._was_silent()
+        self._has_expired()
         self._release(set(self._held) - set(runs))
-        newest, alive = self._newest() if runs else {}, _Living(self)
+        newest, alive = self._newest() if runs else {}, _LivenessCache(self)
         for run_id in runs:
             lease = newest.get(run_id)
             if run_id not in self._held and (lease is None or lease not in alive):
                 self._link(run_id, lease.generation + 1 if lease else 0)
-        look_anew(self._sweep)
+        refresh_folder(self._sweep)
         return set(self._held)
 
-    def others(self, within: float | None = None) -> set[str]:
-        """What other workers are training that live, or gave a sign of life within so many seconds."""
-        alive = _Living(self, within)
+    def claimed_by_others(self, within: float | None = None) -> set[str]:
+        """List the runs claimed by other workers that are alive.
+
+        Args:
+            within: seconds since the last sign of life of a worker that counts as alive; None:
+                `LEASE_SECONDS`.
+        """
+        alive = _LivenessCache(self, within)
         newest = self._newest().items()
         return {run_id for run_id, lease in newest if run_id not in self._held and lease in alive}
 
-    def has_company(self) -> bool:
-        """Whether any other worker is alive, whatever it does."""
+    def other_workers_alive(self) -> bool:
+        """Return whether any other worker is alive, with or without leases."""
         for path in set(self._folder.glob("worker-*")) - {self._worker}:
             with suppress(OSError):  # it has just ended
-                changed, _ = _looked_at(path)
-                if self.now() - changed <= LEASE_SECONDS:
+                modified, _ = _read_with_mtime(path)
+                if self.now() - modified <= LEASE_SECONDS:
                     return True
         return False
 
     def check(self) -> None:
-        """Nothing may be written for a run whose lease has run out.
+        """Check that the leases have not expired, after which nothing may be written for their runs.
 
         Raises:
-            LeaseLost: this process was stopped, or the store out of reach, too long; it holds nothing now.
+            LeaseLost: this process was stopped, or the store was out of reach, for too long. It now holds no
+                leases.
         """
         try:
-            silent = self._was_silent()
+            expired = self._has_expired()
         except OSError as error:
             raise LeaseLost(f"the store is out of reach: {error}") from error
-        if silent:
-            raise LeaseLost(f"no sign of life for {OWN_SECONDS:.0f} s")
+        if expired:
+            raise LeaseLost(f"no sign of life for {SELF_EXPIRY_SECONDS:.0f} s")
 
-    def _was_silent(self) -> bool:
-        """Whether others may have taken what this worker held, which it gives back then."""
-        if _seconds() - self._beaten <= OWN_SECONDS:
+    def _has_expired(self) -> bool:
+        """Return whether other workers may have taken these leases, which are then released."""
+        if _seconds() - self._beaten <= SELF_EXPIRY_SECONDS:
             return False
         self._release(set(self._held))
         self._beat()
@@ -133,7 +153,7 @@ class Leases:
         path = self._path(run_id, generation)
         try:
             os.link(self._worker, path)
-        except FileExistsError:  # another was faster; or NFS repeated a request that had been granted
+        except FileExistsError:  # another worker was faster, or NFS repeated a request that was granted
             if read_json(path).get("worker") != self._worker.name:
                 return
         except OSError as error:
@@ -145,14 +165,14 @@ class Leases:
     def _release(self, runs: Collection[str]) -> None:
         for run_id in runs:
             generation = self._held[run_id]
-            ended = has_ended(self._sweep / run_id)  # then earlier generations have no use any more
+            ended = has_ended(self._sweep / run_id)  # then the earlier generations are not needed either
             for number in range(0 if ended else generation, generation + 1):
                 with suppress(FileNotFoundError, IsADirectoryError):
                     self._path(run_id, number).unlink()
-            del self._held[run_id]  # last: a lease that could not be given back is still this worker's
+            del self._held[run_id]  # last: a lease that could not be removed is still this worker's
 
     def _newest(self) -> dict[str, "_Lease"]:
-        """The last generation of each run's leases."""
+        """Return the lease of the last generation of each run."""
         newest: dict[str, _Lease] = {}
         with os.scandir(self._folder) as entries:
             for entry in entries:
@@ -163,30 +183,30 @@ class Leases:
         return newest
 
     def now(self) -> float:
-        """The file server's clock."""
+        """Return the time of the file server's clock, in seconds since the epoch."""
         return self._beaten_at + (_seconds() - self._beaten)
 
     def _path(self, run_id: str, generation: int) -> Path:
         return self._folder / f"{run_id}.{generation}"
 
-    def _live(self) -> None:
+    def _keep_beating(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
-            if _seconds() - self._beaten <= OWN_SECONDS:  # else the training must hear of it first
-                with suppress(OSError):  # the next one may be heard
+            if _seconds() - self._beaten <= SELF_EXPIRY_SECONDS:  # else `check` must report it first
+                with suppress(OSError):  # the next one may succeed
                     self._beat()
 
     def _beat(self) -> None:
-        """A sign of life, by the clock of the file server, which all workers share."""
+        """Give a sign of life, dated by the clock of the file server, which is the same for all workers."""
         started = _seconds()
-        with self._beating:
+        with self._beat_lock:
             if self._ended.is_set():
                 return
             try:
                 os.utime(self._worker)
-            except FileNotFoundError:  # a new worker's; or others removed it as that of a dead one
+            except FileNotFoundError:  # this worker is new, or others removed its file as that of a dead one
                 if self._held:
-                    return  # whose leases have no sign of life any more: they run out
-                self._worker.write_text(self._who, encoding="utf-8")
+                    return  # the leases have no sign of life any more, and expire
+                self._worker.write_text(self._identity, encoding="utf-8")
             self._beaten_at = self._worker.stat().st_mtime
             self._beaten = started
 
@@ -195,11 +215,11 @@ class Leases:
 class _Lease:
     path: str
     generation: int
-    inode: int  # of its worker's file
+    inode: int  # of the file of its worker
 
 
-class _Living:
-    """Which leases have a worker that gave a sign of life; looked up once a worker."""
+class _LivenessCache:
+    """The leases whose workers are alive; each worker is checked once."""
 
     def __init__(self, leases: Leases, within: float | None = None):
         self._leases, self._known = leases, dict[int, bool]()
@@ -208,24 +228,26 @@ class _Living:
     def __contains__(self, lease: _Lease) -> bool:
         if lease.inode not in self._known:
             try:
-                changed, owner = again_if_replaced(lambda: _looked_at(Path(lease.path)))
+                modified, owner = retry_if_stale(lambda: _read_with_mtime(Path(lease.path)))
             except OSError as error:
                 if error.errno not in NO_FILE:
                     raise
-                return False  # given back just now, or not a lease at all
-            age, here = self._leases.now() - changed, owner.get("host") == _host()
-            self._known[lease.inode] = age <= self._within and not (here and _is_gone(owner.get("pid")))
+                return False  # released just now, or not a lease at all
+            age, same_host = self._leases.now() - modified, owner.get("host") == _host()
+            self._known[lease.inode] = age <= self._within and not (
+                same_host and _has_exited(owner.get("pid"))
+            )
         return self._known[lease.inode]
 
 
 def _seconds() -> float:
-    """Time that goes on while the machine sleeps."""
+    """Return a monotonic time that also counts while the machine sleeps."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @lru_cache(maxsize=1)
 def _host() -> str:
-    """What a process id is unique on: a boot of a machine, and a container's processes on it."""
+    """Identify the scope of process ids: one boot of a machine, and one container on it."""
     parts = [socket.gethostname()]
     for path, read in (("/proc/sys/kernel/random/boot_id", _first_line), ("/proc/self/ns/pid", os.readlink)):
         try:
@@ -239,10 +261,10 @@ def _first_line(path: str) -> str:
     return Path(path).read_text(encoding="utf-8").strip()
 
 
-def _is_gone(pid: Any) -> bool:
+def _has_exited(pid: Any) -> bool:
     import psutil
 
-    if not isinstance(pid, int) or not 0 < pid < 2**31:  # not what a worker wrote: its age alone decides
+    if not isinstance(pid, int) or not 0 < pid < 2**31:  # not written by a worker: the age alone decides
         return False
     try:
         os.kill(pid, 0)  # /proc may hide the processes of other users
@@ -253,7 +275,7 @@ def _is_gone(pid: Any) -> bool:
         return False
 
 
-def _looked_at(path: Path) -> tuple[float, dict[str, Any]]:
-    """When a file was changed, and its values. Opening makes NFS ask the server."""
+def _read_with_mtime(path: Path) -> tuple[float, dict[str, Any]]:
+    """Read the modification time and the values of a file. Opening it makes NFS ask the server."""
     with open_regular(path) as file:
         return os.fstat(file.fileno()).st_mtime, parse_json(file.read())

@@ -20,7 +20,7 @@ from cnnexp.core.text import short_number
 from cnnexp.data.loading import resident_bytes
 from cnnexp.models.spec import LayerSpec, specify_network, total_count
 from cnnexp.store.files import read_json
-from cnnexp.store.runs import damaged_files, has_ended
+from cnnexp.store.runs import corrupt_files, has_ended
 from cnnexp.sweep.stacks import run_flops
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -170,7 +170,7 @@ def forecast(results_dir: Path) -> Forecast:
 
     device = provenance()["device"]
     folders = (path.parent for path in results_dir.glob("*/*/summary.json"))
-    summaries = (read_json(f / "summary.json") for f in folders if has_ended(f) and not damaged_files(f))
+    summaries = (read_json(f / "summary.json") for f in folders if has_ended(f) and not corrupt_files(f))
     past = list(islice((s for s in summaries if s.get("device") == device and s.get("flops")), PAST_RUNS))
     rates: dict[tuple[int, int], list[float]] = {}
     for summary in past:

@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cnnexp.config import RunConfig
-from cnnexp.store.checkpoints import damaged_stacks, saved_stacks
-from cnnexp.store.runs import COMMANDS, damaged_files, has_ended, run_folder, sweep_folder
+from cnnexp.store.checkpoints import corrupt_stacks, list_stacks
+from cnnexp.store.runs import (
+    COMMANDS,
+    corrupt_files,
+    has_ended,
+    run_folder,
+    sweep_folder,
+)
 from cnnexp.sweep.cost import largest_stack
 from cnnexp.sweep.stacks import Stack, grouped, shape_of_program, split
 
@@ -30,7 +36,7 @@ def plan_sweep(runs: Mapping[str, RunConfig]) -> Plan:
         folder = run_folder(run)
         if not folder.exists():
             continue
-        broken = damaged_files(folder)
+        broken = corrupt_files(folder)
         damaged += broken
         if not broken and has_ended(folder):
             ended.add(run_id)
@@ -43,7 +49,7 @@ def _damaged_in_sweep(folder: Path) -> list[Path]:
     files, folders = [folder / COMMANDS], [folder / "leases", folder / "checkpoints"]
     wrong = [path for path in files if os.path.lexists(path) and not path.is_file()]
     wrong += [path for path in folders if os.path.lexists(path) and not path.is_dir()]
-    return wrong + damaged_stacks(folder)
+    return wrong + corrupt_stacks(folder)
 
 
 def stacks_for(missing: Mapping[str, RunConfig]) -> list[Stack]:
@@ -59,7 +65,7 @@ def stacks_for(missing: Mapping[str, RunConfig]) -> list[Stack]:
 def resumed(runs: Mapping[str, RunConfig]) -> tuple[list[Stack], dict[str, RunConfig]]:
     """Stacks of those runs that a checkpoint holds, and the other runs."""
     rest, stacks = dict(runs), []
-    for folder, saved in saved_stacks(sweep_folder(next(iter(runs.values())))) if runs else ():
+    for folder, saved in list_stacks(sweep_folder(next(iter(runs.values())))) if runs else ():
         again = {run_id: rest.pop(run_id) for run_id in saved if run_id in rest}
         if again:
             shape = shape_of_program(next(iter(again.values())))

@@ -15,16 +15,15 @@ from cnnexp.config import RunConfig
 from cnnexp.config.launchers import LocalLauncher
 from cnnexp.core.terminal import is_of_disk
 from cnnexp.data.loading import images_key, read_and_check
-from cnnexp.store.checkpoints import StackCheckpoints, saved_stacks
+from cnnexp.store.checkpoints import StackCheckpoints, list_stacks
 from cnnexp.store.files import read_json, refuse_links
 from cnnexp.store.leases import LeaseLost, Leases
+from cnnexp.store.run_writer import record_command, record_failure
 from cnnexp.store.runs import (
     corrupt_line,
     has_ended,
-    record_command,
-    record_failure,
+    move_corrupt,
     run_folder,
-    set_aside,
     sweep_folder,
 )
 from cnnexp.sweep.cost import refuse_too_large
@@ -102,7 +101,7 @@ def prepare(jobs: Mapping[str, Job], command: str | None, contexts: ExitStack) -
     plan = plan_sweep(runs)
     progress = contexts.enter_context(SweepProgress(plan, Cells(jobs)))
     for path in plan.damaged:
-        progress.tell(f"{corrupt_line(path)}; moved to {set_aside(path).name}")
+        progress.tell(f"{corrupt_line(path)}; moved to {move_corrupt(path).name}")
         (path.parent / "status.json").unlink(missing_ok=True)  # the run has no result any more
     if command:
         record_command(next(iter(runs.values())), command)
@@ -194,7 +193,7 @@ class SweepWork:
                 if run_id not in self.failed and not has_ended(run_folder(run))
             }
             self._progress.waiting_for(len(left))
-            free = set(left) - self._leases.others()
+            free = set(left) - self._leases.claimed_by_others()
             if not left or free:
                 return stacks_for({run_id: run for run_id, run in left.items() if run_id in free})
             self._interruption.asked.wait(WAIT_SECONDS)
@@ -252,7 +251,7 @@ class SweepWork:
 def _drop_ended_checkpoints(runs: Mapping[str, RunConfig]) -> None:
     """Remove checkpoints of which every run has a result."""
     folder = sweep_folder(next(iter(runs.values())))
-    for _, saved in saved_stacks(folder):
+    for _, saved in list_stacks(folder):
         if all(has_ended(folder / run_id) for run_id in saved):
             StackCheckpoints(folder, saved).delete()
 

@@ -15,7 +15,7 @@ from cnnexp.core.machine import check_writable
 from cnnexp.data.shapes import infer_shape
 from cnnexp.data.validate import check_corruptions, check_prepared, check_size
 from cnnexp.models.spec import specify_network
-from cnnexp.store.runs import run_folders, sweep_folder
+from cnnexp.store.runs import list_run_folders, sweep_folder
 from cnnexp.sweep.overrides import Groups
 from cnnexp.tracking.target import resolve_mode
 from cnnexp.training.schedule import duration_of
@@ -77,7 +77,7 @@ def refuse_foreign(folder: Path) -> None:
         return
     except OSError as error:
         raise UsageError(f"{given}: cannot be used as a folder of runs ({error.strerror})") from None
-    if held and not any((folder / mark).exists() for mark in MARKS) and not run_folders(folder):
+    if held and not any((folder / mark).exists() for mark in MARKS) and not list_run_folders(folder):
         raise UsageError(
             f"{given}: the folder holds files of another program; choose another name or results_dir"
         )

@@ -16,19 +16,19 @@ from cnnexp.data.loading import images_key, load
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.store.checkpoints import (
     StackCheckpoints,
+    move_corrupt_checkpoint,
+    read_stack_runs,
     restore,
-    saved_runs,
-    set_checkpoint_aside,
 )
 from cnnexp.store.leases import Leases
+from cnnexp.store.run_writer import RunWriter
 from cnnexp.store.runs import (
     HISTORY,
-    RunWriter,
-    Written,
+    FilePrefix,
     corrupt_line,
-    kept_history,
+    move_corrupt,
+    read_history_prefix,
     run_folder,
-    set_aside,
 )
 from cnnexp.sweep.devices import return_memory
 from cnnexp.sweep.multiprocess import order_stack
@@ -137,7 +137,7 @@ class StackTrainer:
             learned: dict[str, float] = {}
             if kernels is not None:
                 sample, learned = kernels[index]
-                writer.keep_kernels(moment.step, sample)
+                writer.write_kernels(moment.step, sample)
             writer.log(row)
             if diverged_at is None and not math.isfinite(row["train/loss"]):
                 diverged_at = moment.step
@@ -177,15 +177,15 @@ class StackTrainer:
         other runs come later."""
         if stack.resumes is None:
             return stack, None, None, {}
-        runs = agreed(saved_runs(stack.resumes))
+        runs = agreed(read_stack_runs(stack.resumes))
         if not runs:
             return replace(stack, resumes=None), None, None, {}
         saved = restore(
             stack.resumes,
             training.state_like(len(runs)),
-            damaged=self._checkpoint_damaged,
-            agreed=agreed,
-            anywhere=anywhere,
+            on_corrupt=self._move_corrupt_checkpoint,
+            broadcast=agreed,
+            any_process=anywhere,
         )
         if saved is None:
             return replace(stack, resumes=None), None, None, {}
@@ -198,25 +198,25 @@ class StackTrainer:
         state = jax.tree.map(lambda leaf: leaf[chosen], saved.state)
         return rest, state, int(fetched(saved.state.step)[0]), kept
 
-    def _kept(self, stack: Stack, histories: Mapping[str, Written]) -> dict[str, bytes]:
+    def _kept(self, stack: Stack, histories: Mapping[str, FilePrefix]) -> dict[str, bytes]:
         """The histories that are what they were when the stack was saved."""
         kept: dict[str, bytes] = {}
         for run_id, run in stack.runs.items():
             if run_id not in histories:  # it had ended, and has no result any more
                 continue
-            if (history := kept_history(run_folder(run), histories[run_id])) is not None:
+            if (history := read_history_prefix(run_folder(run), histories[run_id])) is not None:
                 kept[run_id] = history
             elif is_first() and (run_folder(run) / HISTORY).exists():
                 self._progress.tell(
                     f"{corrupt_line(path := run_folder(run) / HISTORY)}; its run starts again from step 0"
                 )
-                set_aside(path)
+                move_corrupt(path)
         return kept
 
-    def _checkpoint_damaged(self, path: Path) -> None:
+    def _move_corrupt_checkpoint(self, path: Path) -> None:
         if is_first():
             told = f"corrupt checkpoint {path} (checksum mismatch)"
-            aside = set_checkpoint_aside(path)
+            aside = move_corrupt_checkpoint(path)
             self._progress.tell(
                 f"{told}; moved to {aside.name}; the previous checkpoint is used, if there is one"
             )

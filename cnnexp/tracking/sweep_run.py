@@ -26,7 +26,7 @@ from cnnexp.report.layer_table import COLUMNS, layer_rows
 from cnnexp.report.output import write_report
 from cnnexp.report.tables import verdicts_table
 from cnnexp.store.files import read_json, write_json
-from cnnexp.store.runs import ENDED, StoredRun, read_runs, run_folders
+from cnnexp.store.runs import ENDED, StoredRun, list_run_folders, read_runs
 from cnnexp.tracking.target import NAME_LIMIT, Target, shortened
 from cnnexp.tracking.wandb_run import LEDGER, start_wandb_run
 
@@ -51,7 +51,7 @@ def all_have_ended(folder: Path) -> bool:
 
 
 def _status(folder: Path) -> dict[str, str | None]:
-    return {run.name: read_json(run / "status.json").get("status") for run in run_folders(folder)}
+    return {run.name: read_json(run / "status.json").get("status") for run in list_run_folders(folder)}
 
 
 def send_whole(folder: Path, target: Target) -> None:

@@ -10,7 +10,13 @@ from cnnexp.core.errors import UsageError, suggestion
 from cnnexp.core.terminal import progress_bar
 from cnnexp.store.files import refuse_links
 from cnnexp.store.leases import Leases
-from cnnexp.store.runs import corrupt_line, damaged_files, read_run, run_folders, sweep_names
+from cnnexp.store.runs import (
+    corrupt_files,
+    corrupt_line,
+    list_run_folders,
+    list_sweeps,
+    read_run,
+)
 from cnnexp.tracking.mirror import Follower, outage_line, sent_line
 from cnnexp.tracking.sweep_run import send_whole
 from cnnexp.tracking.target import (
@@ -47,7 +53,7 @@ def sync(results: Path, name: str | None, *, follow: bool, to: str | None) -> No
         NotSent: the server is out of reach, or refuses.
     """
     drop_credentials()
-    folders = [sweep_folder(results, name)] if name else [results / sweep for sweep in sweep_names(results)]
+    folders = [sweep_folder(results, name)] if name else [results / sweep for sweep in list_sweeps(results)]
     if not folders:
         raise UsageError(f"--results-dir {results}: there is no sweep in it; type: cnnexp run --help")
     for folder in folders:
@@ -76,8 +82,8 @@ def sync(results: Path, name: str | None, *, follow: bool, to: str | None) -> No
 
 
 def _send(folder: Path, follower: Follower, *, whole: bool) -> None:
-    corrupt = {run: files for run in run_folders(folder) if (files := damaged_files(run))}
-    follower.told([str(run.resolve()) for run in run_folders(folder) if run not in corrupt])
+    corrupt = {run: files for run in list_run_folders(folder) if (files := corrupt_files(run))}
+    follower.told([str(run.resolve()) for run in list_run_folders(folder) if run not in corrupt])
     server = Reachability()
     with progress_bar("sending runs", follower.left) as advance:
         while follower.news:
@@ -100,7 +106,7 @@ def sweep_folder(results: Path, name: str) -> Path:
     Raises:
         UsageError: there is no such sweep.
     """
-    there = sweep_names(results)
+    there = list_sweeps(results)
     if name not in there:
         advice = suggestion(name, there) if there else "there is none yet; type: cnnexp run --help"
         raise UsageError(f"{name}: no such sweep in {results}; {advice}")
@@ -114,8 +120,8 @@ def target_of_sweep(folder: Path, mode: str, directory: Path | None = None) -> T
         UsageError: online without a key, or no run can be read.
     """
     where = str(directory) if directory else None
-    for run in run_folders(folder):
-        if damaged_files(run):
+    for run in list_run_folders(folder):
+        if corrupt_files(run):
             continue
         with contextlib.suppress(LookupError, TypeError, ValueError):  # of an earlier version
             tracking = Tracking.model_validate(read_run(run).config["tracking"])
@@ -127,4 +133,4 @@ def target_of_sweep(folder: Path, mode: str, directory: Path | None = None) -> T
 def _is_trained(folder: Path) -> bool:
     """Whether any worker is at the sweep: without one, no run goes on, however it ended."""
     with Leases(folder) as leases:
-        return leases.has_company()
+        return leases.other_workers_alive()

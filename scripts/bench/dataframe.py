@@ -23,7 +23,8 @@ from cnnexp.analysis.dataframe import make_dataframe
 from cnnexp.analysis.tables import summarize_cells
 from cnnexp.config import RunConfig, parse
 from cnnexp.core.terminal import progress_bar
-from cnnexp.store.runs import RunWriter, read_runs
+from cnnexp.store.run_writer import RunWriter
+from cnnexp.store.runs import read_runs
 from cnnexp.sweep.provenance import summary_of
 
 TYINGS = ("shared", "local", "dense", "tiled(2)", "blocked(2)")

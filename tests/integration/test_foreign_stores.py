@@ -24,15 +24,15 @@ from cnnexp.plots.figures import accuracy_by_params
 from cnnexp.report import experiments
 from cnnexp.report.html import POLICY, render_html
 from cnnexp.report.output import write_report
-from cnnexp.store.checkpoints import StackCheckpoints, saved_runs
+from cnnexp.store.checkpoints import StackCheckpoints, read_stack_runs
 from cnnexp.store.files import refuse_links
+from cnnexp.store.run_writer import RunWriter
 from cnnexp.store.runs import (
-    RunWriter,
-    damaged_files,
+    corrupt_files,
     error_line,
+    list_run_folders,
     read_kernels,
     read_run,
-    run_folders,
 )
 from cnnexp.tracking.target import Target
 from cnnexp.tracking.wandb_run import RunMirror
@@ -141,11 +141,11 @@ def test_a_sweep_of_no_experiment_needs_none(sweep: Path, monkeypatch: pytest.Mo
 
 def test_names_of_files_in_a_status_are_no_way_to_rename_others(sweep: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("1")
-    run = next(iter(run_folders(sweep)))
+    run = next(iter(list_run_folders(sweep)))
     there = ("../../../precious", str(tmp_path / "precious"), "precious", "summary.json")
     sums = dict.fromkeys(there, 0)
     change(run / "status.json", crc32=sums)
-    assert damaged_files(run) == [run / "summary.json"]
+    assert corrupt_files(run) == [run / "summary.json"]
 
 
 def test_runs_of_a_checkpoint_and_folders_of_runs_have_names(sweep: Path, tmp_path: Path) -> None:
@@ -153,15 +153,15 @@ def test_runs_of_a_checkpoint_and_folders_of_runs_have_names(sweep: Path, tmp_pa
         stack = StackCheckpoints(sweep, runs).folder
         stack.mkdir(parents=True)
         (stack / "runs.json").write_text(json.dumps({"runs": runs}), encoding="utf-8")
-        assert saved_runs(stack) == (runs if runs == ["a", "b-1"] else [])
+        assert read_stack_runs(stack) == (runs if runs == ["a", "b-1"] else [])
     for wrong in ("abc", [1], [["a"]], {"a": 1}):
         (stack / "runs.json").write_text(json.dumps({"runs": wrong}), encoding="utf-8")
-        assert saved_runs(stack) == []
-    known = run_folders(sweep)
+        assert read_stack_runs(stack) == []
+    known = list_run_folders(sweep)
     for name in ("*", "[a-z]*", "a b", "x\n", ".hidden", "-rf"):
         (sweep / name).mkdir()
         (sweep / name / "config.yaml").write_text("{}")
-    assert run_folders(sweep) == known
+    assert list_run_folders(sweep) == known
 
 
 @pytest.mark.parametrize("run", ["x/../../../../precious", "*", "../precious", "[0-9]*", "", None, 3])
@@ -219,7 +219,7 @@ def test_kernels_are_numbers_under_names_of_layers(tmp_path: Path) -> None:
 
 
 def test_a_configuration_makes_no_objects(sweep: Path) -> None:
-    run = next(iter(run_folders(sweep)))
+    run = next(iter(list_run_folders(sweep)))
     (run / "config.yaml").write_text("seed: !!python/object/apply:os.system ['touch executed']\n")
     with pytest.raises(ValueError, match="corrupt file"):
         read_run(run)
@@ -262,7 +262,7 @@ def test_links_inside_a_sweep_are_refused_before_anything_is_written(
 
 
 def test_a_failed_run_quotes_no_other_file(sweep: Path) -> None:
-    run = next(iter(run_folders(sweep)))
+    run = next(iter(list_run_folders(sweep)))
     (run / "error.txt").write_text("Traceback\nValueError: no\n", encoding="utf-8")
     assert error_line(run) == "ValueError: no"
     (run / "error.txt").rename("secret")
@@ -283,7 +283,7 @@ def test_the_folder_of_a_sweep_may_be_a_link(sweep: Path) -> None:
 def hostile(sweep: Path, payload: str) -> None:
     """Put a text wherever a report takes one from."""
     rename_experiment(sweep, payload)
-    for number, run in enumerate(run_folders(sweep)):
+    for number, run in enumerate(list_run_folders(sweep)):
         config = yaml.safe_load((run / "config.yaml").read_text())
         config["model"] |= {"name": payload, f"key {payload}": payload + str(number % 2)}
         config["data"][payload] = number % 2
@@ -367,11 +367,11 @@ def test_a_dollar_in_a_figure_is_a_dollar() -> None:
 
 
 def test_nothing_stored_takes_the_place_of_a_runs_own_name(sweep: Path) -> None:
-    run = next(iter(run_folders(sweep)))
+    run = next(iter(list_run_folders(sweep)))
     rename_experiment(sweep, "default")
     change(run / "summary.json", run_id="../../etc")
     report = write_report(sweep)
-    assert set(report.table["run_id"]) == {folder.name for folder in run_folders(sweep)}
+    assert set(report.table["run_id"]) == {folder.name for folder in list_run_folders(sweep)}
 
 
 def test_usage_errors_are_one_line(

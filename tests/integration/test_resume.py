@@ -15,9 +15,10 @@ import jax
 import numpy as np
 import pytest
 
-from cnnexp.store.checkpoints import StackCheckpoints, restore, saved_stacks
+from cnnexp.store.checkpoints import StackCheckpoints, list_stacks, restore
 from cnnexp.store.leases import Leases
-from cnnexp.store.runs import RunWriter, StoredRun, damaged_files, read_runs, sweep_folder
+from cnnexp.store.run_writer import RunWriter
+from cnnexp.store.runs import StoredRun, corrupt_files, read_runs, sweep_folder
 from cnnexp.sweep.plan import stacks_for
 from cnnexp.sweep.progress import SweepProgress
 from cnnexp.sweep.run import SweepWork
@@ -105,7 +106,7 @@ def test_part_of_an_interrupted_stack_goes_on_and_a_damaged_history_starts_anew(
     changed = re.sub(r'("test/loss": )\d', r"\g<1>7", text, count=1)  # a number, and still one
     assert changed != text
     history.write_text(changed, encoding="utf-8")
-    (saved,) = saved_stacks(Path("results/broken"))
+    (saved,) = list_stacks(Path("results/broken"))
     newest = max((path for path in saved[0].iterdir() if path.name.isdigit()), key=lambda p: int(p.name))
     for file in newest.rglob("*"):
         if file.is_file():
@@ -125,7 +126,7 @@ def test_what_is_damaged_is_set_aside_named_and_done_again(
     (folders[0] / "summary.json").write_bytes(summary[:40])
     (folders[1] / "status.json").write_text("")
     (folders[2] / "history.jsonl").unlink()
-    assert [path.name for folder in folders for path in damaged_files(folder)] == [
+    assert [path.name for folder in folders for path in corrupt_files(folder)] == [
         "summary.json",
         "status.json",
         "history.jsonl",
@@ -163,7 +164,7 @@ def test_only_the_last_two_checkpoints_are_kept_and_an_unreadable_one_is_passed_
             step, {"x": np.full(2, float(step)), "key": jax.random.split(jax.random.key(step), 2)}
         )
     assert sorted(path.name for path in checkpoints.folder.iterdir() if path.is_dir()) == ["2", "3"]
-    assert list(saved_stacks(tmp_path)) == [(checkpoints.folder, ["a", "b"])]
+    assert list(list_stacks(tmp_path)) == [(checkpoints.folder, ["a", "b"])]
     for file in checkpoints.folder.glob("3/**/*"):
         if file.is_file():
             file.write_bytes(b"")
@@ -172,10 +173,10 @@ def test_only_the_last_two_checkpoints_are_kept_and_an_unreadable_one_is_passed_
         "x": jax.ShapeDtypeStruct((2,), np.float32),
         "key": jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2)),
     }
-    saved = restore(checkpoints.folder, like, damaged=damaged.append)
+    saved = restore(checkpoints.folder, like, on_corrupt=damaged.append)
     assert damaged == [checkpoints.folder / "3"] and saved and saved.state["x"].tolist() == [2.0, 2.0]
     checkpoints.delete()
-    assert list(saved_stacks(tmp_path)) == []
+    assert list(list_stacks(tmp_path)) == []
 
 
 def test_a_checkpoint_out_of_reach_is_not_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +191,7 @@ def test_a_checkpoint_out_of_reach_is_not_set_aside(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(ocp.Checkpointer, "restore", server_gone)
     damaged: list[Path] = []
     with pytest.raises(OSError, match="Input/output error"):
-        restore(checkpoints.folder, {"x": np.zeros(1)}, damaged=damaged.append)
+        restore(checkpoints.folder, {"x": np.zeros(1)}, on_corrupt=damaged.append)
     assert damaged == []
 
 

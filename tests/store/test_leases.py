@@ -15,7 +15,7 @@ import pytest
 from cnnexp.core.errors import UsageError
 from cnnexp.store import leases as module
 from cnnexp.store.files import read_json
-from cnnexp.store.leases import LEASE_SECONDS, OWN_SECONDS, LeaseLost, Leases
+from cnnexp.store.leases import LEASE_SECONDS, SELF_EXPIRY_SECONDS, LeaseLost, Leases
 from cnnexp.store.runs import ENDED
 
 
@@ -35,7 +35,7 @@ def test_leases_of_two_workers_never_overlap_and_end_with_their_process(tmp_path
     with Leases(tmp_path) as first, Leases(tmp_path) as second:
         assert first.take({"a", "b"}) == {"a", "b"}
         assert second.take({"b", "c"}) == {"c"}
-        assert second.others() == {"a", "b"} and first.others() == {"c"}
+        assert second.claimed_by_others() == {"a", "b"} and first.claimed_by_others() == {"c"}
         first.take(())
         assert second.take({"b"}) == {"b"}
     dead = (
@@ -44,7 +44,7 @@ def test_leases_of_two_workers_never_overlap_and_end_with_their_process(tmp_path
     )
     subprocess.run([sys.executable, "-c", dead, str(tmp_path)], check=False)
     with Leases(tmp_path) as third:
-        assert third.others() == set()
+        assert third.claimed_by_others() == set()
         assert third.take({"a"}) == {"a"}
 
 
@@ -52,17 +52,17 @@ def test_company_is_any_living_worker_and_a_lease_that_cannot_be_given_back_is_k
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Leases(tmp_path) as first:
-        assert not first.has_company()
+        assert not first.other_workers_alive()
         with Leases(tmp_path) as second:
-            assert first.has_company()  # though it holds nothing
+            assert first.other_workers_alive()  # though it holds nothing
             second.take({"a"})
             with monkeypatch.context() as patch:
                 patch.setattr(module, "has_ended", lambda folder: (_ for _ in ()).throw(OSError("away")))
                 with pytest.raises(OSError, match="away"):
                     second.take(())
-            assert first.others() == {"a"} and second.others() == set()  # not that of a stranger
+            assert first.claimed_by_others() == {"a"} and second.claimed_by_others() == set()
             assert second.take({"a"}) == {"a"}
-        assert not first.has_company()
+        assert not first.other_workers_alive()
 
 
 def test_a_silent_worker_of_another_machine_keeps_its_runs_for_a_while(
@@ -73,11 +73,11 @@ def test_a_silent_worker_of_another_machine_keeps_its_runs_for_a_while(
         elsewhere(monkeypatch)
         with Leases(tmp_path) as other:
             silent_for(monkeypatch, silent, LEASE_SECONDS - 5)
-            assert other.take({"a"}) == set() and other.others() == {"a"}
+            assert other.take({"a"}) == set() and other.claimed_by_others() == {"a"}
             silent_for(monkeypatch, silent, LEASE_SECONDS + 5)
             assert other.take({"a"}) == {"a"}
             silent.take(())
-            assert silent.others() == {"a"}  # giving back what it lost leaves the new lease alone
+            assert silent.claimed_by_others() == {"a"}  # giving back what it lost leaves the new lease alone
 
 
 def test_a_worker_that_was_stopped_for_too_long_may_not_go_on(
@@ -87,7 +87,7 @@ def test_a_worker_that_was_stopped_for_too_long_may_not_go_on(
         leases.take({"a"})
         leases.check()
         clock = module._seconds
-        monkeypatch.setattr(module, "_seconds", lambda: clock() + OWN_SECONDS + 1)
+        monkeypatch.setattr(module, "_seconds", lambda: clock() + SELF_EXPIRY_SECONDS + 1)
         with pytest.raises(LeaseLost, match="no sign of life for 40 s"):
             leases.check()
         leases.check()
@@ -104,7 +104,7 @@ def stopped_for(leases: Leases, seconds: float) -> None:
 def test_an_idle_worker_that_was_stopped_is_alive_before_it_takes_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert OWN_SECONDS <= LEASE_SECONDS - 20  # what it writes at its end comes before the others
+    assert SELF_EXPIRY_SECONDS <= LEASE_SECONDS - 20  # what it writes at its end comes before the others
     with Leases(tmp_path) as idle:
         stopped_for(idle, LEASE_SECONDS + 5)
         assert idle.take({"a"}) == {"a"}
@@ -130,7 +130,7 @@ import sys, time
 from pathlib import Path
 from cnnexp.store import leases as module
 
-module.LEASE_SECONDS, module.OWN_SECONDS, module.BEAT_SECONDS = 2.0, 1.0, 0.1
+module.LEASE_SECONDS, module.SELF_EXPIRY_SECONDS, module.BEAT_SECONDS = 2.0, 1.0, 0.1
 with module.Leases(Path(sys.argv[1])) as leases:
     print(*leases.take({"a"}), flush=True)
     try:
@@ -169,10 +169,10 @@ def test_a_process_that_cannot_be_seen_is_not_gone(monkeypatch: pytest.MonkeyPat
     def forbidden(pid: int, number: int) -> None:
         raise PermissionError
 
-    assert not module._is_gone(os.getpid())
+    assert not module._has_exited(os.getpid())
     monkeypatch.setattr(psutil, "Process", hidden)  # as /proc mounted with hidepid=2 has it
     monkeypatch.setattr(os, "kill", forbidden)
-    assert not module._is_gone(12345)
+    assert not module._has_exited(12345)
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])

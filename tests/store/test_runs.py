@@ -14,19 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cnnexp.store.checkpoints import StackCheckpoints, damaged_stacks, restore, saved_stacks
+from cnnexp.store.checkpoints import StackCheckpoints, corrupt_stacks, list_stacks, restore
 from cnnexp.store.files import append_bytes, read_bytes, read_json, write_bytes
 from cnnexp.store.leases import Leases
+from cnnexp.store.run_writer import RunWriter, record_command
 from cnnexp.store.runs import (
-    RunWriter,
-    Written,
-    damaged_files,
+    FilePrefix,
+    corrupt_files,
+    list_run_folders,
     read_commands,
     read_kernels,
     read_run,
     read_runs,
-    record_command,
-    run_folders,
     sweep_folder,
 )
 from cnnexp.sweep.cost import forecast
@@ -45,7 +44,7 @@ def write(configure: Any, tmp_path: Path) -> Callable[..., RunWriter]:
         run.log(ROW)
         run.log(ROW | {"step": 5})
         if ended:
-            run.keep_kernels(5, {"conv_0": np.ones((1, 1, 3, 3, 2))})
+            run.write_kernels(5, {"conv_0": np.ones((1, 1, 3, 3, 2))})
             run.finish("finished", {"test/accuracy": 0.5, "macs": 10})
         return run
 
@@ -76,14 +75,14 @@ def test_a_flipped_bit_of_a_run_is_noticed_or_changes_nothing(write: Any, ended:
         return read_run(folder), [status.get(key) for key in ("status", "started", "updated")]
 
     whole = found()
-    assert damaged_files(folder) == []
+    assert corrupt_files(folder) == []
     for path in sorted(folder.iterdir()):
         for flipped in flips(path, 40):
             if path.name == "kernels.npz":
                 assert read_kernels(folder) == (-1, {}), flipped
             else:
-                assert damaged_files(folder) == [path] or found() == whole, flipped
-    assert damaged_files(folder) == []
+                assert corrupt_files(folder) == [path] or found() == whole, flipped
+    assert corrupt_files(folder) == []
 
 
 def test_a_file_of_the_wrong_type_is_noticed_and_leaves_the_other_runs(write: Any, tmp_path: Path) -> None:
@@ -94,11 +93,11 @@ def test_a_file_of_the_wrong_type_is_noticed_and_leaves_the_other_runs(write: An
         for content in contents:
             path.unlink()
             _ = path.mkdir() if content is None else path.write_bytes(content)
-            assert damaged_files(folder) == [path], (path.name, content)
+            assert corrupt_files(folder) == [path], (path.name, content)
             assert [run.folder for run in read_runs(folder.parent)] == [other]
             _ = path.rmdir() if content is None else path.unlink()
             if path.name != "status.json":  # without which a run has not ended
-                assert damaged_files(folder) == [path] and folder in run_folders(folder.parent)
+                assert corrupt_files(folder) == [path] and folder in list_run_folders(folder.parent)
             path.write_bytes(kept)
     os.mkfifo(folder / "pipe")
     assert read_bytes(folder / "pipe") is None and read_json(Path("/dev/zero")) == {}
@@ -146,7 +145,7 @@ def test_a_lease_that_says_nothing_counts_as_long_as_its_age_and_blocks_nothing(
     os.utime(lease, (0, 0))
     with Leases(tmp_path) as leases:
         assert leases.take({"a", "b"}) == {"a", "b"}
-        assert not leases.has_company()
+        assert not leases.other_workers_alive()
 
 
 @pytest.fixture
@@ -154,7 +153,7 @@ def stack(tmp_path: Path) -> StackCheckpoints:
     """Two checkpoints of a stack."""
     checkpoints = StackCheckpoints(tmp_path, ["a", "b"])
     for step in (1, 2):
-        checkpoints.save(step, _state(step), {"a": Written(step, 7)})
+        checkpoints.save(step, _state(step), {"a": FilePrefix(step, 7)})
     return checkpoints
 
 
@@ -164,12 +163,12 @@ def _state(step: int) -> dict[str, np.ndarray]:
 
 def _restored(stack: StackCheckpoints) -> tuple[int | None, list[str]]:
     damaged: list[Path] = []
-    saved = restore(stack.folder, _state(0), damaged=damaged.append)
+    saved = restore(stack.folder, _state(0), on_corrupt=damaged.append)
     if saved is None:
         return None, [path.name for path in damaged]
     step = int(saved.state["step"][0])
     np.testing.assert_array_equal(saved.state["x"], _state(step)["x"])
-    assert saved.histories == {"a": Written(step, 7)}
+    assert saved.histories == {"a": FilePrefix(step, 7)}
     return step, [path.name for path in damaged]
 
 
@@ -189,10 +188,10 @@ def test_a_flipped_bit_of_a_checkpoint_is_noticed_and_the_one_before_it_used(sta
 def test_which_run_a_row_is_cannot_change(stack: StackCheckpoints, tmp_path: Path) -> None:
     runs = stack.folder / "runs.json"
     for flipped in flips(runs, 20):
-        told = list(saved_stacks(tmp_path)), damaged_stacks(tmp_path)
+        told = list(list_stacks(tmp_path)), corrupt_stacks(tmp_path)
         assert told in [([], [stack.folder]), ([(stack.folder, ["a", "b"])], [])], flipped
     runs.write_text('{"runs": ["b", "a"]}', encoding="utf-8")
-    assert not list(saved_stacks(tmp_path)) and damaged_stacks(tmp_path) == [stack.folder]
+    assert not list(list_stacks(tmp_path)) and corrupt_stacks(tmp_path) == [stack.folder]
 
 
 def test_a_checkpoint_without_its_manifest_was_not_saved(stack: StackCheckpoints, tmp_path: Path) -> None:
@@ -200,16 +199,16 @@ def test_a_checkpoint_without_its_manifest_was_not_saved(stack: StackCheckpoints
     shutil.copytree(stack.folder / "1", stack.folder / "3.orbax-checkpoint-tmp")
     assert _restored(stack) == (1, [])
     again = StackCheckpoints(tmp_path, ["a", "b"], since=1)
-    again.save(2, _state(2), {"a": Written(2, 7)})
+    again.save(2, _state(2), {"a": FilePrefix(2, 7)})
     assert _restored(again) == (2, [])
-    again.save(3, _state(3), {"a": Written(3, 7)})
+    again.save(3, _state(3), {"a": FilePrefix(3, 7)})
     left = sorted(path.name for path in stack.folder.iterdir())
     assert left == ["2", "2.json", "3", "3.json", "runs.json"]
 
 
 def test_a_stack_that_starts_anew_keeps_nothing_of_before(stack: StackCheckpoints, tmp_path: Path) -> None:
     anew = StackCheckpoints(tmp_path, ["a", "b"])
-    anew.save(1, _state(1), {"a": Written(1, 7)})
+    anew.save(1, _state(1), {"a": FilePrefix(1, 7)})
     assert _restored(anew) == (1, []) and not (anew.folder / "2").exists()
 
 
@@ -230,7 +229,7 @@ def test_no_checkpoint_is_begun_for_which_there_is_no_room(
     left = sorted(path.name for path in stack.folder.iterdir())
     assert left == ["1", "1.json", "2", "2.json", "runs.json"]
     refuse(errno.EOPNOTSUPP)  # a file system that cannot reserve
-    stack.save(3, _state(3), {"a": Written(3, 7)})
+    stack.save(3, _state(3), {"a": FilePrefix(3, 7)})
     assert _restored(stack) == (3, [])
 
 
@@ -265,7 +264,7 @@ def test_a_status_of_an_earlier_version_is_read(write: Any) -> None:
     status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
     del status["own_crc32"], status["crc32"]["kernels.npz"]
     (folder / "status.json").write_text(json.dumps(status), encoding="utf-8")
-    assert damaged_files(folder) == [] and read_kernels(folder)[0] == 5
+    assert corrupt_files(folder) == [] and read_kernels(folder)[0] == 5
 
 
 @pytest.mark.slow

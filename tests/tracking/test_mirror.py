@@ -29,7 +29,8 @@ from cnnexp.config.sections import Tracking
 from cnnexp.core.errors import UsageError
 from cnnexp.store import runs
 from cnnexp.store.files import read_json
-from cnnexp.store.runs import RunWriter, StoredRun, read_runs, record_failure
+from cnnexp.store.run_writer import RunWriter, record_failure
+from cnnexp.store.runs import StoredRun, read_runs
 from cnnexp.sweep.agents import agent_overrides, parameters_of
 from cnnexp.tracking import mirror, target
 from cnnexp.tracking.mirror_process import Mirror

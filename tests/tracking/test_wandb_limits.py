@@ -15,7 +15,8 @@ import pytest
 from cnnexp.config.sections import Tracking
 from cnnexp.core.errors import UsageError
 from cnnexp.store.files import read_json, write_json
-from cnnexp.store.runs import RunWriter, read_run
+from cnnexp.store.run_writer import RunWriter
+from cnnexp.store.runs import read_run
 from cnnexp.tracking import target
 from cnnexp.tracking.mirror import outage_line
 from cnnexp.tracking.mirror_process import Mirror

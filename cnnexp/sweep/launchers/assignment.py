@@ -70,7 +70,7 @@ class Share:
 def elsewhere(job: Job, within: float | None = None) -> set[str]:
     """Runs of a job's sweep that living workers are training, see `Leases.others`."""
     with Leases(sweep_folder(job.config)) as leases:
-        return leases.others(within)
+        return leases.claimed_by_others(within)
 
 
 def shares(plan: Plan, jobs: Mapping[str, Job], most: int | None = None) -> list[Share]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnnexp.config.launchers import SlurmLauncher, minutes_of
 from cnnexp.core.errors import UsageError
-from cnnexp.store.runs import run_folders, sweep_folder
+from cnnexp.store.runs import list_run_folders, sweep_folder
 from cnnexp.sweep.launchers.assignment import Share, shares, watch
 from cnnexp.sweep.plan import Plan
 from cnnexp.sweep.points import Job
@@ -94,7 +94,7 @@ def submit(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
     try:
         return watch(jobs, command, send, cancel, wait=launcher.wait)
     except UsageError:
-        if is_new and not run_folders(folder):  # what was refused leaves nothing behind
+        if is_new and not list_run_folders(folder):  # what was refused leaves nothing behind
             shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):  # another sweep is in it
                 folder.parent.rmdir()
