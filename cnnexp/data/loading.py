@@ -10,11 +10,11 @@ from cnnexp.core.machine import device_memory
 from cnnexp.data.checks import check_images
 from cnnexp.data.datasets.digits import load_digits
 from cnnexp.data.datasets.synthetic import load_task
+from cnnexp.data.datasets.tfds import TFDSSet
 from cnnexp.data.images import Images
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.sampling import Split, draw_split
 from cnnexp.data.shapes import infer_shape, resolve_train_size
-from cnnexp.data.tfds.dataset import TFDSSet
 
 IMAGE_FRACTION = 0.3  # of a device's memory: images take at most this much, the training needs the rest
 

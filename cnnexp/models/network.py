@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from cnnexp.models.spec import LayerSpec, Network
 from cnnexp.nn.embedding import distance_to_shared, embed
-from cnnexp.nn.ops.patches import Layout, transpose_layout
+from cnnexp.nn.layout import Layout, transpose_layout
 from cnnexp.nn.pooling import pool
 from cnnexp.nn.probes import locality
 from cnnexp.nn.tied_conv import TiedConv

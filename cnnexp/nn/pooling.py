@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from cnnexp.nn.geometry import Pool
-from cnnexp.nn.ops.patches import Layout
+from cnnexp.nn.layout import Layout
 
 
 def pool(

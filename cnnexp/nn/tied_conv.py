@@ -13,9 +13,9 @@ from jax import random
 from jaxtyping import Array, Float
 
 from cnnexp.nn.geometry import Geometry
-from cnnexp.nn.ops.lowering import Lowering
-from cnnexp.nn.ops.patches import Layout, draw_wiring, transpose_layout
-from cnnexp.nn.ops.tied_map import apply_kernel_bank, fastest_layout, mix
+from cnnexp.nn.layout import Layout, transpose_layout
+from cnnexp.nn.ops.kernel_bank import Lowering, apply_kernel_bank, fastest_layout, mix_kernels
+from cnnexp.nn.ops.patches import draw_wiring
 from cnnexp.nn.tying import (
     Tying,
     bank_shape,
@@ -162,4 +162,6 @@ class TiedConv(nnx.Module):
         self, bank: Float[Array, "R ..."], tying: Tying, at: tuple[np.ndarray, ...] | EllipsisType = ...
     ) -> Float[Array, "oh ow ..."]:
         mixing = self.mixing() if tying.kind == "low_rank" else None
-        return bank[kernel_index(self.geometry, tying)[at]] if mixing is None else mix(bank, mixing[at])
+        return (
+            bank[kernel_index(self.geometry, tying)[at]] if mixing is None else mix_kernels(bank, mixing[at])
+        )

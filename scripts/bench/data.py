@@ -27,15 +27,15 @@ import numpy as np
 from jax import lax
 
 from cnnexp.config.data import TFDSImages
+from cnnexp.data.datasets.tfds import TFDSSet
 from cnnexp.data.images import Images
 from cnnexp.data.sampling import batch_indices
 from cnnexp.data.shapes import infer_shape
-from cnnexp.data.tfds.dataset import TFDSSet
 
 STEPS = 100  # batches of one timing
 LOAD = """
 import sys, time, psutil
-from cnnexp.data.tfds.dataset import TFDSSet
+from cnnexp.data.datasets.tfds import TFDSSet
 from scripts_bench_data import section
 started, before = time.perf_counter(), psutil.Process().memory_info().rss
 images = TFDSSet(section(sys.argv[1], sys.argv[2] or None)).images()

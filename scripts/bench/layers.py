@@ -26,8 +26,8 @@ from jax import lax, random
 
 from cnnexp.nn.counts import count
 from cnnexp.nn.geometry import Geometry
-from cnnexp.nn.ops.patches import Layout
-from cnnexp.nn.ops.tied_map import apply_kernel_bank, fastest_layout
+from cnnexp.nn.layout import Layout
+from cnnexp.nn.ops.kernel_bank import apply_kernel_bank, fastest_layout
 from cnnexp.nn.tying import Tying, bank_shape
 from cnnexp.training.stacking import over_runs
 

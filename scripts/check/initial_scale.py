@@ -20,7 +20,7 @@ from cnnexp.core.machine import shipped
 from cnnexp.data.loading import load_images
 from cnnexp.models.network import ACTIVATIONS, TiedNetwork, get_layer
 from cnnexp.models.spec import Network, specify_network
-from cnnexp.nn.ops.patches import Layout, transpose_layout
+from cnnexp.nn.layout import Layout, transpose_layout
 from cnnexp.nn.pooling import pool
 from cnnexp.sweep.compose import plain
 

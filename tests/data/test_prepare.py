@@ -135,7 +135,7 @@ def test_what_needs_tensorflow_says_so(tmp_path: Path) -> None:
 import sys, pathlib
 from importlib.util import find_spec
 from unittest.mock import patch
-from cnnexp.data import prepare
+from cnnexp.data.tfds import prepare
 from cnnexp.core.errors import UsageError
 import tensorflow_datasets as tfds
 def gone(*_, **__):

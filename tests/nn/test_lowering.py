@@ -7,9 +7,9 @@ import pytest
 from flax import linen, nnx
 
 from cnnexp.nn.geometry import Geometry
-from cnnexp.nn.ops import lowering
-from cnnexp.nn.ops.patches import Layout, transpose_layout
-from cnnexp.nn.ops.tiles import best_tile
+from cnnexp.nn.layout import Layout, transpose_layout
+from cnnexp.nn.ops import kernel_bank
+from cnnexp.nn.ops.patches import choose_tile
 from cnnexp.nn.pooling import pool
 from tests.layer_cases import close, filled, inputs
 
@@ -21,7 +21,7 @@ LAYOUTS: tuple[Layout, ...] = ("NHWC", "CHWN", "HWCN")
 def test_tiles_change_neither_value_nor_gradients(
     monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int], padding: str
 ) -> None:
-    monkeypatch.setattr(lowering, "best_tile", lambda *_: tile)
+    monkeypatch.setattr(kernel_bank, "choose_tile", lambda *_: tile)
     geometry = Geometry(
         in_shape=(7, 9, 2),
         features=3,
@@ -43,8 +43,8 @@ def test_tiles_change_neither_value_nor_gradients(
 
 def test_a_tile_pays_where_patches_are_cheap_to_widen() -> None:
     geometry = Geometry(in_shape=(28, 28, 1), features=16, kernel_size=(5, 5))
-    assert np.prod(best_tile(geometry, batch=128)) > 1
-    assert best_tile(geometry, batch=1) == (1, 1)  # one image does not pay for wider kernels
+    assert np.prod(choose_tile(geometry, batch=128)) > 1
+    assert choose_tile(geometry, batch=1) == (1, 1)  # one image does not pay for wider kernels
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

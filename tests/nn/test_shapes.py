@@ -9,8 +9,8 @@ from cnnexp.models.network import TiedNetwork
 from cnnexp.models.spec import specify_network
 from cnnexp.nn.embedding import embed
 from cnnexp.nn.geometry import Connectivity, Geometry
-from cnnexp.nn.ops.patches import Layout, transpose_layout
-from cnnexp.nn.ops.tied_map import apply_kernel_bank
+from cnnexp.nn.layout import Layout, transpose_layout
+from cnnexp.nn.ops.kernel_bank import apply_kernel_bank
 from cnnexp.nn.pooling import pool
 from cnnexp.nn.tying import Tying
 from tests.conftest import Configure

@@ -1,4 +1,4 @@
-"""Data sets that need no download; importing this package registers all synthetic tasks."""
+"""The data sets, one module each; importing this package registers all synthetic tasks."""
 
 from cnnexp.data.datasets import digits, mnist1d, synthetic
 

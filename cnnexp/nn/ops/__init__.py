@@ -1,1 +1,1 @@
-"""How the maps of a layer are computed; private to ."""
+"""How the maps of a layer are computed; only `cnnexp.nn` imports this package."""

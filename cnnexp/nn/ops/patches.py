@@ -1,7 +1,14 @@
-"""What each output position sees, as arrays."""
+"""The inputs of each output position as arrays: patches of single positions, and of tiles of positions.
 
+A tile is a rectangle of neighbouring positions of a locally connected layer. They are computed by one matrix
+product on the window that they have in common, with a kernel that is zero outside of the window of each
+position: more arithmetic, but fewer numbers to copy into patches, and matrices that are not so small. A tile
+of the whole image would be the equivalent dense matrix of the layer.
+"""
+
+import math
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +16,16 @@ from jax import lax, random
 from jaxtyping import Array, Float, Int, Key
 
 from cnnexp.nn.geometry import Geometry
+from cnnexp.nn.layout import Layout
 
-Layout = Literal["NHWC", "CHWN", "HWCN"]
-
-
-def transpose_layout(x: Float[Array, "_ _ _ _"], given: Layout, wanted: Layout) -> Float[Array, "_ _ _ _"]:
-    """The same images with their axes in another order."""
-    return x if given == wanted else x.transpose([given.index(axis) for axis in wanted])
+TILE_SIDES = (1, 2, 4)  # output positions along a side of a tile
+COPY_COST = 50  # multiply-adds in the time in which a number is copied into a patch, on CPU
 
 
 def pad_image(
     x: Float[Array, "_ _ _ _"], geometry: Geometry, layout: Layout = "NHWC"
 ) -> Float[Array, "_ _ _ _"]:
-    """The image with its padding around it: zeros, or its other side where it is circular."""
+    """Surround images with their padding: zeros, or the opposite side where it is circular."""
     if geometry.pads == ((0, 0), (0, 0)):
         return x
     mode = "wrap" if geometry.padding == "CIRCULAR" else "constant"
@@ -37,59 +41,149 @@ def extract_patches(
     stride: tuple[int, int] = (1, 1),
     dilation: tuple[int, int] = (1, 1),
 ) -> Float[Array, "_ _ _ _"]:
-    """The inputs that each window sees, side by side along the channels, in the order of a kernel's axes.
+    """Copy the inputs of each window side by side along the channels, in the order of the axes of a kernel.
+
+    The entries of a window are gathered across, then down: two rounds of copies of long rows. The backward
+    pass adds all of them in one. (That of `lax.conv` is ten times slower inside `lax.scan` on CPU, jax issue
+    12868.)
 
     Args:
-        x: padded images.
-        layout: the order of their axes, and of the result's.
-        size: taps of a window; `stride` and `dilation` as in `Geometry`.
+        x: Padded images.
+        layout: The order of their axes, and of those of the result.
+        size: Height and width of a kernel, in entries.
+        stride: Pixels between neighbouring windows, down and across.
+        dilation: Pixels between neighbouring entries of a window, down and across.
 
-    Taps are gathered across, then down: two rounds of copies of long rows. The backward pass adds all of
-    them in one. (That of `lax.conv` is ten times slower inside `lax.scan` on CPU, jax issue 12868.)
+    Returns:
+        The patches: as the images, with one pixel per window and `kh * kw * c` channels.
     """
     for name, axis in (("W", 1), ("H", 0)):
-        taps = [_tap(x, layout, name, i, size[axis], stride[axis], dilation[axis]) for i in range(size[axis])]
-        x = jnp.concatenate(taps, axis=layout.index("C"))
+        entries = [
+            _kernel_entry(x, layout, name, i, size[axis], stride[axis], dilation[axis])
+            for i in range(size[axis])
+        ]
+        x = jnp.concatenate(entries, axis=layout.index("C"))
     return x
 
 
 @extract_patches.defjvp
 def _patches_jvp(layout: Layout, size: Any, stride: Any, dilation: Any, primals: Any, tangents: Any) -> Any:
     (x,), (t,) = primals, tangents
-    rows = [_tap(t, layout, "H", i, size[0], stride[0], dilation[0]) for i in range(size[0])]
-    taps = [
-        _tap(row, layout, "W", j, size[1], stride[1], dilation[1]) for row in rows for j in range(size[1])
+    rows = [_kernel_entry(t, layout, "H", i, size[0], stride[0], dilation[0]) for i in range(size[0])]
+    entries = [
+        _kernel_entry(row, layout, "W", j, size[1], stride[1], dilation[1])
+        for row in rows
+        for j in range(size[1])
     ]
-    return extract_patches(x, layout, size, stride, dilation), jnp.concatenate(taps, axis=layout.index("C"))
+    return extract_patches(x, layout, size, stride, dilation), jnp.concatenate(
+        entries, axis=layout.index("C")
+    )
 
 
-def _tap(x: Array, layout: Layout, axis_name: str, tap: int, size: int, stride: int, dilation: int) -> Array:
-    """What all windows see through one of their taps along an axis."""
+def _kernel_entry(
+    x: Array, layout: Layout, axis_name: str, number: int, size: int, stride: int, dilation: int
+) -> Array:
+    """Return the inputs of all windows that meet one entry of the kernel along an axis."""
     axis = layout.index(axis_name)
     windows = (x.shape[axis] - (size - 1) * dilation - 1) // stride + 1
-    start = tap * dilation
+    start = number * dilation
     return lax.slice_in_dim(x, start, start + (windows - 1) * stride + 1, stride, axis=axis)
 
 
 def gather_wired_patches(
-    x: Float[Array, "b h w c"], wiring: Int[Array, "positions taps"]
+    x: Float[Array, "b h w c"], wiring: Int[Array, "positions k"]
 ) -> Float[Array, "positions b kkc"]:
-    """The inputs that each position is wired to; entry `h * w` of the wiring is padding."""
+    """Gather the inputs that each position is wired to; entry `h * w` of the wiring is padding."""
     b, h, w, c = x.shape
     pixels = jnp.pad(x.reshape(b, h * w, c).transpose(1, 0, 2), ((0, 1), (0, 0), (0, 0)))
     return pixels[wiring].transpose(0, 2, 1, 3).reshape(len(wiring), b, -1)
 
 
-def draw_wiring(key: Key[Array, ""], geometry: Geometry) -> Int[Array, "positions taps"]:
-    """For each position as many different pixels as its window holds, drawn at random from the whole image.
+def draw_wiring(key: Key[Array, ""], geometry: Geometry) -> Int[Array, "positions k"]:
+    """Draw for each position as many different pixels of the whole image as its window holds.
 
-    Taps of the window that fall on padding stay there, so each position keeps its number of connections.
+    Entries of the window that fall on padding stay there, so each position keeps its number of connections.
+
+    Returns:
+        The pixels, counted by rows; `h * w` stands for padding.
     """
     window = jnp.asarray(geometry.window_index())
-    pixels, taps = geometry.pixels, window.shape[1]
+    pixels, size = geometry.pixels, window.shape[1]
 
-    def draw(key: Key[Array, ""]) -> Int[Array, " taps"]:
-        return random.permutation(key, pixels)[:taps]
+    def draw(key: Key[Array, ""]) -> Int[Array, " k"]:
+        return random.permutation(key, pixels)[:size]
 
     drawn = lax.map(draw, random.split(key, geometry.positions), batch_size=256)
     return jnp.where(window == pixels, pixels, drawn)
+
+
+def choose_tile(geometry: Geometry, batch: int) -> tuple[int, int]:
+    """Choose the height and width of the cheapest tile; a kernel is copied once for `batch` images.
+
+    On accelerators, where tiles have not been measured, it is one position.
+    """
+    if geometry.dilation != (1, 1) or jax.default_backend() != "cpu":
+        return 1, 1
+
+    def cost(tile: tuple[int, int]) -> float:
+        # Multiply-adds of a position for each image and input channel, copies included.
+        window = math.prod(_tile_extent(geometry, tile))
+        copies = window / math.prod(tile) + window * geometry.features / batch
+        waste = math.prod(-(-n // t) * t / n for n, t in zip(geometry.out_size, tile, strict=True))
+        return waste * (COPY_COST * copies + window * geometry.features)
+
+    return min(((h, w) for h in TILE_SIDES for w in TILE_SIDES), key=cost)
+
+
+def tile_patches(
+    x: Float[Array, "_ _ _ _"], layout: Layout, geometry: Geometry, tile: tuple[int, int]
+) -> Float[Array, "_ _ _ _"]:
+    """Copy the inputs of each tile side by side; they are zero where the last tiles leave the image."""
+    x = pad_image(x, geometry, layout)
+    if tile == (1, 1):
+        return extract_patches(x, layout, geometry.kernel_size, geometry.stride, geometry.dilation)
+    size = _tile_extent(geometry, tile)
+    down, across = (t * s for t, s in zip(tile, geometry.stride, strict=True))
+    for name, axis in (("H", 0), ("W", 1)):
+        tiles = -(-geometry.out_size[axis] // tile[axis])
+        reach = (tiles - 1) * (down, across)[axis] + size[axis]
+        missing = max(0, reach - x.shape[layout.index(name)])
+        x = jnp.pad(x, [(0, missing if letter == name else 0) for letter in layout])
+    return extract_patches(x, layout, size, (down, across))
+
+
+def tile_kernels(
+    kernels: Float[Array, "th tw kh kw c o"], stride: tuple[int, int]
+) -> Float[Array, "eh ew c th tw o"]:
+    """Combine the kernels of the positions of a tile into one kernel on their common window."""
+    th, tw, *_ = kernels.shape
+    if (th, tw) == (1, 1):
+        return jnp.moveaxis(kernels, (0, 1), (3, 4))
+    down, across = (
+        [(n * s, (t - 1 - n) * s) for n in range(t)] for t, s in zip((th, tw), stride, strict=True)
+    )
+    rows = [
+        jnp.stack([jnp.pad(kernels[i, j], (down[i], across[j], (0, 0), (0, 0))) for j in range(tw)], axis=3)
+        for i in range(th)
+    ]
+    return jnp.stack(rows, axis=3)
+
+
+def untile(y: Float[Array, "..."], layout: Layout, geometry: Geometry) -> Float[Array, "_ _ _ _"]:
+    """Bring the positions of tiles back into rows.
+
+    Args:
+        y: The outputs in the order of `layout`; H and W are each split into tiles and positions in a tile.
+        layout: The order of the axes.
+        geometry: The layer.
+    """
+    (h, w), axis = geometry.out_size, layout.index("H")
+    merged = (y.shape[axis] * y.shape[axis + 1], y.shape[axis + 2] * y.shape[axis + 3])
+    y = y.reshape(*y.shape[:axis], *merged, *y.shape[axis + 4 :])
+    cut = [slice(None)] * axis + [slice(h), slice(w)]
+    return y[tuple(cut)]
+
+
+def _tile_extent(geometry: Geometry, tile: tuple[int, int]) -> tuple[int, int]:
+    h, w = ((t - 1) * s + e for t, s, e in zip(tile, geometry.stride, geometry.extent, strict=True))
+    return h, w

@@ -1,0 +1,275 @@
+"""The one formula: `y[b, p, o] = sum_i patches[b, p, i] K[p, i, o]` with `K[p] = sum_r A[p, r] bank[r]`.
+
+It is computed by two basic maps: a convolution, and one kernel for each position. The lowering `conv` is the
+convolution of XLA; `matmul` are matrix products of patches, with the batch as the last axis: a patch is then
+made of long rows, and copying it runs at the speed of memory.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from cnnexp.nn.geometry import Geometry
+from cnnexp.nn.layout import Layout, transpose_layout
+from cnnexp.nn.ops.patches import (
+    choose_tile,
+    extract_patches,
+    gather_wired_patches,
+    pad_image,
+    tile_kernels,
+    tile_patches,
+    untile,
+)
+from cnnexp.nn.tying import Tying, bank_shape, kernel_index
+
+Lowering = Literal["auto", "conv", "matmul"]
+FEW_KERNELS = 16  # up to which a convolution for each kernel is cheaper than a kernel for each position
+DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+def fastest_layout(geometry: Geometry, tying: Tying, lowering: Lowering = "auto") -> Layout | None:
+    """Return the layout in which `apply_kernel_bank` is fastest; None where all layouts are equally fast."""
+    if _is_dense(geometry, tying):
+        return None
+    if geometry.connectivity == "random":
+        return "NHWC"
+    return _lowering_layout(lowering, per_position=_has_kernel_per_position(geometry, tying))
+
+
+def apply_kernel_bank(
+    x: Float[Array, "_ _ _ _"],
+    bank: Float[Array, "R kh kw c o"],
+    geometry: Geometry,
+    tying: Tying,
+    *,
+    mixing: Float[Array, "oh ow R"] | None = None,
+    wiring: Int[Array, "positions k"] | None = None,
+    lowering: Lowering = "auto",
+    layout: Layout = "NHWC",
+) -> Float[Array, "_ _ _ _"]:
+    """Apply a kernel bank to images.
+
+    Args:
+        x: Images of shape `geometry.in_shape`, in the order of `layout`.
+        bank: The distinct kernels, of the shape that `bank_shape` returns.
+        geometry: The inputs of each output position.
+        tying: The kernel of each output position.
+        mixing: A, the weight of each kernel at each position, for `low_rank`; None otherwise.
+        wiring: The pixels of each position where connectivity is random; None otherwise.
+        lowering: `conv` forces the convolution of XLA, `matmul` matrix products of patches; `auto` takes the
+            faster.
+        layout: The order of the axes of the images, and of those of the result.
+
+    Returns:
+        Feature maps of shape `geometry.out_shape`, in the order of `layout`.
+
+    Raises:
+        ValueError: The shape of an array does not fit the geometry and the tying.
+    """
+    _check_shapes(x, bank, geometry, tying, mixing, wiring, layout)
+    fastest = fastest_layout(geometry, tying, lowering) or layout
+    x = transpose_layout(x, layout, fastest)
+    if _is_dense(geometry, tying):
+        y = _apply_dense(x, bank, geometry, fastest)
+    elif tying.kind == "low_rank":
+        assert mixing is not None
+        y = _apply_one_kernel(x, _stack_channels(bank), geometry, wiring, lowering)
+        y = _mix_channels(y, mixing, fastest)
+    elif _has_kernel_per_position(geometry, tying):
+        kernels = bank if len(bank) == geometry.positions else bank[kernel_index(geometry, tying).ravel()]
+        y = _apply_per_position(x, kernels, geometry, wiring, lowering)
+    elif len(bank) == 1:
+        y = _apply_one_kernel(x, bank[0], geometry, wiring, lowering)
+    else:
+        y = _apply_each_kernel(x, bank, geometry, tying, lowering)
+    return transpose_layout(y, fastest, layout)
+
+
+def _check_shapes(
+    x: Array, bank: Array, geometry: Geometry, tying: Tying, mixing: Any, wiring: Any, layout: Layout
+) -> None:
+    # A slice, a gather or a convolution would accept these arrays, with another meaning.
+    shape = tuple(x.shape[layout.index(axis)] for axis in "NHWC") if x.ndim == 4 else x.shape
+    if x.ndim != 4 or shape[1:] != geometry.in_shape:
+        allowed = ", ".join(map(str, ("batch", *geometry.in_shape)))
+        raise ValueError(f"images of shape {shape} on a layer for images of shape ({allowed})")
+    wired = geometry.connectivity == "random" and tying.kind != "dense"
+    shapes = {
+        "bank": (bank, bank_shape(geometry, tying)),
+        "mixing": (mixing, (*geometry.out_size, tying.size) if tying.kind == "low_rank" else None),
+        "wiring": (wiring, (geometry.positions, math.prod(geometry.kernel_size)) if wired else None),
+    }
+    for name, (array, wanted) in shapes.items():
+        if (shape := None if array is None else array.shape) != wanted:
+            raise ValueError(f"{name} of shape {shape} for a {tying} layer, whose {name} has shape {wanted}")
+
+
+def _is_dense(geometry: Geometry, tying: Tying) -> bool:
+    return tying.kind == "dense" or (geometry.covers_image and bank_shape(geometry, tying)[0] == 1)
+
+
+def _has_kernel_per_position(geometry: Geometry, tying: Tying) -> bool:
+    """Return whether a kernel is laid out for each position, rather than convolving with each of the bank."""
+    kernels = bank_shape(geometry, tying)[0]
+    if tying.kind == "low_rank" or kernels == 1:
+        return False
+    return kernels > FEW_KERNELS or kernels == geometry.positions or geometry.connectivity == "random"
+
+
+def mix_kernels(bank: Float[Array, "R ..."], mixing: Float[Array, "oh ow R"]) -> Float[Array, "oh ow ..."]:
+    """Mix the kernels of the bank at each position of a `low_rank` layer."""
+    return jnp.tensordot(mixing, bank, axes=1)
+
+
+def _stack_channels(bank: Float[Array, "R kh kw c o"]) -> Float[Array, "kh kw c Ro"]:
+    return jnp.moveaxis(bank, 0, -2).reshape(*bank.shape[1:4], -1)
+
+
+def _apply_dense(
+    x: Float[Array, "_ _ _ _"], bank: Float[Array, "R h w c o"], geometry: Geometry, layout: Layout
+) -> Float[Array, "_ _ _ _"]:
+    """Connect every input unit to every output unit."""
+    if layout == "NHWC" or bank.size > x.size:
+        x = transpose_layout(x, layout, "NHWC")
+        y = jnp.einsum("bi,pio->bpo", x.reshape(len(x), -1), bank.reshape(len(bank), -1, bank.shape[-1]))
+        return transpose_layout(y.reshape(len(x), *geometry.out_shape), "NHWC", layout)
+    # The bank, smaller than the images, takes their order instead.
+    columns = bank.transpose(*(1 + "HWC".index(axis) for axis in layout[:3]), 0, 4)
+    y = columns.reshape(geometry.in_units, -1).T @ x.reshape(geometry.in_units, -1)
+    return transpose_layout(y.reshape(*geometry.out_shape, -1), "HWCN", layout)
+
+
+def _mix_channels(
+    y: Float[Array, "_ _ _ _"], mixing: Float[Array, "oh ow R"], layout: Layout
+) -> Float[Array, "_ _ _ _"]:
+    """Sum the outputs of the kernels, side by side along the channels, with the weights of each position."""
+    axis, axes = layout.index("C"), layout.lower()
+    by_kernel = y.reshape(*y.shape[:axis], mixing.shape[-1], -1, *y.shape[axis + 1 :])
+    return jnp.einsum(f"{axes.replace('c', 'rc')},hwr->{axes}", by_kernel, mixing)
+
+
+def _apply_one_kernel(
+    x: Float[Array, "_ _ _ _"],
+    kernel: Float[Array, "kh kw c o"],
+    geometry: Geometry,
+    wiring: Int[Array, "positions k"] | None,
+    lowering: Lowering,
+) -> Float[Array, "_ _ _ _"]:
+    if wiring is None:
+        return convolve(x, kernel, geometry, lowering)
+    out = jnp.einsum("pbi,io->bpo", gather_wired_patches(x, wiring), kernel.reshape(-1, kernel.shape[-1]))
+    return out.reshape(len(x), *geometry.out_size, -1)
+
+
+def _apply_per_position(
+    x: Float[Array, "_ _ _ _"],
+    kernels: Float[Array, "positions kh kw c o"],
+    geometry: Geometry,
+    wiring: Int[Array, "positions k"] | None,
+    lowering: Lowering,
+) -> Float[Array, "_ _ _ _"]:
+    if wiring is None:
+        return convolve_locally(
+            x, kernels.reshape(*geometry.out_size, *kernels.shape[1:]), geometry, lowering
+        )
+    flat = kernels.reshape(len(kernels), -1, kernels.shape[-1])
+    out = jnp.einsum("pbi,pio->bpo", gather_wired_patches(x, wiring), flat)
+    return out.reshape(len(x), *geometry.out_shape)
+
+
+def _apply_each_kernel(
+    x: Float[Array, "_ _ _ _"],
+    bank: Float[Array, "R kh kw c o"],
+    geometry: Geometry,
+    tying: Tying,
+    lowering: Lowering,
+) -> Float[Array, "_ _ _ _"]:
+    """Convolve with each kernel the part of the image where it is used, and add up the results."""
+    layout, index = _lowering_layout(lowering, per_position=False), kernel_index(geometry, tying)
+    x, total = pad_image(x, geometry, layout), None
+    axes = [layout.index(letter) for letter in "HWC"]
+    for number, kernel in enumerate(bank):
+        part, stride = x, []
+        places: dict[str, tuple[int, int, int]] = dict.fromkeys(layout, (0, 0, 0))
+        for axis, used in enumerate(np.nonzero(index == number)):
+            first, last, step = _span(np.unique(used))
+            s, n = geometry.stride[axis], geometry.out_size[axis]
+            part = lax.slice_in_dim(part, first * s, last * s + geometry.extent[axis], axis=axes[axis])
+            places["HW"[axis]] = (first, n - 1 - last, step - 1)
+            stride.append(step * s)
+        in_shape = tuple(part.shape[axis] for axis in axes)
+        window = replace(geometry, in_shape=in_shape, stride=tuple(stride), padding="VALID")
+        y = convolve(part, kernel, window, lowering)
+        padded = lax.pad(y, jnp.zeros((), y.dtype), [places[letter] for letter in layout])
+        total = padded if total is None else total + padded
+    assert total is not None
+    return total
+
+
+def _span(positions: np.ndarray) -> tuple[int, int, int]:
+    """Return the first, the last and the step of evenly spaced positions."""
+    step = int(positions[1] - positions[0]) if len(positions) > 1 else 1
+    return int(positions[0]), int(positions[-1]), step
+
+
+def resolve_lowering(lowering: Lowering, *, per_position: bool) -> Lowering:
+    """Replace `auto` by the fastest lowering on this machine, as `scripts/bench/layers.py` measures."""
+    if lowering != "auto":
+        return lowering
+    return "matmul" if per_position or jax.default_backend() == "cpu" else "conv"
+
+
+def _lowering_layout(lowering: Lowering, *, per_position: bool) -> Layout:
+    if resolve_lowering(lowering, per_position=per_position) == "conv":
+        return "NHWC"
+    return "HWCN" if per_position else "CHWN"
+
+
+def convolve(
+    x: Float[Array, "_ _ _ _"], kernel: Float[Array, "kh kw c o"], geometry: Geometry, lowering: Lowering
+) -> Float[Array, "_ _ _ _"]:
+    """Convolve images in the layout of their lowering; `geometry.features` is not read."""
+    if resolve_lowering(lowering, per_position=False) == "conv":
+        x, window = (
+            pad_image(x, geometry),
+            {"rhs_dilation": geometry.dilation, "dimension_numbers": DIMENSION_NUMBERS},
+        )
+        return lax.conv_general_dilated(x, kernel, geometry.stride, "VALID", **window)
+    window = (geometry.kernel_size, geometry.stride, geometry.dilation)
+    columns = extract_patches(pad_image(x, geometry, "CHWN"), "CHWN", *window)
+    y = kernel.reshape(-1, kernel.shape[-1]).T @ columns.reshape(len(columns), -1)
+    return y.reshape(-1, *columns.shape[1:])
+
+
+def convolve_locally(
+    x: Float[Array, "_ _ _ _"],
+    kernels: Float[Array, "oh ow kh kw c o"],
+    geometry: Geometry,
+    lowering: Lowering,
+) -> Float[Array, "_ _ _ _"]:
+    """Apply to each position its own kernel, in the layout of the lowering."""
+    oh, ow, kh, kw, c, o = kernels.shape
+    if resolve_lowering(lowering, per_position=True) == "conv":
+        return lax.conv_general_dilated_local(
+            pad_image(x, geometry),
+            kernels.transpose(0, 1, 4, 2, 3, 5).reshape(oh, ow, c * kh * kw, o),
+            geometry.stride,
+            "VALID",
+            geometry.kernel_size,
+            rhs_dilation=geometry.dilation,
+            dimension_numbers=DIMENSION_NUMBERS,
+        )
+    tile = th, tw = choose_tile(geometry, x.shape[-1])
+    columns = tile_patches(x, "HWCN", geometry, tile)
+    rows, across, entries, b = columns.shape
+    kernels = jnp.pad(kernels, ((0, rows * th - oh), (0, across * tw - ow), *[(0, 0)] * 4))
+    tiles = kernels.reshape(rows, th, across, tw, kh, kw, c, o).transpose(0, 2, 1, 3, 4, 5, 6, 7)
+    weights = jax.vmap(jax.vmap(lambda kernels: tile_kernels(kernels, geometry.stride)))(tiles)
+    y = jnp.einsum("hwib,hwio->hwob", columns, weights.reshape(rows, across, entries, -1))
+    return untile(y.reshape(rows, across, th, tw, o, b).transpose(0, 2, 1, 3, 4, 5), "HWCN", geometry)
