@@ -64,9 +64,10 @@ class CnnexpLauncher(Launcher):
     """Composes every job, then trains them together: runs of the same shapes become one program.
 
     Args:
-        action: `run` trains; `plan` says what that would do; `show` describes each network; `wandb_sweep`
-            has W&B's agents train.
-        method, agents: of W&B's sweep.
+        action: `run` trains; `plan` shows what that would do; `show` describes each network; `wandb_sweep`
+            has W&B's agents train; `help` explains every key.
+        method: how W&B's sweep chooses its points.
+        agents: processes on this machine that carry out W&B's sweep.
     """
 
     def __init__(self, action: str = "run", method: str = "grid", agents: int = 1):
@@ -78,8 +79,15 @@ class CnnexpLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run all jobs; the value of each is its validation accuracy, NaN where it has none."""
-        from cnnexp.sweep.compose import compose_jobs
+        from cnnexp.sweep.compose import compose_jobs, compose_values
 
+        if self.action == "help":
+            from cnnexp.cli.keys import print_keys
+            from cnnexp.sweep.overrides import Groups
+
+            values = compose_values(self.loader, self.master, job_overrides[0])
+            print_keys(values, Groups.of_search_path(self.loader))
+            return []
         jobs = compose_jobs(self.loader, self.master, job_overrides)
         by_id = self._act(jobs)
         values = [by_id[job.config.run_id] for job in jobs]

@@ -75,7 +75,7 @@ def _parameters() -> list[click.Parameter]:
 @click.option("--help", "-h", "keys", is_flag=True, help="Print every key of the chosen groups.")
 def run(keys: bool, **options: Any) -> int:
     """Train one run, or the sweep of all combinations of KEY=A,B,C."""
-    return _compose(_Options(**options), help_of_keys=keys)
+    return _compose(_Options(**options), ["hydra.launcher.action=help"] if keys else [])
 
 
 @click.command("plan", cls=Command, params=_parameters())
@@ -155,7 +155,7 @@ class _Options:
         return tuple(text for name, value in pairs if value is not None for text in (name, str(value)))
 
 
-def _compose(options: _Options, action: Sequence[str] = (), *, help_of_keys: bool = False) -> int:
+def _compose(options: _Options, action: Sequence[str]) -> int:
     """Hand a sweep to Hydra, which hands it to our launcher; what it refuses becomes one line."""
     _check_environment()
     from hydra.errors import HydraException
@@ -176,8 +176,7 @@ def _compose(options: _Options, action: Sequence[str] = (), *, help_of_keys: boo
     words = agent_overrides(options.overrides)
     checked = check_overrides(_choose_groups(words, conf), groups)
     TYPED.set(Typed(options=options.places, overrides=tuple(words)))
-    shown = (*options.printing, *(["--help"] if help_of_keys else []))
-    sys.argv = ["cnnexp run", *options.places, *shown, *checked, *action]
+    sys.argv = ["cnnexp run", *options.places, *options.printing, *checked, *action]
     try:
         _start_hydra(conf, options.package)
     except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 from cnnexp.config.data import DATA_VARIANTS, LEVELS, NOT_IDENTITY, OTHER, WHERE, Data, Digits
 from cnnexp.config.launchers import LAUNCHER_VARIANTS, Launcher, LocalLauncher
 from cnnexp.config.messages import demand, innermost
-from cnnexp.config.sections import MLP, Folder, Optim, Section, Seed, SimpleCNN, Sweep, Tracking, Train
+from cnnexp.config.sections import MLP, Folder, Optim, Section, Seed, SimpleCNN, Sweep, Tracking, Train, Words
 from cnnexp.core.errors import UsageError, nearest_name, shortened, suggestion
 
 RESULT_FORMAT = 4  # part of a run's identity: raise it when the same configuration gives other numbers
@@ -58,7 +58,7 @@ class RunConfig(Section):
     experiment: str = Field(
         default="default", description="The experiment that this sweep belongs to, by its name."
     )
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = Field(
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"), Words("a name")] = Field(
         default="${experiment}", description="The folder of the sweep, in `results_dir`."
     )
     results_dir: Folder = Field(default="results", description="The folder of sweeps.")

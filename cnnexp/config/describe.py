@@ -1,17 +1,88 @@
-"""What the schema says of a key, in words: the values that its type names, and what is allowed."""
+"""The keys of the schema in words: default, allowed values and explanation, for the help and the docs."""
 
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from cnnexp.config.sections import BiasText, TyingText
+from cnnexp.config.sections import BiasText, Section, TyingText, Words
+from cnnexp.core.errors import as_typed
 from cnnexp.nn.tying import BIAS_NAMES, TYING_NAMES
+
+BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+TYPES = {int: "integer", float: "number", str: "text"}
+
+
+@dataclass(frozen=True)
+class KeyDescription:
+    """A key of a section, in words.
+
+    Attributes:
+        name: the key, without its section.
+        default: as it is typed; `???` where a value must be typed.
+        allowed: the values that it takes.
+        explanation: what it means.
+    """
+
+    name: str
+    default: str
+    allowed: str
+    explanation: str
+
+
+def describe_keys(section: type[Section], keys: Sequence[str] | None = None) -> list[KeyDescription]:
+    """Describe the keys of a section, or some of them; its name comes first."""
+    fields = sorted(section.model_fields.items(), key=lambda item: item[0] != "name")
+    return [
+        KeyDescription(
+            name=name,
+            default="???" if field.is_required() else as_typed(field.get_default(call_default_factory=True)),
+            allowed=allowed_text(annotation_of(field)),
+            explanation=field.description or "",
+        )
+        for name, field in fields
+        if keys is None or name in keys
+    ]
+
+
+def section_summary(section: type[Section]) -> str:
+    """Return the first paragraph of a section's documentation, on one line."""
+    return " ".join(inspect.cleandoc(section.__doc__ or "").partition("\n\n")[0].split())
 
 
 def annotation_of(field: FieldInfo) -> Any:
     """Return the type of a key with its bounds."""
     return Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+
+
+def allowed_text(kind: Any) -> str:
+    """Say which values a type takes.
+
+    >>> from cnnexp.config.sections import Size
+    >>> allowed_text(Size | None)
+    'integer >= 1 or null'
+    """
+    kind, metadata = _split(kind)
+    if words := next((item.text for item in metadata if isinstance(item, Words)), None):
+        return words
+    if get_origin(kind) is Literal or kind in (bool, type(None)):
+        return ", ".join(named_values(kind))
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(map(allowed_text, get_args(kind)))
+    if get_origin(kind) is list:
+        return _list_text(allowed_text(get_args(kind)[0]), metadata)
+    if get_origin(kind) is dict:
+        return "{KEY: VALUE, ...}"
+    bounds = [
+        f"{sign} {getattr(item, name):.10g}"
+        for item in metadata
+        for name, sign in BOUNDS.items()
+        if getattr(item, name, None) is not None
+    ]
+    return " ".join([TYPES[kind], " and ".join(bounds)]).strip()
 
 
 def named_values(kind: Any) -> list[str]:
@@ -32,3 +103,25 @@ def named_values(kind: Any) -> list[str]:
     if get_origin(kind) in (Union, UnionType):
         return [value for member in get_args(kind) for value in named_values(member)]
     return named_values(get_args(kind)[0]) if get_origin(kind) is Annotated else []
+
+
+def _split(kind: Any) -> tuple[Any, list[Any]]:
+    """Separate a type from what is annotated to it, which Pydantic may have wrapped."""
+    if get_origin(kind) is not Annotated:
+        return kind, []
+    inner, *metadata = get_args(kind)
+    return inner, list(_unwrapped(metadata))
+
+
+def _unwrapped(metadata: Sequence[Any]) -> Iterator[Any]:
+    for item in metadata:
+        yield from item.metadata if isinstance(item, FieldInfo) else (item,)
+
+
+def _list_text(items: str, metadata: Sequence[Any]) -> str:
+    """Describe a list: a pair, at least one value (one for each layer), or any number of values."""
+    if any(getattr(item, "max_length", None) == 2 for item in metadata):
+        return f"[{items}, {items}]"
+    if any(getattr(item, "min_length", 0) for item in metadata):
+        return "a list with one for each layer"
+    return f"list of {items}"

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cnnexp.config.sections import Count, Positive, Section, Size, Text
+from cnnexp.config.sections import Count, Positive, Section, Size, Text, Words
 from cnnexp.core.errors import as_typed
 
 SIGNAL_EARLY = 30  # seconds: Slurm looks twice a minute which signals are due
@@ -53,7 +53,7 @@ class LocalLauncher(Section):
     """This process trains, on the devices that it sees; or several processes train together."""
 
     name: Literal["local"] = Field(default="local", description="Train in this process.")
-    coordinator: Annotated[str, AfterValidator(_coordinator)] | None = Field(
+    coordinator: Annotated[str, AfterValidator(_coordinator), Words("HOST:PORT, auto")] | None = Field(
         default=None,
         description="Where several processes that train together find the first of them, HOST:PORT; "
         "`auto`: as Slurm or a TPU says. null: this process trains alone.",
@@ -100,7 +100,7 @@ class SlurmLauncher(Section):
     constraint: Text | None = Field(
         default=None, description="The features that nodes must have; null: any node."
     )
-    time: Annotated[int | str, AfterValidator(_time)] = Field(
+    time: Annotated[int | str, AfterValidator(_time), Words("minutes, H:MM:SS, D-HH:MM:SS")] = Field(
         default="4:00:00",
         description="The time limit of one task: minutes, H:MM:SS or D-HH:MM:SS. A task that is "
         "unfinished then is requeued and resumes.",

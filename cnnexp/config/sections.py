@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -10,6 +11,14 @@ from pydantic_core import PydanticCustomError
 from cnnexp.core.errors import as_typed, suggestion
 from cnnexp.nn.geometry import Connectivity, Padding, Pool
 from cnnexp.nn.tying import BIAS_NAMES, TYING_NAMES, Tying, bias_tying
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a type allows, in words, where its bounds do not say it."""
+
+    text: str
+
 
 Size = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -57,9 +66,11 @@ def _folder(text: str) -> str:
     return expanded
 
 
-Folder = Annotated[str, Field(min_length=1), AfterValidator(_folder)]  # with `~` for a home
-TyingText = Annotated[str, BeforeValidator(_tying)]
-BiasText = Annotated[str, BeforeValidator(_bias)]
+Folder = Annotated[
+    str, Field(min_length=1), AfterValidator(_folder), Words("a folder")
+]  # with `~` for a home
+TyingText = Annotated[str, BeforeValidator(_tying), Words(", ".join(TYING_NAMES))]
+BiasText = Annotated[str, BeforeValidator(_bias), Words(", ".join(BIAS_NAMES))]
 
 
 class Section(BaseModel):

@@ -31,6 +31,11 @@ def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequen
     return [Job(config=parse(composer.values(job)), overrides=tuple(job), context=context) for job in jobs]
 
 
+def compose_values(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose one configuration as nested dictionaries, which may lack values that must be typed."""
+    return _Composer(loader, master).values(overrides)
+
+
 MOST_RUNS = 200_000  # in one sweep
 
 

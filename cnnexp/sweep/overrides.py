@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
 from hydra.core.override_parser.types import (
     ChoiceSweep,
@@ -50,6 +51,14 @@ class Groups:
     """The groups of the configuration and their names: those that are shipped, and a user's own."""
 
     folders: tuple[Path, ...]
+
+    @classmethod
+    def of_search_path(cls, loader: ConfigLoader) -> "Groups":
+        """Return the groups in the folders that Hydra searches."""
+        places = (
+            (element.path or "").removeprefix("file://") for element in loader.get_search_path().get_path()
+        )
+        return cls(tuple(Path(place) for place in places if place and "://" not in place))
 
     @property
     def defaults(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def test_refusals_and_help_of_the_real_command(tmp_path: Path) -> None:
     help_text = cnnexp("--help", cwd=tmp_path).stdout
     assert "cnnexp run experiment=why_convolutions" in help_text
     keys = cnnexp("run", "--help", cwd=tmp_path).stdout
-    assert "why_convolutions" in keys and "learning_rate: 0.001" in keys
+    assert "why_convolutions" in keys and "optim.learning_rate=0.001" in keys
     job = cnnexp("run", "--cfg", "job", "model.name=mlp", "data=fashion_mnist", cwd=tmp_path)
     assert "name: mlp" in job.stdout and "name: fashion_mnist" in job.stdout
     assert list(tmp_path.iterdir()) == []
