@@ -105,9 +105,8 @@ def command(shell: str) -> None:
 
 def script(shell: str) -> str:
     """Return the script that a shell evaluates."""
-    from cnnexp.cli.main import cnnexp
-
-    return SHELLS[shell](cnnexp, {}, "cnnexp", VARIABLE).source().strip()
+    any_group = click.Group("cnnexp")  # the script holds the name of the program alone
+    return SHELLS[shell](any_group, {}, "cnnexp", VARIABLE).source().strip()
 
 
 def answer(group: click.Command, instruction: str) -> int:

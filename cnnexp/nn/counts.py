@@ -1,4 +1,4 @@
-"""What a layer costs and owns, from its geometry and tying alone: nothing is allocated."""
+"""Parameters, connections and operations of a layer, from its geometry and tying alone."""
 
 import math
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ class Counts:
     """Counts of one layer.
 
     Attributes:
-        params: distinct trainable numbers, bias included.
-        weights: the same without the bias.
-        connections: nonzeros of the equivalent dense matrix (input units x output units).
+        params: Distinct trainable numbers, biases included.
+        weights: Distinct trainable numbers, biases excluded.
+        connections: Nonzeros of the equivalent dense matrix (input units x output units).
         sparsity: `1 - connections / (input units x output units)`.
-        sharing: connections / weights: how often each weight is used.
-        macs: multiply-accumulates of one forward pass for one image; padding is not counted. `low_rank`
+        sharing: Connections / weights: how often each weight is used on average.
+        macs: Multiply-accumulates of one forward pass of one image, padding not counted. `low_rank`
             convolves with each of its r kernels, then mixes the r results.
     """
 
@@ -32,18 +32,31 @@ class Counts:
 
 @lru_cache(maxsize=4096)  # a sweep asks for the same layers again and again
 def count(geometry: Geometry, tying: Tying | str, bias: str) -> Counts:
-    """Count one layer."""
+    """Count the parameters, connections and operations of one layer.
+
+    Args:
+        geometry: The geometry of the layer.
+        tying: The tying of its kernels, or the text of it.
+        bias: The tying of its biases: `same`, `none`, or the text of a tying.
+
+    Example usage::
+
+      >>> from cnnexp.nn.geometry import Geometry
+      >>> geometry = Geometry(in_shape=(8, 8, 1), features=1, kernel_size=(3, 3), padding="VALID")
+      >>> count(geometry, "shared", bias="none").sharing  # each weight is used at 6 x 6 positions
+      36.0
+    """
     tying = Tying.parse(tying)
     pairs = geometry.in_units * geometry.out_units
-    inside = geometry.count_unpadded_entries() * geometry.in_shape[2] * geometry.features
-    connections = pairs if tying.kind == "dense" else inside
-    owned = count_weights(geometry, tying)
+    local = geometry.count_unpadded_entries() * geometry.in_shape[2] * geometry.features
+    connections = pairs if tying.kind == "dense" else local
+    weights = count_weights(geometry, tying)
     mixed = tying.size * (connections + geometry.out_units)
     return Counts(
-        params=owned + math.prod(bias_shape(geometry, tying, bias)),
-        weights=owned,
+        params=weights + math.prod(bias_shape(geometry, tying, bias)),
+        weights=weights,
         connections=connections,
         sparsity=1 - connections / pairs,
-        sharing=connections / owned,
+        sharing=connections / weights,
         macs=mixed if tying.kind == "low_rank" else connections,
     )

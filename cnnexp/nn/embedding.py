@@ -1,8 +1,7 @@
-"""Exact embeddings of a tied layer into a less tied one (d'Ascoli 2019), and projections back."""
+"""Exact embeddings of a tied layer into a less tied layer (d'Ascoli 2019), and projections back."""
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -19,33 +18,54 @@ from cnnexp.nn.tying import Tying, bank_shape, count_kernels, fan_in, kernel_ind
 def embed(
     layer: TiedConv, *, tying: Tying | str, bias: str | None = None, rngs: nnx.Rngs | None = None
 ) -> TiedConv:
-    """A layer with another tying that computes the same function.
+    """Embed a layer into another tying: the new layer computes the same function.
 
-    The kernels of a `low_rank` layer are all the same then, a point that gradients do not leave; with `rngs`
-    they get random parts that cancel in the mixture.
+    All kernels of a new `low_rank` layer are equal, a point that gradients do not leave; with `rngs` they get
+    random parts that cancel in the mixture.
+
+    Example usage::
+
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from cnnexp.nn.embedding import embed
+      >>> from cnnexp.nn.geometry import Geometry
+      >>> from cnnexp.nn.tied_conv import TiedConv
+      >>> geometry = Geometry(in_shape=(6, 6, 1), features=2, kernel_size=(3, 3))
+      >>> convolution = TiedConv(geometry, tying="shared", rngs=nnx.Rngs(0))
+      >>> local = embed(convolution, tying="local", bias="local")
+      >>> local.bank.shape, local.bias.shape
+      ((36, 3, 3, 1, 2), (36, 2))
+      >>> x = jnp.ones((1, 6, 6, 1))
+      >>> bool(jnp.allclose(local(x), convolution(x), atol=1e-6))
+      True
 
     Args:
-        layer: the layer to embed; it stays as it is.
-        tying: from `shared` to any; from any to `local` and `dense`; between `tiled` and `blocked` where the
-            positions that share a kernel of the new layer share one in the old.
-        bias: the tying of the new layer's bias; None keeps that of the old.
-        rngs: its stream `params` draws what tells the kernels of a `low_rank` layer apart.
+        layer: The layer to embed; it is not changed.
+        tying: The tying of the new layer. `shared` embeds in every tying, and every tying in `local` and
+            `dense`; `tiled` and `blocked` embed in each other where positions that have a common kernel in
+            the new layer have one in the old.
+        bias: The tying of the new bias; None keeps that of the layer.
+        rngs: Its stream `params` draws the differences between the kernels of a `low_rank` layer; None draws
+            none.
+
+    Returns:
+        A new layer with the geometry of the old.
 
     Raises:
-        ValueError: a layer of the new tying does not hold every function of the old.
+        ValueError: A layer of the new tying cannot compute every function of the old.
     """
     target = Tying.parse(tying)
     other = _empty(layer, target, bias)
     if layer.bias is not None and other.bias is None:
-        raise ValueError("bias=none drops the biases of the layer; allowed: None, or a tying that holds them")
+        raise ValueError("bias=none drops the biases of the layer; allowed: None, or a tying of the biases")
     if target.kind == "low_rank":
         if count_kernels(layer.geometry, layer.tying) > 1:
             raise ValueError(f"{layer.tying} does not embed in {target}; allowed: from shared")
         other.bank[...] = _ranks(layer, target, rngs)
     else:
         _refuse_finer(layer, layer.tying, target)
-        each = _full_kernels(layer) if target.kind == "dense" else layer.position_kernels()
-        other.bank[...] = _mean_by_kernel(each, layer.geometry, target)
+        kernels = _full_kernels(layer) if target.kind == "dense" else layer.position_kernels()
+        other.bank[...] = _mean_by_kernel(kernels, layer.geometry, target)
     if other.bias is not None:
         _embed_bias(layer, other)
     if other.wiring is not None and layer.wiring is not None:
@@ -54,10 +74,32 @@ def embed(
 
 
 def project(layer: TiedConv, *, tying: Tying | str = "shared") -> TiedConv:
-    """The layer of a more tied kind whose kernels are nearest: each is the mean of those it replaces.
+    """Project a layer onto a more tied kind: each kernel is the mean of those that it replaces.
+
+    The result is the nearest layer of that tying, by the distance between the kernels of each position.
+
+    Example usage::
+
+      >>> from flax import nnx
+      >>> from cnnexp.nn.embedding import distance_to, project
+      >>> from cnnexp.nn.geometry import Geometry
+      >>> from cnnexp.nn.tied_conv import TiedConv
+      >>> geometry = Geometry(in_shape=(6, 6, 1), features=2, kernel_size=(3, 3))
+      >>> local = TiedConv(geometry, tying="local", rngs=nnx.Rngs(0))
+      >>> project(local, tying="tiled(2)").bank.shape
+      (4, 3, 3, 1, 2)
+      >>> bool(distance_to(project(local), tying="shared") < 1e-5)
+      True
+
+    Args:
+        layer: The layer to project; it is not changed.
+        tying: The tying of the new layer: `shared`, `tiled(t)` or `blocked(g)`.
+
+    Returns:
+        A new layer with the geometry of the old.
 
     Raises:
-        ValueError: towards `low_rank` or `dense`, or from `dense`: no window to average in.
+        ValueError: The new tying is `low_rank` or `dense`, or that of the layer is `dense`.
     """
     target = Tying.parse(tying)
     if "dense" in (layer.tying.kind, target.kind) or target.kind == "low_rank":
@@ -75,13 +117,21 @@ def project(layer: TiedConv, *, tying: Tying | str = "shared") -> TiedConv:
 
 
 def distance_to(layer: TiedConv, *, tying: Tying | str = "shared") -> Float[Array, ""]:
-    """Norm of what projection takes from the kernels, relative to theirs: 0 for a layer tied like that."""
-    each, mean = layer.position_kernels(), project(layer, tying=tying).position_kernels()
-    return jnp.linalg.norm((each - mean).ravel()) / jnp.linalg.norm(each.ravel())
+    """Return the relative distance of the kernels to their projection: 0 for a layer of that tying.
+
+    Args:
+        layer: The layer.
+        tying: The tying to project on, as in `project`.
+
+    Returns:
+        The norm of the difference over the norm of the kernels.
+    """
+    kernels, mean = layer.position_kernels(), project(layer, tying=tying).position_kernels()
+    return jnp.linalg.norm((kernels - mean).ravel()) / jnp.linalg.norm(kernels.ravel())
 
 
 def _empty(layer: TiedConv, tying: Tying, bias: str | None) -> TiedConv:
-    """A layer like this one with another tying, its parameters yet to be set."""
+    """Make a layer like this one with another tying, whose parameters are still to be set."""
     if bias is None:
         bias = "none" if layer.bias_tying is None else str(layer.bias_tying)
         if layer.bias_tying is not None and layer.bias_tying.kind in ("low_rank", "dense"):
@@ -97,79 +147,85 @@ def _empty(layer: TiedConv, tying: Tying, bias: str | None) -> TiedConv:
     )
 
 
-def _refuse_finer(layer: TiedConv, own: Tying, target: Tying) -> None:
-    """Positions that share in the target must share in the layer."""
-    if own.kind == "low_rank":
+def _refuse_finer(layer: TiedConv, source: Tying, target: Tying) -> None:
+    """Refuse a target in which positions have a common kernel that they do not have in the source."""
+    if source.kind == "low_rank":
         finer = target.kind in ("local", "dense")
     else:
-        mine, theirs = (kernel_index(layer.geometry, tying).ravel() for tying in (own, target))
-        finer = len(set(zip(mine.tolist(), theirs.tolist(), strict=True))) == len(set(theirs.tolist()))
-    if own.kind == "dense" and target.kind != "dense":
+        old, new = (kernel_index(layer.geometry, tying).ravel() for tying in (source, target))
+        finer = len(set(zip(old.tolist(), new.tolist(), strict=True))) == len(set(new.tolist()))
+    if source.kind == "dense" and target.kind != "dense":
         finer = False
     if not finer:
         raise ValueError(
-            f"{own} does not embed in {target}; allowed: a tying that shares less, up to local and dense"
+            f"{source} does not embed in {target}; allowed: a tying with less sharing, up to local and dense"
         )
 
 
 def _mean_by_kernel(
-    each: Float[Array, "oh ow ..."], geometry: Geometry, tying: Tying
+    values: Float[Array, "oh ow ..."], geometry: Geometry, tying: Tying
 ) -> Float[Array, "R ..."]:
-    """The mean over the positions that use each kernel."""
+    """Average over the positions that use each kernel."""
     index = kernel_index(geometry, tying).ravel()
     counts = np.bincount(index)
-    flat = each.reshape(len(index), -1)
+    flat = values.reshape(len(index), -1)
     sums = jax.ops.segment_sum(flat, jnp.asarray(index), num_segments=len(counts))
     if len(counts) == len(index):
-        return each.reshape(len(index), *each.shape[2:])
-    return (sums / counts[:, None]).reshape(len(counts), *each.shape[2:])
+        return values.reshape(len(index), *values.shape[2:])
+    return (sums / counts[:, None]).reshape(len(counts), *values.shape[2:])
 
 
 def _full_kernels(layer: TiedConv) -> Float[Array, "oh ow h w c o"]:
-    """Each position's kernel placed on the whole image."""
-    geometry, each = layer.geometry, layer.position_kernels()
+    """Return the kernel of each position as one of a dense layer, as large as the image."""
+    geometry, kernels = layer.geometry, layer.position_kernels()
     if layer.tying.kind == "dense":
-        return each
+        return kernels
     wiring = None if layer.wiring is None else layer.wiring[...]
-    return place_on_image(each, geometry, wiring).reshape(
+    return expand_to_image(kernels, geometry, wiring).reshape(
         *geometry.out_size, *geometry.in_shape, geometry.features
     )
 
 
-def place_on_image(
-    each: Float[Array, "... c o"],
+def expand_to_image(
+    kernels: Float[Array, "... c o"],
     geometry: Geometry,
-    wiring: Int[Array, "positions taps"] | None = None,
+    wiring: Int[Array, "positions k"] | None = None,
 ) -> Float[Array, "positions h w c o"]:
-    """The kernel of each position in turn on the whole image, zero where it does not look."""
+    """Expand the kernels of all positions to the size of the image, with zeros outside of their windows.
+
+    Args:
+        kernels: The kernel of each position.
+        geometry: The geometry of the layer.
+        wiring: The pixels of each position where connectivity is random; None takes those of the window.
+    """
     index = jnp.asarray(geometry.window_index()) if wiring is None else wiring
     (h, w, c), o = geometry.in_shape, geometry.features
-    image = jnp.zeros((geometry.positions, h * w + 1, c, o), each.dtype)
-    taps = each.reshape(geometry.positions, -1, c, o)
-    image = image.at[jnp.arange(geometry.positions)[:, None], index].add(taps)
+    image = jnp.zeros((geometry.positions, h * w + 1, c, o), kernels.dtype)
+    entries = kernels.reshape(geometry.positions, -1, c, o)
+    image = image.at[jnp.arange(geometry.positions)[:, None], index].add(entries)
     return image[:, :-1].reshape(geometry.positions, h, w, c, o)
 
 
 def _ranks(layer: TiedConv, tying: Tying, rngs: nnx.Rngs | None) -> Float[Array, "r kh kw c o"]:
-    """As many kernels as the rank, whose mean is the layer's one kernel."""
+    """Return as many kernels as the rank, whose mean is the one kernel of the layer."""
     shape = bank_shape(layer.geometry, tying)
     if rngs is None:
         return jnp.broadcast_to(layer.bank[...], shape)
     scale = math.sqrt(1 / fan_in(layer.geometry, tying))
-    apart = random.normal(rngs.params(), shape) * scale
-    return layer.bank[...] + apart - apart.mean(0)
+    differences = random.normal(rngs.params(), shape) * scale
+    return layer.bank[...] + differences - differences.mean(0)
 
 
 def _embed_bias(layer: TiedConv, other: TiedConv) -> None:
     assert other.bias is not None and other.bias_tying is not None
     biases, geometry = layer.position_biases(), layer.geometry
     if biases is None:
-        return  # zeros, as they are
+        return  # those of the new layer stay zero
     assert layer.bias_tying is not None
     if other.bias_tying.kind == "low_rank":
         other.bias[...] = jnp.broadcast_to(biases, other.bias[...].shape)
         return
-    _refuse_finer(layer, replace(layer.bias_tying), other.bias_tying)
+    _refuse_finer(layer, layer.bias_tying, other.bias_tying)
     everywhere = jnp.broadcast_to(biases, geometry.out_shape)
     other.bias[...] = _mean_by_kernel(everywhere, geometry, other.bias_tying)
 
@@ -178,49 +234,54 @@ Bank = Float[Array, "..."]
 
 
 def tie_gradient(layer: TiedConv) -> None:
-    """Replace a layer's gradient by that of the convolution: each weight gets the sum over all its copies.
+    """Replace the gradient of a layer by that of the convolution: the sum over the copies of each weight.
 
     A layer that starts as an embedded convolution then stays one, and takes the steps that the convolution
     would take under any optimiser that treats weights one by one.
 
     Args:
-        layer: holds the gradient in place of its parameters, and is changed.
+        layer: A layer that holds the gradient in place of its parameters; it is changed in place.
     """
-    for variable, spread, one in _shared_parts(layer):
-        (total,) = jax.linear_transpose(spread, one)(variable[...])
+    for variable, spread, entry in _shared_banks(layer):
+        (total,) = jax.linear_transpose(spread, entry)(variable[...])
         variable[...] = spread(total)
 
 
 def share(layer: TiedConv) -> None:
-    """Replace a layer's kernels by the nearest convolution, their mean (Pogodin 2021, section 3)."""
-    for variable, spread, one in _shared_parts(layer):
-        variable[...] = _nearest(variable[...], spread, one)
+    """Replace the kernels of a layer by their mean, the nearest convolution (Pogodin 2021, section 3)."""
+    for variable, spread, entry in _shared_banks(layer):
+        variable[...] = _project_bank(variable[...], spread, entry)
 
 
 def distance_to_shared(layer: TiedConv) -> Float[Array, ""]:
-    """Norm of what tells the kernels from the nearest convolution, over the norm of the kernels.
+    """Return the relative distance of the kernels of a layer to the nearest convolution.
 
-    0 for a convolution; near 1 for kernels drawn independently. What a dense layer has outside of its
-    windows counts as difference.
+    It is 0 for a convolution and near 1 for kernels that are drawn independently. The weights of a dense
+    layer outside of its windows count as differences.
+
+    Returns:
+        The norm of the difference over the norm of the kernels.
     """
-    bank, spread, one = next(_shared_parts(layer))
-    apart = bank[...] - _nearest(bank[...], spread, one)
-    return jnp.linalg.norm(apart.ravel()) / jnp.linalg.norm(bank[...].ravel())
+    bank, spread, entry = next(_shared_banks(layer))
+    difference = bank[...] - _project_bank(bank[...], spread, entry)
+    return jnp.linalg.norm(difference.ravel()) / jnp.linalg.norm(bank[...].ravel())
 
 
-def _shared_parts(
+def _shared_banks(
     layer: TiedConv,
 ) -> Iterator[tuple[nnx.Param[Array], Callable[[Bank], Bank], jax.ShapeDtypeStruct]]:
-    """The banks of kernels and biases, each with the linear map that fills it with copies of one entry, and
-    what that entry looks like."""
+    """Yield the banks of kernels and biases.
+
+    Each comes with the linear map that fills it with copies of one entry, and with the shape of that entry.
+    """
     if not layer.tying.selects_one_kernel:
-        raise ValueError(f"the kernels of {layer.tying} are no copies of a convolution's")
+        raise ValueError(f"a {layer.tying} layer mixes its kernels; allowed: a tying without mixtures")
     convolution = bank_shape(layer.geometry, Tying("shared"))
     yield layer.bank, _spread_kernel(layer), jax.ShapeDtypeStruct(convolution, layer.bank[...].dtype)
     if layer.bias is not None:
         biases = layer.bias[...]
-        one = jax.ShapeDtypeStruct((1, biases.shape[1]), biases.dtype)
-        yield layer.bias, lambda bias: jnp.broadcast_to(bias, biases.shape), one
+        entry = jax.ShapeDtypeStruct((1, biases.shape[1]), biases.dtype)
+        yield layer.bias, lambda bias: jnp.broadcast_to(bias, biases.shape), entry
 
 
 def _spread_kernel(layer: TiedConv) -> Callable[[Bank], Bank]:
@@ -229,14 +290,14 @@ def _spread_kernel(layer: TiedConv) -> Callable[[Bank], Bank]:
     def spread(kernel: Bank) -> Bank:
         if layer.tying.kind != "dense":
             return jnp.broadcast_to(kernel, shape)
-        everywhere = jnp.broadcast_to(kernel, (layer.geometry.positions, *kernel.shape[1:]))
-        return place_on_image(everywhere, layer.geometry).reshape(shape)
+        copies = jnp.broadcast_to(kernel, (layer.geometry.positions, *kernel.shape[1:]))
+        return expand_to_image(copies, layer.geometry).reshape(shape)
 
     return spread
 
 
-def _nearest(bank: Bank, spread: Callable[[Bank], Bank], one: jax.ShapeDtypeStruct) -> Bank:
-    """The projection of a bank on those that are copies of one entry."""
-    gather = jax.linear_transpose(spread, one)
-    ((total,), (copies,)) = gather(bank), gather(spread(jnp.ones(one.shape, one.dtype)))
+def _project_bank(bank: Bank, spread: Callable[[Bank], Bank], entry: jax.ShapeDtypeStruct) -> Bank:
+    """Project a bank on those that consist of copies of one entry."""
+    gather = jax.linear_transpose(spread, entry)
+    ((total,), (copies,)) = gather(bank), gather(spread(jnp.ones(entry.shape, entry.dtype)))
     return spread(total / jnp.maximum(copies, 1))

@@ -1,4 +1,4 @@
-"""Where a layer looks: which inputs each output position sees, from shapes alone."""
+"""The geometry of a layer: the inputs of each output position, computed from shapes alone."""
 
 import math
 from dataclasses import dataclass
@@ -8,32 +8,32 @@ import numpy as np
 from jaxtyping import Int
 
 Padding = Literal["SAME", "VALID", "CIRCULAR"]
-AT_ONCE = 2**20  # windows or taps that are counted together
+COUNTED_TOGETHER = 2**20  # windows, or entries of a kernel, whose arrays are in memory at once
 Connectivity = Literal["local", "random"]
 Pool = Literal["max", "average", "global_average", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """A window that slides over an image.
+    """The window of a layer that slides over an image.
 
     A signal of length n is an image of shape `(n, 1, c)`.
 
     Attributes:
-        in_shape: height, width and channels of the input.
-        features: output channels.
-        kernel_size: height and width of the window, in taps.
-        stride: pixels between neighbouring windows, down and across.
-        dilation: pixels between neighbouring taps, down and across.
+        in_shape: Height, width and channels of the input.
+        features: Number of output channels.
+        kernel_size: Height and width of the kernel, in entries.
+        stride: Pixels between neighbouring windows, down and across.
+        dilation: Pixels between neighbouring entries of the kernel, down and across.
         padding: "SAME" surrounds the image with zeros so that `ceil(size / stride)` windows fit;
             "VALID" keeps every window inside the image; both as in `jax.lax.padtype_to_pads`.
             "CIRCULAR" has as many windows as "SAME" and continues the image with its other side, as in
             `flax.nnx.Conv`.
-        connectivity: "local" is the window; "random" connects each position to as many pixels as its
-            window holds, drawn at random, so that sparsity stays and closeness goes.
+        connectivity: "local" connects each position to its window; "random" connects it to as many pixels,
+            drawn from the whole image, which keeps the sparsity and removes the locality.
 
     Raises:
-        ValueError: a size below one, or a kernel larger than the image.
+        ValueError: A size is below one, or the kernel is larger than the image.
     """
 
     in_shape: tuple[int, int, int]
@@ -48,7 +48,7 @@ class Geometry:
         for name in ("in_shape", "features", "kernel_size", "stride", "dilation"):
             value = getattr(self, name)
             if min(value if isinstance(value, tuple) else (value,)) < 1:
-                raise ValueError(f"{name}={value} is below 1")
+                raise ValueError(f"{name}={value}: must be at least 1")
         for axis, size in enumerate(self.in_shape[:2]):
             if self.extent[axis] > size:
                 raise ValueError(self._too_large(axis, size))
@@ -57,7 +57,7 @@ class Geometry:
         dilated = "" if self.dilation == (1, 1) else f" with dilation={_times(self.dilation)}"
         kernel, image = _times(self.kernel_size), _times(self.in_shape[:2])
         allowed = (size - 1) // self.dilation[axis] + 1
-        larger = f"kernel_size={kernel}{dilated} is larger than the {image} image it looks at"
+        larger = f"kernel_size={kernel}{dilated} is larger than the {image} image"
         return f"{larger}; allowed: 1 to {allowed}"
 
     @property
@@ -110,16 +110,16 @@ class Geometry:
 
     @property
     def covers_image(self) -> bool:
-        """Whether the one window is the whole image, as in a fully connected layer."""
+        """Whether the only window is the whole image, as in a fully connected layer."""
         whole = self.kernel_size == self.in_shape[:2] and self.positions == 1 and self.connectivity == "local"
         return whole and self.pads == ((0, 0), (0, 0))
 
     def count_unpadded_entries(self) -> int:
-        """Pairs of an output position and a kernel tap that falls on a pixel, not on padding."""
-        return math.prod(self._taps_inside(axis) for axis in (0, 1))
+        """Count the pairs of an output position and a kernel entry that falls on a pixel, not on padding."""
+        return math.prod(self._count_axis_entries(axis) for axis in (0, 1))
 
     def axis_index(self, axis: int) -> Int[np.ndarray, "windows k"]:
-        """The pixel of each window and tap along an axis; the image's size stands for padding."""
+        """Return the pixel of each window and kernel entry along an axis; the size stands for padding."""
         size, k = self.in_shape[axis], self.kernel_size[axis]
         starts = np.arange(self._windows(axis)) * self.stride[axis] - self._pads(axis)[0]
         pixels = starts[:, None] + np.arange(k) * self.dilation[axis]
@@ -127,26 +127,26 @@ class Geometry:
             return pixels % size
         return np.where((pixels >= 0) & (pixels < size), pixels, size)
 
-    def window_index(self) -> Int[np.ndarray, "positions taps"]:
-        """The pixel, counted by rows, of each position and tap of its window; `pixels` stands for padding."""
+    def window_index(self) -> Int[np.ndarray, "positions k"]:
+        """Return the pixels of the window of each position, counted by rows; `pixels` stands for padding."""
         (h, w, _), rows, columns = self.in_shape, self.axis_index(0), self.axis_index(1)
         i, j = rows[:, None, :, None], columns[None, :, None, :]
         index = np.where((i < h) & (j < w), i * w + j, h * w)
         return index.reshape(self.positions, -1)
 
-    def _taps_inside(self, axis: int) -> int:
-        """Pairs along an axis, without making the arrays: images and kernels may be too large for them."""
+    def _count_axis_entries(self, axis: int) -> int:
+        """Count the pairs along an axis without making their array, which may be too large for memory."""
         windows, k, before = self._windows(axis), self.kernel_size[axis], self._pads(axis)[0]
         if self.padding == "CIRCULAR":
             return windows * k
-        down, across = (windows, self.stride[axis]), (k, self.dilation[axis])
-        (few, step), (many, other) = sorted((down, across))
+        (few, step), (many, other_step) = sorted(((windows, self.stride[axis]), (k, self.dilation[axis])))
         inside = 0
-        for at in range(0, few, AT_ONCE):
-            starts = np.arange(at, min(at + AT_ONCE, few)) * step - before  # pixels of the first of the many
-            first = np.clip(-(starts // other), 0, many)  # of the many, from which on they are inside
-            behind = np.clip((self.in_shape[axis] - 1 - starts) // other + 1, 0, many)
-            inside += int(np.maximum(behind - first, 0).sum())
+        for at in range(0, few, COUNTED_TOGETHER):
+            # For each of the few: the pixel of the first of the many, and which of these are in the image.
+            pixels = np.arange(at, min(at + COUNTED_TOGETHER, few)) * step - before
+            first = np.clip(-(pixels // other_step), 0, many)
+            end = np.clip((self.in_shape[axis] - 1 - pixels) // other_step + 1, 0, many)
+            inside += int(np.maximum(end - first, 0).sum())
         return inside
 
     def _windows(self, axis: int) -> int:

@@ -15,10 +15,16 @@ from cnnexp.nn.layout import Layout
 def pool(
     x: Float[Array, "_ _ _ _"], kind: Pool, size: tuple[int, int], layout: Layout = "NHWC"
 ) -> Float[Array, "_ _ _ _"]:
-    """Maximum or average over windows of `size` pixels; a rest at the edge is cut.
+    """Pool images over windows that do not overlap.
+
+    Args:
+        x: Images, with their axes in the order of `layout`.
+        kind: `max` or `average`; `none` returns the images.
+        size: Height and width of a window, in pixels. Pixels at the edge that fill no window are dropped.
+        layout: The order of the axes of the images and of the result.
 
     Raises:
-        ValueError: a window larger than the image.
+        ValueError: The window is larger than the image.
     """
     if kind == "none" or size == (1, 1):
         return x
@@ -34,9 +40,10 @@ def pool(
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def _maximum(x: Float[Array, "_ _ _ _"], h: int, size: tuple[int, int]) -> Float[Array, "_ _ _ _"]:
-    """Maximum over windows; entries that share it share its gradient.
+    """Return the maximum of each window; equal maxima divide its gradient equally.
 
-    One comparison backwards: that of `reduce_window` is slower on CPU, and not deterministic on GPU.
+    The backward pass is one comparison: that of `reduce_window` is slower on CPU, and not deterministic on
+    GPU.
     """
     return reduce(jnp.maximum, _entries(x, h, size))
 
@@ -45,21 +52,21 @@ def _maximum(x: Float[Array, "_ _ _ _"], h: int, size: tuple[int, int]) -> Float
 def _maximum_jvp(h: int, size: tuple[int, int], primals: Any, tangents: Any) -> Any:
     (x,), (t,) = primals, tangents
     y = _maximum(x, h, size)
-    sharing = sum((entry == y).astype(x.dtype) for entry in _entries(x, h, size))
+    maxima = sum((entry == y).astype(x.dtype) for entry in _entries(x, h, size))
     everywhere = jnp.broadcast_to(jnp.expand_dims(y, (h + 1, h + 3)), _windows(x, h, size).shape)
-    chosen = x == everywhere.reshape(x.shape)
-    return y, _windows(jnp.where(chosen, t, 0), h, size).sum((h + 1, h + 3)) / sharing
+    is_maximum = x == everywhere.reshape(x.shape)
+    return y, _windows(jnp.where(is_maximum, t, 0), h, size).sum((h + 1, h + 3)) / maxima
 
 
 def _windows(x: Array, h: int, size: tuple[int, int]) -> Array:
-    """Height and width each as windows and the place within."""
+    """Split height and width each into windows and places within a window."""
     rows, columns = x.shape[h : h + 2]
     split = (rows // size[0], size[0], columns // size[1], size[1])
     return x.reshape(*x.shape[:h], *split, *x.shape[h + 2 :])
 
 
 def _entries(x: Array, h: int, size: tuple[int, int]) -> list[Array]:
-    """One array for each place within a window."""
+    """Return one array per place within a window."""
     windows = _windows(x, h, size)
     rows = [lax.index_in_dim(windows, i, h + 1, keepdims=False) for i in range(size[0])]
     return [lax.index_in_dim(row, j, h + 2, keepdims=False) for row in rows for j in range(size[1])]

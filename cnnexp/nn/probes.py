@@ -1,4 +1,4 @@
-"""What a trained layer or network has learned: pure functions of it."""
+"""Probes: measurements of what a layer or a network has learned, as pure functions of it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,17 +11,17 @@ from jaxtyping import Array, Float, Int
 
 from cnnexp.nn.tied_conv import TiedConv
 
-Images = Float[Array, "b h w c"]
+Maps = Float[Array, "b h w c"]  # images or feature maps
 
 
 class KernelDistances(NamedTuple):
     """Mean distance between two kernels at each distance between their positions.
 
     Attributes:
-        offset: distances between positions, in output pixels, ascending.
-        kernel: mean Euclidean distance of the kernels, over the root mean square norm of a kernel; 0 where
+        offset: Distances between positions, in output pixels, ascending.
+        kernel: Mean Euclidean distance of the kernels over the root mean square norm of a kernel: 0 where
             weights are shared, about 1.4 between independent kernels.
-        pairs: number of pairs at each distance.
+        pairs: Number of pairs at each distance.
     """
 
     offset: Float[np.ndarray, " d"]
@@ -30,32 +30,50 @@ class KernelDistances(NamedTuple):
 
 
 def kernel_distances(layer: TiedConv) -> KernelDistances:
-    """How different kernels are against how far apart they look (Ott 2020, Figure 5)."""
+    """Measure how the difference of kernels grows with the distance of positions (Ott 2020, Figure 5).
+
+    Example usage::
+
+      >>> from flax import nnx
+      >>> from cnnexp.nn.geometry import Geometry
+      >>> from cnnexp.nn.tied_conv import TiedConv
+      >>> geometry = Geometry(in_shape=(4, 1, 1), features=1, kernel_size=(3, 1))
+      >>> layer = TiedConv(geometry, tying="tiled(2)", rngs=nnx.Rngs(0))
+      >>> distances = kernel_distances(layer)
+      >>> distances.offset.tolist(), distances.pairs.tolist()
+      ([1.0, 2.0, 3.0], [3, 2, 1])
+      >>> bool(distances.kernel[1] == 0)  # every second position has the same kernel
+      True
+    """
     oh, ow = layer.geometry.out_size
     flat = np.asarray(layer.position_kernels(), np.float64).reshape(oh * ow, -1)
     squares = (flat**2).sum(1)
-    apart = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * flat @ flat.T, 0))
+    distances = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * flat @ flat.T, 0))
     i, j = np.divmod(np.arange(oh * ow), ow)
     offsets = (i[:, None] - i) ** 2 + (j[:, None] - j) ** 2
     upper = np.triu_indices(oh * ow, 1)
     values, group = np.unique(offsets[upper], return_inverse=True)
     pairs = np.bincount(group)
-    means = np.bincount(group, apart[upper]) / pairs / np.sqrt(squares.mean())
+    means = np.bincount(group, distances[upper]) / pairs / np.sqrt(squares.mean())
     return KernelDistances(np.sqrt(values), means, pairs)
 
 
 def locality(layer: TiedConv, window: tuple[int, int]) -> Float[Array, ""]:
-    """Share of the squared weights inside the best window of this size for each unit.
+    """Measure the fraction of the squared weights of a dense layer in the best window of each unit.
 
-    One where every unit looks at such a window alone; about the window's share of the pixels (a little more,
-    as the best is taken) where their weights lie anywhere.
+    It is 1 where every unit sees only such a window, and about the fraction of the pixels that a window
+    covers (a little more, as the best is taken) where its weights lie anywhere.
+
+    Args:
+        layer: A layer whose kernels are as large as the image.
+        window: Height and width of the window, in pixels.
 
     Raises:
-        ValueError: the layer is not dense, or the window larger than the image.
+        ValueError: The layer is not dense, or the window is larger than the image.
     """
     height, width, _ = layer.geometry.in_shape
     if layer.tying.kind != "dense" and not layer.geometry.covers_image:
-        raise ValueError(f"locality of a {layer.tying} layer is given by its kernel_size; allowed: dense")
+        raise ValueError(f"locality of a {layer.tying} layer follows from its kernel_size; allowed: dense")
     kh, kw = window
     if not (1 <= kh <= height and 1 <= kw <= width):
         raise ValueError(f"window={window}; allowed: 1 to {height}, 1 to {width}")
@@ -67,61 +85,63 @@ def locality(layer: TiedConv, window: tuple[int, int]) -> Float[Array, ""]:
 
 
 def equivariance_error(
-    function: Callable[[Images], Images],
-    images: Images,
+    function: Callable[[Maps], Maps],
+    images: Maps,
     shift: tuple[int, int],
     stride: tuple[int, int] = (1, 1),
 ) -> Float[Array, ""]:
-    """Norm of `f(shift x) - shift f(x)` over that of `shift f(x)`; 0 where f moves with its input.
+    """Measure the error of equivariance: the norm of `f(shift x) - shift f(x)` over that of `shift f(x)`.
 
     Args:
-        function: a layer, or the part of a network that still has height and width.
-        images: what to shift; shifts are circular, so that nothing leaves the image.
-        shift: down and across, in pixels of the output.
-        stride: pixels of the input for one of the output, down and across.
+        function: A layer, or the part of a network whose output has height and width.
+        images: The images to shift. Shifts are circular, so that nothing leaves the image.
+        shift: The shift down and across, in pixels of the output.
+        stride: Pixels of the input per pixel of the output, down and across.
+
+    Returns:
+        The relative error: 0 where the output moves with the input.
     """
-    moved_input = jnp.roll(images, (shift[0] * stride[0], shift[1] * stride[1]), (1, 2))
-    moved_output = jnp.roll(function(images), shift, (1, 2))
-    return jnp.linalg.norm((function(moved_input) - moved_output).ravel()) / jnp.linalg.norm(
-        moved_output.ravel()
-    )
+    shifted_input = jnp.roll(images, (shift[0] * stride[0], shift[1] * stride[1]), (1, 2))
+    shifted_output = jnp.roll(function(images), shift, (1, 2))
+    error = jnp.linalg.norm((function(shifted_input) - shifted_output).ravel())
+    return error / jnp.linalg.norm(shifted_output.ravel())
 
 
 def shift_consistency(
-    logits: Callable[[Images], Float[Array, "b classes"]],
-    images: Images,
+    logits: Callable[[Maps], Float[Array, "b classes"]],
+    images: Maps,
     shifts: Sequence[tuple[int, int]],
     *,
     circular: bool = False,
     fill: float = 0.0,
 ) -> Float[Array, " shifts"]:
-    """Share of images whose predicted class stays the same, for each shift (Zhang 2019).
+    """Measure the fraction of images whose predicted class does not change, for each shift (Zhang 2019).
 
     Args:
-        logits: the network.
-        images: images as the network takes them.
-        shifts: down and across, in pixels.
-        circular: whether what leaves on one side comes back on the other; else `fill` comes in.
-        fill: value of the pixels that come in: that of the paper, normalised as the images are.
+        logits: The network.
+        images: Normalised images.
+        shifts: The shifts down and across, in pixels.
+        circular: Whether pixels that leave on one side come back on the other; else `fill` comes in.
+        fill: The value of the pixels that come in, normalised as the images are.
     """
-    still = jnp.argmax(logits(images), -1)
+    unshifted = jnp.argmax(logits(images), -1)
 
-    def moved(shift: tuple[int, int]) -> Images:
+    def shift_images(shift: tuple[int, int]) -> Maps:
         rolled = jnp.roll(images, shift, (1, 2))
         if circular:
             return rolled
         height, width = images.shape[1:3]
         i, j = jnp.arange(height) - shift[0], jnp.arange(width) - shift[1]
-        known = ((i >= 0) & (i < height))[:, None] & ((j >= 0) & (j < width))[None]
-        return jnp.where(known[None, :, :, None], rolled, fill)
+        inside = ((i >= 0) & (i < height))[:, None] & ((j >= 0) & (j < width))[None]
+        return jnp.where(inside[None, :, :, None], rolled, fill)
 
-    return jnp.stack([(jnp.argmax(logits(moved(shift)), -1) == still).mean() for shift in shifts])
+    return jnp.stack([(jnp.argmax(logits(shift_images(shift)), -1) == unshifted).mean() for shift in shifts])
 
 
 def equivalent_matrix(
     layer: Callable[[Float[Array, "b h w c"]], Float[Array, "b oh ow o"]], in_shape: tuple[int, int, int]
 ) -> Float[Array, "out_units in_units"]:
-    """The Jacobian of a linear layer: row = output unit, column = input unit; the bias drops out."""
+    """Return the Jacobian of a linear layer: one row per output unit, one column per input unit."""
     zeros = jnp.zeros(in_shape)
     jacobian = jax.jacrev(lambda x: layer(x[None])[0].ravel())(zeros)
     return jacobian.reshape(-1, math.prod(in_shape))

@@ -1,4 +1,4 @@
-"""The one layer of the project."""
+"""The one layer of the project: a linear map on patches whose kernels are tied across positions."""
 
 import math
 from types import EllipsisType
@@ -26,7 +26,7 @@ from cnnexp.nn.tying import (
     mixing_shapes,
 )
 
-TRUNCATED_STD = 0.87962566103423978  # of a unit normal cut at two deviations
+TRUNCATED_STD = 0.87962566103423978  # standard deviation of a unit normal that is cut at two deviations
 
 
 class Wiring(nnx.Variable):
@@ -34,26 +34,42 @@ class Wiring(nnx.Variable):
 
 
 class TiedConv(nnx.Module):
-    """A linear map on patches whose kernels are tied across positions as asked.
+    """A linear map on patches whose kernels are tied across output positions.
 
-    `shared` is a convolution (it equals `flax.nnx.Conv` with the same kernel), `local` a locally
-    connected layer, `dense` connects every input unit to every output unit; `Tying` has the others.
+    With patch `p` of the input and a bank of `R` kernels, `y[p] = patches[p] @ K[p] + bias[p]`, where the
+    kernel `K[p] = sum_r A[p, r] * bank[r]` is one kernel of the bank or, for `low_rank`, a mixture. `shared`
+    is a convolution (it equals `flax.nnx.Conv` with the same kernel), `local` is a locally connected layer,
+    and `dense` connects every input unit to every output unit; `Tying` describes the other kinds.
+
+    Example usage::
+
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from cnnexp.nn.geometry import Geometry
+      >>> from cnnexp.nn.tied_conv import TiedConv
+      >>> geometry = Geometry(in_shape=(8, 8, 3), features=4, kernel_size=(3, 3))
+      >>> layer = TiedConv(geometry, tying="tiled(2)", rngs=nnx.Rngs(0))
+      >>> layer.bank.shape  # four kernels alternate with period 2
+      (4, 3, 3, 3, 4)
+      >>> layer(jnp.ones((1, 8, 8, 3))).shape
+      (1, 8, 8, 4)
 
     Args:
-        geometry: where the layer looks, and the shape of its input and output.
-        tying: how output positions use the kernel bank: a `Tying`, or its text as in `tiled(2)`.
-        bias: how they use the bank of biases: `same` as the weights, a tying other than `low_rank` and
-            `dense`, or `none`.
-        gain: the initial variance of an output is `gain` times the mean square of the inputs:
-            2 before a ReLU (He 2015), 1 otherwise (LeCun 1998). The fan-in is the number of inputs
-            of one unit, the same for all tyings of one geometry.
-        lowering: see `apply_kernel_bank`.
-        dtype: type to compute in; None takes that of images and parameters together.
-        param_dtype: type of the parameters.
-        rngs: the stream `params` draws the bank, and the wiring where connectivity is random.
+        geometry: The shapes of input, kernel and output, with stride, dilation and padding.
+        tying: How output positions use the kernel bank: a `Tying`, or its text, such as `"tiled(2)"`.
+        bias: How output positions use the bank of biases: `"same"` as the kernels, `"none"`, or a tying other
+            than `low_rank` and `dense`.
+        gain: The initial variance of an output over the mean square of the inputs: 2 before a ReLU (He
+            2015), 1 otherwise (LeCun 1998). The fan-in is the number of inputs of one output unit, and
+            therefore the same for all tyings of a geometry except `dense`.
+        lowering: How the layer is computed: `"conv"` is the convolution of XLA, `"matmul"` are matrix
+            products of patches, and `"auto"` is the faster of them.
+        dtype: The type in which the layer computes; None promotes the types of images and parameters.
+        param_dtype: The type of the parameters.
+        rngs: Its stream `params` draws the kernel bank, and the wiring where connectivity is random.
 
     Raises:
-        ValueError: not a tying; the message says what is.
+        ValueError: `tying` or `bias` is not a tying; the message lists those that are.
     """
 
     def __init__(
@@ -77,11 +93,11 @@ class TiedConv(nnx.Module):
         mixed = self.tying.size if self.tying.kind == "low_rank" else 1
         std = (gain * mixed / fan_in(geometry, self.tying)) ** 0.5
         # The normal cut at two deviations, and the division, are those of jax.nn.initializers.lecun_normal.
-        # Drawn flat: the same numbers, of which XLA's CPU compiler makes a program several times sooner.
+        # It is drawn flat: the numbers are the same, and XLA's CPU compiler is several times faster.
         draw = random.truncated_normal(rngs.params(), -2, 2, (math.prod(shape),), param_dtype)
         self.bank = nnx.Param((draw * (std / TRUNCATED_STD)).reshape(shape))
         for name, mixing_shape in mixing_shapes(geometry, self.tying).items():
-            # Equal weights at every position, so that it starts exactly as a convolution.
+            # Equal weights at every position, so that the layer starts exactly as a convolution.
             terms = 2 if self.tying.separable else 1
             start = 0.0 if self.tying.softmax else 1 / (terms * mixed)
             setattr(self, f"mix_{name}", nnx.Param(jnp.full(mixing_shape, start, param_dtype)))
@@ -91,9 +107,15 @@ class TiedConv(nnx.Module):
         self.wiring = Wiring(draw_wiring(rngs.params(), geometry)) if random_inputs else None
 
     def __call__(self, x: Float[Array, "_ _ _ _"], layout: Layout = "NHWC") -> Float[Array, "_ _ _ _"]:
-        """Map images of shape `geometry.in_shape` to feature maps of shape `geometry.out_shape`.
+        """Apply the layer to images.
 
-        Both have their axes in the order of `layout`; in that of `self.layout` nothing is transposed.
+        Args:
+            x: Images of shape `geometry.in_shape`, with their axes in the order of `layout`.
+            layout: The order of the axes of the images and of the result. Nothing is transposed where it is
+                `self.layout`.
+
+        Returns:
+            Feature maps of shape `geometry.out_shape`, in the order of `layout`.
         """
         dtype = self.dtype or jnp.result_type(x, self.bank[...])
         y = apply_kernel_bank(
@@ -114,11 +136,11 @@ class TiedConv(nnx.Module):
 
     @property
     def layout(self) -> Layout | None:
-        """The layout in which the layer is fastest; None where all are."""
+        """The layout in which the layer is fastest; None where all are equally fast."""
         return fastest_layout(self.geometry, self.tying, self.lowering)
 
     def mixing(self, dtype: Dtype = jnp.float32) -> Float[Array, "oh ow r"] | None:
-        """A `low_rank` layer's weight of each kernel at each position; None for other tyings."""
+        """Return the weight of each kernel at each position of a `low_rank` layer; None for other tyings."""
         if self.tying.kind != "low_rank":
             return None
         if self.tying.separable:
@@ -131,17 +153,17 @@ class TiedConv(nnx.Module):
         return (jax.nn.softmax(weights) if self.tying.softmax else weights).astype(dtype)
 
     def position_kernels(self) -> Float[Array, "oh ow kh kw c o"]:
-        """The kernel of each output position; of a `dense` layer, as large as the image."""
+        """Return the kernel of each output position; that of a `dense` layer is as large as the image."""
         return self._spread(self.bank[...], self.tying)
 
     def sample_kernels(self, side: int, filters: int) -> Float[Array, "rows columns kh kw filters"]:
-        """Kernels from the first input channel to the first outputs, at adjoining positions in the middle.
+        """Return kernels of adjoining positions in the middle, from the first input channel.
 
-        Adjoining, so that the period of tiles shows, and where blocks meet.
+        The positions adjoin so that the period of tiles, and the borders of blocks, can be seen.
 
         Args:
-            side: rows, and columns, of positions at most.
-            filters: outputs at most.
+            side: The largest number of rows, and of columns, of positions.
+            filters: The largest number of output channels.
         """
         starts = (max(n - side, 0) // 2 for n in self.geometry.out_size)
         rows, columns = (
@@ -151,7 +173,7 @@ class TiedConv(nnx.Module):
         return self._spread(self.bank[..., 0, :filters], self.tying, np.ix_(rows, columns))
 
     def position_biases(self) -> Float[Array, "oh ow o"] | Float[Array, " o"] | None:
-        """The bias of each output position; one for all where it is shared."""
+        """Return the bias of each output position, or one for all where it is shared, or None."""
         if self.bias is None or self.bias_tying is None:
             return None
         if self.bias_tying.kind == "shared":

@@ -1,6 +1,6 @@
-"""How output positions use a layer's kernel bank.
+"""How output positions use the kernel bank of a layer.
 
-A tying is a value. With a geometry it decides the layer: how many kernels the bank owns, their size,
+A tying is a value. Together with a geometry it decides the layer: how many kernels the bank has, their size,
 and which kernel, or which mixture of kernels, each output position uses.
 """
 
@@ -22,17 +22,24 @@ BIAS_NAMES = ["same", "shared", "tiled(t)", "blocked(g)", "local", "none"]
 
 @dataclass(frozen=True)
 class Tying:
-    """One way to tie; `str(tying)` and `Tying.parse` are inverse.
+    """A way to tie the kernels of a layer across its output positions.
+
+    `str(tying)` and `Tying.parse` are inverse::
+
+      >>> Tying.parse("tiled(2)")
+      Tying(kind='tiled', size=2, softmax=True, separable=True)
+      >>> str(Tying("low_rank", 4, softmax=False))
+      'low_rank(4,free)'
 
     Attributes:
-        kind: `shared`: one kernel for all positions, a convolution. `tiled`: kernels alternate with period
-            `size` down and across (Le & Ngiam 2010). `blocked`: one kernel for each region of a `size` x
-            `size` grid (Taigman 2014). `low_rank`: each position mixes `size` kernels (Elsayed 2020).
-            `local`: one kernel per position. `dense`: one per position, each as large as the image.
-        size: t, g or r; 1 for the other kinds.
-        softmax: `low_rank`: mixing weights are positive and sum to one; else they are free.
-        separable: `low_rank`: mixing weights are a term of the row plus a term of the column; else each
-            position has its own.
+        kind: `shared` has one kernel for all positions, a convolution. In `tiled`, kernels alternate with
+            period `size` down and across (Le & Ngiam 2010). `blocked` has one kernel for each region of a
+            `size` x `size` grid (Taigman 2014). In `low_rank`, each position mixes `size` kernels (Elsayed
+            2020). `local` has one kernel per position, and `dense` one per position, as large as the image.
+        size: The period t, the grid g or the rank r; 1 for the other kinds.
+        softmax: Whether the mixing weights of `low_rank` are positive and sum to one, or free.
+        separable: Whether the mixing weights of `low_rank` are a term of the row plus a term of the column,
+            or independent at each position.
     """
 
     kind: Kind
@@ -48,10 +55,10 @@ class Tying:
 
     @classmethod
     def parse(cls, text: "str | Tying") -> "Tying":
-        """Read a tying as people type it.
+        """Parse the text of a tying, such as `tiled(2)` or `low_rank(4,free)`.
 
         Raises:
-            ValueError: not a tying; the message names it.
+            ValueError: The text is not a tying.
         """
         if isinstance(text, Tying):
             return text
@@ -66,38 +73,38 @@ class Tying:
 
     @property
     def selects_one_kernel(self) -> bool:
-        """Whether a position uses one kernel of the bank as it is."""
+        """Whether each position uses one kernel of the bank, rather than a mixture."""
         return self.kind != "low_rank"
 
 
 def kernel_index(geometry: Geometry, tying: Tying) -> Int[np.ndarray, "oh ow"]:
-    """The number of the kernel that each output position uses; `low_rank` has none."""
+    """Return the index of the kernel that each output position uses; it is 0 everywhere for `low_rank`."""
     rows, columns = (_axis_classes(size, tying) for size in geometry.out_size)
     return rows[:, None] * (columns.max() + 1) + columns[None, :]
 
 
 def count_kernels(geometry: Geometry, tying: Tying) -> int:
-    """Number of distinct kernels in the bank."""
+    """Count the distinct kernels in the bank."""
     if tying.kind == "low_rank":
         return tying.size
     return math.prod(_axis_kernels(size, tying) for size in geometry.out_size)
 
 
 def kernel_geometry(geometry: Geometry, tying: Tying) -> Geometry:
-    """The geometry of one kernel of the bank: `dense` looks at the whole image from every position."""
+    """Return the geometry of one kernel of the bank: those of `dense` are as large as the image."""
     if tying.kind != "dense":
         return geometry
     return replace(geometry, kernel_size=geometry.in_shape[:2], dilation=(1, 1), connectivity="local")
 
 
 def bank_shape(geometry: Geometry, tying: Tying) -> tuple[int, int, int, int, int]:
-    """Shape `(R, kh, kw, c_in, c_out)` of the bank: R distinct kernels."""
+    """Return the shape `(R, kh, kw, c_in, c_out)` of the bank of R distinct kernels."""
     size = kernel_geometry(geometry, tying).kernel_size
     return (count_kernels(geometry, tying), *size, geometry.in_shape[2], geometry.features)
 
 
 def mixing_shapes(geometry: Geometry, tying: Tying) -> dict[str, tuple[int, ...]]:
-    """Shapes of the trained mixing weights of `low_rank`, by name; the other tyings have none."""
+    """Return the shapes of the trained mixing weights of `low_rank` by name; other tyings have none."""
     if tying.kind != "low_rank":
         return {}
     (oh, ow), rank = geometry.out_size, tying.size
@@ -105,10 +112,10 @@ def mixing_shapes(geometry: Geometry, tying: Tying) -> dict[str, tuple[int, ...]
 
 
 def bias_tying(tying: Tying, bias: str) -> Tying | None:
-    """The tying of the bias: `same` follows the weights, `none` is no bias.
+    """Parse the tying of a bias: `same` is that of the weights, `none` is no bias.
 
     Raises:
-        ValueError: not a tying of a bias.
+        ValueError: The text is not a tying of a bias.
     """
     if bias == "none":
         return None
@@ -119,31 +126,31 @@ def bias_tying(tying: Tying, bias: str) -> Tying | None:
 
 
 def bias_shape(geometry: Geometry, tying: Tying, bias: str) -> tuple[int, int]:
-    """Shape `(R, c_out)` of the bank of biases; R is 0 where there is none."""
-    own = bias_tying(tying, bias)
-    return (0 if own is None else count_kernels(geometry, own), geometry.features)
+    """Return the shape `(R, c_out)` of the bank of biases; R is 0 where there is no bias."""
+    parsed = bias_tying(tying, bias)
+    return (0 if parsed is None else count_kernels(geometry, parsed), geometry.features)
 
 
 def fan_in(geometry: Geometry, tying: Tying) -> int:
-    """Inputs of one output unit, which set the initial scale: never read off the bank's shape."""
+    """Return the number of inputs of one output unit, which sets the initial scale."""
     return geometry.in_units if tying.kind == "dense" else geometry.fan_in
 
 
 def count_weights(geometry: Geometry, tying: Tying) -> int:
-    """Distinct trainable numbers of the layer, mixing weights included, without the bias."""
+    """Count the distinct trainable numbers of the layer: mixing weights included, biases excluded."""
     mixing = sum(math.prod(shape) for shape in mixing_shapes(geometry, tying).values())
     return math.prod(bank_shape(geometry, tying)) + mixing
 
 
 def _axis_kernels(size: int, tying: Tying) -> int:
-    """How many rows (or columns) of kernels there are: the classes of `_axis_classes`."""
+    # The number of rows (or columns) of kernels: of the classes of `_axis_classes`.
     if tying.kind in ("tiled", "blocked"):
         return min(tying.size, size)
     return size if tying.kind in ("local", "dense") else 1
 
 
 def _axis_classes(size: int, tying: Tying) -> Int[np.ndarray, " size"]:
-    """Which row (or column) of kernels each output row (or column) uses."""
+    """Return the row (or column) of kernels that each output row (or column) uses."""
     positions = np.arange(size)
     match tying.kind:
         case "tiled":

@@ -331,8 +331,8 @@ def test_fan_in_is_that_of_one_unit() -> None:
     ("wrong", "message"),
     [
         ({"kernel_size": (3, 6)}, r"kernel_size=3x6 is larger than the 4x5 image"),
-        ({"stride": (0, 1)}, r"stride=\(0, 1\) is below 1"),
-        ({"features": 0}, r"features=0 is below 1"),
+        ({"stride": (0, 1)}, r"stride=\(0, 1\): must be at least 1"),
+        ({"features": 0}, r"features=0: must be at least 1"),
     ],
 )
 def test_impossible_geometries_are_refused(wrong: dict[str, int], message: str) -> None:
