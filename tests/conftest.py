@@ -1,10 +1,12 @@
-"""What the tests share: a small configuration and its images, and a sweep of the smallest size."""
+"""Fixtures for all tests: a small configuration, its images, the smallest sweep, and a cache of compiled programs."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from cnnexp.cli import main as cli
@@ -81,6 +83,19 @@ SMALL: dict[str, Any] = {
     "tracking": {"mode": "disabled", "project": "test", "entity": None},
     "launcher": {"name": "local"},
 }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep compiled programs in pytest's cache, for this process and for those that it starts.
+
+    Many tests compile the same programs, in several workers and commands. `pytest --cache-clear` empties the cache.
+    """
+    if config.cache is None:
+        return
+    folder = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(scope="session")
