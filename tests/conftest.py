@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a small configuration, its images, the smallest sweep, and a cache of compiled programs."""
+"""Fixtures for all tests: a small configuration, its images, a small sweep, a cache of compiled programs."""
 
 import os
 import sys
@@ -88,7 +88,7 @@ SMALL: dict[str, Any] = {
 def pytest_configure(config: pytest.Config) -> None:
     """Keep compiled programs in pytest's cache, for this process and for those that it starts.
 
-    Many tests compile the same programs, in several workers and commands. `pytest --cache-clear` empties the cache.
+    Many tests compile the same programs, in several workers and commands. `pytest --cache-clear` empties it.
     """
     if config.cache is None:
         return

@@ -47,7 +47,9 @@ def test_show_describes_every_network_of_a_sweep(
 def test_show_says_what_matching_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = shown(["model.tying=local", "model.match=macs", "data.scatter=false"], tmp_path, monkeypatch, capsys)
+    text = shown(
+        ["model.tying=local", "model.match=macs", "data.scatter=false"], tmp_path, monkeypatch, capsys
+    )
     assert "macs matched with shared: " in text
     assert "reached 1.0" in text
 
