@@ -1,6 +1,7 @@
 """Hydra finds plugins in this namespace package: cnnexp's sweeper and launcher."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -89,14 +90,15 @@ class CnnexpLauncher(Launcher):
             print_keys(values, Groups.of_search_path(self.loader))
             return []
         jobs = compose_jobs(self.loader, self.master, job_overrides)
-        by_id = self._act(jobs)
+        act = self._choose_action(jobs[0].config.launcher.name)
+        by_id = act(jobs)
         values = [by_id[job.config.run_id] for job in jobs]
         return [
             JobReturn(list(job.overrides), status=JobStatus.COMPLETED, _return_value=value)
             for job, value in zip(jobs, values, strict=True)
         ]
 
-    def _act(self, jobs: list[Any]) -> dict[str, float]:
+    def _choose_action(self, launcher: str) -> Callable[[list[Any]], dict[str, float]]:
         from cnnexp.sweep.devices import refuse_missing_devices
 
         if self.action in ("plan", "show"):
@@ -104,20 +106,23 @@ class CnnexpLauncher(Launcher):
         if self.action == "plan":
             from cnnexp.cli.plan import print_plan
 
-            return print_plan(jobs)
+            return print_plan
         if self.action == "show":
             from cnnexp.cli.show import show
 
-            return show([job.config for job in jobs])
+            return lambda jobs: show([job.config for job in jobs])
         if self.action == "wandb_sweep":
-            from cnnexp.sweep.agents import start_wandb_sweep
-
-            print(start_wandb_sweep(jobs, self.method, self.agents))
-            return {job.config.run_id: float("nan") for job in jobs}
-        from cnnexp.sweep.launchers.launch import launch
+            return self._start_wandb_sweep
+        from cnnexp.sweep.launchers import choose_launch
         from cnnexp.sweep.points import TYPED
 
-        return launch(jobs, TYPED.get().command)
+        return partial(choose_launch(launcher), command=TYPED.get().command)
+
+    def _start_wandb_sweep(self, jobs: list[Any]) -> dict[str, float]:
+        from cnnexp.sweep.agents import start_wandb_sweep
+
+        print(start_wandb_sweep(jobs, self.method, self.agents))
+        return {job.config.run_id: float("nan") for job in jobs}
 
 
 def _store_defaults(store: ConfigStore) -> None:

@@ -21,7 +21,7 @@ from cnnexp.data.loading import resident_bytes
 from cnnexp.models.spec import LayerSpec, specify_network, total_count
 from cnnexp.store.files import read_json
 from cnnexp.store.runs import corrupt_files, has_ended
-from cnnexp.sweep.stacks import run_flops
+from cnnexp.training.schedule import run_flops
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 SLOT = 4  # bytes: optimisers keep float32

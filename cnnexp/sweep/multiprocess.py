@@ -1,8 +1,9 @@
-"""Processes that train each run together: the first one does the sweep's work and says what is next.
+"""Several processes that train each run together: how they start, keep in step and end.
 
-The others have no part in the store, but in its checkpoints. They wait for the next stack, train it in step
-with the first process, and end when it says so. Whoever fails can reach nobody by a computation that the
-others are in the midst of: it leaves a word with JAX's coordination service, at which all end.
+The primary process runs the sweep and writes the store. The others wait for it to announce a stack, train the
+stack in step with it, and end when it announces the end. A process that fails cannot reach the others by a
+collective computation, because they may be in the middle of another one. It leaves its exit code with JAX's
+coordination service instead, which every process polls.
 """
 
 import os
@@ -23,168 +24,166 @@ from cnnexp.config.launchers import LocalLauncher
 from cnnexp.core.errors import UsageError
 from cnnexp.store.files import write_text
 from cnnexp.sweep.devices import jax_is_running
+from cnnexp.sweep.plan import Stack, shape_of_program
 from cnnexp.sweep.signals import REQUEUE, Interrupted, ProcessLost
-from cnnexp.sweep.stacks import Stack, shape_of_program
-from cnnexp.training.processes import agreed, anywhere, is_first
+from cnnexp.training.processes import any_process, broadcast_from_primary, is_primary
 
 DONE, STOPPED = "done", "stopped"
-ENDED = "cnnexp/ended"  # where the coordination service keeps the exit code of the first that failed
-HEAR_SECONDS = 0.5  # between two questions whether one has
-CLEAN_UP_SECONDS = 10.0  # for the first process, when others have
-
-
-class Nobody:
-    """In the place of leases, progress and mirror, where the first process sees to them."""
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *arguments, **options: None
+EXIT_CODE_KEY = "cnnexp/ended"  # of the coordination service: the exit code of the first process that failed
+POLL_SECONDS = 0.5
+CLEAN_UP_SECONDS = 10.0  # for the primary process after another one has failed
 
 
 def join_processes(launcher: LocalLauncher) -> None:
     """Become one of several processes that train together, if the configuration says so.
 
     Raises:
-        UsageError: the others cannot be found.
+        UsageError: the coordinator does not answer.
     """
     if launcher.coordinator is None or jax_is_running():
         return
-    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM, which has the sweep save
-    given = launcher.coordinator, launcher.processes, launcher.process
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, at which a sweep saves
+    address = launcher.coordinator, launcher.processes, launcher.process
     try:
-        jax.distributed.initialize(*((None, None, None) if launcher.coordinator == "auto" else given))
+        jax.distributed.initialize(*((None, None, None) if launcher.coordinator == "auto" else address))
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"launcher.coordinator={launcher.coordinator}: {reason}") from None
-    threading.Thread(target=_end_with_others, name="together", daemon=True).start()
+    threading.Thread(target=_end_with_others, name="end with others", daemon=True).start()
 
 
 def leave_processes(code: int, error: BaseException | None = None) -> None:
-    """End one process of several at once: at its exit JAX would wait for those that are gone, or are waiting
-    for this one. Unless it is to be requeued, the others end with the same code.
+    """End one of several processes at once, and unless it is to be requeued, the others with the same code.
+
+    An ordinary exit would not do: JAX would wait for processes that are dead, or are waiting for this one.
+    Does nothing in a process that trains alone.
 
     Args:
-        code: to end with, but that of another goes first, as this one may have met its end alone.
-        error: to be printed before that, where there is nobody else to print it.
+        code: to end with, unless another process has failed before with its own.
+        error: to print first.
     """
-    client = _service()
+    client = _coordination_client()
     if client is None:
         return
     if error is not None:
         traceback.print_exception(error)
     code = _code_of_others(client) or code
     if code != REQUEUE:
-        with suppress(jax.errors.JaxRuntimeError):  # another was faster, or the service is gone
-            client.key_value_set(ENDED, str(code))
-    if is_first():  # the service ends with this process, and JAX aborts whoever has not left yet
-        time.sleep(4 * HEAR_SECONDS)
+        with suppress(jax.errors.JaxRuntimeError):  # another process was faster, or the service is gone
+            client.key_value_set(EXIT_CODE_KEY, str(code))
+    if is_primary():  # the service ends with this process, and JAX aborts those that have not left yet
+        time.sleep(4 * POLL_SECONDS)
     sys.stdout.flush()
     os._exit(code)
 
 
 def _end_with_others() -> None:
-    while (code := _code_of_others(_service())) is None:
-        time.sleep(HEAR_SECONDS)
-    if is_first():
+    while (code := _code_of_others(_coordination_client())) is None:
+        time.sleep(POLL_SECONDS)
+    if is_primary():
         time.sleep(CLEAN_UP_SECONDS)
     print("cnnexp: another process has failed", file=sys.stderr, flush=True)
     os._exit(code)
 
 
-def _service() -> Any:
-    from jax._src import distributed
+def _coordination_client() -> Any:
+    from jax._src import distributed  # JAX has no public access to the key-value store of its service
 
     return distributed.global_state.client
 
 
 def _code_of_others(client: Any) -> int | None:
     try:
-        return int(client.key_value_try_get(ENDED))
-    except (jax.errors.JaxRuntimeError, AttributeError):  # none has failed; or the service is gone
+        return int(client.key_value_try_get(EXIT_CODE_KEY))
+    except (jax.errors.JaxRuntimeError, AttributeError):  # no process has failed, or the service is gone
         return None
 
 
-def check_shared(runs: Sequence[RunConfig]) -> None:
+def check_processes(runs: Sequence[RunConfig]) -> None:
     """Refuse runs that several processes cannot train together.
 
     Raises:
-        UsageError: each would train its own, a batch cannot be divided, or they do not see the same store.
+        UsageError: each process would train its own runs, a batch cannot be divided, or the processes do not
+            see the same store.
     """
     processes = jax.process_count()
     if processes == 1:
         return
     for run in runs:
         if run.train.parallel != "data":
-            given = f"train.parallel={run.train.parallel}"
-            raise UsageError(f"{given}: must be data when several processes train together")
+            key = f"train.parallel={run.train.parallel}"
+            raise UsageError(f"{key}: must be data when several processes train together")
         if run.data.batch_size % processes:
-            given = f"data.batch_size={run.data.batch_size}"
-            raise UsageError(f"{given}: must be divisible by the number of processes ({processes})")
+            key = f"data.batch_size={run.data.batch_size}"
+            raise UsageError(f"{key}: must be divisible by the number of processes ({processes})")
     results = Path(runs[0].results_dir)
-    written = results / f".{agreed(secrets.token_hex(4))}"
-    if is_first():
-        write_text(written, "")
-    agreed(None)  # now it is there
-    missing = anywhere(not written.exists())
-    if is_first():
-        written.unlink()
+    probe = results / f".{broadcast_from_primary(secrets.token_hex(4))}"
+    if is_primary():
+        write_text(probe, "")
+    broadcast_from_primary(None)  # returns in the other processes after the file is written
+    missing = any_process(not probe.exists())
+    if is_primary():
+        probe.unlink()
     if missing:
-        given = f"results_dir={results}"
         raise UsageError(
-            f"{given}: not all {processes} processes see the files that the first one writes there"
+            f"results_dir={results}: not all {processes} processes see the files that the first one writes there"
         )
 
 
-def order_stack(stack: Stack) -> None:
-    """The first process tells the others what comes next; they are in the midst of it."""
-    if is_first():
-        agreed({"runs": list(stack.runs), "resumes": stack.resumes and str(stack.resumes)})
+def announce_stack(stack: Stack) -> None:
+    """Tell the other processes which stack comes next."""
+    broadcast_from_primary({"runs": list(stack.runs), "resumes": stack.resumes and str(stack.resumes)})
 
 
-def ordered_stacks(runs: Mapping[str, RunConfig]) -> Iterator[Stack]:
-    """What the first process says, until it says that it has ended.
+def announced_stacks(runs: Mapping[str, RunConfig]) -> Iterator[Stack]:
+    """Yield the stacks that the primary process announces, until it announces the end.
 
     Raises:
-        Interrupted: it was asked to stop.
+        Interrupted: the primary process was asked to stop.
     """
-    while (order := agreed({})) not in ({"end": DONE}, {"end": STOPPED}):
+    while "end" not in (order := broadcast_from_primary({})):
         chosen = {run_id: runs[run_id] for run_id in order["runs"]}
         shape = shape_of_program(next(iter(chosen.values())))
         yield Stack(runs=chosen, shape=shape, resumes=order["resumes"] and Path(order["resumes"]))
-    if order == {"end": STOPPED}:
+    if order["end"] == STOPPED:
         raise Interrupted
 
 
 @contextmanager
-def end_for_all() -> Iterator[None]:
-    """When the first process ends, or is asked to stop, the others do, too."""
+def announce_end() -> Iterator[None]:
+    """Tell the other processes when the primary one has trained all stacks, or is asked to stop."""
     try:
         yield
     except ProcessLost:
         raise
     except Interrupted:
-        agreed({"end": STOPPED})
+        broadcast_from_primary({"end": STOPPED})
         raise
-    agreed({"end": DONE})
+    broadcast_from_primary({"end": DONE})
 
 
 @contextmanager
-def ended_by_a_loss() -> Iterator[None]:
-    """Where another process does not answer any more.
+def lost_process_raised() -> Iterator[None]:
+    """Turn the errors that JAX raises when another process has died into one exception.
 
     Raises:
-        ProcessLost: for what JAX raises then.
+        ProcessLost: another process does not answer any more.
     """
     try:
         yield
     except Exception as error:
-        if is_of_a_lost_process(error):
+        if means_lost_process(error):
             raise ProcessLost from error
         raise
 
 
-def is_of_a_lost_process(error: Exception) -> bool:
-    """Whether an error says that another process does not answer any more."""
+def means_lost_process(error: Exception) -> bool:
+    """Tell whether an error means that another process does not answer any more."""
     text = str(error)
-    said = any(name in text for name in ("Gloo", "gloo", "NCCL", "UNAVAILABLE", "oordination", "arrier"))
-    own = isinstance(error, (UsageError, OSError)) or "out of memory" in text or "RESOURCE_EXHAUSTED" in text
-    return said and not own and jax_is_running() and jax.process_count() > 1
+    names_peer = any(
+        name in text for name in ("Gloo", "gloo", "NCCL", "UNAVAILABLE", "oordination", "arrier")
+    )
+    is_local = (
+        isinstance(error, (UsageError, OSError)) or "out of memory" in text or "RESOURCE_EXHAUSTED" in text
+    )
+    return names_peer and not is_local and jax_is_running() and jax.process_count() > 1

@@ -1,26 +1,60 @@
-"""A sweep before it starts: what is there, what is missing, and which runs will train together."""
+"""A sweep before it starts: which runs have a result, which are missing, and which train together."""
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnexp.config import RunConfig
+from cnnexp.config import LATER, TRACED, RunConfig
+from cnnexp.config.data import LEVELS
 from cnnexp.store.checkpoints import corrupt_stacks, list_stacks
-from cnnexp.store.runs import (
-    COMMANDS,
-    corrupt_files,
-    has_ended,
-    run_folder,
-    sweep_folder,
-)
+from cnnexp.store.runs import COMMANDS, corrupt_files, has_ended, run_folder, sweep_folder
 from cnnexp.sweep.cost import largest_stack
-from cnnexp.sweep.stacks import Stack, grouped, shape_of_program, split
+from cnnexp.training.schedule import duration_of, run_flops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Runs of the same shapes, which one XLA program with a leading run axis trains.
+
+    Attributes:
+        runs: by their ids, in the order of the run axis.
+        shape: all that the program depends on: stacks of one shape use the same program.
+        resumes: the folder of checkpoints that hold these runs, perhaps among others.
+    """
+
+    runs: Mapping[str, RunConfig]
+    shape: str
+    resumes: Path | None = None
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration of any of its runs."""
+        return next(iter(self.runs.values()))
+
+    @property
+    def flops(self) -> float:
+        """Estimated floating-point operations of all runs."""
+        return sum(run_flops(run) for run in self.runs.values())
+
+    def halves(self) -> tuple["Stack", "Stack"]:
+        """Split the stack in two; both halves start from their first step."""
+        ids, middle = list(self.runs), len(self.runs) // 2
+        first, second = ({id_: self.runs[id_] for id_ in part} for part in (ids[:middle], ids[middle:]))
+        return Stack(runs=first, shape=self.shape), Stack(runs=second, shape=self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All runs by their ids; those with a result; files that are not what was written; what is to train."""
+    """The runs of a sweep and what has to be trained of them.
+
+    Attributes:
+        runs: all runs by their ids.
+        ended: ids of the runs with a result.
+        damaged: corrupt files.
+        stacks: to train, of the runs without a result.
+    """
 
     runs: Mapping[str, RunConfig]
     ended: frozenset[str]
@@ -29,7 +63,7 @@ class Plan:
 
 
 def plan_sweep(runs: Mapping[str, RunConfig]) -> Plan:
-    """Look at the store and group what it lacks. Nothing is written."""
+    """Read the store and group the missing runs into stacks. Nothing is written."""
     damaged = _damaged_in_sweep(sweep_folder(next(iter(runs.values())))) if runs else []
     ended: set[str] = set()
     for run_id, run in runs.items():
@@ -45,7 +79,7 @@ def plan_sweep(runs: Mapping[str, RunConfig]) -> Plan:
 
 
 def _damaged_in_sweep(folder: Path) -> list[Path]:
-    """What is no file, or no folder, where the runs of a sweep have one in common."""
+    """Return the corrupt files and folders that the runs of a sweep have in common."""
     files, folders = [folder / COMMANDS], [folder / "leases", folder / "checkpoints"]
     wrong = [path for path in files if os.path.lexists(path) and not path.is_file()]
     wrong += [path for path in folders if os.path.lexists(path) and not path.is_dir()]
@@ -53,17 +87,17 @@ def _damaged_in_sweep(folder: Path) -> list[Path]:
 
 
 def stacks_for(missing: Mapping[str, RunConfig]) -> list[Stack]:
-    """Stacks for runs without a result: first those that go on from a checkpoint."""
+    """Group runs without a result into stacks: first those that resume from a checkpoint."""
     if not missing:
         return []
-    stacks, rest = resumed(missing)
-    for shape, group in grouped(rest).items():
-        stacks += split(group, shape, largest_stack(next(iter(group.values()))))
+    stacks, rest = group_by_checkpoint(missing)
+    for shape, group in group_by_shape(rest).items():
+        stacks += split_group(group, shape, largest_stack(next(iter(group.values()))))
     return stacks
 
 
-def resumed(runs: Mapping[str, RunConfig]) -> tuple[list[Stack], dict[str, RunConfig]]:
-    """Stacks of those runs that a checkpoint holds, and the other runs."""
+def group_by_checkpoint(runs: Mapping[str, RunConfig]) -> tuple[list[Stack], dict[str, RunConfig]]:
+    """Return stacks of the runs that a checkpoint holds, and the remaining runs."""
     rest, stacks = dict(runs), []
     for folder, saved in list_stacks(sweep_folder(next(iter(runs.values())))) if runs else ():
         again = {run_id: rest.pop(run_id) for run_id in saved if run_id in rest}
@@ -71,3 +105,38 @@ def resumed(runs: Mapping[str, RunConfig]) -> tuple[list[Stack], dict[str, RunCo
             shape = shape_of_program(next(iter(again.values())))
             stacks.append(Stack(runs=again, shape=shape, resumes=folder))
     return stacks, rest
+
+
+def group_by_shape(runs: Mapping[str, RunConfig]) -> dict[str, dict[str, RunConfig]]:
+    """Group runs by the shape of their program, in the order of their first runs."""
+    groups: dict[str, dict[str, RunConfig]] = {}
+    for run_id, run in runs.items():
+        groups.setdefault(shape_of_program(run), {})[run_id] = run
+    return groups
+
+
+def split_group(group: Mapping[str, RunConfig], shape: str, largest: int) -> Iterator[Stack]:
+    """Divide a group into as few stacks as `largest` runs per stack allow, of nearly equal sizes."""
+    number = -(-len(group) // largest)
+    size = -(-len(group) // number)
+    ids = list(group)
+    for start in range(0, len(ids), size):
+        yield Stack(runs={run_id: group[run_id] for run_id in ids[start : start + size]}, shape=shape)
+
+
+def shape_of_program(run: RunConfig) -> str:
+    """Return all that the program of a run depends on: its identity without the traced values."""
+    values = run.identity()
+    del values["seed"], values["data"]["train_size"], values["data"]["split_seed"]
+    for section, keys in TRACED.items():
+        for key in keys:
+            value = values[section].pop(key, None)
+            if key in LEVELS:  # the program depends on whether there is any, not on how much
+                values[section][key] = bool(value)
+            elif key in LATER.get(section, ()):
+                values[section][key] = value is not None
+    duration = duration_of(run)  # in steps: sizes of training sets share a program under one number of steps
+    for key in ("epochs", "steps", "eval_every"):
+        del values["train"][key]
+    carried_out = [run.train.parallel, run.train.profile]
+    return json.dumps([values, duration.steps, duration.evaluate_after, carried_out], sort_keys=True)

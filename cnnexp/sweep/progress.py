@@ -8,9 +8,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from cnnexp.sweep.plan import Plan
+from cnnexp.sweep.plan import Plan, Stack
 from cnnexp.sweep.points import Cells
-from cnnexp.sweep.stacks import Stack
 from cnnexp.training.schedule import duration_of
 
 # A first guess, corrected as soon as the first piece of training tells how fast this machine is.

@@ -11,8 +11,7 @@ import cnnexp
 from cnnexp.config import RunConfig
 from cnnexp.config.data import corruption_summary
 from cnnexp.models.spec import describe_matching, specify_network, total_count
-from cnnexp.sweep.stacks import run_flops
-from cnnexp.training.schedule import duration_of
+from cnnexp.training.schedule import duration_of, run_flops
 
 PACKAGES = ("cnnexp", "jax", "flax", "optax", "numpy")
 

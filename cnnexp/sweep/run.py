@@ -1,13 +1,12 @@
-"""A sweep, from its jobs to the store."""
+"""A sweep, from its configurations to the store."""
 
 import math
 import sys
 import traceback
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
 
 import jax
 
@@ -29,25 +28,22 @@ from cnnexp.store.runs import (
 from cnnexp.sweep.cost import refuse_too_large
 from cnnexp.sweep.devices import configure_jax, refuse_missing_devices
 from cnnexp.sweep.multiprocess import (
-    Nobody,
-    check_shared,
-    end_for_all,
-    ended_by_a_loss,
-    is_of_a_lost_process,
+    announce_end,
+    check_processes,
     join_processes,
-    ordered_stacks,
+    lost_process_raised,
+    means_lost_process,
 )
-from cnnexp.sweep.plan import Plan, plan_sweep, resumed, stacks_for
+from cnnexp.sweep.plan import Plan, Stack, group_by_checkpoint, plan_sweep, stacks_for
 from cnnexp.sweep.points import Cells, Job, rerun_commands
 from cnnexp.sweep.progress import SweepProgress
-from cnnexp.sweep.signals import Interrupted, Interruption, ProcessLost
-from cnnexp.sweep.stacks import Stack
+from cnnexp.sweep.signals import Interrupted, ProcessLost, StopSignals
 from cnnexp.sweep.validate import refuse_impossible
-from cnnexp.sweep.worker import StackTrainer
+from cnnexp.sweep.worker import Worker, follow_primary
 from cnnexp.tracking.mirror_process import Mirror
-from cnnexp.training.processes import is_first
+from cnnexp.training.processes import is_primary
 
-WAIT_SECONDS = 0.5  # between two looks at what other processes are training
+WAIT_SECONDS = 0.5  # between two checks of the runs claimed by other workers
 
 
 class SweepFailed(Exception):
@@ -55,47 +51,68 @@ class SweepFailed(Exception):
 
 
 def run_sweep(jobs: Sequence[Job], command: str | None = None) -> dict[str, float]:
-    """Run what the store lacks, and return every run's validation accuracy by its id (NaN without one).
+    """Train the runs that have no result in the store.
 
-    `command` is what a person typed for it; it is kept beside the runs.
+    Args:
+        jobs: the runs of the sweep.
+        command: as a person typed it, to be kept beside the runs.
+
+    Returns:
+        The validation accuracy of every run by its id, NaN without one.
 
     Raises:
-        UsageError: a run that cannot be trained; nothing was computed or written.
-        SweepFailed: a run raised; the others were trained all the same, unless `sweep.on_error=stop`.
+        UsageError: a run cannot be trained; nothing was computed or written.
+        SweepFailed: a run raised; the others were trained nevertheless, unless `sweep.on_error=stop`.
         Interrupted: a signal asked to stop; everything is saved.
     """
     by_id = {job.config.run_id: job for job in jobs}
     first = jobs[0].config
-    with ended_by_a_loss(), ExitStack() as contexts:
-        interruption = contexts.enter_context(Interruption())
-        make_everything_ready([job.config for job in jobs])
-        if not is_first():
-            return _follow({run_id: job.config for run_id, job in by_id.items()}, interruption)
-        plan, progress = prepare(by_id, command, contexts)
+    with lost_process_raised(), ExitStack() as contexts:
+        signals = contexts.enter_context(StopSignals())
+        check_and_prepare([job.config for job in jobs])
+        if not is_primary():
+            follow_primary({run_id: job.config for run_id, job in by_id.items()}, signals)
+            return dict.fromkeys(by_id, math.nan)
+        plan, progress = start_progress(by_id, command, contexts)
         leases = contexts.enter_context(Leases(sweep_folder(first)))
         mirror = contexts.enter_context(Mirror(first.tracking, sweep_folder(first), tell=progress.tell))
         mirror.changed([run_folder(plan.runs[run_id]) for run_id in plan.ended])
-        work = SweepWork(plan.runs, leases, interruption, progress, mirror)
-        with end_for_all():
-            work.train(plan.stacks)
-    if work.failed:
-        raise SweepFailed(failure_report(work.failed, by_id))
-    return {run_id: objective(run) for run_id, run in plan.runs.items()}
+        runner = SweepRunner(plan.runs, leases, signals, progress, mirror)
+        with announce_end():
+            for stack in runner.stacks(plan.stacks):
+                with runner.failures_recorded(stack):
+                    runner.worker.train(stack)
+    if runner.failed:
+        raise SweepFailed(failure_report(runner.failed, by_id))
+    return {run_id: validation_accuracy(run) for run_id, run in plan.runs.items()}
 
 
-def _follow(runs: Mapping[str, RunConfig], interruption: Interruption) -> dict[str, float]:
-    """What a process does that is not the first of several."""
-    nobody: Any = Nobody()
-    work = SweepWork(runs, nobody, interruption, nobody, nobody)
-    for stack in ordered_stacks(runs):
-        work.follow(stack)
-    return dict.fromkeys(runs, math.nan)
+def check_and_prepare(runs: Sequence[RunConfig]) -> None:
+    """Check all runs, choose JAX's devices and read the images.
+
+    Raises:
+        UsageError: a run cannot be trained; nothing was computed or written.
+    """
+    refuse_impossible(runs)
+    refuse_links(sweep_folder(runs[0]))
+    configure_jax(deterministic=any(run.sweep.deterministic for run in runs))
+    if isinstance(launcher := runs[0].launcher, LocalLauncher):
+        join_processes(launcher)
+    refuse_missing_devices()
+    refuse_too_large(runs)
+    check_processes(runs)
+    for data in {images_key(run.data): run.data for run in runs}.values():
+        for warning in read_and_check(data):
+            if is_primary():
+                print(f"cnnexp: warning: {warning}", file=sys.stderr)
 
 
-def prepare(jobs: Mapping[str, Job], command: str | None, contexts: ExitStack) -> tuple[Plan, SweepProgress]:
-    """What comes before the training of a sweep, wherever that is: the plan, and a display of its progress.
+def start_progress(
+    jobs: Mapping[str, Job], command: str | None, contexts: ExitStack
+) -> tuple[Plan, SweepProgress]:
+    """Plan a sweep and display its progress, wherever it is trained.
 
-    Damaged files are set aside and the command is recorded.
+    Corrupt files are moved aside, and the command is recorded.
     """
     runs = {run_id: job.config for run_id, job in jobs.items()}
     plan = plan_sweep(runs)
@@ -108,101 +125,72 @@ def prepare(jobs: Mapping[str, Job], command: str | None, contexts: ExitStack) -
     return plan, progress
 
 
-def make_everything_ready(runs: Sequence[RunConfig]) -> None:
-    """Check all runs, choose the devices and see to the images.
+class SweepRunner:
+    """Runs a sweep in one process: which stack comes next, and what happens if one fails.
 
-    Raises:
-        UsageError: a run that cannot be trained; nothing was computed or written.
+    Args:
+        runs: of the sweep, by their ids.
+        leases, signals, progress, mirror: of the sweep.
+
+    Attributes:
+        worker: trains the stacks.
+        failed: by run, the first line of what was raised.
     """
-    refuse_impossible(runs)
-    refuse_links(sweep_folder(runs[0]))
-    configure_jax(deterministic=any(run.sweep.deterministic for run in runs))
-    if isinstance(launcher := runs[0].launcher, LocalLauncher):
-        join_processes(launcher)
-    refuse_missing_devices()
-    refuse_too_large(runs)
-    check_shared(runs)
-    for data in {images_key(run.data): run.data for run in runs}.values():
-        for warning in read_and_check(data):
-            if is_first():
-                print(f"cnnexp: warning: {warning}", file=sys.stderr)
-
-
-class SweepWork:
-    """What one process does of a sweep: stack by stack, leaving alone what others are at."""
 
     def __init__(
         self,
         runs: Mapping[str, RunConfig],
         leases: Leases,
-        interruption: Interruption,
+        signals: StopSignals,
         progress: SweepProgress,
         mirror: Mirror,
     ):
-        self.failed: dict[str, str] = {}  # by run: what was raised, in one line
-        self._runs, self._left = runs, dict(runs)  # those left have not ended, as far as is known
-        self._leases, self._interruption = leases, interruption
-        self._progress, self._mirror = progress, mirror
+        self.runs = runs
+        self.failed: dict[str, str] = {}
+        self._unfinished = dict(runs)  # as far as is known
+        self._leases, self._signals, self._progress, self._mirror = leases, signals, progress, mirror
         self._queue: deque[Stack] = deque()
-        self._anew: set[str] = set()  # runs that cannot go on from their checkpoint
+        self._not_resumable: set[str] = set()
         folder = sweep_folder(next(iter(runs.values())))
-        self._trainer = StackTrainer(folder, leases, interruption, progress, mirror, self._start_anew)
+        self.worker = Worker(folder, leases, signals, progress, mirror, self._start_again)
 
-    def train(self, stacks: Sequence[Stack]) -> None:
-        """Train the stacks, then what other processes have left behind, until every run has ended."""
-        self._queue.extend(stacks)
+    def stacks(self, planned: Sequence[Stack]) -> Iterator[Stack]:
+        """Yield stacks to train, with their runs leased: first the planned ones, then those of dead workers.
+
+        Runs claimed by other workers are left to them. Ends when every run has ended.
+
+        Raises:
+            Interrupted: a signal asked to stop.
+        """
+        self._queue.extend(planned)
         while self._queue:
             stack = self._queue.popleft()
-            self._interruption.raise_if_asked()
-            mine = self._leases.take(stack.runs)
-            todo = {i: run for i, run in stack.runs.items() if i in mine and not has_ended(run_folder(run))}
+            self._signals.raise_if_asked()
+            leased = self._leases.take(stack.runs)
+            todo = {i: run for i, run in stack.runs.items() if i in leased and not has_ended(run_folder(run))}
             if todo:
-                self._train(self._as_saved(replace(stack, runs=todo, resumes=None)))
+                yield self._as_saved(replace(stack, runs=todo, resumes=None))
             if self.failed and stack.config.sweep.on_error == "stop":
                 return
             if not self._queue:
                 self._leases.take(())
-                self._queue.extend(self._left_behind())
-        _drop_ended_checkpoints(self._runs)
+                self._queue.extend(self._wait_for_others())
+        _drop_ended_checkpoints(self.runs)
 
-    def follow(self, stack: Stack) -> None:
-        """Train a stack in step with the first process, which sees to all that comes of it."""
-        with suppress(Interrupted):  # the first process was, too, and says what comes next
-            self._trainer.train(stack)
+    @contextmanager
+    def failures_recorded(self, stack: Stack) -> Iterator[None]:
+        """Record what training a stack raises, so that the sweep continues with the next one.
 
-    def _as_saved(self, stack: Stack) -> Stack:
-        """What to train of a stack: since it was queued, other workers may have saved runs of it. The rest of
-        it is queued again."""
-        saved, _ = resumed({i: run for i, run in stack.runs.items() if i not in self._anew})
-        found = {run_id for part in saved for run_id in part.runs}
-        rest = {run_id: run for run_id, run in stack.runs.items() if run_id not in found}
-        first, *others = [*saved, *([replace(stack, runs=rest)] if rest else [])]
-        self._queue.extendleft(reversed(others))
-        return first
+        A stack that is too large for the memory is queued again in halves, as are the others of its shape.
 
-    def _start_anew(self, stack: Stack) -> None:
-        self._anew.update(stack.runs)
-        self._queue.append(stack)
-
-    def _left_behind(self) -> list[Stack]:
-        """Wait for the runs that other processes are training; returns those that they gave up."""
-        while True:
-            self._left = left = {
-                run_id: run
-                for run_id, run in self._left.items()
-                if run_id not in self.failed and not has_ended(run_folder(run))
-            }
-            self._progress.waiting_for(len(left))
-            free = set(left) - self._leases.claimed_by_others()
-            if not left or free:
-                return stacks_for({run_id: run for run_id, run in left.items() if run_id in free})
-            self._interruption.asked.wait(WAIT_SECONDS)
-            self._interruption.raise_if_asked()
-
-    def _train(self, stack: Stack) -> None:
-        alone = jax.process_count() == 1  # else others are in the midst of the stack, and all must end
+        Raises:
+            Interrupted: a signal asked to stop, or another process has died.
+            OSError: the disk is full or fails, so no other stack can be written either.
+        """
+        alone = jax.process_count() == 1  # else the others are in the middle of the stack, and all must end
         try:
-            self._trainer.train(stack)
+            with self._lost_lease_first():
+                yield
         except Interrupted:
             raise
         except LeaseLost as error:
@@ -211,41 +199,81 @@ class SweepWork:
             self._progress.tell(f"{error}: other workers may have taken over {len(stack.runs)} runs")
             self._queue.extend(stacks_for(stack.runs))
         except Exception as error:
-            if is_of_a_lost_process(error):
-                self._trainer.interrupt()
+            if means_lost_process(error):
+                self.worker.mark_interrupted()
                 raise
             if isinstance(error, OSError) and is_of_disk(error):
-                raise  # nothing could be written of any other stack either
+                raise
             if alone and _is_out_of_memory(error) and len(stack.runs) > 1:
                 self._progress.tell(
                     f"out of memory with {len(stack.runs)} runs in a stack: continuing with half as many"
                 )
                 self._queue.appendleft(stack)
-                self._halve(stack.shape)
+                self._halve_stacks(stack.shape)
                 return
             self._fail(stack, error)
             if not alone:
                 raise
 
-    def _halve(self, shape: str) -> None:
-        self._trainer.forget()
-        stacks = [
+    @contextmanager
+    def _lost_lease_first(self) -> Iterator[None]:
+        """Raise `LeaseLost` in place of any other error if the leases of the stack are lost."""
+        try:
+            yield
+        except Exception:
+            self._leases.check()
+            raise
+
+    def _as_saved(self, stack: Stack) -> Stack:
+        """Return the part of a stack to train first, and queue the rest.
+
+        Other workers may have saved some of its runs since the stack was queued.
+        """
+        resumable = {i: run for i, run in stack.runs.items() if i not in self._not_resumable}
+        saved, _ = group_by_checkpoint(resumable)
+        saved_ids = {run_id for part in saved for run_id in part.runs}
+        rest = {run_id: run for run_id, run in stack.runs.items() if run_id not in saved_ids}
+        first, *others = [*saved, *([replace(stack, runs=rest)] if rest else [])]
+        self._queue.extendleft(reversed(others))
+        return first
+
+    def _start_again(self, stack: Stack) -> None:
+        self._not_resumable.update(stack.runs)
+        self._queue.append(stack)
+
+    def _wait_for_others(self) -> list[Stack]:
+        """Wait for the runs that other workers are training; return stacks of those that they abandon."""
+        while True:
+            self._unfinished = unfinished = {
+                run_id: run
+                for run_id, run in self._unfinished.items()
+                if run_id not in self.failed and not has_ended(run_folder(run))
+            }
+            self._progress.waiting_for(len(unfinished))
+            free = set(unfinished) - self._leases.claimed_by_others()
+            if not unfinished or free:
+                return stacks_for({run_id: run for run_id, run in unfinished.items() if run_id in free})
+            self._signals.asked.wait(WAIT_SECONDS)
+            self._signals.raise_if_asked()
+
+    def _halve_stacks(self, shape: str) -> None:
+        self.worker.drop_programs()
+        self._queue = deque(
             part
             for stack in self._queue
             for part in (stack.halves() if stack.shape == shape and len(stack.runs) > 1 else [stack])
-        ]
-        self._queue = deque(stacks)
+        )
 
     def _fail(self, stack: Stack, error: Exception) -> None:
-        told = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        line = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         trace = traceback.format_exc()
         for run_id, run in stack.runs.items():
             if not has_ended(run_folder(run)):
                 record_failure(run, trace)
-                self.failed[run_id] = told
+                self.failed[run_id] = line
         self._mirror.changed([run_folder(run) for run in stack.runs.values()])
-        self._trainer.forget()
-        self._progress.failed(stack, told, run_folder(stack.config) / "error.txt")
+        self.worker.drop_programs()
+        self._progress.failed(stack, line, run_folder(stack.config) / "error.txt")
 
 
 def _drop_ended_checkpoints(runs: Mapping[str, RunConfig]) -> None:
@@ -264,7 +292,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def failure_report(failed: Mapping[str, str], jobs: Mapping[str, Job]) -> str:
-    """Runs without a result, why, and commands that run just these again."""
+    """Describe the runs without a result, with the reasons and with commands that run just these again."""
     commands = rerun_commands([jobs[run_id] for run_id in failed])
     shown = commands[:10] + [f"… and {len(commands) - 10} more cells"] * (len(commands) > 10)
     reasons = ", ".join(dict.fromkeys(failed.values()))
@@ -272,6 +300,6 @@ def failure_report(failed: Mapping[str, str], jobs: Mapping[str, Job]) -> str:
     return f"{len(failed)} of {len(jobs)} runs failed ({reasons}); to run just these again:\n{again}"
 
 
-def objective(run: RunConfig) -> float:
-    """A run's validation accuracy; NaN without one."""
+def validation_accuracy(run: RunConfig) -> float:
+    """Read a run's validation accuracy; NaN without one."""
     return read_json(run_folder(run) / "summary.json").get("validation/accuracy", math.nan)

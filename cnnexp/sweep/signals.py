@@ -1,16 +1,16 @@
-"""Signals as a question that the training answers when it can be stopped without loss."""
+"""Signals that ask a sweep to stop, which it does where nothing is lost."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 
 REQUEUE = 75  # exit code: EX_TEMPFAIL of sysexits.h, "try again later"
-# Those of a person and of a scheduler that ends a job, and those that it sends ahead of a time limit.
+# SIGINT from a person; the others from schedulers, which end a job or warn it of its time limit.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interrupted(Exception):
-    """The sweep was asked to stop, and everything is saved; `signal` is what asked."""
+    """The sweep was asked to stop, and everything is saved; `signal` is the number of the signal."""
 
     def __init__(self, signal: int | None = None):
         super().__init__("interrupted")
@@ -18,20 +18,25 @@ class Interrupted(Exception):
 
 
 class ProcessLost(Interrupted):
-    """One of the processes that train together is gone; what was saved last is there."""
+    """One of several processes that train together has died; the last checkpoint is kept."""
 
 
-class Interruption:
-    """A context in which a first signal sets `asked`; a second one does what it always did."""
+class StopSignals:
+    """A context in which the first signal sets the event `asked`, and a second has its usual effect.
+
+    Attributes:
+        asked: whether a signal has asked to stop.
+        signal: its number.
+    """
 
     def __init__(self):
         self.asked = threading.Event()
         self.signal: int | None = None
-        self._before = {}
+        self._handlers = {}
 
-    def __enter__(self) -> "Interruption":
+    def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+            self._handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
         return self
 
     def __exit__(
@@ -40,7 +45,7 @@ class Interruption:
         self._restore()
 
     def raise_if_asked(self) -> None:
-        """Stop here, where nothing is in progress or all of it is saved."""
+        """Raise `Interrupted` if a signal has asked to stop; call this where everything is saved."""
         if self.asked.is_set():
             raise Interrupted(self.signal)
 
@@ -50,6 +55,6 @@ class Interruption:
         self._restore()
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._handlers = {}

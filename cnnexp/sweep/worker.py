@@ -1,25 +1,25 @@
-"""One stack, from its first or last saved step into the store."""
+"""One process of a sweep: it trains stacks and writes their runs to the store.
+
+Where several processes train each run together, the primary one is a `Worker`, which writes the store; the
+others `follow_primary`.
+"""
 
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
+from cnnexp.config import RunConfig
 from cnnexp.config.data import Data
 from cnnexp.data.images import Images
 from cnnexp.data.loading import images_key, load
 from cnnexp.data.pipelines import ImageFiles
-from cnnexp.store.checkpoints import (
-    StackCheckpoints,
-    move_corrupt_checkpoint,
-    read_stack_runs,
-    restore,
-)
+from cnnexp.store.checkpoints import StackCheckpoints, move_corrupt_checkpoint, read_stack_runs, restore
 from cnnexp.store.leases import Leases
 from cnnexp.store.run_writer import RunWriter
 from cnnexp.store.runs import (
@@ -29,194 +29,264 @@ from cnnexp.store.runs import (
     move_corrupt,
     read_history_prefix,
     run_folder,
+    sweep_folder,
 )
 from cnnexp.sweep.devices import return_memory
-from cnnexp.sweep.multiprocess import order_stack
+from cnnexp.sweep.multiprocess import announce_stack, announced_stacks
+from cnnexp.sweep.plan import Stack
 from cnnexp.sweep.progress import SweepProgress
 from cnnexp.sweep.provenance import summary_of
-from cnnexp.sweep.signals import Interrupted, Interruption
-from cnnexp.sweep.stacks import Stack
+from cnnexp.sweep.signals import Interrupted, StopSignals
 from cnnexp.tracking.mirror_process import Mirror
-from cnnexp.training.processes import agreed, anywhere, fetched, is_first
-
-if TYPE_CHECKING:
-    from cnnexp.training.loop import Moment, StackTraining
-    from cnnexp.training.train import State
+from cnnexp.training.loop import LoopState, StackTrainer
+from cnnexp.training.processes import any_process, broadcast_from_primary, to_host
+from cnnexp.training.train import State
 
 
-class StackTrainer:
-    """Trains stacks one by one; keeps the program and the images of the last one for the next.
+class TrainerCache:
+    """Keeps the programs and images of the last stack: stacks of one shape follow one another."""
+
+    def __init__(self):
+        self._trainer: tuple[tuple[str, int], StackTrainer] | None = None
+        self._images: tuple[str, Images | ImageFiles] | None = None
+
+    def trainer_for(self, stack: Stack) -> StackTrainer:
+        """Return the trainer of the last stack if it fits this one, else build another."""
+        key = (stack.shape, min(len(stack.runs), jax.local_device_count()))
+        if self._trainer is None or self._trainer[0] != key:
+            self.clear()
+            return_memory()
+            images = self._load(stack.config.data)
+            self._trainer = (key, StackTrainer(stack.config, images, len(stack.runs)))
+        return self._trainer[1]
+
+    def clear(self) -> None:
+        """Drop the programs and their memory."""
+        self._trainer = None
+
+    def _load(self, data: Data) -> Images | ImageFiles:
+        if self._images is None or self._images[0] != images_key(data):
+            self._images = None
+            self._images = (images_key(data), load(data))
+        return self._images[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoredStack:
+    """A stack as a checkpoint holds it.
+
+    Attributes:
+        stack: the runs that can be trained now.
+        state: to resume from; None at the start.
+        step: of the checkpoint; None at the start.
+        histories: what each run had written by then.
+        not_saved: runs of the stack that have to start again.
+    """
+
+    stack: Stack
+    state: State | None = None
+    step: int | None = None
+    histories: Mapping[str, bytes]
+    not_saved: Mapping[str, RunConfig]
+
+
+def restore_stack(stack: Stack, trainer: StackTrainer, report: Callable[[str], None] | None) -> RestoredStack:
+    """Restore what the newest intact checkpoint holds of a stack.
+
+    All processes that train it together must call this.
 
     Args:
-        folder: the sweep's.
-        leases, interruption, progress, mirror: of the sweep.
-        later: takes the part of a stack that must be started anew.
+        stack: which says in which folder its checkpoints are, if it has any.
+        trainer: of the stack.
+        report: prints a line about a corrupt file, which is then moved aside; None in processes that do not
+            write the store.
+    """
+    at_start = RestoredStack(stack=replace(stack, resumes=None), histories={}, not_saved={})
+    runs = broadcast_from_primary(read_stack_runs(stack.resumes)) if stack.resumes else []
+    if stack.resumes is None or not runs:
+        return at_start
+    saved = restore(
+        stack.resumes,
+        trainer.state_like(len(runs)),
+        on_corrupt=lambda path: _move_corrupt_checkpoint(path, report),
+        broadcast=broadcast_from_primary,
+        any_process=any_process,
+    )
+    if saved is None:
+        return at_start
+    histories = _intact_histories(stack, saved.histories, report)
+    chosen = broadcast_from_primary(list(histories))
+    places = np.array([runs.index(run_id) for run_id in chosen], int)
+    return RestoredStack(
+        stack=replace(stack, runs={run_id: stack.runs[run_id] for run_id in chosen}),
+        state=jax.tree.map(lambda leaf: leaf[places], saved.state),
+        step=int(to_host(saved.state.step)[0]),
+        histories=histories,
+        not_saved={run_id: run for run_id, run in stack.runs.items() if run_id not in chosen},
+    )
+
+
+def _intact_histories(
+    stack: Stack, histories: Mapping[str, FilePrefix], report: Callable[[str], None] | None
+) -> dict[str, bytes]:
+    """Return the histories that are what they were when the stack was saved."""
+    intact: dict[str, bytes] = {}
+    for run_id, run in stack.runs.items():
+        if run_id not in histories:  # it had ended by then, and has lost its result since
+            continue
+        path = run_folder(run) / HISTORY
+        if (history := read_history_prefix(run_folder(run), histories[run_id])) is not None:
+            intact[run_id] = history
+        elif report and path.exists():
+            report(f"{corrupt_line(path)}; its run starts again from step 0")
+            move_corrupt(path)
+    return intact
+
+
+def _move_corrupt_checkpoint(path: Path, report: Callable[[str], None] | None) -> None:
+    if report:
+        line = f"corrupt checkpoint {path} (checksum mismatch)"
+        report(
+            f"{line}; moved to {move_corrupt_checkpoint(path).name}; the previous checkpoint is used, if there is one"
+        )
+
+
+class Worker:
+    """Trains stacks one by one and writes their runs to the store.
+
+    Args:
+        folder: of the sweep.
+        leases, signals, progress, mirror: of the sweep.
+        start_again: takes the runs of a stack that no checkpoint holds.
     """
 
     def __init__(
         self,
         folder: Path,
         leases: Leases,
-        interruption: Interruption,
+        signals: StopSignals,
         progress: SweepProgress,
         mirror: Mirror,
-        later: Callable[[Stack], None],
+        start_again: Callable[[Stack], None],
     ):
-        self._folder, self._leases, self._interruption = folder, leases, interruption
-        self._progress, self._mirror, self._later = progress, mirror, later
+        self._folder, self._leases, self._signals = folder, leases, signals
+        self._progress, self._mirror, self._start_again = progress, mirror, start_again
         self._writers: dict[str, RunWriter] = {}  # of the runs in progress
-        self._training: tuple[tuple[str, int], StackTraining] | None = None
-        self._images: tuple[str, Images | ImageFiles] | None = None
+        self._trainers = TrainerCache()
 
     def train(self, stack: Stack) -> None:
-        """Train a stack whose runs are leased, in step with the other processes.
+        """Train a stack whose runs are leased, together with the processes that follow this one.
 
         Raises:
-            Interrupted: a signal asked to stop; all is saved.
-            LeaseLost: other workers may be training the runs; nothing may be written for them any more.
+            Interrupted: a signal asked to stop; everything is saved.
+            LeaseLost: other workers may be training the runs, so nothing may be written for them any more.
         """
-        try:
-            self._train(stack)
-        except Exception:
-            self._leases.check()
-            raise
-
-    def forget(self) -> None:
-        """Give the program and its memory back."""
-        self._training = None
-
-    def interrupt(self) -> None:
-        """Mark the runs in progress: they go on when they are asked for again."""
-        for writer in self._writers.values():
-            writer.interrupt()
-
-    def _train(self, stack: Stack) -> None:
         started = time.perf_counter()
-        order_stack(stack)
-        training = self._training_for(stack)
-        stack, state, step, kept = self._restored(stack, training)
+        announce_stack(stack)
+        trainer = self._trainers.trainer_for(stack)
+        restored = restore_stack(stack, trainer, self._progress.tell)
+        if restored.not_saved:
+            self._start_again(replace(stack, runs=restored.not_saved, resumes=None))
+        stack, state = restored.stack, restored.state
         if not stack.runs:
             return
         self._progress.start(stack)
-        checkpoints = StackCheckpoints(self._folder, list(stack.runs), since=step, writes=is_first())
-        written = stack.runs if is_first() else {}
+        checkpoints = StackCheckpoints(self._folder, list(stack.runs), since=restored.step)
         self._leases.check()
-        self._writers = {run_id: RunWriter(run, kept.get(run_id, b"")) for run_id, run in written.items()}
-        saved, last = time.monotonic(), training.train.duration.steps
-        moments = training.run(list(stack.runs.values()), state)
-        del state  # the training gives it up step by step
-        for moment in moments:
+        histories = restored.histories
+        self._writers = {i: RunWriter(run, histories.get(i, b"")) for i, run in stack.runs.items()}
+        saved, last = time.monotonic(), trainer.setup.duration.steps
+        loop = trainer.train(list(stack.runs.values()), state)
+        del restored, state  # the loop donates the state at its first step
+        for at in loop:
             self._leases.check()
-            seconds = (time.perf_counter() - started) / len(stack.runs)
-            if moment.rows is not None:
-                self._record(stack, moment, training, seconds)
-            self._progress.advanced(stack, moment.step, last)
-            if moment.step == last:
+            if at.rows is not None:
+                self._record(stack, at, trainer, (time.perf_counter() - started) / len(stack.runs))
+            self._progress.advanced(stack, at.step, last)
+            if at.step == last:
                 break
-            asked = anywhere(self._interruption.asked.is_set())
-            due = time.monotonic() - saved >= stack.config.sweep.checkpoint_seconds
-            if asked or agreed(due):
-                histories = {run_id: writer.history for run_id, writer in self._writers.items()}
-                checkpoints.save(moment.step, moment.state, histories)
+            is_due = time.monotonic() - saved >= stack.config.sweep.checkpoint_seconds
+            stops, saves = _decide(self._signals, is_due=is_due)
+            if saves:
+                checkpoints.save(at.step, at.state, {i: w.history for i, w in self._writers.items()})
                 saved = time.monotonic()
-            if asked:
-                self.interrupt()
-                raise Interrupted(self._interruption.signal)
+            if stops:
+                self.mark_interrupted()
+                raise Interrupted(self._signals.signal)
         checkpoints.delete()
 
-    def _record(self, stack: Stack, moment: "Moment", training: "StackTraining", seconds: float) -> None:
-        """Write the evaluations of the runs still in progress, and the results of those that end here."""
+    def drop_programs(self) -> None:
+        """Drop the programs of the last stack and their memory."""
+        self._trainers.clear()
+
+    def mark_interrupted(self) -> None:
+        """Mark the runs in progress as interrupted: the same command resumes them."""
+        for writer in self._writers.values():
+            writer.interrupt()
+
+    def _record(self, stack: Stack, at: LoopState, trainer: StackTrainer, seconds: float) -> None:
+        """Write the evaluations of the runs in progress, and the results of those that end here."""
         ended: list[str] = []
-        rows = dict(zip(stack.runs, moment.rows or (), strict=True))
-        at_end = moment.step == training.train.duration.steps
-        kernels = training.kernels(moment) if at_end else None
-        for index, (run_id, diverged_at) in enumerate(zip(stack.runs, moment.diverged_at, strict=True)):
+        rows = dict(zip(stack.runs, at.rows or (), strict=True))
+        at_end = at.step == trainer.setup.duration.steps
+        kernels = trainer.inspect_kernels(at) if at_end else None
+        for index, (run_id, diverged_at) in enumerate(zip(stack.runs, at.diverged_at, strict=True)):
             if run_id not in self._writers:
                 continue
             row, writer = rows[run_id], self._writers[run_id]
-            learned: dict[str, float] = {}
+            measures: dict[str, float] = {}
             if kernels is not None:
-                sample, learned = kernels[index]
-                writer.write_kernels(moment.step, sample)
+                sample, measures = kernels[index]
+                writer.write_kernels(at.step, sample)
             writer.log(row)
             if diverged_at is None and not math.isfinite(row["train/loss"]):
-                diverged_at = moment.step
+                diverged_at = at.step
             if diverged_at is not None or at_end:
                 status = "finished" if diverged_at is None else "diverged"
                 summary = summary_of(stack.runs[run_id], row, status=status, seconds=seconds)
-                writer.finish(status, summary | learned | {"diverged_step": diverged_at})
+                writer.finish(status, summary | measures | {"diverged_step": diverged_at})
                 ended.append(run_id)
         for run_id in ended:
             del self._writers[run_id]
         self._progress.evaluated(stack, rows, ended)
         self._mirror.changed([run_folder(run) for run in stack.runs.values()])
 
-    def _training_for(self, stack: Stack) -> "StackTraining":
-        """The compiled program: stacks of one shape follow one another and share it."""
-        from cnnexp.training.loop import StackTraining
 
-        key = (stack.shape, min(len(stack.runs), jax.local_device_count()))
-        if self._training is None or self._training[0] != key:
-            self._training = None
-            return_memory()
-            images = self._loaded(stack.config.data)
-            self._training = (key, StackTraining(stack.config, images, len(stack.runs)))
-        return self._training[1]
+def follow_primary(runs: Mapping[str, RunConfig], signals: StopSignals) -> None:
+    """Train what the primary process announces, in step with it, until it says that the sweep has ended.
 
-    def _loaded(self, data: Data) -> Images | ImageFiles:
-        """The images of a stack; those of one sweep mostly share their data set."""
-        if self._images is None or self._images[0] != images_key(data):
-            self._images = None
-            self._images = (images_key(data), load(data))
-        return self._images[1]
+    Only the primary process writes runs; all processes write checkpoints together.
 
-    def _restored(
-        self, stack: Stack, training: "StackTraining"
-    ) -> "tuple[Stack, State | None, int | None, dict[str, bytes]]":
-        """The stack's runs that a checkpoint holds, their state, its step, and their histories so far; the
-        other runs come later."""
-        if stack.resumes is None:
-            return stack, None, None, {}
-        runs = agreed(read_stack_runs(stack.resumes))
-        if not runs:
-            return replace(stack, resumes=None), None, None, {}
-        saved = restore(
-            stack.resumes,
-            training.state_like(len(runs)),
-            on_corrupt=self._move_corrupt_checkpoint,
-            broadcast=agreed,
-            any_process=anywhere,
-        )
-        if saved is None:
-            return replace(stack, resumes=None), None, None, {}
-        kept = self._kept(stack, saved.histories)
-        whole = agreed(list(kept))
-        if anew := {run_id: run for run_id, run in stack.runs.items() if run_id not in whole}:
-            self._later(replace(stack, runs=anew, resumes=None))
-        chosen = np.array([runs.index(run_id) for run_id in whole], int)
-        rest = replace(stack, runs={run_id: stack.runs[run_id] for run_id in whole})
-        state = jax.tree.map(lambda leaf: leaf[chosen], saved.state)
-        return rest, state, int(fetched(saved.state.step)[0]), kept
+    Raises:
+        Interrupted: the primary process was asked to stop.
+    """
+    folder, trainers = sweep_folder(next(iter(runs.values()))), TrainerCache()
+    for stack in announced_stacks(runs):
+        with suppress(Interrupted):  # the primary process stops as well, and announces it
+            _follow_stack(stack, trainers.trainer_for(stack), folder, signals)
 
-    def _kept(self, stack: Stack, histories: Mapping[str, FilePrefix]) -> dict[str, bytes]:
-        """The histories that are what they were when the stack was saved."""
-        kept: dict[str, bytes] = {}
-        for run_id, run in stack.runs.items():
-            if run_id not in histories:  # it had ended, and has no result any more
-                continue
-            if (history := read_history_prefix(run_folder(run), histories[run_id])) is not None:
-                kept[run_id] = history
-            elif is_first() and (run_folder(run) / HISTORY).exists():
-                self._progress.tell(
-                    f"{corrupt_line(path := run_folder(run) / HISTORY)}; its run starts again from step 0"
-                )
-                move_corrupt(path)
-        return kept
 
-    def _move_corrupt_checkpoint(self, path: Path) -> None:
-        if is_first():
-            told = f"corrupt checkpoint {path} (checksum mismatch)"
-            aside = move_corrupt_checkpoint(path)
-            self._progress.tell(
-                f"{told}; moved to {aside.name}; the previous checkpoint is used, if there is one"
-            )
+def _follow_stack(stack: Stack, trainer: StackTrainer, folder: Path, signals: StopSignals) -> None:
+    restored = restore_stack(stack, trainer, report=None)
+    stack = restored.stack
+    if not stack.runs:
+        return
+    checkpoints = StackCheckpoints(folder, list(stack.runs), since=restored.step, writes=False)
+    for at in trainer.train(list(stack.runs.values()), restored.state):
+        if at.step == trainer.setup.duration.steps:
+            trainer.inspect_kernels(at)  # a program of all processes
+            break
+        stops, saves = _decide(signals, is_due=False)
+        if saves:
+            checkpoints.save(at.step, at.state, {})
+        if stops:
+            raise Interrupted(signals.signal)
+
+
+def _decide(signals: StopSignals, *, is_due: bool) -> tuple[bool, bool]:
+    """Agree among all processes whether to stop, and whether to save.
+
+    A signal to any process stops all of them. The primary process decides whether a checkpoint is due.
+    """
+    stops = any_process(signals.asked.is_set())
+    return stops, stops or broadcast_from_primary(is_due)

@@ -1,4 +1,4 @@
-"""What brings the images to a stack: from the memory of its devices, or from disk as they are needed."""
+"""Batch sources: a stack trains on images in the memory of its devices, or on images streamed from disk."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -10,148 +10,148 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Int
 
-from cnnexp.data.images import Images
+from cnnexp.data.images import Images, Normalisation
 from cnnexp.data.pipelines import ImageFiles, RawBatch
 from cnnexp.data.sampling import batch_indices
-from cnnexp.training.optimizers import Hyper
-from cnnexp.training.processes import fetched, host_device, own_part, put_together
-from cnnexp.training.stacking import (
-    PARTS,
-    RUNS,
-    WHOLE,
-    CompiledStack,
-    Streamed,
-    Subsets,
-    on_devices,
-)
-from cnnexp.training.train import Metrics, State, Train, evaluation_batch
+from cnnexp.training.optimizers import Hyperparameters
+from cnnexp.training.processes import from_local_shards, host_device, local_slice, to_host
+from cnnexp.training.stacking import PARTS, RUNS, WHOLE, StackPrograms, Streamed, Subsets, on_devices
+from cnnexp.training.train import Metrics, Setup, State, evaluation_batch
 
-WINDOW_BYTES = 64 * 2**20  # of images that stream in at once
+WINDOW_BYTES = 64 * 2**20  # of images that are streamed at once
 WINDOW_STEPS = 64
-ORDER_BLOCK = 64  # steps whose images are looked up at once
+ORDER_BLOCK_STEPS = 64  # whose images are looked up at once
 
 
-class MemoryFeed:
-    """Images that live on every device."""
+class MemorySource:
+    """Images that every device holds in its memory."""
 
-    most_steps = None
+    max_steps = None
 
-    def __init__(self, compiled: CompiledStack, images: Images, subsets: Subsets, mesh: Mesh):
-        self._compiled, self._images = compiled, images
+    def __init__(self, programs: StackPrograms, images: Images, subsets: Subsets, mesh: Mesh):
+        self._programs, self._images = programs, images
         self._subsets = on_devices(subsets, RUNS, mesh)
 
-    def advance(self, state: State, hyper: Hyper, step: int, steps: int) -> State:
-        """Train from `step` on; `state` is given up."""
-        return self._compiled.advance(state, hyper, self._subsets, self._images, jnp.int32(steps))
+    def window(self, step: int, steps: int) -> tuple[Subsets, Images]:
+        """Return what the program `advance` takes for these steps: the same for any."""
+        return self._subsets, self._images
 
-    def evaluate(self, state: State, hyper: Hyper) -> dict[str, Metrics]:
-        """Means over each split."""
-        return self._compiled.evaluate(state, hyper, self._subsets, self._images)
+    def evaluate(self, state: State, hyperparameters: Hyperparameters) -> dict[str, Metrics]:
+        """Average over each split."""
+        return self._programs.evaluate(state, hyperparameters, self._subsets, self._images)
 
 
-class StreamFeed:
-    """Images that are read ahead of the training, in the order that training has in memory.
+class StreamSource:
+    """Images that are read ahead of the training, in the order that training from memory takes them in.
 
     Args:
-        train: the training.
-        compiled: its programs.
+        setup: of the runs.
+        programs: of the stack.
         files: the images.
-        subsets: of the runs, filled up to a multiple of the mesh.
-        order: the runs' keys of their order.
+        subsets: of the runs, padded to a multiple of the mesh.
+        order: the keys of the runs' orders.
         mesh: the devices.
+
+    Attributes:
+        max_steps: the longest window.
     """
 
     def __init__(
         self,
-        train: Train,
-        compiled: CompiledStack,
+        setup: Setup,
+        programs: StackPrograms,
         files: ImageFiles,
         subsets: Subsets,
         order: Array,
         mesh: Mesh,
     ):
-        self._compiled, self._files, self._mesh = compiled, files, mesh
-        self._last, self._size = train.duration.steps, train.duration.batch_size
+        self._programs, self._files, self._mesh = programs, files, mesh
+        self._last, self._size = setup.duration.steps, setup.duration.batch_size
         self._normalisation = on_devices(files.normalisation, WHOLE, mesh)
-        self._places = _order_of(subsets, order, self._size)
-        self._splits = _looked_at(subsets, len(files.test_labels))
-        runs, image = len(subsets.subset), int(np.prod(train.network[0].geometry.in_shape))
-        self.most_steps = max(1, min(WINDOW_STEPS, self._last, WINDOW_BYTES // (runs * self._size * image)))
+        self._places = _order_places(subsets, order, self._size)
+        self._splits = _split_places(subsets, len(files.test_labels))
+        runs, image_bytes = len(subsets.subset), int(np.prod(setup.network[0].geometry.in_shape))
+        fitting = WINDOW_BYTES // (runs * self._size * image_bytes)
+        self.max_steps = max(1, min(WINDOW_STEPS, self._last, fitting))
         self._batches: Iterator[tuple[np.ndarray, np.ndarray]] | None = None
 
-    def advance(self, state: State, hyper: Hyper, step: int, steps: int) -> State:
-        """Train from `step` on; `state` is given up. Later calls must go on where the last one ended."""
+    def window(self, step: int, steps: int) -> tuple[Streamed, Normalisation]:
+        """Read the batches of some steps for the program `advance`; each call must follow on the last one."""
         if self._batches is None:
             self._batches = self._files.batches("train", self._places, step, self._last)
-        batches = _window([next(self._batches) for _ in range(steps)], self.most_steps)
+        batches = _stack_batches([next(self._batches) for _ in range(steps)], self.max_steps)
         raw = RawBatch(batches.pixels, self._files.train_labels[batches.places], batches.places)
-        spread = NamedSharding(self._mesh, PARTS)
-        by_run = jax.tree.map(lambda leaf: put_together(leaf.swapaxes(0, 1), spread, axis=2), raw)
+        sharding = NamedSharding(self._mesh, PARTS)
+        by_run = jax.tree.map(lambda leaf: from_local_shards(leaf.swapaxes(0, 1), sharding, axis=2), raw)
         first = on_devices(np.full(len(by_run.image_ids), step, np.int32), RUNS, self._mesh)
-        streamed = Streamed(by_run, first)
-        return self._compiled.advance(state, hyper, streamed, self._normalisation, jnp.int32(steps))
+        return Streamed(by_run, first), self._normalisation
 
-    def evaluate(self, state: State, hyper: Hyper) -> dict[str, Metrics]:
-        """Means over each split; the runs of the stack look at an image together when it comes."""
+    def evaluate(self, state: State, hyperparameters: Hyperparameters) -> dict[str, Metrics]:
+        """Average over each split; each image is read once for all runs of the stack."""
         return {
-            name: self._evaluate(state, hyper, name, looked_at) for name, looked_at in self._splits.items()
+            name: self._evaluate_split(state, hyperparameters, name, places)
+            for name, places in self._splits.items()
         }
 
-    def _evaluate(self, state: State, hyper: Hyper, name: str, looked_at: "_LookedAt") -> Metrics:
-        split = "test" if name == "test" else "train"
-        size = min(evaluation_batch(), len(looked_at.places))
-        filled = np.pad(looked_at.places, (0, -len(looked_at.places) % size)).reshape(-1, size)
-        valid = np.arange(filled.size).reshape(-1, size) < len(looked_at.places)
-        image = int(np.prod(self._files.records[split].shape))
-        at_once = max(1, min(len(filled), WINDOW_BYTES // (size * image)))
-        batches = self._files.batches(split, lambda number: filled[number], 0, len(filled))
+    def _evaluate_split(
+        self, state: State, hyperparameters: Hyperparameters, name: str, split: "_SplitPlaces"
+    ) -> Metrics:
+        source = "test" if name == "test" else "train"
+        size = min(evaluation_batch(), len(split.places))
+        padded = np.pad(split.places, (0, -len(split.places) % size)).reshape(-1, size)
+        is_image = np.arange(padded.size).reshape(-1, size) < len(split.places)
+        image_bytes = int(np.prod(self._files.records[source].shape))
+        at_once = max(1, min(len(padded), WINDOW_BYTES // (size * image_bytes)))
+        batches = self._files.batches(source, lambda number: padded[number], 0, len(padded))
         loss, hits = 0.0, 0
-        for start in range(0, len(filled), at_once):
-            found = [next(batches) for _ in range(min(at_once, len(filled) - start))]
-            window = _window(found, at_once)
-            places = window.places
-            image_ids = -1 - places if split == "test" else places
-            raw = RawBatch(window.pixels, self._files.labels(split)[places], image_ids)
-            there = np.zeros(places.shape, bool)
-            there[: len(found)] = valid[start : start + len(found)]
-            counted = on_devices(looked_at.counted[:, places] & there, RUNS, self._mesh)
+        for start in range(0, len(padded), at_once):
+            read = [next(batches) for _ in range(min(at_once, len(padded) - start))]
+            places, pixels = _stack_batches(read, at_once)
+            image_ids = -1 - places if source == "test" else places
+            raw = RawBatch(pixels, self._files.labels(source)[places], image_ids)
+            is_read = np.zeros(places.shape, bool)
+            is_read[: len(read)] = is_image[start : start + len(read)]
+            valid = on_devices(split.by_run[:, places] & is_read, RUNS, self._mesh)
             raw = on_devices(raw, WHOLE, self._mesh)
-            sums = self._compiled.add[name](state, hyper, counted, raw, self._normalisation)
-            found_loss, found_hits = fetched(sums)
-            loss, hits = loss + found_loss.astype(np.float64), hits + found_hits.astype(np.int64)
-        count = looked_at.counted.sum(1)
+            sums = self._programs.add_window[name](state, hyperparameters, valid, raw, self._normalisation)
+            window_loss, window_hits = to_host(sums)
+            loss, hits = loss + window_loss.astype(np.float64), hits + window_hits.astype(np.int64)
+        count = split.by_run.sum(1)
         return Metrics(loss / count, hits / count)
 
 
-Feed = MemoryFeed | StreamFeed
+BatchSource = MemorySource | StreamSource
 
 
-class _LookedAt(NamedTuple):
-    """Places of a split that any run of a stack looks at, and by run which of all places count."""
+class _SplitPlaces(NamedTuple):
+    """Places of a split that any run of a stack evaluates, and for each run which of all places it does."""
 
     places: Int[np.ndarray, " n"]
-    counted: Bool[np.ndarray, "runs split"]
+    by_run: Bool[np.ndarray, "runs split"]
 
 
-class _Found(NamedTuple):
+class _Batches(NamedTuple):
     places: Int[np.ndarray, "steps ..."]
     pixels: np.ndarray
 
 
-def _window(found: Sequence[tuple[np.ndarray, np.ndarray]], length: int) -> _Found:
-    """Batches side by side, in a new array of a fixed length, whose end nobody looks at."""
-    first_places, first_pixels = found[0]
+def _stack_batches(batches: Sequence[tuple[np.ndarray, np.ndarray]], length: int) -> _Batches:
+    """Stack batches in new arrays of a fixed length, the end of which is not read."""
+    first_places, first_pixels = batches[0]
     places = np.zeros((length, *first_places.shape), np.int32)
     pixels = np.empty((length, *first_pixels.shape), first_pixels.dtype)
-    for number, (chosen, images) in enumerate(found):
-        places[number], pixels[number] = chosen, images
-    return _Found(places, pixels)
+    for number, (batch_places, images) in enumerate(batches):
+        places[number], pixels[number] = batch_places, images
+    return _Batches(places, pixels)
 
 
-def _order_of(subsets: Subsets, order: Array, size: int) -> Callable[[int], Int[np.ndarray, "runs b"]]:
-    """The places of this process's part of a batch, of each run: as `InMemory.train_batch` takes them."""
+def _order_places(subsets: Subsets, order: Array, size: int) -> Callable[[int], Int[np.ndarray, "runs b"]]:
+    """Return a function from a step to the places of each run's batch, as `InMemory.train_batch` takes them.
+
+    The places are those of this process's part of the batch.
+    """
     cpu = host_device()
-    keys = jax.device_put(jax.random.wrap_key_data(jnp.asarray(fetched(jax.random.key_data(order)))), cpu)
+    keys = jax.device_put(jax.random.wrap_key_data(jnp.asarray(to_host(jax.random.key_data(order)))), cpu)
     subset, sizes = np.asarray(subsets.subset), jax.device_put(np.asarray(subsets.train_size), cpu)
 
     @jax.jit
@@ -164,24 +164,24 @@ def _order_of(subsets: Subsets, order: Array, size: int) -> Callable[[int], Int[
 
     @lru_cache(maxsize=4)
     def block(number: int) -> Int[np.ndarray, "steps runs b"]:
-        steps = np.arange(number * ORDER_BLOCK, (number + 1) * ORDER_BLOCK, dtype=np.int32)
+        steps = np.arange(number * ORDER_BLOCK_STEPS, (number + 1) * ORDER_BLOCK_STEPS, dtype=np.int32)
         within = np.asarray(look_up(jax.device_put(steps, cpu)))
         return subset[np.arange(len(subset))[:, None], within]
 
-    return lambda step: block(step // ORDER_BLOCK)[step % ORDER_BLOCK][:, own_part(size)]
+    return lambda step: block(step // ORDER_BLOCK_STEPS)[step % ORDER_BLOCK_STEPS][:, local_slice(size)]
 
 
-def _looked_at(subsets: Subsets, test_images: int) -> dict[str, _LookedAt]:
+def _split_places(subsets: Subsets, test_images: int) -> dict[str, _SplitPlaces]:
     subset, sizes, validation = (np.asarray(leaf) for leaf in subsets)
     runs, total = len(subset), subset.shape[1] + validation.shape[1]
-    trained = [own[:size] for own, size in zip(subset, sizes, strict=True)]
-    chosen = {"train": trained} | ({"validation": list(validation)} if validation.shape[1] else {})
-    splits: dict[str, _LookedAt] = {}
-    for name, places in chosen.items():
-        counted = np.zeros((runs, total), bool)
-        for own, mine in zip(counted, places, strict=True):
-            own[mine] = True
-        splits[name] = _LookedAt(np.flatnonzero(counted.any(0)).astype(np.int32), counted)
+    train = [places[:size] for places, size in zip(subset, sizes, strict=True)]
+    chosen = {"train": train} | ({"validation": list(validation)} if validation.shape[1] else {})
+    splits: dict[str, _SplitPlaces] = {}
+    for name, places_by_run in chosen.items():
+        by_run = np.zeros((runs, total), bool)
+        for row, places in zip(by_run, places_by_run, strict=True):
+            row[places] = True
+        splits[name] = _SplitPlaces(np.flatnonzero(by_run.any(0)).astype(np.int32), by_run)
     everything = np.arange(test_images, dtype=np.int32)
-    splits["test"] = _LookedAt(everything, np.ones((runs, test_images), bool))
+    splits["test"] = _SplitPlaces(everything, np.ones((runs, test_images), bool))
     return splits

@@ -1,4 +1,4 @@
-"""A stack of runs trained from first to last step."""
+"""The training of a stack of runs, from the first step to the last."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -16,30 +16,28 @@ from cnnexp.data.images import Images
 from cnnexp.data.loading import draw_run_split, resolve_split_seed
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.shapes import resolve_train_size
+from cnnexp.models.network import measure_learned, sample_kernels
 from cnnexp.models.spec import total_count
-from cnnexp.training.batches import Feed, MemoryFeed, StreamFeed
-from cnnexp.training.optimizers import hyper_of
-from cnnexp.training.processes import agreed, fetched, host_device
-from cnnexp.training.stacking import (
-    BATCH,
-    RUNS,
-    WHOLE,
-    Subsets,
-    compile_stack,
-    device_mesh,
-    on_devices,
-)
-from cnnexp.training.train import Metrics, State, Train, make_train
+from cnnexp.training.batches import BatchSource, MemorySource, StreamSource
+from cnnexp.training.optimizers import Hyperparameters
+from cnnexp.training.processes import broadcast_from_primary, host_device, to_host
+from cnnexp.training.stacking import BATCH, RUNS, WHOLE, Subsets, compile_stack, device_mesh, on_devices
+from cnnexp.training.train import Metrics, Setup, State, init, make_setup, merge_network
 
 Row = dict[str, int | float]
-PIECE_SECONDS = 2.0  # of training between two signs of life
+PIECE_SECONDS = 2.0  # of training between two pauses, about
+FIRST_PIECE_STEPS = 16  # before it is known how long a step takes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
-    """A stack between two pieces of its training, when it may be stopped, saved or shown.
+class LoopState:
+    """A stack between two pieces of its training, when it can be stopped, saved or displayed.
 
-    `rows` has a row a run where the stack was just evaluated.
+    Attributes:
+        step: steps trained so far.
+        runs: number of runs.
+        padded_state: states of the runs, padded to a multiple of the devices.
+        rows: one row of metrics per run, if the stack was just evaluated.
     """
 
     step: int
@@ -49,107 +47,124 @@ class Moment:
 
     @property
     def state(self) -> State:
-        """The state of the runs, to resume from; gone when the next moment is asked for."""
+        """The state to resume from. It is donated when the loop goes on."""
         return jax.tree.map(lambda leaf: leaf[: self.runs], self.padded_state)
 
     @property
     def diverged_at(self) -> list[int | None]:
         """For each run the first step whose loss was not finite."""
-        steps = fetched(self.padded_state.diverged_at)[: self.runs].tolist()
+        steps = to_host(self.padded_state.diverged_at)[: self.runs].tolist()
         return [None if step < 0 else step for step in steps]
 
 
-class StackTraining:
-    """One compiled program for up to `runs` runs of its shapes, and the images on its devices or on disk."""
+class StackTrainer:
+    """Trains stacks of runs that share one program.
+
+    Args:
+        config: of any of the runs.
+        images: in memory, or on disk.
+        runs: the most runs of a stack.
+    """
 
     def __init__(self, config: RunConfig, images: Images | ImageFiles, runs: int = 1):
-        shared = config.train.parallel == "data"
-        self._mesh = device_mesh(runs, config.data.batch_size if shared else 1)
-        self.train: Train = make_train(config, BATCH if self._mesh.shape[BATCH] > 1 else None)
+        splits_batches = config.train.parallel == "data"
+        self._mesh = device_mesh(runs, config.data.batch_size if splits_batches else 1)
+        self.setup = make_setup(config, BATCH if self._mesh.shape[BATCH] > 1 else None)
         self._images = on_devices(images, WHOLE, self._mesh) if isinstance(images, Images) else images
-        self._compiled = compile_stack(self.train, self._mesh, streams=not isinstance(images, Images))
-        self._kernels = jax.jit(
-            jax.vmap(lambda state: (self.train.kernels(state), self.train.learned(state)))
-        )
+        self._programs = compile_stack(self.setup, self._mesh, streams=not isinstance(images, Images))
+        self._inspect = jax.jit(jax.vmap(lambda state: _inspect(state, self.setup)))
         self._pieces = 0
-        self._piece = 16  # steps between two signs of life: grows and shrinks with what they take
+        self._piece_steps = FIRST_PIECE_STEPS
         self._split = lru_cache(maxsize=64)(lambda seed: draw_run_split(images, config.data, seed))
 
-    def run(self, runs: Sequence[RunConfig], resumed: State | None = None) -> Iterator[Moment]:
-        """Train to the end, pausing every few seconds and at each evaluation.
+    def train(self, runs: Sequence[RunConfig], resumed: State | None = None) -> Iterator[LoopState]:
+        """Train to the last step, pausing every few seconds and at each evaluation.
 
-        The first evaluation is before any training, the last after the last step. `resumed` is the state of
-        an earlier moment, from which the training goes on to the same numbers.
+        Args:
+            runs: of the stack.
+            resumed: an earlier `LoopState.state`, from which training continues to the same numbers.
+
+        Yields:
+            The stack at each pause. It is first evaluated before any training, and last after the last step.
         """
-        filled = [*runs, *[runs[-1]] * (-len(runs) % self._mesh.shape["runs"])]  # the last run fills up
-        hyper = jax.tree.map(lambda *values: np.stack(values), *map(hyper_of, filled))
-        hyper = on_devices(hyper, RUNS, self._mesh)
-        if resumed is None:
-            seeds = on_devices(np.array([run.seed for run in filled], np.uint32), RUNS, self._mesh)
-            state, step = self._compiled.init(_keys(seeds), hyper), 0
-        else:
-            room = len(filled) - len(runs)
-            state = on_devices(jax.tree.map(lambda leaf: _filled_up(leaf, room), resumed), RUNS, self._mesh)
-            step = int(fetched(resumed.step)[0])
-        feed = self._feed(filled, state)
+        padded = [*runs, *[runs[-1]] * (-len(runs) % self._mesh.shape["runs"])]
+        hyperparameters = self._stack_hyperparameters(padded)
+        state, step = self._start(padded, hyperparameters, resumed)
+        source = self._batch_source(padded, state)
 
-        def evaluated(step: int) -> Moment:
-            rows = _rows(self.train, runs, feed.evaluate(state, hyper), step)
-            return Moment(step=step, runs=len(runs), padded_state=state, rows=rows)
+        def pause(*, evaluate: bool) -> LoopState:
+            rows = None
+            if evaluate:
+                rows = _rows(self.setup, runs, source.evaluate(state, hyperparameters), step)
+            return LoopState(step=step, runs=len(runs), padded_state=state, rows=rows)
 
         if resumed is None:
-            yield evaluated(0)
-        for stop in (mark for mark in self.train.duration.evaluate_after if mark > step):
+            yield pause(evaluate=True)
+        for stop in (mark for mark in self.setup.duration.evaluate_after if mark > step):
             while step < stop:
-                steps = min(stop - step, self._piece, feed.most_steps or self._piece)
+                steps = min(stop - step, self._piece_steps, source.max_steps or self._piece_steps)
                 started = time.perf_counter()
-                with self._traced(is_last=step + steps == self.train.duration.steps):
-                    state = feed.advance(state, hyper, step, steps)
+                with self._profile(is_last=step + steps == self.setup.duration.steps):
+                    own, common = source.window(step, steps)
+                    state = self._programs.advance(state, hyperparameters, own, common, jnp.int32(steps))
                     jax.block_until_ready(state.step)
-                self._keep_pace(steps, agreed(time.perf_counter() - started))
+                self._adjust_pace(steps, broadcast_from_primary(time.perf_counter() - started))
                 step += steps
-                if step < stop:
-                    yield Moment(step=step, runs=len(runs), padded_state=state)
-            yield evaluated(stop)
+                yield pause(evaluate=step == stop)
 
-    def kernels(self, moment: Moment) -> list[tuple[dict[str, np.ndarray], dict[str, float]]]:
-        """Of each run a few kernels, by layer, and what training has made of them all."""
-        sampled, learned = fetched(self._kernels(moment.padded_state))
+    def inspect_kernels(self, at: LoopState) -> list[tuple[dict[str, np.ndarray], dict[str, float]]]:
+        """Sample the kernels of each run by layer, and measure what training has made of all of them."""
+        kernels, measures = to_host(self._inspect(at.padded_state))
         return [
             (
-                {name: leaf[run] for name, leaf in sampled.items()},
-                {name: float(leaf[run]) for name, leaf in learned.items()},
+                {name: leaf[run] for name, leaf in kernels.items()},
+                {name: float(leaf[run]) for name, leaf in measures.items()},
             )
-            for run in range(moment.runs)
+            for run in range(at.runs)
         ]
 
     def state_like(self, runs: int) -> State:
-        """Shapes and types of the state of a stack, to read a saved one into, whatever devices wrote it."""
+        """Return shapes, types and placement of a stack's state, to restore a saved one into.
+
+        The checkpoint may have been written from other devices.
+        """
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), runs))
-        hyper = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((runs,), leaf.dtype), hyper_of(self.train.config)
+        hyperparameters = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((runs,), leaf.dtype),
+            Hyperparameters.from_config(self.setup.config),
         )
-        state = jax.eval_shape(jax.vmap(self.train.init), keys, hyper)
+        state = jax.eval_shape(
+            jax.vmap(lambda key, numbers: init(key, numbers, self.setup)), keys, hyperparameters
+        )
         if self._mesh.is_multi_process:
-            there = NamedSharding(self._mesh, WHOLE)
-        else:  # the host's memory, as no one device may have room for the runs of all
-            there = SingleDeviceSharding(host_device())
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there), state)
+            sharding = NamedSharding(self._mesh, WHOLE)
+        else:  # the host's memory: a single device may not have room for all runs
+            sharding = SingleDeviceSharding(host_device())
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state
+        )
 
-    def _traced(self, *, is_last: bool) -> AbstractContextManager[None]:
-        """A trace of the second piece of training, where one is asked for; the first one compiles, but may
-        be the only one."""
-        self._pieces += 1
-        folder = self.train.config.train.profile
-        if folder is None or not (self._pieces == 2 or (self._pieces == 1 and is_last)):
-            return nullcontext()
-        return jax.profiler.trace(folder, create_perfetto_trace=True)
+    def _stack_hyperparameters(self, runs: Sequence[RunConfig]) -> Hyperparameters:
+        numbers = map(Hyperparameters.from_config, runs)
+        stacked = jax.tree.map(lambda *values: np.stack(values), *numbers)
+        return on_devices(stacked, RUNS, self._mesh)
 
-    def _feed(self, runs: Sequence[RunConfig], state: State) -> Feed:
+    def _start(
+        self, runs: Sequence[RunConfig], hyperparameters: Hyperparameters, resumed: State | None
+    ) -> tuple[State, int]:
+        """Initialise the runs, or pad a resumed state; return the state and its step."""
+        if resumed is None:
+            seeds = on_devices(np.array([run.seed for run in runs], np.uint32), RUNS, self._mesh)
+            return self._programs.init(_keys(seeds), hyperparameters), 0
+        padding = len(runs) - len(resumed.step)
+        padded = jax.tree.map(lambda leaf: _pad(leaf, padding), resumed)
+        return on_devices(padded, RUNS, self._mesh), int(to_host(resumed.step)[0])
+
+    def _batch_source(self, runs: Sequence[RunConfig], state: State) -> BatchSource:
         subsets = self._subsets(runs)
         if isinstance(self._images, Images):
-            return MemoryFeed(self._compiled, self._images, subsets, self._mesh)
-        return StreamFeed(self.train, self._compiled, self._images, subsets, state.order_key, self._mesh)
+            return MemorySource(self._programs, self._images, subsets, self._mesh)
+        return StreamSource(self.setup, self._programs, self._images, subsets, state.order_key, self._mesh)
 
     def _subsets(self, runs: Sequence[RunConfig]) -> Subsets:
         splits = [self._split(resolve_split_seed(run)) for run in runs]
@@ -157,30 +172,48 @@ class StackTraining:
         sizes = np.array([run.data.train_size or order.shape[1] for run in runs], np.int32)
         return Subsets(order, sizes, validation)
 
-    def _keep_pace(self, steps: int, seconds: float) -> None:
-        if seconds > 2 * PIECE_SECONDS and self._piece > 1:
-            self._piece //= 2
-        elif steps == self._piece and seconds < PIECE_SECONDS / 2:
-            self._piece *= 2
+    def _profile(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Trace the second piece of training if a profile is wanted, or the first if it is the only one."""
+        self._pieces += 1
+        folder = self.setup.config.train.profile
+        if folder is None or not (self._pieces == 2 or (self._pieces == 1 and is_last)):
+            return nullcontext()
+        return jax.profiler.trace(folder, create_perfetto_trace=True)
+
+    def _adjust_pace(self, steps: int, seconds: float) -> None:
+        if seconds > 2 * PIECE_SECONDS and self._piece_steps > 1:
+            self._piece_steps //= 2
+        elif steps == self._piece_steps and seconds < PIECE_SECONDS / 2:
+            self._piece_steps *= 2
 
 
-def _rows(train: Train, runs: Sequence[RunConfig], metrics: dict[str, Metrics], step: int) -> list[Row]:
-    """Metrics of a stack as a row a run; gaps are positive where training looks better than test."""
-    seen = step * train.duration.batch_size
-    macs = 3 * seen * total_count(train.network, "macs")  # forward pass, and twice that for the gradients
+def _inspect(state: State, setup: Setup) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    network = merge_network(state.params, state.fixed, setup)
+    return sample_kernels(network), measure_learned(network)
+
+
+def _rows(setup: Setup, runs: Sequence[RunConfig], metrics: dict[str, Metrics], step: int) -> list[Row]:
+    """Return one row of metrics per run; gaps are positive where training looks better than test."""
+    images = step * setup.duration.batch_size
+    macs = 3 * images * total_count(setup.network, "macs")  # forward pass, and twice that for the gradients
     columns = {
         f"{split}/{name}": np.asarray(values, np.float64).tolist()
-        for split, means in fetched(metrics).items()
+        for split, means in to_host(metrics).items()
         for name, values in means._asdict().items()
     }
     return [
-        _row(run, {key: values[index] for key, values in columns.items()}, step, seen, macs)
+        _row(run, {key: values[index] for key, values in columns.items()}, step, images, macs)
         for index, run in enumerate(runs)
     ]
 
 
-def _row(run: RunConfig, means: Row, step: int, seen: int, macs: int) -> Row:
-    position: Row = {"step": step, "epoch": seen / resolve_train_size(run.data), "images": seen, "macs": macs}
+def _row(run: RunConfig, means: Row, step: int, images: int, macs: int) -> Row:
+    position: Row = {
+        "step": step,
+        "epoch": images / resolve_train_size(run.data),
+        "images": images,
+        "macs": macs,
+    }
     gaps: Row = {
         "gap/loss": means["test/loss"] - means["train/loss"],
         "gap/accuracy": means["train/accuracy"] - means["test/accuracy"],
@@ -190,9 +223,9 @@ def _row(run: RunConfig, means: Row, step: int, seen: int, macs: int) -> Row:
 
 @jax.jit
 def _keys(seeds: jax.Array) -> jax.Array:
-    """The same as of each seed alone, where the seeds are."""
+    """Make the key of each seed, on the devices that hold the seeds."""
     return jax.vmap(jax.random.key)(seeds)
 
 
-def _filled_up(leaf: jax.Array, room: int) -> jax.Array:
-    return jnp.concatenate([leaf, *[leaf[-1:]] * room]) if room else leaf
+def _pad(leaf: jax.Array, padding: int) -> jax.Array:
+    return jnp.concatenate([leaf, *[leaf[-1:]] * padding]) if padding else leaf

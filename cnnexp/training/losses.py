@@ -13,10 +13,16 @@ def losses(
     labels: Int[Array, "b ..."],
     smoothing: float | Float[Array, ""] = 0.0,
 ) -> Float[Array, " b"]:
-    """Cross-entropy of the softmax, or the mean over classes of the sigmoids' binary cross-entropies.
+    """Compute the loss of each image.
 
-    `smoothing` is the share of the target that is spread over all classes (Szegedy 2016), of each sigmoid
-    over its two answers.
+    The softmax head has the cross-entropy, the sigmoid head the mean over classes of binary cross-entropies.
+
+    Args:
+        head: which of the two.
+        logits: `(b, classes)`.
+        labels: class numbers `(b,)`, or 0 and 1 for each class `(b, classes)`.
+        smoothing: fraction of the target that is spread over all classes (Szegedy 2016), or over the two
+            answers of each sigmoid.
     """
     classes = logits.shape[-1]
     targets = labels if labels.ndim == 2 else labels[:, None] == jnp.arange(classes)
@@ -28,7 +34,7 @@ def losses(
 
 
 def correct(logits: Float[Array, "b classes"], labels: Int[Array, "b ..."]) -> Bool[Array, " b"]:
-    """Whether the label is the most likely class; of several labels, whether every one of them is right."""
+    """Tell for each image whether its label is the likeliest class; of several labels, all must be right."""
     if labels.ndim == 1:
         return logits.argmax(-1) == labels
     return ((logits > 0) == (labels > 0)).all(-1)

@@ -1,4 +1,4 @@
-"""Optax optimisers whose hyperparameters are traced: runs that differ only there share a program."""
+"""Optax optimisers whose hyperparameters are traced: runs that differ only in these have one program."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from cnnexp.config.sections import Optim
 from cnnexp.data.corruptions import CorruptionStrengths
 
 
-class Hyper(NamedTuple):
+class Hyperparameters(NamedTuple):
     """Numbers that may differ between the runs of a stack: those that `cnnexp.config.TRACED` lists."""
 
     learning_rate: Float[Array, "..."]
@@ -24,29 +24,39 @@ class Hyper(NamedTuple):
     l1_threshold: Float[Array, "..."]
     share_every: Int[Array, "..."]
     tied_steps: Int[Array, "..."]
-    levels: CorruptionStrengths
+    strengths: CorruptionStrengths
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> "Hyperparameters":
+        """Read the numbers from the configuration."""
+        optim, train = config.optim, config.train
+        numbers = (optim.learning_rate, optim.weight_decay, optim.momentum, train.label_smoothing)
+        return cls(
+            *map(jnp.float32, numbers),
+            l1=jnp.float32(optim.l1 or 0),
+            l1_threshold=jnp.float32(optim.l1_threshold or 0),
+            share_every=jnp.int32(train.share_every or 0),
+            tied_steps=jnp.int32(train.tied_steps or 0),
+            strengths=CorruptionStrengths.from_config(config.data),
+        )
 
 
-def hyper_of(config: RunConfig) -> Hyper:
-    """The configured numbers."""
-    optim, train = config.optim, config.train
-    numbers = (optim.learning_rate, optim.weight_decay, optim.momentum, train.label_smoothing)
-    return Hyper(
-        *map(jnp.float32, numbers),
-        l1=jnp.float32(optim.l1 or 0),
-        l1_threshold=jnp.float32(optim.l1_threshold or 0),
-        share_every=jnp.int32(train.share_every or 0),
-        tied_steps=jnp.int32(train.tied_steps or 0),
-        levels=CorruptionStrengths.from_config(config.data),
-    )
+BANK_AXES = 5  # a bank of kernels has this many axes, a bias fewer
 
 
-BANK_AXES = 5  # of a bank of kernels, which biases have fewer than
+def make_optimizer(
+    optim: Optim, hyperparameters: Hyperparameters, steps: int
+) -> optax.GradientTransformation:
+    """Build the configured optimiser.
 
+    Weight decay is decoupled from the gradient in AdamW and added to it in SGD. It applies to all parameters,
+    biases included.
 
-def make_optimizer(optim: Optim, hyper: Hyper, steps: int) -> optax.GradientTransformation:
-    """The configured optimiser over a run of `steps`. Weight decay is decoupled from the gradient in AdamW,
-    added to it in SGD, and leaves biases alone in neither: one rule for all parameters."""
+    Args:
+        optim: the kind of optimiser and the shape of its schedule.
+        hyperparameters: its numbers, which may be traced.
+        steps: length of the run, which the schedule spans.
+    """
     warmup = round(optim.warmup * steps)
     if optim.schedule == "cosine":
         start = 0.0 if warmup else 1.0
@@ -55,32 +65,38 @@ def make_optimizer(optim: Optim, hyper: Hyper, steps: int) -> optax.GradientTran
         shape = optax.linear_schedule(0.0, 1.0, warmup) if warmup else optax.constant_schedule(1.0)
 
     def learning_rate(step: ArrayLike) -> Array:
-        return hyper.learning_rate * shape(step)
+        return hyperparameters.learning_rate * shape(step)
 
     if optim.name == "sgd":
         optimizer = optax.chain(
-            optax.add_decayed_weights(hyper.weight_decay),
-            optax.sgd(learning_rate, momentum=hyper.momentum),
+            optax.add_decayed_weights(hyperparameters.weight_decay),
+            optax.sgd(learning_rate, momentum=hyperparameters.momentum),
         )
     else:
-        optimizer = optax.adamw(learning_rate, b1=hyper.momentum, weight_decay=hyper.weight_decay)
+        optimizer = optax.adamw(
+            learning_rate, b1=hyperparameters.momentum, weight_decay=hyperparameters.weight_decay
+        )
     if optim.l1 is None:
         return optimizer
-    return optax.chain(optimizer, beta_lasso(learning_rate, hyper.l1, hyper.l1_threshold))
+    return optax.chain(optimizer, beta_lasso(learning_rate, hyperparameters.l1, hyperparameters.l1_threshold))
 
 
 def beta_lasso(
     learning_rate: optax.Schedule, l1: Float[Array, ""], threshold: Float[Array, ""]
 ) -> optax.GradientTransformation:
-    """What follows an optimiser to make it beta-LASSO (Neyshabur 2020, algorithm 1).
+    """Follow an optimiser with this to make it beta-LASSO.
 
-    A step also goes against the signs of the kernels by `learning_rate * l1`, and what is then smaller than
-    `threshold * l1` is set to zero; it comes back when one step takes it beyond. Biases are left alone.
+    A step also moves the kernels against their signs by `learning_rate * l1`. Weights that are then smaller
+    than `threshold * l1` are set to zero; they return when one step takes them beyond it. Biases are left
+    alone.
 
     Args:
-        learning_rate: by step.
-        l1: the weight of the 1-norm in the loss, lambda.
+        learning_rate: schedule of the learning rate, by step.
+        l1: weight of the 1-norm in the loss, lambda.
         threshold: beta; 0 is the plain subgradient.
+
+    References:
+        Neyshabur 2020 (arXiv:2007.13657), algorithm 1.
     """
 
     def init(params: optax.Params) -> optax.ScaleByScheduleState:

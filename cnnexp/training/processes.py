@@ -1,7 +1,7 @@
-"""Several processes, on as many hosts, that train the same runs together: what they must agree on and share.
+"""What several processes that train the same runs together must agree on, and how arrays move between them.
 
-Every process runs the same programs in the same order, on a mesh of all their devices. What one alone can
-know, the time or a signal, the first process tells the others.
+Every process runs the same programs in the same order, on a mesh of all their devices. What only one of them
+can know, such as the time or a signal, the primary process broadcasts to the others.
 """
 
 import json
@@ -16,34 +16,40 @@ Value = TypeVar("Value")
 
 
 def host_device() -> Any:
-    """A device with the host's memory; the accelerator, where `$JAX_PLATFORMS` leaves JAX no other."""
+    """Return a device with the host's memory; an accelerator where `$JAX_PLATFORMS` allows no other."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         return jax.local_devices()[0]
 
 
-def is_first() -> bool:
-    """Whether this process writes the store."""
+def is_primary() -> bool:
+    """Tell whether this process is the one that writes the store."""
     return jax.process_index() == 0
 
 
-def agreed(value: Value) -> Value:
-    """What the first process says, on all of them, who must all ask; anything that JSON holds."""
+def broadcast_from_primary(value: Value) -> Value:
+    """Return the primary process's value in every process.
+
+    All processes must call this.
+
+    Args:
+        value: anything that JSON holds; only that of the primary process counts.
+    """
     if jax.process_count() == 1:
         return value
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
-    said = json.dumps(value).encode()
-    length = int(broadcast_one_to_all(np.int32(len(said))))
-    room = np.zeros(1 << (length - 1).bit_length(), np.uint8)  # of few sizes: each is a program
-    if is_first():
-        room[:length] = np.frombuffer(said, np.uint8)
-    return json.loads(np.asarray(broadcast_one_to_all(room))[:length].tobytes())
+    encoded = json.dumps(value).encode()
+    length = int(broadcast_one_to_all(np.int32(len(encoded))))
+    buffer = np.zeros(1 << (length - 1).bit_length(), np.uint8)  # few sizes, as JAX compiles for each
+    if is_primary():
+        buffer[:length] = np.frombuffer(encoded, np.uint8)
+    return json.loads(np.asarray(broadcast_one_to_all(buffer))[:length].tobytes())
 
 
-def anywhere(flag: bool) -> bool:
-    """Whether a flag is set in any process; all must ask."""
+def any_process(flag: bool) -> bool:
+    """Tell whether a flag is set in any process; all processes must call this."""
     if jax.process_count() == 1:
         return flag
     from jax.experimental.multihost_utils import process_allgather
@@ -51,8 +57,13 @@ def anywhere(flag: bool) -> bool:
     return bool(np.any(process_allgather(np.array(flag))))
 
 
-def placed(tree: Tree, sharding: Sharding) -> Tree:
-    """Arrays, the same in all processes, on the devices of a sharding; each process fills its own."""
+def shard(tree: Tree, sharding: Sharding) -> Tree:
+    """Put arrays, which are the same in all processes, on devices.
+
+    Args:
+        tree: arrays of this process.
+        sharding: which device holds which part of them; each process fills its own devices.
+    """
 
     def place(leaf: Any) -> jax.Array:
         if sharding.is_fully_addressable:
@@ -65,21 +76,21 @@ def placed(tree: Tree, sharding: Sharding) -> Tree:
     return jax.tree.map(place, tree)
 
 
-def own_part(size: int) -> slice:
-    """Which images of a batch this process reads."""
-    each = size // jax.process_count()
-    return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
+def local_slice(size: int) -> slice:
+    """Return the part of a batch of `size` images that this process reads."""
+    length = size // jax.process_count()
+    return slice(jax.process_index() * length, (jax.process_index() + 1) * length)
 
 
-def put_together(leaf: np.ndarray, sharding: Sharding, axis: int) -> jax.Array:
-    """An array of which each process has a part along an axis."""
+def from_local_shards(leaf: np.ndarray, sharding: Sharding, axis: int) -> jax.Array:
+    """Build an array of which each process has a part along an axis."""
     shape = list(leaf.shape)
     shape[axis] *= jax.process_count()
     return jax.make_array_from_process_local_data(sharding, leaf, tuple(shape))
 
 
-def fetched(tree: Any) -> Any:
-    """Arrays as NumPy's, of which this process's devices together hold all."""
+def to_host(tree: Any) -> Any:
+    """Copy arrays to NumPy; the devices of this process must together hold them whole."""
 
     def fetch(leaf: Any) -> np.ndarray:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:

@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from cnnexp.config import RunConfig
 from cnnexp.core.errors import UsageError
 from cnnexp.data.shapes import resolve_train_size
+from cnnexp.models.spec import specify_network, total_count
 
-# Steps at one evaluation over those at the one before, with `train.eval_every=log`: a fifth of an octave,
-# less than the steps to a target scatter over seeds. Finer ones would cost more and tell little more: 750
-# steps have 42 evaluations, with a ratio of 1.1 they would have 57.
+# Ratio of the steps at successive evaluations with `train.eval_every=log`: a fifth of an octave, less than
+# the scatter over seeds of the steps to a target. A finer grid would cost more and show little more: 750
+# steps have 42 evaluations; with a ratio of 1.1 they would have 57.
 LOG_RATIO = 1.15
-MOST_IMAGES, MOST_STEPS = 2**32, 2**31 - 1  # that a run counts: see `cnnexp.data.sampling`
+MOST_IMAGES, MOST_STEPS = 2**32, 2**31 - 1  # the counters of a run: see `cnnexp.data.sampling`
 MOST_EVALUATIONS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Duration:
-    """A run's length in steps.
+    """The length of a run in steps.
 
     Attributes:
-        steps: optimiser steps of the run.
+        steps: optimiser steps.
         train_size: training images.
         batch_size: images of one step.
         evaluate_after: steps after which the run is evaluated, ascending; the first is 0, before any
@@ -34,12 +35,18 @@ class Duration:
     evaluate_after: tuple[int, ...]
 
     def epochs(self, step: int) -> float:
-        """Passes over the training images up to a step."""
+        """Convert a step to passes over the training images."""
         return step * self.batch_size / self.train_size
 
 
 def duration_of(config: RunConfig) -> Duration:
-    """Turn epochs or steps into steps. An epoch is `train_size / batch_size` steps, at least one in all."""
+    """Work out the steps of a run from its epochs or steps.
+
+    An epoch is `train_size / batch_size` steps. A run has at least one step.
+
+    Raises:
+        UsageError: the run has too many images, steps or evaluations to count.
+    """
     size, batch = resolve_train_size(config.data), config.data.batch_size
     _refuse_too_long(config, size)
     if config.train.epochs is not None:
@@ -53,7 +60,7 @@ def duration_of(config: RunConfig) -> Duration:
     if every == "log":
         marks = set(_logarithmic(steps))
     else:
-        # No evaluation is skipped where several would fall on one step.
+        # At least one step, so that no evaluation is skipped because several fall on one step.
         interval = max(1.0, default if every is None else every * unit)
         if steps / interval > MOST_EVALUATIONS:
             raise UsageError(
@@ -65,8 +72,16 @@ def duration_of(config: RunConfig) -> Duration:
     return Duration(steps=steps, train_size=size, batch_size=batch, evaluate_after=after)
 
 
+def run_flops(run: RunConfig) -> float:
+    """Estimate the floating-point operations of a run: three passes per training step, one per evaluation."""
+    duration, macs = duration_of(run), total_count(specify_network(run), "macs")
+    trained = 3 * duration.steps * duration.batch_size
+    evaluated = len(duration.evaluate_after) * (duration.train_size + 2_000)
+    return 2.0 * macs * (trained + evaluated)
+
+
 def _refuse_too_long(config: RunConfig, size: int) -> None:
-    """Refuse a run that sees more images than their order counts: it would begin anew within an epoch."""
+    """Refuse a run that sees more images than 32 bits count: their order would repeat within an epoch."""
     batch, train = config.data.batch_size, config.train
     reason = "a run's order of images is counted in 32 bits; allowed"
     if train.epochs is not None and train.epochs > MOST_IMAGES / size:
@@ -76,7 +91,7 @@ def _refuse_too_long(config: RunConfig, size: int) -> None:
 
 
 def _logarithmic(steps: int) -> Iterator[int]:
-    """Every step at first, then steps that are `LOG_RATIO` apart, up to the last."""
+    """Yield every step at first, then steps that are `LOG_RATIO` apart."""
     step = 1
     while step < steps:
         yield step

@@ -1,4 +1,4 @@
-"""A training over a leading run axis, compiled and spread over the devices."""
+"""The programs of a stack: one training over a leading run axis, compiled and spread over the devices."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,33 +12,20 @@ from jaxtyping import Array, Bool, Int, Key
 
 from cnnexp.data.images import Images, Normalisation
 from cnnexp.data.pipelines import EvalWindow, InMemory, RawBatch, TrainWindow
-from cnnexp.training.optimizers import Hyper
-from cnnexp.training.processes import placed
-from cnnexp.training.train import Metrics, State, Train
+from cnnexp.training.optimizers import Hyperparameters
+from cnnexp.training.processes import shard
+from cnnexp.training.train import Metrics, Setup, State, evaluate, evaluate_window, init, train_steps
 
 Runs = TypeVar("Runs")  # a pytree with a leading run axis
-Shared = TypeVar("Shared")  # one without, the same for all runs
 Result = TypeVar("Result")
 RUNS, WHOLE = PartitionSpec("runs"), PartitionSpec()
-BATCH = "batch"  # the axis of the devices that share the batches of a run
-PARTS = PartitionSpec("runs", None, BATCH)  # runs, steps and images of a batch
+BATCH = "batch"  # the mesh axis of the devices that split the batches of a run
+PARTS = PartitionSpec("runs", None, BATCH)  # runs, steps, images of a batch
 SPLITS = ("train", "validation", "test")
 
 
-def over_runs(function: Callable[[Runs, Shared], Result]) -> Callable[[Runs, Shared], Result]:
-    """`function` over the leading axis of its first argument.
-
-    `jax.vmap`, except on CPU: there a step of one run keeps the cores busy, and what it works on fits in
-    their cache where that of the whole stack does not, so the runs take turns within the one program
-    (`scripts/bench/step.py` times both).
-    """
-    if jax.default_backend() == "cpu":
-        return lambda runs, shared: lax.map(lambda run: function(run, shared), runs)
-    return jax.vmap(function, in_axes=(0, None))
-
-
 class Subsets(NamedTuple):
-    """Which images are those of each run, with a leading run axis; see `InMemory`."""
+    """Which images each run takes, with a leading run axis; see `InMemory`."""
 
     subset: Int[Array | np.ndarray, "runs room"]
     train_size: Int[Array | np.ndarray, " runs"]
@@ -46,38 +33,57 @@ class Subsets(NamedTuple):
 
 
 class Streamed(NamedTuple):
-    """What streamed in for each run, with a leading run axis; see `TrainWindow`."""
+    """The streamed batches of each run, with a leading run axis; see `TrainWindow`."""
 
     batches: RawBatch
     first: Int[Array | np.ndarray, " runs"]
 
 
-class CompiledStack(NamedTuple):
-    """The pieces of a training for a stack: what is the runs' own has a run axis, the rest is shared.
+class StackPrograms(NamedTuple):
+    """The compiled functions of a stack, of which each XLA program is built at the first call.
 
-    `advance(state, hyper, own, shared, steps)` gives up its `state`; `steps` is traced. Where images are in
-    memory, `own` are `Subsets` and `shared` the images; where they stream, `Streamed` and the normalisation.
-    `evaluate(state, hyper, own, images)` is for images in memory. `add(state, hyper, counted, window)` is by
-    split: the sums over a streamed window that the runs share, of which each counts its own images.
+    Attributes:
+        init: `init(keys, hyperparameters)` draws the states of the runs.
+        advance: `advance(state, hyperparameters, own, common, steps)` trains. It donates `state`; `steps` is
+            traced. With images in memory, `own` are `Subsets` and `common` the images; with streamed images,
+            `Streamed` and the normalisation.
+        evaluate: `evaluate(state, hyperparameters, subsets, images)`, with images in memory.
+        add_window: by split, `add(state, hyperparameters, valid, batches, normalisation)` sums over a
+            streamed window that all runs see, and of which each counts its own images.
     """
 
-    init: Callable[[Key[Array, " runs"], Hyper], State]
-    advance: Callable[[State, Hyper, Subsets | Streamed, Images | Normalisation, Int[Array, ""]], State]
-    evaluate: Callable[[State, Hyper, Subsets, Images], dict[str, Metrics]]
-    add: dict[
+    init: Callable[[Key[Array, " runs"], Hyperparameters], State]
+    advance: Callable[
+        [State, Hyperparameters, Subsets | Streamed, Images | Normalisation, Int[Array, ""]], State
+    ]
+    evaluate: Callable[[State, Hyperparameters, Subsets, Images], dict[str, Metrics]]
+    add_window: dict[
         str,
         Callable[
-            [State, Hyper, Bool[Array | np.ndarray, "runs batches b"], RawBatch, Normalisation], Metrics
+            [State, Hyperparameters, Bool[Array | np.ndarray, "runs batches b"], RawBatch, Normalisation],
+            Metrics,
         ],
     ]
 
 
-def compile_stack(train: Train, mesh: Mesh, *, streams: bool = False) -> CompiledStack:
-    """Compile the pieces of a training; each XLA program is built at its first call.
+def over_runs(function: Callable[[Runs], Result]) -> Callable[[Runs], Result]:
+    """Map a function over the leading run axis.
 
-    The run axis is spread over that of the mesh and must be divisible by it. Devices that share the batches
-    of a run hold the same state, and add up their gradients and sums; else none needs what another has.
-    Batches that stream in come to each device as its own part.
+    This is `jax.vmap`, except on CPU, where the runs take turns within the one program: a step of one run
+    keeps the cores busy, and its arrays fit in their cache where those of the whole stack do not
+    (`scripts/bench/step.py` times both).
+    """
+    return partial(lax.map, function) if jax.default_backend() == "cpu" else jax.vmap(function)
+
+
+def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPrograms:
+    """Compile the functions of a training for a stack.
+
+    Args:
+        setup: of any run of the stack.
+        mesh: the devices; the number of runs must be a multiple of the size of its run axis. Devices along
+            the batch axis hold the same state, and add up their gradients and sums.
+        streams: whether images are streamed; each device then receives only its part of a batch.
     """
     own_spec = Streamed(PARTS, RUNS) if streams else RUNS  # pyright: ignore[reportArgumentType]
     spread = partial(jax.shard_map, mesh=mesh, out_specs=RUNS, check_vma=False)
@@ -85,63 +91,78 @@ def compile_stack(train: Train, mesh: Mesh, *, streams: bool = False) -> Compile
     @partial(jax.jit, donate_argnums=0)
     @partial(spread, in_specs=(RUNS, RUNS, own_spec, WHOLE, WHOLE))
     def advance(
-        state: State, hyper: Hyper, own: Subsets | Streamed, shared: Images | Normalisation, steps: Array
+        state: State,
+        hyperparameters: Hyperparameters,
+        own: Subsets | Streamed,
+        common: Images | Normalisation,
+        steps: Array,
     ) -> State:
-        def one(
-            run: tuple[State, Hyper, Subsets | Streamed], shared: tuple[Images | Normalisation, Array]
-        ) -> State:
-            (state, hyper, own), (data, steps) = run, shared
-            return train.advance(state, _source(own, data), hyper, steps=steps)
+        def train_run(run: tuple[State, Hyperparameters, Subsets | Streamed]) -> State:
+            state, hyperparameters, own = run
+            return train_steps(state, _source(own, common), hyperparameters, setup, steps=steps)
 
-        return over_runs(one)((state, hyper, own), (shared, steps))
+        return over_runs(train_run)((state, hyperparameters, own))
 
     @jax.jit
     @partial(spread, in_specs=(RUNS, RUNS, RUNS, WHOLE))
-    def evaluate(state: State, hyper: Hyper, own: Subsets, images: Images) -> dict[str, Metrics]:
-        def one(run: tuple[State, Hyper, Subsets], images: Images) -> dict[str, Metrics]:
-            state, hyper, own = run
-            return train.evaluate(state, InMemory(images, *own), hyper)
+    def evaluate_stack(
+        state: State, hyperparameters: Hyperparameters, own: Subsets, images: Images
+    ) -> dict[str, Metrics]:
+        def evaluate_run(run: tuple[State, Hyperparameters, Subsets]) -> dict[str, Metrics]:
+            state, hyperparameters, own = run
+            return evaluate(state, InMemory(images, *own), hyperparameters, setup)
 
-        return over_runs(one)((state, hyper, own), images)
+        return over_runs(evaluate_run)((state, hyperparameters, own))
 
-    def add_split(split: str) -> Callable[..., Metrics]:
+    def add_to(split: str) -> Callable[..., Metrics]:
         @jax.jit
         @partial(spread, in_specs=(RUNS, RUNS, RUNS, WHOLE, WHOLE))
         def add(
-            state: State, hyper: Hyper, counted: Array, window: RawBatch, normalisation: Normalisation
+            state: State,
+            hyperparameters: Hyperparameters,
+            valid: Array,
+            batches: RawBatch,
+            normalisation: Normalisation,
         ) -> Metrics:
-            def one(run: tuple[State, Hyper, Array], shared: tuple[RawBatch, Normalisation]) -> Metrics:
-                state, hyper, counted = run
-                return train.sums(state, EvalWindow(shared[0], counted, shared[1]), hyper, split=split)
+            def add_run(run: tuple[State, Hyperparameters, Array]) -> Metrics:
+                state, hyperparameters, valid = run
+                window = EvalWindow(batches, valid, normalisation)
+                return evaluate_window(state, window, hyperparameters, setup, split=split)
 
-            return over_runs(one)((state, hyper, counted), (window, normalisation))
+            return over_runs(add_run)((state, hyperparameters, valid))
 
         return add
 
-    init = jax.jit(spread(jax.vmap(train.init), in_specs=(RUNS, RUNS)))
-    return CompiledStack(init, advance, evaluate, {split: add_split(split) for split in SPLITS})
+    init_runs = jax.jit(spread(jax.vmap(partial(init, setup=setup)), in_specs=(RUNS, RUNS)))
+    return StackPrograms(init_runs, advance, evaluate_stack, {split: add_to(split) for split in SPLITS})
 
 
-def _source(own: Subsets | Streamed, shared: Images | Normalisation) -> InMemory | TrainWindow:
+def _source(own: Subsets | Streamed, common: Images | Normalisation) -> InMemory | TrainWindow:
     if isinstance(own, Subsets):
-        assert isinstance(shared, Images)
-        return InMemory(shared, *own)
-    assert isinstance(shared, Normalisation)
-    return TrainWindow(*own, shared)
+        assert isinstance(common, Images)
+        return InMemory(common, *own)
+    assert isinstance(common, Normalisation)
+    return TrainWindow(*own, common)
 
 
 def device_mesh(runs: int, batch_size: int = 1) -> Mesh:
-    """Devices: along the run axis as many of each process as there are runs; those that are left share the
-    batches of each run, as far as these can be divided equally: at least among the processes.
+    """Arrange JAX's devices along runs and batches.
+
+    Args:
+        runs: of a stack; along the run axis lie as many devices of each process.
+        batch_size: images of a batch, which the remaining devices split as far as they can divide it equally,
+            and at least the processes do.
     """
     processes = jax.process_count()
     by_process = np.array(sorted(jax.devices(), key=lambda d: (d.process_index, d.id))).reshape(processes, -1)
     along = min(runs, by_process.shape[1])
-    sharing = next(n for n in range(by_process.shape[1] // along, 0, -1) if batch_size % (n * processes) == 0)
-    chosen = by_process[:, : along * sharing].reshape(processes, along, sharing)
-    return Mesh(chosen.swapaxes(0, 1).reshape(along, processes * sharing), ("runs", BATCH))
+    splitting = next(
+        n for n in range(by_process.shape[1] // along, 0, -1) if batch_size % (n * processes) == 0
+    )
+    chosen = by_process[:, : along * splitting].reshape(processes, along, splitting)
+    return Mesh(chosen.swapaxes(0, 1).reshape(along, processes * splitting), ("runs", BATCH))
 
 
 def on_devices(tree: Runs, spec: PartitionSpec, mesh: Mesh) -> Runs:
     """Put arrays on the devices: spread along the run axis, or whole on each of them."""
-    return placed(tree, NamedSharding(mesh, spec))
+    return shard(tree, NamedSharding(mesh, spec))

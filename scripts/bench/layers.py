@@ -117,14 +117,14 @@ def settings(layer: Layer, shape: Shape, dtype: Any) -> dict[str, tuple[Any, tup
         shapes = (layer.weights, *(_arranged(size, layer.layout) for size in images))
         return tuple(0.1 * random.normal(random.key(i), (*runs, *s), dtype) for i, s in enumerate(shapes))
 
-    def one(run: tuple[jax.Array, jax.Array, jax.Array], _: None) -> tuple[jax.Array, jax.Array]:
+    def train_run(run: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return both(*run)
 
-    stack = over_runs(one)
+    stack = over_runs(train_run)
     programs = {
         "solo": (both, ()),
         "scan": (steps, ()),
-        "stack": (lambda *runs: stack(runs, None), (8,)),
+        "stack": (lambda *runs: stack(runs), (8,)),
         "vmap": (jax.vmap(both), (8,)),
     }
     given = {name: arguments(*runs) for name, (_, runs) in programs.items()}

@@ -34,6 +34,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 from hydra import compose, initialize_config_dir
 
@@ -44,12 +45,13 @@ from cnnexp.core.machine import shipped
 from cnnexp.store.leases import Leases
 from cnnexp.store.runs import has_ended, read_history, run_folder, sweep_folder
 from cnnexp.sweep.compose import plain
-from cnnexp.sweep.multiprocess import Nobody
 from cnnexp.sweep.plan import plan_sweep
 from cnnexp.sweep.points import Job
-from cnnexp.sweep.run import SweepWork, prepare
-from cnnexp.sweep.signals import Interruption
-from cnnexp.sweep.worker import StackTrainer
+from cnnexp.sweep.progress import SweepProgress
+from cnnexp.sweep.run import SweepRunner, start_progress
+from cnnexp.sweep.signals import StopSignals
+from cnnexp.sweep.worker import TrainerCache
+from cnnexp.tracking.mirror_process import Mirror
 from cnnexp.training.schedule import Duration, duration_of
 
 EVALUATIONS = 10
@@ -57,7 +59,7 @@ FORK = get_context("fork")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SleptMoment:
+class SleptState:
     """A stack between two naps."""
 
     step: int
@@ -67,23 +69,23 @@ class SleptMoment:
 
 
 class Sleep:
-    """In the place of `StackTraining`: as many evaluations, and nothing in between."""
+    """In place of `StackTrainer`: as many evaluations, and nothing in between."""
 
     def __init__(self, duration: Duration, seconds: float):
-        self.train = SimpleNamespace(duration=duration)
+        self.setup = SimpleNamespace(duration=duration)
         self._seconds = seconds
 
-    def run(self, runs: list[RunConfig], state: None) -> Iterator[SleptMoment]:
+    def train(self, runs: list[RunConfig], resumed: None) -> Iterator[SleptState]:
         """Evaluate all runs after each nap."""
-        for number, step in enumerate(self.train.duration.evaluate_after):
+        for number, step in enumerate(self.setup.duration.evaluate_after):
             if number:
                 time.sleep(self._seconds / EVALUATIONS)
             accuracies = {"train/loss": 1.0, "train/accuracy": 0.5, "test/accuracy": 0.5, "test/loss": 1.0}
             row: dict[str, int | float] = {"step": step, "epoch": float(step), "images": step} | accuracies
-            yield SleptMoment(step=step, rows=[row] * len(runs), diverged_at=[None] * len(runs))
+            yield SleptState(step=step, rows=[row] * len(runs), diverged_at=[None] * len(runs))
 
-    def kernels(self, moment: SleptMoment) -> None:
-        """None are kept."""
+    def inspect_kernels(self, at: SleptState) -> None:
+        """Sample no kernels."""
 
 
 def work(runs: Mapping[str, RunConfig], order: int | None, profiled: bool) -> None:
@@ -91,14 +93,16 @@ def work(runs: Mapping[str, RunConfig], order: int | None, profiled: bool) -> No
     profile = cProfile.Profile()
     if profiled:
         profile.enable()
-    nobody: Any = Nobody()
     with ExitStack() as contexts:
-        interruption = contexts.enter_context(Interruption())
+        signals = contexts.enter_context(StopSignals())
         stacks = plan_sweep(runs).stacks
         if order is not None:
             random.Random(order).shuffle(stacks)
         leases = contexts.enter_context(Leases(sweep_folder(next(iter(runs.values())))))
-        SweepWork(runs, leases, interruption, nobody, nobody).train(stacks)
+        runner = SweepRunner(runs, leases, signals, Mock(SweepProgress), Mock(Mirror))
+        for stack in runner.stacks(stacks):
+            with runner.failures_recorded(stack):
+                runner.worker.train(stack)
     if profiled:
         pstats.Stats(profile).sort_stats("tottime").print_stats(12)
 
@@ -176,7 +180,7 @@ def planning_seconds(runs: Mapping[str, RunConfig]) -> float:
     jobs = {run_id: Job(config=run, overrides=(f"seed={run.seed}",)) for run_id, run in runs.items()}
     started = time.monotonic()
     with ExitStack() as contexts, redirect_stderr(io.StringIO()):
-        prepare(jobs, "cnnexp run", contexts)
+        start_progress(jobs, "cnnexp run", contexts)
     return time.monotonic() - started
 
 
@@ -201,7 +205,7 @@ if __name__ == "__main__":
         lambda: {}
     )  # asks JAX for its devices, which 256 processes cannot share
     sleep: Any = lambda self, stack: Sleep(duration_of(stack.config), options.seconds)  # noqa: E731
-    StackTrainer._training_for = sleep
+    TrainerCache.trainer_for = sleep
     cnnexp.sweep.plan.largest_stack = lambda config: options.stack
     titles = "workers    runs killed  sleep/s   took/s efficiency   runs/s CPU/run/ms  wrong leases"
     print(f"{titles}  plan/s again/s")

@@ -31,7 +31,7 @@ from cnnexp.data.images import make_images
 from cnnexp.models.spec import specify_network
 from cnnexp.sweep.compose import plain
 from cnnexp.sweep.devices import configure_jax
-from cnnexp.training.optimizers import hyper_of
+from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.stacking import (
     RUNS,
     WHOLE,
@@ -40,7 +40,7 @@ from cnnexp.training.stacking import (
     device_mesh,
     on_devices,
 )
-from cnnexp.training.train import Train
+from cnnexp.training.train import make_setup
 
 SIZE, STEPS = 4096, 10
 FEATURES, KERNELS = (16, 32), (5, 3)
@@ -73,19 +73,19 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
 
 def epoch(config: RunConfig, runs: int) -> benching.Call:
     """`STEPS` steps of a stack as one compiled program."""
-    train, pixels, labels = Train(config), *pictures()
+    pixels, labels = pictures()
     mesh = device_mesh(runs)
     images = on_devices(make_images(pixels, labels, pixels[:1], labels[:1]), WHOLE, mesh)
-    compiled = compile_stack(train, mesh)
-    hyper = jax.tree.map(lambda value: jnp.full(runs, value), hyper_of(config))
+    programs = compile_stack(make_setup(config), mesh)
+    hyper = jax.tree.map(lambda value: jnp.full(runs, value), Hyperparameters.from_config(config))
     hyper = on_devices(hyper, RUNS, mesh)
     subset, sizes = jnp.tile(jnp.arange(SIZE, dtype=jnp.int32), (runs, 1)), jnp.full(runs, SIZE)
     subsets, steps = on_devices(Subsets(subset, sizes, subset[:, :0]), RUNS, mesh), jnp.int32(STEPS)
     keys = on_devices(jax.random.split(jax.random.key(0), runs), RUNS, mesh)
-    state = [compiled.init(keys, hyper)]
+    state = [programs.init(keys, hyper)]
 
     def call() -> object:
-        state[0] = compiled.advance(state[0], hyper, subsets, images, steps)
+        state[0] = programs.advance(state[0], hyper, subsets, images, steps)
         return state[0].step
 
     return call

@@ -120,27 +120,23 @@ def command(*arguments: str) -> tuple[int, str, str]:
 @contextlib.contextmanager
 def interrupted_at(moment: int | None) -> Iterator[None]:
     """Train in pieces of one step, and ask the sweep to stop at one of them."""
-    from cnnexp.training.loop import StackTraining
+    from cnnexp.training import loop
 
-    pieces: Any = StackTraining
-    before, seen = (pieces.__init__, pieces.run, pieces._keep_pace), [0]
+    trainer: Any = loop.StackTrainer
+    before, seen = (trainer.train, loop.FIRST_PIECE_STEPS, loop.PIECE_SECONDS), [0]
 
-    def init(self: Any, *arguments: Any) -> None:
-        before[0](self, *arguments)
-        self._piece = 1
-
-    def run(self: Any, *arguments: Any) -> Any:
-        for each in before[1](self, *arguments):
+    def train(self: Any, *arguments: Any) -> Any:
+        for each in before[0](self, *arguments):
             if seen[0] == moment:
                 os.kill(os.getpid(), signal.SIGTERM)
             seen[0] += 1
             yield each
 
-    pieces.__init__, pieces.run, pieces._keep_pace = init, run, lambda self, steps, seconds: None
+    trainer.train, loop.FIRST_PIECE_STEPS, loop.PIECE_SECONDS = train, 1, 0.0
     try:
         yield
     finally:
-        pieces.__init__, pieces.run, pieces._keep_pace = before
+        trainer.train, loop.FIRST_PIECE_STEPS, loop.PIECE_SECONDS = before
 
 
 def make_sweep(folder: Path) -> Sweep:

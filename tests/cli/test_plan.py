@@ -13,7 +13,6 @@ from cnnexp.config import RunConfig, parse
 from cnnexp.sweep.compose import plain
 from cnnexp.sweep.cost import kept_bytes, largest_stack
 from cnnexp.sweep.points import Cells, Job, rerun_commands
-from cnnexp.sweep.stacks import grouped, split
 from tests.conftest import Configure
 
 CONF = str(Path("conf").resolve())

@@ -13,9 +13,9 @@ import pytest
 from cnnexp.cli import main as cli
 from cnnexp.cli.completion import script
 from cnnexp.store.runs import read_commands
-from cnnexp.sweep.launchers import launch as launching
+from cnnexp.sweep.plan import Stack
 from cnnexp.sweep.points import Job, rerun_commands
-from cnnexp.sweep.run import SweepWork
+from cnnexp.sweep.run import SweepRunner
 from tests.conftest import SMALL_SWEEP
 
 MINE = "# @package _global_\nexperiment: mine\nmodel:\n  features: [2]\n"
@@ -50,7 +50,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[Job]]:
         kept.append(list(jobs))
         return {job.config.run_id: 0.5 for job in jobs}
 
-    monkeypatch.setattr(launching, "launch", launch)
+    monkeypatch.setattr("cnnexp.sweep.launchers.choose_launch", lambda name: launch)
     return kept
 
 
@@ -61,10 +61,11 @@ def run_ids(jobs: Sequence[Job]) -> set[str]:
 def test_a_sweep_keeps_its_command_as_typed_and_says_it_again_when_runs_fail(
     command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def fail(work: SweepWork, _: object) -> None:
-        work.failed = dict.fromkeys(work._runs, "ValueError: no")
+    def fail(runner: SweepRunner, _: object) -> list[Stack]:
+        runner.failed = dict.fromkeys(runner.runs, "ValueError: no")
+        return []
 
-    monkeypatch.setattr(SweepWork, "train", fail)
+    monkeypatch.setattr(SweepRunner, "stacks", fail)
     words = [*SMALL_SWEEP, "experiment=my", "model.tying=tiled(2)", "seed=0,1"]
     options = ["--config-dir", "my", "hydra.searchpath=[file://other]"]
     assert command("run", *options, *words) == 1
@@ -116,7 +117,7 @@ def test_a_home_is_where_a_shell_has_it(
 def test_a_folder_of_another_program_is_refused_and_one_of_runs_is_not(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(SweepWork, "train", lambda *_: None)
+    monkeypatch.setattr(SweepRunner, "stacks", lambda *_: [])
     (tmp_path / "results" / "taken").mkdir(parents=True)
     (tmp_path / "results" / "taken" / "thesis.tex").write_text("")
     assert command("run", *SMALL_SWEEP, "name=taken") == 2

@@ -13,7 +13,7 @@ import pytest
 from cnnexp.cli import main as cli
 from cnnexp.config import SECTIONS, VARIANTS, RunConfig, parse
 from cnnexp.core.errors import UsageError
-from cnnexp.sweep.run import SweepWork
+from cnnexp.sweep.run import SweepRunner
 from tests.conftest import SMALL_SWEEP
 
 TABLE = Path(__file__).with_name("wrong_inputs.txt")
@@ -82,7 +82,7 @@ def here(furnished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setenv("NETRC", os.devnull)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which the command sets, and the test takes back
     monkeypatch.setattr(sys, "argv", [])
-    monkeypatch.setattr(SweepWork, "train", _trained)
+    monkeypatch.setattr(SweepRunner, "stacks", _trained)
     return tmp_path
 
 

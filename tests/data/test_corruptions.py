@@ -15,8 +15,8 @@ from cnnexp.data.corruptions import Corruptions, CorruptionStrengths, block_perm
 from cnnexp.data.images import Normalisation
 from cnnexp.data.loading import load_images
 from cnnexp.data.validate import check_corruptions
-from cnnexp.sweep.stacks import shape_of_program
-from cnnexp.training.loop import StackTraining
+from cnnexp.sweep.plan import shape_of_program
+from cnnexp.training.loop import StackTrainer
 from tests.conftest import Configure
 
 RAW = Normalisation(np.zeros(1, np.float32), np.ones(1, np.float32))  # what comes out is in units of pixels
@@ -172,7 +172,7 @@ def test_levels_share_a_program_and_give_what_they_give_alone(configure: Configu
     images = load_images(configs[0].data)
 
     def losses(runs: list[Any]) -> list[float]:
-        rows = list(StackTraining(runs[0], images).run(runs))[-1].rows or []
+        rows = list(StackTrainer(runs[0], images).train(runs))[-1].rows or []
         return [row["test/loss"] for row in rows]
 
     together = losses(configs)

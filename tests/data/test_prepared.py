@@ -17,7 +17,7 @@ from cnnexp.data.images import Images
 from cnnexp.data.loading import describe, load, read_and_check
 from cnnexp.data.shapes import infer_shape
 from cnnexp.data.validate import check_prepared
-from cnnexp.training.loop import StackTraining
+from cnnexp.training.loop import StackTrainer
 from tests.conftest import Configure
 from tests.fakes.tfds_digits import prepare_images, tfds_data
 
@@ -248,7 +248,7 @@ def test_classes_without_images_are_named_and_harmless(tmp_path: Path, configure
         "made: 1 of 3 test images are of class 4, never seen in training",
     ]
     run = parse(configure().model_dump() | {"data": data.model_dump()})
-    *_, last = StackTraining(run, load(data), 1).run([run])
+    *_, last = StackTrainer(run, load(data), 1).train([run])
     assert last.rows is not None and np.isfinite(last.rows[0]["test/loss"])
 
 

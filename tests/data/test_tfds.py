@@ -19,7 +19,7 @@ from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.shapes import infer_shape
 from cnnexp.data.tfds.prepared import find_prepared_set, list_prepared_sets
 from cnnexp.data.validate import check_prepared
-from cnnexp.training.loop import Moment, StackTraining
+from cnnexp.training.loop import LoopState, StackTrainer
 from tests.conftest import Configure
 from tests.fakes.tfds_digits import NAME, TEST, TRAIN, digits, prepare_digits, tfds_data
 
@@ -81,12 +81,12 @@ def test_images_of_several_sizes_are_brought_to_one(tmp_path: Path, configure: C
     assert sorted(map(bytes, images.train_images)) == sorted(map(bytes, pixels[:TRAIN]))
 
 
-def moments(config: RunConfig, images: Any, runs: list[RunConfig], resumed: Any = None) -> list[Moment]:
-    return list(StackTraining(config, images, len(runs)).run(runs, resumed))
+def moments(config: RunConfig, images: Any, runs: list[RunConfig], resumed: Any = None) -> list[LoopState]:
+    return list(StackTrainer(config, images, len(runs)).train(runs, resumed))
 
 
 def test_a_stream_gives_what_memory_gives(prepared: Path, configure: Configure) -> None:
-    def trained(stream: str, kind: type) -> list[Moment]:
+    def trained(stream: str, kind: type) -> list[LoopState]:
         changes = {"stream": stream, "validation_size": 50, "crop": 1, "pixel_noise": 0.1}
         runs = [
             config_of(prepared, configure, seed=seed, train_size=size, **changes)
@@ -107,7 +107,7 @@ def test_a_stream_gives_what_memory_gives(prepared: Path, configure: Configure) 
 def test_a_stream_goes_on_with_the_next_batch(prepared: Path, configure: Configure) -> None:
     run = config_of(prepared, configure, stream="always")
     files, saved = load(run.data), None
-    for moment in StackTraining(run, files).run([run]):
+    for moment in StackTrainer(run, files).train([run]):
         if moment.step == 2:
             saved = jax.tree.map(lambda leaf: leaf.copy(), moment.state)
     whole = moments(run, files, [run])[-1]

@@ -15,7 +15,7 @@ import pytest
 from cnnexp.core.errors import UsageError
 from cnnexp.core.terminal import DISK_ERROR
 from cnnexp.sweep.devices import DETERMINISTIC, configure_jax
-from cnnexp.sweep.multiprocess import check_shared
+from cnnexp.sweep.multiprocess import check_processes
 from tests.clusters import cnnexp_run, in_progress, largest_difference, said_by, states, until
 from tests.fakes.tfds_digits import NAME, prepare_digits
 
@@ -94,11 +94,11 @@ def test_runs_that_processes_cannot_share_are_refused(
 ) -> None:
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     with pytest.raises(UsageError, match=r"train\.parallel=none: must be data when several processes"):
-        check_shared([configure()])
+        check_processes([configure()])
     with pytest.raises(
         UsageError, match=r"data\.batch_size=20: must be divisible by the number of processes"
     ):
-        check_shared([configure(train={"parallel": "data"})])
+        check_processes([configure(train={"parallel": "data"})])
 
 
 def two_processes(folder: Path, *overrides: str, second: Path | None = None) -> list[subprocess.Popen]:

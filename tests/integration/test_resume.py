@@ -21,11 +21,11 @@ from cnnexp.store.run_writer import RunWriter
 from cnnexp.store.runs import StoredRun, corrupt_files, read_runs, sweep_folder
 from cnnexp.sweep.plan import stacks_for
 from cnnexp.sweep.progress import SweepProgress
-from cnnexp.sweep.run import SweepWork
-from cnnexp.sweep.signals import Interruption
-from cnnexp.sweep.stacks import Stack
+from cnnexp.sweep.run import SweepRunner
+from cnnexp.sweep.signals import StopSignals
 from cnnexp.tracking.mirror_process import Mirror
-from cnnexp.training.loop import Moment, StackTraining
+from cnnexp.training import loop
+from cnnexp.training.loop import LoopState, StackTrainer
 from tests.clusters import cnnexp_run, in_progress, largest_difference, said_by, until
 
 SWEEP = ["model.tying=shared,local", "seed=0,1,2", "sweep.checkpoint_seconds=0", "train.steps=12"]
@@ -42,15 +42,9 @@ def numbers(name: str) -> dict[str, tuple[dict[str, Any], list[Any]]]:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of one step, so that there are many moments."""
-    monkeypatch.setattr(StackTraining, "_keep_pace", lambda self, steps, seconds: None)
-    before = StackTraining.__init__
-
-    def init(self: Any, *arguments: Any) -> None:
-        before(self, *arguments)
-        self._piece = 1
-
-    monkeypatch.setattr(StackTraining, "__init__", init)
+    """Train in pieces of one step, so that there are many pauses."""
+    monkeypatch.setattr(loop, "FIRST_PIECE_STEPS", 1)
+    monkeypatch.setattr(loop, "PIECE_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -61,7 +55,7 @@ def test_interrupted_sweep_saves_asks_to_be_requeued_and_goes_on(
     moment: int,
 ) -> None:
     assert run(*SWEEP, "name=alone") == 0
-    healthy, seen = StackTraining.run, [0]
+    healthy, seen = StackTrainer.train, [0]
 
     def interrupted(self: Any, *arguments: Any) -> Any:
         for each in healthy(self, *arguments):
@@ -70,7 +64,7 @@ def test_interrupted_sweep_saves_asks_to_be_requeued_and_goes_on(
             seen[0] += 1
             yield each
 
-    monkeypatch.setattr(StackTraining, "run", interrupted)
+    monkeypatch.setattr(StackTrainer, "train", interrupted)
     assert run(*SWEEP, "name=stopped") == 75
     statuses = [stored.status for stored in read_runs(Path("results/stopped"))]
     assert "interrupted" in statuses or statuses.count("finished") == 3
@@ -88,7 +82,7 @@ def test_part_of_an_interrupted_stack_goes_on_and_a_damaged_history_starts_anew(
 ) -> None:
     sweep = ["seed=0,1,2", "sweep.checkpoint_seconds=0", "train.steps=9"]
     assert run(*sweep, "name=alone") == 0
-    healthy = StackTraining.run
+    healthy = StackTrainer.train
 
     def killed(self: Any, *arguments: Any) -> Any:
         for number, moment in enumerate(healthy(self, *arguments)):
@@ -96,9 +90,9 @@ def test_part_of_an_interrupted_stack_goes_on_and_a_damaged_history_starts_anew(
                 raise KeyboardInterrupt
             yield moment
 
-    monkeypatch.setattr(StackTraining, "run", killed)
+    monkeypatch.setattr(StackTrainer, "train", killed)
     assert run(*sweep, "name=broken") == 130
-    monkeypatch.setattr(StackTraining, "run", healthy)
+    monkeypatch.setattr(StackTrainer, "train", healthy)
     folders = [stored.folder for stored in read_runs(Path("results/broken"))]
     (folders[0] / "history.jsonl").write_text("{]")
     history = folders[1] / "history.jsonl"
@@ -149,7 +143,7 @@ def test_a_second_signal_ends_the_process_as_ever() -> None:
 
 
 def _two_signals() -> None:
-    with Interruption() as interruption:
+    with StopSignals() as interruption:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
         assert interruption.asked.is_set()
@@ -196,24 +190,20 @@ def test_a_checkpoint_out_of_reach_is_not_set_aside(tmp_path: Path, monkeypatch:
 
 
 def test_a_stack_that_another_worker_saved_since_it_was_queued_goes_on_from_there(
-    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    configure: Any, tmp_path: Path
 ) -> None:
     runs = {run.run_id: run for run in (configure(seed=seed, results_dir=str(tmp_path)) for seed in range(4))}
     ids, folder = list(runs), sweep_folder(next(iter(runs.values())))
     trained: list[tuple[list[str], Path | None]] = []
-
-    def train(stack: Stack) -> None:
-        trained.append((list(stack.runs), stack.resumes))
-        for run in stack.runs.values():
-            RunWriter(run).finish("finished", {})
-
     with Leases(folder) as leases:
-        work = SweepWork(runs, leases, Interruption(), Mock(SweepProgress), Mock(Mirror))
-        monkeypatch.setattr(work._trainer, "train", train)
+        runner = SweepRunner(runs, leases, StopSignals(), Mock(SweepProgress), Mock(Mirror))
         queued = stacks_for(runs)
         saved = StackCheckpoints(folder, ids[1:3])
         saved.save(1, {"x": np.zeros(2)})
-        work.train(queued)
+        for stack in runner.stacks(queued):
+            trained.append((list(stack.runs), stack.resumes))
+            for run in stack.runs.values():
+                RunWriter(run).finish("finished", {})
     assert trained == [(ids[1:3], saved.folder), ([ids[0], ids[3]], None)]
 
 
@@ -241,11 +231,11 @@ def test_a_sweep_goes_on_with_another_number_of_devices(tmp_path: Path) -> None:
 
 def test_a_moment_is_what_the_training_goes_on_from(configure: Any, images: Any) -> None:
     configs = [configure(seed=seed) for seed in (0, 1)]
-    training = StackTraining(configs[0], images)
-    whole = list(training.run(configs))
+    trainer = StackTrainer(configs[0], images)
+    whole = list(trainer.train(configs))
     assert [moment.step for moment in whole] == [0, 2, 4, 5]
     saved: list[Any] = []
-    for moment in training.run(configs):
+    for moment in trainer.train(configs):
         if moment.step == 2:
             saved.append(jax.tree.map(np.asarray, _unkeyed(moment)))
             break
@@ -254,11 +244,11 @@ def test_a_moment_is_what_the_training_goes_on_from(configure: Any, images: Any)
         order_key=jax.random.wrap_key_data(keyed.order_key),
         noise_key=jax.random.wrap_key_data(keyed.noise_key),
     )
-    rest = list(training.run(configs, state))
+    rest = list(trainer.train(configs, state))
     assert [moment.rows for moment in rest] == [moment.rows for moment in whole[2:]]
 
 
-def _unkeyed(moment: Moment) -> Any:
+def _unkeyed(moment: LoopState) -> Any:
     state = moment.state
     return state._replace(
         order_key=jax.random.key_data(state.order_key), noise_key=jax.random.key_data(state.noise_key)

@@ -105,7 +105,7 @@ def test_out_of_memory_halves_the_stack_and_goes_on(
 ) -> None:
     from cnnexp.training import loop
 
-    healthy, sizes = loop.StackTraining.run, []
+    healthy, sizes = loop.StackTrainer.train, []
 
     def small_memory(self: Any, runs: Any, resumed: Any) -> Any:
         sizes.append(len(runs))
@@ -113,7 +113,7 @@ def test_out_of_memory_halves_the_stack_and_goes_on(
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
         return healthy(self, runs, resumed)
 
-    monkeypatch.setattr(loop.StackTraining, "run", small_memory)
+    monkeypatch.setattr(loop.StackTrainer, "train", small_memory)
     assert run("seed=range(7)") == 0
     assert sizes == [7, 3, 1, 2, 2, 2]  # what is too large for one stack is so for the next of its shape
     assert "out of memory with 7 runs at once" in capfd.readouterr().err
@@ -128,7 +128,7 @@ def test_on_error_stop_ends_the_sweep_and_the_last_lines_say_how_to_go_on(
     def broken(self: Any, runs: Any, resumed: Any) -> Any:
         raise FloatingPointError("broken on purpose")
 
-    monkeypatch.setattr(loop.StackTraining, "run", broken)
+    monkeypatch.setattr(loop.StackTrainer, "train", broken)
     assert run("model.tying=shared,local", "seed=3,4", "sweep.on_error=stop") == 1
     last = capfd.readouterr().err.splitlines()[-2:]
     assert last[0].startswith("cnnexp: 2 of 4 runs failed (FloatingPointError: broken on purpose)")
@@ -172,7 +172,7 @@ def test_a_stack_that_raises_is_kept_told_and_does_not_end_the_sweep(
 ) -> None:
     from cnnexp.training import loop
 
-    healthy = loop.StackTraining.run
+    healthy = loop.StackTrainer.train
 
     def sometimes(self: Any, runs: Any, resumed: Any) -> Any:
         for moment in healthy(self, runs, resumed):
@@ -180,7 +180,7 @@ def test_a_stack_that_raises_is_kept_told_and_does_not_end_the_sweep(
                 raise FloatingPointError("broken on purpose")
             yield moment
 
-    monkeypatch.setattr(loop.StackTraining, "run", sometimes)
+    monkeypatch.setattr(loop.StackTrainer, "train", sometimes)
     assert run("model.tying=shared,local") == 1
     runs = runs_of()
     assert runs["local", 0].status == "finished"

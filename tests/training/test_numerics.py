@@ -16,7 +16,7 @@ from cnnexp.data.images import Images, Normalisation
 from cnnexp.data.loading import load_images
 from cnnexp.sweep.devices import NUMERICS, pin_numerics
 from cnnexp.sweep.provenance import product_precision
-from cnnexp.training.loop import StackTraining
+from cnnexp.training.loop import StackTrainer
 from tests.clusters import cnnexp_run, largest_difference, said_by
 from tests.conftest import SMALL_SWEEP, Configure
 
@@ -71,8 +71,8 @@ def test_weights_of_fewer_bits_train_and_keep_their_type(
         optim={"name": optimizer, "learning_rate": 0.05 if optimizer == "sgd" else 0.02},
         train={"steps": 30, "eval_every": 30.0},
     )
-    training = StackTraining(config, images)
-    moments = list(training.run([config]))
+    trainer = StackTrainer(config, images)
+    moments = list(trainer.train([config]))
     first, last = (moment.rows for moment in (moments[0], moments[-1]))
     assert first and last and last[0]["train/loss"] < 0.9 * first[0]["train/loss"]
     types = {leaf.dtype for leaf in jax.tree.leaves(moments[-1].padded_state.params)}

@@ -19,10 +19,9 @@ from cnnexp.nn.embedding import distance_to_shared, share
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.probes import locality
 from cnnexp.nn.tied_conv import TiedConv
-from cnnexp.sweep.stacks import shape_of_program
-from cnnexp.training.loop import StackTraining
+from cnnexp.sweep.plan import shape_of_program
+from cnnexp.training.loop import StackTrainer
 from cnnexp.training.optimizers import beta_lasso
-from cnnexp.training.train import make_train
 from tests.conftest import Configure
 from tests.layer_cases import filled, made
 from tests.training.test_train import final_losses, moments
@@ -30,10 +29,12 @@ from tests.training.test_train import final_losses, moments
 
 def learnt(configs: list[RunConfig], measure: str) -> list[np.ndarray]:
     """A measure of the first layer of each run, at every evaluation."""
-    measures = jax.jit(jax.vmap(make_train(configs[0]).learned))
-    passed = StackTraining(configs[0], load_images(configs[0].data)).run(configs)
-    states = (moment.state for moment in passed if moment.rows is not None)
-    return [np.asarray(measures(state)[f"learned/{measure}/conv_0"]) for state in states]
+    trainer = StackTrainer(configs[0], load_images(configs[0].data))
+    return [
+        np.array([values[f"learned/{measure}/conv_0"] for _, values in trainer.inspect_kernels(state)])
+        for state in trainer.train(configs)
+        if state.rows is not None
+    ]
 
 
 @pytest.mark.parametrize(

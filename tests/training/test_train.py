@@ -14,12 +14,12 @@ from cnnexp.data.loading import draw_run_split
 from cnnexp.data.loading import load_images as load
 from cnnexp.data.pipelines import InMemory
 from cnnexp.data.sampling import ROUNDS, batch_indices, permute
-from cnnexp.training import stacking as stack
-from cnnexp.training.loop import Moment, Row, StackTraining
+from cnnexp.training import stacking
+from cnnexp.training.loop import LoopState, Row, StackTrainer
 from cnnexp.training.losses import correct, losses
-from cnnexp.training.optimizers import hyper_of
+from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.schedule import duration_of
-from cnnexp.training.train import State, Train, make_train
+from cnnexp.training.train import State, apply_network, evaluate, make_setup, make_train
 from tests.conftest import Configure
 
 
@@ -28,9 +28,9 @@ def run_data(config: RunConfig, images: Images) -> InMemory:
     return InMemory(images, order, jnp.int32(duration_of(config).train_size), validation)
 
 
-def moments(configs: list[RunConfig], state: State | None = None) -> list[Moment]:
+def moments(configs: list[RunConfig], state: State | None = None) -> list[LoopState]:
     images = jax.device_put(load(configs[0].data))
-    return list(StackTraining(configs[0], images).run(configs, state))
+    return list(StackTrainer(configs[0], images).train(configs, state))
 
 
 def histories(configs: list[RunConfig]) -> list[list[Row]]:
@@ -47,7 +47,7 @@ def test_stack_equals_solo(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, tying: str, as_on: str
 ) -> None:
     if as_on == "gpu":  # runs side by side, not in turns
-        monkeypatch.setattr(stack, "over_runs", lambda run: jax.vmap(run, in_axes=(0, None)))
+        monkeypatch.setattr(stacking, "over_runs", jax.vmap)
     configs = [configure(model={"tying": tying}, seed=seed) for seed in (0, 1, 2)]
     solo = [loss for config in configs for loss in final_losses([config])]
     assert final_losses(configs) == pytest.approx(solo, abs=1e-5)
@@ -81,8 +81,7 @@ def test_warmup_starts_at_zero_and_weight_decay_shrinks(configure: Configure) ->
 
     def norm(**optim: Any) -> float:
         config = configure(optim=optim, train={"steps": 1, "eval_every": 1.0})
-        train = Train(config)
-        state, _ = train(jax.random.key(0), run_data(config, images))
+        state, _ = make_train(config)(jax.random.key(0), run_data(config, images))
         return float(sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(state.params)))
 
     untouched = norm(warmup=0.9, learning_rate=0.1, schedule="cosine")
@@ -92,13 +91,14 @@ def test_warmup_starts_at_zero_and_weight_decay_shrinks(configure: Configure) ->
 
 def test_evaluation_counts_every_image_once(configure: Configure) -> None:
     config = configure(data={"images": 1100, "train_size": 1100, "test_images": 700})
-    images, train = jax.device_put(load(config.data)), Train(config)
+    images, setup = jax.device_put(load(config.data)), make_setup(config)
     data = run_data(config, images)
-    state, _ = Train(configure(data=config.data.model_dump(), train={"steps": 1}))(jax.random.key(0), data)
-    test = train.evaluate(state, data, hyper_of(config))["test"]
+    train = make_train(configure(data=config.data.model_dump(), train={"steps": 1}))
+    state, _ = train(jax.random.key(0), data)
+    test = evaluate(state, data, Hyperparameters.from_config(config), setup)["test"]
     mean, std = images.normalisation
     normalised = (images.test_images.astype(jnp.float32) - mean) / std
-    logits = train._logits(state.params, state.fixed, normalised)
+    logits = apply_network(state.params, state.fixed, normalised, setup)
     labels = np.asarray(images.test_labels)
     assert test.accuracy == pytest.approx(float((np.asarray(logits).argmax(-1) == labels).mean()))
     expected = -np.asarray(jax.nn.log_softmax(logits))[np.arange(len(labels)), labels].mean()
@@ -159,7 +159,7 @@ def test_validation_images_are_never_trained_on(configure: Configure) -> None:
     held_out = draw_run_split(images, config.data, config.seed).validation
     spoilt.train_images[held_out] = 255 - images.train_images[held_out]
     true, wrong = (
-        list(StackTraining(config, data).run([config]))[-1].rows or [] for data in (images, spoilt)
+        list(StackTrainer(config, data).train([config]))[-1].rows or [] for data in (images, spoilt)
     )
     assert true[0]["train/loss"] == wrong[0]["train/loss"] and true[0]["test/loss"] == wrong[0]["test/loss"]
     assert true[0]["validation/loss"] != wrong[0]["validation/loss"]

@@ -1,8 +1,8 @@
-"""A sweep whose stacks are trained elsewhere: what is sent, and how it looks from here.
+"""A sweep whose stacks are trained by workers elsewhere: what is sent to them, and how it is followed.
 
-What is sent is a share of the jobs; whoever gets it trains it as if it had been asked for there, into the
-same store, where leases keep workers from one another's runs. So a worker that is lost loses nothing but the
-time since its last checkpoint, and the sweep can be watched from anywhere that sees the store.
+Each worker receives an assignment of runs, and trains them as if the sweep had been started there, into the
+same store, where leases keep workers from training the same runs. A worker that dies loses only the time
+since its last checkpoint, and the sweep can be followed from any machine that sees the store.
 """
 
 import os
@@ -21,42 +21,47 @@ from cnnexp.sweep.points import Job
 from cnnexp.sweep.progress import SweepProgress
 from cnnexp.sweep.run import (
     SweepFailed,
+    check_and_prepare,
     failure_report,
-    make_everything_ready,
-    objective,
-    prepare,
     run_sweep,
+    start_progress,
+    validation_accuracy,
 )
-from cnnexp.sweep.signals import Interruption
+from cnnexp.sweep.signals import StopSignals
 
-LOOK_SECONDS = 1.0  # between two looks at the store, at least
-LOOK_SHARE = 0.1  # of the time, at most: a store of many runs is looked at less often
+POLL_SECONDS = 1.0  # between two reads of the store, at least
+POLL_FRACTION = 0.1  # of the time that reading may take: a store of many runs is read less often
 
 
 @dataclass(frozen=True)
-class Share:
-    """Jobs of a sweep, to be trained by a call in any process that sees the store."""
+class Assignment:
+    """Runs of a sweep, to be trained by a call in any process that sees the store.
+
+    Attributes:
+        jobs: the runs.
+        folder: that relative paths start from.
+    """
 
     jobs: tuple[Job, ...]
-    folder: str  # that relative paths are meant from
+    folder: str
 
     def __call__(self) -> None:
-        """Train them, but those that others are at; see `run_sweep`.
+        """Train the runs that no other worker is training; see `run_sweep`.
 
-        A worker that died on another machine may still seem to be at them: it is waited for that long.
+        The lease of a worker that died on another machine takes a while to expire, and is waited for.
         """
         os.chdir(self.folder)
         local = LocalLauncher(name="local")
         jobs = [replace(job, config=job.config.model_copy(update={"launcher": local})) for job in self.jobs]
         deadline, failed = time.monotonic() + 1.1 * LEASE_SECONDS, None
         while jobs:
-            others = elsewhere(jobs[0])
-            if mine := [job for job in jobs if job.config.run_id not in others]:
+            others = claimed_runs(jobs[0])
+            if free := [job for job in jobs if job.config.run_id not in others]:
                 try:
-                    run_sweep(mine)
+                    run_sweep(free)
                 except SweepFailed as error:
                     failed = failed or error
-                    if mine[0].config.sweep.on_error == "stop":
+                    if free[0].config.sweep.on_error == "stop":
                         break
             elif time.monotonic() > deadline:
                 break
@@ -67,45 +72,54 @@ class Share:
             raise failed
 
 
-def elsewhere(job: Job, within: float | None = None) -> set[str]:
-    """Runs of a job's sweep that living workers are training, see `Leases.others`."""
+def claimed_runs(job: Job, within: float | None = None) -> set[str]:
+    """Return the runs of a sweep that are claimed by living workers; see `Leases.others`."""
     with Leases(sweep_folder(job.config)) as leases:
         return leases.claimed_by_others(within)
 
 
-def shares(plan: Plan, jobs: Mapping[str, Job], most: int | None = None) -> list[Share]:
-    """What to send: a share for each stack of a plan, or `most` shares of several stacks, the costly ones
-    apart; without the runs that others are training."""
-    others = elsewhere(next(iter(jobs.values())), within=2.5 * BEAT_SECONDS)  # not those that died just now
+def assign(plan: Plan, jobs: Mapping[str, Job], most: int | None = None) -> list[Assignment]:
+    """Divide what a plan has to train among workers, without the runs claimed by others.
+
+    Args:
+        plan: of the sweep.
+        jobs: of the sweep, by their ids.
+        most: number of assignments; None: one for each stack. If there are more stacks, each assignment has
+            several, and costly stacks are in different ones.
+    """
+    others = claimed_runs(next(iter(jobs.values())), within=2.5 * BEAT_SECONDS)  # without workers just killed
     stacks = sorted(plan.stacks, key=lambda stack: -stack.flops)
     free = [ids for stack in stacks if (ids := [run_id for run_id in stack.runs if run_id not in others])]
     number = min(len(free), most or len(free))
     parts = [[run_id for ids in free[i::number] for run_id in ids] for i in range(number)]
-    return [Share(tuple(jobs[run_id] for run_id in part), os.getcwd()) for part in parts]
+    return [Assignment(tuple(jobs[run_id] for run_id in part), os.getcwd()) for part in parts]
 
 
-class Watch:
-    """A context that shows what becomes of a sweep which others train, from the store.
+class StoreWatcher:
+    """Follows in the store a sweep that workers elsewhere train.
 
     Args:
-        jobs: by their ids.
+        jobs: of the sweep, by their ids.
         plan: of the sweep.
-        progress: that shows it.
+        progress: that displays it.
+
+    Attributes:
+        failed: by run, the first line of its error.
     """
 
     def __init__(self, jobs: Mapping[str, Job], plan: Plan, progress: SweepProgress):
         self._jobs, self._progress = jobs, progress
-        self._left = {run_id: run_folder(plan.runs[run_id]) for s in plan.stacks for run_id in s.runs}
-        self._stale = {i: _status(folder).get("updated") for i, folder in self._left.items()}
+        self._unfinished = {run_id: run_folder(plan.runs[run_id]) for s in plan.stacks for run_id in s.runs}
+        self._stale = {i: _status(folder).get("updated") for i, folder in self._unfinished.items()}
         self.failed: dict[str, str] = {}
 
-    def look(self) -> set[str]:
-        """See what is new; returns the runs that are left."""
+    def poll(self) -> set[str]:
+        """Read the store and display what is new; return the runs that have not ended."""
         rows, running = {}, 0
-        for run_id, folder in list(self._left.items()):
+        for run_id, folder in list(self._unfinished.items()):
             status = _status(folder)
             if not status or status.get("updated") == self._stale[run_id]:
-                continue  # not begun, or as an earlier attempt left it
+                continue  # not started, or not since an earlier attempt
             if status.get("status") in ENDED and (history := read_history(folder)):
                 rows[run_id] = history[-1]
             elif status.get("status") == "failed":
@@ -113,24 +127,24 @@ class Watch:
             else:
                 running += status.get("status") == "running"
                 continue
-            del self._left[run_id]
+            del self._unfinished[run_id]
         self._progress.seen(rows, running=running, failed=len(self.failed))
-        return set(self._left)
+        return set(self._unfinished)
 
     def result(self) -> dict[str, float]:
-        """Every run's validation accuracy.
+        """Return the validation accuracy of every run.
 
         Raises:
-            SweepFailed: some have no result.
+            SweepFailed: some runs have no result.
         """
-        self.failed |= dict.fromkeys(self._left, "ended without a result")
+        self.failed |= dict.fromkeys(self._unfinished, "ended without a result")
         if self.failed:
             raise SweepFailed(failure_report(self.failed, self._jobs))
-        return self.found()
+        return self.accuracies()
 
-    def found(self) -> dict[str, float]:
-        """Every run's validation accuracy, as far as there is one."""
-        return {run_id: objective(job.config) for run_id, job in self._jobs.items()}
+    def accuracies(self) -> dict[str, float]:
+        """Return the validation accuracy of every run, NaN without a result."""
+        return {run_id: validation_accuracy(job.config) for run_id, job in self._jobs.items()}
 
 
 def watch(
@@ -141,15 +155,15 @@ def watch(
     *,
     wait: bool = True,
 ) -> dict[str, float]:
-    """Have others train what the store lacks, and show it until it has ended.
+    """Have workers train the runs without a result, and display the progress until all have ended.
 
     Args:
         jobs: of the sweep.
         command: as for `run_sweep`.
-        send: sends the work, then says again and again whether any worker is still at it.
-        cancel: has the workers save and end; its argument says whether this command was asked to stop, and
-            not that a run failed.
-        wait: False returns once the work is sent; runs without a result are NaN then.
+        send: sends the assignments, then yields again and again whether any worker is still alive.
+        cancel: makes the workers save and end. Its argument is True if this command was asked to stop, False
+            if a run failed.
+        wait: False returns as soon as the assignments are sent; runs without a result are NaN then.
 
     Raises:
         UsageError, SweepFailed, Interrupted: as `run_sweep`.
@@ -157,25 +171,25 @@ def watch(
     by_id = {job.config.run_id: job for job in jobs}
     stop = jobs[0].config.sweep.on_error == "stop"
     with ExitStack() as contexts:
-        interruption = contexts.enter_context(Interruption())
-        make_everything_ready([job.config for job in jobs])
-        plan, progress = prepare(by_id, command, contexts)
-        seen = Watch(by_id, plan, progress)
+        signals = contexts.enter_context(StopSignals())
+        check_and_prepare([job.config for job in jobs])
+        plan, progress = start_progress(by_id, command, contexts)
+        watcher = StoreWatcher(by_id, plan, progress)
         for working in send(plan, by_id, progress) if plan.stacks else ():
             if not wait:
-                return seen.found()
+                return watcher.accuracies()
             started = time.monotonic()
-            left = seen.look()
-            if interruption.asked.is_set() or (seen.failed and stop):
-                cancel(interruption.asked.is_set())
-                interruption.raise_if_asked()
+            unfinished = watcher.poll()
+            if signals.asked.is_set() or (watcher.failed and stop):
+                cancel(signals.asked.is_set())
+                signals.raise_if_asked()
                 break
-            if not left or not (working or left & elsewhere(jobs[0])):
+            if not unfinished or not (working or unfinished & claimed_runs(jobs[0])):
                 break
-            took = time.monotonic() - started
-            interruption.asked.wait(max(LOOK_SECONDS, took / LOOK_SHARE))
-        seen.look()
-    return seen.result()
+            seconds = time.monotonic() - started
+            signals.asked.wait(max(POLL_SECONDS, seconds / POLL_FRACTION))
+        watcher.poll()
+    return watcher.result()
 
 
 def _status(folder: Path) -> dict[str, object]:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from cnnexp.config.launchers import RayLauncher
 from cnnexp.core.errors import UsageError
-from cnnexp.sweep.launchers.assignment import Share, shares, watch
+from cnnexp.sweep.launchers.assignment import Assignment, assign, watch
 from cnnexp.sweep.plan import Plan
 from cnnexp.sweep.points import Job
+from cnnexp.sweep.run import SweepFailed
+from cnnexp.sweep.signals import Interrupted
 from cnnexp.tracking.target import without_credentials
 
 if TYPE_CHECKING:
@@ -20,22 +22,24 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS = 10.0  # for a cluster to answer at its address
 SAVE_SECONDS = 60.0  # for tasks that were asked to stop
-# What workers take from here. Keys of services are not among them: they belong on the cluster.
+# Variables of this environment that workers receive. Keys of services are not among them: these belong on the
+# cluster.
 PASSED_ON = ("TFDS_DATA_DIR", "WANDB_MODE", "WANDB_BASE_URL", "JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")
 
 
 def run_on_ray(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
-    """Have Ray train what the store lacks, and show it until it has ended; see `run_sweep`.
+    """Train on Ray the runs without a result, and display the progress until all have ended.
+
+    Args and returns as in `run_sweep`.
 
     Raises:
-        UsageError: also: no Ray here, or no cluster at the address.
+        UsageError: also: Ray is not installed, or no cluster answers at the address.
     """
-    from cnnexp.sweep.signals import Interrupted
 
     launcher = jobs[0].config.launcher
     assert isinstance(launcher, RayLauncher)
     with ExitStack() as contexts:
-        ray = _started(launcher, contexts)
+        ray = _connect(launcher, contexts)
         tasks: list[Any] = []
 
         def send(plan: Plan, by_id: Mapping[str, Job], progress: "SweepProgress") -> Iterator[bool]:
@@ -43,29 +47,29 @@ def run_on_ray(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
                 "num_cpus": launcher.cpus,
                 "num_gpus": launcher.gpus,
                 "resources": launcher.resources,
-                "max_retries": launcher.retries,  # of a lost worker or node
-                "retry_exceptions": [Interrupted],  # of one that was told to end
+                "max_retries": launcher.retries,  # after a worker or node is lost
+                "retry_exceptions": [Interrupted],  # after a worker was asked to end
             }
-            work = ray.remote(**options)(_work)
-            tasks.extend(work.remote(share, launcher.cpus) for share in shares(plan, by_id))
+            train = ray.remote(**options)(_train)
+            tasks.extend(train.remote(assignment, launcher.cpus) for assignment in assign(plan, by_id))
             progress.tell(f"Ray: {len(tasks)} tasks for {len(plan.stacks)} stacks")
-            told: set[str] = set()
+            reported: set[str] = set()
             while True:
                 ended, tasks[:] = ray.wait(tasks, num_returns=len(tasks), timeout=0)
-                for error in {_error(ray, task) for task in ended} - {"", *told}:
+                for error in {_error(ray, task) for task in ended} - {"", *reported}:
                     progress.tell(f"Ray: {error}")
-                    told.add(error)
+                    reported.add(error)
                 yield bool(tasks)
 
         def cancel(asked: bool) -> None:
             for task in tasks:
-                ray.cancel(task, force=False)  # as SIGINT: the worker saves
+                ray.cancel(task, force=False)  # sends SIGINT, at which the worker saves
             ray.wait(tasks, num_returns=len(tasks), timeout=SAVE_SECONDS)
 
         return watch(jobs, command, send, cancel)
 
 
-def _started(launcher: RayLauncher, contexts: ExitStack) -> Any:
+def _connect(launcher: RayLauncher, contexts: ExitStack) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     _check_address(launcher.address)
     try:
@@ -73,14 +77,14 @@ def _started(launcher: RayLauncher, contexts: ExitStack) -> Any:
     except ImportError:
         raise UsageError("launcher=ray: needs Ray; type: pip install 'cnnexp[ray]'") from None
     if not ray.is_initialized():
-        passed = {key: without_credentials(os.environ[key]) for key in PASSED_ON if key in os.environ}
+        variables = {key: without_credentials(os.environ[key]) for key in PASSED_ON if key in os.environ}
         try:
-            with chdir(os.sep):  # Ray has workers import modules of this folder before installed ones
+            with chdir(os.sep):  # workers import modules of this folder before installed ones
                 ray.init(
                     launcher.address,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
-                    runtime_env={"env_vars": passed},
+                    runtime_env={"env_vars": variables},
                     include_dashboard=None if launcher.address else False,
                 )
         except (ConnectionError, ImportError, RuntimeError, ValueError) as error:
@@ -93,10 +97,10 @@ def _started(launcher: RayLauncher, contexts: ExitStack) -> Any:
 
 
 def _check_address(address: str | None) -> None:
-    """Refuse at once a cluster that does not answer, for which Ray would wait for minutes.
+    """Refuse at once a cluster that does not answer, as Ray would wait for minutes.
 
     Raises:
-        UsageError: nothing listens there.
+        UsageError: nothing listens at the address.
     """
     if address in (None, "auto", "local"):
         return
@@ -120,16 +124,13 @@ def _error(ray: Any, task: Any) -> str:
     return ""
 
 
-def _work(share: Share, cpus: float) -> None:
-    """What a Ray worker does; `cpus` are those that Ray counts on it to use."""
-    from cnnexp.sweep.run import SweepFailed
-    from cnnexp.sweep.signals import Interrupted
-
+def _train(assignment: Assignment, cpus: float) -> None:
+    """Train an assignment in a Ray worker, on the number of CPUs that Ray reserves for it."""
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(max(1, round(cpus))))
     try:
-        share()
+        assignment()
     except SweepFailed:
-        pass  # it is in the store
+        pass  # the store has the errors
     except Interrupted as error:
-        if error.signal != signal.SIGINT:  # that of `cancel`; others end the worker, not the sweep
+        if error.signal != signal.SIGINT:  # which `cancel` sends; others end the worker, not the sweep
             raise

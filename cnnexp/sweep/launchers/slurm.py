@@ -1,4 +1,4 @@
-"""`launcher=slurm`: the stacks of a sweep as one job array, sent by submitit."""
+"""`launcher=slurm`: the stacks of a sweep as one job array, submitted through submitit."""
 
 import io
 import os
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cnnexp.config.launchers import SlurmLauncher, minutes_of
 from cnnexp.core.errors import UsageError
 from cnnexp.store.runs import list_run_folders, sweep_folder
-from cnnexp.sweep.launchers.assignment import Share, shares, watch
+from cnnexp.sweep.launchers.assignment import Assignment, assign, watch
 from cnnexp.sweep.plan import Plan
 from cnnexp.sweep.points import Job
 from cnnexp.sweep.signals import REQUEUE, Interrupted
@@ -26,66 +26,68 @@ from cnnexp.sweep.signals import REQUEUE, Interrupted
 if TYPE_CHECKING:
     from cnnexp.sweep.progress import SweepProgress
 
-ASK_SECONDS = 10.0  # between two questions to Slurm which tasks are left
-ANSWER_SECONDS = 60.0  # that it has for one
-LOGS = "slurm"  # beside the runs: what submitit and the tasks write
+QUEUE_SECONDS = 10.0  # between two calls of squeue
+ANSWER_SECONDS = 60.0  # for Slurm to answer a command
+LOGS = "slurm"  # folder beside the runs for the files of submitit and the output of the tasks
 
 
 @dataclass(frozen=True)
-class Task:
-    """A share of a sweep as a Slurm task, which saves and is requeued when its time is up."""
+class RequeuedAssignment:
+    """An assignment as a Slurm task, which saves and is requeued when its time is up."""
 
-    share: Share
+    assignment: Assignment
 
     def __call__(self) -> None:
-        """Train it. What ends the job ends it as interrupted; preemption, and the signal ahead of its time
-        limit, have it requeued."""
+        """Train the assignment.
+
+        Preemption, and the signal before the time limit, requeue the task. Other signals end it.
+        """
         try:
-            self.share()
+            self.assignment()
         except Interrupted as error:
             if error.signal == signal.SIGUSR2 or _is_preempted():
-                signal.raise_signal(signal.SIGUSR2)  # submitit's handler again: it requeues, and exits
+                signal.raise_signal(signal.SIGUSR2)  # submitit's handler is restored: it requeues and exits
             print("interrupted and saved", file=sys.stderr)
             sys.exit(REQUEUE)
 
     def checkpoint(self) -> Any:
-        """What the requeued task does: the same, which goes on with what is missing."""
+        """Return what the requeued task runs: the same call, which resumes."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def submit(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
-    """Send what the store lacks to Slurm; with `launcher.wait` show it until it has ended.
+    """Submit the runs without a result to Slurm; with `launcher.wait`, display the progress until they end.
 
     Returns:
-        Every run's validation accuracy; NaN where it has no result yet.
+        The validation accuracy of every run; NaN without a result yet.
 
     Raises:
-        UsageError: a run that cannot be trained, no Slurm here, or what Slurm says against the job.
+        UsageError: a run cannot be trained, there is no Slurm here, or Slurm refuses the job.
         SweepFailed: with `launcher.wait`: some runs have no result.
-        KeyboardInterrupt: with `launcher.wait`: this command was asked to stop; the tasks go on.
+        KeyboardInterrupt: with `launcher.wait`: this command was asked to stop; the tasks continue.
     """
     launcher = jobs[0].config.launcher
     assert isinstance(launcher, SlurmLauncher)
-    _check_here()
-    sent: list[str] = []  # the array's job id, if there was anything to send
+    _check_slurm()
+    job_ids: list[str] = []  # of the array, if there was anything to submit
 
     def send(plan: Plan, by_id: Mapping[str, Job], progress: "SweepProgress") -> Iterator[bool]:
-        parts = shares(plan, by_id, most=launcher.tasks)
-        sent.extend(_send(parts, launcher))
-        progress.tell(_told(sent, parts, plan))
-        asked, working = 0.0, True
+        assignments = assign(plan, by_id, most=launcher.tasks)
+        job_ids.extend(_submit_array(assignments, launcher))
+        progress.tell(_describe_submission(job_ids, assignments, plan))
+        checked, working = 0.0, True
         while True:
-            if time.monotonic() - asked > ASK_SECONDS:
-                working, asked = any(map(_goes_on, sent)), time.monotonic()
+            if time.monotonic() - checked > QUEUE_SECONDS:
+                working, checked = any(map(_is_queued, job_ids)), time.monotonic()
             yield working
 
     def cancel(asked: bool) -> None:
         if not asked:
-            _answer("scancel", *sent)
+            _call("scancel", *job_ids)
             return
-        for job in sent:
+        for job in job_ids:
             print(f"Slurm job {job} continues without this command", file=sys.stderr)
         raise KeyboardInterrupt
 
@@ -101,7 +103,7 @@ def submit(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
         raise
 
 
-def _check_here() -> None:
+def _check_slurm() -> None:
     try:
         import submitit  # noqa: F401
     except ImportError:
@@ -110,15 +112,15 @@ def _check_here() -> None:
         raise UsageError("launcher=slurm: no sbatch on this machine; start the sweep on a login node")
 
 
-def _send(parts: Sequence[Share], launcher: SlurmLauncher) -> list[str]:
-    """Submit the array; returns its job id, none where there is nothing to submit."""
-    if not parts:
+def _submit_array(assignments: Sequence[Assignment], launcher: SlurmLauncher) -> list[str]:
+    """Submit the array; return its job id, or none if there is nothing to submit."""
+    if not assignments:
         return []
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError
 
-    first = parts[0].jobs[0].config
-    python = f"{shlex.quote(sys.executable)} -P"  # without the modules of the folder it was sent from
+    first = assignments[0].jobs[0].config
+    python = f"{shlex.quote(sys.executable)} -P"  # without the modules of the folder it was submitted from
     logs = _logs(sweep_folder(first))
     executor = SlurmExecutor(folder=logs, max_num_timeout=launcher.requeues, python=python)
     executor.update_parameters(
@@ -129,17 +131,17 @@ def _send(parts: Sequence[Share], launcher: SlurmLauncher) -> list[str]:
         setup=launcher.setup or None,
         stderr_to_stdout=True,
         additional_parameters={"requeue": True, "wckey": "", **launcher.sbatch},
-        **_asked_for(launcher),
+        **_resources(launcher),
     )
     try:
-        with redirect_stderr(io.StringIO()), executor.batch():  # what sbatch says comes with the error too
-            sent = [executor.submit(Task(share)) for share in parts]
+        with redirect_stderr(io.StringIO()), executor.batch():  # the error repeats what sbatch prints
+            submitted = [executor.submit(RequeuedAssignment(assignment)) for assignment in assignments]
     except (FailedJobError, subprocess.CalledProcessError) as error:
         raise UsageError(f"launcher=slurm: {_reason(error)}") from None
-    return [sent[0].job_id.partition("_")[0]]
+    return [submitted[0].job_id.partition("_")[0]]
 
 
-def _asked_for(launcher: SlurmLauncher) -> dict[str, Any]:
+def _resources(launcher: SlurmLauncher) -> dict[str, Any]:
     values = {
         "partition": launcher.partition,
         "account": launcher.account,
@@ -153,20 +155,20 @@ def _asked_for(launcher: SlurmLauncher) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """What sbatch said, in one line."""
+    """Return the message of sbatch in one line."""
     lines = [line.strip() for line in str(error).splitlines() if "sbatch: error" in line]
     text = lines[-1] if lines else str(error).splitlines()[-1]
     return text.partition("sbatch: error: ")[2] or text
 
 
-def _told(sent: Sequence[str], parts: Sequence[Share], plan: Plan) -> str:
-    runs = sum(len(share.jobs) for share in parts)
-    left_out = sum(len(stack.runs) for stack in plan.stacks) - runs
-    lines = [f"{left_out} runs are not submitted: other workers are training them"] * bool(left_out)
-    for job in sent:
-        logs = _logs(sweep_folder(parts[0].jobs[0].config))
+def _describe_submission(job_ids: Sequence[str], assignments: Sequence[Assignment], plan: Plan) -> str:
+    runs = sum(len(assignment.jobs) for assignment in assignments)
+    claimed = sum(len(stack.runs) for stack in plan.stacks) - runs
+    lines = [f"{claimed} runs are not submitted: other workers are training them"] * bool(claimed)
+    for job in job_ids:
+        logs = _logs(sweep_folder(assignments[0].jobs[0].config))
         lines.append(
-            f"Slurm job {job}: {runs} runs in {len(parts)} tasks; logs in {logs}; "
+            f"Slurm job {job}: {runs} runs in {len(assignments)} tasks; logs in {logs}; "
             f"squeue -j {job} shows it, scancel {job} stops it, and the same command resumes it"
         )
     return "\n".join(lines)
@@ -176,23 +178,23 @@ def _logs(folder: Path) -> Path:
     return Path(os.path.relpath((folder / LOGS).resolve()))
 
 
-def _goes_on(job: str) -> bool:
-    """Whether any task of the array has not ended."""
-    listed = _answer("squeue", "--noheader", "--jobs", job, "--format", "%i")
+def _is_queued(job: str) -> bool:
+    """Tell whether any task of the array is waiting or running."""
+    listed = _call("squeue", "--noheader", "--jobs", job, "--format", "%i")
     if listed.returncode:
-        return "Invalid job id" not in listed.stderr  # else Slurm does not answer just now
+        return "Invalid job id" not in listed.stderr  # else Slurm does not answer at the moment
     return bool(listed.stdout.split())
 
 
 def _is_preempted() -> bool:
-    """Whether this task has to make room for another: Slurm requeues it only if it waits to be killed."""
-    shown = _answer("scontrol", "show", "job", os.environ.get("SLURM_JOB_ID", "")).stdout
+    """Tell whether this task is preempted: Slurm requeues it only if it waits to be killed."""
+    shown = _call("scontrol", "show", "job", os.environ.get("SLURM_JOB_ID", "")).stdout
     times = dict(re.findall(r"(\w+)=(\d+-\d\S+)", shown))
     return times.get("PreemptTime", "") >= times.get("StartTime", "~")
 
 
-def _answer(*command: str) -> "subprocess.CompletedProcess[str]":
+def _call(*command: str) -> "subprocess.CompletedProcess[str]":
     try:
         return subprocess.run(list(command), capture_output=True, text=True, timeout=ANSWER_SECONDS)
-    except (subprocess.TimeoutExpired, OSError):  # silent, or not there
+    except (subprocess.TimeoutExpired, OSError):  # silent, or not installed
         return subprocess.CompletedProcess(list(command), 1, "", "no answer")
