@@ -125,8 +125,9 @@ def check_processes(runs: Sequence[RunConfig]) -> None:
     if is_primary():
         probe.unlink()
     if missing:
+        key = f"results_dir={results}"
         raise UsageError(
-            f"results_dir={results}: not all {processes} processes see the files that the first one writes there"
+            f"{key}: not all {processes} processes see the files that the first one writes there"
         )
 
 

@@ -146,9 +146,8 @@ def _intact_histories(
 def _move_corrupt_checkpoint(path: Path, report: Callable[[str], None] | None) -> None:
     if report:
         line = f"corrupt checkpoint {path} (checksum mismatch)"
-        report(
-            f"{line}; moved to {move_corrupt_checkpoint(path).name}; the previous checkpoint is used, if there is one"
-        )
+        line += f"; moved to {move_corrupt_checkpoint(path).name}"
+        report(f"{line}; the previous checkpoint is used, if there is one")
 
 
 class Worker:
