@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from cnnexp.cli.commands import Command
-from cnnexp.cli.options import Text, check_results_dir, results_dir_option, sweep_argument
+from cnnexp.cli.options import Text, check_results_dir, find_sweep, results_dir_option, sweep_argument
 from cnnexp.core.errors import UsageError
 
 
@@ -40,13 +40,13 @@ def _open_trackio(name: str | None, results_dir: Path, project: str | None, *, d
 
 
 def _save(results: Path, name: str, *, dry_run: bool) -> int:
-    from cnnexp.tracking.sync import sweep_folder, target_of_sweep
+    from cnnexp.tracking.sync import target_of_sweep
     from cnnexp.tracking.target import Reachability
 
-    folder = sweep_folder(results, name)
+    folder = find_sweep(name, results)
     target, server = target_of_sweep(folder, "offline" if dry_run else "online"), Reachability()
-    from cnnexp.tracking.dashboard import save, write_dry_run
-    from cnnexp.tracking.mirror import outage_line
+    from cnnexp.tracking.dashboard import save_dashboard, write_dry_run
+    from cnnexp.tracking.mirror_process import describe_error
 
     if dry_run:
         print(write_dry_run(folder, target))
@@ -55,11 +55,11 @@ def _save(results: Path, name: str, *, dry_run: bool) -> int:
         print(f"cnnexp: W&B: {server.host} is out of reach; --dry-run writes a file", file=sys.stderr)
         return 1
     try:
-        addresses = save(folder, target)
+        addresses = save_dashboard(folder, target)
     except Exception as error:
         if not type(error).__module__.startswith("wandb"):
             raise
-        print(f"cnnexp: W&B: {outage_line(error)}", file=sys.stderr)
+        print(f"cnnexp: W&B: {describe_error(error)}", file=sys.stderr)
         return 1
     print("\n".join(addresses.values()))
     return 0

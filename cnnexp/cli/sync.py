@@ -6,7 +6,8 @@ from pathlib import Path
 import click
 
 from cnnexp.cli.commands import Command
-from cnnexp.cli.options import Text, check_results_dir, results_dir_option, sweep_argument
+from cnnexp.cli.options import Text, check_results_dir, find_sweep, results_dir_option, sweep_argument
+from cnnexp.core.errors import UsageError
 
 
 @click.command("sync", cls=Command)
@@ -22,14 +23,19 @@ from cnnexp.cli.options import Text, check_results_dir, results_dir_option, swee
 def command(name: str | None, results_dir: Path, follow: bool, to: str | None) -> int:
     """Send to W&B what it lacks of the sweep NAME, or without a name of all sweeps."""
     from cnnexp.core.machine import check_writable
-    from cnnexp.tracking.sync import NotSent, sync
+    from cnnexp.store.runs import list_sweeps
+    from cnnexp.tracking.sync import SyncError, sync_sweep
 
     results = check_results_dir(results_dir)
     if to and to != "trackio":
         check_writable(Path(to).expanduser(), f"--to {to}")
+    folders = [find_sweep(name, results)] if name else [results / sweep for sweep in list_sweeps(results)]
+    if not folders:
+        raise UsageError(f"--results-dir {results}: holds no sweep; type: cnnexp run --help")
     try:
-        sync(results, name, follow=follow, to=to)
-    except NotSent as error:
+        for folder in folders:
+            sync_sweep(folder, follow=follow, to=to)
+    except SyncError as error:
         print(f"cnnexp: {error}", file=sys.stderr)
         return 1
     return 0

@@ -40,7 +40,7 @@ from cnnexp.sweep.progress import SweepProgress
 from cnnexp.sweep.signals import Interrupted, ProcessLost, StopSignals
 from cnnexp.sweep.validate import refuse_impossible
 from cnnexp.sweep.worker import Worker, follow_primary
-from cnnexp.tracking.mirror_process import Mirror
+from cnnexp.tracking.mirror import Mirror
 from cnnexp.training.processes import is_primary
 
 WAIT_SECONDS = 0.5  # between two checks of the runs claimed by other workers
@@ -76,7 +76,7 @@ def run_sweep(jobs: Sequence[Job], command: str | None = None) -> dict[str, floa
         plan, progress = start_progress(by_id, command, contexts)
         leases = contexts.enter_context(Leases(sweep_folder(first)))
         mirror = contexts.enter_context(Mirror(first.tracking, sweep_folder(first), tell=progress.tell))
-        mirror.changed([run_folder(plan.runs[run_id]) for run_id in plan.ended])
+        mirror.notify([run_folder(plan.runs[run_id]) for run_id in plan.ended])
         runner = SweepRunner(plan.runs, leases, signals, progress, mirror)
         with announce_end():
             for stack in runner.stacks(plan.stacks):
@@ -271,7 +271,7 @@ class SweepRunner:
             if not has_ended(run_folder(run)):
                 record_failure(run, trace)
                 self.failed[run_id] = line
-        self._mirror.changed([run_folder(run) for run in stack.runs.values()])
+        self._mirror.notify([run_folder(run) for run in stack.runs.values()])
         self.worker.drop_programs()
         self._progress.failed(stack, line, run_folder(stack.config) / "error.txt")
 

@@ -37,7 +37,7 @@ from cnnexp.sweep.plan import Stack
 from cnnexp.sweep.progress import SweepProgress
 from cnnexp.sweep.provenance import summary_of
 from cnnexp.sweep.signals import Interrupted, StopSignals
-from cnnexp.tracking.mirror_process import Mirror
+from cnnexp.tracking.mirror import Mirror
 from cnnexp.training.loop import LoopState, StackTrainer
 from cnnexp.training.processes import any_process, broadcast_from_primary, to_host
 from cnnexp.training.train import State
@@ -248,7 +248,7 @@ class Worker:
         for run_id in ended:
             del self._writers[run_id]
         self._progress.evaluated(stack, rows, ended)
-        self._mirror.changed([run_folder(run) for run in stack.runs.values()])
+        self._mirror.notify([run_folder(run) for run in stack.runs.values()])
 
 
 def follow_primary(runs: Mapping[str, RunConfig], signals: StopSignals) -> None:

@@ -1,4 +1,4 @@
-"""`cnnexp dashboard`: a saved W&B workspace and a report of a sweep, made and remade in place."""
+"""`cnnexp dashboard`: a saved W&B workspace and a W&B report of a sweep, replaced when saved again."""
 
 import json
 import warnings
@@ -18,7 +18,7 @@ from cnnexp.store.files import read_json, write_json, write_text
 from cnnexp.store.runs import read_runs, read_sweep
 from cnnexp.tracking.target import NAME_LIMIT, Target, drop_credentials, shortened
 
-FILE = "dashboard.json"  # in the sweep's folder: where its workspace and its report were saved
+ADDRESSES = "dashboard.json"  # in the sweep's folder: where its workspace and its report were saved
 COLUMNS = [
     "run:displayName",
     "config:model.tying.value",
@@ -34,11 +34,11 @@ COLUMNS = [
 ]
 
 
-def sections(folder: Path) -> dict[str, list[Any]]:
-    """The panels of a sweep by the names of their sections.
+def make_sections(folder: Path) -> dict[str, list[Any]]:
+    """Make the panels of a sweep by the names of their sections.
 
-    A line of the curves by tying is the mean of all runs of a tying: the section's name says what varies
-    among them besides the seed. A line of those by cell is the mean of its seeds.
+    Each line of the curves by tying is the mean of all runs of a tying, and the name of the section says what
+    varies among them besides the seed. Each line of the curves by cell is the mean over the seeds of a cell.
     """
     mixed = [key for key in varying_keys(make_dataframe(read_runs(folder))) if key != "model.tying"]
     over = f" (spread over seeds{', ' if mixed else ''}{', '.join(mixed)})"
@@ -58,9 +58,9 @@ def sections(folder: Path) -> dict[str, list[Any]]:
         "Test accuracy by kernel size and stride": [
             _bars("test/accuracy.last", key) for key in ("model.kernel_size", "model.stride", "model.tying")
         ],
-        "All at once": [
+        "All keys and metrics": [
             reports.ParallelCoordinatesPlot(
-                title="what was chosen, and what came of it",
+                title="configuration and accuracy",
                 columns=[
                     *(
                         _column(Config(key), key)
@@ -76,13 +76,13 @@ def sections(folder: Path) -> dict[str, list[Any]]:
     }
 
 
-def workspace_of(folder: Path, target: Target) -> workspaces.Workspace:
-    """The workspace of a sweep: only its runs, grouped panels, and the verdicts with their figures."""
+def make_workspace(folder: Path, target: Target) -> workspaces.Workspace:
+    """Make the workspace of a sweep: only its runs, grouped panels, and the verdicts with their figures."""
     verdicts = [
         reports.MarkdownPanel(markdown=verdicts_markdown(folder)),
         reports.MediaBrowser(title="figures", media_keys=_figures(folder)),
     ]
-    named = {"Verdicts": verdicts, **sections(folder)}
+    named = {"Verdicts": verdicts, **make_sections(folder)}
     return workspaces.Workspace(
         entity=target.entity or "",
         project=target.project,
@@ -98,12 +98,12 @@ def workspace_of(folder: Path, target: Target) -> workspaces.Workspace:
     )
 
 
-def report_of(folder: Path, target: Target) -> reports.Report:
-    """The report of a sweep: the verdicts, their figures, every section's panels and the runs."""
-    # Left empty, a run set is that of the report's own project; named, the package asks the server for it.
+def make_wandb_report(folder: Path, target: Target) -> reports.Report:
+    """Make the W&B report of a sweep: the verdicts, figures, panels of all sections, and runs."""
+    # Without a name, a run set is that of the report's own project; for a name the package asks the server.
     runs = reports.Runset(name=folder.name, filters=f"Group == {_group(folder)!r}", pinned_columns=COLUMNS)
     blocks: list[Any] = [reports.MarkdownBlock(text=verdicts_markdown(folder))]
-    for name, panels in sections(folder).items():
+    for name, panels in make_sections(folder).items():
         blocks += [reports.H2(text=name), reports.PanelGrid(runsets=[runs], panels=panels)]
     figures = reports.MediaBrowser(title="figures", media_keys=_figures(folder))
     blocks += [reports.H2(text="Figures"), reports.PanelGrid(runsets=[runs], panels=[figures])]
@@ -118,33 +118,36 @@ def report_of(folder: Path, target: Target) -> reports.Report:
 
 
 def write_dry_run(folder: Path, target: Target) -> Path:
-    """Write the specifications of both as JSON; returns the file.
+    """Write the specifications of the workspace and the report as JSON, and return the file.
 
     Raises:
         ValueError: the package's own types do not read back what they wrote.
     """
     warn_excluded_runs(*read_sweep(folder))
     specification = {
-        "workspace": _checked(workspace_of(folder, target)._to_model().spec),
-        "report": _checked(report_of(folder, target)._to_model().spec),
+        "workspace": _to_json(make_workspace(folder, target)._to_model().spec),
+        "report": _to_json(make_wandb_report(folder, target)._to_model().spec),
     }
     file = folder / "report" / "dashboard.json"
     write_text(file, json.dumps(specification, indent=1) + "\n")
     return file
 
 
-def save(folder: Path, target: Target) -> dict[str, str]:
-    """Save both at W&B, in place of those saved before; returns their addresses.
+def save_dashboard(folder: Path, target: Target) -> dict[str, str]:
+    """Save the workspace and the report at W&B, in place of those saved before.
 
-    What the folder says of those saved before counts only where it leads to the sweep's own.
+    The stored addresses of earlier ones are used only if they lead to a workspace and a report of this sweep.
+
+    Returns:
+        The addresses of both by their kinds.
     """
     import wandb
 
     warn_excluded_runs(*read_sweep(folder))
     drop_credentials()
     target = replace(target, entity=target.entity or wandb.Api().default_entity)
-    saved = {name: url for name, url in read_json(folder / FILE).items() if _lies_in(url, target)}
-    workspace, report = workspace_of(folder, target), report_of(folder, target)
+    saved = {name: url for name, url in read_json(folder / ADDRESSES).items() if _lies_in(url, target)}
+    workspace, report = make_workspace(folder, target), make_wandb_report(folder, target)
     if "workspace" in saved:
         earlier = workspaces.Workspace.from_url(saved["workspace"])
         if earlier.name == workspace.name:
@@ -157,12 +160,12 @@ def save(folder: Path, target: Target) -> dict[str, str]:
             report = remade
     for name, view in (("workspace", workspace), ("report", report)):
         saved[name] = view.save().url
-        write_json(folder / FILE, saved)  # at once: the next may fail, and nothing is to be made twice
+        write_json(folder / ADDRESSES, saved)  # at once, as the next may fail, and nothing must be made twice
     return saved
 
 
 def verdicts_markdown(folder: Path) -> str:
-    """Each claim with its verdict and its estimate."""
+    """List the claims with their verdicts and estimates, as Markdown."""
     report = write_report(folder)
     lines = [
         f"- **{judged.marked_outcome}**: {judged.claim.sentence} {judged.claim.measure}: {judged.effect}"
@@ -178,12 +181,12 @@ def _title(folder: Path) -> str:
 
 
 def _group(folder: Path) -> str:
-    """The sweep's group at W&B, see `RunMirror`."""
+    """Return the group of the sweep's runs at W&B, see `WandbRun`."""
     return shortened(folder.name, NAME_LIMIT)
 
 
 def _lies_in(url: object, target: Target) -> bool:
-    """Whether an address leads to the target's project."""
+    """Return whether an address leads to the target's project."""
     path = urlparse(url).path if isinstance(url, str) else ""
     return unquote(path).split("/")[1:3] == [target.entity, target.project]
 
@@ -224,10 +227,10 @@ def _column(metric: Any, name: str, *, log: bool | None = None) -> Any:
     return reports.ParallelCoordinatesPlotColumn(metric=metric, display_name=name, log=log)
 
 
-def _checked(spec: Any) -> dict[str, Any]:
-    """A specification as JSON, which its own type reads back to the same."""
+def _to_json(spec: Any) -> dict[str, Any]:
+    """Convert a specification to JSON, and check that its own type reads it back unchanged."""
     text = spec.model_dump_json(by_alias=True)
-    with warnings.catch_warnings():  # the package's types of blocks do not know that a comment may be absent
+    with warnings.catch_warnings():  # the package's types of blocks do not allow an absent comment
         warnings.simplefilter("ignore", UserWarning)
         again = type(spec).model_validate_json(text).model_dump_json(by_alias=True)
     if json.loads(again) != json.loads(text):

@@ -1,205 +1,167 @@
-"""The process that follows runs in the store and sends what is new to W&B through its own client.
+"""The sweep's side of the W&B mirror: starts the process that sends runs, and never waits long for it."""
 
-Started by a sweep, which writes lines of JSON to its standard input: first where to send runs to, then,
-line by line, the folders in which something is new; it closes the input at the end. What this process
-writes to its standard output are lines of JSON too: `{"sent": 3, "left": 2}` and `{"say": "..."}`.
-
-It may be killed at any moment, and ends itself when the client fails again and again: another one goes on
-where it was.
-"""
-
+import contextlib
 import json
 import os
 import queue
-import re
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
-from cnnexp.tracking.sweep_run import all_have_ended, send_whole, start_machine
-from cnnexp.tracking.target import Reachability, Target, drop_credentials, without_secrets
-from cnnexp.tracking.trackio_run import TrackioMirror
-from cnnexp.tracking.wandb_run import RunMirror
+from cnnexp.config.sections import Tracking
+from cnnexp.tracking.target import Target, sync_command, target_of_config
 
-DONE, OUTAGE, REFUSED = 0, 3, 4  # exit codes
-GIVE_UP_SECONDS = 600.0  # after the sweep's end
-MANY = 3  # runs that cannot be sent, which then is not their own trouble
+# How long the end of a sweep waits for the mirror process before it leaves it to finish alone: the larger of
+# a constant and a fraction of the sweep's duration, longer where it only writes files, and longer still where
+# an agent of W&B waits for the result.
+WAIT_SECONDS = 0.5
+WAIT_FRACTION = 0.01
+WAIT_FILES_SECONDS = 2.0
+WAIT_AGENT_SECONDS = 30.0
+RESTART_SECONDS = 1.0  # before a mirror process that was killed is restarted
+RESTART_OUTAGE_SECONDS = 15.0  # before one that gave up is restarted, doubled each time
+REFUSED = 4  # its exit code where W&B refuses the key: it is not restarted
 
 
-class Follower:
-    """Sends what is new in the folders it is told of."""
+class Mirror:
+    """A process that follows the folders of runs and sends what is new; a context manager.
 
-    def __init__(self, target: Target):
-        self.sent = 0  # runs that were sent to their end
-        self.were_there = 0  # of them, at the server before this sweep
-        self.news: dict[str, None] = {}  # folders in which something is to be sent
-        self.errors: dict[str, Exception] = {}  # by folder, since it was told of last
-        self.target = target
-        self._mirrors: dict[str, RunMirror | TrackioMirror] = {}
+    Training never calls W&B. The process may hang or die without harm to the sweep, and is restarted.
 
-    def told(self, folders: Sequence[str]) -> None:
-        """There is something new in these folders, or there may be."""
-        for folder in folders:
-            kind = TrackioMirror if self.target.mode == "local" else RunMirror
-            mirror = self._mirrors.setdefault(folder, kind(Path(folder), self.target))
-            self.errors.pop(folder, None)
-            if mirror.done:
-                del self._mirrors[folder]
-                self.news.pop(folder, None)
-            else:
-                self.news[folder] = None
+    Args:
+        tracking: where runs are sent to.
+        folder: the sweep's.
+        tell: prints a line for the user.
+    """
+
+    def __init__(self, tracking: Tracking, folder: Path, *, tell: Callable[[str], None]):
+        self._target: Target = target_of_config(tracking)
+        self._folder, self._tell = folder.resolve(), tell
+        self._run_folders: dict[str, None] = {}
+        self._process: subprocess.Popen[str] | None = None
+        self._outgoing: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._incoming: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._printed: set[str] = set()
+        self._started = time.monotonic()
+        self._died_at: float | None = None
+        self._restart_wait = 0.0
+
+    def __enter__(self) -> "Mirror":
+        if self._target.mode != "disabled":
+            self._start()
+        return self
+
+    def notify(self, folders: Sequence[Path]) -> None:
+        """Tell the mirror process that there is something new in the folders of these runs."""
+        if self._process is None or not folders:
+            return
+        names = [str(folder.absolute()) for folder in folders]
+        self._run_folders.update(dict.fromkeys(names))
+        self._print_messages()
+        if self._process.poll() is None:
+            self._send(names)
+        elif self._may_restart():
+            self._start()
+            self._send(list(self._run_folders))
+
+    def _may_restart(self) -> bool:
+        assert self._process is not None
+        code = self._process.returncode
+        if self._died_at is None:
+            self._died_at = time.monotonic()
+            after_outage = max(2 * self._restart_wait, RESTART_OUTAGE_SECONDS)
+            self._restart_wait = RESTART_SECONDS if code < 0 else after_outage
+        return code != REFUSED and time.monotonic() >= self._died_at + self._restart_wait
+
+    def _start(self) -> None:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "cnnexp.tracking.mirror_process"],  # -P: not the working folder
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,
+            )
+        except OSError as error:  # no memory, or too many processes or files
+            self._print_once(f"W&B: the mirror process cannot start: {error}; {self._advice}")
+            return
+        self._process, self._died_at, self._outgoing = process, None, queue.SimpleQueue()
+        for pump, lines in ((_write_lines, self._outgoing), (_read_lines, self._incoming)):
+            threading.Thread(target=pump, args=(process, lines), daemon=True).start()
+        self._send({"target": asdict(self._target), "folder": str(self._folder), "process": os.getpid()})
+
+    def _send(self, values: object) -> None:
+        self._outgoing.put(json.dumps(values))
+
+    def _print_messages(self) -> None:
+        """Print what the mirror process has written since the last call."""
+        while not self._incoming.empty():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # whatever else W&B's client prints
+                self._print_once(json.loads(self._incoming.get())["message"])
+
+    def _print_once(self, line: str) -> None:
+        if line not in self._printed:
+            self._printed.add(line)
+            self._tell(line)
 
     @property
-    def left(self) -> int:
-        """Runs with news that were not sent."""
-        return len(self.news.keys() | self.errors.keys())
+    def _advice(self) -> str:
+        to = "trackio" if self._target.mode == "local" else None
+        return f"to send the rest, type: {sync_command(self._folder, to)}"
 
-    def send_one(self) -> None:
-        """Send what is new in one of the folders; a run that has ended is forgotten.
-
-        Raises:
-            Exception: of the client, where it is not this one run's trouble, which `errors` keeps.
-        """
-        folder = next(iter(self.news))
-        del self.news[folder]
-        mirror = self._mirrors[folder]
-        try:
-            mirror.send_new()
-        except Exception as error:
-            del self._mirrors[folder]
-            self.errors[folder] = error
-            if len(self.errors) >= MANY or _is_refusal(error):
-                raise
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        process = self._process
+        if process is None:
             return
-        if mirror.done:
-            self.sent += 1
-            self.were_there += mirror.was_there
-            del self._mirrors[folder]
+        self._send(list(self._run_folders))  # interrupted and failed runs have a new status
+        self._outgoing.put(None)
+        self._wait_for(process)
+        if process.poll() is None:
+            verb = "sent" if self._target.mode == "online" else "written"
+            advice = self._target.advice(self._folder)
+            self._tell(f"W&B: the rest is being {verb} in the background; {advice}")
+        elif process.returncode < 0:
+            name = signal.Signals(-process.returncode).name
+            self._tell(f"W&B: the mirror process was ended by {name}; {self._advice}")
+        elif process.returncode:
+            self._tell(f"W&B: {self._advice}")
 
-    def raise_first(self) -> None:
-        """Raise what went wrong with one of the runs, if anything did."""
-        for error in self.errors.values():
-            raise error
-
-
-def send_all(
-    follower: Follower, lines: "queue.SimpleQueue[str | None]", watch: Callable[[], Any] | None
-) -> None:
-    """Follow until the lines have ended and everything was sent; `watch` is called before anything is sent.
-
-    Raises:
-        ConnectionError: at the end, where the server does not answer.
-        Exception: whatever the client raises.
-    """
-    server, told, ended = Reachability(), False, False
-    while not ended or follower.news:
-        reachable = bool(follower.news) and (follower.target.mode != "online" or bool(server))
-        try:
-            line = lines.get(timeout=(0 if reachable else 0.5) if follower.news else None)
-            ended |= line is None
-            follower.told(json.loads(line) if line else [])
-            continue  # all that is known comes first
-        except queue.Empty:
-            pass
-        if reachable:
-            if watch:
-                watch()
-            follower.send_one()
-            _report(sent=follower.sent, left=follower.left)
-        elif ended:
-            raise ConnectionError(f"{server.host} is out of reach")
-        elif not told:
-            _report(say=f"W&B: {server.host} is out of reach; the sweep goes on, and so do the attempts")
-            told = True
+    def _wait_for(self, process: "subprocess.Popen[str]") -> None:
+        """Wait for the process to end, and print its messages meanwhile."""
+        ended = time.monotonic()
+        wait = max(WAIT_SECONDS, WAIT_FRACTION * (ended - self._started))
+        if self._target.mode != "online":
+            wait = max(wait, WAIT_FILES_SECONDS)
+        if self._target.agent_run:
+            wait = WAIT_AGENT_SECONDS
+        while process.poll() is None and time.monotonic() <= ended + wait:
+            time.sleep(0.02)
+            self._print_messages()
+        time.sleep(0.02)
+        self._print_messages()
 
 
-def main() -> None:
-    """Read where to, follow the folders that are named line by line, and say what was sent where."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the sweep, which then closes the pipe
-    _give_way()
-    os.environ["WANDB_SILENT"] = "true"
-    drop_credentials()
-    order = json.loads(sys.stdin.readline())
-    target, folder = Target(**order["target"]), Path(order["folder"])
-    follower, started = Follower(target), time.monotonic()
-    # Offline, `cnnexp sync --to` writes what all runs say together; under an agent each run is a sweep.
-    whole = target.mode == "online" and target.agent_run is None
-    machine = cache(lambda: start_machine(folder, target, order["process"]))
-    code = DONE
-    try:
-        send_all(follower, _read_ahead(), watch=machine if whole else None)
-        if whole and follower.sent:
-            machine().finish()
-            if not follower.errors and all_have_ended(folder):
-                send_whole(folder, target)
-        follower.raise_first()
-    except BaseException as error:  # whatever W&B does, the sweep only hears of it
-        code = REFUSED if _is_refusal(error) else OUTAGE
-        left = f"; {follower.left} runs are not sent yet" if follower.left else ""
-        _report(say=f"W&B: {outage_line(error)}{left}")
-    if follower.sent:
-        _report(say=sent_line(follower, folder, time.monotonic() - started))
-    sys.stdout.flush()
-    os._exit(code)  # the client's own threads may hang
+def _write_lines(process: "subprocess.Popen[str]", lines: "queue.SimpleQueue[str | None]") -> None:
+    """Write lines to a mirror process, in a thread: one that hangs does not read, and a full pipe blocks."""
+    assert process.stdin is not None
+    with contextlib.suppress(OSError), process.stdin as pipe:  # it died; training continues
+        for line in iter(lines.get, None):
+            pipe.write(line + "\n")
+            pipe.flush()
 
 
-def _give_way() -> None:
-    """Leave the cores to training: take what it leaves idle."""
-    if hasattr(os, "SCHED_IDLE"):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    else:
-        os.nice(19)
-
-
-def outage_line(error: BaseException) -> str:
-    """What went wrong, in one line without the key."""
-    text = (str(error).splitlines() or [""])[0] or type(error).__name__
-    return without_secrets(text)[:200]
-
-
-def sent_line(follower: Follower, sweep: Path, seconds: float) -> str:
-    """What was sent where."""
-    target, runs = follower.target, follower.sent
-    if target.mode == "local":
-        return f"Trackio: {runs} runs; {target.advice(sweep)}"
-    if target.mode == "offline":
-        return f"W&B: {runs} runs written offline; {target.advice(sweep)}"
-    moved = f"moved to the group {sweep.name}, and steps that the server had stay as they were"
-    known = f"; {follower.were_there} of them were there before: {moved}" if follower.were_there else ""
-    return f"W&B: {runs} runs sent to project {target.project} in {seconds:.0f} s{known}"
-
-
-def _is_refusal(error: BaseException) -> bool:
-    signs = r"AuthenticationError|\b401\b|invalid api key|permission denied"
-    return re.search(signs, f"{type(error).__name__} {error}") is not None
-
-
-def _report(**values: Any) -> None:
-    try:
-        print(json.dumps(values), flush=True)
-    except BrokenPipeError:  # the sweep has ended and left this process behind
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-
-
-def _read_ahead() -> "queue.SimpleQueue[str | None]":
-    """The lines of the standard input, then None: read at once, so that the sweep never waits to write."""
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-
-    def read() -> None:
-        for line in sys.stdin:
+def _read_lines(process: "subprocess.Popen[str]", lines: "queue.SimpleQueue[str]") -> None:
+    assert process.stdout is not None
+    with process.stdout as pipe:
+        for line in pipe:
             lines.put(line)
-        lines.put(None)
-        time.sleep(GIVE_UP_SECONDS)
-        os._exit(OUTAGE)
-
-    threading.Thread(target=read, daemon=True).start()
-    return lines
-
-
-if __name__ == "__main__":
-    main()

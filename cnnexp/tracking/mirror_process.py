@@ -1,157 +1,224 @@
-"""Starts the process that mirrors the store to W&B, and never waits for it longer than it says."""
+"""The process that follows runs in the store and sends what is new to W&B through W&B's own client.
 
-import contextlib
+A sweep starts it and writes lines of JSON to its standard input: first where runs are sent to, then lists of
+the folders in which something is new. It closes the input at the end. This process writes lines of JSON to
+its standard output, too: `{"message": "..."}`, which the sweep prints.
+
+It may be killed at any moment, and ends by itself if the client fails again and again. The next process
+resumes where it stopped.
+"""
+
 import json
 import os
 import queue
+import re
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from functools import cache
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
-from cnnexp.config.sections import Tracking
-from cnnexp.tracking.target import Target, sync_command, target_of
+from cnnexp.core.text import pluralize
+from cnnexp.tracking.target import Reachability, Target, drop_credentials, without_secrets
+from cnnexp.tracking.trackio_run import TrackioRun
+from cnnexp.tracking.wandb_run import WandbRun
+from cnnexp.tracking.wandb_summary import all_runs_ended, send_summary, start_machine_run
 
-PATIENCE_SECONDS = 0.5  # at the end of a sweep, before the mirror is left to itself …
-PATIENCE_SHARE = 0.01  # … or this share of the sweep's time, where that is longer
-FILES_SECONDS = 2.0  # … or this long, for one that only writes files
-RESULT_SECONDS = 30.0  # for one whose result an agent waits for
-AGAIN_SECONDS = 1.0  # before a mirror that was killed is started again
-AGAIN_AFTER_OUTAGE = 15.0  # before one that gave up is, doubled each time
-REFUSED = 4
+DONE, OUTAGE, REFUSED = 0, 3, 4  # exit codes
+GIVE_UP_SECONDS = 600.0  # after the end of the sweep
+MOST_FAILURES = 3  # runs that cannot be sent, from which on the fault is not that of single runs
 
 
-class Mirror:
-    """A context in which another process follows the runs' folders and sends what is new.
+class RunSender:
+    """Sends what is new in the folders of runs.
 
-    Training never calls W&B: the process may hang or die, and the sweep loses nothing but its mirror,
-    which is started again.
+    Attributes:
+        target: where runs are sent to.
+        pending: the folders in which something is to be sent.
+        errors: what failed, by folder, since the folder was last added.
+        sent: the number of runs that were sent completely.
+        known: the number of these that the server had before this sweep.
     """
 
-    def __init__(self, tracking: Tracking, folder: Path, *, tell: Callable[[str], None]):
-        self._target: Target = target_of(tracking)
-        self._folder, self._tell = folder.resolve(), tell
-        self._folders: dict[str, None] = {}
-        self._process: subprocess.Popen[str] | None = None
-        self._to_tell: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._heard: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._said: set[str] = set()
-        self._started = time.monotonic()
-        self._died_at: float | None = None
-        self._wait = 0.0
+    def __init__(self, target: Target):
+        self.target = target
+        self.pending: dict[str, None] = {}
+        self.errors: dict[str, Exception] = {}
+        self.sent = self.known = 0
+        self._runs: dict[str, WandbRun | TrackioRun] = {}
 
-    def __enter__(self) -> "Mirror":
-        if self._target.mode != "disabled":
-            self._start()
-        return self
-
-    def changed(self, folders: Sequence[Path]) -> None:
-        """Say that there is something new in the folders of these runs."""
-        if self._process is None or not folders:
-            return
-        named = [str(folder.absolute()) for folder in folders]
-        self._folders.update(dict.fromkeys(named))
-        self._hear()
-        if self._process.poll() is None:
-            self._send(named)
-        elif self._may_start_again():
-            self._start()
-            self._send(list(self._folders))
-
-    def _may_start_again(self) -> bool:
-        assert self._process is not None
-        code = self._process.returncode
-        if self._died_at is None:
-            self._died_at = time.monotonic()
-            self._wait = AGAIN_SECONDS if code < 0 else max(2 * self._wait, AGAIN_AFTER_OUTAGE)
-        return code != REFUSED and time.monotonic() >= self._died_at + self._wait
-
-    def _start(self) -> None:
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "cnnexp.tracking.mirror"],  # no modules of the working folder
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                encoding="utf-8",
-                errors="replace",
-                start_new_session=True,
-            )
-        except OSError as error:  # no memory, or too many processes or files
-            self._say(f"W&B: no mirror: {error}; {self._again}")
-            return
-        self._process, self._died_at, self._to_tell = process, None, queue.SimpleQueue()
-        for pump, lines in ((_pump_out, self._to_tell), (_pump_in, self._heard)):
-            threading.Thread(target=pump, args=(process, lines), daemon=True).start()
-        self._send({"target": asdict(self._target), "folder": str(self._folder), "process": os.getpid()})
-
-    def _send(self, values: object) -> None:
-        self._to_tell.put(json.dumps(values))
-
-    def _hear(self) -> None:
-        """What the mirror said since the last time."""
-        while not self._heard.empty():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # whatever else W&B's client prints
-                self._say(json.loads(self._heard.get())["say"])
-
-    def _say(self, line: str) -> None:
-        if line not in self._said:
-            self._said.add(line)
-            self._tell(line)
+    def add(self, folders: Sequence[str]) -> None:
+        """Add folders in which there is or may be something new."""
+        for folder in folders:
+            kind = TrackioRun if self.target.mode == "local" else WandbRun
+            run = self._runs.setdefault(folder, kind(Path(folder), self.target))
+            self.errors.pop(folder, None)
+            if run.is_complete:
+                del self._runs[folder]
+                self.pending.pop(folder, None)
+            else:
+                self.pending[folder] = None
 
     @property
-    def _again(self) -> str:
-        to = "trackio" if self._target.mode == "local" else None
-        return f"{sync_command(self._folder, to)} sends what is missing"
+    def unsent(self) -> int:
+        """The number of runs with something new that was not sent."""
+        return len(self.pending.keys() | self.errors.keys())
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        process = self._process
-        if process is None:
+    def send_one(self) -> None:
+        """Send what is new in one of the pending folders.
+
+        Raises:
+            Exception: an error of the client that concerns all runs. One that concerns a single run is added
+                to `errors`.
+        """
+        folder = next(iter(self.pending))
+        del self.pending[folder]
+        run = self._runs[folder]
+        try:
+            run.send_new()
+        except Exception as error:
+            del self._runs[folder]
+            self.errors[folder] = error
+            if len(self.errors) >= MOST_FAILURES or _is_refusal(error):
+                raise
             return
-        self._send(list(self._folders))  # runs that were interrupted, or failed, have a new status
-        self._to_tell.put(None)
-        ended = time.monotonic()
-        patience = max(PATIENCE_SECONDS, PATIENCE_SHARE * (ended - self._started))
-        if self._target.mode != "online":
-            patience = max(patience, FILES_SECONDS)
-        if self._target.agent_run:
-            patience = RESULT_SECONDS
-        while process.poll() is None:
-            if time.monotonic() > ended + patience:
-                break
-            time.sleep(0.02)
-            self._hear()
-        time.sleep(0.02)
-        self._hear()
-        if process.poll() is None:
-            doing = "sent" if self._target.mode == "online" else "written"
-            self._tell(
-                f"W&B: the rest is being {doing} in the background; {self._target.advice(self._folder)}"
-            )
-        elif process.returncode < 0:
-            self._tell(f"W&B: the mirror ended by {signal.Signals(-process.returncode).name}; {self._again}")
-        elif process.returncode:
-            self._tell(f"W&B: {self._again}")
+        if run.is_complete:
+            self.sent += 1
+            self.known += run.existed
+            del self._runs[folder]
+
+    def raise_first(self) -> None:
+        """Raise the first error of a single run, if there is any."""
+        for error in self.errors.values():
+            raise error
 
 
-def _pump_out(process: "subprocess.Popen[str]", lines: "queue.SimpleQueue[str | None]") -> None:
-    """Write to a mirror, in a thread: one that hangs does not read, and a full pipe makes its writer wait."""
-    assert process.stdin is not None
-    with contextlib.suppress(OSError), process.stdin as pipe:  # it died; the runs go on
-        for line in iter(lines.get, None):
-            pipe.write(line + "\n")
-            pipe.flush()
+def follow(
+    sender: RunSender, lines: "queue.SimpleQueue[str | None]", on_send: Callable[[], Any] | None
+) -> None:
+    """Send runs until the lines have ended and everything was sent.
+
+    Args:
+        sender: sends them.
+        lines: each a JSON list of folders; None: there will be no more.
+        on_send: called before anything is sent.
+
+    Raises:
+        ConnectionError: the server still does not answer after the last line.
+        Exception: whatever the client raises.
+    """
+    server, printed, ended = Reachability(), False, False
+    while not ended or sender.pending:
+        reachable = bool(sender.pending) and (sender.target.mode != "online" or bool(server))
+        try:
+            line = lines.get(timeout=(0 if reachable else 0.5) if sender.pending else None)
+            ended |= line is None
+            sender.add(json.loads(line) if line else [])
+            continue  # all lines are read before anything is sent
+        except queue.Empty:
+            pass
+        if reachable:
+            if on_send:
+                on_send()
+            sender.send_one()
+        elif ended:
+            raise ConnectionError(f"{server.host} is out of reach")
+        elif not printed:
+            _print_message(f"W&B: {server.host} is out of reach; training continues, and sending is retried")
+            printed = True
 
 
-def _pump_in(process: "subprocess.Popen[str]", lines: "queue.SimpleQueue[str]") -> None:
-    assert process.stdout is not None
-    with process.stdout as pipe:
-        for line in pipe:
+def main() -> None:
+    """Read the target, send the runs in the folders that are named line by line, and report what was sent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep handles Ctrl-C and closes the pipe
+    _lower_priority()
+    os.environ["WANDB_SILENT"] = "true"
+    drop_credentials()
+    first_line = json.loads(sys.stdin.readline())
+    target, folder = Target(**first_line["target"]), Path(first_line["folder"])
+    sender, started = RunSender(target), time.monotonic()
+    # Offline, `cnnexp sync --to` writes the summary of the sweep; under an agent each run is a sweep.
+    summarizes = target.mode == "online" and target.agent_run is None
+    machine_run = cache(lambda: start_machine_run(folder, target, first_line["process"]))
+    code = DONE
+    try:
+        follow(sender, _read_ahead(), on_send=machine_run if summarizes else None)
+        if summarizes and sender.sent:
+            machine_run().finish()
+            if not sender.errors and all_runs_ended(folder):
+                send_summary(folder, target)
+        sender.raise_first()
+    except BaseException as error:  # whatever W&B does, the sweep only prints a line
+        code = REFUSED if _is_refusal(error) else OUTAGE
+        unsent = f"; not sent yet: {pluralize(sender.unsent, 'run')}" if sender.unsent else ""
+        _print_message(f"W&B: {describe_error(error)}{unsent}")
+    if sender.sent:
+        _print_message(describe_sent(sender, folder, time.monotonic() - started))
+    sys.stdout.flush()
+    os._exit(code)  # the client's own threads may hang
+
+
+def _lower_priority() -> None:
+    """Run only while the cores are idle, so that training is not slowed."""
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.nice(19)
+
+
+def describe_error(error: BaseException) -> str:
+    """Describe an error of W&B's client in one line, without API keys and passwords."""
+    text = (str(error).splitlines() or [""])[0] or type(error).__name__
+    return without_secrets(text)[:200]
+
+
+def describe_sent(sender: RunSender, sweep: Path, seconds: float) -> str:
+    """Describe in one line how many runs were sent where.
+
+    Args:
+        sender: has sent them.
+        sweep: the folder of the sweep.
+        seconds: how long it took.
+    """
+    target, runs = sender.target, pluralize(sender.sent, "run")
+    if target.mode == "local":
+        return f"Trackio: {runs} logged; {target.advice(sweep)}"
+    if target.mode == "offline":
+        return f"W&B: {runs} written offline; {target.advice(sweep)}"
+    moved = f"moved to the group {sweep.name} and kept the steps that it had"
+    known = f"; the server already had {sender.known} of them, which {moved}" if sender.known else ""
+    return f"W&B: {runs} sent to project {target.project} in {seconds:.0f} s{known}"
+
+
+def _is_refusal(error: BaseException) -> bool:
+    signs = r"AuthenticationError|\b401\b|invalid api key|permission denied"
+    return re.search(signs, f"{type(error).__name__} {error}") is not None
+
+
+def _print_message(line: str) -> None:
+    try:
+        print(json.dumps({"message": line}), flush=True)
+    except BrokenPipeError:  # the sweep has ended and left this process behind
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def _read_ahead() -> "queue.SimpleQueue[str | None]":
+    """Read lines in a thread, so that the sweep never waits to write; None follows the last one."""
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
             lines.put(line)
+        lines.put(None)
+        time.sleep(GIVE_UP_SECONDS)
+        os._exit(OUTAGE)
+
+    threading.Thread(target=read, daemon=True).start()
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""`cnnexp sync`: what W&B lacks of a sweep, sent from the store by hand at any later time."""
+"""`cnnexp sync`: sends from the store what W&B lacks of sweeps, at any later time."""
 
 import contextlib
 import sys
@@ -6,19 +6,13 @@ import time
 from pathlib import Path
 
 from cnnexp.config.sections import Tracking
-from cnnexp.core.errors import UsageError, suggestion
+from cnnexp.core.errors import UsageError
 from cnnexp.core.terminal import progress_bar
+from cnnexp.core.text import pluralize
 from cnnexp.store.files import refuse_links
 from cnnexp.store.leases import Leases
-from cnnexp.store.runs import (
-    corrupt_files,
-    corrupt_line,
-    list_run_folders,
-    list_sweeps,
-    read_run,
-)
-from cnnexp.tracking.mirror import Follower, outage_line, sent_line
-from cnnexp.tracking.sweep_run import send_whole
+from cnnexp.store.runs import corrupt_files, corrupt_line, list_run_folders, read_run
+from cnnexp.tracking.mirror_process import RunSender, describe_error, describe_sent
 from cnnexp.tracking.target import (
     Reachability,
     Target,
@@ -26,111 +20,109 @@ from cnnexp.tracking.target import (
     resolve_mode,
     sync_command,
 )
+from cnnexp.tracking.wandb_summary import send_summary
 
-FOLLOW_SECONDS = 2.0  # between two looks at the store
-AGAIN_SECONDS = 5.0  # after a failure, while following
-
-
-class NotSent(Exception):
-    """Something is left to send; the message says why and what to type."""
+FOLLOW_SECONDS = 2.0  # between two readings of the store
+RETRY_SECONDS = 5.0  # after a failure, while following
 
 
-class CorruptRun(Exception):
-    """A run was left out, as a file of it is not what was written; the message names the file."""
+class SyncError(Exception):
+    """Runs could not be sent; the message says why and what to type."""
 
 
-def sync(results: Path, name: str | None, *, follow: bool, to: str | None) -> None:
-    """Send every run of a sweep, or of all sweeps, that is not where it should be.
+class CorruptRunError(Exception):
+    """Runs with corrupt files are not sent; the message says how many."""
+
+
+def sync_sweep(folder: Path, *, follow: bool, to: str | None) -> None:
+    """Send every run of a sweep that the target lacks, and print what was sent.
 
     Args:
-        results: the folder of sweeps.
-        name: of the sweep; None: all of them.
-        follow: go on until no worker trains runs of it, and all was sent.
-        to: not to the server: to `trackio`, or a folder for W&B's offline files.
+        folder: the sweep's.
+        follow: whether to continue until no worker trains runs of the sweep, and all was sent.
+        to: where runs are sent to instead of the server: `trackio`, or a folder for W&B's offline files.
 
     Raises:
-        UsageError: there is no such sweep, or no key, or its folder holds symbolic links.
-        NotSent: the server is out of reach, or refuses.
+        UsageError: there is no key, or the folder of the sweep holds symbolic links.
+        SyncError: the server is out of reach or refuses.
     """
     drop_credentials()
-    folders = [sweep_folder(results, name)] if name else [results / sweep for sweep in list_sweeps(results)]
-    if not folders:
-        raise UsageError(f"--results-dir {results}: there is no sweep in it; type: cnnexp run --help")
-    for folder in folders:
-        refuse_links(folder)
-        offline_dir = Path(to).expanduser().resolve() if to and to != "trackio" else None
-        mode = "local" if to == "trackio" else "offline" if to else "online"
-        target = target_of_sweep(folder, mode, offline_dir)
-        follower, started = Follower(target), time.monotonic()
-        while True:
-            over = not follow or not _is_trained(folder)
-            try:
-                _send(folder, follower, whole=over)
-                if over:
-                    break
-                time.sleep(FOLLOW_SECONDS)
-            except Exception as error:
-                if not follow or (over and isinstance(error, CorruptRun)):
-                    again = sync_command(folder, to)
-                    raise NotSent(f"W&B: {outage_line(error)}; to try again, type: {again}") from None
-                print(f"W&B: {outage_line(error)}; trying again", flush=True)
-                time.sleep(AGAIN_SECONDS)
-        if follower.sent:
-            print(sent_line(follower, folder, time.monotonic() - started))
-        else:
-            print(f"{folder.name}: nothing is missing at {target.address}")
+    refuse_links(folder)
+    offline_dir = Path(to).expanduser().resolve() if to and to != "trackio" else None
+    mode = "local" if to == "trackio" else "offline" if to else "online"
+    target = target_of_sweep(folder, mode, offline_dir)
+    sender, started = RunSender(target), time.monotonic()
+    while not _try_to_send(folder, sender, follow=follow, to=to):
+        pass
+    if sender.sent:
+        print(describe_sent(sender, folder, time.monotonic() - started))
+    else:
+        print(f"{folder.name}: nothing is missing at {target.address}")
 
 
-def _send(folder: Path, follower: Follower, *, whole: bool) -> None:
+def _try_to_send(folder: Path, sender: RunSender, *, follow: bool, to: str | None) -> bool:
+    """Send what is missing, wait where more is to come, and return whether everything was sent."""
+    ended = not follow or not _is_trained(folder)
+    try:
+        _send(folder, sender, with_summary=ended)
+    except Exception as error:
+        if not follow or (ended and isinstance(error, CorruptRunError)):
+            again = sync_command(folder, to)
+            raise SyncError(f"W&B: {describe_error(error)}; to try again, type: {again}") from None
+        print(f"W&B: {describe_error(error)}; trying again", flush=True)
+        time.sleep(RETRY_SECONDS)
+        return False
+    if not ended:
+        time.sleep(FOLLOW_SECONDS)
+    return ended
+
+
+def _send(folder: Path, sender: RunSender, *, with_summary: bool) -> None:
     corrupt = {run: files for run in list_run_folders(folder) if (files := corrupt_files(run))}
-    follower.told([str(run.resolve()) for run in list_run_folders(folder) if run not in corrupt])
+    sender.add([str(run.resolve()) for run in list_run_folders(folder) if run not in corrupt])
     server = Reachability()
-    with progress_bar("sending runs", follower.left) as advance:
-        while follower.news:
-            if follower.target.mode == "online" and not server:
+    with progress_bar("sending runs", sender.unsent) as advance:
+        while sender.pending:
+            if sender.target.mode == "online" and not server:
                 raise ConnectionError(f"{server.host} is out of reach")
-            follower.send_one()
+            sender.send_one()
             advance(1)
-    follower.raise_first()
+    sender.raise_first()
     for file in (file for files in corrupt.values() for file in files):
         print(f"cnnexp: {corrupt_line(file)}; its run is not sent", file=sys.stderr)
     if corrupt:
-        raise CorruptRun(f"{len(corrupt)} corrupt runs are not sent; run the sweep again to train them again")
-    if whole and follower.target.mode != "local":
-        send_whole(folder, follower.target)
-
-
-def sweep_folder(results: Path, name: str) -> Path:
-    """The folder of a sweep that has runs.
-
-    Raises:
-        UsageError: there is no such sweep.
-    """
-    there = list_sweeps(results)
-    if name not in there:
-        advice = suggestion(name, there) if there else "there is none yet; type: cnnexp run --help"
-        raise UsageError(f"{name}: no such sweep in {results}; {advice}")
-    return results / name
+        number = pluralize(len(corrupt), "corrupt run")
+        raise CorruptRunError(f"not sent: {number}; run the sweep again to train them again")
+    if with_summary and sender.target.mode != "local":
+        send_summary(folder, sender.target)
 
 
 def target_of_sweep(folder: Path, mode: str, directory: Path | None = None) -> Target:
-    """Where the sweep's own configuration says, in another mode perhaps.
+    """Read from a sweep's runs where they are sent to.
+
+    Args:
+        folder: the sweep's.
+        mode: replaces the mode that the runs were started with.
+        directory: the folder for W&B's offline files.
 
     Raises:
-        UsageError: online without a key, or no run can be read.
+        UsageError: the mode is online and there is no key, or no run can be read.
     """
-    where = str(directory) if directory else None
     for run in list_run_folders(folder):
         if corrupt_files(run):
             continue
-        with contextlib.suppress(LookupError, TypeError, ValueError):  # of an earlier version
+        with contextlib.suppress(LookupError, TypeError, ValueError):  # a configuration of an earlier version
             tracking = Tracking.model_validate(read_run(run).config["tracking"])
-            project, entity = tracking.project, tracking.entity
-            return Target(mode=resolve_mode(mode), project=project, entity=entity, directory=where)
+            return Target(
+                mode=resolve_mode(mode),
+                project=tracking.project,
+                entity=tracking.entity,
+                directory=str(directory) if directory else None,
+            )
     raise UsageError(f"{folder}: no run has a configuration that can be read")
 
 
 def _is_trained(folder: Path) -> bool:
-    """Whether any worker is at the sweep: without one, no run goes on, however it ended."""
+    """Return whether any worker of the sweep is alive; without one, no run continues."""
     with Leases(folder) as leases:
         return leases.other_workers_alive()

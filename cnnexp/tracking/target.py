@@ -1,4 +1,4 @@
-"""Where runs are mirrored to, and whether it can be reached: all without importing W&B's client."""
+"""Where runs are sent to, and whether it can be reached, without importing W&B's client."""
 
 import configparser
 import contextlib
@@ -21,7 +21,7 @@ from cnnexp.config.sections import Tracking
 from cnnexp.core.errors import UsageError, suggestion
 
 Mode = Literal["online", "offline", "local", "disabled"]
-# What the client accepts as `$WANDB_MODE`, and what it does then.
+# The values of `$WANDB_MODE` that the client accepts, with the modes in which it then works.
 CLIENT_MODES: dict[str, Literal["online", "offline", "disabled"]] = {
     "online": "online",
     "offline": "offline",
@@ -30,17 +30,20 @@ CLIENT_MODES: dict[str, Literal["online", "offline", "disabled"]] = {
     "run": "online",
     "dryrun": "offline",
 }
-PROBE_SECONDS = 2.0  # for an answer from the server: any answer, as quick as it is
-PROBE_EVERY = 5.0
+PROBE_TIMEOUT_SECONDS = 2.0  # for any answer of the server
+PROBE_INTERVAL_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where to.
+    """Where runs are sent to.
 
     Attributes:
-        directory: where W&B's files are written; None: beside the runs.
-        agent_run: the id that an agent of W&B has given to the one run there is; None: there is no agent.
+        mode: how.
+        project: the project at W&B or Trackio.
+        entity: the user or team at W&B; None: the default of the key.
+        directory: the folder for W&B's files; None: that of the sweep.
+        agent_run: the id that an agent of W&B gave to its only run; None: there is no agent.
     """
 
     mode: Mode
@@ -51,49 +54,52 @@ class Target:
 
     @property
     def address(self) -> str:
-        """What `wandb.json` in a run's folder calls the place that the run was sent to."""
+        """The key under which `wandb.json` in a run's folder records what was sent here."""
         where = public_url() if self.mode == "online" else f"offline {self.directory or ''}".rstrip()
         return f"{where} {self.entity or ''}/{self.project}"
 
     def files_folder(self, sweep: Path) -> Path:
-        """Where the client keeps its files: as asked for, `$WANDB_DIR`, or beside the runs."""
+        """Return the folder of the client's files: `directory`, `$WANDB_DIR`, or that of the sweep."""
         return Path(self.directory or os.environ.get("WANDB_DIR") or sweep)
 
     def advice(self, sweep: Path) -> str:
-        """What a person may type next."""
+        """Say what the user may type next."""
         if self.mode == "local":
             project = "" if self.project == "cnnexp" else f" --project {shlex.quote(self.project)}"
-            return f"to look at them, type: cnnexp dashboard --local{project}{_results_dir(sweep)}"
+            return f"to view them, type: cnnexp dashboard --local{project}{_results_dir(sweep)}"
         if self.mode == "offline":
-            return f"to upload them: wandb sync {self.files_folder(sweep) / 'wandb' / 'offline-run-*'}"
-        return f"{sync_command(sweep)} sends what is missing"
+            return f"to upload them, type: wandb sync {self.files_folder(sweep) / 'wandb' / 'offline-run-*'}"
+        return f"to send the rest, type: {sync_command(sweep)}"
 
 
 def sync_command(sweep: Path, to: str | None = None) -> str:
-    """What a person types to send what is missing of a sweep."""
+    """Return the command that sends the runs of a sweep that the target lacks."""
     where = f" --to {shlex.quote(to)}" if to else ""
     return f"cnnexp sync {shlex.quote(sweep.name)}{where}{_results_dir(sweep)}"
 
 
 def _results_dir(sweep: Path) -> str:
-    there = os.path.relpath(sweep.parent)
-    there = str(sweep.parent.resolve()) if there.startswith("..") else there
-    return "" if there == "results" else f" --results-dir {shlex.quote(there)}"
+    results = os.path.relpath(sweep.parent)
+    results = str(sweep.parent.resolve()) if results.startswith("..") else results
+    return "" if results == "results" else f" --results-dir {shlex.quote(results)}"
 
 
-def target_of(tracking: Tracking) -> Target:
-    """Resolve a tracking section; see `resolve_mode`."""
+def target_of_config(tracking: Tracking) -> Target:
+    """Resolve the tracking section of a configuration, see `resolve_mode`."""
     agent_run = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
     mode = resolve_mode(tracking.mode)
     return Target(mode=mode, project=tracking.project, entity=tracking.entity, agent_run=agent_run)
 
 
 def resolve_mode(mode: str) -> Mode:
-    """`auto` is online where an API key is configured, otherwise offline; `$WANDB_MODE` outranks `auto`.
+    """Resolve a mode of the configuration.
+
+    `auto` is the mode of `$WANDB_MODE`; without it, online if an API key is configured, and offline
+    otherwise.
 
     Raises:
-        UsageError: online without a key, which would ask for one, local without Trackio, or a `$WANDB_MODE`
-            that the client would refuse.
+        UsageError: the mode is online without a key, for which the client would ask, or local without
+            Trackio, or the client would refuse `$WANDB_MODE`.
     """
     wanted = os.environ.get("WANDB_MODE") or "online"
     if mode in ("auto", "online", "offline") and wanted not in CLIENT_MODES:
@@ -116,28 +122,28 @@ def resolve_mode(mode: str) -> Mode:
 
 
 def base_url() -> str:
-    """The server: `$WANDB_BASE_URL`, what `wandb login --host` has kept in W&B's settings, or W&B's own."""
+    """Return the server's address: `$WANDB_BASE_URL`, that of `wandb login --host`, or W&B's own."""
     url = os.environ.get("WANDB_BASE_URL") or _settings().get("base_url") or "https://api.wandb.ai"
     return url.rstrip("/")
 
 
 def public_url() -> str:
-    """The server's address without a user and a password: what may be printed and stored."""
+    """Return the server's address without user and password, which may be printed and stored."""
     url = base_url()
     return without_credentials(url) if "://" in url else url.rpartition("@")[2]
 
 
 def drop_credentials() -> None:
-    """Keep a user and a password in the server's address from W&B's client, which would print them.
+    """Hide the user and password in the server's address from W&B's client, which would print them.
 
-    It has no use for them: its requests are authorised by its key.
+    The client does not need them: its key authorises its requests.
     """
     if "@" in base_url():
         os.environ["WANDB_BASE_URL"] = public_url()
 
 
 def without_credentials(text: str) -> str:
-    """Take users and passwords out of the addresses in a text.
+    """Remove users and passwords from the addresses in a text.
 
     >>> without_credentials("no answer from https://me:secret@wandb.example:8443/x, ://")
     'no answer from https://wandb.example:8443/x, ://'
@@ -146,7 +152,7 @@ def without_credentials(text: str) -> str:
 
 
 def _settings() -> dict[str, str]:
-    """What the client reads from its files: those in the folder outrank those of the user."""
+    """Read the client's settings; those in the working folder outrank those of the user."""
     user = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
     here = Path(os.environ.get("WANDB_DIR") or ".") / "wandb"
     files = configparser.ConfigParser(interpolation=None)
@@ -156,18 +162,18 @@ def _settings() -> dict[str, str]:
 
 
 class Reachability:
-    """Whether the server answers, asked no oftener than every few seconds."""
+    """Whether the server answers, true or false as a condition; it is asked every few seconds at most."""
 
     def __init__(self) -> None:
-        self._asked, self._answer = -PROBE_EVERY, False
+        self._asked, self._answer = -PROBE_INTERVAL_SECONDS, False
 
     @property
     def host(self) -> str:
-        """The server's name, for a person."""
+        """The server's name for messages."""
         return urlparse(public_url()).netloc or public_url()
 
     def __bool__(self) -> bool:
-        if time.monotonic() - self._asked >= PROBE_EVERY:
+        if time.monotonic() - self._asked >= PROBE_INTERVAL_SECONDS:
             self._answer = _answers(public_url())
             self._asked = time.monotonic()
         return self._answer
@@ -175,35 +181,35 @@ class Reachability:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=PROBE_SECONDS):
+        with urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_SECONDS):
             return True
     except urllib.error.HTTPError as error:
         return error.code < 500 and error.code != 429
-    except urllib.error.URLError as error:  # the client may know a certificate that Python does not
+    except urllib.error.URLError as error:  # the client may trust a certificate that Python does not
         return isinstance(error.reason, ssl.SSLError)
     except (OSError, ValueError):
         return False
 
 
 def key_is_configured() -> bool:
-    """Whether the client will find a key, or a token in its place, without asking for one."""
-    return bool(os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or keys())
+    """Return whether the client finds an API key or an identity token without asking the user."""
+    return bool(os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or read_keys())
 
 
-def keys() -> list[str]:
-    """The API keys that the client may use: never to be printed."""
-    found = [os.environ.get("WANDB_API_KEY")]
+def read_keys() -> list[str]:
+    """List the API keys that the client may use, which must never be printed."""
+    api_keys = [os.environ.get("WANDB_API_KEY")]
     with contextlib.suppress(OSError, netrc.NetrcParseError):
         entry = netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(public_url()).netloc)
-        found += [entry[2]] if entry else []
-    return [key for key in found if key]
+        api_keys += [entry[2]] if entry else []
+    return [key for key in api_keys if key]
 
 
 def without_secrets(text: str) -> str:
-    """Take keys, and users and passwords of addresses, out of a text before it is printed."""
+    """Remove API keys, and users and passwords of addresses, from a text before it is printed."""
     password = base_url().rpartition("@")[0].rpartition(":")[2].lstrip("/")
-    for secret in (*keys(), password, unquote(password)):
-        if len(secret) > 3:  # else it is a part of many words
+    for secret in (*read_keys(), password, unquote(password)):
+        if len(secret) > 3:  # a shorter one would be part of many words
             text = text.replace(secret, "…")
     return without_credentials(text)
 
@@ -214,12 +220,12 @@ DIGEST = 8
 
 
 def shortened(text: str, limit: int, tail: str = "") -> str:
-    """Keep a text within a limit: where it is longer, a hash of all of it takes the place of its end.
+    """Shorten a text to a limit by replacing its end by a hash of the whole text.
 
     Args:
-        text: any.
-        limit: characters that are allowed.
-        tail: comes behind it, whole.
+        text: the text.
+        limit: the largest number of characters of the result.
+        tail: a text that is appended unchanged.
 
     >>> shortened("a long name", 20, " seed 1")
     'a long name seed 1'

@@ -15,35 +15,40 @@ from cnnexp.tracking.target import Target
 
 
 def trackio_folder(results: Path) -> Path:
-    """Where Trackio keeps its databases: beside the sweeps."""
+    """Return the folder of Trackio's databases, which lies beside the sweeps."""
     return results / "trackio"
 
 
 def use_trackio(results: Path) -> None:
-    """Tell Trackio, before it is imported, where its files are, and to stay off the network."""
+    """Configure where Trackio stores its files, and keep it off the network, before it is imported."""
     os.environ["TRACKIO_DIR"] = str(trackio_folder(results).resolve())
     os.environ["HF_HUB_OFFLINE"] = "1"
-    for elsewhere in ("SPACE_ID", "SERVER_URL", "DATASET_ID", "BUCKET_ID", "WEBHOOK_URL"):
-        os.environ.pop(f"TRACKIO_{elsewhere}", None)
+    for name in ("SPACE_ID", "SERVER_URL", "DATASET_ID", "BUCKET_ID", "WEBHOOK_URL"):
+        os.environ.pop(f"TRACKIO_{name}", None)
 
 
-class TrackioMirror:
-    """A Trackio run that follows a run's folder; `trackio.json` in the folder says what was sent."""
+class TrackioRun:
+    """A Trackio run that follows a run's folder; `trackio.json` in the folder records what was sent.
 
-    was_there = False  # see `RunMirror`
+    Args:
+        folder: the run's.
+        target: the project.
+    """
+
+    existed = False  # see `WandbRun`
 
     def __init__(self, folder: Path, target: Target):
         self._folder, self._target = folder, target
         self._sent = 0  # rows
 
     @property
-    def done(self) -> bool:
-        """Whether all that the store has of the run was sent."""
+    def is_complete(self) -> bool:
+        """Whether the run has ended and was sent completely."""
         status = read_json(self._folder / "status.json").get("status")
         return read_json(self._folder / "trackio.json").get("status") == status in ENDED
 
     def send_new(self) -> None:
-        """Send the rows that Trackio does not have yet, with the summary behind the last."""
+        """Send the rows that Trackio does not have yet."""
         if not (self._folder / "status.json").exists():
             return
         run = read_run(self._folder)
@@ -60,7 +65,7 @@ class TrackioMirror:
         config = {"run_id": run.run_id, "sweep": run.config["name"], "status": run.status, **run.config}
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            there = trackio.init(
+            trackio_run = trackio.init(
                 project=self._target.project,
                 name=name,
                 group=run.config["name"],
@@ -70,31 +75,31 @@ class TrackioMirror:
                 auto_log_cpu=False,
                 auto_log_gpu=False,
             )
-            known = self._steps(name)
+            logged_steps = self._logged_steps(name)
             for row in run.history:
-                if row["step"] not in known:  # "step" is a word of Trackio's own
+                if row["step"] not in logged_steps:  # Trackio reserves the name "step"
                     metrics = {key: value for key, value in row.items() if key != "step"}
                     mosaics = kernel_mosaics(run.folder, row["step"])
                     pictures = {
                         f"kernels/{layer}": trackio.Image(picture) for layer, picture in mosaics.items()
                     }
-                    there.log(metrics | pictures, step=int(row["step"]))
-            there.finish()
+                    trackio_run.log(metrics | pictures, step=int(row["step"]))
+            trackio_run.finish()
 
-    def _steps(self, name: str) -> set[int]:
-        """Steps that the database has of a run."""
+    def _logged_steps(self, name: str) -> set[int]:
+        """List the steps that the database has of a run."""
         from trackio.sqlite_storage import SQLiteStorage
 
-        file = SQLiteStorage.get_project_db_path(self._target.project)  # not every letter of the name is kept
+        file = SQLiteStorage.get_project_db_path(self._target.project)  # it drops some characters of the name
         if not file.exists():
             return set()
         with contextlib.closing(sqlite3.connect(file)) as database:
-            found = database.execute("SELECT step FROM metrics WHERE run_name = ?", (name,))
-            return {int(step) for (step,) in found}
+            rows = database.execute("SELECT step FROM metrics WHERE run_name = ?", (name,))
+            return {int(step) for (step,) in rows}
 
 
 def show_trackio(results: Path, project: str) -> None:
-    """Serve Trackio's page on loopback until it is interrupted."""
+    """Serve Trackio's dashboard on the loopback interface until it is interrupted."""
     use_trackio(results)
     import trackio
 

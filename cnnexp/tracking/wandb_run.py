@@ -1,4 +1,4 @@
-"""One run of the store as one W&B run, each of its steps once, whatever is restarted."""
+"""One run of the store as one W&B run, which receives each step once, whatever is restarted."""
 
 import glob
 import shutil
@@ -11,31 +11,36 @@ from cnnexp.store.files import is_name, read_json, write_json
 from cnnexp.store.runs import ENDED, StoredRun, read_history, read_run
 from cnnexp.tracking.target import LABEL_LIMIT, NAME_LIMIT, Target, shortened
 
-AXES = ("step", "epoch", "images", "macs")  # what metrics may be drawn against
-SUMMARY_NAMES = {"macs": "macs/image"}  # in W&B, where `macs` are those of the training so far
+AXES = ("step", "epoch", "images", "macs")  # of charts
+SUMMARY_NAMES = {"macs": "macs/image"}  # in W&B, where `macs` counts those of training so far
 LEDGER = "wandb.json"
 INIT_SECONDS = 20
 FINISH_SECONDS = 20
-STATS_SECONDS = 5.0  # between two looks at the machine
+STATS_SECONDS = 5.0  # between two samples of the machine's load
 
 
-class RunMirror:
-    """A W&B run that follows a run's folder. `wandb.json` in the folder says, by address, what was sent.
+class WandbRun:
+    """A W&B run that follows a run's folder; `wandb.json` in the folder records what was sent to each
+    address.
+
+    Args:
+        folder: the run's.
+        target: where it is sent to.
 
     Attributes:
-        was_there: the server had the run before this folder sent anything of it: another sweep's, or of an
-            earlier attempt. It moves to this sweep's group, and the steps that were there stay as they were.
+        existed: whether the server had the run before this folder sent anything of it, from another sweep or
+            an earlier attempt. The run moves to this sweep's group and keeps the steps that it had.
     """
 
     def __init__(self, folder: Path, target: Target):
         self._folder, self._target = folder, target
         self._sent = 0  # rows
         self._wandb_run: Any = None
-        self.was_there = False
+        self.existed = False
 
     @property
-    def done(self) -> bool:
-        """Whether all that the store has of the run was sent, and nothing more is to be expected."""
+    def is_complete(self) -> bool:
+        """Whether the run has ended and was sent completely."""
         sent, status = self._ledger(), read_json(self._folder / "status.json").get("status")
         return (
             bool(sent)
@@ -45,28 +50,28 @@ class RunMirror:
         )
 
     def send_new(self) -> None:
-        """Send what was written since the last call, and finish where the run has ended.
+        """Send what was written since the last call, and finish the W&B run if the run has ended.
 
         Raises:
-            Exception: whatever the client raises; what arrived stays, and another mirror goes on from there.
+            Exception: whatever the client raises. What arrived stays, and the next attempt resumes after it.
         """
         if not (self._folder / "status.json").exists():
             return
         run = read_run(self._folder)
         if not run.history and run.status != "failed":
             return
-        wandb_run = self._wandb_run = self._wandb_run or self._started(run)
+        wandb_run = self._wandb_run = self._wandb_run or self._start(run)
         for row in run.history[self._sent :]:
-            if row["step"] >= wandb_run.starting_step:  # what lies before it is on the server already
-                wandb_run.log(row | self._pictures(row["step"]), step=int(row["step"]), commit=True)
+            if row["step"] >= wandb_run.starting_step:  # the server has the earlier steps already
+                wandb_run.log(row | self._draw_kernels(row["step"]), step=int(row["step"]), commit=True)
         self._sent = len(run.history)
         if run.status != "running":
             self._finish(run)
 
-    def _started(self, run: StoredRun) -> Any:
+    def _start(self, run: StoredRun) -> Any:
         folder, ledger = self._target.files_folder(self._folder.parent), self._ledger()
         run_id = self._target.agent_run or ledger.get("run", run.run_id)
-        if self._target.mode == "offline":  # written anew from the store, instead of twice
+        if self._target.mode == "offline":  # written again from the store, so that no run is there twice
             for earlier in (folder / "wandb").glob(f"offline-run-????????_??????-{glob.escape(run_id)}"):
                 shutil.rmtree(earlier)
         cell = cell_name(run)
@@ -80,7 +85,7 @@ class RunMirror:
             tags=[shortened(tag, LABEL_LIMIT) for tag in (run.config["experiment"],) if tag],
             config={**run.config, "cell": cell},
         )
-        self.was_there = wandb_run.starting_step > 0 and ledger.get("run") != run_id
+        self.existed = wandb_run.starting_step > 0 and ledger.get("run") != run_id
         self._record("running", run_id)
         for axis in AXES:
             wandb_run.define_metric(axis, hidden=axis != "step")
@@ -91,7 +96,7 @@ class RunMirror:
         return wandb_run
 
     def _ledger(self) -> dict[str, Any]:
-        """What was sent to the target's address: the run's id there, its status and the number of rows."""
+        """Read what was sent to the target: the id of the W&B run, its status and the number of rows."""
         sent = read_json(self._folder / LEDGER).get(self._target.address, {})
         return sent if isinstance(sent, dict) and is_name(sent.get("run")) else {}
 
@@ -100,8 +105,8 @@ class RunMirror:
         file = self._folder / LEDGER
         write_json(file, read_json(file) | {self._target.address: sent})
 
-    def _pictures(self, step: int | float) -> dict[str, Any]:
-        """The kernels, beside the evaluation at which they were kept."""
+    def _draw_kernels(self, step: int | float) -> dict[str, Any]:
+        """Draw the kernels, if the run stored any at this step."""
         mosaics = kernel_mosaics(self._folder, step)
         if not mosaics:
             return {}
@@ -115,7 +120,7 @@ class RunMirror:
         wandb_run.summary.update({key: final[key] for key in final if key not in _metrics(run)})
         if run.status == "diverged":
             wandb_run.tags = (*(wandb_run.tags or ()), "diverged")
-        if run.status == "interrupted":  # an agent's sweep gives it to another agent, to go on
+        if run.status == "interrupted":  # W&B's sweep then gives it to another agent, which resumes it
             wandb_run.mark_preempting()
         wandb_run.finish(exit_code=0 if run.status in ENDED else 1)
         self._record(run.status, run_id)
@@ -127,13 +132,16 @@ def _metrics(run: StoredRun) -> list[str]:
 
 
 def start_wandb_run(target: Target, folder: Path, *, stats_of: int | None = None, **run: Any) -> Any:
-    """`wandb.init` that neither looks around nor waits long.
+    """Call `wandb.init` so that it neither inspects the machine nor waits long.
 
     Args:
-        target: where to.
-        folder: where the client keeps its files.
-        stats_of: the process whose machine is watched; None: none.
-        run: what else `wandb.init` takes.
+        target: where the run is sent to.
+        folder: where the client stores its files.
+        stats_of: the id of the process whose machine is monitored; None: no monitoring.
+        run: further arguments of `wandb.init`.
+
+    Returns:
+        The W&B run.
     """
     import wandb
 
@@ -166,7 +174,7 @@ def start_wandb_run(target: Target, folder: Path, *, stats_of: int | None = None
 
 
 def cell_name(run: StoredRun) -> str:
-    """What a run is one seed of: what is looked at most, and a hash of all the rest."""
+    """Name the cell of a run: the keys that are read most, and a hash of the whole configuration."""
     model, data, optim = (run.config[section] for section in ("model", "data", "optim"))
     words = [model["name"], _short(model.get("tying", "dense"))]
     words += [f"{key[0]}{_short(model[key])}" for key in ("kernel_size", "stride") if model.get(key)]

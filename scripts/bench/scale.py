@@ -51,7 +51,7 @@ from cnnexp.sweep.progress import SweepProgress
 from cnnexp.sweep.run import SweepRunner, start_progress
 from cnnexp.sweep.signals import StopSignals
 from cnnexp.sweep.worker import TrainerCache
-from cnnexp.tracking.mirror_process import Mirror
+from cnnexp.tracking.mirror import Mirror
 from cnnexp.training.schedule import Duration, duration_of
 
 EVALUATIONS = 10

@@ -115,7 +115,7 @@ def trouble_mirrors(failure: Failure, stop: threading.Event) -> None:
     while left and not stop.is_set():
         stop.wait(random.uniform(0.2, 1.5))
         for process in psutil.process_iter(["cmdline"]):
-            if "cnnexp.tracking.mirror" in (process.info["cmdline"] or []):
+            if "cnnexp.tracking.mirror_process" in (process.info["cmdline"] or []):
                 process.suspend() if failure.hangs else process.kill()
                 left -= 1
 
@@ -123,7 +123,7 @@ def trouble_mirrors(failure: Failure, stop: threading.Event) -> None:
 def kill_those_that_hang() -> None:
     """They would go on where they were stopped, beside the sync."""
     for process in psutil.process_iter(["cmdline", "status"]):
-        named = "cnnexp.tracking.mirror" in (process.info["cmdline"] or [])
+        named = "cnnexp.tracking.mirror_process" in (process.info["cmdline"] or [])
         if named and process.info["status"] == psutil.STATUS_STOPPED:
             process.kill()
 

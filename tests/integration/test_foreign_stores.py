@@ -35,7 +35,7 @@ from cnnexp.store.runs import (
     read_run,
 )
 from cnnexp.tracking.target import Target
-from cnnexp.tracking.wandb_run import RunMirror
+from cnnexp.tracking.wandb_run import WandbRun
 from tests.browser import dom_of
 from tests.conftest import Configure
 from tests.report.test_report import write_run
@@ -185,7 +185,7 @@ def test_a_ledger_removes_no_folder(
 
     monkeypatch.setattr("cnnexp.tracking.wandb_run.start_wandb_run", start)
     with pytest.raises(ConnectionError):
-        RunMirror(writer.folder, target).send_new()
+        WandbRun(writer.folder, target).send_new()
     assert started == [writer.folder.name]
     assert [path.name for path in wandb.iterdir()] == ["offline-run-20260101_000000-x"]
     assert (tmp_path / "precious").is_dir()

@@ -23,7 +23,7 @@ from cnnexp.sweep.plan import stacks_for
 from cnnexp.sweep.progress import SweepProgress
 from cnnexp.sweep.run import SweepRunner
 from cnnexp.sweep.signals import StopSignals
-from cnnexp.tracking.mirror_process import Mirror
+from cnnexp.tracking.mirror import Mirror
 from cnnexp.training import loop
 from cnnexp.training.loop import LoopState, StackTrainer
 from tests.clusters import cnnexp_run, in_progress, largest_difference, said_by, until

@@ -32,11 +32,11 @@ from cnnexp.store.files import read_json
 from cnnexp.store.run_writer import RunWriter, record_failure
 from cnnexp.store.runs import StoredRun, read_runs
 from cnnexp.sweep.agents import agent_overrides, parameters_of
-from cnnexp.tracking import mirror, target
-from cnnexp.tracking.mirror_process import Mirror
-from cnnexp.tracking.sweep_run import all_have_ended
+from cnnexp.tracking import mirror_process, target
+from cnnexp.tracking.mirror import Mirror
 from cnnexp.tracking.target import Target
-from cnnexp.tracking.wandb_run import RunMirror
+from cnnexp.tracking.wandb_run import WandbRun
+from cnnexp.tracking.wandb_summary import all_runs_ended
 from tests.browser import dom_of
 from tests.conftest import SMALL_SWEEP, Configure
 from tests.fakes.wandb_server import KEY, WandbServer, wandb_server
@@ -95,7 +95,7 @@ def mirrors() -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline", "cwd", "status"]):
         info = process.info
-        if "cnnexp.tracking.mirror" in (info["cmdline"] or []) and info["cwd"] == str(Path.cwd()):
+        if "cnnexp.tracking.mirror_process" in (info["cmdline"] or []) and info["cwd"] == str(Path.cwd()):
             found.append(process)
     return found
 
@@ -312,7 +312,7 @@ def test_the_key_is_nowhere(shell: Shell) -> None:
     asked.append(shell("sync", "default"))
     assert [done.returncode for done in asked] == [0, 1], asked
     assert shell.server.keys == {KEY, wrong}
-    assert any("cnnexp.tracking.mirror" in line for line in shell.lines)
+    assert any("cnnexp.tracking.mirror_process" in line for line in shell.lines)
     said = "\n".join([*shell.lines, *(done.stdout + done.stderr for done in (printed, *asked))])
     assert KEY not in said and wrong not in said
     assert (SWEEP / "dashboard.json").exists()
@@ -384,11 +384,11 @@ def test_a_workspace_is_known_though_its_report_could_not_be_saved(
         warnings.simplefilter("ignore", DeprecationWarning)  # of the package's own use of pydantic
         from cnnexp.tracking import dashboard
     saved = SimpleNamespace(save=lambda: SimpleNamespace(url="https://w"))
-    monkeypatch.setattr(dashboard, "workspace_of", lambda *_: saved)
-    monkeypatch.setattr(dashboard, "report_of", lambda *_: SimpleNamespace(save=_refuse))
+    monkeypatch.setattr(dashboard, "make_workspace", lambda *_: saved)
+    monkeypatch.setattr(dashboard, "make_wandb_report", lambda *_: SimpleNamespace(save=_refuse))
     with pytest.raises(OSError, match="no more"):
-        dashboard.save(tmp_path, Target(mode="online", project="p", entity="team"))
-    assert read_json(tmp_path / dashboard.FILE) == {"workspace": "https://w"}
+        dashboard.save_dashboard(tmp_path, Target(mode="online", project="p", entity="team"))
+    assert read_json(tmp_path / dashboard.ADDRESSES) == {"workspace": "https://w"}
 
 
 @pytest.mark.slow
@@ -433,7 +433,7 @@ def test_parameters_of_an_agent_become_overrides(monkeypatch: pytest.MonkeyPatch
     parser = OverridesParser.create()
     parsed = {o.key_or_group: o.value() for o in parser.parse_overrides(found)}
     assert parsed == {"seed": 1, **chosen, "hydra.sweeper.params": None, "hydra.sweeper.parts": None}
-    with pytest.raises(UsageError, match="seed=0,1: under an agent"):
+    with pytest.raises(UsageError, match="seed=0,1: must be one value under a W&B agent"):
         agent_overrides(["model.tying=tiled(2)", "seed=0,1"])
     file.write_text(yaml.safe_dump({"job": {"value": "seed=2 'model.tying=\"tiled(2)\"'"}}))
     assert agent_overrides(["a=1"])[:3] == ["a=1", "seed=2", 'model.tying="tiled(2)"']
@@ -460,19 +460,20 @@ def test_a_mirror_that_hangs_or_talks_nonsense_or_cannot_start_stops_nothing(
         process.suspend()
         started = time.monotonic()
         for _ in range(200):  # more than a pipe holds
-            mirror.changed(folders)
+            mirror.notify(folders)
         assert time.monotonic() - started < 5
-        mirror._heard.put("wandb: what a pity\n")
-        mirror._heard.put("[]\n")
-        mirror.changed(folders)
+        mirror._incoming.put("wandb: what a pity\n")
+        mirror._incoming.put("[]\n")
+        mirror.notify(folders)
         process.kill()
         assert mirror._process is not None and mirror._process.wait() < 0
-        monkeypatch.setattr("cnnexp.tracking.mirror_process.AGAIN_SECONDS", 0.0)
+        monkeypatch.setattr("cnnexp.tracking.mirror.RESTART_SECONDS", 0.0)
         monkeypatch.setattr(subprocess, "Popen", _refuse)
-        mirror.changed(folders)
-        mirror.changed(folders)
-    assert [line for line in said if "no mirror" in line] == [
-        "W&B: no mirror: no more processes; cnnexp sync runs --results-dir . sends what is missing"
+        mirror.notify(folders)
+        mirror.notify(folders)
+    assert [line for line in said if "cannot start" in line] == [
+        "W&B: the mirror process cannot start: no more processes; "
+        "to send the rest, type: cnnexp sync runs --results-dir ."
     ]
 
 
@@ -482,13 +483,13 @@ def _refuse(*_: Any, **__: Any) -> None:
 
 def test_the_server_is_asked_for_only_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnnexp.tracking.target._answers", lambda url: pytest.fail("asked"))
-    follower = mirror.Follower(Target(mode="offline", project="p", entity=None))
-    monkeypatch.setattr(follower, "send_one", lambda: follower.news.clear())
-    monkeypatch.setattr(follower, "told", lambda folders: follower.news.update(dict.fromkeys(folders)))
+    sender = mirror_process.RunSender(Target(mode="offline", project="p", entity=None))
+    monkeypatch.setattr(sender, "send_one", lambda: sender.pending.clear())
+    monkeypatch.setattr(sender, "add", lambda folders: sender.pending.update(dict.fromkeys(folders)))
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for line in ('["a"]', None):
         lines.put(line)
-    mirror.send_all(follower, lines, None)
+    mirror_process.follow(sender, lines, None)
 
 
 def test_a_run_that_ends_while_it_is_read_is_not_read_as_ended(
@@ -505,9 +506,9 @@ def test_a_run_that_ends_while_it_is_read_is_not_read_as_ended(
         return rows
 
     monkeypatch.setattr(runs, "read_history", read_and_end)
-    assert not all_have_ended(writer.folder.parent)
+    assert not all_runs_ended(writer.folder.parent)
     assert runs.read_run(writer.folder).status == "running"
-    assert all_have_ended(writer.folder.parent)
+    assert all_runs_ended(writer.folder.parent)
 
 
 def test_servers_and_keys_are_found_where_the_client_looks(
@@ -525,7 +526,7 @@ def test_servers_and_keys_are_found_where_the_client_looks(
         f"machine wandb.example:8443\n  login user\n  password {KEY}\n", encoding="utf-8"
     )
     assert target.base_url() == "https://wandb.example:8443" and target.resolve_mode("auto") == "online"
-    assert KEY not in mirror.outage_line(ValueError(f"refused {KEY}"))
+    assert KEY not in mirror_process.describe_error(ValueError(f"refused {KEY}"))
 
     def untrusted(*_: Any, **__: Any) -> None:
         raise urllib.error.URLError(ssl.SSLCertVerificationError("self-signed certificate"))
@@ -588,7 +589,7 @@ def test_sync_of_runs_that_failed_or_are_damaged_or_were_there(shell: Shell, con
     assert [row["_step"] for row in read_wandb_file(file)["history"]] == [0, 1, 2]
     (rest.folder / "wandb.json").unlink()
     done = shell("sync", "test")
-    assert "1 of them were there before: moved to the group test" in done.stdout
+    assert "the server already had 1 of them, which moved to the group test" in done.stdout
     assert sent[rest.folder.name].steps == [0, 1, 2]
 
 
@@ -622,7 +623,7 @@ def test_a_run_of_an_agent_goes_on_where_another_left_it(
     assert set(shell.server.runs) == {"drawn1", "drawn2"}
     monkeypatch.setenv("WANDB_BASE_URL", shell.server.url)
     (run,) = stored().values()  # of which the server lacks nothing
-    assert RunMirror(run.folder, Target(mode="online", project="cnnexp", entity=None)).done
+    assert WandbRun(run.folder, Target(mode="online", project="cnnexp", entity=None)).done
 
 
 @pytest.mark.slow

@@ -18,8 +18,8 @@ from cnnexp.store.files import read_json, write_json
 from cnnexp.store.run_writer import RunWriter
 from cnnexp.store.runs import read_run
 from cnnexp.tracking import target
-from cnnexp.tracking.mirror import outage_line
-from cnnexp.tracking.mirror_process import Mirror
+from cnnexp.tracking.mirror import Mirror
+from cnnexp.tracking.mirror_process import describe_error
 from cnnexp.tracking.target import CLIENT_MODES, LABEL_LIMIT, NAME_LIMIT, Target, resolve_mode, shortened
 from cnnexp.tracking.wandb_run import cell_name
 from tests.clusters import cnnexp_run, said_by, states
@@ -88,7 +88,7 @@ def test_the_mirror_is_an_installed_one(
     writer.interrupt()
     said: list[str] = []
     with Mirror(Tracking(mode="auto", project="p", entity=None), writer.folder.parent, tell=said.append) as m:
-        m.changed([writer.folder])
+        m.notify([writer.folder])
     assert m._process is not None and m._process.wait(60) == 0
     assert not mark.exists()
     (sent,) = read_json(writer.folder / "wandb.json").values()
@@ -112,8 +112,8 @@ def test_a_dashboard_of_somebody_else_is_left_alone(tmp_path: Path, monkeypatch:
         )
         return made
 
-    monkeypatch.setattr(dashboard, "workspace_of", lambda *_: view("team", "ours"))
-    monkeypatch.setattr(dashboard, "report_of", lambda *_: view("team", "ours"))
+    monkeypatch.setattr(dashboard, "make_workspace", lambda *_: view("team", "ours"))
+    monkeypatch.setattr(dashboard, "make_wandb_report", lambda *_: view("team", "ours"))
     for kind in ("workspaces.Workspace", "reports.Report"):  # whatever is asked for is another one's
         found = staticmethod(lambda url: asked.append(url) or view("team", "another"))
         monkeypatch.setattr(f"cnnexp.tracking.dashboard.{kind}.from_url", found)
@@ -122,12 +122,12 @@ def test_a_dashboard_of_somebody_else_is_left_alone(tmp_path: Path, monkeypatch:
         asked.clear()
         saved.clear()
         write_json(
-            tmp_path / dashboard.FILE, {"workspace": f"{prefix}?nw=x", "report": f"{prefix}/reports/x"}
+            tmp_path / dashboard.ADDRESSES, {"workspace": f"{prefix}?nw=x", "report": f"{prefix}/reports/x"}
         )
-        dashboard.save(tmp_path, target)
+        dashboard.save_dashboard(tmp_path, target)
         assert len(asked) == visits and saved == [("team", "ours")] * 2
-    write_json(tmp_path / dashboard.FILE, {"workspace": 3, "report": ["https://w/team/p"]})
-    dashboard.save(tmp_path, target)
+    write_json(tmp_path / dashboard.ADDRESSES, {"workspace": 3, "report": ["https://w/team/p"]})
+    dashboard.save_dashboard(tmp_path, target)
 
 
 def test_the_loopback_server_refuses_what_the_real_one_refuses(shell: Shell) -> None:  # noqa: F811
@@ -223,7 +223,11 @@ def test_secrets_of_an_address_are_never_printed(monkeypatch: pytest.MonkeyPatch
     }.items():
         monkeypatch.setenv("WANDB_BASE_URL", address)
         online = Target(mode="online", project="p", entity=None)
-        told = [online.address, target.Reachability().host, outage_line(ValueError(f"no {address} {word}"))]
+        told = [
+            online.address,
+            target.Reachability().host,
+            describe_error(ValueError(f"no {address} {word}")),
+        ]
         with pytest.raises(UsageError) as refused:
             resolve_mode("online")
         for text in (*told, str(refused.value)):

@@ -1,4 +1,4 @@
-"""The W&B run of a whole sweep: what all runs say together, as tables and pictures."""
+"""The W&B run that summarizes a sweep: tables and figures of all its runs."""
 
 import fcntl
 import hashlib
@@ -31,8 +31,14 @@ from cnnexp.tracking.target import NAME_LIMIT, Target, shortened
 from cnnexp.tracking.wandb_run import LEDGER, start_wandb_run
 
 
-def start_machine(folder: Path, target: Target, process: int) -> Any:
-    """A W&B run that watches the machine of one process that trains runs of a sweep's folder."""
+def start_machine_run(folder: Path, target: Target, process: int) -> Any:
+    """Start a W&B run that monitors the machine of a process that trains runs of a sweep.
+
+    Args:
+        folder: the sweep's.
+        target: where the W&B run is sent to.
+        process: the id of the process.
+    """
     where = f"{socket.gethostname()}-{process}"
     return start_wandb_run(
         target,
@@ -45,19 +51,19 @@ def start_machine(folder: Path, target: Target, process: int) -> Any:
     )
 
 
-def all_have_ended(folder: Path) -> bool:
-    """Whether no run of a sweep's folder is in progress, or about to go on."""
-    return set(_status(folder).values()) <= {*ENDED, "failed"}
+def all_runs_ended(folder: Path) -> bool:
+    """Return whether no run of a sweep is in progress or interrupted."""
+    return set(_read_statuses(folder).values()) <= {*ENDED, "failed"}
 
 
-def _status(folder: Path) -> dict[str, str | None]:
+def _read_statuses(folder: Path) -> dict[str, str | None]:
     return {run.name: read_json(run / "status.json").get("status") for run in list_run_folders(folder)}
 
 
-def send_whole(folder: Path, target: Target) -> None:
-    """Send what the finished runs say together, as one W&B run, unless it is there already."""
-    sent = {"runs": hashlib.sha256(repr(_status(folder)).encode()).hexdigest()[:12]}
-    with _alone(folder):
+def send_summary(folder: Path, target: Target) -> None:
+    """Send the tables and figures of the finished runs as one W&B run, unless the target has them already."""
+    sent = {"runs": hashlib.sha256(repr(_read_statuses(folder)).encode()).hexdigest()[:12]}
+    with _locked(folder):
         ledger = read_json(folder / LEDGER)
         if ledger.get(target.address) == sent:
             return
@@ -71,19 +77,18 @@ def send_whole(folder: Path, target: Target) -> None:
             job_type="sweep",
         )
         if runs := [run for run in read_runs(folder) if run.status == "finished"]:
-            os.environ["JAX_PLATFORMS"] = "cpu"  # the accelerator is the training's
-
-            wandb_run.log(aggregate(folder, runs))
+            os.environ["JAX_PLATFORMS"] = "cpu"  # training uses the accelerator
+            wandb_run.log(collect_media(folder, runs))
         wandb_run.summary.update({"runs": len(runs)})
         wandb_run.finish()
         write_json(folder / LEDGER, ledger | {target.address: sent})
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Workers of one sweep end at the same time: one of them sends, the others then see that it did.
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one worker send the summary; others that end at the same time wait and then see that it was sent.
 
-    Where the file system has no locks they may all send the same.
+    On a file system without locks they may all send it.
     """
     with ExitStack() as opened:
         with suppress(OSError):
@@ -92,21 +97,24 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-PICTURES = 6  # of networks, and of sets of images, at most
+MOST_FIGURES = 6  # of networks, and of sets of images
 
 
-def aggregate(folder: Path, runs: list[StoredRun]) -> dict[str, Any]:
-    """Tables and pictures by their names in W&B; also writes the sweep's report.
+def collect_media(folder: Path, runs: list[StoredRun]) -> dict[str, Any]:
+    """Write the report of a sweep, and collect its tables and figures.
 
     Args:
-        folder: of the sweep.
-        runs: those of it that have finished.
+        folder: the sweep's.
+        runs: its finished runs.
+
+    Returns:
+        W&B's tables and images by their names in W&B.
     """
     with context("default"):  # whatever the user's matplotlibrc says
-        return _aggregate(folder, [parse(run.config) for run in runs])
+        return _collect_media(folder, [parse(run.config) for run in runs])
 
 
-def _aggregate(folder: Path, configs: list[RunConfig]) -> dict[str, Any]:
+def _collect_media(folder: Path, configs: list[RunConfig]) -> dict[str, Any]:
     networks = _networks(configs)
     report = write_report(folder)
     layers = [
@@ -121,16 +129,16 @@ def _aggregate(folder: Path, configs: list[RunConfig]) -> dict[str, Any]:
     }
     for name in report.drawn:
         logged[f"figures/{name}"] = wandb.Image(str(report.folder / f"{name}.png"))
-    for name, (network, _) in list(networks.items())[:PICTURES]:
+    for name, (network, _) in list(networks.items())[:MOST_FIGURES]:
         if (figure := network_picture(network)) is not None:
             logged[f"networks/{name}"] = _image(figure)
-    for name, figure in _data_pictures(folder, configs):
+    for name, figure in _draw_data(folder, configs):
         logged[f"images/{name}"] = _image(figure)
     return logged
 
 
 def _networks(configs: list[RunConfig]) -> dict[str, tuple[Network, RunConfig]]:
-    """The distinct networks by their tyings and widths."""
+    """Collect the distinct networks, named after their tyings and kernel sizes."""
     named: dict[str, tuple[Network, RunConfig]] = {}
     for config in configs:
         network = specify_network(config)
@@ -152,18 +160,20 @@ def _image(figure: Figure) -> Any:
     return wandb.Image(Image.open(file))
 
 
-def _data_pictures(folder: Path, configs: list[RunConfig]) -> list[tuple[str, Any]]:
+def _draw_data(folder: Path, configs: list[RunConfig]) -> list[tuple[str, Figure]]:
+    """Draw examples of each set of images, of those that this machine has."""
     sets: dict[str, list[RunConfig]] = {}
     for config in configs:
         sets.setdefault(images_key(config.data), []).append(config)
-    pictures = []
-    for alike in list(sets.values())[:PICTURES]:
-        data_dir = getattr(alike[0].data, "data_dir", None)
+    figures = []
+    for same_images in list(sets.values())[:MOST_FIGURES]:
+        data = same_images[0].data
+        data_dir = getattr(data, "data_dir", None)
         if data_dir and resolve_data_dir(data_dir).resolve().is_relative_to(folder.parent.resolve()):
-            continue  # it came with the results, and only who wrote them knows what it is
+            continue  # files among the results may come from anybody, and are not read as images
         try:
-            check_prepared(alike[0].data)
-        except UsageError:  # on another machine, where the images are not
+            check_prepared(data)
+        except UsageError:  # the runs were trained on another machine, which has the images
             continue
-        pictures.append((alike[0].data.name, data_picture(alike, load(alike[0].data))))
-    return pictures
+        figures.append((data.name, data_picture(same_images, load(data))))
+    return figures
