@@ -1,4 +1,4 @@
-"""A network computed from its specification."""
+"""A network of tied layers, built from its specification."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,12 +18,17 @@ from cnnexp.nn.tied_conv import TiedConv
 from cnnexp.nn.tying import Tying
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "tanh": jnp.tanh, "identity": lambda x: x}
-SAMPLE_SIDE, SAMPLE_FILTERS = 8, 4
-RISING = ("relu", "tanh", "identity")  # the maximum of these is that of what they are applied to
+SAMPLE_SIDE, SAMPLE_FILTERS = 8, 4  # positions along a side, and output channels, whose kernels are kept
+MONOTONE = ("relu", "tanh", "identity")  # activations that commute with a maximum
 
 
 class TiedNetwork(nnx.Module):
-    """Tied layers in a row; each is an attribute under its name in the specification."""
+    """Tied layers, one after the other; each is an attribute under its name in the specification.
+
+    Args:
+        layers: The specification of the layers.
+        rngs: Its stream `params` draws the parameters.
+    """
 
     def __init__(self, layers: Network, *, rngs: nnx.Rngs):
         self.layers = layers
@@ -37,13 +42,13 @@ class TiedNetwork(nnx.Module):
                 )
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
-        """Logits of the head."""
+        """Return the logits of the head for normalised images."""
         x, layout = images, cast(Layout, "NHWC")
         for spec in self.layers:
             layer, activation = get_layer(self, spec), self._activation(spec)
-            own = layer.layout or layout
-            x, layout = layer(transpose_layout(x, layout, own), own), own
-            if spec.pool == "max" and spec.activation in RISING:  # the same, of fewer numbers
+            fastest = layer.layout or layout
+            x, layout = layer(transpose_layout(x, layout, fastest), fastest), fastest
+            if spec.pool == "max" and spec.activation in MONOTONE:  # the same result from fewer numbers
                 x = activation(pool(x, spec.pool, spec.pool_size, layout))
             else:
                 x = pool(activation(x), spec.pool, spec.pool_size, layout)
@@ -57,7 +62,7 @@ class TiedNetwork(nnx.Module):
 
 
 def shrink(x: Float[Array, "..."], threshold: Float[Array, ""]) -> Float[Array, "..."]:
-    """Towards zero by a threshold, and zero up to it: `relu(x - b) - relu(-x - b)` (Lahoti 2024)."""
+    """Shrink values towards zero by a threshold: `relu(x - b) - relu(-x - b)` (Lahoti 2024)."""
     return jax.nn.relu(x - threshold) - jax.nn.relu(-x - threshold)
 
 
@@ -78,21 +83,27 @@ def _build(layer: LayerSpec, rngs: nnx.Rngs) -> TiedConv:
 def embed_network(
     net: TiedNetwork, *, tying: Tying | str, bias: str | None = None, rngs: nnx.Rngs | None = None
 ) -> TiedNetwork:
-    """The same function with every convolution embedded in another tying; dense layers stay as they are.
+    """Embed every convolution of a network into another tying; the new network computes the same function.
+
+    Args:
+        net: The network to embed; its dense layers are taken as they are.
+        tying: The tying of the new layers.
+        bias: The tying of the new biases; None keeps that of each layer.
+        rngs: Draws the differences between the kernels of `low_rank` layers; see `embed`.
 
     Raises:
-        ValueError: a layer of the new tying does not hold every function of the old; see `embed`.
+        ValueError: A layer of the new tying cannot compute every function of the old; see `embed`.
     """
     tying = Tying.parse(tying)
-    made = {
+    embedded = {
         layer.name: get_layer(net, layer)
         if layer.geometry.covers_image
         else embed(get_layer(net, layer), tying=tying, bias=bias, rngs=rngs)
         for layer in net.layers
     }
-    layers = tuple(_spec_like(layer, made[layer.name]) for layer in net.layers)
+    layers = tuple(_embedded_spec(layer, embedded[layer.name]) for layer in net.layers)
     other = TiedNetwork(layers, rngs=nnx.Rngs(0))
-    for name, layer in made.items():
+    for name, layer in embedded.items():
         setattr(other, name, layer)
     for layer in net.layers:
         if layer.threshold is not None:
@@ -101,7 +112,12 @@ def embed_network(
 
 
 def build_embedded_convolution(layers: Network, *, rngs: nnx.Rngs) -> TiedNetwork:
-    """A network that is drawn as its convolution is, and holds just its function (d'Ascoli 2019)."""
+    """Build a network by embedding a convolutional one, so that both compute one function (d'Ascoli 2019).
+
+    Args:
+        layers: The specification of the network. Its convolutions are drawn with shared kernels.
+        rngs: Its stream `params` draws the parameters.
+    """
     shared = Tying("shared")
     net = TiedNetwork(
         tuple(layer if layer.geometry.covers_image else replace(layer, tying=shared) for layer in layers),
@@ -115,16 +131,17 @@ def build_embedded_convolution(layers: Network, *, rngs: nnx.Rngs) -> TiedNetwor
 
 
 def spatial_layers(net: TiedNetwork) -> dict[str, TiedConv]:
-    """The layers with several output positions, by their names."""
+    """Return the layers with more than one output position by their names."""
     return {layer.name: get_layer(net, layer) for layer in net.layers if layer.geometry.positions > 1}
 
 
 def measure_learned(net: TiedNetwork) -> dict[str, Float[Array, ""]]:
-    """What training made of the kernels, by the names that it has in a summary.
+    """Measure what training made of the kernels.
 
-    `learned/distance/<layer>`: see `distance_to_shared`, of layers that may differ from a convolution.
-    `learned/locality/<layer>`: of dense layers, the share of the squared weights in the best window for
-    each unit, as large as the layer's kernel. `learned/zeros/<layer>`: the share of weights that are zero.
+    Returns:
+        By names in a summary: `learned/distance/<layer>` is `distance_to_shared` of layers that may differ
+        from a convolution, `learned/locality/<layer>` is `locality` of dense layers for a window as large as
+        the kernel, and `learned/zeros/<layer>` is the fraction of weights that are zero.
     """
     measured: dict[str, Float[Array, ""]] = {}
     for name, layer in spatial_layers(net).items():
@@ -139,17 +156,17 @@ def measure_learned(net: TiedNetwork) -> dict[str, Float[Array, ""]]:
 
 
 def sample_kernels(net: TiedNetwork) -> dict[str, Float[Array, "rows columns kh kw filters"]]:
-    """A few kernels of every layer with several output positions, by its name, to be kept and looked at."""
+    """Return a few kernels of every layer with more than one output position, by its name."""
     return {
         name: layer.sample_kernels(SAMPLE_SIDE, SAMPLE_FILTERS) for name, layer in spatial_layers(net).items()
     }
 
 
 def get_layer(net: TiedNetwork, layer: LayerSpec) -> TiedConv:
-    """The tied layer of a network under its specification."""
+    """Return the layer of a network that a specification describes."""
     return cast(TiedConv, getattr(net, layer.name))
 
 
-def _spec_like(layer: LayerSpec, made: TiedConv) -> LayerSpec:
-    bias = "none" if made.bias_tying is None else str(made.bias_tying)
-    return replace(layer, tying=made.tying, bias="same" if made.bias_tying == made.tying else bias)
+def _embedded_spec(layer: LayerSpec, new: TiedConv) -> LayerSpec:
+    bias = "none" if new.bias_tying is None else str(new.bias_tying)
+    return replace(layer, tying=new.tying, bias="same" if new.bias_tying == new.tying else bias)

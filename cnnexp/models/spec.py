@@ -1,5 +1,7 @@
-"""What a network is, layer by layer, before anything is allocated: the same list builds it, counts it,
-refuses it and draws it."""
+"""The specification of a network, layer by layer: the same list builds it, counts it, checks it and draws it.
+
+Nothing is allocated, so that a sweep is planned without importing JAX.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -16,7 +18,7 @@ from cnnexp.nn.counts import Counts, count
 from cnnexp.nn.geometry import Geometry, Pool
 from cnnexp.nn.tying import SIZED, Tying, bias_shape, count_weights
 
-KEYS = (
+LAYER_KEYS = (  # keys of the configuration that take a list with one value per layer
     "features",
     "kernel_size",
     "stride",
@@ -27,7 +29,7 @@ KEYS = (
     "bias",
     "pool",
     "pool_size",
-)  # of the configuration, that each layer may have its own value of
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +56,13 @@ class LayerSpec:
 
     @property
     def params(self) -> int:
-        """Parameters alone: of layers too large for their connections to be counted, too."""
+        """Number of parameters; cheap also where the connections are too many to be counted."""
         biases = math.prod(bias_shape(self.geometry, self.tying, self.bias))
         return count_weights(self.geometry, self.tying) + biases + (self.threshold is not None)
 
     @property
     def counts(self) -> Counts:
-        """Parameters, that of its activation among them, connections and MACs of the layer."""
+        """Parameters (with that of the activation), connections and MACs of the layer."""
         counts = count(self.geometry, self.tying, self.bias)
         return counts if self.threshold is None else replace(counts, params=counts.params + 1)
 
@@ -69,12 +71,13 @@ Network = tuple[LayerSpec, ...]
 
 
 def specify_layers(model: SimpleCNN | MLP, shape: DataShape) -> Network:
-    """The layers of a model on images of a given shape.
+    """Specify the layers of a model on images of a given shape.
 
-    Dense layers are tied layers whose one window covers the whole image, so flattening needs no layer.
+    Dense layers are tied layers whose only window covers the whole image, so flattening needs no layer.
 
     Raises:
-        UsageError: a geometry that leaves nothing, or lists whose lengths differ.
+        UsageError: A layer leaves no output, lists differ in length, no widths match the target of
+            `model.match`, or the head does not fit the labels.
     """
     if shape.multi_label and model.head == "softmax":
         raise UsageError("model.head=softmax: these images have several labels at once; allowed: sigmoid")
@@ -84,7 +87,7 @@ def specify_layers(model: SimpleCNN | MLP, shape: DataShape) -> Network:
 
 
 def match_target(model: SimpleCNN | MLP, shape: DataShape) -> int | None:
-    """What `model.match` keeps equal: the count of the same network with `model.match_tying`."""
+    """Return the count that `model.match` keeps: that of the network with `model.match_tying`, or None."""
     if isinstance(model, MLP) or model.match == "none":
         return None
     like = model.model_copy(update={"tying": model.match_tying, "match": "none"})
@@ -95,13 +98,13 @@ def match_target(model: SimpleCNN | MLP, shape: DataShape) -> int | None:
 
 
 def _matched(model: SimpleCNN, shape: DataShape) -> SimpleCNN:
-    """The model with features chosen so that its count is that of `model.match_tying`.
+    """Choose the features of a model so that its count is that of `model.match_tying`.
 
     Raises:
-        UsageError: no features bring the count within 5% of it.
+        UsageError: No features bring the count within 5% of it.
     """
-    target, depth = match_target(model, shape), _depth(model, KEYS)
-    widths = [_of_layer(model.features, index) for index in range(depth)]
+    target, depth = match_target(model, shape), _depth(model, LAYER_KEYS)
+    widths = [_layer_value(model.features, index) for index in range(depth)]
     assert target is not None
 
     @cache
@@ -111,12 +114,11 @@ def _matched(model: SimpleCNN, shape: DataShape) -> SimpleCNN:
 
     matched = match_widths(widths, count, target)
     if not is_matched(achieved := count(matched), target):
-        raise UsageError(_no_match(model, matched, achieved, target))
+        raise UsageError(_mismatch_message(model, matched, achieved, target))
     return model.model_copy(update={"features": list(matched)})
 
 
-def _no_match(model: SimpleCNN, widths: Widths, achieved: int, target: int) -> str:
-    """What to say where no widths reach the target."""
+def _mismatch_message(model: SimpleCNN, widths: Widths, achieved: int, target: int) -> str:
     tying = ",".join(model.tying) if isinstance(model.tying, list) else model.tying
     extreme = "at least" if max(widths) == 1 else "at the nearest"
     widen = f"model.match_tying={tying}, which widens the others, or "
@@ -151,7 +153,11 @@ def _layers(model: SimpleCNN | MLP, shape: DataShape) -> Network:
 
 
 def specify_network(config: RunConfig) -> Network:
-    """The network that a run trains."""
+    """Specify the network that a run trains.
+
+    Raises:
+        UsageError: As for `specify_layers`; or the training shares kernels, and a layer mixes them.
+    """
     layers = specify_layers(config.model, infer_shape(config.data))
     for key in ("share_every", "tied_steps"):
         value = getattr(config.train, key)
@@ -165,7 +171,11 @@ def specify_network(config: RunConfig) -> Network:
 
 
 def describe_matching(config: RunConfig) -> dict[str, int | float]:
-    """What `model.match` aimed at and, as a ratio, what it reached; empty where nothing is matched."""
+    """Describe how well a run is matched, by names in its summary.
+
+    Returns:
+        The target of `model.match`, and the ratio of the count to it; empty where nothing is matched.
+    """
     shape = infer_shape(config.data)
     target = match_target(config.model, shape)
     if target is None or isinstance(config.model, MLP):
@@ -175,15 +185,15 @@ def describe_matching(config: RunConfig) -> dict[str, int | float]:
 
 
 def total_count(layers: Network, field: str) -> int:
-    """The sum of a count over the layers."""
+    """Sum a count, a field of `Counts`, over the layers."""
     return sum(getattr(layer.counts, field) for layer in layers)
 
 
 def _convolutions(model: SimpleCNN, image: tuple[int, int, int]) -> list[LayerSpec]:
-    depth = _depth(model, KEYS)
+    depth = _depth(model, LAYER_KEYS)
     layers: list[LayerSpec] = []
     for index in range(depth):
-        value = {key: _of_layer(getattr(model, key), index) for key in KEYS}
+        value = {key: _layer_value(getattr(model, key), index) for key in LAYER_KEYS}
         in_shape = layers[-1].out_shape if layers else image
         layers.append(_convolution(f"conv_{index}", in_shape, value, model))
     return layers
@@ -233,9 +243,9 @@ def _convolution(
 
 
 def _check_size(key: str, text: str, geometry: Geometry, name: str) -> None:
-    """Refuse a period, a grid or a rank that the layer's positions cannot tell from `local`.
+    """Refuse a period, a grid or a rank at which a layer cannot be told from `local`.
 
-    Where there is one position, all tyings are the same, and any is taken: a list of layers may end so.
+    A layer of one position accepts every tying, as all are the same: the last layers of a list may be so.
     """
     tying = Tying.parse("local" if text in ("same", "none") else text)
     h, w = geometry.out_size
@@ -248,7 +258,7 @@ def _check_size(key: str, text: str, geometry: Geometry, name: str) -> None:
 
 
 def _depth(model: SimpleCNN, keys: tuple[str, ...]) -> int:
-    """The number of convolutions: `features` decides; another list must agree or, alone, decides."""
+    """Return the number of convolutions: the length of `features`, or of the other lists if it is none."""
     lengths = {key: len(value) for key in keys if isinstance(value := getattr(model, key), list)}
     depth = lengths.get("features", max(lengths.values(), default=1))
     for key, length in lengths.items():
@@ -260,12 +270,12 @@ def _depth(model: SimpleCNN, keys: tuple[str, ...]) -> int:
     return depth
 
 
-def _of_layer(value: Any, index: int) -> Any:
+def _layer_value(value: Any, index: int) -> Any:
     return value[index] if isinstance(value, list) else value
 
 
 def _pair(value: int | list[int], in_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Down and across; one number for a signal, an image of width one, is along its length."""
+    """Return a size down and across; one number for a signal, an image of width 1, is along its length."""
     if isinstance(value, int):
         return (value, 1 if in_shape[1] == 1 else value)
     return value[0], value[1]
