@@ -1,6 +1,7 @@
-"""What is done to images and labels: functions of a key and of which image it is, so that each keeps its own.
+"""Corruptions of images and labels: functions of a key and of the number of the image, which keeps its own.
 
-How much is traced, so that runs of many levels share a program; a level of nothing is not in the program.
+The strengths are traced, so that runs of many strengths have a common program; a strength of zero is left out
+of the program.
 """
 
 from functools import partial
@@ -15,11 +16,11 @@ from cnnexp.config.data import DataSection
 from cnnexp.data.images import Integers, Labels, Normalisation, Pixels
 from cnnexp.data.sampling import ROUNDS, permute
 
-ALL = 2**16  # a resolution that reduces nothing
+FULL_RESOLUTION = 2**16  # pixels a side: larger than every image
 
 
 class CorruptionStrengths(NamedTuple):
-    """How much is done, as `DataSection` describes; `train`, `test`: whether those images are corrupted."""
+    """The strength of each corruption, as in `DataSection`, and the splits that are corrupted."""
 
     resolution: Int[Array, "..."]
     image_noise: Float[Array, "..."]
@@ -36,7 +37,7 @@ class CorruptionStrengths(NamedTuple):
     def from_config(cls, data: DataSection) -> "CorruptionStrengths":
         """Read the strengths from the configuration."""
         return cls(
-            resolution=jnp.int32(data.resolution or ALL),
+            resolution=jnp.int32(data.resolution or FULL_RESOLUTION),
             image_noise=jnp.float32(data.image_noise),
             shift=jnp.int32(data.shift),
             pixel_noise=jnp.float32(data.pixel_noise),
@@ -50,23 +51,23 @@ class CorruptionStrengths(NamedTuple):
 
 
 class Corruptions:
-    """What the program of a run does to images; which of these there are is a part of the program.
+    """The corruptions of a run.
 
     Args:
-        data: the section that says what there is.
-        key: of the run; every image draws its own from it.
-        levels: how much.
-        normalisation: of the training pixels.
+        data: The section that decides which corruptions are part of the program.
+        key: The key of the run; every image draws its own corruption from it.
+        strengths: The strengths of the corruptions.
+        normalisation: The statistics of the training pixels.
     """
 
     def __init__(
         self,
         data: DataSection,
         key: Key[Array, ""],
-        levels: CorruptionStrengths,
+        strengths: CorruptionStrengths,
         normalisation: Normalisation,
     ):
-        self._data, self._levels, self._normalisation = data, levels, normalisation
+        self._data, self._strengths, self._normalisation = data, strengths, normalisation
         names = (
             "pixel_noise",
             "label_noise",
@@ -87,42 +88,50 @@ class Corruptions:
         step: Integers | None = None,
         first: Integers | int = 0,
     ) -> Float[Array, "b h w c"]:
-        """Normalised images as the network sees them.
+        """Corrupt, augment and normalise images.
 
         Args:
-            pixels: `(b, h, w, c)`, 0 to 255 in bytes or real numbers.
-            image_ids: which image each is: the same image is always corrupted in the same way.
+            pixels: Bytes from 0 to 255, or real numbers.
+            image_ids: The number of each image, which decides how it is corrupted.
             split: `train` or `test`.
-            step: of the training, whose images are augmented, each step anew; None: no augmentation.
-            first: place of the first of these images within the whole batch of the step, of which other
-                devices may have other parts: an augmentation depends on the place in the whole batch.
+            step: The training step, which draws the augmentation; None does not augment.
+            first: The place of the first of these images in the whole batch, which devices may divide: the
+                augmentation of an image depends on its place in the whole batch.
+
+        Returns:
+            The images as the network sees them.
         """
-        data, levels, image_ids = self._data, self._levels, jnp.asarray(image_ids)
-        on = levels.train if split == "train" else levels.test
+        data, strengths, image_ids = self._data, self._strengths, jnp.asarray(image_ids)
+        on = strengths.train if split == "train" else strengths.test
         white = 255.0 if pixels.dtype == jnp.uint8 else 1.0
         images = jnp.asarray(pixels, jnp.float32)
         if data.resolution:
-            images = reduce_resolution(images, jnp.where(on, levels.resolution, ALL))
+            images = reduce_resolution(images, jnp.where(on, strengths.resolution, FULL_RESOLUTION))
         if data.image_noise:
-            images = self._replaced(images, image_ids, jnp.where(on, levels.image_noise, 0))
-        images = self._moved(images, image_ids, on, step, first)
+            images = self._replace_by_noise(images, image_ids, jnp.where(on, strengths.image_noise, 0))
+        images = self._move_pixels(images, image_ids, on, step, first)
         if data.pixel_noise:
             noise = _normal(self._keys["pixel_noise"], image_ids, images.shape[1:])
-            images = images + jnp.where(on, white * levels.pixel_noise, 0) * noise
+            images = images + jnp.where(on, white * strengths.pixel_noise, 0) * noise
         if data.salt_and_pepper:
-            share = jnp.where(on, levels.salt_and_pepper, 0)
-            images = self._salted(images, image_ids, share, is_bytes=white == 255.0)
+            fraction = jnp.where(on, strengths.salt_and_pepper, 0)
+            images = self._add_salt_and_pepper(images, image_ids, fraction, is_bytes=white == 255.0)
         return self._normalisation.normalise(images)
 
     def labels(self, labels: Labels, image_ids: Integers, classes: int) -> Int[Array, "b ..."]:
-        """Training labels, a share of which is another class, drawn evenly (Zhang 2017, section 2).
+        """Replace a fraction of the training labels by another class, uniformly (Zhang 2017, section 2).
 
-        The same images are wrong at every larger share. Where an image has several labels, each of them is
-        wrong with that chance.
+        Labels that are wrong at one fraction are wrong at every larger one. Where an image has several
+        labels, each of them is flipped with that probability.
+
+        Args:
+            labels: Class numbers `(b,)`, or 0 and 1 for each class `(b, classes)`.
+            image_ids: The number of each image, which decides its label.
+            classes: The number of classes.
         """
         if not self._data.label_noise:
             return jnp.asarray(labels)
-        share = self._levels.label_noise
+        fraction = self._strengths.label_noise
         shape = labels.shape[1:]
 
         def draw(image: Int[Array, ""]) -> tuple[Array, Array]:
@@ -131,22 +140,22 @@ class Corruptions:
 
         chance, other = jax.vmap(draw)(jnp.asarray(image_ids))
         wrong = 1 - labels if shape else (labels + other) % classes
-        return jnp.where(chance < share, wrong, labels)
+        return jnp.where(chance < fraction, wrong, labels)
 
-    def _replaced(self, images: Array, image_ids: Array, share: Array) -> Float[Array, "b h w c"]:
-        """Noise of the mean and deviation of the training pixels for a share of the images (Zhang 2017)."""
+    def _replace_by_noise(self, images: Array, image_ids: Array, fraction: Array) -> Float[Array, "b h w c"]:
+        """Replace a fraction of the images by noise with the moments of the training pixels (Zhang 2017)."""
         key = self._keys["image_noise"]
         chance = jax.vmap(lambda image: random.uniform(random.fold_in(random.fold_in(key, 1), image)))(
             image_ids
         )
         noise = _normal(key, image_ids, images.shape[1:])
         mean, std = self._normalisation
-        return jnp.where((chance < share)[:, None, None, None], mean + std * noise, images)
+        return jnp.where((chance < fraction)[:, None, None, None], mean + std * noise, images)
 
-    def _salted(
-        self, images: Array, image_ids: Array, share: Array, *, is_bytes: bool
+    def _add_salt_and_pepper(
+        self, images: Array, image_ids: Array, fraction: Array, *, is_bytes: bool
     ) -> Float[Array, "b h w c"]:
-        """White or black in place of a share of the pixels; of real numbers, 3 deviations from the mean."""
+        """Set a fraction of the pixels to white or black; for real numbers, 3 deviations from the mean."""
         key = self._keys["salt_and_pepper"]
 
         def chances(image: Int[Array, ""]) -> Float[Array, "h w 1"]:
@@ -155,89 +164,104 @@ class Corruptions:
         chance = jax.vmap(chances)(image_ids)
         mean, std = self._normalisation
         black, white = (jnp.float32(0), jnp.float32(255)) if is_bytes else (mean - 3 * std, mean + 3 * std)
-        return jnp.where(chance < share, jnp.where(chance < share / 2, black, white), images)
+        return jnp.where(chance < fraction, jnp.where(chance < fraction / 2, black, white), images)
 
-    def _moved(
+    def _move_pixels(
         self, images: Array, image_ids: Array, on: Array, step: Integers | None, first: Integers | int
     ) -> Float[Array, "b h w c"]:
-        """Augmented, then shifted, then permuted, all by one look-up; what moves in is black, or 0."""
-        data, levels = self._data, self._levels
+        """Augment, shift and permute images, all by one gather; pixels that move in are 0."""
+        data, strengths = self._data, self._strengths
         count, height, width, channels = images.shape
         augmented = step is not None and bool(data.crop or data.flip)
         if not (augmented or data.shift or data.permutation != "none"):
             return images
         place = jnp.arange(height * width)[None]
         if data.permutation != "none":
-            each = image_ids if data.permutation == "per_image" else jnp.zeros(1, jnp.int32)
-            sent = block_permutation(self._keys["permutation"], each, levels.block, height, width)
-            place = jnp.where(on, sent, place)
+            ids = image_ids if data.permutation == "per_image" else jnp.zeros(1, jnp.int32)
+            permutation = block_permutation(self._keys["permutation"], ids, strengths.block, height, width)
+            place = jnp.where(on, permutation, place)
         source = Places(place // width, place % width, jnp.ones((1, 1), bool))
         if data.shift:
             keys = jax.vmap(partial(random.fold_in, self._keys["shift"]))(image_ids)
-            source = source.moved(jnp.where(on, _moves(keys, levels.shift), 0), height, width)
+            source = source.shift(jnp.where(on, _moves(keys, strengths.shift), 0), height, width)
         if augmented:
             assert step is not None
             key = random.fold_in(self._keys["crop"], jnp.asarray(step))
             keys = jax.vmap(partial(random.fold_in, key))(first + jnp.arange(count))
             if data.crop:
-                source = source.moved(_moves(keys, levels.crop), height, width)
+                source = source.shift(_moves(keys, strengths.crop), height, width)
             if data.flip:
                 mirrored = jax.vmap(lambda key: random.bernoulli(random.fold_in(key, 1)))(keys)
-                source = source.mirrored(mirrored, width)
-        at = jnp.broadcast_to(source.row * width + source.column, (count, height * width))
+                source = source.mirror(mirrored, width)
+        index = jnp.broadcast_to(source.row * width + source.column, (count, height * width))
         flat = images.reshape(count, height * width, channels)
-        found = jnp.take_along_axis(flat, at[..., None], axis=1)
-        return jnp.where(source.inside[..., None], found, 0).reshape(images.shape)
+        gathered = jnp.take_along_axis(flat, index[..., None], axis=1)
+        return jnp.where(source.inside[..., None], gathered, 0).reshape(images.shape)
 
 
 class Places(NamedTuple):
-    """Where in an image each pixel comes from; `inside`: whether it comes from the image at all."""
+    """The pixel of the original image that each pixel is taken from.
+
+    Attributes:
+        row: Its row.
+        column: Its column.
+        inside: Whether it lies inside of the image.
+    """
 
     row: Int[Array, "#b hw"]
     column: Int[Array, "#b hw"]
     inside: Bool[Array, "#b #hw"]
 
-    def moved(self, moves: Int[Array, "b 2"], height: int, width: int) -> "Places":
-        """Of an image that is moved down and to the right."""
+    def shift(self, moves: Int[Array, "b 2"], height: int, width: int) -> "Places":
+        """Move the image down and to the right."""
         row, column = self.row - moves[:, :1], self.column - moves[:, 1:]
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
         return Places(row.clip(0, height - 1), column.clip(0, width - 1), self.inside & inside)
 
-    def mirrored(self, which: Bool[Array, " b"], width: int) -> "Places":
-        """Of an image whose left is right, where `which`."""
-        return self._replace(column=jnp.where(which[:, None], width - 1 - self.column, self.column))
+    def mirror(self, mirrored: Bool[Array, " b"], width: int) -> "Places":
+        """Mirror left and right where `mirrored`."""
+        return self._replace(column=jnp.where(mirrored[:, None], width - 1 - self.column, self.column))
 
 
 def block_permutation(
     key: Key[Array, ""], image_ids: Int[Array, " n"], block: Int[Array, ""], height: int, width: int
 ) -> Int[Array, "n hw"]:
-    """For each pixel the pixel that comes in its place where blocks of `block` by `block` change places.
+    """Draw a permutation of the blocks of an image for each number of an image.
 
-    Of an image narrower than a block, blocks are as wide as the image. One permutation for each image_ids.
+    Args:
+        key: The key of the run.
+        image_ids: The numbers of the images, one permutation each.
+        block: The side of a block, in pixels; blocks of an image that is narrower are as wide as the image.
+        height: The height of the images.
+        width: The width of the images.
+
+    Returns:
+        For each pixel, the pixel of the original image that comes in its place.
     """
     place = jnp.arange(height * width)[None]
     row, column = place // width, place % width
-    across = jnp.minimum(block, width)
-    rows, columns = height // block, width // across
-    number = (row // block) * columns + column // across
+    block_width = jnp.minimum(block, width)
+    rows, columns = height // block, width // block_width
+    number = (row // block) * columns + column // block_width
     words = random.bits(key, (ROUNDS, 2))
     epoch = (image_ids.astype(jnp.uint32) + 1)[:, None]
     size = (rows * columns).astype(jnp.uint32)
-    sent = permute(words, epoch, number.astype(jnp.uint32), size, rolled=True).astype(jnp.int32)
-    return (sent // columns * block + row % block) * width + sent % columns * across + column % across
+    source = permute(words, epoch, number.astype(jnp.uint32), size, rolled=True).astype(jnp.int32)
+    source_row = source // columns * block + row % block
+    return source_row * width + source % columns * block_width + column % block_width
 
 
 def reduce_resolution(images: Float[Array, "b h w c"], resolution: Int[Array, ""]) -> Float[Array, "b h w c"]:
-    """Images of the same shape with no more detail than `resolution` pixels a side: means over areas."""
+    """Reduce the detail of images to `resolution` pixels a side, by means over areas; their shape remains."""
     rows, columns = (_area_means(side, resolution) for side in images.shape[1:3])
     with jax.default_matmul_precision("highest"):
         return jnp.einsum("ph,bhwc,qw->bpqc", rows, images, columns)
 
 
 def _area_means(side: int, resolution: Int[Array, ""]) -> Float[Array, "side side"]:
-    """Each pixel becomes the mean over the cell that it lies in, one of `resolution` along the side."""
+    """Return the matrix that replaces each pixel by the mean of its cell, of `resolution` along a side."""
     cells = jnp.minimum(resolution, side)
-    cell = (2 * jnp.arange(side) + 1) * cells // (2 * side)  # of the pixel's middle
+    cell = (2 * jnp.arange(side) + 1) * cells // (2 * side)  # in which the middle of the pixel lies
     low, high = cell * side / cells, (cell + 1) * side / cells
     edge = jnp.arange(side)
     overlap = jnp.minimum(high[:, None], edge + 1) - jnp.maximum(low[:, None], edge)

@@ -1,4 +1,4 @@
-"""Where training takes its batches from: arrays on the device, or files that stream to it."""
+"""The sources of batches: arrays on the device, or files that stream to it."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,10 +18,13 @@ from cnnexp.data.tfds.records import Records
 
 
 class RawBatch(NamedTuple):
-    """Images and labels as they were loaded.
+    """Images and labels as they are stored, before normalisation and corruption.
 
-    `image_ids` says which image each is: places in the training split, then those in the validation split
-    where there is one, and -1, -2, … for test images.
+    Attributes:
+        pixels: The images.
+        labels: Their labels.
+        image_ids: A number for each image: its place in the training split; in the validation split, counted
+            from the end of the training split on; and -1, -2, … for test images.
     """
 
     pixels: Pixels
@@ -30,11 +33,14 @@ class RawBatch(NamedTuple):
 
 
 class InMemory(NamedTuple):
-    """What a run trains on: images common to the whole stack, and the places of its own subsets.
+    """The source of a run whose data set is in memory: images common to a stack, and the subsets of the run.
 
-    `subset` has room for the whole training split, whatever the run's `train_size`, so that subsets of all
-    sizes share a program; what lies behind `train_size` is not read. `validation` are places in the
-    validation split, or in the training split where there is none.
+    Attributes:
+        images: The data set.
+        subset: Places in the training split. It has room for the whole split, whatever the `train_size`, so
+            that subsets of all sizes have a common program; places from `train_size` on are not read.
+        train_size: Number of training images.
+        validation: Places in the validation split, or in the training split where there is none.
     """
 
     images: Images
@@ -44,16 +50,16 @@ class InMemory(NamedTuple):
 
     @property
     def normalisation(self) -> Normalisation:
-        """Statistics of the training pixels."""
+        """The statistics of the training pixels."""
         return self.images.normalisation
 
     def train_batch(self, order: Key[Array, ""], step: Int[Array, ""], size: int) -> RawBatch:
-        """The batch of a step."""
+        """Return the batch of a step, in the order that its key draws."""
         place = batch_indices(order, step, batch_size=size, train_size=self.train_size)
         return self.batch("train", self.subset[place])
 
     def batch(self, split: str, places: Int[Array, " b"]) -> RawBatch:
-        """Images of a split by their places in it."""
+        """Return the images at some places of a split: `train`, `validation` or `test`."""
         images = self.images
         if split == "test":
             return RawBatch(images.test_images[places], images.test_labels[places], -1 - places)
@@ -64,7 +70,7 @@ class InMemory(NamedTuple):
         return RawBatch(images.train_images[places], images.train_labels[places], places)
 
     def places(self, split: str) -> tuple[Integers, Integers]:
-        """The places that an evaluation looks at, and how many of them from the first on."""
+        """Return the places that an evaluation reads, and how many of them count, from the first on."""
         if split == "train":
             return self.subset, self.train_size
         if split == "validation":
@@ -74,30 +80,42 @@ class InMemory(NamedTuple):
 
 
 class TrainWindow(NamedTuple):
-    """The batches of some steps, from the step `first` on; the first axis of `batches` are the steps."""
+    """The source of a run whose images stream: the batches of a few steps.
+
+    Attributes:
+        batches: The batches; the first axis is the step.
+        first: The number of the first step.
+        normalisation: The statistics of the training pixels.
+    """
 
     batches: RawBatch
     first: Int[Array | np.ndarray, ""]
     normalisation: Normalisation
 
     def train_batch(self, order: Key[Array, ""], step: Int[Array, ""], size: int) -> RawBatch:
-        """The batch of a step, one of the window's; its size and order are what was streamed."""
+        """Return the batch of a step of the window; its order and size are those in which it was streamed."""
         return jax.tree.map(
             lambda leaf: lax.dynamic_index_in_dim(leaf, step - self.first, keepdims=False), self.batches
         )
 
 
 class EvalWindow(NamedTuple):
-    """Batches of an evaluation, and which of their images count."""
+    """A few batches of a streamed evaluation.
+
+    Attributes:
+        batches: The batches; the first axis is the batch.
+        valid: Whether an image counts; the others fill up a batch.
+        normalisation: The statistics of the training pixels.
+    """
 
     batches: RawBatch
     valid: Bool[Array | np.ndarray, "batches b"]
     normalisation: Normalisation
 
 
-AHEAD = 4  # groups of batches that are read before they are asked for
-# Records are read in groups, which is several times faster than one by one: at most so many, of such a size.
-GROUP, GROUP_BYTES = 1024, 16 * 2**20
+GROUPS_AHEAD = 4  # groups of batches that are read before they are needed
+# Records are read in groups, which is several times faster than one by one.
+MOST_GROUP_RECORDS, MOST_GROUP_BYTES = 1024, 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +123,10 @@ class ImageFiles:
     """A data set on disk: labels and statistics are in memory, images are read by their places.
 
     Attributes:
-        records: the splits `train` and `test`.
-        train_labels, test_labels: class numbers `(n,)`.
-        normalisation: statistics of the training pixels.
+        records: The records of the splits `train` and `test`.
+        train_labels: Class numbers of the training images.
+        test_labels: Class numbers of the test images.
+        normalisation: The statistics of the training pixels.
     """
 
     records: Mapping[str, Records]
@@ -116,41 +135,42 @@ class ImageFiles:
     normalisation: Normalisation
 
     def labels(self, split: str) -> Int[np.ndarray, "..."]:
-        """The labels of a split."""
+        """Return the labels of a split."""
         return self.train_labels if split == "train" else self.test_labels
 
     def batches(
         self, split: str, places: Callable[[int], Int[np.ndarray, "..."]], start: int, stop: int
     ) -> Iterator[tuple[Int[np.ndarray, "..."], UInt8[np.ndarray, "... h w c"]]]:
-        """The batches `start` to `stop`, each with its places, read ahead in parallel.
+        """Read the batches `start` to `stop - 1`, ahead and in parallel.
 
-        A batch depends on nothing but its number, so that a training that goes on after a kill goes on with
-        exactly the next one.
+        A batch depends on nothing but its number, so that a killed training resumes with exactly the next.
 
         Args:
             split: `train` or `test`.
-            places: which images batch `number` consists of, in an array of any shape.
-            start: number of the first batch.
-            stop: number behind the last.
+            places: Returns the places of the images of a batch by its number, in an array of any shape.
+            start: The number of the first batch.
+            stop: The number after the last.
+
+        Yields:
+            The places and the images of each batch.
         """
         import grain
 
         if start == stop:
             return
-        image = math.prod(self.records[split].shape)
-        together = max(1, min(GROUP, GROUP_BYTES // image) // places(start).size)
-        firsts = grain.MapDataset.range(start, stop, together)
-        groups = firsts.map(
-            lambda first: self._group(split, places, range(first, min(first + together, stop)))
-        )
-        ahead = grain.ReadOptions(num_threads=max(2, cores()), prefetch_buffer_size=AHEAD)
-        for chosen, images in groups.to_iter_dataset(ahead):
-            yield from zip(chosen, images, strict=True)
+        image_bytes = math.prod(self.records[split].shape)
+        most_records = min(MOST_GROUP_RECORDS, MOST_GROUP_BYTES // image_bytes)
+        group = max(1, most_records // places(start).size)  # batches
+        firsts = grain.MapDataset.range(start, stop, group)
+        groups = firsts.map(lambda first: self._group(split, places, range(first, min(first + group, stop))))
+        ahead = grain.ReadOptions(num_threads=max(2, cores()), prefetch_buffer_size=GROUPS_AHEAD)
+        for group_places, images in groups.to_iter_dataset(ahead):
+            yield from zip(group_places, images, strict=True)
 
     def _group(
         self, split: str, places: Callable[[int], Int[np.ndarray, "..."]], numbers: Sequence[int]
     ) -> tuple[Int[np.ndarray, "batches ..."], UInt8[np.ndarray, "batches ... h w c"]]:
-        chosen = np.stack([places(number) for number in numbers])
-        unique, where = np.unique(chosen, return_inverse=True)  # runs of a stack may share images
+        stacked = np.stack([places(number) for number in numbers])
+        unique, where = np.unique(stacked, return_inverse=True)  # runs of a stack may have common images
         images, _ = self.records[split].read(unique.tolist())
-        return chosen, images[where.reshape(chosen.shape)]
+        return stacked, images[where.reshape(stacked.shape)]

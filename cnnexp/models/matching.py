@@ -5,10 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations
 
 TOLERANCE = 0.05  # largest relative difference from the target that counts as matched
-SECOND_CHANGES = (
-    *range(-6, 0),
-    *range(1, 7),
-)  # changes of one width that are tried while another is solved for
+# Changes of one width that are tried while the width of another layer is solved for.
+SECOND_CHANGES = (*range(-6, 0), *range(1, 7))
 
 Widths = tuple[int, ...]
 Count = Callable[[Widths], int]
