@@ -1,14 +1,19 @@
-"""How JAX is set up before the first computation, and what it holds after the last."""
+"""JAX's settings before the first computation, and its memory between stacks."""
 
+import ctypes
+import gc
 import os
+import sys
 import warnings
+
+import jax
 
 from cnnexp.core.errors import UsageError
 from cnnexp.core.machine import cache_folder, cores
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
-# Flags of JAX that decide what a program computes, or whether it runs: the environment must not change a
-# result. `model.precision` is for the matrix products of a run; the precision here is for all others.
+# JAX flags that affect what a program computes, or whether it runs: the environment must not change a result.
+# `model.precision` sets the precision of the matrix products of a run; the one here is for all others.
 NUMERICS = {
     "jax_default_prng_impl": "threefry2x32",
     "jax_threefry_partitionable": True,
@@ -32,24 +37,23 @@ NUMERICS = {
 
 
 def pin_numerics() -> None:
-    """Set every flag of JAX that decides a result, whatever the environment says."""
-    import jax
-
+    """Set every JAX flag that affects results, regardless of the environment."""
     for flag, value in NUMERICS.items():
         jax.config.update(flag, value)
 
 
 def configure_jax(*, deterministic: bool = False) -> None:
-    """Set up JAX before its first computation: the flags that decide a result, the cache and the devices.
+    """Set up JAX before its first computation: flags that affect results, compilation cache and devices.
 
-    Compiled programs are kept in the user's cache, so that a program is compiled once on a machine. Each CPU
-    core is a device: runs side by side keep all cores busy where one run cannot.
+    Compiled programs are cached for the user, so that each is compiled once on a machine. Each CPU core is a
+    device, because runs side by side keep all cores busy and a single run does not. The environment variables
+    `JAX_COMPILATION_CACHE_DIR`, `JAX_NUM_CPU_DEVICES` and `XLA_FLAGS` take precedence.
 
-    `$JAX_COMPILATION_CACHE_DIR`, `$JAX_NUM_CPU_DEVICES` and `$XLA_FLAGS` go first. `deterministic` keeps XLA
-    to GPU kernels that give the same bits every time.
+    Args:
+        deterministic: whether XLA may only use GPU kernels that give the same bits every time.
 
     Raises:
-        UsageError: JAX has computed already, by other kernels.
+        UsageError: deterministic kernels are wanted, but JAX has already started without them.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if deterministic and DETERMINISTIC not in flags:
@@ -59,56 +63,46 @@ def configure_jax(*, deterministic: bool = False) -> None:
                 f"set XLA_FLAGS={DETERMINISTIC}"
             )
         os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC}".strip()
-    import jax
-
     pin_numerics()
-    counted = "xla_force_host_platform_device_count" in flags
-    if not counted and "JAX_NUM_CPU_DEVICES" not in os.environ and not jax_is_running():
+    is_set = "xla_force_host_platform_device_count" in flags
+    if not is_set and "JAX_NUM_CPU_DEVICES" not in os.environ and not jax_is_running():
         jax.config.update("jax_num_cpu_devices", cores())
 
-    given = getattr(jax.config, "jax_compilation_cache_dir", None)
-    if not given and (folder := cache_folder("jax")):
+    cache = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if not cache and (folder := cache_folder("jax")):
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    # What cannot be read is compiled again; of what cannot be written JAX would warn each time.
+    # A program that cannot be read is compiled again; for each that cannot be written JAX would warn.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def refuse_missing_devices() -> None:
-    """Choose JAX's devices.
+    """Start JAX on its devices.
 
     Raises:
-        UsageError: `$JAX_PLATFORMS` names none that this machine has.
+        UsageError: `JAX_PLATFORMS` names none that this machine has.
     """
-    import jax
-
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # of a plugin that is installed, and of one that is not
+    except (RuntimeError, AssertionError) as error:  # with and without the plugin of the platform installed
         reason = (str(error).splitlines() or ["no such device"])[0].partition(" (set JAX_PLATFORMS=")[0]
-        given = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
-        raise UsageError(f"{given}: JAX finds no such device ({reason}); must be cpu, or unset") from None
+        variable = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+        raise UsageError(f"{variable}: JAX finds no such device ({reason}); must be cpu, or unset") from None
 
 
 def jax_is_running() -> bool:
-    """Whether its devices are chosen already, which is then for good."""
-    from jax._src import xla_bridge
+    """Tell whether JAX has chosen its devices, which it does only once."""
+    from jax._src import xla_bridge  # JAX has no public way to ask
 
     return xla_bridge.backends_are_initialized()
 
 
 def return_memory() -> None:
-    """Forget compiled programs and give what they held back to the operating system.
+    """Drop compiled programs and return their memory to the operating system.
 
-    A process that trains nets of a hundred shapes would else grow by some 30 MB with each of them.
+    Otherwise a process would grow by some 30 MB with each shape of network that it trains.
     """
-    import ctypes
-    import gc
-    import sys
-
-    import jax
-
     jax.clear_caches()
     gc.collect()
     if sys.platform == "linux":

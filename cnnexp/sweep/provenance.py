@@ -1,11 +1,14 @@
-"""What made a result, and the summary that a run ends with."""
+"""The summary of a run: its last evaluation, its counts, and the versions and device that produced it."""
 
 import functools
 import os
+import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import jax
 
 import cnnexp
 from cnnexp.config import RunConfig
@@ -18,11 +21,7 @@ PACKAGES = ("cnnexp", "jax", "flax", "optax", "numpy")
 
 @functools.cache
 def provenance() -> dict[str, str]:
-    """The same for every run of a process, under the names of a summary."""
-    import platform
-
-    import jax
-
+    """Return versions, device and revision, which all runs of a process have in common, by summary key."""
     device = jax.devices()[0]
     flags = os.environ.get("XLA_FLAGS", "")
     return {
@@ -57,9 +56,7 @@ def product_precision(precision: str, dtype: str, platform: str) -> str:
 
 
 def _kind(device: Any) -> str:
-    """What the maker calls a device; JAX calls every CPU "cpu"."""
-    import platform
-
+    """Return the maker's name of a device; JAX calls every CPU "cpu"."""
     if device.platform != "cpu":
         return device.device_kind
     path = Path("/proc/cpuinfo")
@@ -69,7 +66,7 @@ def _kind(device: Any) -> str:
 
 
 def git_revision() -> str:
-    """The checkout's commit, with "+" where files differ from it; "installed" outside a checkout."""
+    """Return the commit of the checkout, with "+" if files differ from it; "installed" outside a checkout."""
     root = Path(cnnexp.__file__).parent.parent
     if not (root / ".git").exists():
         return "installed"
@@ -86,9 +83,16 @@ def git_revision() -> str:
 def summary_of(
     config: RunConfig, last: dict[str, int | float], *, status: str, seconds: float
 ) -> dict[str, Any]:
-    """The last evaluation, the counts and what made them; `seconds` is the run's share of its stack's."""
-    layers, made_by = specify_network(config), provenance()
-    platform = made_by["device_kind"].partition(" ")[0]
+    """Build the summary of a run.
+
+    Args:
+        config: of the run.
+        last: its last row of metrics.
+        status: `finished` or `diverged`.
+        seconds: wall time of its stack divided by the number of runs.
+    """
+    layers, origin = specify_network(config), provenance()
+    kind = origin["device_kind"].partition(" ")[0]
     metrics = {key: value for key, value in last.items() if "/" in key}
     return {
         "run_id": config.run_id,
@@ -107,7 +111,7 @@ def summary_of(
         "wall_seconds": seconds,
         "flops": run_flops(config) * last["step"] / duration_of(config).steps,
         "product_precision": product_precision(
-            config.model.precision, config.model.dtype or config.model.param_dtype, platform
+            config.model.precision, config.model.dtype or config.model.param_dtype, kind
         ),
-        **made_by,
+        **origin,
     }

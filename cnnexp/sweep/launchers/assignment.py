@@ -128,7 +128,7 @@ class StoreWatcher:
                 running += status.get("status") == "running"
                 continue
             del self._unfinished[run_id]
-        self._progress.seen(rows, running=running, failed=len(self.failed))
+        self._progress.update_from_store(rows, running=running, failed=len(self.failed))
         return set(self._unfinished)
 
     def result(self) -> dict[str, float]:
