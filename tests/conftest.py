@@ -11,8 +11,11 @@ import pytest
 
 from cnnexp.cli import main as cli
 from cnnexp.config import RunConfig, parse
+from cnnexp.config.data import Data, Digits
 from cnnexp.data.images import Images
-from cnnexp.data.loading import load_images
+from cnnexp.data.loading import images_key, load, load_images
+from cnnexp.data.pipelines import ImageFiles
+from cnnexp.sweep import worker
 
 Configure = Callable[..., RunConfig]
 SMALL: dict[str, Any] = {
@@ -115,7 +118,22 @@ def configure() -> Configure:
 @pytest.fixture(scope="session")
 def images(configure: Configure) -> Images:
     """The images of the small configuration."""
-    return load_images(configure().data)
+    return load_once(configure().data)
+
+
+_DRAWN: dict[str, Images] = {}
+
+
+def load_once(data: Data) -> Images:
+    """Load images into memory, the same ones once in a process: drawing digits takes seconds."""
+    key = images_key(data)
+    if key not in _DRAWN:
+        _DRAWN[key] = load_images(data)
+    return _DRAWN[key]
+
+
+def _load_for_worker(data: Data) -> Images | ImageFiles:
+    return load_once(data) if isinstance(data, Digits) else load(data)
 
 
 SMALL_SWEEP = [
@@ -132,6 +150,7 @@ SMALL_SWEEP = [
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run `cnnexp run` in an empty folder; returns its exit code."""
+    monkeypatch.setattr(worker, "load", _load_for_worker)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)

@@ -48,31 +48,30 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_pieces")
-@pytest.mark.parametrize("moment", [0, 5, 12, 17])
-def test_interrupted_sweep_saves_asks_to_be_requeued_and_goes_on(
-    run: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    moment: int,
+def test_a_sweep_interrupted_anywhere_is_saved_asks_to_be_requeued_and_resumes(
+    run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(*SWEEP, "name=alone") == 0
-    healthy, seen = StackTrainer.train, [0]
+    healthy = StackTrainer.train
+    for moment in (0, 5, 12, 17):  # of two stacks of 13 each
+        name, seen = f"name=stopped{moment}", [0]
 
-    def interrupted(self: Any, *arguments: Any) -> Any:
-        for each in healthy(self, *arguments):
-            if seen[0] == moment:
-                os.kill(os.getpid(), signal.SIGTERM)
-            seen[0] += 1
-            yield each
+        def interrupted(self: Any, *arguments: Any, moment: int = moment, seen: list[int] = seen) -> Any:
+            for each in healthy(self, *arguments):
+                if seen[0] == moment:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                seen[0] += 1
+                yield each
 
-    monkeypatch.setattr(StackTrainer, "train", interrupted)
-    assert run(*SWEEP, "name=stopped") == 75
-    statuses = [stored.status for stored in read_runs(Path("results/stopped"))]
-    assert "interrupted" in statuses or statuses.count("finished") == 3
-    assert run(*SWEEP, "name=stopped") == 0
-    assert numbers("stopped") == numbers("alone")
-    assert not list(Path("results/stopped").glob("checkpoints/*"))
-    if 0 < moment < 12:
-        assert seen[0] < 2 * 13 + 2  # it went on: a few moments more than those of two whole stacks
+        monkeypatch.setattr(StackTrainer, "train", interrupted)
+        assert run(*SWEEP, name) == 75
+        statuses = [stored.status for stored in read_runs(Path(f"results/stopped{moment}"))]
+        assert "interrupted" in statuses or statuses.count("finished") == 3
+        assert run(*SWEEP, name) == 0
+        assert numbers(f"stopped{moment}") == numbers("alone")
+        assert not list(Path(f"results/stopped{moment}").glob("checkpoints/*"))
+        if 0 < moment < 12:
+            assert seen[0] < 2 * 13 + 2  # it resumed: few moments more than those of two whole stacks
 
 
 @pytest.mark.usefixtures("small_pieces")

@@ -52,7 +52,7 @@ class Shell:
         self.server = server
         self.environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
         self.environment |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
-        self.lines: set[str] = set()  # command lines of all processes that were seen
+        self.lines: set[str] | None = None  # command lines of all processes, where a test wants to see them
 
     def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command, watch its processes, and wait until none of them is left."""
@@ -63,7 +63,7 @@ class Shell:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         ) as process:
-            watcher = threading.Thread(target=self._watch, args=(process,), daemon=True)
+            watcher = threading.Thread(target=self._watch, args=(process, self.lines), daemon=True)
             watcher.start()
             out, err = process.communicate(timeout=200)
             watcher.join()
@@ -81,12 +81,12 @@ class Shell:
     def wait_for_mirrors(self, seconds: float = 180) -> None:
         end = time.monotonic() + seconds
         while mirrors() and time.monotonic() < end:
-            time.sleep(0.1)
+            time.sleep(0.5)  # to list all processes takes a while
         assert not mirrors()
 
-    def _watch(self, process: "subprocess.Popen[str]") -> None:
-        while process.poll() is None:
-            self.lines |= {" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])}
+    def _watch(self, process: "subprocess.Popen[str]", lines: set[str] | None) -> None:
+        while lines is not None and process.poll() is None:
+            lines |= {" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])}
             time.sleep(0.1)
 
 
@@ -208,6 +208,7 @@ def test_sync_makes_up_for_every_outage(shell: Shell) -> None:
         assert_complete(shell.server, outage.replace(" ", "-"))
 
 
+@pytest.mark.slow
 def test_without_a_key_runs_are_written_offline_and_sync_asks_for_one(shell: Shell) -> None:
     del shell.environment["WANDB_API_KEY"]
     shell.environment["NETRC"] = "/nonexistent"
@@ -223,20 +224,28 @@ def test_without_a_key_runs_are_written_offline_and_sync_asks_for_one(shell: She
 
 @pytest.mark.slow
 def test_a_mirror_killed_again_and_again_leaves_every_step_once(shell: Shell) -> None:
-    done, killed = threading.Event(), []
+    done, killed = threading.Event(), set()
 
     def kill() -> None:
-        while not done.wait(0.5):
-            for process in mirrors():
-                process.kill()
-                killed.append(process.pid)
+        """Kill a mirror whenever the server has heard more than at the last kill."""
+        heard = 0
+        while not done.wait(0.2):
+            if (asked := len(shell.server.operations)) > heard:
+                for process in mirrors():
+                    process.kill()
+                    killed.add(process.pid)
+                heard = asked
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    shell.run("seed=range(8)", "train.steps=4000", "train.eval_every=100", "sweep.max_stack=1")
+    for seed in range(0, 20, 2):
+        shell.run(f"seed={seed},{seed + 1}", "train.steps=1000", "train.eval_every=50", "sweep.max_stack=1")
+        shell.wait_for_mirrors()
+        if len(killed) > 2:
+            break
     done.set()
     killer.join()
-    assert len(set(killed)) > 2
+    assert len(killed) > 2
     shell.sync("default")
     assert_complete(shell.server)
 
@@ -303,6 +312,7 @@ def test_offline_files_read_back(shell: Shell) -> None:
 
 
 def test_the_key_is_nowhere(shell: Shell) -> None:
+    shell.lines = set()
     printed = shell.run("seed=0")
     shell.wait_for_mirrors()
     asked = [shell("dashboard", "default")]
@@ -321,6 +331,7 @@ def test_the_key_is_nowhere(shell: Shell) -> None:
             assert not (file.is_file() and key.encode() in file.read_bytes()), file
 
 
+@pytest.mark.slow
 def test_a_dashboard_is_made_and_remade_in_place(shell: Shell) -> None:
     shell.run("seed=0,1", "model.tying=shared,local")
     shell.wait_for_mirrors()
@@ -484,12 +495,19 @@ def _refuse(*_: Any, **__: Any) -> None:
 def test_the_server_is_asked_for_only_where_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnnexp.tracking.target._answers", lambda url: pytest.fail("asked"))
     sender = mirror_process.RunSender(Target(mode="offline", project="p", entity=None))
-    monkeypatch.setattr(sender, "send_one", lambda: sender.pending.clear())
+    sent: list[str] = []
+
+    def send_one() -> None:
+        sent.extend(sender.pending)
+        sender.pending.clear()
+
+    monkeypatch.setattr(sender, "send_one", send_one)
     monkeypatch.setattr(sender, "add", lambda folders: sender.pending.update(dict.fromkeys(folders)))
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for line in ('["a"]', None):
         lines.put(line)
     mirror_process.follow(sender, lines, None)
+    assert sent == ["a"]
 
 
 def test_a_run_that_ends_while_it_is_read_is_not_read_as_ended(

@@ -11,7 +11,6 @@ from flax import nnx
 
 from cnnexp.config import RunConfig
 from cnnexp.core.errors import UsageError
-from cnnexp.data.loading import load_images
 from cnnexp.models.network import TiedNetwork, measure_learned, shrink
 from cnnexp.models.spec import specify_network, total_count
 from cnnexp.nn.counts import count
@@ -22,14 +21,14 @@ from cnnexp.nn.tied_conv import TiedConv
 from cnnexp.sweep.plan import shape_of_program
 from cnnexp.training.loop import StackTrainer
 from cnnexp.training.optimizers import beta_lasso
-from tests.conftest import Configure
+from tests.conftest import Configure, load_once
 from tests.layer_cases import filled, made
 from tests.training.test_train import final_losses, moments
 
 
 def learnt(configs: list[RunConfig], measure: str) -> list[np.ndarray]:
     """A measure of the first layer of each run, at every evaluation."""
-    trainer = StackTrainer(configs[0], load_images(configs[0].data))
+    trainer = StackTrainer(configs[0], load_once(configs[0].data))
     return [
         np.array([values[f"learned/{measure}/conv_0"] for _, values in trainer.inspect_kernels(state)])
         for state in trainer.train(configs)
