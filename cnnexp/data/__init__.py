@@ -1,1 +1,1 @@
-"""Images as arrays: embedded digits and TFDS sets, and the subsets that runs train on."""
+"""Data sets: their shapes, checks, loading, corruptions, and the subsets and batches that runs train on."""

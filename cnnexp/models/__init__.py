@@ -1,1 +1,1 @@
-"""Networks made of tied layers: `spec` says what they are, `network` computes them."""
+"""Networks made of tied layers: their specification, their matched widths, and the networks themselves."""

@@ -1,4 +1,4 @@
-"""Prepared TFDS sets: read as they were written, checked, refused where damaged, streamed as from memory."""
+"""Prepared TFDS sets: read as they were written, checked, refused where corrupt, streamed as from memory."""
 
 import json
 import shutil
@@ -130,7 +130,7 @@ def test_batches_are_those_asked_for_in_that_order(prepared: Path, configure: Co
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "missing"])
-def test_a_damaged_file_is_named_and_refused(
+def test_a_corrupt_file_is_named_and_refused(
     prepared: Path, tmp_path: Path, configure: Configure, damage: str
 ) -> None:
     folder = tmp_path / "copy"
@@ -186,7 +186,7 @@ def test_another_format_is_refused(prepared: Path, tmp_path: Path, configure: Co
         check_prepared(config_of(folder, configure).data)
 
 
-def test_a_damaged_cache_is_made_again(prepared: Path, tmp_path: Path, configure: Configure) -> None:
+def test_a_corrupt_cache_is_made_again(prepared: Path, tmp_path: Path, configure: Configure) -> None:
     data = config_of(prepared, configure).data
     first = load(data)
     (cache,) = (tmp_path / "cache").rglob("*.npz")
@@ -224,9 +224,9 @@ def test_the_list_of_prepared_sets(
         (["cifar"], "data set cifar: did you mean 'cifar10'"),
         (["emnist/leters"], "did you mean 'emnist/letters'"),
         (["cifar10", "--from", "nowhere"], "--from nowhere: no such folder"),
-        (["cifar10", "--from", "."], "--from .: cifar-10-binary.tar.gz is not there"),
-        (["imagenet2012", "--from", "."], "--from .: ILSVRC2012_img_val.tar is not there"),
-        (["imagenet2012"], "its files must be fetched by hand"),
+        (["cifar10", "--from", "."], "--from .: cifar-10-binary.tar.gz is missing"),
+        (["imagenet2012", "--from", "."], "--from .: ILSVRC2012_img_val.tar is missing"),
+        (["imagenet2012"], "its files must be downloaded by hand"),
     ],
 )
 def test_preparing_is_refused_in_one_line(
@@ -249,5 +249,5 @@ def test_a_file_that_is_not_the_published_one_is_refused(
     arguments = ["data", "prepare", "cifar10", "--from", str(tmp_path), "--data-dir", str(tmp_path / "tfds")]
     code, text = command(arguments, monkeypatch, capsys)
     assert code == 2
-    assert "cifar-10-binary.tar.gz is not the published one" in text.splitlines()[-1]
+    assert "cifar-10-binary.tar.gz is not the published file" in text.splitlines()[-1]
     assert not list((tmp_path / "tfds").rglob("dataset_info.json"))

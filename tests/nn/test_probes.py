@@ -43,7 +43,7 @@ def test_locality_of_a_dense_layer() -> None:
     assert 9 / 81 < float(locality(anywhere, (3, 3))) < 0.3
     with pytest.raises(ValueError, match="allowed: 1 to 9, 1 to 9"):
         locality(anywhere, (10, 9))
-    with pytest.raises(ValueError, match="given by its kernel_size"):
+    with pytest.raises(ValueError, match="follows from its kernel_size"):
         locality(made(geometry, "local"), (3, 3))
 
 

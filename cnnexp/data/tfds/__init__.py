@@ -1,1 +1,1 @@
-"""Sets of TensorFlow Datasets, read without TensorFlow."""
+"""Sets of TensorFlow Datasets on disk: preparing them, and reading their descriptions and records."""

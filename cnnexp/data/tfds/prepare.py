@@ -1,4 +1,4 @@
-"""Preparing sets of TensorFlow Datasets with their own builders, where possible without TensorFlow."""
+"""Preparing sets of TensorFlow Datasets with their builders, where possible without TensorFlow."""
 
 import importlib
 import os
@@ -20,20 +20,20 @@ import numpy as np
 from cnnexp.core.errors import UsageError, suggestion
 from cnnexp.data.tfds.prepared import FORMAT, PreparedSet, resolve_data_dir
 
-CONNECT_SECONDS = 3.0  # after which a server is taken for out of reach; TFDS tries for minutes
+CONNECT_SECONDS = 3.0  # until a server counts as out of reach; TFDS tries for minutes
 
 
 def prepare(name: str, source: Path | None, data_dir: str | Path | None) -> PreparedSet:
-    """Prepare a set with its own TFDS builder, which checks the checksums of what it reads.
+    """Prepare a set with its TFDS builder, which checks the checksums of its files.
 
     Args:
-        name: the builder's name, with its configuration where it has several.
-        source: a folder with the published files already downloaded; None downloads them.
-        data_dir: where to; see `resolve_data_dir`.
+        name: The name of the builder, with its configuration where it has several.
+        source: A folder with the published files; None downloads them.
+        data_dir: The folder of prepared sets; see `resolve_data_dir`.
 
     Raises:
-        UsageError: no such set, a file that is missing or is not the published one, no network, or a
-            builder that needs TensorFlow where there is none.
+        UsageError: The set does not exist, a file is missing or is not the published one, a server is out of
+            reach, or the builder needs TensorFlow, which is not installed.
     """
     if source is not None and not source.is_dir():
         raise UsageError(f"--from {source}: no such folder")
@@ -48,7 +48,7 @@ def prepare(name: str, source: Path | None, data_dir: str | Path | None) -> Prep
     builder = _builder(name, data_dir)
     if source is None and builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         raise UsageError(
-            f"{name}: its files must be fetched by hand; type: cnnexp data prepare {name} --from DIR "
+            f"{name}: its files must be downloaded by hand; type: cnnexp data prepare {name} --from DIR "
             f"({' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())})"
         )
     config = tfds.download.DownloadConfig(manual_dir=source) if source else None
@@ -62,8 +62,8 @@ def prepare(name: str, source: Path | None, data_dir: str | Path | None) -> Prep
             raise UsageError(f"{name}: {_wrong_file(error)}") from None
         except (DownloadError, ExtractError) as error:
             raise UsageError(f"{name}: {_first_line(error)}") from None
-        except FileNotFoundError as error:  # of those that are fetched by hand
-            raise UsageError(f"--from {source}: {Path(error.filename).name} is not there") from None
+        except FileNotFoundError as error:  # of a set whose files are downloaded by hand
+            raise UsageError(f"--from {source}: {Path(error.filename).name} is missing") from None
     return PreparedSet(name=name, folder=Path(builder.data_path))
 
 
@@ -83,7 +83,7 @@ def _builder(name: str, data_dir: str | Path | None) -> Any:
 
 @contextmanager
 def _only_reachable(name: str, source: Path | None) -> Iterator[None]:
-    """Refuse at once what would be downloaded from a server out of reach, or is missing from `source`."""
+    """Refuse at once a download from a server out of reach, and a file that is missing from `source`."""
     from tensorflow_datasets.core.download import downloader
 
     download = downloader._Downloader.download
@@ -92,7 +92,7 @@ def _only_reachable(name: str, source: Path | None) -> Iterator[None]:
         address = url if isinstance(url, str) else getattr(url, "url", str(url))
         file = Path(urlsplit(address).path).name
         if source is not None:
-            raise UsageError(f"--from {source}: {file} is not there")
+            raise UsageError(f"--from {source}: {file} is missing")
         parts = urlsplit(address)
         try:
             with socket.create_connection((parts.hostname or "", parts.port or 443), CONNECT_SECONDS):
@@ -114,7 +114,7 @@ def _only_reachable(name: str, source: Path | None) -> Iterator[None]:
 def _wrong_file(error: Exception) -> str:
     match = re.search(r"downloaded to (.*), has wrong checksum", str(error))
     file = match[1] if match else "a file"
-    return f"{file} is not the published one: its SHA-256 is another"
+    return f"{file} is not the published file (checksum mismatch)"
 
 
 def _first_line(error: BaseException) -> str:
@@ -123,18 +123,18 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def without_tensorflow() -> Iterator[None]:
-    """Let TFDS prepare image sets without TensorFlow; what is not stood in for is still TensorFlow's.
+    """Let TFDS prepare image sets without TensorFlow, by stand-ins for the few functions that it needs.
 
-    Where TensorFlow is installed it is not used either: its graphs encode images several times slower.
+    The stand-ins are used even where TensorFlow is installed: its graphs encode images several times slower.
     """
     from tensorflow_datasets.core import utils
     from tensorflow_datasets.core.features import image_feature
     from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow
 
     files = SimpleNamespace(GFile=open, exists=os.path.exists, listdir=os.listdir, glob=glob)
-    here = {"io": _StandIn("io", gfile=files), "compat": _StandIn("compat", as_text=_as_text)}
+    stand_ins = {"io": _StandIn("io", gfile=files), "compat": _StandIn("compat", as_text=_as_text)}
     with ExitStack() as patches:
-        patches.enter_context(patch.dict(tensorflow._submodules, here))
+        patches.enter_context(patch.dict(tensorflow._submodules, stand_ins))
         encoder = image_feature._ImageEncoder
         patches.enter_context(patch.object(encoder, "_encode_image", _encode_image))
         patches.enter_context(patch.object(utils, "jpeg_cmyk_to_rgb", _to_jpeg))
@@ -143,10 +143,10 @@ def without_tensorflow() -> Iterator[None]:
 
 
 class _StandIn(SimpleNamespace):
-    """A module of TensorFlow of which some functions are here, the others where they were."""
+    """A module of TensorFlow in which some functions are replaced; the others are imported when used."""
 
-    def __init__(self, module: str, **here: Any):
-        super().__init__(**here)
+    def __init__(self, module: str, **replacements: Any):
+        super().__init__(**replacements)
         self._module = module
 
     def __getattr__(self, name: str) -> Any:
@@ -158,7 +158,7 @@ def _as_text(text: str | bytes) -> str:
 
 
 def _encode_image(self: Any, image: np.ndarray) -> bytes:
-    """What TFDS's image encoder does to an array."""
+    """Encode an array as the image encoder of TFDS does."""
     from tensorflow_datasets.core.features import image_feature
 
     image_feature._validate_np_array(image, shape=self.shape, dtype=self.np_dtype)
@@ -167,7 +167,7 @@ def _encode_image(self: Any, image: np.ndarray) -> bytes:
 
 
 def _to_jpeg(encoded: bytes, quality: int = 100) -> bytes:
-    """What TFDS does to the images of ImageNet that are PNG, or JPEG in CMYK."""
+    """Convert the images of ImageNet that are PNG, or JPEG in CMYK, as TFDS does."""
     image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
     assert image is not None
     return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()

@@ -1,4 +1,4 @@
-"""Prepared sets of TensorFlow Datasets as they lie on disk: what their own files say, without TFDS."""
+"""Prepared sets of TensorFlow Datasets on disk: their descriptions and files, read without TFDS."""
 
 import os
 import re
@@ -15,63 +15,68 @@ from cnnexp.core.errors import UsageError, nearest_name
 from cnnexp.data.known_sets import KNOWN_SETS, DataShape
 from cnnexp.data.tfds.splits import Part, check_disjoint, resolve_split
 
-FORMAT = "array_record"  # of random access, and readable without TensorFlow
+FORMAT = "array_record"  # has random access, and is read without TensorFlow
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class _Written(BaseModel):
-    """A part of TFDS's JSON files: of protocol buffers, which leave out what is 0 or empty."""
+class _ProtoJSON(BaseModel):
+    """A part of a JSON file that TFDS writes from a protocol buffer, without values that are 0 or empty."""
 
     model_config = ConfigDict(alias_generator=to_camel)
 
 
-class _Split(_Written):
+class _Split(_ProtoJSON):
     name: str
     shard_lengths: list[NonNegativeInt] = []
 
 
-class _Info(_Written):
+class _Info(_ProtoJSON):
     name: str
     file_format: str = "tfrecord"
     splits: Annotated[list[_Split], Field(min_length=1)]
 
 
-class _Shape(_Written):
+class _Shape(_ProtoJSON):
     dimensions: tuple[int, int, int] = (0, 0, 3)
 
 
-class _Image(_Written):
+class _Image(_ProtoJSON):
     shape: _Shape = _Shape()
     dtype: str = "uint8"
 
 
-class _ClassLabel(_Written):
+class _ClassLabel(_ProtoJSON):
     num_classes: int = 0
 
 
-class _Feature(_Written):
+class _Feature(_ProtoJSON):
     image: _Image | None = None
     class_label: _ClassLabel | None = None
 
 
-class _Features(_Written):
+class _Features(_ProtoJSON):
     features: dict[str, _Feature] = {}
 
 
-class _FeaturesFile(_Written):
+class _FeaturesFile(_ProtoJSON):
     features_dict: _Features = _Features()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedSet:
-    """One prepared version: `name` is TFDS's (with its configuration), `folder` holds its files."""
+    """A prepared version of a set.
+
+    Attributes:
+        name: The name that TFDS has for the set, with its configuration.
+        folder: The folder of its files.
+    """
 
     name: str
     folder: Path
 
     @cached_property
     def info(self) -> "_Info":
-        """What `dataset_info.json` says."""
+        """The contents of `dataset_info.json`."""
         return self._parsed("dataset_info.json", _Info)
 
     @cached_property
@@ -81,23 +86,27 @@ class PreparedSet:
 
     @property
     def bytes(self) -> int:
-        """Size of all its files."""
+        """The size of all files of the set."""
         return sum(file.stat().st_size for file in self.folder.iterdir() if file.is_file())
 
     @property
     def shard_lengths(self) -> dict[str, list[int]]:
-        """Number of images in each file of each split."""
+        """The number of images in each file of each split."""
         return {split.name: split.shard_lengths for split in self.info.splits}
 
     def split_sizes(self) -> dict[str, int]:
-        """Number of images of each split."""
+        """Return the number of images of each split."""
         return {split: sum(lengths) for split, lengths in self.shard_lengths.items()}
 
     def parts(self, split: str, key: str = "split") -> list[Part]:
-        """The images that a split selects, which may be written in TFDS's syntax for parts of splits.
+        """Resolve a split into the ranges of images that it selects.
+
+        Args:
+            split: The split in the syntax of TFDS, such as `train[:80%]`.
+            key: The configuration key that holds the split, for errors.
 
         Raises:
-            UsageError: as of `resolve_split`; a file is not there; or the files are in another format.
+            UsageError: As for `resolve_split`; or a file is missing, or has another format.
         """
         parts = resolve_split(split, self.shard_lengths, self.name, key)
         for part in parts:
@@ -105,10 +114,10 @@ class PreparedSet:
         return parts
 
     def train_and_test_parts(self, train_split: str, test_split: str) -> tuple[list[Part], list[Part]]:
-        """The images of both splits.
+        """Resolve the training and the test split, which must have no image in common.
 
         Raises:
-            UsageError: as of `parts`; or they have images in common.
+            UsageError: As for `parts`; or the splits overlap.
         """
         train = self.parts(train_split, "data.train_split")
         test = self.parts(test_split, "data.test_split")
@@ -116,10 +125,10 @@ class PreparedSet:
         return train, test
 
     def shards(self, split: str) -> dict[Path, int]:
-        """The files of a whole split and the number of records in each.
+        """Return the files of a whole split with the number of records in each.
 
         Raises:
-            UsageError: a file is not there; or they are in another format.
+            UsageError: A file is missing, or has another format.
         """
         kind = self.info.file_format
         if kind != FORMAT:
@@ -135,30 +144,34 @@ class PreparedSet:
         }
         for file in files:
             if not file.exists():
-                raise self.damaged(file, "the file is not there")
+                raise self.corrupt(file, "the file is missing")
         return files
 
     def keys(self) -> tuple[str, str]:
-        """The names of an example's image and label.
+        """Return the names of the image and the label in an example.
 
         Raises:
-            UsageError: there is not one image of bytes and one label.
+            UsageError: An example does not have exactly one image and one label.
         """
         images = [name for name, feature in self.features.items() if feature.image]
         labels = [name for name, feature in self.features.items() if feature.class_label]
-        chosen = ["label"] if "label" in labels else labels
-        if len(images) != 1 or len(chosen) != 1:
+        targets = ["label"] if "label" in labels else labels
+        if len(images) != 1 or len(targets) != 1:
             raise UsageError(
                 f"data.name={self.name}: not a set of images with one label each "
                 f"(images: {images}, labels: {labels})"
             )
-        return images[0], chosen[0]
+        return images[0], targets[0]
 
     def shape(self, train: Sequence[Part] = (), test: Sequence[Part] = ()) -> DataShape:
-        """Shape of the images, number of classes and of images; sides that vary are 0.
+        """Return the shape of the set; sides that vary between images are 0.
+
+        Args:
+            train: The parts of the training split.
+            test: The parts of the test split.
 
         Raises:
-            UsageError: images or labels that no network here can be trained on.
+            UsageError: No network can be trained on its images or labels.
         """
         image_key, label_key = self.keys()
         image, label = self.features[image_key].image, self.features[label_key].class_label
@@ -170,7 +183,7 @@ class PreparedSet:
             raise UsageError(f"data.name={self.name}: its images have {channels} channels; allowed: 1, 3, 4")
         if label.num_classes < 2:
             raise UsageError(
-                f"data.name={self.name}: its labels have {label.num_classes} classes; allowed: 2 and more"
+                f"data.name={self.name}: its labels must have at least 2 classes (got {label.num_classes})"
             )
         return DataShape(
             image=(height, width, channels or 3),
@@ -185,26 +198,26 @@ class PreparedSet:
         try:
             return model.model_validate_json(file.read_bytes())
         except OSError as error:
-            raise self.damaged(file, f"cannot be read ({error.strerror})") from None
+            raise self.corrupt(file, f"cannot be read ({error.strerror})") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise self.damaged(
+            raise self.corrupt(
                 file, f"not what TFDS writes ({where + ': ' if where else ''}{first['msg']})"
             ) from None
 
-    def damaged(self, file: Path, why: str) -> UsageError:
-        """The error for a file that cannot be read."""
-        return UsageError(f"{file}: {why}; remove {self.folder} and type: cnnexp data prepare {self.name}")
+    def corrupt(self, file: Path, reason: str) -> UsageError:
+        """Return the error that names a corrupt file, the reason, and what to type."""
+        return UsageError(f"{file}: {reason}; remove {self.folder} and type: cnnexp data prepare {self.name}")
 
 
 def resolve_data_dir(data_dir: str | Path | None) -> Path:
-    """The folder of prepared sets: as given, `$TFDS_DATA_DIR`, or TFDS's default."""
+    """Return the folder of prepared sets: the argument, `$TFDS_DATA_DIR`, or the default of TFDS."""
     return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def list_prepared_sets(data_dir: str | Path | None) -> Iterator[PreparedSet]:
-    """All prepared sets in a folder, by name and version."""
+    """Yield all prepared sets in a folder, by name and version."""
     folder = resolve_data_dir(data_dir)
     for file in sorted(folder.glob("**/dataset_info.json")):
         if re.fullmatch(r"\d+\.\d+\.\d+", file.parent.name):
@@ -212,18 +225,18 @@ def list_prepared_sets(data_dir: str | Path | None) -> Iterator[PreparedSet]:
 
 
 def find_prepared_set(name: str, data_dir: str | Path | None) -> PreparedSet:
-    """The newest prepared version of a set.
+    """Find the newest prepared version of a set.
 
     Raises:
-        UsageError: there is none; the message says what to type.
+        UsageError: The set is not prepared; the message says what to type.
     """
-    found = _newest(resolve_data_dir(data_dir), name)
-    if found is not None:
-        return found
-    there = {prepared.name for prepared in list_prepared_sets(data_dir)} | set(KNOWN_SETS)
-    meant = nearest_name(name, sorted(there))
-    if meant and name not in there:
-        raise UsageError(f"data.name={name}: not prepared; did you mean {meant!r}?")
+    newest = _find_newest(resolve_data_dir(data_dir), name)
+    if newest is not None:
+        return newest
+    names = {prepared.name for prepared in list_prepared_sets(data_dir)} | set(KNOWN_SETS)
+    nearest = nearest_name(name, sorted(names))
+    if nearest and name not in names:
+        raise UsageError(f"data.name={name}: not prepared; did you mean {nearest!r}?")
     raise UsageError(
         f"data.name={name}: not prepared in {resolve_data_dir(data_dir)}; type: cnnexp data prepare {name} "
         "(with --from DIR where its files are already downloaded)"
@@ -231,12 +244,12 @@ def find_prepared_set(name: str, data_dir: str | Path | None) -> PreparedSet:
 
 
 def is_prepared(name: str, data_dir: str | Path | None) -> bool:
-    """Whether there is any version of a set."""
-    return _newest(resolve_data_dir(data_dir), name) is not None
+    """Return whether any version of a set is prepared."""
+    return _find_newest(resolve_data_dir(data_dir), name) is not None
 
 
 @lru_cache(maxsize=64)
-def _newest(folder: Path, name: str) -> PreparedSet | None:
+def _find_newest(folder: Path, name: str) -> PreparedSet | None:
     versions = [file.parent for file in (folder / name).glob("*/dataset_info.json")]
     versions = [version for version in versions if re.fullmatch(r"\d+\.\d+\.\d+", version.name)]
     newest = max(versions, key=lambda version: [int(part) for part in version.name.split(".")], default=None)

@@ -1,4 +1,4 @@
-"""The images of a prepared set, in any order: records decoded without TensorFlow."""
+"""Random access to the images of a prepared set, decoded without TensorFlow."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -12,11 +12,11 @@ from jaxtyping import Int, UInt8
 from cnnexp.core.errors import UsageError
 from cnnexp.data.tfds.prepared import PreparedSet
 
-AS_STORED = cv2.IMREAD_IGNORE_ORIENTATION  # as TFDS reads: not turned by what a camera noted
-COLOURS = {
+AS_STORED = cv2.IMREAD_IGNORE_ORIENTATION  # like TFDS, which does not rotate images by their EXIF tag
+READ_MODES = {
     1: cv2.IMREAD_GRAYSCALE | AS_STORED,
     3: cv2.IMREAD_COLOR | AS_STORED,
-    4: cv2.IMREAD_UNCHANGED,  # the only one that keeps alpha
+    4: cv2.IMREAD_UNCHANGED,  # the only mode that keeps alpha
 }
 TO_FOUR_CHANNELS = {1: cv2.COLOR_GRAY2BGRA, 3: cv2.COLOR_BGR2BGRA}
 
@@ -25,49 +25,52 @@ class Records:
     """A split of a prepared set in random access, safe to read from several threads.
 
     Args:
-        prepared: the set.
-        split: which images, as TFDS writes it: `train`, `train[:80%]`.
-        shape: the shape `(h, w, c)` that every image has, or is brought to where `resize`.
-        resize: whether to scale the shorter side and cut the middle out.
+        prepared: The set.
+        split: The split in the syntax of TFDS, such as `train[:80%]`.
+        shape: Height, width and channels of every image, after resizing.
+        resize: Whether to scale images to the shorter side of the shape and to crop their middle.
 
     Raises:
-        UsageError: a file is damaged; the message names it.
+        UsageError: A file is corrupt; the message names it.
     """
 
     def __init__(self, prepared: PreparedSet, split: str, shape: tuple[int, int, int], *, resize: bool):
-        self.shape = shape  # of every image: (h, w, c)
+        self.shape = shape
         self._prepared, self._resize = prepared, resize
         self._image_key, self._label_key = prepared.keys()
         self._shards: dict[Path, int] = {}
-        starts: dict[str, int] = {}  # of whole splits, among the records of all shards
+        starts: dict[str, int] = {}  # where each whole split starts among the records of all shards
         parts = prepared.parts(split)
         for part in parts:
             if part.split not in starts:
                 starts[part.split] = sum(self._shards.values())
                 self._shards |= prepared.shards(part.split)
         places = [starts[part.split] + np.arange(part.start, part.stop) for part in parts]
-        self._places = np.concatenate(places)  # of each image, among the records of all shards
-        self._source = self._opened(list(self._shards))
+        self._places = np.concatenate(places)  # of the images among the records of all shards
+        self._source = self._open(list(self._shards))
 
     def __len__(self) -> int:
         return len(self._places)
 
     def raw(self, indices: Sequence[int]) -> list[bytes]:
-        """Records as they are on disk.
+        """Read records without decoding them.
 
         Raises:
-            UsageError: one cannot be read; the message names its file.
+            UsageError: A record cannot be read; the message names its file.
         """
         try:
             return self._source.__getitems__(self._places[list(indices)].tolist())
         except Exception as error:
-            raise self._culprit(error) from None
+            raise self._corrupt_file(error) from None
 
     def read(self, indices: Sequence[int]) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
-        """Images and labels.
+        """Read and decode images and their labels.
+
+        Args:
+            indices: Places of the images in the split.
 
         Raises:
-            UsageError: a record cannot be read or decoded; the message names its file.
+            UsageError: A record cannot be read or decoded; the message names its file.
         """
         images, labels = np.empty((len(indices), *self.shape), np.uint8), np.empty(len(indices), np.int32)
         parse, image_key, label_key = self._example.FromString, self._image_key, self._label_key
@@ -75,20 +78,20 @@ class Records:
             try:
                 features = parse(record).features.feature
                 labels[place] = features[label_key].int64_list.value[0]
-                images[place] = self._decoded(features[image_key].bytes_list.value[0])
+                images[place] = self._decode(features[image_key].bytes_list.value[0])
             except Exception as error:
-                raise self._undecodable(int(self._places[indices[place]]), error) from None
+                raise self._undecodable_record(int(self._places[indices[place]]), error) from None
         return images, labels
 
-    def _decoded(self, encoded: bytes) -> UInt8[np.ndarray, "h w c"]:
+    def _decode(self, encoded: bytes) -> UInt8[np.ndarray, "h w c"]:
         height, width, channels = self.shape
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), COLOURS[channels])
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), READ_MODES[channels])
         if image is None:
             raise ValueError("neither PNG nor JPEG")
         if channels == 4:
             image = _with_alpha(image)
         if self._resize:
-            image = _cut_middle(image, height, width)
+            image = _crop_middle(image, height, width)
         if image.shape[:2] != (height, width):
             raise ValueError(f"{image.shape[0]}x{image.shape[1]} pixels in a set of {height}x{width}")
         if channels == 1:
@@ -101,50 +104,50 @@ class Records:
 
         return tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  (made at import)
 
-    def _opened(self, files: list[Any]) -> Any:
+    def _open(self, files: list[Any]) -> Any:
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         try:
             source = ArrayRecordDataSource([str(file) for file in files])
-            found = len(source)
+            records = len(source)
         except Exception as error:
-            raise self._culprit(error) from None
-        if found != (written := sum(self._shards.values())):
-            raise self._culprit(ValueError(f"{found} records in all, {written} were written"))
+            raise self._corrupt_file(error) from None
+        if records != (expected := sum(self._shards.values())):
+            raise self._corrupt_file(ValueError(f"{records} records, expected {expected}"))
         return source
 
-    def _culprit(self, error: Exception) -> UsageError:
-        """Which file it is that cannot be read."""
+    def _corrupt_file(self, error: Exception) -> UsageError:
+        """Return the error that names the file that cannot be read."""
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         for file, length in self._shards.items():
             try:
                 source = ArrayRecordDataSource([str(file)])
                 if len(source) != length:
-                    return self._prepared.damaged(file, f"{len(source)} records, {length} were written")
+                    return self._prepared.corrupt(file, f"{len(source)} records, expected {length}")
                 for start in range(0, length, 2048):
                     source.__getitems__(list(range(start, min(length, start + 2048))))
             except Exception as cause:
-                return self._prepared.damaged(file, f"damaged or truncated ({_first_line(cause)})")
-        return self._prepared.damaged(self._prepared.folder, _first_line(error))
+                return self._prepared.corrupt(file, f"corrupt ({_first_line(cause)})")
+        return self._prepared.corrupt(self._prepared.folder, _first_line(error))
 
-    def _undecodable(self, index: int, error: Exception) -> UsageError:
+    def _undecodable_record(self, index: int, error: Exception) -> UsageError:
         for file, length in self._shards.items():
             if index < length:
-                return self._prepared.damaged(file, f"record {index} is no image ({_first_line(error)})")
+                return self._prepared.corrupt(file, f"record {index} is not an image ({_first_line(error)})")
             index -= length
         raise IndexError(index)
 
 
 def _with_alpha(image: np.ndarray) -> np.ndarray:
-    """An image as it is stored, brought to 4 channels of 8 bits as TensorFlow does: opaque without alpha."""
+    """Convert a stored image to 4 channels of 8 bits as TensorFlow does: opaque where it has no alpha."""
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     stored = image.shape[2] if image.ndim == 3 else 1
     return image if stored == 4 else cv2.cvtColor(image, TO_FOUR_CHANNELS[stored])
 
 
-def _cut_middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def _crop_middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
     scale = max(height / image.shape[0], width / image.shape[1])
     sides = max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale))
     if sides != (image.shape[1], image.shape[0]):

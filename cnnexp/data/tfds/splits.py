@@ -1,4 +1,4 @@
-"""Which images of a prepared set a split names: `train`, or TFDS's syntax for parts, as in `train[:80%]`."""
+"""Resolving splits in the syntax of TFDS, such as `train[:80%]`, into ranges of images."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, product
@@ -10,7 +10,7 @@ SYNTAX = "NAME, NAME[:80%], NAME[1000:], NAME[-1000:], NAME[:2shard], all, and s
 
 
 class Part(NamedTuple):
-    """The images `start` to `stop - 1` of a split, in the order in which its files hold them."""
+    """The images `start` to `stop - 1` of a split, in the order of its files."""
 
     split: str
     start: int
@@ -20,48 +20,56 @@ class Part(NamedTuple):
         return f"{self.split}[{self.start}:{self.stop}]"
 
     def overlap(self, other: "Part") -> "Part | None":
-        """The images that both parts have, if any."""
+        """Return the images that are in both parts, or None."""
         start, stop = max(self.start, other.start), min(self.stop, other.stop)
         return Part(self.split, start, stop) if self.split == other.split and start < stop else None
 
 
 def resolve_split(split: str, shard_lengths: Mapping[str, Sequence[int]], name: str, key: str) -> list[Part]:
-    """Resolve a split by TFDS's own rules, which also say how percentages are rounded.
+    """Resolve a split by the rules of TFDS, which also decide how percentages are rounded.
 
     Args:
-        split: the specification, such as `train[:80%]+test`.
-        shard_lengths: the number of images in each file, by the names of the splits that exist.
-        name: the set's name, for errors.
-        key: the configuration key that holds the specification, for errors.
+        split: The specification, such as `train[:80%]+test`.
+        shard_lengths: The number of images in each file, by the names of the existing splits.
+        name: The name of the set, for errors.
+        key: The configuration key that holds the specification, for errors.
 
     Raises:
-        UsageError: it is not in TFDS's syntax, or it names a split that does not exist, images beyond the
-            end, no images, or images twice.
+        UsageError: The specification is not in the syntax of TFDS, or it selects a split that does not exist,
+            images beyond the end, no images, or an image twice.
     """
     sizes = {known: sum(lengths) for known, lengths in shard_lengths.items()}
-    parts = [Part(split, 0, sizes[split])] if split in sizes else _resolved(split, shard_lengths, name, key)
+    parts = (
+        [Part(split, 0, sizes[split])] if split in sizes else _resolve_parts(split, shard_lengths, name, key)
+    )
     for part in parts:
         if part.start >= part.stop:
-            raise UsageError(f"{key}={split}: selects no images; {_there(name, sizes)}")
-    if twice := _first_overlap(combinations(parts, 2)):
-        raise UsageError(f"{key}={split}: selects {twice} twice; name every image once")
+            raise UsageError(f"{key}={split}: selects no images; {_list_sizes(name, sizes)}")
+    if overlap := _first_overlap(combinations(parts, 2)):
+        raise UsageError(f"{key}={split}: selects {overlap} twice; name every image once")
     return parts
 
 
 def check_disjoint(train: Sequence[Part], test: Sequence[Part], train_split: str, test_split: str) -> None:
-    """Refuse to test on images that are trained on.
+    """Check that no image is used for both training and testing.
+
+    Args:
+        train: The training images.
+        test: The test images.
+        train_split: The specification of the training images, for errors.
+        test_split: The specification of the test images, for errors.
 
     Raises:
-        UsageError: the parts overlap; the message names the overlap, and how to hold a part out.
+        UsageError: The parts overlap; the message names the overlap, and how to hold a part out.
     """
-    if both := _first_overlap(product(train, test)):
+    if overlap := _first_overlap(product(train, test)):
         raise UsageError(
-            f"data.test_split={test_split}: overlaps data.train_split={train_split} in {both}; "
-            f"{_hold_out(both.split)}"
+            f"data.test_split={test_split}: overlaps data.train_split={train_split} in {overlap}; "
+            f"{_hold_out(overlap.split)}"
         )
 
 
-def _resolved(split: str, shard_lengths: Mapping[str, Sequence[int]], name: str, key: str) -> list[Part]:
+def _resolve_parts(split: str, shard_lengths: Mapping[str, Sequence[int]], name: str, key: str) -> list[Part]:
     import tensorflow_datasets as tfds
 
     sizes = {known: sum(lengths) for known, lengths in shard_lengths.items()}
@@ -70,25 +78,27 @@ def _resolved(split: str, shard_lengths: Mapping[str, Sequence[int]], name: str,
     except (ValueError, NotImplementedError):
         raise UsageError(f"{key}={split}: not a split in TFDS's syntax; allowed: {SYNTAX}") from None
     for part in split.split("+"):
-        if (named := part.partition("[")[0].strip()) not in {*sizes, "all"}:
-            raise UsageError(f"{key}={split}: {_unknown(named, list(sizes), name, key)}")
+        if (split_name := part.partition("[")[0].strip()) not in {*sizes, "all"}:
+            raise UsageError(f"{key}={split}: {_unknown_split(split_name, list(sizes), name, key)}")
     infos = [
         tfds.core.SplitInfo(name=known, shard_lengths=list(lengths), num_bytes=0)
         for known, lengths in shard_lengths.items()
     ]
     try:
-        found = instruction.to_absolute(tfds.core.SplitDict(infos))
+        ranges = instruction.to_absolute(tfds.core.SplitDict(infos))
     except ValueError:
-        raise UsageError(f"{key}={split}: reaches beyond the last image; {_there(name, sizes)}") from None
+        raise UsageError(
+            f"{key}={split}: reaches beyond the last image; {_list_sizes(name, sizes)}"
+        ) from None
     return [
         Part(part.splitname, part.from_ or 0, sizes[part.splitname] if part.to is None else part.to)
-        for part in found
+        for part in ranges
     ]
 
 
-def _unknown(named: str, known: Sequence[str], name: str, key: str) -> str:
-    message = f"{name} has no split {named!r}; {suggestion(named, known)}"
-    if key == "data.test_split" and nearest_name(named, known) is None:
+def _unknown_split(split: str, known: Sequence[str], name: str, key: str) -> str:
+    message = f"{name} has no split {split!r}; {suggestion(split, known)}"
+    if key == "data.test_split" and nearest_name(split, known) is None:
         message += f"; or {_hold_out('train' if 'train' in known else known[0])}"
     return message
 
@@ -97,9 +107,9 @@ def _hold_out(split: str) -> str:
     return f"hold a part out: data.train_split='{split}[:80%]' data.test_split='{split}[80%:]'"
 
 
-def _there(name: str, sizes: Mapping[str, int]) -> str:
+def _list_sizes(name: str, sizes: Mapping[str, int]) -> str:
     return f"{name} has {', '.join(f'{size} images in {split}' for split, size in sizes.items())}"
 
 
 def _first_overlap(pairs: Iterable[tuple[Part, Part]]) -> Part | None:
-    return next((both for one, other in pairs if (both := one.overlap(other))), None)
+    return next((overlap for one, other in pairs if (overlap := one.overlap(other))), None)
