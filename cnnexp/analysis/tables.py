@@ -8,7 +8,12 @@ import numpy as np
 import pandas as pd
 
 from cnnexp.analysis.dataframe import TUNED, varying_keys
-from cnnexp.analysis.statistics import interval
+from cnnexp.analysis.statistics import (
+    interquartile_mean,
+    interval,
+    paired,
+    probability_greater,
+)
 from cnnexp.core.text import markdown_text
 
 Format = Literal["table", "csv", "parquet", "latex", "markdown"]
@@ -17,6 +22,7 @@ METRICS = {
     "test/accuracy": "test accuracy",
     "gap/accuracy": "gap",
 }
+FEWEST_FOR_QUARTERS = 4  # values without whose lowest and highest quarter the mean is another one
 
 
 def summarize_cells(table: pd.DataFrame, keys: Sequence[str] | None = None) -> pd.DataFrame:
@@ -40,6 +46,38 @@ def summarize_cells(table: pd.DataFrame, keys: Sequence[str] | None = None) -> p
             found = interval(cell.groupby("seed")[metric].mean().to_numpy())
             low, high = np.clip(found[1:], -1 if metric.startswith("gap") else 0, 1)  # of Student's t
             row |= {metric: found.value, f"{metric}/low": low, f"{metric}/high": high}
+        row["test/accuracy/iqm"] = interquartile_mean(cell.groupby("seed")["test/accuracy"].mean().to_numpy())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def compare_tyings(table: pd.DataFrame) -> pd.DataFrame:
+    """Compare the test accuracy of `shared` with that of every other tying, one row per other tying.
+
+    Runs are paired by seed and by all other keys that vary, and averaged over the latter, see `paired`.
+    Tyings that have no such pair are left out.
+
+    Args:
+        table: one row per finished run.
+
+    Returns:
+        The columns `model.tying`, `seeds`, `difference` (shared − other) and `probability` (of shared >
+        other, over seeds), the latter two with the limits of their intervals in `/low` and `/high`. Without
+        `shared` there are no rows.
+    """
+    tyings = table["model.tying"].astype(str).unique() if "model.tying" in table else []
+    rows = []
+    for tying in tyings if "shared" in tyings else ():
+        values = paired(table, "test/accuracy", {"model.tying": "shared"}, {"model.tying": tying})
+        if tying == "shared" or not len(values):
+            continue
+        row: dict[str, object] = {"model.tying": tying, "seeds": len(values)}
+        estimates = {
+            "difference": interval(values[:, 0] - values[:, 1]),
+            "probability": probability_greater(values),
+        }
+        for name, estimate in estimates.items():
+            row |= {name: estimate.value, f"{name}/low": estimate.low, f"{name}/high": estimate.high}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -54,6 +92,8 @@ def format_cells(cells: pd.DataFrame) -> pd.DataFrame:
     for metric, title in METRICS.items():
         triples = zip(cells[metric], cells[f"{metric}/low"], cells[f"{metric}/high"], strict=True)
         shown[title] = pd.Series([format_percent(*triple) for triple in triples], index=cells.index)
+        if metric == "test/accuracy" and cells["seeds"].max() >= FEWEST_FOR_QUARTERS:
+            shown["test IQM"] = (100 * cells[f"{metric}/iqm"]).map("{:.1f}".format)
     return pd.DataFrame(shown)
 
 

@@ -10,6 +10,7 @@ from cnnexp.analysis.tables import format_cells, format_key, markdown_table
 from cnnexp.core.text import markdown_block, markdown_code, markdown_text
 from cnnexp.report.report import Report
 from cnnexp.report.tables import (
+    comparison_table,
     exploratory_lines,
     list_versions,
     parameters_table,
@@ -54,6 +55,9 @@ def render_markdown(report: Report, figure_prefix: str = "") -> str:
         common_source=sources.pop() if len(sources) == 1 else "",
         exploratory=exploratory_lines(report.judged),
         cells=Markdown(markdown_table(format_cells(report.cells))),
+        comparison=Markdown(markdown_table(comparison_table(report.comparison)))
+        if len(report.comparison)
+        else "",
         tuned_keys=" and ".join(format_key(key).replace("_", " ") for key in report.tuning.keys),
         tuning=Markdown(markdown_table(tuning_table(report.tuning)) if report.tuning.keys else ""),
         parameters=Markdown(markdown_table(parameters_table(report.table))),
@@ -62,6 +66,11 @@ def render_markdown(report: Report, figure_prefix: str = "") -> str:
         commands=Markdown(markdown_block("\n".join(report.commands))),
         versions=", ".join(list_versions(report.table)),
     )
+
+
+def _comparison(report: Report) -> Markdown:
+    comparison = report.comparison
+    return Markdown(markdown_table(comparison_table(comparison)) if len(comparison) else "")
 
 
 def _verdicts(judged: Sequence[Verdict]) -> Markdown:

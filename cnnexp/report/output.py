@@ -36,6 +36,8 @@ def write_report(folder: Path) -> Report:
         write_bytes(report.folder / f"{name}.png", figure.png)
         write_bytes(report.folder / f"{name}.pdf", figure.pdf)
     write_text(report.folder / "table.csv", report.cells.to_csv(index=False))
+    if len(report.comparison):
+        write_text(report.folder / "comparison.csv", report.comparison.to_csv(index=False))
     write_text(report.folder / "table.tex", latex_table(format_cells(report.cells)))
     if report.judged:
         verdicts = verdicts_table(report.judged)

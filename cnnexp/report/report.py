@@ -8,7 +8,13 @@ import pandas as pd
 
 from cnnexp.analysis.claims import Claim, Verdict, judge
 from cnnexp.analysis.dataframe import find_mixed_cells, make_dataframe, read_finished_runs, varying_keys
-from cnnexp.analysis.tables import distinguishing_keys, format_key, format_value, summarize_cells
+from cnnexp.analysis.tables import (
+    compare_tyings,
+    distinguishing_keys,
+    format_key,
+    format_value,
+    summarize_cells,
+)
 from cnnexp.analysis.tuning import Tuning, tune
 from cnnexp.core.text import figure_text, pluralize
 from cnnexp.plots.figures import Drawing, Rendered, default_drawings, render
@@ -37,6 +43,7 @@ class Report:
         table: one row per finished run, each cell at its chosen learning rate and weight decay.
         tuning: how these were chosen.
         cells: one row per cell.
+        comparison: one row per tying that is compared with `shared`, see `compare_tyings`.
         judged: the claims that were measured, in the order of the experiment.
         unmeasured: the claims for which the sweep lacks cells.
         drawn: the caption and the images of each figure, by its name.
@@ -51,6 +58,7 @@ class Report:
     table: pd.DataFrame
     tuning: Tuning
     cells: pd.DataFrame
+    comparison: pd.DataFrame
     judged: list[Verdict]
     unmeasured: list[Claim]
     drawn: Mapping[str, tuple[str, Rendered]]
@@ -96,6 +104,7 @@ def make_report(folder: Path) -> Report:
         table=table,
         tuning=tuning,
         cells=summarize_cells(table),
+        comparison=compare_tyings(table),
         judged=[one for one in judged if one.interval is not None],
         unmeasured=[one.claim for one in judged if one.interval is None],
         drawn={name: (drawing.caption, render(drawing, table)) for name, drawing in drawings.items()},

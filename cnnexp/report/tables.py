@@ -9,7 +9,7 @@ import pandas as pd
 
 from cnnexp.analysis.claims import Verdict
 from cnnexp.analysis.dataframe import constant_keys, varying_keys
-from cnnexp.analysis.tables import distinguishing_keys, format_key, format_value
+from cnnexp.analysis.tables import distinguishing_keys, format_key, format_percent, format_value
 from cnnexp.analysis.tuning import CHOSEN_BY, Tuning
 from cnnexp.core.text import duration_text, pluralize
 from cnnexp.report.report import Report
@@ -61,6 +61,28 @@ def verdicts_table(judged: Sequence[Verdict]) -> pd.DataFrame:
     if table["source"].nunique() == 1:
         unused.append("source")
     return table.drop(columns=unused)
+
+
+def comparison_table(comparison: pd.DataFrame) -> pd.DataFrame:
+    """Tabulate how often and by how much `shared` is more accurate than each other tying.
+
+    Args:
+        comparison: see `compare_tyings`.
+    """
+    differences, probabilities = (
+        zip(*(comparison[f"{name}{limit}"] for limit in ("", "/low", "/high")), strict=True)
+        for name in ("difference", "probability")
+    )
+    return pd.DataFrame(
+        {
+            "shared against": comparison["model.tying"].map(format_value),
+            "seeds": comparison["seeds"].astype(str),
+            "difference": [format_percent(*estimate) for estimate in differences],
+            "P(shared > other)": [
+                f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in probabilities
+            ],
+        }
+    )
 
 
 def tuning_table(tuning: Tuning) -> pd.DataFrame:

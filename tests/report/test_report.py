@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from scipy.stats import t
+from scipy.stats import norm, t
 
 from cnnexp.analysis.compare import compare_sweeps
 from cnnexp.analysis.dataframe import make_dataframe, select_cell, select_runs, varying_keys
@@ -297,3 +297,29 @@ def test_a_key_that_only_some_runs_have_varies() -> None:
     assert varying_keys(table) == ["optim.l1"]
     assert select_cell(table, {"optim.l1": None}).index.tolist() == [0]
     assert select_cell(table, {"optim.l1": 0.1}).index.tolist() == [1]
+
+
+def test_a_report_compares_the_convolution_with_other_tyings(sweep: Path) -> None:
+    for tying in PARAMS:
+        for seed in (3, 4):
+            write_run(sweep, tying, 256, seed)
+    report = write_report(sweep)
+    table = pd.read_csv(sweep / "report/comparison.csv").set_index("model.tying")
+    assert set(table.index) == {"dense", "local"} and set(table["seeds"]) == {5}
+    assert table["difference"].tolist() == pytest.approx([0.3, 0.3])
+    wilson = 5 / (5 + norm.ppf(0.975) ** 2)
+    assert table["probability"].tolist() == [1.0, 1.0]
+    assert table["probability/low"].tolist() == pytest.approx([wilson, wilson])
+    markdown = (sweep / "report/report.md").read_text()
+    assert f"| dense | 5 | 30.0 [30.0, 30.0] | 1.00 [{wilson:.2f}, 1.00] |" in markdown
+    cell = report.cells[(report.cells["model.tying"] == "local") & (report.cells["data.train_size"] == 256)]
+    assert cell["test/accuracy/iqm"].item() == pytest.approx(np.mean([0.51, 0.52, 0.53]))
+    assert "| test IQM |" in markdown and "interquartile mean" in markdown
+
+
+def test_a_report_without_a_convolution_compares_no_tyings(tmp_path: Path) -> None:
+    for tying in ("dense", "local"):
+        write_run(tmp_path / "sweep", tying, 64, 0)
+    report = write_report(tmp_path / "sweep")
+    assert report.comparison.empty and not (tmp_path / "sweep/report/comparison.csv").exists()
+    assert "Convolution against" not in (tmp_path / "sweep/report/report.md").read_text()
