@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,14 +149,14 @@ SMALL_SWEEP = [
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run `cnnexp run` in an empty folder; returns its exit code."""
+    """Run `cnnexp run` in an empty folder, and return its exit code; `base` replaces `SMALL_SWEEP`."""
     monkeypatch.setattr(worker, "load", _load_for_worker)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
 
-    def command(*overrides: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["cnnexp", "run", *SMALL_SWEEP, *overrides])
+    def command(*overrides: str, base: Sequence[str] = SMALL_SWEEP) -> int:
+        monkeypatch.setattr(sys, "argv", ["cnnexp", "run", *base, *overrides])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         return int(stop.value.code or 0)

@@ -79,13 +79,28 @@ def test_run_id_hashes_what_decides_the_result_and_nothing_else(run: Any) -> Non
     assert [r.run_id for r in runs_of("c").values()] != [r.run_id for r in first.values()]
 
 
-def test_learning_rates_share_a_stack_and_differ(run: Any) -> None:
-    run("optim.learning_rate=0.001,0.1", "seed=0")
-    losses = {
-        r.config["optim"]["learning_rate"]: r.summary["train/loss"]
-        for r in read_runs(Path("results/default"))
-    }
-    assert len(losses) == 2 and losses[0.001] != losses[0.1]
+def test_runs_that_differ_in_traced_numbers_have_one_program(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cnnexp.training import train
+
+    traced, train_step = [0], train.train_step
+
+    def counting_step(*arguments: Any) -> train.State:
+        traced[0] += 1
+        return train_step(*arguments)
+
+    def traces_of(*overrides: str) -> int:
+        traced[0] = 0
+        assert run(*overrides) == 0
+        return traced[0]
+
+    monkeypatch.setattr(train, "train_step", counting_step)
+    one = traces_of("name=one")
+    assert traces_of("optim.learning_rate=0.001,0.1", "seed=0,1", "data.train_size=32,64", "name=many") == one
+    assert traces_of("model.tying=shared,local", "name=shapes") == 2 * one
+    losses = [stored.summary["train/loss"] for stored in read_runs(Path("results/many"))]
+    assert len(set(losses)) == 8
 
 
 def test_a_run_that_diverges_ends_with_its_step_and_its_neighbours_go_on(run: Any) -> None:
@@ -116,7 +131,7 @@ def test_out_of_memory_halves_the_stack_and_goes_on(
     monkeypatch.setattr(loop.StackTrainer, "train", small_memory)
     assert run("seed=range(7)") == 0
     assert sizes == [7, 3, 1, 2, 2, 2]  # what is too large for one stack is so for the next of its shape
-    assert "out of memory with 7 runs at once" in capfd.readouterr().err
+    assert "out of memory with 7 runs in a stack" in capfd.readouterr().err
     assert [stored.status for stored in read_runs(Path("results/default"))] == ["finished"] * 7
 
 
@@ -190,11 +205,26 @@ def test_a_stack_that_raises_is_kept_told_and_does_not_end_the_sweep(
     assert "broken on purpose" in capfd.readouterr().err
 
 
-def test_mlp_and_sigmoid_head_and_single_mode(run: Any) -> None:
-    assert run("model=mlp", "~model.features", "hydra.mode=RUN") == 2  # SMALL's features are not mlp's
+def test_an_mlp_trains(run: Any) -> None:
+    base = [word for word in SMALL_SWEEP if not word.startswith("model.")]
+    steps = ["train.steps=60", "train.eval_every=60"]
+    assert run("model=mlp", "model.hidden=[16]", *steps, base=base) == 0
+    (stored,) = read_runs(Path("results/default"))
+    first, last = stored.history
+    assert last["train/loss"] < 0.8 * first["train/loss"]
+    assert stored.summary["params/total"] == stored.summary["params/dense_0"] + 16 * 10 + 10
+
+
+def test_keys_of_another_model_are_refused(run: Any) -> None:
+    assert run("model=mlp", "~model.features", "hydra.mode=RUN") == 2  # `SMALL_SWEEP` sets the features
+
+
+def test_a_sigmoid_head_trains_in_single_mode(run: Any) -> None:
     assert run("model.head=sigmoid", "hydra.mode=RUN") == 0
     (stored,) = runs_of().values()
     assert stored.config["model"]["head"] == "sigmoid"
+    first, *_, last = stored.history
+    assert last["train/loss"] < first["train/loss"]
 
 
 def test_a_sweep_is_the_union_of_its_parts(run: Any) -> None:

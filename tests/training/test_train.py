@@ -13,6 +13,7 @@ from cnnexp.data.images import Images
 from cnnexp.data.loading import draw_run_split
 from cnnexp.data.pipelines import InMemory
 from cnnexp.data.sampling import ROUNDS, batch_indices, permute
+from cnnexp.sweep.plan import shape_of_program
 from cnnexp.training import stacking
 from cnnexp.training.loop import LoopState, Row, StackTrainer
 from cnnexp.training.losses import correct, losses
@@ -65,6 +66,15 @@ def test_whole_run_as_one_function_equals_the_loop(configure: Configure) -> None
     assert [row["step"] for row in rows] == [0, 2, 4, 5]
     assert np.asarray(metrics["test"].loss) == pytest.approx([row["test/loss"] for row in rows], abs=1e-5)
     assert rows[-1]["train/loss"] < rows[0]["train/loss"]
+
+
+def test_seeds_are_a_vmap_of_the_whole_run(configure: Configure) -> None:
+    config = configure()
+    data = run_data(config, jax.device_put(load(config.data)))
+    train, keys = jax.jit(make_train(config)), jax.random.split(jax.random.key(0), 2)
+    _, both = jax.vmap(train, in_axes=(0, None))(keys, data)
+    for key, loss in zip(keys, both["test"].loss, strict=True):
+        assert np.asarray(train(key, data)[1]["test"].loss) == pytest.approx(np.asarray(loss), abs=1e-5)
 
 
 @pytest.mark.parametrize("optim", [{"name": "sgd"}, {"name": "adamw"}, {"schedule": "cosine", "warmup": 0.4}])
@@ -144,6 +154,7 @@ def test_orders_are_as_random_as_those_of_jax(size: int) -> None:
 
 def test_training_sizes_share_a_stack_and_give_what_they_give_alone(configure: Configure) -> None:
     configs = [configure(data={"train_size": size}) for size in (7, 30, 60)]
+    assert len({shape_of_program(config) for config in configs}) == 1
     solo = [loss for config in configs for loss in final_losses([config])]
     assert final_losses(configs) == pytest.approx(solo, abs=1e-5)
     rows = histories(configs)[-1]
