@@ -47,7 +47,7 @@ class Command(click.Command):
         except click.UsageError as error:
             fail(ctx, _line(error, ctx, args))
         if ctx.args and not ctx.resilient_parsing:
-            fail(ctx, f"{' '.join(ctx.args)}: one word too many")
+            fail(ctx, f"{' '.join(ctx.args)}: unexpected argument")
         return ctx.args
 
     def _repeat_options(self, words: Sequence[str]) -> list[str]:
@@ -180,5 +180,5 @@ def _unknown_option(option: str, ctx: click.Context, words: Sequence[str]) -> st
     word = next((word for word in words if word.partition("=")[0] == option), option)
     key, equals, _ = word.lstrip("-").partition("=")
     if equals and any(p.name == "overrides" for p in ctx.command.params):
-        return f"{word}: no such option; keys have no dashes: {word.lstrip('-')}"
+        return f"{word}: no such option; write keys without dashes: {word.lstrip('-')}"
     return f"{word}: no such option; {suggestion(f'--{key}', option_names(ctx.command, ctx))}"

@@ -15,7 +15,7 @@ from cnnexp.cli.options import find_sweep, format_option, results_dir_option, sw
 @results_dir_option
 @format_option
 def command(name: str, other: str, results_dir: Path, form: Any) -> None:
-    """Compare the sweeps NAME and OTHER: what moved beyond its interval."""
+    """Compare the sweeps NAME and OTHER: which numbers changed beyond their intervals."""
     from cnnexp.cli.tables import print_comparison
 
     print_comparison(find_sweep(name, results_dir), find_sweep(other, results_dir), form=form)

@@ -13,18 +13,18 @@ from cnnexp.core.errors import UsageError
 @click.command("dashboard", cls=Command)
 @sweep_argument(required=False)
 @results_dir_option
-@click.option("--local", is_flag=True, help="Open Trackio's page of all runs, on this machine alone.")
-@click.option("--project", type=Text(), help="With --local: the project to open; default: cnnexp.")
+@click.option("--local", is_flag=True, help="Serve Trackio's page of all runs on this machine.")
+@click.option("--project", type=Text(), help="With --local: the project to show (default: cnnexp).")
 @click.option("--dry-run", is_flag=True, help="Only write the specifications as JSON.")
 def command(name: str | None, results_dir: Path, local: bool, project: str | None, dry_run: bool) -> int:
-    """Make a W&B workspace and report of the sweep NAME."""
+    """Create a W&B workspace and report of the sweep NAME."""
     if local:
         _open_trackio(name, results_dir, project, dry_run=dry_run)
         return 0
     if project:
-        raise UsageError(f"--project {project}: goes with --local; a sweep has its own project")
+        raise UsageError(f"--project {project}: needs --local; without it, the project is that of the sweep")
     if name is None:
-        raise UsageError("dashboard: of which sweep? type: cnnexp dashboard NAME")
+        raise UsageError("NAME: missing; type: cnnexp dashboard NAME")
     return _save(check_results_dir(results_dir), name, dry_run=dry_run)
 
 
@@ -34,7 +34,7 @@ def _open_trackio(name: str | None, results_dir: Path, project: str | None, *, d
 
     surplus = name or ("--dry-run" if dry_run else None)
     if surplus:
-        raise UsageError(f"--local {surplus}: Trackio shows all runs; leave out {surplus}")
+        raise UsageError(f"--local {surplus}: Trackio shows all runs; omit {surplus}")
     resolve_mode("local")
     show_trackio(check_results_dir(results_dir), project or "cnnexp")
 
@@ -52,7 +52,9 @@ def _save(results: Path, name: str, *, dry_run: bool) -> int:
         print(write_dry_run(folder, target))
         return 0
     if not server:
-        print(f"cnnexp: W&B: {server.host} is out of reach; --dry-run writes a file", file=sys.stderr)
+        print(
+            f"cnnexp: W&B: {server.host} cannot be reached; --dry-run writes a file instead", file=sys.stderr
+        )
         return 1
     try:
         addresses = save_dashboard(folder, target)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 command = Group(
     {
         "prepare": ("cnnexp.cli.data:prepare", "Prepare an image set of TensorFlow Datasets, once."),
-        "list": ("cnnexp.cli.data:list_sets", "List the prepared sets: where they are, and how large."),
+        "list": ("cnnexp.cli.data:list_sets", "List the prepared sets with their folders and sizes."),
     },
     metavar="ACTION",
     name="data",
@@ -26,7 +26,9 @@ command = Group(
 
 @click.command("prepare", cls=Command)
 @click.argument("name", metavar="NAME")
-@click.option("--from", "source", type=Folder(), metavar="DIR", help="Files already downloaded.")
+@click.option(
+    "--from", "source", type=Folder(), metavar="DIR", help="A folder with files that were already downloaded."
+)
 @data_dir_option(FilePath())
 def prepare(name: str, source: Path | None, data_dir: Path | None) -> None:
     """Prepare the image set NAME of TensorFlow Datasets: cifar10, emnist/letters, …"""
@@ -43,7 +45,7 @@ def prepare(name: str, source: Path | None, data_dir: Path | None) -> None:
 @click.command("list", cls=Command)
 @data_dir_option(Folder())
 def list_sets(data_dir: Path | None) -> None:
-    """List the prepared sets: where they are, and how large."""
+    """List the prepared sets with their folders and sizes."""
     from cnnexp.data.tfds.prepared import resolve_data_dir
 
     typed = str(data_dir) if data_dir else None
@@ -63,7 +65,9 @@ def print_prepared(data_dir: str | Path | None) -> None:
     console = Console()
     sets = list(list_prepared_sets(data_dir))
     if not sets:
-        console.print(f"nothing is prepared in {resolve_data_dir(data_dir)}; type: cnnexp data prepare NAME")
+        console.print(
+            f"no image set is prepared in {resolve_data_dir(data_dir)}; type: cnnexp data prepare NAME"
+        )
         return
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for column in ("name", "version", "images", "shape", "classes", "size", "where"):

@@ -1,4 +1,4 @@
-"""The command `cnnexp`: its subcommands, and what becomes of errors."""
+"""The command `cnnexp`: its subcommands, and how errors are printed."""
 
 import os
 import sys
@@ -17,30 +17,33 @@ COMMANDS = {
     "run": ("cnnexp.cli.sweeps:run", "Train one run or a sweep."),
     "plan": (
         "cnnexp.cli.sweeps:plan",
-        "Show what a sweep would do, cell by cell, and how long it would take.",
+        "Show what a sweep would train, cell by cell, and how long it would take.",
     ),
     "show": (
         "cnnexp.cli.sweeps:show",
         "Describe networks layer by layer, with pictures of layers and images.",
     ),
-    "wandb-sweep": ("cnnexp.cli.sweeps:wandb_sweep", "Have agents of W&B carry out a sweep."),
+    "wandb-sweep": ("cnnexp.cli.sweeps:wandb_sweep", "Run a sweep through W&B agents."),
     "report": ("cnnexp.cli.report:command", "Write the table, figures and verdicts of a sweep."),
     "results": ("cnnexp.cli.results:command", "Print the runs of a sweep, or its cells, as a table."),
-    "compare": ("cnnexp.cli.compare:command", "Compare two sweeps: what moved beyond its interval."),
-    "sync": ("cnnexp.cli.sync:command", "Send to W&B what it lacks of a sweep."),
-    "dashboard": ("cnnexp.cli.dashboard:command", "Make a W&B workspace and report of a sweep."),
+    "compare": (
+        "cnnexp.cli.compare:command",
+        "Compare two sweeps: which numbers changed beyond their intervals.",
+    ),
+    "sync": ("cnnexp.cli.sync:command", "Upload the runs of a sweep that W&B lacks."),
+    "dashboard": ("cnnexp.cli.dashboard:command", "Create a W&B workspace and report of a sweep."),
     "data": ("cnnexp.cli.data:command", "Prepare and list image sets."),
-    "completion": ("cnnexp.cli.completion:command", "Print a script that completes commands at TAB."),
+    "completion": ("cnnexp.cli.completion:command", "Print a script for completion with the TAB key."),
 }
 HELP = """\
-Why do convolutions work? Run sweeps over kernel size, stride and weight tying, and read what they show.
+Why do convolutions work? Train sweeps over kernel size, stride and weight tying, and report the results.
 
 \b
   cnnexp run experiment=why_convolutions    train the sweep that answers the question
   cnnexp report why_convolutions            its table, figures and verdicts
   cnnexp results why_convolutions --by      the same numbers as CSV, LaTeX, Markdown or Parquet
   cnnexp run --help                         every key, with its default and what it means
-  cnnexp plan seed=range(100)               what a sweep would do and how long it would take
+  cnnexp plan seed=range(100)               what a sweep would train and how long it would take
 """
 
 

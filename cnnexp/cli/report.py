@@ -15,7 +15,7 @@ from cnnexp.cli.options import FilePath, find_sweep, results_dir_option, sweep_a
     "--publish",
     type=FilePath(),
     metavar="DIR",
-    help="Also write DIR/NAME.md with small figures, to keep beside code.",
+    help="Also write DIR/NAME.md with small figures, to commit beside the code.",
 )
 def command(name: str, results_dir: Path, publish: Path | None) -> None:
     """Write the table, figures and verdicts of the sweep NAME: its folder under the results, or a path."""

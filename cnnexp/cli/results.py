@@ -21,7 +21,7 @@ ALL = "all that vary"  # what `--by` alone stands for
     cls=SeveralOption,
     marks="=<>",
     metavar="COND",
-    help="Only runs that fulfil all conditions: model.tying=shared,local 'seed<3' …",
+    help="Only runs that meet all conditions, such as model.tying=shared,local 'seed<3'.",
 )
 @click.option(
     "--by",
@@ -30,7 +30,7 @@ ALL = "all that vary"  # what `--by` alone stands for
     is_flag=False,
     flag_value=ALL,
     metavar="[KEY]",
-    help="One row per cell of these keys; without a key: of all keys that vary.",
+    help="Print one row per cell of these keys, or of all varying keys if none is named.",
 )
 @format_option
 @click.option("--output", "-o", type=FilePath(), metavar="FILE", help="Write the table to a file.")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 MOST_CLASSES = 12  # that have a column each in the table of images per class
 LONGEST = 100  # characters of a picture's name
 WIDE = 105  # columns of a terminal that has room for every digit
-LEGEND = "MACs: of one image. memory: parameters and what the optimiser keeps for each."
+LEGEND = "MACs: per image. memory: parameters and the state of the optimiser."
 
 
 class Pictures:
@@ -66,8 +66,8 @@ def _show(configs: Sequence[RunConfig]) -> dict[str, float]:
         if matched := describe_matching(config):
             model = config.model.model_dump()
             console.print(
-                f"{model['match']} matched with {model['match_tying']}: {matched['match/target']:,}, "
-                f"reached {matched['match/ratio']:.4f} of it",
+                f"{model['match']} matched to {model['match_tying']}: target {matched['match/target']:,}, "
+                f"ratio reached {matched['match/ratio']:.4f}",
                 highlight=False,
             )
         console.print(_picture(layers, config, pictures), highlight=False, soft_wrap=True)

@@ -21,7 +21,7 @@ RESUME = "run the same command again to resume"
 METHODS = ("grid", "random", "bayes")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 INSTEAD = {  # of options of Hydra that would break a sweep, what to use
-    "--config-path": "--config-dir DIR adds a folder of your own to the configuration",
+    "--config-path": "use --config-dir DIR to add your own configuration files",
     "--experimental-rerun": "the commands of a sweep are kept in results_dir/name/commands.txt",
     "--shell-completion": 'type: eval "$(cnnexp completion bash)" (or zsh, fish)',
 }
@@ -52,16 +52,19 @@ def _parameters() -> list[click.Parameter]:
             type=OneOf(INFO),
             is_flag=False,
             flag_value="all",
-            help="Print what Hydra found.",
+            help="Print information about Hydra.",
         ),
         click.Option(
             ["--config-dir", "-cd"],
             type=Folder(),
             metavar="DIR",
-            help="A folder with configurations of your own.",
+            help="A folder with your own configuration files.",
         ),
         click.Option(
-            ["--config-name", "-cn"], type=Text(), metavar="NAME", help="A file in place of `config`."
+            ["--config-name", "-cn"],
+            type=Text(),
+            metavar="NAME",
+            help="The main configuration file, instead of `config`.",
         ),
         # Every command is a sweep, and one run a sweep of one: these two change nothing.
         click.Option(["--multirun", "-m"], is_flag=True, hidden=True, expose_value=False),
@@ -80,7 +83,7 @@ def run(keys: bool, **options: Any) -> int:
 
 @click.command("plan", cls=Command, params=_parameters())
 def plan(**options: Any) -> int:
-    """Show what a sweep would do, cell by cell, and how long it would take.
+    """Show what a sweep would train, cell by cell, and how long it would take.
 
     The keys are those of `cnnexp run --help`.
     """
@@ -89,7 +92,7 @@ def plan(**options: Any) -> int:
 
 @click.command("show", cls=Command, params=_parameters())
 def show(**options: Any) -> int:
-    """Describe networks layer by layer without making them, and draw pictures of layers and images.
+    """Describe networks layer by layer without allocating them, and draw pictures of layers and images.
 
     The keys are those of `cnnexp run --help`.
     """
@@ -104,10 +107,10 @@ def show(**options: Any) -> int:
     default=1,
     show_default=True,
     metavar="N",
-    help="Processes on this machine.",
+    help="The number of agents on this machine.",
 )
 def wandb_sweep(method: str, agents: int, **options: Any) -> int:
-    """Have agents of W&B carry out a sweep.
+    """Run a sweep through W&B agents.
 
     The keys are those of `cnnexp run --help`.
     """
@@ -135,10 +138,10 @@ class _Options:
             if getattr(self, name.removeprefix("--").replace("-", "_")) is not None:
                 raise UsageError(f"{name}: not used here; {advice}")
         if self.cfg and self.info:
-            raise UsageError(f"--cfg={self.cfg} --info={self.info}: one of them at a time")
+            raise UsageError(f"--cfg={self.cfg} --info={self.info}: cannot be used together")
         for name in ("resolve", "package"):
             if getattr(self, name) and not self.cfg:
-                raise UsageError(f"--{name}: goes with --cfg job, hydra or all")
+                raise UsageError(f"--{name}: needs --cfg job, hydra or all")
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -185,7 +188,7 @@ def _compose(options: _Options, action: Sequence[str]) -> int:
         print(f"cnnexp: {error}", file=sys.stderr)
         return 1
     except Interrupted as error:
-        reason = "one of the processes is gone" if isinstance(error, ProcessLost) else "interrupted and saved"
+        reason = "another process was lost" if isinstance(error, ProcessLost) else "interrupted and saved"
         print(f"cnnexp: {reason}; {RESUME}", file=sys.stderr)
         return REQUEUE
     return 0
@@ -217,8 +220,8 @@ def _check_environment() -> None:
 def _refuse_other_plugins(_: object) -> None:
     """Refuse to train without our launcher, for which Hydra calls this function."""
     raise UsageError(
-        "hydra/sweeper, hydra/launcher: a configuration file chooses others than cnnexp's; "
-        "launcher=local, slurm or ray says where a sweep is trained"
+        "hydra/sweeper, hydra/launcher: a configuration file chooses plugins other than cnnexp's; "
+        "choose where a sweep is trained with launcher=local, slurm or ray"
     )
 
 

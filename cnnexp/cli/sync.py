@@ -13,15 +13,15 @@ from cnnexp.core.errors import UsageError
 @click.command("sync", cls=Command)
 @sweep_argument(required=False)
 @results_dir_option
-@click.option("--follow", is_flag=True, help="Go on while any worker trains runs of the sweep.")
+@click.option("--follow", is_flag=True, help="Continue as long as any worker trains runs of the sweep.")
 @click.option(
     "--to",
     type=Text(),
     metavar="DIR",
-    help="Write W&B's offline files to this folder instead; `trackio`: send to Trackio.",
+    help="Write W&B's offline files to this folder instead, or send to Trackio (`trackio`).",
 )
 def command(name: str | None, results_dir: Path, follow: bool, to: str | None) -> int:
-    """Send to W&B what it lacks of the sweep NAME, or without a name of all sweeps."""
+    """Upload the runs of the sweep NAME that W&B lacks; without NAME, those of all sweeps."""
     from cnnexp.core.machine import check_writable
     from cnnexp.store.runs import list_sweeps
     from cnnexp.tracking.sync import SyncError, sync_sweep

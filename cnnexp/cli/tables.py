@@ -145,7 +145,10 @@ def print_comparison(first: Path, second: Path, *, form: Format = "table") -> No
     names = [folder.name if first.name != second.name else str(folder) for folder in (first, second)]
     if data := find_differing_data(one, other):
         stream = sys.stdout if form == "table" else sys.stderr
-        print(f"the data differ in {', '.join(data)}: nothing is paired, no change is computed", file=stream)
+        print(
+            f"the data differ in {', '.join(data)}: cells are not paired, and no change is computed",
+            file=stream,
+        )
     for name, (runs, corrupt), tuning in zip(names, stored, tunings, strict=True):
         warn_excluded_runs(runs, corrupt, name)
         for warning in tuning.warnings:
@@ -173,7 +176,7 @@ def _print_cells(table: pd.DataFrame, texts: pd.DataFrame, *, paired: bool) -> N
         print_table(texts.drop(columns=["change", MOVED]))
         return
     if table.columns[0] == METRIC:
-        print("compared as wholes: no cell is in both")
+        print("no cell is in both sweeps: they are compared as a whole")
     print_table(texts)
     moved, level = int(table[MOVED].sum()), 100 * table[LEVEL].iloc[0]
     print(

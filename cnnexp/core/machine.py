@@ -152,7 +152,7 @@ def _is_usable(folder: Path) -> bool:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(PROBE_BYTES))
     except OSError as error:
-        warn_once(f"no cache in {folder} ({error.strerror}); this command goes on without")
+        warn_once(f"cannot write to the cache {folder} ({error.strerror}); continuing without it")
         return False
     return True
 

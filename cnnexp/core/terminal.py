@@ -12,11 +12,11 @@ from pathlib import Path
 CLOSED_PIPE = 128 + 13  # exit code: as of a program that SIGPIPE ends
 DISK_ERROR = 74  # exit code: EX_IOERR of sysexits.h
 ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable or choose another folder"),
     errno.ENAMETOOLONG: "choose a shorter name",
     **dict.fromkeys((errno.ENOTDIR, errno.EISDIR, errno.ELOOP), "move it away"),
-    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EFBIG), "see to the file system"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EFBIG), "check the file system"),
 }
 
 
@@ -61,7 +61,7 @@ def disk_line(error: OSError) -> str:
     assert error.errno is not None
     where = f"{os.fspath(error.filename)}: " if isinstance(error.filename, str | os.PathLike) else ""
     return (
-        f"{where}{error.strerror}; everything written before is safe; {ADVICE[error.errno]}, "
+        f"{where}{error.strerror}; everything written so far is safe; {ADVICE[error.errno]}, "
         "then run the same command again"
     )
 

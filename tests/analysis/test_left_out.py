@@ -103,7 +103,7 @@ def test_sweeps_of_different_data_are_not_paired(
     _two_sweeps(lambda text: text.replace(old, new, 1))
     assert command("compare", "one", "other") == 0
     first, *rest = capsys.readouterr().out.splitlines()
-    assert first == f"the data differ in {key}: nothing is paired, no change is computed"
+    assert first == f"the data differ in {key}: cells are not paired, and no change is computed"
     assert not any("moved" in line or "change" in line for line in rest)
     assert command("compare", "one", "other", "--format", "csv") == 0
     printed = capsys.readouterr()

@@ -145,7 +145,7 @@ def test_processes_end_when_one_is_killed_or_asked_to_stop_and_go_on(tmp_path: P
     second.kill()
     second.wait()
     said = said_by(first, disturbed, code=75, said="said0.txt")
-    assert "cnnexp: one of the processes is gone; the same command goes on" in said
+    assert "cnnexp: another process was lost; run the same command again" in said
     assert states(disturbed)["shared 0"]["status"] == "interrupted"
     again = two_processes(disturbed, *sweep)
     rows = states(disturbed)["shared 0"]["rows"]

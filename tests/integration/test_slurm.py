@@ -119,7 +119,9 @@ def test_tasks_outlive_the_command_and_share_the_store_with_a_local_worker(
     here = cnnexp_run(tmp_path, *SWEEP)
     waiting.send_signal(signal.SIGINT)
     said = said_by(waiting, tmp_path, code=130, said="waiting.txt")
-    assert f"Slurm job {_job(said)} continues without this command\n\ncnnexp: interrupted; the same" in said
+    assert (
+        f"Slurm job {_job(said)} continues without this command\n\ncnnexp: interrupted; run the same" in said
+    )
     workers: dict[str, set[int]] = {}
     while here.poll() is None:
         for name, state in states(tmp_path).items():
