@@ -186,5 +186,5 @@ def find_sweep(name: str, results_dir: Path) -> Path:
     if is_path:
         return path
     known = sorted(folder.name for folder in results.iterdir() if list_run_folders(folder))
-    advice = suggestion(name, known) if known else "there is none yet; type: cnnexp run --help"
+    advice = suggestion(name, known) if known else "there are no sweeps yet; type: cnnexp run --help"
     raise UsageError(f"{name or repr(name)}: no such sweep in {results}; {advice}")

@@ -200,6 +200,6 @@ def refuse_links(sweep: Path) -> None:
                 for entry in entries:
                     if entry.is_symlink():
                         raise UsageError(
-                            f"{replace_unprintable(entry.path)}: a symbolic link inside a sweep's folder, "
-                            "through which files elsewhere would be changed; remove it"
+                            f"{replace_unprintable(entry.path)}: must not be a symbolic link, "
+                            "through which files outside the sweep's folder could be changed; remove it"
                         )

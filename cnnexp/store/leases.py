@@ -137,9 +137,9 @@ class Leases:
         try:
             expired = self._has_expired()
         except OSError as error:
-            raise LeaseLost(f"the store is out of reach: {error}") from error
+            raise LeaseLost(f"the store cannot be reached: {error}") from error
         if expired:
-            raise LeaseLost(f"no sign of life for {SELF_EXPIRY_SECONDS:.0f} s")
+            raise LeaseLost(f"the leases were not renewed for {SELF_EXPIRY_SECONDS:.0f} s")
 
     def _has_expired(self) -> bool:
         """Return whether other workers may have taken these leases, which are then released."""

@@ -125,9 +125,11 @@ def follow(
                 on_send()
             sender.send_one()
         elif ended:
-            raise ConnectionError(f"{server.host} is out of reach")
+            raise ConnectionError(f"{server.host} cannot be reached")
         elif not printed:
-            _print_message(f"W&B: {server.host} is out of reach; training continues, and sending is retried")
+            _print_message(
+                f"W&B: {server.host} cannot be reached; training continues, and sending is retried"
+            )
             printed = True
 
 

@@ -84,7 +84,7 @@ def _send(folder: Path, sender: RunSender, *, with_summary: bool) -> None:
     with progress_bar("sending runs", sender.unsent) as advance:
         while sender.pending:
             if sender.target.mode == "online" and not server:
-                raise ConnectionError(f"{server.host} is out of reach")
+                raise ConnectionError(f"{server.host} cannot be reached")
             sender.send_one()
             advance(1)
     sender.raise_first()

@@ -50,8 +50,8 @@ def test_show_says_what_matching_reached(
     text = shown(
         ["model.tying=local", "model.match=macs", "data.scatter=false"], tmp_path, monkeypatch, capsys
     )
-    assert "macs matched with shared: " in text
-    assert "reached 1.0" in text
+    assert "macs matched to shared: target " in text
+    assert "ratio reached 1.0" in text
 
 
 @pytest.mark.parametrize("connectivity", ["local", "random"])

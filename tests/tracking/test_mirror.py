@@ -274,7 +274,7 @@ def test_sync_says_what_is_wrong(shell: Shell) -> None:
     shell.environment["WANDB_BASE_URL"] = "http://127.0.0.1:9"
     done = shell("sync", "default")
     assert done.returncode == 1
-    assert "127.0.0.1:9 is out of reach; to try again, type: cnnexp sync default" in done.stderr
+    assert "127.0.0.1:9 cannot be reached; to try again, type: cnnexp sync default" in done.stderr
     follow = [sys.executable, "-m", "cnnexp", "sync", "default", "--follow"]
     with subprocess.Popen(follow, env=shell.environment, text=True, stdout=subprocess.PIPE) as following:
         assert following.stdout is not None
@@ -354,7 +354,7 @@ def test_a_dashboard_is_made_and_remade_in_place(shell: Shell) -> None:
     assert set(shell.server.views) == set(saved)
     shell.environment["WANDB_BASE_URL"] = "http://127.0.0.1:9"
     done = shell("dashboard", "default")
-    assert done.returncode == 1 and "127.0.0.1:9 is out of reach; --dry-run" in done.stderr
+    assert done.returncode == 1 and "127.0.0.1:9 cannot be reached; --dry-run" in done.stderr
 
 
 PARTS = [
