@@ -101,6 +101,13 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave slow tests out where the coverage of lines is measured, which slows a test by up to a third."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker("no_cover")
+
+
 @pytest.fixture(scope="session")
 def configure() -> Configure:
     """A small configuration; `configure(model={"tying": "local"}, seed=1)` changes keys of it."""
