@@ -54,7 +54,6 @@ def on_dial(table: pd.DataFrame, dial: str) -> pd.DataFrame:
 
 def along(dial: str, metric: str):
     """Spearman's correlation of a metric with the number of parameters along a dial, one a seed."""
-
     return lambda table: rank_correlation(on_dial(table, dial), "params/total", metric)
 
 

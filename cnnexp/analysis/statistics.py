@@ -103,8 +103,9 @@ def _widened_tail(n: int, confidence: float) -> float:
 def jackknife(
     estimate: Callable[[Float[np.ndarray, "n ..."]], float | np.ndarray], data: Float[np.ndarray, "n ..."]
 ) -> Float[np.ndarray, "n ..."]:
-    """Pseudo-values of an estimate that is not a mean: their mean is its bias-corrected value, and their
-    `interval` its interval (Tukey 1958).
+    """Return the pseudo-values of an estimate that is not a mean (Tukey 1958).
+
+    Their mean is the bias-corrected estimate, and their `interval` is its interval.
 
     Args:
         estimate: of the data of some seeds; one number or several.
@@ -149,6 +150,7 @@ def probability_greater(values: Float[np.ndarray, "seeds 2"], confidence: float 
 
     Args:
         values: A and B, seed by seed; see `paired`.
+        confidence: The coverage of the interval.
     """
     from scipy.stats import norm
 

@@ -31,7 +31,7 @@ command = Group(
 )
 @data_dir_option(FilePath())
 def prepare(name: str, source: Path | None, data_dir: Path | None) -> None:
-    """Prepare the image set NAME of TensorFlow Datasets: cifar10, emnist/letters, …"""
+    """Prepare the image set NAME of TensorFlow Datasets, such as cifar10 or emnist/letters."""
     from cnnexp.core.machine import check_writable
     from cnnexp.data.tfds.prepare import prepare as prepare_set
     from cnnexp.data.tfds.prepared import resolve_data_dir

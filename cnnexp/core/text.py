@@ -79,10 +79,10 @@ def markdown_block(text: str) -> str:
 
 
 def figure_text(text: object) -> str:
-    """Text as Matplotlib shows it: a dollar is a dollar.
+    r"""Escape a text for Matplotlib, which would take dollars for formulas.
 
-    >>> figure_text("$x$")
-    '\\\\$x\\\\$'
+    >>> print(figure_text("$x$"))
+    \$x\$
     """
     return str(text).replace("$", r"\$")
 

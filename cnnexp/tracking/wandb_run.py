@@ -20,8 +20,9 @@ STATS_SECONDS = 5.0  # between two samples of the machine's load
 
 
 class WandbRun:
-    """A W&B run that follows a run's folder; `wandb.json` in the folder records what was sent to each
-    address.
+    """A W&B run that follows the folder of a run.
+
+    `wandb.json` in the folder records what was sent to each address.
 
     Args:
         folder: the run's.

@@ -80,8 +80,10 @@ def exponent(errors: np.ndarray) -> tuple[float, float, float]:
 
 
 def crossings(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Log2 of the steps to a target in two nets that share half of their variance, 100 and 70 on average,
-    known to lie between two evaluations 15% apart."""
+    """Draw the bounds of the log2 of the steps to a target in two networks, 100 and 70 on average.
+
+    Half of their variance is common, and the bounds are those of evaluations that are 15% apart.
+    """
     logs = np.log2([100, 70]) + rng.normal(0, 0.2, (n, 1)) + rng.normal(0, 0.2, (n, 2))
     places = logs / np.log2(LOG_RATIO)
     return np.stack([np.floor(places), np.ceil(places)], axis=-1) * np.log2(LOG_RATIO)

@@ -35,7 +35,6 @@ def run_on_ray(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
     Raises:
         UsageError: also: Ray is not installed, or no cluster answers at the address.
     """
-
     launcher = jobs[0].config.launcher
     assert isinstance(launcher, RayLauncher)
     with ExitStack() as contexts:
