@@ -165,11 +165,11 @@ def _compose(options: _Options, action: Sequence[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    from cnnexp.core.errors import SweepFailed
     from cnnexp.core.machine import shipped
     from cnnexp.sweep.agents import agent_overrides
     from cnnexp.sweep.overrides import Groups, check_overrides
     from cnnexp.sweep.points import TYPED, Typed
-    from cnnexp.sweep.run import SweepFailed
     from cnnexp.sweep.signals import REQUEUE, Interrupted, ProcessLost
     from cnnexp.sweep.validate import explain
 

@@ -17,7 +17,7 @@ from cnnexp.config.data import DATA_VARIANTS, LEVELS, NOT_IDENTITY, OTHER, WHERE
 from cnnexp.config.launchers import LAUNCHER_VARIANTS, Launcher, LocalLauncher
 from cnnexp.config.messages import demand, innermost
 from cnnexp.config.sections import MLP, Folder, Optim, Section, Seed, SimpleCNN, Sweep, Tracking, Train, Words
-from cnnexp.core.errors import UsageError, nearest_name, shortened, suggestion
+from cnnexp.core.errors import UsageError, nearest_name, suggestion, value_text
 
 RESULT_FORMAT = 4  # part of a run's identity: raise it when the same configuration gives other numbers
 
@@ -171,25 +171,36 @@ def unknown_key(key: str, values: Mapping[str, Any]) -> UsageError:
 
 
 def _one_line(errors: list[ErrorDetails], values: Mapping[str, Any]) -> str:
+    """Say in one line what the first key with an error demands."""
+    if message := _unknown_data_set(values):
+        return message
     key = _user_key(errors[0]["loc"])
-    alike = [error for error in errors if _user_key(error["loc"]) == key]
-    error = alike[0]
+    key_errors = [error for error in errors if _user_key(error["loc"]) == key]
+    error = key_errors[0]
     if error["type"] == "extra_forbidden":
         return str(unknown_key(key, values))
     if error["type"] == "union_tag_invalid":
-        name = shortened(values[key]["name"])
+        name = value_text(values[key]["name"])
         return f"{key}.name={name}: {suggestion(name, VARIANTS[key])}"
-    data = values["data"].get("name") if isinstance(values.get("data"), Mapping) else None
-    if key.startswith("data.") and error["type"] == "missing" and str(data) not in DATA_VARIANTS:
-        known = [name for name in DATA_VARIANTS if name != OTHER]
-        return f"data.name={data}: {suggestion(data, known)}; a set of TFDS: data=tfds data.name=NAME"
     if error["type"] in ("missing", "union_tag_not_found") or error["input"] == "???":
         return f"{key}: a value is missing"
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
-    given = _value_of(key, values)
-    demanded = demand(key, given, innermost(alike, 3 if error["loc"][0] in VARIANTS else 2))
-    return f"{key}={shortened(given)}: {demanded}"
+    value = _value_of(key, values)
+    key_depth = 3 if error["loc"][0] in VARIANTS else 2
+    return f"{key}={value_text(value)}: {demand(key, value, innermost(key_errors, key_depth))}"
+
+
+def _unknown_data_set(values: Mapping[str, Any]) -> str | None:
+    """Say that `data.name` names no data set, where the other keys are those of one of ours."""
+    data = values.get("data")
+    if not isinstance(data, Mapping) or "train_split" in data:
+        return None
+    name = data.get("name")
+    if not isinstance(name, str) or name in DATA_VARIANTS:
+        return None
+    names = [name for name in DATA_VARIANTS if name != OTHER]
+    return f"data.name={name}: {suggestion(name, names)}; a set of TFDS: data=tfds data.name=NAME"
 
 
 def _user_key(loc: tuple[int | str, ...]) -> str:

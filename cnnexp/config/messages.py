@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from cnnexp.core.errors import shortened, suggestion
+from cnnexp.core.errors import suggestion, value_text
 
 TYPES = {
     "int_type": "a whole number",
@@ -51,7 +51,7 @@ def demand(key: str, given: object, errors: Sequence[ErrorDetails]) -> str:
     """What a key demands that was not given: `must be at least 1 (got 0)`."""
     error = errors[0]
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
-    got = f" (got {shortened(value)})"
+    got = f" (got {value_text(value)})"
     if kind in ("tying", "folder"):
         return error["msg"]
     if kind == "literal_error":

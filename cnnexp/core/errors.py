@@ -11,6 +11,10 @@ class UsageError(Exception):
     """Wrong input; the command line prints the message alone and exits with code 2."""
 
 
+class SweepFailed(Exception):
+    """Some runs ended without a result; the message says which, and how to run them again."""
+
+
 def suggestion(value: object, allowed: Iterable[str]) -> str:
     """The tail of an error message: the nearest valid name, then all of them.
 
@@ -37,8 +41,8 @@ def as_typed(value: object) -> str:
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
-def shortened(value: object) -> str:
-    """A value as a person types it, cut where it is too long for a line."""
+def value_text(value: object) -> str:
+    """Return a value as a person types it, cut where it is too long for a line."""
     text = as_typed(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 

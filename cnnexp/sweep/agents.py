@@ -22,10 +22,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import OverrideParseException
 
-from cnnexp.core.errors import UsageError
+from cnnexp.core.errors import SweepFailed, UsageError
 from cnnexp.sweep.compose import quote_tyings
 from cnnexp.sweep.points import TYPED, Job
-from cnnexp.sweep.run import SweepFailed
 from cnnexp.sweep.validate import refuse_impossible
 from cnnexp.tracking.target import NAME_LIMIT, drop_credentials, resolve_mode, shortened
 

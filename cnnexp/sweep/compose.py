@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 
 from cnnexp.config import parse
-from cnnexp.core.errors import UsageError, as_typed, shortened
+from cnnexp.core.errors import UsageError, as_typed, value_text
 from cnnexp.sweep.points import TYPED, Job
 
 
@@ -46,15 +46,35 @@ class _Composer:
         self._parse = lru_cache(maxsize=100_000)(lambda text: parser.parse_overrides([text])[0])
         self._is_group = lru_cache(maxsize=1_000)(lambda key: bool(loader.get_group_options(key)))
         self._bases: dict[tuple[str, ...], tuple[DictConfig, dict[str, Any], set[str]]] = {}
+        self._reuse_master()
+
+    def _reuse_master(self) -> None:
+        """Begin from what Hydra composed for the whole sweep, where that has the groups of a job.
+
+        It also has the settings that all jobs have. That is no harm where they only change values, as each
+        job sets them again; interpolations are left to the jobs, which name their keys in errors.
+        """
+        words = OmegaConf.to_container(self._master.hydra.overrides.task, resolve=False)
+        assert isinstance(words, list)
+        overrides = map(self._parse, words)
+        common = [override for override in overrides if not override.is_sweep_override()]
+        if all(o.type == OverrideType.CHANGE and "$" not in (o.input_line or "") for o in common):
+            self._bases[self._groups(common)] = self._base(self._master)
+
+    def _groups(self, overrides: Sequence[Override]) -> tuple[str, ...]:
+        return tuple(o.input_line or "" for o in overrides if self._is_group(o.key_or_group))
+
+    def _base(self, config: DictConfig) -> tuple[DictConfig, dict[str, Any], set[str]]:
+        base = _without_hydra(config)
+        return base, plain(base), _interpolated(base)
 
     def values(self, job: Sequence[str]) -> dict[str, Any]:
         """The configuration of one job as nested dictionaries."""
         overrides = [self._parse(text) for text in job]
         overrides = [override for override in overrides if not override.is_hydra_override()]
-        groups = tuple(o.input_line or "" for o in overrides if self._is_group(o.key_or_group))
+        groups = self._groups(overrides)
         if groups not in self._bases:
-            base = _without_hydra(self._loader.load_sweep_config(self._master, list(groups)))
-            self._bases[groups] = (base, plain(base), _interpolated(base))
+            self._bases[groups] = self._base(self._loader.load_sweep_config(self._master, list(groups)))
         base, values, interpolated = self._bases[groups]
         settings = [o for o in overrides if not self._is_group(o.key_or_group)]
         if all(_is_plain(o, values, interpolated) for o in settings):
@@ -112,7 +132,7 @@ def searched_overrides(key: str, searched: Any) -> list[str]:
         UsageError: it is no mapping of keys to values.
     """
     if not isinstance(searched, Mapping):
-        raise UsageError(f"{key}={shortened(searched)}: must be a mapping of keys to the values to search")
+        raise UsageError(f"{key}={value_text(searched)}: must be a mapping of keys to the values to search")
     overrides: list[str] = []
     for name, value in searched.items():
         if isinstance(value, Mapping):  # `params.optim.learning_rate=…` of the command line

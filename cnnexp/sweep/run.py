@@ -12,6 +12,7 @@ import jax
 
 from cnnexp.config import RunConfig
 from cnnexp.config.launchers import LocalLauncher
+from cnnexp.core.errors import SweepFailed
 from cnnexp.core.terminal import is_of_disk
 from cnnexp.data.loading import images_key, read_and_check
 from cnnexp.store.checkpoints import StackCheckpoints, list_stacks
@@ -44,10 +45,6 @@ from cnnexp.tracking.mirror import Mirror
 from cnnexp.training.processes import is_primary
 
 WAIT_SECONDS = 0.5  # between two checks of the runs claimed by other workers
-
-
-class SweepFailed(Exception):
-    """Some runs ended without a result; the message says which, and how to run them again."""
 
 
 def run_sweep(jobs: Sequence[Job], command: str | None = None) -> dict[str, float]:

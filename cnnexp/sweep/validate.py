@@ -10,7 +10,7 @@ from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolat
 
 from cnnexp.config import RunConfig, unknown_key
 from cnnexp.config.launchers import LocalLauncher
-from cnnexp.core.errors import UsageError, shortened, suggestion
+from cnnexp.core.errors import UsageError, suggestion, value_text
 from cnnexp.core.machine import check_writable
 from cnnexp.data.shapes import infer_shape
 from cnnexp.data.validate import check_corruptions, check_prepared, check_size
@@ -59,9 +59,9 @@ def refuse_unwritable(configs: Sequence[RunConfig]) -> None:
         UsageError: with the key.
     """
     folder = sweep_folder(configs[0])
-    check_writable(folder, f"results_dir={shortened(folder.parent)} name={shortened(folder.name)}")
+    check_writable(folder, f"results_dir={value_text(folder.parent)} name={value_text(folder.name)}")
     for profile in {config.train.profile for config in configs if config.train.profile}:
-        check_writable(Path(profile), f"train.profile={shortened(profile)}")
+        check_writable(Path(profile), f"train.profile={value_text(profile)}")
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -70,7 +70,7 @@ def refuse_foreign(folder: Path) -> None:
     Raises:
         UsageError: it is another program's folder, a file, or no folder that could be made.
     """
-    given = f"results_dir={shortened(folder.parent)} name={shortened(folder.name)}"
+    given = f"results_dir={value_text(folder.parent)} name={value_text(folder.name)}"
     try:
         held = [path for path in folder.iterdir() if not path.name.startswith(".")]
     except FileNotFoundError:

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import random
 from jaxtyping import Array, Float, Int, Key
-from scipy.ndimage import gaussian_filter1d
 
 from cnnexp.config.data import MNIST1D
 from cnnexp.data.datasets.synthetic import Draw, register_task
@@ -40,6 +39,8 @@ def make_templates() -> Float[np.ndarray, "10 12"]:
 @register_task(MNIST1D)
 def make_mnist1d_draw(data: MNIST1D, task_key: Key[Array, ""]) -> Draw:
     """Return the function that draws a signal: it pads, stretches, scales, moves and shears a digit."""
+    from scipy.ndimage import gaussian_filter1d  # SciPy stays unloaded where no signal is drawn
+
     points = DIGIT_POINTS + data.padding[1]
     smooth = gaussian_filter1d(np.eye(points), SMOOTHING_POINTS, axis=0).astype(np.float32)
     return partial(_draw, data, jnp.asarray(make_templates(), jnp.float32), jnp.asarray(smooth))

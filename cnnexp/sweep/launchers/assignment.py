@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cnnexp.config.launchers import LocalLauncher
+from cnnexp.core.errors import SweepFailed
 from cnnexp.store.files import read_json
 from cnnexp.store.leases import BEAT_SECONDS, LEASE_SECONDS, Leases
 from cnnexp.store.runs import ENDED, error_line, read_history, run_folder, sweep_folder
@@ -20,7 +21,6 @@ from cnnexp.sweep.plan import Plan
 from cnnexp.sweep.points import Job
 from cnnexp.sweep.progress import SweepProgress
 from cnnexp.sweep.run import (
-    SweepFailed,
     check_and_prepare,
     failure_report,
     run_sweep,

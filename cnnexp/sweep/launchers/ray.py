@@ -9,11 +9,10 @@ from contextlib import ExitStack, chdir
 from typing import TYPE_CHECKING, Any
 
 from cnnexp.config.launchers import RayLauncher
-from cnnexp.core.errors import UsageError
+from cnnexp.core.errors import SweepFailed, UsageError
 from cnnexp.sweep.launchers.assignment import Assignment, assign, watch
 from cnnexp.sweep.plan import Plan
 from cnnexp.sweep.points import Job
-from cnnexp.sweep.run import SweepFailed
 from cnnexp.sweep.signals import Interrupted
 from cnnexp.tracking.target import without_credentials
 
