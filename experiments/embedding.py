@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from cnnexp.analysis.claims import Claim, between, less_than, more_than
 from cnnexp.analysis.dataframe import Cell, select_cell
 from cnnexp.analysis.statistics import paired
-from cnnexp.plots.axes import TRAINING, draw_cells, draw_level, over_seeds
-from cnnexp.plots.figures import TEXT_WIDTH, Drawing, draw_intervals, style_of
+from cnnexp.plots.axes import TRAINING, draw_cells, draw_level, interval_over_seeds
+from cnnexp.plots.figures import TEXT_WIDTH_INCHES, Drawing, draw_intervals, style_of
 from cnnexp.report.experiments import Experiment
 
 DASCOLI = "d'Ascoli 2019 (1906.06766)"
@@ -121,13 +121,13 @@ CLAIMS = (
 
 def by_time(table: pd.DataFrame) -> Figure:
     """Accuracies, gap and distance against the steps for which nets are kept convolutions."""
-    figure = Figure(figsize=(TEXT_WIDTH, 3.0), layout="constrained")
+    figure = Figure(figsize=(TEXT_WIDTH_INCHES, 3.0), layout="constrained")
     accuracy, gap, apart = figure.subplots(1, 3)
     places = np.arange(len(times(table)))
     for tying in ("dense", "local"):
         cells = [select_cell(table, freed(tying, place)(table)) for place in range(len(places))]
         draw_cells(accuracy, gap, places, cells, label=f"{tying}, let free", **style_of(tying))
-        distances = [over_seeds(cell, "learned/distance/conv_0") for cell in cells]
+        distances = [interval_over_seeds(cell, "learned/distance/conv_0") for cell in cells]
         draw_intervals(apart, places, distances, **style_of(tying))
     for tying, line, name in (
         ("dense", ":", "dense, drawn as such"),

@@ -13,7 +13,7 @@ import pandas as pd
 from cnnexp.analysis.claims import Claim, more_than
 from cnnexp.analysis.dataframe import Cell
 from cnnexp.analysis.statistics import paired, rank_correlation
-from cnnexp.plots.figures import Drawing, accuracy_and_gap
+from cnnexp.plots.figures import Drawing, plot_accuracy_and_gap
 from cnnexp.report.experiments import Experiment
 
 POST = "the usual answer: sparsity of connections and parameter sharing"
@@ -160,7 +160,7 @@ CLAIMS = (
 
 def by(count: str, label: str):
     """Every net of equal width by one of its counts."""
-    return lambda table: accuracy_and_gap(
+    return lambda table: plot_accuracy_and_gap(
         table[table["model.match"] == "none"], count, label=label, lines=False
     )
 
@@ -168,7 +168,7 @@ def by(count: str, label: str):
 def by_kernel(table: pd.DataFrame):
     """Accuracies by kernel size, strides averaged."""
     windows = table[(table["model.match"] == "none") & (table["model.tying"] != "dense")]
-    return accuracy_and_gap(windows, "model.kernel_size", label="kernel size, strides averaged")
+    return plot_accuracy_and_gap(windows, "model.kernel_size", label="kernel size, strides averaged")
 
 
 EXPERIMENT = Experiment(

@@ -21,7 +21,7 @@ from cnnexp.analysis.claims import Claim, more_than
 from cnnexp.analysis.dataframe import Cell, select_cell
 from cnnexp.analysis.statistics import paired
 from cnnexp.plots.axes import draw_published, renew_legend
-from cnnexp.plots.figures import Drawing, Reference, accuracy_and_gap, accuracy_by_condition
+from cnnexp.plots.figures import Drawing, Reference, plot_accuracy_and_gap, plot_accuracy_by_condition
 from cnnexp.report.experiments import Experiment
 
 NEYSHABUR = "Neyshabur 2020 (2007.13657), CIFAR-10"
@@ -256,7 +256,7 @@ def ladders(table: pd.DataFrame) -> Figure:
         "D, many layers": DEEP,
         "MNIST-1D": SIGNALS,
     }
-    figure = accuracy_by_condition(table, {}, conditions)
+    figure = plot_accuracy_by_condition(table, {}, conditions)
     stars = [
         Reference(x=row + 0.36, accuracy=accuracy, label=label, tying=tying)
         for label, values in PUBLISHED.items()
@@ -272,7 +272,7 @@ def by_params(table: pd.DataFrame) -> Figure:
     plain, best = table[table["optim.l1"].isna()], select_cell(table, best_lasso(table))
     nets = pd.concat([plain.assign(net=plain["model.tying"]), best.assign(net="beta-LASSO")])
     star = Reference(x=5210.0, accuracy=0.94, label="Greydanus 2020, MNIST-1D", tying="shared")
-    return accuracy_and_gap(
+    return plot_accuracy_and_gap(
         nets, "params/total", by="net", label="parameters", lines=False, references=[star]
     )
 

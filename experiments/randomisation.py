@@ -15,7 +15,7 @@ from cnnexp.analysis.claims import Claim, Expected, between, less_than, more_tha
 from cnnexp.analysis.dataframe import Cell, select_cell
 from cnnexp.analysis.statistics import paired
 from cnnexp.plots.axes import draw_published, renew_legend
-from cnnexp.plots.figures import Drawing, Reference, accuracy_by_condition
+from cnnexp.plots.figures import Drawing, Reference, plot_accuracy_by_condition
 from cnnexp.report.experiments import Experiment
 
 ZHANG = "Zhang 2017 (1611.03530), table 1 and figure 1"
@@ -199,13 +199,13 @@ CLAIMS = (
 
 def by_condition(table: pd.DataFrame):
     """Images under each condition."""
-    return accuracy_by_condition(is_images(table), USUAL, CONDITIONS)
+    return plot_accuracy_by_condition(is_images(table), USUAL, CONDITIONS)
 
 
 def on_signals(table: pd.DataFrame):
     """MNIST-1D, in order and shuffled."""
     conditions = {"MNIST-1D": {"data.permutation": "none"}, "shuffled": {"data.permutation": "fixed"}}
-    figure = accuracy_by_condition(select_cell(table, SIGNALS), {}, conditions)
+    figure = plot_accuracy_by_condition(select_cell(table, SIGNALS), {}, conditions)
     rows = {"dense": (0.68, 0.68), "shared": (0.94, 0.56)}
     published = [
         Reference(x=row + 0.36, accuracy=accuracy, label="", tying=tying)

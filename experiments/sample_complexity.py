@@ -27,7 +27,7 @@ from cnnexp.analysis.curves import (
 )
 from cnnexp.analysis.dataframe import Cell, select_cell
 from cnnexp.analysis.statistics import bounded_interval
-from cnnexp.plots.figures import TEXT_WIDTH, Drawing, style_of
+from cnnexp.plots.figures import TEXT_WIDTH_INCHES, Drawing, style_of
 from cnnexp.report.experiments import Experiment
 
 LAHOTI = "Lahoti 2024 (2403.15707), theorems 1 to 3"
@@ -219,7 +219,7 @@ CLAIMS = (
 
 def images_by_problem(table: pd.DataFrame) -> Figure:
     """The images that each net needs against k, d and the side, beside the bounds through its first point."""
-    figure = Figure(figsize=(TEXT_WIDTH, 3.2), layout="constrained")
+    figure = Figure(figsize=(TEXT_WIDTH_INCHES, 3.2), layout="constrained")
     by_k, by_d, by_side = figure.subplots(1, 3, sharey=True)
     for place, tying in enumerate(TYINGS):
         color = style_of(tying)["color"]

@@ -17,7 +17,7 @@ from cnnexp.analysis.claims import Claim, Expected, less_than, more_than
 from cnnexp.analysis.dataframe import Cell, select_cell
 from cnnexp.analysis.statistics import paired
 from cnnexp.plots.axes import TRAINING, draw_cells, draw_level, draw_published
-from cnnexp.plots.figures import TEXT_WIDTH, Drawing, Reference, style_of
+from cnnexp.plots.figures import TEXT_WIDTH_INCHES, Drawing, Reference, style_of
 from cnnexp.report.experiments import Experiment
 
 OTT = "Ott 2020 (1909.11483), table 2, CIFAR-10, medians of validation accuracy over 5 folds"
@@ -179,7 +179,7 @@ CLAIMS = (
 
 def by_moves_and_sharing(table: pd.DataFrame) -> Figure:
     """Accuracies and gap against how far images move, and against how often kernels are shared."""
-    figure = Figure(figsize=(TEXT_WIDTH, 4.6), layout="constrained")
+    figure = Figure(figsize=(TEXT_WIDTH_INCHES, 4.6), layout="constrained")
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
     distances = sorted(int(distance) for distance in table["data.crop"].unique())
     moves = np.array(distances) / side_of(table)

@@ -15,7 +15,7 @@ from cnnexp.analysis.claims import Claim, less_than, more_than
 from cnnexp.analysis.dataframe import Cell
 from cnnexp.analysis.statistics import paired, rank_correlation
 from cnnexp.analysis.tables import format_value
-from cnnexp.plots.figures import Drawing, accuracy_and_gap, accuracy_by_condition
+from cnnexp.plots.figures import Drawing, plot_accuracy_and_gap, plot_accuracy_by_condition
 from cnnexp.report.experiments import Experiment
 
 ELSAYED = "Elsayed 2020 (2002.02959)"
@@ -155,7 +155,7 @@ def by_params(table: pd.DataFrame) -> Figure:
     shared = table[table["model.tying"] == "shared"]
     dials = [on_dial(table, dial).assign(dial=dial) for dial in DIALS]
     drawn = pd.concat([*dials, shared.assign(dial="wider, shared")])
-    return accuracy_and_gap(drawn, "params/total", by="dial", label="parameters")
+    return plot_accuracy_and_gap(drawn, "params/total", by="dial", label="parameters")
 
 
 def by_layer(table: pd.DataFrame) -> Figure:
@@ -163,7 +163,7 @@ def by_layer(table: pd.DataFrame) -> Figure:
     nets = table[table["model.match"] == "none"]
     mixed = sorted(tying for tying in nets["model.tying"].unique() if tying.startswith("["))
     conditions = {format_value(tying): {"model.tying": tying} for tying in ("shared", *mixed)}
-    return accuracy_by_condition(nets[nets["model.tying"].isin(["shared", *mixed])], {}, conditions)
+    return plot_accuracy_by_condition(nets[nets["model.tying"].isin(["shared", *mixed])], {}, conditions)
 
 
 EXPERIMENT = Experiment(

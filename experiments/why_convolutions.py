@@ -23,10 +23,10 @@ from cnnexp.analysis.effects import Factorial, factorial
 from cnnexp.analysis.statistics import paired
 from cnnexp.plots.figures import (
     Drawing,
-    accuracy_by_condition,
-    accuracy_by_images,
-    accuracy_by_params,
-    equivalent_matrices,
+    plot_accuracy_by_condition,
+    plot_accuracy_by_images,
+    plot_accuracy_by_params,
+    plot_equivalent_matrices,
 )
 from cnnexp.report.experiments import Experiment
 
@@ -274,23 +274,23 @@ EXPERIMENT = Experiment(
     claims=CLAIMS,
     figures={
         "accuracy_by_images": Drawing(
-            draw=of_the_ladder(accuracy_by_images),
+            draw=of_the_ladder(plot_accuracy_by_images),
             caption="Accuracy and generalisation gap against training images: mean and 95% interval over "
             "seeds; dotted: the same nets on their training images.",
         ),
         "accuracy_by_condition": Drawing(
-            draw=lambda table: accuracy_by_condition(select_cell(table, SAME_SIZE), CLEAN, CONDITIONS),
+            draw=lambda table: plot_accuracy_by_condition(select_cell(table, SAME_SIZE), CLEAN, CONDITIONS),
             caption="Accuracy (hollow: on the training images) and gap under each condition, at 1,024 "
             "training images: mean and 95% interval over seeds.",
             needs=lambda table: len(select_cell(table, SAME_SIZE)) > 0,
         ),
         "accuracy_by_params": Drawing(
-            draw=of_the_ladder(accuracy_by_params),
+            draw=of_the_ladder(plot_accuracy_by_params),
             caption="Accuracy (hollow: on the training images) and generalisation gap against parameters: "
             "mean and 95% interval over seeds, training sizes averaged.",
         ),
         "equivalent_matrices": Drawing(
-            draw=equivalent_matrices,
+            draw=plot_equivalent_matrices,
             caption="The dense matrix that a layer is equivalent to (3x3 kernels on a 6x6 image). White: no "
             "connection, which is sparsity. One colour: one weight; a colour that returns is sharing.",
         ),

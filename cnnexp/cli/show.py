@@ -16,7 +16,7 @@ from cnnexp.core.text import short_number
 from cnnexp.data.images import Images
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.models.spec import Network, describe_matching, specify_network, total_count
-from cnnexp.report.layer_table import COLUMNS, COUNTED, layer_rows
+from cnnexp.report.layer_table import COLUMNS, COUNT_COLUMNS, tabulate_layers
 from cnnexp.store.files import write_bytes
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _table(layers: Network, config: RunConfig, *, wide: bool) -> Table:
     for column in shown:
         header = column if wide else column.replace("connections", "connec-\ntions")
         table.add_column(header, justify="left" if column in ("layer", "tying") else "right", overflow="fold")
-    rows = layer_rows(layers, config)
+    rows = tabulate_layers(layers, config)
     for index, row in enumerate(rows):
         if index == len(layers):
             table.add_section()
@@ -97,7 +97,7 @@ def _table(layers: Network, config: RunConfig, *, wide: bool) -> Table:
 def _text(column: str, value: Any, *, wide: bool) -> str:
     if column == "memory":
         return f"{short_number(value)}B"
-    if column in COUNTED:
+    if column in COUNT_COLUMNS:
         return f"{value:,}" if wide else short_number(value)
     return value if isinstance(value, str) else f"{value:.3f}" if column == "sparsity" else f"{value:,.1f}"
 
@@ -106,7 +106,7 @@ def _data_pictures(configs: Sequence[RunConfig], pictures: Pictures) -> Iterator
     """Describe each set of images: a line, images per class, and the picture of its examples."""
     from cnnexp.data.loading import describe, images_key, load
     from cnnexp.data.validate import check_corruptions, check_prepared, check_size
-    from cnnexp.plots.images import data_picture
+    from cnnexp.plots.images import plot_data
 
     sets: dict[str, list[RunConfig]] = {}
     for config in configs:
@@ -123,7 +123,7 @@ def _data_pictures(configs: Sequence[RunConfig], pictures: Pictures) -> Iterator
         yield describe(data)
         images = load(data)
         yield from _class_tables(alike, images)
-        yield pictures.save(data_picture(alike, images), f"data-{data.name}")
+        yield pictures.save(plot_data(alike, images), f"data-{data.name}")
 
 
 def _class_tables(configs: Sequence[RunConfig], images: Images | ImageFiles) -> Iterator[Table]:
@@ -158,9 +158,9 @@ def _class_tables(configs: Sequence[RunConfig], images: Images | ImageFiles) -> 
 
 def _picture(layers: Network, config: RunConfig, pictures: Pictures) -> str:
     """Write the picture of a network; the line to print about it."""
-    from cnnexp.plots.layers import network_picture
+    from cnnexp.plots.layers import plot_network
 
-    figure = network_picture(layers)
+    figure = plot_network(layers)
     if figure is None:
         return ""
     tied = [layer for layer in layers if not layer.geometry.covers_image]

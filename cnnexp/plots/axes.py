@@ -1,4 +1,4 @@
-"""Parts of figures that experiments draw themselves: accuracies with their gap, levels, published values."""
+"""Building blocks of the figures of experiments: accuracies and gaps, levels, published values."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,31 +30,40 @@ def draw_cells(
     label: str = "",
     **style: Any,
 ) -> None:
-    """Train (hollow, dotted) and test accuracy, and the gap, of one cell at each place of an axis."""
+    """Draw train accuracy (hollow, dotted), test accuracy and gap of one cell at each place of an axis.
+
+    Args:
+        accuracy: the axes of both accuracies.
+        gap: the axes of the generalisation gap.
+        x: the places.
+        cells: the runs of the cell at each place.
+        label: the entry in the legend.
+        style: further arguments of Matplotlib's `errorbar`.
+    """
     for axes, metric, look in (
         (accuracy, "train/accuracy", {"linestyle": ":", "markerfacecolor": "none"}),
         (accuracy, "test/accuracy", {"label": label}),
         (gap, "gap/accuracy", {}),
     ):
-        draw_intervals(axes, x, [over_seeds(cell, metric) for cell in cells], **style, **look)
+        draw_intervals(axes, x, [interval_over_seeds(cell, metric) for cell in cells], **style, **look)
 
 
 def draw_level(axes: Axes, runs: pd.DataFrame, metric: str, *, label: str = "", **style: Any) -> None:
-    """A line at the mean of a cell that has no place on the axis, and a band over its interval."""
-    value, low, high = over_seeds(runs, metric)
+    """Draw a line at the mean of a cell that has no place on the axis, and a band over its interval."""
+    value, low, high = interval_over_seeds(runs, metric)
     axes.axhline(value, label=label, **style)
     if low < high:
         axes.axhspan(low, high, color=style.get("color", GREY), alpha=0.12, linewidth=0)
 
 
 def draw_published(axes: Axes, source: str, values: Sequence[Reference], *, sideways: bool = False) -> None:
-    """Published values as stars in the colours of their tyings, under one entry of the legend.
+    """Draw published values as stars in the colours of their tyings, under one entry of the legend.
 
     Args:
-        axes: those of accuracy.
+        axes: the axes of accuracy.
         source: the paper and its data set.
-        values: where they are; those with a label of their own are hollow and named by it.
-        sideways: accuracies lie along the axis of x, as where rows are conditions.
+        values: the values; those with a label are hollow and have an entry of that name.
+        sideways: whether accuracies lie along the horizontal axis.
     """
     named = {value.label: value.label for value in values} | {"": source}
     for label in dict.fromkeys(value.label for value in values):
@@ -68,7 +77,7 @@ def draw_published(axes: Axes, source: str, values: Sequence[Reference], *, side
 
 
 def renew_legend(figure: Figure, **place: Any) -> Figure:
-    """Name what was added to a figure's first axes, too; returns the figure."""
+    """Replace the legend of a figure by one of everything in its first axes, and return the figure."""
     for legend in list(figure.legends):
         legend.remove()
     place = place or {"loc": "outside right center"}
@@ -76,6 +85,6 @@ def renew_legend(figure: Figure, **place: Any) -> Figure:
     return figure
 
 
-def over_seeds(runs: pd.DataFrame, metric: str) -> Interval:
-    """The interval of a metric over seeds."""
+def interval_over_seeds(runs: pd.DataFrame, metric: str) -> Interval:
+    """Compute the interval of a metric over seeds."""
     return interval(runs.groupby("seed")[metric].mean().to_numpy())

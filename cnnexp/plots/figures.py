@@ -1,4 +1,4 @@
-"""Figures: the same colour and mark for the same tying everywhere, intervals always."""
+"""Figures of accuracy: one colour and marker per tying everywhere, and always intervals."""
 
 import io
 import math
@@ -24,7 +24,7 @@ from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying
 from cnnexp.plots.layers import draw_matrix
 
-# Okabe and Ito's palette, which colour-blind readers tell apart; marks and lines differ too.
+# Okabe and Ito's palette, which colour-blind readers can distinguish; markers differ, too.
 STYLE = {
     "dense": {"color": "#D55E00", "marker": "s"},
     "local": {"color": "#009E73", "marker": "^"},
@@ -35,10 +35,10 @@ STYLE = {
 }
 OTHER = {"color": "#7A7A7A", "marker": "X"}
 ORDER = list(STYLE)
-DARKER, DARKEST, LARGER = 0.2, 0.5, 0.25  # each doubling of a tying's number, in shares
-TICKS = 6  # of an axis, at most
-LARGEST_SIDE = 1_600  # pixels, of a small picture
-TEXT_WIDTH = 6.75  # inches, of a paper's page
+DARKER, DARKEST, LARGER = 0.2, 0.5, 0.25  # fractions by which a marker changes with each doubling
+MOST_TICKS = 6  # of an axis
+LARGEST_SIDE_PIXELS = 1_600  # of a published figure
+TEXT_WIDTH_INCHES = 6.75  # of a page of a paper
 PAPER: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -65,9 +65,12 @@ DARK: dict[Any, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A figure of a report: how to draw it from the frame, and the sentence below it.
+    """A figure of a report.
 
-    `needs` says whether a frame has the runs that it shows.
+    Attributes:
+        draw: draws it from a data frame with one row per run.
+        caption: the sentence below it.
+        needs: returns whether a data frame has the runs that it shows.
     """
 
     draw: Callable[[pd.DataFrame], Figure]
@@ -77,7 +80,14 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A published value, drawn as a star beside ours."""
+    """A published value, drawn as a star.
+
+    Attributes:
+        x: its place on the horizontal axis.
+        accuracy: the published accuracy, between 0 and 1.
+        label: its entry in the legend.
+        tying: the tying whose colour it has; empty: grey.
+    """
 
     x: float
     accuracy: float
@@ -87,7 +97,7 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class Rendered:
-    """One figure at a paper's size, for print and for both kinds of screen."""
+    """The files of a figure: PNG for light and for dark screens, and PDF for print."""
 
     png: bytes
     dark_png: bytes
@@ -95,7 +105,7 @@ class Rendered:
 
 
 def render(drawing: Drawing, table: pd.DataFrame) -> Rendered:
-    """Draw on white and on black, by Matplotlib's own defaults: a user's `matplotlibrc` changes nothing."""
+    """Draw a figure on white and on black, by Matplotlib's defaults and not the user's `matplotlibrc`."""
     with context(["default", PAPER]):
         figure = drawing.draw(table)
         png, pdf = _saved(figure, "png"), _saved(figure, "pdf")
@@ -103,15 +113,15 @@ def render(drawing: Drawing, table: pd.DataFrame) -> Rendered:
         return Rendered(png=png, pdf=pdf, dark_png=_saved(drawing.draw(table), "png"))
 
 
-def smaller(png: bytes) -> bytes:
-    """The same picture at half its size or less, in few colours: some ten kilobytes."""
+def shrink_png(png: bytes) -> bytes:
+    """Reduce a PNG file to half its size or less and few colours: some ten kilobytes."""
     from PIL import Image
 
     picture = Image.open(io.BytesIO(png)).convert("RGB")
-    scale = min(0.5, LARGEST_SIDE / max(picture.size))
+    scale = min(0.5, LARGEST_SIDE_PIXELS / max(picture.size))
     half = picture.resize([round(scale * side) for side in picture.size], Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    # Median cut, Pillow's own choice, spends the palette on greys: rare colours, a mark's, lose their hue.
+    # Median cut, Pillow's default, spends the palette on greys, and the rare colours of markers are lost.
     few = half.quantize(64, method=Image.Quantize.MAXCOVERAGE, kmeans=3)
     few.save(file, format="png", optimize=True)
     return file.getvalue()
@@ -124,7 +134,7 @@ def _saved(figure: Figure, form: str) -> bytes:
     return file.getvalue()
 
 
-def accuracy_and_gap(
+def plot_accuracy_and_gap(
     table: pd.DataFrame,
     x: str,
     *,
@@ -134,18 +144,18 @@ def accuracy_and_gap(
     lines: bool = True,
     references: Sequence[Reference] = (),
 ) -> Figure:
-    """Train and test accuracy, and the gap between them, against a key or count on a logarithmic axis.
+    """Plot train and test accuracy, and the gap between them, against a key or count on a logarithmic axis.
 
     Args:
-        table: a frame.
-        x: the column; cells of one value of it and of `by` are averaged seed by seed.
-        by: what tells the lines apart.
-        label: of the axis.
-        base: of the logarithm.
-        lines: join the cells of a line; else each cell is a mark.
+        table: one row per run.
+        x: the column; cells with the same values of it and of `by` are averaged seed by seed.
+        by: the column that has one line per value.
+        label: the label of the axis.
+        base: the base of the logarithm.
+        lines: whether the markers of a line are joined.
         references: published values.
     """
-    figure = Figure(figsize=(TEXT_WIDTH, 2.7), layout="constrained")
+    figure = Figure(figsize=(TEXT_WIDTH_INCHES, 2.7), layout="constrained")
     accuracy, gap = figure.subplots(1, 2, sharex=True)
     for name in sorted(table[by].astype(str).unique(), key=tying_order):
         runs, style = table[table[by].astype(str) == name], style_of(name)
@@ -154,8 +164,10 @@ def accuracy_and_gap(
             (accuracy, "test/accuracy", {"linestyle": "-", "label": figure_text(format_value(name))}),
             (gap, "gap/accuracy", {"linestyle": "-"}),
         ):
-            places, found = intervals_by(runs, x, metric)
-            draw_intervals(axes, places, found, **style, **(look if lines else look | {"linestyle": "none"}))
+            places, intervals = compute_intervals(runs, x, metric)
+            draw_intervals(
+                axes, places, intervals, **style, **(look if lines else look | {"linestyle": "none"})
+            )
     for reference in references:
         colour = style_of(reference.tying)["color"] if reference.tying else "#7A7A7A"
         accuracy.plot(
@@ -175,7 +187,7 @@ def accuracy_and_gap(
         axes.set_xlabel(label or figure_text(format_key(x).replace("_", " ")))
     if "." in x:  # the few values of a key, where counts are many
         ticks = sorted(table[x].unique())
-        ticks = ticks[:: -(-len(ticks) // TICKS)]
+        ticks = ticks[:: -(-len(ticks) // MOST_TICKS)]
         accuracy.set_xticks(ticks, [f"{tick:,.10g}" for tick in ticks])
         accuracy.xaxis.set_minor_locator(NullLocator())
     accuracy.set(ylabel="accuracy", ylim=(0, 1.04))
@@ -184,58 +196,59 @@ def accuracy_and_gap(
     return figure
 
 
-def accuracy_by_images(table: pd.DataFrame) -> Figure:
-    """Accuracies and gap against the number of training images, a line a tying."""
-    return accuracy_and_gap(table, "data.train_size", label="training images", base=2)
+def plot_accuracy_by_images(table: pd.DataFrame) -> Figure:
+    """Plot accuracies and gap against the number of training images, one line per tying."""
+    return plot_accuracy_and_gap(table, "data.train_size", label="training images", base=2)
 
 
-def accuracy_by_params(table: pd.DataFrame) -> Figure:
-    """Accuracies and gap against the number of parameters, a mark a network."""
-    return accuracy_and_gap(table, "params/total", label="parameters", lines=False)
+def plot_accuracy_by_params(table: pd.DataFrame) -> Figure:
+    """Plot accuracies and gap against the number of parameters, one marker per network."""
+    return plot_accuracy_and_gap(table, "params/total", label="parameters", lines=False)
 
 
-def accuracy_by_condition(
+def plot_accuracy_by_condition(
     table: pd.DataFrame, usual: Cell, conditions: Mapping[str, Cell], *, by: str = "model.tying"
 ) -> Figure:
-    """Train and test accuracy, and the gap, a row a condition, a mark a tying with its interval.
+    """Plot train and test accuracy, and the gap, with one row per condition and one marker per tying.
 
     Args:
-        table: a frame.
-        usual: keys and their values where no condition says otherwise.
-        conditions: by what people call them, the keys that they change; those without runs are left out.
-        by: what the colours tell apart.
+        table: one row per run.
+        usual: keys and their values, unless a condition changes them.
+        conditions: the keys and values that each condition changes, by its label; conditions without runs are
+            left out.
+        by: the column that has one colour per value.
     """
-    found = {name: select_cell(table, {**usual, **changed}) for name, changed in conditions.items()}
-    found = {name: runs for name, runs in found.items() if len(runs)}
-    figure = Figure(figsize=(TEXT_WIDTH, 0.8 + 0.32 * len(found)), layout="constrained")
+    cells = {name: select_cell(table, {**usual, **changed}) for name, changed in conditions.items()}
+    cells = {name: runs for name, runs in cells.items() if len(runs)}
+    figure = Figure(figsize=(TEXT_WIDTH_INCHES, 0.8 + 0.32 * len(cells)), layout="constrained")
     accuracy, gap = figure.subplots(1, 2, sharey=True)
     names = sorted(table[by].astype(str).unique(), key=tying_order)
     for place, name in enumerate(names):
         look = style_of(name) | {"linestyle": "none"}
-        for row, runs in enumerate(found.values()):
-            own = runs[runs[by].astype(str) == name]
+        for row, runs in enumerate(cells.values()):
+            same_name = runs[runs[by].astype(str) == name]
             height = row + 0.5 * ((place + 0.5) / len(names) - 0.5)
             for axes, metric, more in (
                 (accuracy, "train/accuracy", {"markerfacecolor": "none"}),
                 (accuracy, "test/accuracy", {}),
                 (gap, "gap/accuracy", {}),
             ):
-                if len(own):
-                    value, low, high = interval(own.groupby("seed")[metric].mean().to_numpy())
+                if len(same_name):
+                    value, low, high = interval(same_name.groupby("seed")[metric].mean().to_numpy())
                     error = np.nan_to_num([[value - low], [high - value]])
                     axes.errorbar([value], [height], xerr=error, capsize=2, elinewidth=0.8, **look, **more)
         accuracy.plot([], [], label=figure_text(format_value(name)), **look)
-    accuracy.set_yticks(range(len(found)), list(found))
-    accuracy.set(xlabel="accuracy", xlim=(0, 1.04), ylim=(len(found) - 0.5, -0.5))
+    accuracy.set_yticks(range(len(cells)), list(cells))
+    accuracy.set(xlabel="accuracy", xlim=(0, 1.04), ylim=(len(cells) - 0.5, -0.5))
     gap.set_xlabel("generalisation gap (train − test)")
     figure.legend(*accuracy.get_legend_handles_labels(), loc="outside right center")
     return figure
 
 
-def equivalent_matrices(table: pd.DataFrame) -> Figure:
-    """The dense matrices that a dense, a local and a shared layer are equivalent to; a colour a weight."""
+def plot_equivalent_matrices(table: pd.DataFrame) -> Figure:
+    """Plot the equivalent matrices of a dense, a local and a shared layer, one colour per weight."""
     geometry = Geometry(in_shape=(6, 6, 1), features=1, kernel_size=(3, 3))
-    figure = Figure(figsize=(TEXT_WIDTH, 2.9), layout="constrained")
+    figure = Figure(figsize=(TEXT_WIDTH_INCHES, 2.9), layout="constrained")
     for axes, tying in zip(figure.subplots(1, 3), ("dense", "local", "shared"), strict=True):
         draw_matrix(axes, geometry, Tying.parse(tying))
         axes.title.set_fontsize(8)
@@ -245,26 +258,30 @@ def equivalent_matrices(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def intervals_by(runs: pd.DataFrame, x: str, metric: str) -> tuple[np.ndarray, list[Interval]]:
-    """The values of a column in order, and at each the interval of a metric over seeds."""
+def compute_intervals(runs: pd.DataFrame, x: str, metric: str) -> tuple[np.ndarray, list[Interval]]:
+    """Compute the interval of a metric over seeds at each value of a column.
+
+    Returns:
+        The sorted values of the column, and the intervals.
+    """
     cells = runs.groupby(x)
     places = np.sort(runs[x].unique())
     means = [cells.get_group(place).groupby("seed")[metric].mean() for place in places]
     return places, [interval(values.to_numpy()) for values in means]
 
 
-def draw_intervals(axes: Axes, x: np.ndarray, found: Sequence[Interval], **style: Any) -> None:
-    """Estimates with their intervals as bars; one seed has no bar."""
-    values, low, high = np.array(found, float).T
+def draw_intervals(axes: Axes, x: np.ndarray, intervals: Sequence[Interval], **style: Any) -> None:
+    """Draw estimates with their intervals as bars; a single seed has no bar."""
+    values, low, high = np.array(intervals, float).T
     error = np.nan_to_num([values - low, high - values])
     axes.errorbar(x, values, yerr=error, capsize=2, elinewidth=0.8, **style)
 
 
 def style_of(tying: object) -> dict[str, Any]:
-    """Colour and mark of a tying: those of its kind, darker and larger with its number.
+    """Choose the colour and marker of a tying: those of its kind, darker and larger with its number.
 
-    Where layers are tied differently, `['local', 'shared']`, the colour is the first one's and the mark the
-    last one's.
+    If layers are tied differently, as in `['local', 'shared']`, the colour is that of the first layer and the
+    marker that of the last one.
     """
     if len(kinds := re.findall(r"'([^']+)'", str(tying))) > 1:
         return style_of(kinds[0]) | {"marker": style_of(kinds[-1])["marker"]}
@@ -283,18 +300,18 @@ def style_of(tying: object) -> dict[str, Any]:
 
 
 def tying_order(tying: str) -> tuple[int, str]:
-    """From dense to shared, and by size within a kind."""
+    """Return a key that sorts tyings from dense to shared, and by number within a kind."""
     kind = tying.partition("(")[0]
     return (ORDER.index(kind) if kind in ORDER else len(ORDER), f"{len(tying):3} {tying}")
 
 
-def default_drawings(table: pd.DataFrame) -> Mapping[str, Drawing]:
-    """Figures of a sweep whose experiment has none of its own."""
+def make_default_drawings(table: pd.DataFrame) -> Mapping[str, Drawing]:
+    """Choose the figures of a sweep whose experiment has none."""
     drawings = {}
     if table["data.train_size"].nunique() > 1 if "data.train_size" in table else False:
         caption = "Accuracy (dotted: on the training images) and generalisation gap against training images."
-        drawings["accuracy_by_images"] = Drawing(draw=accuracy_by_images, caption=caption)
+        drawings["accuracy_by_images"] = Drawing(draw=plot_accuracy_by_images, caption=caption)
     if table["params/total"].nunique() > 1 and "model.tying" in table:
         caption = "Accuracy (hollow: on the training images) and generalisation gap against parameters."
-        drawings["accuracy_by_params"] = Drawing(draw=accuracy_by_params, caption=caption)
+        drawings["accuracy_by_params"] = Drawing(draw=plot_accuracy_by_params, caption=caption)
     return drawings

@@ -1,4 +1,4 @@
-"""Pictures of what a network sees: examples of a data set, clean and as the configuration corrupts them."""
+"""Figures of examples of a data set, clean and as runs see them after corruption and augmentation."""
 
 from collections.abc import Sequence
 from textwrap import wrap
@@ -16,35 +16,37 @@ from cnnexp.data.images import Images
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.sampling import balanced_order, split_run_key
 
-EXAMPLES = 10  # columns: one example of each of the first classes
-CELL = 1.05  # inches
-TITLE = 34  # letters of a line beside a row
+EXAMPLES = 10  # columns, one per class for the first classes
+CELL_INCHES = 1.05
+TITLE_CHARACTERS = 34  # of a line beside a row
 
 
-def data_picture(configs: Sequence[RunConfig], images: Images | ImageFiles) -> Figure:
-    """A row of clean examples of each split, then a row for each configuration that does something to it.
+def plot_data(configs: Sequence[RunConfig], images: Images | ImageFiles) -> Figure:
+    """Plot one row of clean examples per split, and one for each configuration that changes them.
 
     Args:
-        configs: of one set of images, each with its corruptions; its seed draws them.
-        images: that set.
+        configs: configurations of one set of images; the seed of each draws its corruptions.
+        images: the set.
     """
     rows = [
         _Row(split, images, config) for split in ("train", "test") for config in _distinct(configs, split)
     ]
-    figure = Figure(figsize=(CELL * EXAMPLES + 2.0, CELL * len(rows) + 0.3), layout="constrained")
-    panels = figure.subplots(len(rows), EXAMPLES, squeeze=False)
-    for row, axes in zip(rows, panels, strict=True):
+    figure = Figure(
+        figsize=(CELL_INCHES * EXAMPLES + 2.0, CELL_INCHES * len(rows) + 0.3), layout="constrained"
+    )
+    grid = figure.subplots(len(rows), EXAMPLES, squeeze=False)
+    for row, axes in zip(rows, grid, strict=True):
         row.draw(list(axes))
     return figure
 
 
 def _distinct(configs: Sequence[RunConfig], split: str) -> list[RunConfig | None]:
-    """None for the clean images, then the configurations that do something to a split."""
-    done = {_what_is_done(config.data, split): config for config in configs}
+    """List the distinct configurations that change a split, after None for the clean images."""
+    done = {_describe_changes(config.data, split): config for config in configs}
     return [None, *(config for what, config in done.items() if what)]
 
 
-def _what_is_done(data: Data, split: str) -> str:
+def _describe_changes(data: Data, split: str) -> str:
     prefix = f"corruption/{split}/"
     done = {key: value for key, value in corruption_summary(data).items() if key.startswith(prefix)}
     named = [(key.removeprefix(prefix), value) for key, value in done.items()]
@@ -52,7 +54,7 @@ def _what_is_done(data: Data, split: str) -> str:
 
 
 class _Row:
-    """The examples of a split, as they are (no configuration) or as a run sees them."""
+    """One row of examples of a split, clean (without a configuration) or as a run sees them."""
 
     def __init__(self, split: str, images: Images | ImageFiles, config: RunConfig | None):
         self._split, self._images, self._config = split, images, config
@@ -65,8 +67,10 @@ class _Row:
     def draw(self, axes: Sequence[Axes]) -> None:
         title = self._split
         if self._config is not None:
-            title += "\n" + "\n".join(wrap(_what_is_done(self._config.data, self._split), TITLE))
-        examples, labels = self._seen()
+            title += "\n" + "\n".join(
+                wrap(_describe_changes(self._config.data, self._split), TITLE_CHARACTERS)
+            )
+        examples, labels = self._examples()
         for axis, example, label in zip(axes, examples, labels, strict=False):
             axis.set_title(_label_text(label), fontsize=8, pad=2)
             _draw(axis, example)
@@ -76,8 +80,8 @@ class _Row:
             axis.set_axis_off()
         axes[0].set_ylabel(title, fontsize=7, rotation=0, ha="right", va="center")
 
-    def _seen(self) -> tuple[Float[np.ndarray, "n h w c"], Int[np.ndarray, "n ..."]]:
-        """Examples from 0 to 1, and their labels."""
+    def _examples(self) -> tuple[Float[np.ndarray, "n h w c"], Int[np.ndarray, "n ..."]]:
+        """Return the examples, scaled to values between 0 and 1, and their labels."""
         pixels = self._pixels()
         mean, std = (np.asarray(value) for value in self._images.normalisation)
         low, high = (0.0, 255.0) if pixels.dtype == np.uint8 else (mean - 3 * std, mean + 3 * std)
@@ -93,7 +97,7 @@ class _Row:
             pixels = np.asarray(seen) * std + mean
             if self._split == "train":
                 labels = np.asarray(corruptions.labels(labels, image_ids, self._classes()))
-        width = np.where(high > low, high - low, 1)  # of a constant channel: drawn black
+        width = np.where(high > low, high - low, 1)  # a constant channel is drawn black
         return np.clip((pixels - low) / width, 0, 1), labels
 
     def _classes(self) -> int:

@@ -1,4 +1,4 @@
-"""Pictures of layers, from geometry and tying alone: sparsity and sharing at a glance."""
+"""Figures of layers, drawn from geometry and tying alone: sparsity and sharing at a glance."""
 
 from dataclasses import replace
 
@@ -14,17 +14,21 @@ from cnnexp.nn.counts import count
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying, kernel_index
 
-SIDE = 12  # pixels up to which an image is drawn whole: its matrix has the square of that squared
+LARGEST_SIDE = 12  # pixels of an image: its matrix has the fourth power of that
 
 
-def network_picture(layers: Network) -> Figure | None:
-    """For each convolution its equivalent matrix and which positions share a kernel; None without any."""
+def plot_network(layers: Network) -> Figure | None:
+    """Plot the equivalent matrix of each convolution and which positions share a kernel.
+
+    Returns:
+        The figure; None for a network without convolutions.
+    """
     drawn = [layer for layer in layers if not layer.geometry.covers_image]
     if not drawn:
         return None
     figure = Figure(figsize=(9, 4.7 * len(drawn)), layout="constrained")
-    panels = figure.subplots(len(drawn), 2, squeeze=False)
-    for layer, (matrix, positions) in zip(drawn, panels, strict=True):
+    grid = figure.subplots(len(drawn), 2, squeeze=False)
+    for layer, (matrix, positions) in zip(drawn, grid, strict=True):
         geometry = _drawable(layer.geometry)
         draw_matrix(matrix, geometry, layer.tying)
         matrix.set_ylabel(f"{layer.name}: output unit")
@@ -33,8 +37,11 @@ def network_picture(layers: Network) -> Figure | None:
 
 
 def draw_matrix(axes: Axes, geometry: Geometry, tying: Tying) -> None:
-    """The equivalent matrix of one input and one output channel; a colour a weight, white no connection."""
-    numbers = weight_numbers(geometry, tying)
+    """Draw the equivalent matrix of one input and one output channel.
+
+    Each weight has a colour; white is no connection.
+    """
+    numbers = number_weights(geometry, tying)
     axes.imshow(
         np.ma.masked_equal(numbers, 0),
         cmap=_distinct_colours(int(numbers.max())),
@@ -55,14 +62,14 @@ def draw_matrix(axes: Axes, geometry: Geometry, tying: Tying) -> None:
 
 
 def draw_positions(axes: Axes, layer: LayerSpec) -> None:
-    """The output positions of a layer; those of one colour share a kernel."""
+    """Draw the output positions of a layer; positions of one colour share a kernel."""
     if layer.tying.kind == "low_rank":
         shape, title = layer.geometry.out_size, f"each position mixes the same {layer.tying.size} kernels"
         axes.imshow(np.zeros(shape), cmap=ListedColormap(["#dddddd"]))
     else:
         index = kernel_index(layer.geometry, layer.tying)
         number = int(index.max()) + 1
-        title = "one kernel for all positions" if number == 1 else f"{number:,} kernels, a colour each"
+        title = "one kernel for all positions" if number == 1 else f"{number:,} kernels, each in a colour"
         axes.imshow(index + 1, cmap=_distinct_colours(number), vmin=1, interpolation="nearest")
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(
@@ -71,11 +78,11 @@ def draw_positions(axes: Axes, layer: LayerSpec) -> None:
     axes.set(xticks=[], yticks=[])
 
 
-def weight_numbers(geometry: Geometry, tying: Tying) -> Int[np.ndarray, "positions pixels"]:
-    """The equivalent matrix of one channel with the number of a weight, from 1, for its value; 0: none.
+def number_weights(geometry: Geometry, tying: Tying) -> Int[np.ndarray, "positions pixels"]:
+    """Compute the equivalent matrix of one channel, with numbers of weights from 1 on as its entries.
 
-    The kernels of `low_rank` differ at every position, as those of `local` do. Random connectivity is
-    drawn as an example.
+    Zero is no connection. The kernels of `low_rank` differ at every position, as those of `local` do. Random
+    connectivity is drawn with a fixed seed as an example.
     """
     if tying.kind == "dense":
         return 1 + np.arange(geometry.positions * geometry.pixels).reshape(geometry.positions, -1)
@@ -92,16 +99,16 @@ def weight_numbers(geometry: Geometry, tying: Tying) -> Int[np.ndarray, "positio
 
 
 def _drawable(geometry: Geometry) -> Geometry:
-    """The same window on an image small enough to see single weights, with one channel."""
+    """Reduce a geometry to one channel and an image small enough to see single weights."""
     extent, (height, width, _) = geometry.extent, geometry.in_shape
-    h, w = (min(size, max(SIDE, k + 3)) for size, k in zip((height, width), extent, strict=True))
+    h, w = (min(size, max(LARGEST_SIDE, k + 3)) for size, k in zip((height, width), extent, strict=True))
     return replace(geometry, in_shape=(h, w, 1), features=1)
 
 
 def _distinct_colours(number: int) -> Colormap:
-    """As many colours, shuffled so that neighbours differ, all darker than white.
+    """Return a shuffled colour map in which neighbours differ and no colour is white.
 
-    Viridis, since colour-blind readers tell its shades apart by their lightness.
+    Its colours are those of Viridis, which colour-blind readers distinguish by their lightness.
     """
     shades = np.asarray(mpl.colormaps["viridis"](np.linspace(0, 0.92, number)))
     colours = ListedColormap(shades[np.random.default_rng(0).permutation(number)])

@@ -18,14 +18,22 @@ COLUMNS = [
     "memory",
 ]
 
-COUNTED = ("params", "weights", "connections", "MACs", "memory")
+COUNT_COLUMNS = ("params", "weights", "connections", "MACs", "memory")
 
 
-def layer_rows(layers: Network, config: RunConfig) -> list[dict[str, Any]]:
-    """The values of `COLUMNS` for each layer, then for all of them together."""
+def tabulate_layers(layers: Network, config: RunConfig) -> list[dict[str, Any]]:
+    """Tabulate the layers of a network, and then their total.
+
+    Args:
+        layers: the network.
+        config: gives the number of values that the optimiser stores per weight.
+
+    Returns:
+        The values of `COLUMNS` for each row; memory is in bytes.
+    """
     rows = [_row(layer, config) for layer in layers]
     pairs = sum(layer.geometry.in_units * layer.geometry.out_units for layer in layers)
-    sums = {column: sum(row[column] for row in rows) for column in COUNTED}
+    sums = {column: sum(row[column] for row in rows) for column in COUNT_COLUMNS}
     rates = {
         "sparsity": 1 - sums["connections"] / pairs,
         "sharing": sums["connections"] / sums["weights"],

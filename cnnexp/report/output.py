@@ -10,7 +10,7 @@ from rich.table import Table
 from cnnexp.analysis.dataframe import warn_excluded_runs
 from cnnexp.analysis.tables import format_cells, latex_table, print_table
 from cnnexp.core.text import pluralize
-from cnnexp.plots.figures import smaller
+from cnnexp.plots.figures import shrink_png
 from cnnexp.report.html import render_html
 from cnnexp.report.markdown import render_markdown
 from cnnexp.report.report import Report, make_report
@@ -64,7 +64,7 @@ def publish_report(report: Report, folder: Path) -> Path:
     """
     name = report.folder.parent.name
     for figure_name, (_, figure) in report.drawn.items():
-        write_bytes(folder / "figures" / f"{name}_{figure_name}.png", smaller(figure.png))
+        write_bytes(folder / "figures" / f"{name}_{figure_name}.png", shrink_png(figure.png))
     write_text(folder / f"{name}.md", render_markdown(report, f"figures/{name}_"))
     return folder / f"{name}.md"
 

@@ -17,8 +17,8 @@ from cnnexp.analysis.tables import (
 )
 from cnnexp.analysis.tuning import Tuning, tune
 from cnnexp.core.text import figure_text, pluralize
-from cnnexp.plots.figures import Drawing, Rendered, default_drawings, render
-from cnnexp.plots.kernels import kernels_figure
+from cnnexp.plots.figures import Drawing, Rendered, make_default_drawings, render
+from cnnexp.plots.kernels import plot_kernels
 from cnnexp.report.experiments import Experiment, load_experiment
 from cnnexp.store.runs import StoredRun, read_commands, read_kernels
 
@@ -89,12 +89,12 @@ def make_report(folder: Path) -> Report:
     experiment = load_experiment(str(table["experiment"].iloc[0]), folder.parent)
     drawings = {
         name: drawing
-        for name, drawing in (experiment.figures or default_drawings(table)).items()
+        for name, drawing in (experiment.figures or make_default_drawings(table)).items()
         if drawing.needs(table)
     }
     judged = judge(experiment.claims, table)
     if kernels := _kept_kernels(table, runs):
-        drawings["kernels"] = Drawing(draw=lambda _: kernels_figure(kernels), caption=KERNELS_CAPTION)
+        drawings["kernels"] = Drawing(draw=lambda _: plot_kernels(kernels), caption=KERNELS_CAPTION)
     return Report(
         folder=folder / "report",
         experiment=experiment,

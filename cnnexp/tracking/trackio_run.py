@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from cnnexp.plots.kernels import kernel_mosaics
+from cnnexp.plots.kernels import read_kernel_mosaics
 from cnnexp.store.files import read_json, write_json
 from cnnexp.store.runs import ENDED, read_run
 from cnnexp.tracking.target import Target
@@ -79,7 +79,7 @@ class TrackioRun:
             for row in run.history:
                 if row["step"] not in logged_steps:  # Trackio reserves the name "step"
                     metrics = {key: value for key, value in row.items() if key != "step"}
-                    mosaics = kernel_mosaics(run.folder, row["step"])
+                    mosaics = read_kernel_mosaics(run.folder, row["step"])
                     pictures = {
                         f"kernels/{layer}": trackio.Image(picture) for layer, picture in mosaics.items()
                     }

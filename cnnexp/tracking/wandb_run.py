@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnexp.config import parse
-from cnnexp.plots.kernels import kernel_mosaics
+from cnnexp.plots.kernels import read_kernel_mosaics
 from cnnexp.store.files import is_name, read_json, write_json
 from cnnexp.store.runs import ENDED, StoredRun, read_history, read_run
 from cnnexp.tracking.target import LABEL_LIMIT, NAME_LIMIT, Target, shortened
@@ -108,7 +108,7 @@ class WandbRun:
 
     def _draw_kernels(self, step: int | float) -> dict[str, Any]:
         """Draw the kernels, if the run stored any at this step."""
-        mosaics = kernel_mosaics(self._folder, step)
+        mosaics = read_kernel_mosaics(self._folder, step)
         if not mosaics:
             return {}
         import wandb

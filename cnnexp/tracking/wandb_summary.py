@@ -20,9 +20,9 @@ from cnnexp.data.loading import images_key, load
 from cnnexp.data.tfds.prepared import resolve_data_dir
 from cnnexp.data.validate import check_prepared
 from cnnexp.models.spec import Network, specify_network
-from cnnexp.plots.images import data_picture
-from cnnexp.plots.layers import network_picture
-from cnnexp.report.layer_table import COLUMNS, layer_rows
+from cnnexp.plots.images import plot_data
+from cnnexp.plots.layers import plot_network
+from cnnexp.report.layer_table import COLUMNS, tabulate_layers
 from cnnexp.report.output import write_report
 from cnnexp.report.tables import verdicts_table
 from cnnexp.store.files import read_json, write_json
@@ -120,7 +120,7 @@ def _collect_media(folder: Path, configs: list[RunConfig]) -> dict[str, Any]:
     layers = [
         [name, *(row[column] for column in COLUMNS)]
         for name, (network, config) in networks.items()
-        for row in layer_rows(network, config)
+        for row in tabulate_layers(network, config)
     ]
     logged: dict[str, Any] = {
         "cells": wandb.Table(dataframe=report.cells),
@@ -130,7 +130,7 @@ def _collect_media(folder: Path, configs: list[RunConfig]) -> dict[str, Any]:
     for name in report.drawn:
         logged[f"figures/{name}"] = wandb.Image(str(report.folder / f"{name}.png"))
     for name, (network, _) in list(networks.items())[:MOST_FIGURES]:
-        if (figure := network_picture(network)) is not None:
+        if (figure := plot_network(network)) is not None:
             logged[f"networks/{name}"] = _image(figure)
     for name, figure in _draw_data(folder, configs):
         logged[f"images/{name}"] = _image(figure)
@@ -175,5 +175,5 @@ def _draw_data(folder: Path, configs: list[RunConfig]) -> list[tuple[str, Figure
             check_prepared(data)
         except UsageError:  # the runs were trained on another machine, which has the images
             continue
-        figures.append((data.name, data_picture(same_images, load(data))))
+        figures.append((data.name, plot_data(same_images, load(data))))
     return figures

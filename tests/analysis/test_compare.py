@@ -19,10 +19,10 @@ from cnnexp.nn.tying import Tying
 from cnnexp.plots.figures import (
     STYLE,
     Drawing,
-    accuracy_and_gap,
-    accuracy_by_params,
+    plot_accuracy_and_gap,
+    plot_accuracy_by_params,
     render,
-    smaller,
+    shrink_png,
     style_of,
 )
 from cnnexp.plots.layers import draw_matrix
@@ -179,7 +179,7 @@ def test_ties_of_one_kind_are_told_apart_and_always_look_the_same() -> None:
 @pytest.mark.parametrize("values", [(3, 5, 7), (0.5, 1.0, 2.0), (64, 1024, 16384)])
 def test_the_axis_of_a_key_has_its_values_as_ticks(values: tuple[float, ...]) -> None:
     table = swept(*(runs_of(0.5, model__tying="local", model__kernel_size=value) for value in values))
-    figure = accuracy_and_gap(table, "model.kernel_size")
+    figure = plot_accuracy_and_gap(table, "model.kernel_size")
     figure.draw_without_rendering()
     for axes in figure.axes:
         labels = [tick.label1.get_text() for tick in axes.xaxis.get_major_ticks()]
@@ -190,7 +190,7 @@ def test_the_axis_of_a_key_has_its_values_as_ticks(values: tuple[float, ...]) ->
 def test_small_pictures_keep_the_colours_of_tyings() -> None:
     nets = {tying: {"model__tying": tying, "params/total": 10.0**place} for place, tying in enumerate(STYLE)}
     table = swept(*(runs_of(0.5, 0.01, **keys) for keys in nets.values()))
-    png = smaller(render(Drawing(draw=accuracy_by_params, caption=""), table).png)
+    png = shrink_png(render(Drawing(draw=plot_accuracy_by_params, caption=""), table).png)
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), int).reshape(-1, 3)
     for style in STYLE.values():
         assert np.abs(pixels - 255 * np.array(to_rgb(style["color"]))).max(1).min() < 20

@@ -16,7 +16,7 @@ from cnnexp.data.corruptions import Corruptions, CorruptionStrengths
 from cnnexp.data.images import make_images
 from cnnexp.data.loading import describe, load, read_and_check
 from cnnexp.data.pipelines import ImageFiles
-from cnnexp.plots.images import data_picture
+from cnnexp.plots.images import plot_data
 from tests.conftest import Configure
 from tests.fakes.tfds_digits import prepare_images, tfds_data
 
@@ -124,7 +124,7 @@ def test_the_picture_shows_the_colours(kind: str, configure: Configure) -> None:
     """Without a warning of NumPy, which is an error here, for the channel that has no width."""
     images = rgba(20) if kind == "bytes" else (rgba(20) / 255).astype(np.float32)
     labels = np.arange(20) % 4
-    figure = data_picture([configure()], make_images(images, labels, images, labels))
+    figure = plot_data([configure()], make_images(images, labels, images, labels))
     (drawn,) = figure.axes[0].images
     assert np.shape(drawn.get_array()) == (8, 8, 3)
     assert np.ptp(np.asarray(drawn.get_array())) > 0.5

@@ -21,8 +21,8 @@ from cnnexp.config import RunConfig
 from cnnexp.core import machine as paths
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tied_conv import TiedConv
-from cnnexp.plots.figures import Drawing, render, smaller
-from cnnexp.plots.kernels import kernels_figure
+from cnnexp.plots.figures import Drawing, render
+from cnnexp.plots.kernels import plot_kernels
 from cnnexp.report.experiments import load_experiment
 from cnnexp.report.output import publish_report, write_report
 from cnnexp.report.report import MOST_NETWORKS
@@ -151,8 +151,8 @@ def test_pictures_of_kernels_show_tiles_and_stay_small() -> None:
     assert (blocks[:4] == blocks[0]).all() and not (blocks[3] == blocks[4]).any()
     dense = TiedConv(geometry, tying="dense", rngs=nnx.Rngs(0)).sample_kernels(8, 4)
     networks = {f"net {number}": {"conv_0": np.asarray(dense)} for number in range(MOST_NETWORKS)}
-    drawing = Drawing(draw=lambda _: kernels_figure(networks), caption="")
-    assert len(smaller(render(drawing, pd.DataFrame()).png)) < 300_000
+    drawing = Drawing(draw=lambda _: plot_kernels(networks), caption="")
+    assert len(shrink_png(render(drawing, pd.DataFrame()).png)) < 300_000
 
 
 def test_a_new_experiment_is_two_small_files(

@@ -17,8 +17,8 @@ from cnnexp.cli.tables import print_comparison, print_results
 from cnnexp.core.errors import UsageError
 from cnnexp.plots.figures import (
     Reference,
-    accuracy_and_gap,
-    default_drawings,
+    make_default_drawings,
+    plot_accuracy_and_gap,
     style_of,
     tying_order,
 )
@@ -240,7 +240,7 @@ def test_what_cannot_be_reported_is_refused(sweep: Path, tmp_path: Path) -> None
 def test_figures_have_one_style_a_tying_and_the_published_values(sweep: Path) -> None:
     table = make_dataframe(read_runs(sweep))
     star = Reference(x=100.0, accuracy=0.9, label="a paper's net", tying="shared")
-    figure = accuracy_and_gap(table, "params/total", lines=False, references=[star])
+    figure = plot_accuracy_and_gap(table, "params/total", lines=False, references=[star])
     accuracy, gap = figure.axes
     (drawn,) = (line for line in accuracy.lines if line.get_marker() == "*")
     assert (drawn.get_xdata(), drawn.get_ydata()) == ([100.0], [0.9])
@@ -253,7 +253,7 @@ def test_figures_have_one_style_a_tying_and_the_published_values(sweep: Path) ->
 
 
 def test_a_sweep_without_an_experiment_has_figures_too(sweep: Path) -> None:
-    assert set(default_drawings(make_dataframe(read_runs(sweep)))) == {
+    assert set(make_default_drawings(make_dataframe(read_runs(sweep)))) == {
         "accuracy_by_images",
         "accuracy_by_params",
     }
