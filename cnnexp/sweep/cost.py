@@ -130,7 +130,7 @@ def _itemsize(layer: LayerSpec) -> int:
 
 
 def _too_large(config: RunConfig) -> str:
-    """Name the key that makes a run smaller, with the memory that the run needs and that there is."""
+    """Name the key that makes a run smaller, and the memory that the run needs and that exists."""
     batch, memory = config.data.batch_size, device_memory()
     needs = f"one run needs about {short_number(least_bytes(config))}B of memory"
     if (images := resident_bytes(config.data)) > memory:

@@ -37,11 +37,11 @@ def provenance() -> dict[str, str]:
 def product_precision(precision: str, dtype: str, platform: str) -> str:
     """Name the precision at which the matrix products of a run are computed on a kind of device.
 
-    CPUs multiply at the precision of the operands whatever is asked for. For float32 operands, GPUs round to
-    TensorFloat-32 unless "highest" is asked for, and TPUs use one, three or six passes in bfloat16.
+    CPUs multiply at the precision of the operands whatever the setting. For float32 operands, GPUs round to
+    TensorFloat-32 unless the setting is "highest", and TPUs use one, three or six passes in bfloat16.
 
     Args:
-        precision: as `model.precision`.
+        precision: the setting, as in `model.precision`.
         dtype: of the operands.
         platform: JAX's name for the kind of device.
 

@@ -1,4 +1,4 @@
-"""Signals that ask a sweep to stop, which it does where nothing is lost."""
+"""Signals that ask a sweep to stop, which it does after saving everything."""
 
 import signal
 import threading

@@ -47,7 +47,7 @@ class LoopState:
 
     @property
     def state(self) -> State:
-        """The state to resume from. It is donated when the loop goes on."""
+        """The state to resume from. The next step of the loop donates it."""
         return jax.tree.map(lambda leaf: leaf[: self.runs], self.padded_state)
 
     @property

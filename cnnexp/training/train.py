@@ -190,7 +190,7 @@ def make_train(
     Returns:
         `train(key, data, hyperparameters=None)`, to be compiled by `jax.jit` and made a stack by `jax.vmap`.
         It returns the final state, and the metrics by split with a leading axis: one entry for each step of
-        `duration_of(config).evaluate_after`. Hyperparameters are the configured ones unless given.
+        `duration_of(config).evaluate_after`. Hyperparameters default to the configured ones.
     """
     setup = make_setup(config)
 

@@ -115,7 +115,7 @@ def _error(ray: Any, task: Any) -> str:
     """Why a task ended without having done its work, in one line; nothing if it has."""
     try:
         ray.get(task)
-    except ray.exceptions.RayTaskError as error:  # what was raised there ends its traceback
+    except ray.exceptions.RayTaskError as error:  # the last line of its text is the error in the worker
         return str(error).strip().splitlines()[-1]
     except ray.exceptions.RayError as error:
         return str(error).strip().splitlines()[0]
