@@ -18,11 +18,11 @@ class ImageChecks(NamedTuple):
     """The labels, statistics and duplicates of a data set.
 
     Attributes:
-        train_labels: class numbers, or 0 and 1 for each class.
-        test_labels: the same of the test images.
-        mean: mean of the training pixels by channel, from 0 to 255.
-        std: their standard deviation by channel.
-        duplicates: number of test images that are also among the training images.
+        train_labels: Class numbers, or 0 and 1 for each class.
+        test_labels: The same of the test images.
+        mean: Mean of the training pixels by channel, from 0 to 255.
+        std: Their standard deviation by channel.
+        duplicates: Number of test images that are also among the training images.
     """
 
     train_labels: Int[np.ndarray, "train ..."]

@@ -9,15 +9,15 @@ class DataShape:
     """Shape and size of a data set.
 
     Attributes:
-        image: height, width and channels of an image.
-        classes: number of classes.
-        train_images: number of training images.
-        test_images: number of test images.
-        validation_images: number of images in a validation split of its own; where it is 0, the validation
+        image: Height, width and channels of an image.
+        classes: Number of classes.
+        train_images: Number of training images.
+        test_images: Number of test images.
+        validation_images: Number of images in a validation split of its own; where it is 0, the validation
             images of a run are taken from the training images.
-        multi_label: whether an image may belong to several classes.
-        varied: whether the stored images differ in size and must be resized.
-        itemsize: bytes of one pixel value.
+        multi_label: Whether an image may belong to several classes.
+        varied: Whether the stored images differ in size and must be resized.
+        itemsize: Bytes of one pixel value.
     """
 
     image: tuple[int, int, int]

@@ -76,7 +76,7 @@ def half(content: bytes) -> bytes:
 
 CORRUPT = [
     *(
-        (file, change, f"{file}: not what TFDS writes (")
+        (file, change, f"{file}: not a description as TFDS writes it (")
         for file in ("dataset_info.json", "features.json")
         for change in (
             half,
@@ -136,7 +136,7 @@ CORRUPT = [
     (
         "features.json",
         changed(lambda features: label(features).update(numClasses="1")),
-        "1 classes; allowed: 2",
+        "must have at least 2 classes (got 1)",
     ),
     (
         "features.json",

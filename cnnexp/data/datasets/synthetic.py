@@ -18,9 +18,8 @@ from cnnexp.data.images import Images, make_images
 
 # Draws an image and its label from a key and the number of the image, by which classes may take turns.
 Draw = Callable[[Key[Array, ""], Int[Array, ""]], tuple[Array, Array]]
-MakeDraw = Callable[
-    [Any, Key[Array, ""]], Draw
-]  # from a task and the key of what all its images have in common
+# Makes the `Draw` of a task from its configuration and the key of what all its images have in common.
+MakeDraw = Callable[[Any, Key[Array, ""]], Draw]
 Function = TypeVar("Function", bound=MakeDraw)
 
 BATCH = 4096  # images that are drawn side by side

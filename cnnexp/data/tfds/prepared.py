@@ -203,7 +203,7 @@ class PreparedSet:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise self.corrupt(
-                file, f"not what TFDS writes ({where + ': ' if where else ''}{first['msg']})"
+                file, f"not a description as TFDS writes it ({where + ': ' if where else ''}{first['msg']})"
             ) from None
 
     def corrupt(self, file: Path, reason: str) -> UsageError:
