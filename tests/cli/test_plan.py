@@ -12,6 +12,7 @@ from cnnexp.cli import main as cli
 from cnnexp.config import RunConfig, parse
 from cnnexp.sweep.compose import plain
 from cnnexp.sweep.cost import kept_bytes, largest_stack
+from cnnexp.sweep.plan import group_by_shape, split_group
 from cnnexp.sweep.points import Cells, Job, rerun_commands
 from tests.conftest import Configure
 
@@ -43,21 +44,21 @@ def composed(*overrides: str) -> RunConfig:
 def test_runs_that_differ_in_traced_values_share_a_program(
     configure: Configure, changes: list[dict[str, Any]], programs: int
 ) -> None:
-    assert len(grouped({str(i): configure(**change) for i, change in enumerate(changes)})) == programs
+    assert len(group_by_shape({str(i): configure(**change) for i, change in enumerate(changes)})) == programs
 
 
 def test_sizes_in_epochs_differ_in_steps_and_so_in_programs(configure: Configure) -> None:
     def run(size: int) -> RunConfig:
         return configure(data={"train_size": size}, train={"steps": None, "epochs": 1.0, "eval_every": 1.0})
 
-    assert len(grouped(by_id([run(20), run(40)]))) == 2
+    assert len(group_by_shape(by_id([run(20), run(40)]))) == 2
 
 
 def test_stacks_are_of_nearly_equal_sizes_and_fit_in_memory(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = by_id([configure(seed=seed) for seed in range(10)])
-    sizes = [len(stack.runs) for stack in split(runs, "", largest=4)]
+    sizes = [len(stack.runs) for stack in split_group(runs, "", largest=4)]
     assert sizes == [4, 4, 2] and sum(sizes) == 10
     assert largest_stack(configure(sweep={"max_stack": 3})) == 3
     many = largest_stack(configure())

@@ -80,7 +80,17 @@ def invented(config: RunConfig, random: np.random.Generator) -> StoredRun:
     )
 
 
-@pytest.mark.parametrize("size", [size for size in SIZES if not size.endswith("_demo")])
+SLOW_SIZES = ("sample_complexity_paper", "why_convolutions_paper")  # of hundreds of runs
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(size, marks=[pytest.mark.slow] if size in SLOW_SIZES else [])
+        for size in SIZES
+        if not size.endswith("_demo")
+    ],
+)
 def test_every_size_measures_every_claim_and_draws_every_figure(configs: Any, size: str) -> None:
     name, _, size = size.rpartition("_")
     random = np.random.default_rng(0)

@@ -48,12 +48,13 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("moments", [(5, 17), pytest.param((0, 12), marks=pytest.mark.slow)])
 def test_a_sweep_interrupted_anywhere_is_saved_asks_to_be_requeued_and_resumes(
-    run: Any, monkeypatch: pytest.MonkeyPatch
+    run: Any, monkeypatch: pytest.MonkeyPatch, moments: tuple[int, int]
 ) -> None:
     assert run(*SWEEP, "name=alone") == 0
     healthy = StackTrainer.train
-    for moment in (0, 5, 12, 17):  # of two stacks of 13 each
+    for moment in moments:  # of two stacks of 13 each
         name, seen = f"name=stopped{moment}", [0]
 
         def interrupted(self: Any, *arguments: Any, moment: int = moment, seen: list[int] = seen) -> Any:
