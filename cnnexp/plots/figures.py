@@ -96,7 +96,7 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rendered:
+class RenderedFigure:
     """The files of a figure: PNG for light and for dark screens, and PDF for print."""
 
     png: bytes
@@ -104,13 +104,13 @@ class Rendered:
     pdf: bytes
 
 
-def render(drawing: Drawing, table: pd.DataFrame) -> Rendered:
+def render(drawing: Drawing, table: pd.DataFrame) -> RenderedFigure:
     """Draw a figure on white and on black, by Matplotlib's defaults and not the user's `matplotlibrc`."""
     with context(["default", PAPER]):
         figure = drawing.draw(table)
         png, pdf = _saved(figure, "png"), _saved(figure, "pdf")
     with context(["default", PAPER | DARK]):
-        return Rendered(png=png, pdf=pdf, dark_png=_saved(drawing.draw(table), "png"))
+        return RenderedFigure(png=png, pdf=pdf, dark_png=_saved(drawing.draw(table), "png"))
 
 
 def shrink_png(png: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What an experiment asks and claims: a module of an `experiments` folder, found by its name."""
+"""Experiments: the question, claims and figures of a sweep, loaded by name from a folder `experiments`."""
 
 import importlib.util
 import re
@@ -11,19 +11,20 @@ from cnnexp.core.errors import UsageError
 from cnnexp.core.machine import shipped
 from cnnexp.plots.figures import Drawing
 
-NONE = "default"  # what `experiment` is where nobody asked for one
+NO_EXPERIMENT = "default"  # the value of the key `experiment` unless a sweep names one
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What the report of a sweep says beyond its table.
+    """The contents of a report that its sweep alone does not determine.
 
     Attributes:
-        question: the report's title.
-        claims: what it judges.
-        figures: by the names of their files.
-        missing: why there is nothing but the table, where an experiment was asked for; else empty.
+        question: the title of the report.
+        claims: the claims that it judges.
+        figures: its figures by their file names.
+        missing: why the experiment of a sweep could not be loaded, in which case the report has no claims;
+            empty otherwise.
     """
 
     question: str = "What did this sweep show?"
@@ -33,27 +34,30 @@ class Experiment:
 
 
 def load_experiment(name: str, results: Path | None = None) -> Experiment:
-    """Load the `EXPERIMENT` of `NAME.py` in cnnexp's own `experiments` folder or in the working folder's.
+    """Load the `EXPERIMENT` of `NAME.py` from the folder `experiments` of cnnexp or of the working folder.
 
-    The name may come from a folder of results that somebody else made. So it must be a Python name, it is
-    looked for in these two folders alone, and a file inside the results is never executed.
+    The name may come from results that somebody else made. Therefore it must be a Python name, only these two
+    folders are searched, and a file inside the results is never executed.
 
     Args:
-        name: of the experiment.
-        results: the folder that holds the sweep's.
+        name: the name of the experiment.
+        results: the folder of all results.
+
+    Returns:
+        The experiment; one without claims, whose `missing` says why, where there is no such file.
 
     Raises:
         UsageError: the file defines no `EXPERIMENT`.
     """
-    if name == NONE:
+    if name == NO_EXPERIMENT:
         return Experiment()
     if not NAME.fullmatch(name):
-        return Experiment(missing=f"experiment {name!r} is not a name of letters, digits and _")
+        return Experiment(missing=f"the experiment {name!r} is not a name of letters, digits and _")
     folders, refused = _folders(results)
     files = (folder / f"{name}.py" for folder in folders)
     path = next((file for file in files if file.is_file() and not _lies_in(file, results)), None)
     if path is None:
-        return Experiment(missing=f"there is no {name}.py in {' or '.join(map(str, folders))}{refused}")
+        return Experiment(missing=f"there is no file {name}.py in {' or '.join(map(str, folders))}{refused}")
     spec = importlib.util.spec_from_file_location(f"cnnexp_experiment_{name}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -65,11 +69,11 @@ def load_experiment(name: str, results: Path | None = None) -> Experiment:
 
 
 def _folders(results: Path | None) -> tuple[list[Path], str]:
-    """Where experiments are looked for, and, in words, where they are not."""
-    own = Path("experiments").resolve()
-    if _lies_in(own, results):
-        return [shipped("experiments")], f"; {own} lies inside the results, which are never executed"
-    return list(dict.fromkeys([shipped("experiments"), own])), ""
+    """List the folders to search, and say which one is not searched."""
+    local = Path("experiments").resolve()
+    if _lies_in(local, results):
+        return [shipped("experiments")], f"; {local} lies inside the results, which are never executed"
+    return list(dict.fromkeys([shipped("experiments"), local])), ""
 
 
 def _lies_in(path: Path, results: Path | None) -> bool:

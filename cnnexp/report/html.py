@@ -13,7 +13,7 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markupsafe import Markup
 
-from cnnexp.plots.figures import Rendered
+from cnnexp.plots.figures import RenderedFigure
 
 # A second line of defence: even if a page held a script or an address, no browser would run or fetch it.
 POLICY = Markup(
@@ -29,7 +29,7 @@ TEMPLATES = Environment(
 )
 
 
-def render_html(markdown: str, figures: Mapping[str, Rendered], *, title: str) -> str:
+def render_html(markdown: str, figures: Mapping[str, RenderedFigure], *, title: str) -> str:
     """Render Markdown as a page; HTML inside the Markdown is displayed as text.
 
     Args:
@@ -84,7 +84,9 @@ def _label_tables(tokens: list[Token]) -> None:
             token.tag, row_header = "th", False
 
 
-def _place_elements(tokens: list[Token], figures: Mapping[str, Rendered], parser: MarkdownIt) -> list[Token]:
+def _place_elements(
+    tokens: list[Token], figures: Mapping[str, RenderedFigure], parser: MarkdownIt
+) -> list[Token]:
     """Replace figures, code blocks and the frames of tables by HTML that readers can scroll and enlarge."""
     elements: Any = TEMPLATES.get_template("elements.html.jinja").module
     tables, placed, index = count(1), list[Token](), 0
@@ -106,7 +108,7 @@ def _place_elements(tokens: list[Token], figures: Mapping[str, Rendered], parser
 
 
 def _figure(
-    tokens: list[Token], figures: Mapping[str, Rendered], parser: MarkdownIt
+    tokens: list[Token], figures: Mapping[str, RenderedFigure], parser: MarkdownIt
 ) -> dict[str, Any] | None:
     """The parts of a figure, where the tokens are an image's paragraph and its caption's; else None."""
     paragraph = ["paragraph_open", "inline", "paragraph_close"]

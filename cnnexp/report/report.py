@@ -17,7 +17,7 @@ from cnnexp.analysis.tables import (
 )
 from cnnexp.analysis.tuning import Tuning, tune
 from cnnexp.core.text import figure_text, pluralize
-from cnnexp.plots.figures import Drawing, Rendered, make_default_drawings, render
+from cnnexp.plots.figures import Drawing, RenderedFigure, make_default_drawings, render
 from cnnexp.plots.kernels import plot_kernels
 from cnnexp.report.experiments import Experiment, load_experiment
 from cnnexp.store.runs import StoredRun, read_commands, read_kernels
@@ -61,7 +61,7 @@ class Report:
     comparison: pd.DataFrame
     judged: list[Verdict]
     unmeasured: list[Claim]
-    drawn: Mapping[str, tuple[str, Rendered]]
+    drawn: Mapping[str, tuple[str, RenderedFigure]]
     commands: list[str]
 
     @property

@@ -120,7 +120,9 @@ def test_an_experiment_of_the_working_folder_is_found_beside_an_installed_packag
     rename_experiment(sweep, "mine")
     assert command(monkeypatch, "report", "theirs") == 0
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "no mine.py in" in said and str(Path("experiments").absolute()) in said
+    assert (
+        said.count("\n") == 1 and "no file mine.py in" in said and str(Path("experiments").absolute()) in said
+    )
     assert str(paths.PACKAGE / "experiments") in said
     code = "from cnnexp.report.experiments import Experiment\nEXPERIMENT = Experiment(question='Mine?')\n"
     Path("experiments").mkdir()
