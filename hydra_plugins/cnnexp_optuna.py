@@ -1,4 +1,8 @@
-"""`hydra/sweeper=optuna`: a search by current Optuna, whose batches train as stacks."""
+"""`hydra/sweeper=optuna`: a search by current Optuna, whose batches train as stacks.
+
+The published plugin is not used: hydra-optuna-sweeper 1.1.2, the release that installs beside Hydra 1.3
+and Optuna 5, is built on distributions that Optuna deprecated in version 3.
+"""
 
 import math
 import re
@@ -169,7 +173,7 @@ class OptunaSweeper(Sweeper):
 
 
 def _first_line(error: Exception) -> str:
-    """What an error says, without the names of classes in brackets."""
+    """Return the first line of an error, without the names of classes in brackets."""
     text = str(error).splitlines()[0].partition(", set env var")[0]
     return re.sub(r"^\([\w.]+\) ", "", text)
 

@@ -114,9 +114,9 @@ class CnnexpLauncher(Launcher):
         if self.action == "wandb_sweep":
             return self._start_wandb_sweep
         from cnnexp.sweep.launchers import choose_launch
-        from cnnexp.sweep.points import TYPED
+        from cnnexp.sweep.points import COMMAND_LINE
 
-        return partial(choose_launch(launcher), command=TYPED.get().command)
+        return partial(choose_launch(launcher), command=COMMAND_LINE.get().command)
 
     def _start_wandb_sweep(self, jobs: list[Any]) -> dict[str, float]:
         from cnnexp.sweep.agents import start_wandb_sweep

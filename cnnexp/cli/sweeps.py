@@ -169,7 +169,7 @@ def _compose(options: _Options, action: Sequence[str]) -> int:
     from cnnexp.core.machine import shipped
     from cnnexp.sweep.agents import agent_overrides
     from cnnexp.sweep.overrides import Groups, check_overrides
-    from cnnexp.sweep.points import TYPED, Typed
+    from cnnexp.sweep.points import COMMAND_LINE, CommandLine
     from cnnexp.sweep.signals import REQUEUE, Interrupted, ProcessLost
     from cnnexp.sweep.validate import explain
 
@@ -178,7 +178,7 @@ def _compose(options: _Options, action: Sequence[str]) -> int:
     groups = Groups((*([options.config_dir] if options.config_dir else []), conf))
     words = agent_overrides(options.overrides)
     checked = check_overrides(_choose_groups(words, conf), groups)
-    TYPED.set(Typed(options=options.places, overrides=tuple(words)))
+    COMMAND_LINE.set(CommandLine(options=options.places, overrides=tuple(words)))
     sys.argv = ["cnnexp run", *options.places, *options.printing, *checked, *action]
     try:
         _start_hydra(conf, options.package)

@@ -75,7 +75,7 @@ class RunConfig(Section):
     launcher: Launcher = Field(description="Where the runs of a sweep are trained.")
 
     def identity(self) -> dict[str, Any]:
-        """All that decides the run's result, and nothing else."""
+        """Return all that decides the run's result, and nothing else."""
         values = self.model_dump(include={"seed", "model", "data", "optim", "train"})
         for section, keys in CARRIED_OUT.items():
             for key in keys:
@@ -88,7 +88,7 @@ class RunConfig(Section):
 
     @property
     def run_id(self) -> str:
-        """The name of the run: a hash of its identity, the same on every machine."""
+        """Return the name of the run: a hash of its identity, the same on every machine."""
         canonical = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -133,7 +133,7 @@ def default_values(section: type[Section]) -> dict[str, Any]:
 
 
 def keys_of(section: str, values: Mapping[str, Any]) -> list[str]:
-    """The keys allowed in a section ("" is the top level), given the names chosen in `values`."""
+    """Return the keys allowed in a section ("" is the top level), given the names chosen in `values`."""
     if not section:
         return list(RunConfig.model_fields)
     if section not in SECTIONS:
@@ -154,7 +154,7 @@ def section_class(section: str, name: str = "") -> type[Section]:
 
 
 def unknown_key(key: str, values: Mapping[str, Any]) -> UsageError:
-    """The error for a dotted key that does not exist."""
+    """Return the error for a dotted key that does not exist."""
     section, _, name = key.rpartition(".")
     allowed = keys_of(section, values)
     if not allowed:

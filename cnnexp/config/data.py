@@ -277,7 +277,7 @@ NOT_IDENTITY = ("data_dir", "stream")  # where the images lie does not change th
 
 
 def corruption_summary(data: DataSection) -> dict[str, float | int | str]:
-    """What is done to which split, under the names it has in a summary; what is not done is left out."""
+    """Return the corruptions of each split under the names they have in a summary."""
     done = {key: getattr(data, key) for key in LEVELS if getattr(data, key)}
     if data.permutation != "none":
         done |= {"permutation": data.permutation, "block": data.block}

@@ -32,11 +32,11 @@ PATTERNS = {
 
 
 def innermost(errors: Sequence[ErrorDetails], key_depth: int) -> list[ErrorDetails]:
-    """The errors of one key that say most: a key that takes several types fails once for each of them.
+    """Return the most specific errors of one key, which fails once for each type that it takes.
 
     Args:
-        errors: all of one key.
-        key_depth: parts of a location that are the key.
+        errors: all errors of one key.
+        key_depth: how many parts of a location are the key.
     """
 
     def depth(error: ErrorDetails) -> int:
@@ -47,8 +47,8 @@ def innermost(errors: Sequence[ErrorDetails], key_depth: int) -> list[ErrorDetai
     return of_value or deepest
 
 
-def demand(key: str, given: object, errors: Sequence[ErrorDetails]) -> str:
-    """What a key demands that was not given: `must be at least 1 (got 0)`."""
+def demand(key: str, typed: object, errors: Sequence[ErrorDetails]) -> str:
+    """Say what a key demands that its value is not: `must be at least 1 (got 0)`."""
     error = errors[0]
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
     got = f" (got {value_text(value)})"
@@ -72,5 +72,5 @@ def demand(key: str, given: object, errors: Sequence[ErrorDetails]) -> str:
         return f"must be {PATTERNS.get(key, 'a name')}"
     if kind in TYPES:
         wanted = " or ".join(dict.fromkeys(TYPES.get(e["type"], e["msg"]) for e in errors))
-        return f"must be {wanted}" + (got if value != given else "")
+        return f"must be {wanted}" + (got if value != typed else "")
     return error["msg"]

@@ -16,7 +16,7 @@ class SweepFailed(Exception):
 
 
 def suggestion(value: object, allowed: Iterable[str]) -> str:
-    """The tail of an error message: the nearest valid name, then all of them.
+    """Return the tail of an error message: the nearest valid name, then all of them.
 
     >>> suggestion("locall", ["shared", "local"])
     "did you mean 'local'? allowed: shared, local"
@@ -29,7 +29,7 @@ def suggestion(value: object, allowed: Iterable[str]) -> str:
 
 
 def as_typed(value: object) -> str:
-    """A value as a person types it, not as Python prints it.
+    """Return a value as a person types it, not as Python prints it.
 
     >>> as_typed([1, None, True])
     '[1,null,true]'
@@ -47,11 +47,11 @@ def value_text(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
-def nearest_name(given: str, names: Sequence[str]) -> str | None:
-    """The name most like the one given, or one that it abbreviates ("lr", "wd"), if any is near."""
-    close = difflib.get_close_matches(given, names, n=1, cutoff=0.6)
-    initials = [name for name in names if given == "".join(word[:1] for word in name.split("_"))]
-    return next(iter([*close, *initials, *(name for name in names if _abbreviates(given, name))]), None)
+def nearest_name(typed: str, names: Sequence[str]) -> str | None:
+    """Return the name most like a typed one, or that it abbreviates ("lr", "wd"), if any is near."""
+    close = difflib.get_close_matches(typed, names, n=1, cutoff=0.6)
+    initials = [name for name in names if typed == "".join(word[:1] for word in name.split("_"))]
+    return next(iter([*close, *initials, *(name for name in names if _abbreviates(typed, name))]), None)
 
 
 def _abbreviates(short: str, name: str) -> bool:

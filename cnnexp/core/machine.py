@@ -12,18 +12,18 @@ from cnnexp.core.errors import UsageError
 from cnnexp.core.text import short_number
 
 ROOT = Path("/")
-UNKNOWN = 8 * 2**30  # bytes of an accelerator that does not tell
+UNKNOWN_BYTES = 8 * 2**30  # of an accelerator that does not report its memory
 
 
 def total_memory(root: Path = ROOT) -> int:
-    """Bytes that this process may ever use: the machine's, or the least limit of its control groups."""
+    """Return the bytes that this process may ever use: of the machine, or of its smallest control group."""
     import psutil
 
     return min([psutil.virtual_memory().total, *(limit for _, limit in _memory_groups(root))])
 
 
 def available_memory(root: Path = ROOT) -> int:
-    """Bytes that this process may use beyond those in use: of the machine, and within each control group."""
+    """Return the bytes that are free for this process, of the machine and within each control group."""
     import psutil
 
     left = (limit - _in_use(group) for group, limit in _memory_groups(root))
@@ -31,29 +31,29 @@ def available_memory(root: Path = ROOT) -> int:
 
 
 def machine_memory_text(root: Path = ROOT) -> str:
-    """What a refusal says of the memory there is."""
+    """Return the clause of an error message about the memory of this machine."""
     import psutil
 
-    there = total_memory(root)
-    limited = " (a limit of its control group)" if there < psutil.virtual_memory().total else ""
-    return f"this machine has {short_number(there)}B{limited}"
+    total = total_memory(root)
+    limited = " (a limit of its control group)" if total < psutil.virtual_memory().total else ""
+    return f"this machine has {short_number(total)}B{limited}"
 
 
 def device_memory() -> int:
-    """All bytes of one device; on CPU, where devices share the memory, of this machine."""
-    return total_memory() if _on_cpu() else _accelerator().get("bytes_limit", UNKNOWN)
+    """Return all bytes of one device; on CPU, where devices share the memory, of this machine."""
+    return total_memory() if _on_cpu() else _accelerator().get("bytes_limit", UNKNOWN_BYTES)
 
 
 def free_device_memory() -> int:
-    """Bytes of one device that are not in use; on CPU, of this machine."""
+    """Return the bytes of one device that are not in use; on CPU, of this machine."""
     if _on_cpu():
         return available_memory()
     statistics = _accelerator()
-    return statistics.get("bytes_limit", UNKNOWN) - statistics.get("bytes_in_use", 0)
+    return statistics.get("bytes_limit", UNKNOWN_BYTES) - statistics.get("bytes_in_use", 0)
 
 
 def cores(root: Path = ROOT) -> int:
-    """CPU cores that this process may use: a quota of 1.5 cores is one, and any quota is at least one."""
+    """Return the CPU cores that this process may use: a quota is rounded down, but is at least one core."""
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = (_quota(group) for group in _groups("cpu", root))
     return max(1, math.floor(min([own, *(quota for quota in quotas if quota is not None)])))
@@ -136,7 +136,7 @@ PROBE_BYTES = 4096
 
 
 def cache_folder(kind: str) -> Path | None:
-    """Where a kind of things is cached; None where nothing can be written, which is said once."""
+    """Return the cache folder of a kind of files; None where nothing can be written, with one warning."""
     from platformdirs import user_cache_path
 
     folder = user_cache_path("cnnexp")
@@ -159,7 +159,7 @@ def _is_usable(folder: Path) -> bool:
 
 @lru_cache
 def warn_once(line: str) -> None:
-    """Say something on stderr that is no error."""
+    """Print a warning on stderr, once."""
     print(f"cnnexp: {line}", file=sys.stderr)
 
 
@@ -168,17 +168,17 @@ LONGEST_NAME = 64  # characters of a file's name that is written within a folder
 
 
 def shipped(name: str) -> Path:
-    """The folder `conf` or `experiments` that came with this installation: in a package, or beside it."""
+    """Return the folder `conf` or `experiments` of this installation: in the package, or beside it."""
     installed = PACKAGE / name
     return installed if installed.is_dir() else PACKAGE.parent / name
 
 
-def check_writable(folder: Path, given: str) -> None:
+def check_writable(folder: Path, typed: str) -> None:
     """Refuse a folder that can neither be written to nor be made; nothing is left behind.
 
     Args:
-        folder: that will be written to.
-        given: what a person typed for it.
+        folder: the folder that will be written to.
+        typed: the option or keys that name it, as typed.
 
     Raises:
         UsageError: it is a file, or lies in one; or nothing can be written there.
@@ -191,4 +191,4 @@ def check_writable(folder: Path, given: str) -> None:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        raise UsageError(f"{given}: cannot be written to ({error.strerror})") from None
+        raise UsageError(f"{typed}: cannot be written to ({error.strerror})") from None

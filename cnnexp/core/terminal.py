@@ -21,7 +21,7 @@ ADVICE = {
 
 
 def prepare_terminal() -> None:
-    """Have any output shown as far as the terminal can, and all files named and written as UTF-8.
+    """Show any output as far as the terminal can, and name and write all files as UTF-8.
 
     Where the locale's encoding is another, the command is started again in Python's UTF-8 mode: libraries
     that it calls take names and text for what the locale says.
@@ -52,12 +52,12 @@ def _as_utf8(argument: str) -> bytes:
 
 
 def is_of_disk(error: OSError) -> bool:
-    """Whether an error is the file system's: a full or read-only disk, a name that is too long."""
+    """Return whether an error is the file system's: a full or read-only disk, a name that is too long."""
     return error.errno in ADVICE
 
 
 def disk_line(error: OSError) -> str:
-    """One line for it: what is safe, and how to go on."""
+    """Return one line about an error of the disk: what is safe, and how to resume."""
     assert error.errno is not None
     where = f"{os.fspath(error.filename)}: " if isinstance(error.filename, str | os.PathLike) else ""
     return (
@@ -78,7 +78,7 @@ def _flush() -> None:
 
 @contextmanager
 def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar for a while, where there is a terminal; call what the context gives with what was done."""
+    """Show a progress bar on a terminal; the context is a function that adds the number of steps done."""
     from rich.console import Console  # loaded by commands that show a bar alone
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

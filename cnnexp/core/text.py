@@ -4,7 +4,7 @@ import re
 
 
 def short_number(number: float | int) -> str:
-    """Three digits and a prefix.
+    """Format a number with three digits and a prefix.
 
     >>> short_number(28_938)
     '28.9k'
@@ -17,7 +17,7 @@ def short_number(number: float | int) -> str:
 
 
 def duration_text(seconds: float | int) -> str:
-    """Two units at most.
+    """Format a duration in seconds with two units at most.
 
     >>> duration_text(5400)
     '1 h 30 min'
@@ -53,7 +53,7 @@ SPECIAL = re.compile(
 
 
 def markdown_text(text: object) -> str:
-    r"""Text as Markdown that shows it.
+    r"""Escape text for Markdown.
 
     >>> markdown_text("<script> a|b [x](y) low_rank [1.0, 2.0]")
     '\\<script> a\\|b [x\\](y) low_rank [1.0, 2.0]'
@@ -62,7 +62,7 @@ def markdown_text(text: object) -> str:
 
 
 def markdown_code(text: object) -> str:
-    """A span of code, in a table too.
+    """Return a span of code, which may stand in a table.
 
     >>> markdown_code("a`b")
     '`` a`b ``'
@@ -73,7 +73,7 @@ def markdown_code(text: object) -> str:
 
 
 def markdown_block(text: str) -> str:
-    """A block of code that nothing in the text can end."""
+    """Return a block of code that nothing in the text can end."""
     fence = "`" * max(3, _longest_fence(text) + 1)
     return f"{fence}\n{text}\n{fence}"
 

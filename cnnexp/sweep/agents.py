@@ -24,7 +24,7 @@ from hydra.errors import OverrideParseException
 
 from cnnexp.core.errors import SweepFailed, UsageError
 from cnnexp.sweep.compose import quote_tyings
-from cnnexp.sweep.points import TYPED, Job
+from cnnexp.sweep.points import COMMAND_LINE, Job
 from cnnexp.sweep.validate import refuse_impossible
 from cnnexp.tracking.target import NAME_LIMIT, drop_credentials, resolve_mode, shortened
 
@@ -62,7 +62,7 @@ def start_wandb_sweep(jobs: Sequence[Job], method: str, agents: int) -> str:
         "-m",
         "cnnexp",
         "run",
-        *TYPED.get().context,
+        *COMMAND_LINE.get().context,
         *fixed,
         f"name={first.name}",
     ]
@@ -87,7 +87,7 @@ def start_wandb_sweep(jobs: Sequence[Job], method: str, agents: int) -> str:
 
 
 def parameters_of(jobs: Sequence[Sequence[str]]) -> tuple[dict[str, Any], list[str]]:
-    """W&B's parameters for what jobs differ in, and the overrides that they share."""
+    """Return W&B's parameters for what jobs differ in, and the overrides that all jobs have."""
     parse = lru_cache(maxsize=None)(OverridesParser.create().parse_override)
     own = [{parse(text).key_or_group: text for text in job if not text.startswith("hydra.")} for job in jobs]
     shared = {key: text for key, text in own[0].items() if all(job.get(key) == text for job in own)}
@@ -105,7 +105,7 @@ def parameters_of(jobs: Sequence[Sequence[str]]) -> tuple[dict[str, Any], list[s
 
 
 def agent_overrides(arguments: Sequence[str]) -> list[str]:
-    """The overrides of a run: as typed, with the parameters of the agent that started it, if one did.
+    """Return the overrides of a run: as typed, with the parameters of the agent that started it, if one did.
 
     Raises:
         UsageError: an agent's process is asked for several runs, which would all be one run at W&B.
@@ -131,7 +131,7 @@ def _refuse_several(typed: Sequence[str]) -> None:
 
 
 def _text(value: Any) -> str:
-    """A value as Hydra reads it."""
+    """Return a value as Hydra reads it."""
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace("'", "\\'")
         return value if value and value.replace("_", "").isalnum() else f"'{escaped}'"

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnexp.config import parse
 from cnnexp.core.errors import UsageError, as_typed, value_text
-from cnnexp.sweep.points import TYPED, Job
+from cnnexp.sweep.points import COMMAND_LINE, Job
 
 
 def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequence[str]]) -> list[Job]:
@@ -25,7 +25,7 @@ def compose_jobs(loader: ConfigLoader, master: DictConfig, jobs: Sequence[Sequen
     what chooses groups, adds or removes is composed once for each choice, and plain values are set on a copy.
     """
     composer = _Composer(loader, master)
-    context = TYPED.get().context
+    context = COMMAND_LINE.get().context
     if master.hydra.sweeper.get("parts"):
         context += ("hydra.sweeper.parts=null",)  # a job is of one of them
     return [Job(config=parse(composer.values(job)), overrides=tuple(job), context=context) for job in jobs]
@@ -69,7 +69,7 @@ class _Composer:
         return base, plain(base), _interpolated(base)
 
     def values(self, job: Sequence[str]) -> dict[str, Any]:
-        """The configuration of one job as nested dictionaries."""
+        """Return the configuration of one job as nested dictionaries."""
         overrides = [self._parse(text) for text in job]
         overrides = [override for override in overrides if not override.is_hydra_override()]
         groups = self._groups(overrides)
@@ -88,7 +88,7 @@ class _Composer:
 
 
 def count_jobs(overrides: Sequence[Override]) -> int:
-    """How many jobs Hydra's basic sweeper makes of overrides, without making them."""
+    """Count the jobs that Hydra's basic sweeper makes of overrides, without making them."""
     return math.prod(_values(override) for override in overrides if override.is_sweep_override())
 
 
@@ -126,7 +126,7 @@ def _quote_splits(override: str) -> str:
 
 
 def searched_overrides(key: str, searched: Any) -> list[str]:
-    """What a file or `hydra.sweeper.params.KEY=VALUES` has searched, as overrides.
+    """Return the searched keys of a file or of `hydra.sweeper.params.KEY=VALUES` as overrides.
 
     Raises:
         UsageError: it is no mapping of keys to values.
@@ -144,7 +144,7 @@ def searched_overrides(key: str, searched: Any) -> list[str]:
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """A composed configuration as nested dictionaries, without Hydra's own section."""
+    """Return a composed configuration as nested dictionaries, without Hydra's own section."""
     values = OmegaConf.to_container(_without_hydra(config), resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
@@ -155,12 +155,12 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 
 
 def _interpolated(config: DictConfig) -> set[str]:
-    """Keys that other keys take their values from."""
+    """Return the keys that other keys take their values from."""
     return set(re.findall(r"\$\{([\w.]+)\}", OmegaConf.to_yaml(config)))
 
 
 def _is_plain(override: Override, values: dict[str, Any], interpolated: set[str]) -> bool:
-    """Whether an override only replaces one value, of a key that exists and that no other key looks at."""
+    """Return whether an override only replaces one value, of a key that no other key refers to."""
     *sections, key = override.key_or_group.split(".")
     for section in sections:
         values = values.get(section, {}) if isinstance(values, dict) else {}

@@ -62,19 +62,19 @@ class Groups:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """What is chosen of each group of which every configuration has one member."""
+        """Return the default choice of each group of which every configuration has one member."""
         entries = yaml.safe_load((self.folders[-1] / "config.yaml").read_text(encoding="utf-8"))["defaults"]
         pairs = {key: name for entry in entries if isinstance(entry, dict) for key, name in entry.items()}
         return {group: name for group, name in pairs.items() if " " not in group}
 
     def names(self, group: str) -> list[str]:
-        """The names that a group can be given."""
+        """Return the names that a group can take."""
         files = {f.relative_to(d / group) for d in self.folders for f in (d / group).glob("**/*.yaml")}
         return sorted(f.with_suffix("").as_posix() for f in files if not f.name.startswith("_"))
 
 
 def check_overrides(words: Sequence[str], groups: Groups) -> list[str]:
-    """The words for Hydra: without those that say nothing, and with tyings in quotes.
+    """Return the words for Hydra: without those that change nothing, and with tyings in quotes.
 
     Raises:
         UsageError: a word that cannot be read, or that cannot mean anything here.
@@ -154,7 +154,7 @@ def _what_is_wrong(word: str, error: Exception) -> str:
 
 
 def _unclosed(value: str) -> str | None:
-    """What a value says of brackets and quotes that have no partner."""
+    """Name the first bracket or quote of a value that has no partner."""
     expected: list[str] = []
     quote = ""
     for character in re.sub(r"\\.", "", value):
@@ -181,7 +181,7 @@ def _usage(function: str) -> str:
 
 
 def _quoted(word: str) -> str:
-    """A word with its value in quotes, as it is typed in a shell."""
+    """Return a word with its value in quotes, as it is typed in a shell."""
     key, _, value = word.partition("=")
     if re.search(r"[\"'`$\\!]", value):
         return f"{key}='VALUE' with \\' for a quote in it"
@@ -219,7 +219,7 @@ def _check_names(word: str, override: Override, names: Sequence[str]) -> None:
 
 
 def _values(override: Override) -> Iterator[Any]:
-    """The values of a word, but those of a pattern, which are names that exist."""
+    """Iterate over the values of a word, but not those of a pattern, which are names that exist."""
     value = override.value()
     if isinstance(value, ChoiceSweep):
         for one in value.list:
@@ -229,7 +229,7 @@ def _values(override: Override) -> Iterator[Any]:
 
 
 def _check_hydra(word: str, override: Override) -> None:
-    """Of Hydra's own keys only those may be set that do something here."""
+    """Refuse keys of Hydra that have no effect here."""
     key = override.key_or_group
     if key == "hydra/sweeper":
         if override.value() not in SWEEPERS:

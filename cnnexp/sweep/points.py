@@ -9,25 +9,25 @@ from cnnexp.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Typed:
-    """What a person typed after `cnnexp run`: options of where configurations are found, and overrides."""
+class CommandLine:
+    """The words of a command: options that say where configurations are found, and overrides."""
 
     options: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:
-        """The command, to be pasted into a shell."""
+        """Return the command, quoted for a shell."""
         return shlex.join(["cnnexp", "run", *self.options, *self.overrides])
 
     @property
     def context(self) -> tuple[str, ...]:
-        """What each run of the sweep needs to be composed again, beside its own overrides."""
+        """Return what each run of the sweep needs to be composed again, beside its own overrides."""
         paths = (word for word in self.overrides if word.lstrip("+").startswith("hydra.searchpath="))
         return (*self.options, *paths)
 
 
-TYPED: ContextVar[Typed] = ContextVar("typed", default=Typed())  # noqa: B039  (a frozen value)
+COMMAND_LINE: ContextVar[CommandLine] = ContextVar("command_line", default=CommandLine())  # noqa: B039  (a frozen value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +57,19 @@ class Cells:
         self._names = {run_id: self._name(dict(given)) for run_id, given in pairs.items()}
 
     def name(self, run_id: str) -> str:
-        """The cell of a run: `tying=local kernel_size=5`."""
+        """Return the cell of a run: `tying=local kernel_size=5`."""
         return self._names[run_id]
 
     def common_name(self, runs: Iterable[str]) -> str:
-        """What all cells of these runs share: `tying=local (4 cells)`."""
+        """Return what all cells of these runs have in common: `tying=local (4 cells)`."""
         names = list(self.members(runs))
         if len(names) == 1:
             return names[0]
-        shared = [word for word in names[0].split(" ") if all(word in name.split(" ") for name in names)]
-        return " ".join([*shared, f"({len(names)} cells)"])
+        common = [word for word in names[0].split(" ") if all(word in name.split(" ") for name in names)]
+        return " ".join([*common, f"({len(names)} cells)"])
 
     def members(self, runs: Iterable[str]) -> dict[str, list[str]]:
-        """Runs by the names of their cells."""
+        """Return the runs of each cell, by the cell's name."""
         members: dict[str, list[str]] = {}
         for run_id in runs:
             members.setdefault(self._names[run_id], []).append(run_id)
@@ -81,7 +81,7 @@ class Cells:
 
 
 def rerun_commands(jobs: Sequence[Job]) -> list[str]:
-    """Commands that ask for just these jobs: one for each cell."""
+    """Return the commands that run just these jobs: one for each cell."""
     seeds: dict[tuple[str, ...], list[str]] = {}
     for job in jobs:
         rest = (*job.context, *(o for o in job.overrides if not o.startswith(("seed=", "hydra."))))

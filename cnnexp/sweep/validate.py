@@ -84,7 +84,7 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def explain(error: Exception, groups: Groups, words: Sequence[str]) -> str:
-    """One line for what Hydra, OmegaConf or YAML say against a configuration.
+    """Return one line for an error of Hydra, OmegaConf or YAML about a configuration.
 
     Args:
         error: that one of them raised.
@@ -119,7 +119,7 @@ def explain(error: Exception, groups: Groups, words: Sequence[str]) -> str:
 
 
 def _not_utf8(folder: Path) -> Path:
-    """The file that could not be read, or else the folder that it lies in."""
+    """Return the file that could not be read, or else the folder that it lies in."""
     for file in folder.glob("**/*.yaml"):
         try:
             file.read_text(encoding="utf-8")

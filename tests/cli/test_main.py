@@ -1,5 +1,6 @@
 """What a person types, and what they are told: through the real command."""
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -34,3 +35,14 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.endswith("[]\n"), done.stdout[-200:]
+
+
+def test_help_starts_in_a_few_times_the_time_of_python(tmp_path: Path) -> None:
+    def cpu_seconds(*arguments: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    plain = min(cpu_seconds("-c", "pass") for _ in range(5))
+    assert min(cpu_seconds("-m", "cnnexp", "--help") for _ in range(5)) < 12 * max(plain, 0.008)
