@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
-"""How many workers a store bears: a sweep by the store's real code, its training replaced by sleep.
+"""Measure how many workers one store supports: a sweep with the store's real code and sleep for training.
 
     scripts/bench/scale.py [--workers 1,4,16,64,256] [--runs-per-worker 64] [--stack 16] [--seconds 4]
-                              [--killed 0.1] [--sharers 1] [--plan] [--profile] [--results-dir DIR]
+                           [--killed 0.1] [--workers-per-part 1] [--plan] [--profile] [--results-dir DIR]
 
-Every worker is a process with its share of the runs, as a Slurm task or a Ray worker has: it plans, leases,
-writes evaluations and results, and gives back. A share of them is killed by SIGKILL half way and started
-again, as a scheduler would. With `--sharers 4` every four workers are after the same runs, each in its own
-order, as four terminals with one command are. Prints for each number of workers the time against that of
-sleeping alone, runs a second, what all but the sleep cost a run, and what was lost. Exits with 1 where a run
-has not its evaluations exactly once. `--results-dir` on a network file system measures that instead of this
-machine's disk. `docs/scaling.md` has what it found.
+Every worker is a process with its own part of the runs, as a Slurm task or a Ray worker is: it plans,
+acquires leases, writes evaluations and results, and releases its leases. A fraction of the workers is
+killed by SIGKILL half way and restarted, as a scheduler would restart them. With `--workers-per-part 4`
+every four workers have the same runs, each in its own order, like four terminals with the same command.
+For each number of workers, the script prints the total time beside that of sleeping alone, the runs per
+second, the CPU time per run, and the number of wrong runs. It exits with 1 if any run does not have each
+of its evaluations exactly once. With `--results-dir` on a network file system, it measures that file
+system instead of the local disk. Results are in `docs/scaling.md`.
 """
 
 import argparse
@@ -89,7 +90,7 @@ class Sleep:
 
 
 def work(runs: Mapping[str, RunConfig], order: int | None, profiled: bool) -> None:
-    """What a worker does: its share, from what the store lacks of it; `order` shuffles its stacks."""
+    """Train the runs of one worker that the store lacks; `order` shuffles its stacks."""
     profile = cProfile.Profile()
     if profiled:
         profile.enable()
@@ -119,7 +120,7 @@ def configurations(results: Path, number: int) -> dict[str, RunConfig]:
 def simulate(folder: Path, options: argparse.Namespace, workers: int) -> bool:
     """One sweep by so many workers; prints its line."""
     runs = configurations(folder, workers * options.runs_per_worker)
-    shares = shares_of(runs, workers, options.sharers)
+    parts = parts_of(runs, workers, options.workers_per_part)
     alone = -(-options.runs_per_worker // options.stack) * options.seconds
     doomed = random.Random(0).sample(range(workers), round(options.killed * workers))
     moments = {worker: alone * random.Random(worker).uniform(0.2, 0.8) for worker in doomed}
@@ -127,8 +128,8 @@ def simulate(folder: Path, options: argparse.Namespace, workers: int) -> bool:
     before, started = _cpu_seconds(), time.monotonic()
 
     def start(worker: int) -> Any:
-        order = worker if options.sharers > 1 else None
-        process = FORK.Process(target=work, args=(shares[worker], order, options.profile and not worker))
+        order = worker if options.workers_per_part > 1 else None
+        process = FORK.Process(target=work, args=(parts[worker], order, options.profile and not worker))
         process.start()
         return process
 
@@ -169,10 +170,12 @@ def carry_out(start: Callable[[int], Any], workers: int, moments: dict[int, floa
                     running[worker] = start(worker)
 
 
-def shares_of(runs: Mapping[str, RunConfig], workers: int, sharers: int) -> list[dict[str, RunConfig]]:
-    """Each worker's runs: the same for as many of them as share."""
-    ids, groups = list(runs), -(-workers // sharers)
-    return [{i: runs[i] for i in ids[worker // sharers :: groups]} for worker in range(workers)]
+def parts_of(
+    runs: Mapping[str, RunConfig], workers: int, workers_per_part: int
+) -> list[dict[str, RunConfig]]:
+    """Return each worker's runs, the same for every group of `workers_per_part` workers."""
+    ids, groups = list(runs), -(-workers // workers_per_part)
+    return [{i: runs[i] for i in ids[worker // workers_per_part :: groups]} for worker in range(workers)]
 
 
 def planning_seconds(runs: Mapping[str, RunConfig]) -> float:
@@ -194,12 +197,14 @@ if __name__ == "__main__":
     parser.add_argument("--workers", default="1,4,16,64,256", help="numbers of workers")
     parser.add_argument("--runs-per-worker", type=int, default=64)
     parser.add_argument("--stack", type=int, default=16, help="runs that train together")
-    parser.add_argument("--seconds", type=float, default=4.0, help="that a stack takes")
-    parser.add_argument("--sharers", type=int, default=1, help="workers that are after the same runs")
-    parser.add_argument("--plan", action="store_true", help="time the plan of all runs, too")
-    parser.add_argument("--profile", action="store_true", help="what the first worker spends its time on")
-    parser.add_argument("--killed", type=float, default=0.1, help="share of the workers that die half way")
-    parser.add_argument("--results-dir", type=Path, help="a folder to work in, which is emptied")
+    parser.add_argument("--seconds", type=float, default=4.0, help="duration of a stack")
+    parser.add_argument("--workers-per-part", type=int, default=1, help="workers that have the same runs")
+    parser.add_argument("--plan", action="store_true", help="also time the planning of all runs")
+    parser.add_argument("--profile", action="store_true", help="print a profile of the first worker")
+    parser.add_argument(
+        "--killed", type=float, default=0.1, help="fraction of the workers that are killed half way"
+    )
+    parser.add_argument("--results-dir", type=Path, help="a folder for the temporary results")
     options = parser.parse_args()
     cnnexp.sweep.provenance.provenance = (
         lambda: {}

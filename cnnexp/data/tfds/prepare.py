@@ -99,7 +99,7 @@ def _only_reachable(name: str, source: Path | None) -> Iterator[None]:
                 pass
         except OSError:
             raise UsageError(
-                f"{name}: {parts.hostname} is out of reach; with {file} from elsewhere, type: "
+                f"{name}: {parts.hostname} cannot be reached; if you have {file} from elsewhere, type: "
                 f"cnnexp data prepare {name} --from DIR"
             ) from None
         return download(self, url, *args, **kwargs)
