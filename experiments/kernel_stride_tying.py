@@ -1,191 +1,109 @@
 """Kernel size, stride and tying: what each costs, and what it does to the generalisation gap.
 
-    cnnexp run experiment=kernel_stride_tying
-    cnnexp report kernel_stride_tying
+    cnnexp run experiment=kernel_stride_tying && cnnexp report kernel_stride_tying
 
 All nets have one tied layer and a head. They are compared at equal width; the controls have the parameters or
 the MACs of the local net of the same geometry.
 """
 
-import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from cnnexp.analysis.claims import Claim, more_than
-from cnnexp.analysis.dataframe import Cell
-from cnnexp.analysis.statistics import paired, rank_correlation
-from cnnexp.plots.figures import Drawing, plot_accuracy_and_gap
+from cnnexp.analysis.claims import make_claims, measure, measure_counts, more_than
+from cnnexp.analysis.dataframe import Cell, select_cell
+from cnnexp.analysis.estimates import correlation, count_ratio, difference, smallest_difference, within
+from cnnexp.plots.figures import Drawing, draw_by_count, plot_accuracy_and_gap
 from cnnexp.report.experiments import Experiment
 
-POST = "the usual answer: sparsity of connections and parameter sharing"
-MATTERS = 0.02
-WIDTH = {"model.match": "none"}
-WINDOW = {"model.kernel_size": 5, "model.stride": 1}
+GAP = "gap/accuracy"
+EQUAL_WIDTH = {"model.match": "none"}
+WINDOWS = ["model.kernel_size", "model.stride"]
 
 
-def cell(tying: str, **keys: object) -> Cell:
-    """A tying at equal width, or matched where `keys` say so."""
-    return {**WIDTH, "model.tying": tying, **keys}
+def net(tying: str, kernel: int | None = None, stride: int | None = None, match: str = "none") -> Cell:
+    """Name the nets of a tying, of all kernel sizes and strides unless one is given."""
+    window = {"model.kernel_size": kernel, "model.stride": stride}
+    sizes = {key: size for key, size in window.items() if size is not None}
+    return {"model.tying": tying, "model.match": match, **sizes}
 
 
-def above(metric: str, one: Cell, other: Cell):
-    """Of one cell over another, seed by seed, mean over the geometries that both have."""
-    return lambda table: np.diff(paired(table, metric, other, one))[:, 0]
-
-
-def smallest(metric: str, one: Cell, other: Cell):
-    """Of one cell over another at the kernel size and stride where it is smallest, mean over seeds."""
-
-    def estimate(table: pd.DataFrame) -> np.ndarray:
-        windows = table.groupby(["model.kernel_size", "model.stride"])
-        found = [above(metric, one, other)(runs) for _, runs in windows]
-        return min((each for each in found if len(each)), key=np.mean, default=np.empty(0))
-
-    return estimate
-
-
-def kernels(metric: str, tying: str):
-    """What a kernel of 7 adds to one of 3, mean over strides."""
-    return above(metric, cell(tying, **{"model.kernel_size": 7}), cell(tying, **{"model.kernel_size": 3}))
-
-
-def fewer_parameters(table: pd.DataFrame) -> np.ndarray:
-    """Of local over shared, at the same window."""
-    counts = [paired(table, "params/total", cell(tying, **WINDOW)) for tying in ("local", "shared")]
-    return counts[0][:1, 0] / counts[1][:1, 0] if all(map(len, counts)) else np.empty(0)
-
-
-def among_equals(metric: str):
-    """Spearman's correlation of parameters and a metric over the nets of equal width, one a seed."""
-    return lambda table: rank_correlation(table[table["model.match"] == "none"], "params/total", metric)
-
-
-def claim(sentence: str, measure: str, estimate, smallest: float = MATTERS, **more) -> Claim:
-    """That an effect is larger than the smallest that matters."""
-    return Claim(
-        sentence=sentence,
-        source=POST,
-        measure=measure,
-        estimate=estimate,
-        expected=more_than(smallest),
-        **more,
-    )
-
-
-CLAIMS = (
-    claim(
-        "A convolution has fewer parameters than a locally connected net of the same geometry.",
+CLAIMS = {
+    "A convolution has fewer parameters than a locally connected net of the same geometry.": measure_counts(
         "parameters, local over shared, 5x5 kernels, stride 1",
-        fewer_parameters,
-        1.0,
-        unit="x",
-        exact=True,
+        count_ratio(net("local", 5, 1), net("shared", 5, 1)),
     ),
-    claim(
-        "A convolution has a smaller generalisation gap than a locally connected net.",
+    "At equal width, a convolution has a smaller generalisation gap than a locally connected net.": measure(
         "gap, local − shared, mean over kernel sizes and strides",
-        above("gap/accuracy", cell("local"), cell("shared")),
+        difference(net("local"), net("shared"), GAP),
     ),
-    claim(
-        "At every kernel size and stride tried, a convolution has a smaller gap than a locally connected "
-        "net.",
+    "At every kernel size and stride tried, a convolution has a smaller gap than a local net.": measure(
         "gap, local − shared, at the kernel size and stride where that is smallest",
-        smallest("gap/accuracy", cell("local"), cell("shared")),
+        smallest_difference(net("local"), net("shared"), WINDOWS, GAP),
         exploratory="claimed after the first results on the same seeds",
     ),
-    claim(
-        "A net tiled with period 2 has a smaller generalisation gap than a locally connected one.",
+    "A net tiled with period 2 has a smaller generalisation gap than a locally connected one.": measure(
         "gap, local − tiled(2), mean over kernel sizes and strides",
-        above("gap/accuracy", cell("local"), cell("tiled(2)")),
+        difference(net("local"), net("tiled(2)"), GAP),
     ),
-    claim(
-        "A net with 2 x 2 blocks has a smaller generalisation gap than a locally connected one.",
+    "A net with 2 x 2 blocks has a smaller generalisation gap than a locally connected one.": measure(
         "gap, local − blocked(2), mean over kernel sizes and strides",
-        above("gap/accuracy", cell("local"), cell("blocked(2)")),
+        difference(net("local"), net("blocked(2)"), GAP),
     ),
-    claim(
-        "A locally connected net has a smaller generalisation gap than a dense one.",
+    "With 5x5 kernels, a locally connected net has a smaller gap than a dense net of its width.": measure(
         "gap, dense − local, 5x5 kernels, mean over strides",
-        above(
-            "gap/accuracy",
-            cell("dense", **{"model.kernel_size": 5}),
-            cell("local", **{"model.kernel_size": 5}),
-        ),
+        difference(net("dense", 5), net("local", 5), GAP),
     ),
-    claim(
-        "A convolution is more accurate with 7x7 than with 3x3 kernels.",
+    "A convolution is more accurate with 7x7 than with 3x3 kernels.": measure(
         "test accuracy of shared, 7x7 − 3x3 kernels, mean over strides",
-        kernels("test/accuracy", "shared"),
+        difference(net("shared", 7), net("shared", 3)),
     ),
-    claim(
-        "A locally connected net has a larger generalisation gap with 7x7 than with 3x3 kernels.",
+    "A locally connected net has a larger generalisation gap with 7x7 than with 3x3 kernels.": measure(
         "gap of local, 7x7 − 3x3 kernels, mean over strides",
-        kernels("gap/accuracy", "local"),
+        difference(net("local", 7), net("local", 3), GAP),
     ),
-    claim(
-        "A convolution is more accurate with stride 1 than with stride 2.",
+    "A convolution is more accurate with stride 1 than with stride 2.": measure(
         "test accuracy of shared, stride 1 − 2, mean over kernel sizes",
-        above("test/accuracy", cell("shared", **{"model.stride": 1}), cell("shared", **{"model.stride": 2})),
+        difference(net("shared", stride=1), net("shared", stride=2)),
     ),
-    claim(
-        "A convolution with as many parameters as a locally connected net has a smaller generalisation gap.",
+    "With equally many parameters, a convolution has a smaller gap than a locally connected net.": measure(
         "gap, local − shared of as many parameters, 5x5 kernels, stride 1",
-        above(
-            "gap/accuracy",
-            cell("local", **WINDOW),
-            cell("shared", **{"model.match": "params", "model.match_tying": "local", **WINDOW}),
-        ),
+        difference(net("local", 5, 1), {**net("shared", 5, 1, "params"), "model.match_tying": "local"}, GAP),
     ),
-    claim(
-        "A convolution with as many MACs as a dense net has a smaller generalisation gap.",
+    "With equally many MACs, a convolution has a smaller generalisation gap than a dense net.": measure(
         "gap, dense − shared of equal MACs, 5x5 kernels, stride 1; widths are whole: at the small size "
         "dense has 1.4% more MACs, at the paper's 0.5%",
-        above(
-            "gap/accuracy",
-            cell("dense", **{"model.match": "macs", **WINDOW}),
-            cell("shared", **{"model.match": "macs", **WINDOW}),
-        ),
+        difference(net("dense", 5, 1, "macs"), net("shared", 5, 1, "macs"), GAP),
         exploratory="after the first results on the same seeds, the widths were changed so that MACs match "
         "within 2%",
     ),
-    claim(
-        "Over all nets of equal width, the generalisation gap grows with the parameters.",
+    "Over all nets of equal width, the generalisation gap grows with the parameters.": measure(
         "rank correlation of parameters and gap over nets",
-        among_equals("gap/accuracy"),
-        0.5,
+        within(EQUAL_WIDTH, correlation(GAP)),
+        expected=more_than(0.5),
         unit="",
         range=(-1.0, 1.0),
     ),
-)
+}
 
 
-def by(count: str, label: str):
-    """Every net of equal width by one of its counts."""
-    return lambda table: plot_accuracy_and_gap(
-        table[table["model.match"] == "none"], count, label=label, lines=False
-    )
+def by_kernel(table: pd.DataFrame) -> Figure:
+    """Draw accuracies by kernel size, averaged over strides."""
+    nets = select_cell(table, EQUAL_WIDTH)
+    nets = nets[nets["model.tying"] != "dense"]
+    return plot_accuracy_and_gap(nets, "model.kernel_size", label="kernel size, strides averaged")
 
 
-def by_kernel(table: pd.DataFrame):
-    """Accuracies by kernel size, strides averaged."""
-    windows = table[(table["model.match"] == "none") & (table["model.tying"] != "dense")]
-    return plot_accuracy_and_gap(windows, "model.kernel_size", label="kernel size, strides averaged")
-
-
+PARAMS_CAPTION = "Accuracy (hollow: on the training images) and gap against parameters, at equal width."
+MACS_CAPTION = "The same against multiply-accumulates of one image."
+KERNEL_CAPTION = "The same against kernel size: mean and 95% interval over seeds, strides averaged."
 EXPERIMENT = Experiment(
     question="What do kernel size, stride and tying cost, and what do they do to the generalisation gap?",
-    claims=CLAIMS,
+    claims=make_claims(
+        CLAIMS, source="the usual answer: sparsity of connections and parameter sharing", smallest_effect=0.02
+    ),
     figures={
-        "by_params": Drawing(
-            draw=by("params/total", "parameters"),
-            caption="Accuracy (hollow: on the training images) and gap against parameters, at equal width.",
-        ),
-        "by_macs": Drawing(
-            draw=by("macs", "MACs"),
-            caption="The same against multiply-accumulates of one image.",
-        ),
-        "by_kernel": Drawing(
-            draw=by_kernel,
-            caption="The same against kernel size: mean and 95% interval over seeds, strides averaged.",
-        ),
+        "by_params": draw_by_count(EQUAL_WIDTH, caption=PARAMS_CAPTION),
+        "by_macs": draw_by_count(EQUAL_WIDTH, "macs", "MACs", caption=MACS_CAPTION),
+        "by_kernel": Drawing(draw=by_kernel, caption=KERNEL_CAPTION),
     },
 )

@@ -1,10 +1,10 @@
-"""A claim is a sentence, the estimate that tests it, and the verdict that the estimate's interval gives."""
+"""Claims: sentences, the estimates that test them, and the verdicts that the estimates' intervals give."""
 
 import math
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,9 +19,9 @@ from cnnexp.analysis.statistics import (
 
 Outcome = Literal["supported", "refuted", "inconclusive"]
 Unit = Literal["points", "x", ""]
-FEWEST_SEEDS = 3
-SEEN = (0, 1, 2, 3, 4)  # seeds that the small sizes of the experiments train
-MOST_SEEDS = 1_000  # beyond which no number of seeds is named
+FEWEST_SEEDS = 3  # that decide a claim
+SEEN = (0, 1, 2, 3, 4)  # seeds of the small sizes of the experiments
+MOST_SEEDS = 1_000  # that the advice on an inconclusive claim names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,32 +32,32 @@ class Expected:
     high: float = math.inf
 
     def holds(self, low: float, high: float) -> bool:
-        """Whether all of an interval lies inside."""
+        """Tell whether all of an interval lies inside the range."""
         above, below = self.low < low, high < self.high
         return (above or math.isinf(self.low)) and (below or math.isinf(self.high))
 
     def excludes(self, low: float, high: float) -> bool:
-        """Whether all of an interval lies outside."""
+        """Tell whether all of an interval lies outside the range."""
         return high <= self.low or low >= self.high
 
     @property
     def limits(self) -> list[float]:
-        """The finite ones."""
+        """The finite limits of the range."""
         return [limit for limit in (self.low, self.high) if math.isfinite(limit)]
 
 
 def more_than(smallest: float) -> Expected:
-    """A direction: the effect is larger than the smallest that matters."""
+    """Expect an effect larger than the smallest effect that matters."""
     return Expected(low=smallest)
 
 
 def less_than(largest: float) -> Expected:
-    """An upper limit: the effect is smaller."""
+    """Expect an effect smaller than an upper limit."""
     return Expected(high=largest)
 
 
 def between(low: float, high: float) -> Expected:
-    """A range: that of a value that was published, or of effects too small to matter."""
+    """Expect an effect between two limits: around a published value, or of effects too small to matter."""
     return Expected(low=low, high=high)
 
 
@@ -65,26 +65,27 @@ def between(low: float, high: float) -> Expected:
 class Claim:
     """A sentence that data can refute.
 
-    A claim that no effect at all would support is one of an upper limit. It must say which limit in its
-    sentence, so that nobody takes its support for an effect.
+    A claim that is supported where there is no effect at all is a claim of an upper limit. Its sentence must
+    name this limit, so that nobody takes the support for an effect.
 
     Attributes:
-        sentence: to be read alone: what is compared with what, and where.
-        source: the post, or a paper and its table.
-        estimate: from the frame to independent numbers, one a seed, whose mean is the estimate; or to two a
-            seed, between which its own lies where it is censored.
-        measure: what the estimate is, in words.
-        expected: where the claim says that it lies; the limits are the smallest effects that matter.
+        sentence: A full sentence that can be read alone: subject, comparison and condition.
+        source: The usual answer, or a paper and its table.
+        estimate: A function from the dataframe to independent numbers, one per seed, whose mean is the
+            estimate; or to the two bounds of each where they are censored, see `cnnexp.analysis.estimates`.
+        measure: What the estimate is, in words.
+        expected: Where the claim says that the estimate lies: its limits are the smallest effects that
+            matter.
         unit: "points" prints hundredths of accuracy, "x" a ratio.
-        exact: the estimate follows from counts, so that seeds do not matter.
-        range: what the estimate can be at all; its interval ends there.
-        published: the source's own number, as people read it.
-        exploratory: what of the claim was changed after its data were seen; empty: nothing. Where any of the
-            seeds that had been seen is among its data, its verdict is marked, and not counted.
-        seen: those seeds.
+        exact: Whether the estimate follows from counts, so that seeds do not matter.
+        range: The values that the estimate can have; its interval ends there.
+        published: The number that the source reports, as text.
+        exploratory: What was changed about the claim after its data had been seen; empty if nothing was. If
+            any seed in `seen` is among the data, the verdict is marked and not counted.
+        seen: The seeds whose data had been seen.
 
     Raises:
-        ValueError: no effect would support the claim, and its sentence does not name the limit.
+        ValueError: The claim would be supported by no effect, and its sentence does not name the limit.
     """
 
     sentence: str
@@ -110,19 +111,65 @@ class Claim:
                 )
 
 
+def measure(measure: str, estimate: Callable[[pd.DataFrame], np.ndarray], **fields: Any) -> dict[str, Any]:
+    """Say how a claim is tested: the fields of a `Claim` that `make_claims` completes.
+
+    Args:
+        measure: What the estimate is, in words.
+        estimate: The estimate, see `cnnexp.analysis.estimates`.
+        **fields: Fields of `Claim` that differ from those of the experiment's other claims.
+    """
+    return {"measure": measure, "estimate": estimate, **fields}
+
+
+def measure_counts(measure: str, estimate: Callable[[pd.DataFrame], np.ndarray]) -> dict[str, Any]:
+    """Say how a claim about a ratio of counts is tested: it is above 1, and seeds do not matter."""
+    exact = {"expected": more_than(1.0), "unit": "x", "exact": True, "exploratory": ""}
+    return {"measure": measure, "estimate": estimate, **exact}
+
+
+def measure_halvings(measure: str, estimate: Callable[[pd.DataFrame], np.ndarray]) -> dict[str, Any]:
+    """Say how a claim of at most half a cost is tested: log2 of a ratio of costs is above 1."""
+    return {"measure": measure, "estimate": estimate, "expected": more_than(1.0), "unit": ""}
+
+
+def make_claims(
+    tests: Mapping[str, Mapping[str, Any]], *, smallest_effect: float, **common: Any
+) -> list[Claim]:
+    """Make the claims of an experiment.
+
+    Args:
+        tests: By the claim's sentence, what `measure` returned.
+        smallest_effect: The smallest effect that matters, in units of the estimate: a claim expects more
+            unless its own fields say otherwise.
+        **common: Other fields that the claims have in common, for example `source`.
+
+    Example:
+        >>> tests = {"It is better.": measure("accuracy", lambda table: table["accuracy"].to_numpy())}
+        >>> (claim,) = make_claims(tests, smallest_effect=0.02, source="a paper")
+        >>> claim.sentence, claim.expected
+        ('It is better.', Expected(low=0.02, high=inf))
+    """
+    common = {"expected": more_than(smallest_effect), **common}
+    return [Claim(**{"sentence": sentence, **common, **test}) for sentence, test in tests.items()]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A claim beside its estimate and verdict.
+    """A claim with its estimate and the outcome of its test.
 
     Attributes:
-        interval: at `confidence`, which Holm's correction for the experiment's other claims raises.
-        seeds: that the estimate rests on.
-        agreeing: of these, those whose own estimate lies where the claim expects it.
-        bounds: between which the estimate lies, chance aside: equal where every seed's own is known, infinite
-            where a target is out of reach.
-        more_seeds: that would decide an inconclusive claim, if its estimate and spread stay as they are; None
-            where no number up to 1,000 would.
-        exploratory: why the verdict does not count; empty where it does.
+        claim: The claim.
+        outcome: "supported", "refuted" or "inconclusive".
+        interval: The interval at `confidence`; None where the sweep lacks cells.
+        confidence: The level, which Holm's correction for the experiment's other claims raises.
+        seeds: The number of seeds in the estimate.
+        agreeing: The number of these seeds whose estimate alone lies where the claim expects it.
+        bounds: The mean bounds of the seeds' estimates: equal where these are known, infinite where a target
+            is out of reach.
+        more_seeds: The number of further seeds that would decide an inconclusive claim if its estimate and
+            spread stay as they are; None where no number up to 1,000 would.
+        exploratory: Why the verdict does not count; empty where it does.
     """
 
     claim: Claim
@@ -137,7 +184,7 @@ class Verdict:
 
     @property
     def marked_outcome(self) -> str:
-        """The verdict, and whether it counts."""
+        """The outcome, marked where it does not count."""
         return f"{self.outcome} (exploratory)" if self.exploratory else self.outcome
 
     @property
@@ -153,7 +200,6 @@ class Verdict:
 
     @property
     def _value(self) -> str:
-        """The estimate as far as it is known: a number, at least or at most one, or between two."""
         low, high = (in_unit(bound, self.claim.unit) for bound in self.bounds)
         finite = [math.isfinite(bound) for bound in self.bounds]
         if finite == [True, False]:
@@ -164,7 +210,7 @@ class Verdict:
 
     @property
     def condition(self) -> str:
-        """What makes the claim true, in its unit."""
+        """Where the claim expects its estimate, in its unit."""
         low, high = (
             in_unit(limit, self.claim.unit) for limit in (self.claim.expected.low, self.claim.expected.high)
         )
@@ -175,7 +221,7 @@ class Verdict:
 
     @property
     def advice(self) -> str:
-        """What would decide an inconclusive claim."""
+        """Say what would decide an inconclusive claim."""
         if self.outcome != "inconclusive":
             return ""
         if self.interval is None:
@@ -192,7 +238,7 @@ class Verdict:
 
 
 def limit_names(limit: float, unit: Unit) -> tuple[str, ...]:
-    """How a sentence may name the limit of an effect, by its size."""
+    """List the ways in which a sentence may name the limit of an effect."""
     if unit == "points":
         number = f"{abs(limit) * 100:g}"
         return f"{number} point", f"{number}%"
@@ -200,7 +246,7 @@ def limit_names(limit: float, unit: Unit) -> tuple[str, ...]:
 
 
 def in_unit(number: float, unit: Unit) -> str:
-    """A number as people read it, without its unit."""
+    """Format a number in a unit, without the unit."""
     if math.isinf(number):
         return "∞" if number > 0 else "−∞"
     scale, sign = (100, "+") if unit == "points" else (1, "")
@@ -209,23 +255,31 @@ def in_unit(number: float, unit: Unit) -> str:
 
 
 def judge(claims: Sequence[Claim], table: pd.DataFrame) -> list[Verdict]:
-    """The verdicts of a family of claims.
+    """Judge a family of claims.
 
-    A claim is supported where the whole interval lies where it is expected, refuted where all of it lies
-    elsewhere. The levels of the intervals are Holm's for all claims that seeds decide.
+    A claim is supported where its whole interval lies inside the expected range, refuted where all of it lies
+    outside, and inconclusive otherwise. The levels of the intervals are Holm's for all claims that seeds
+    decide.
+
+    Args:
+        claims: The claims of one experiment.
+        table: One row per run, each cell at its tuned learning rate and weight decay.
+
+    Returns:
+        The verdicts in the order of the claims.
     """
     bounds = [_bounds(claim, table) for claim in claims]
     family = [n for n, claim in enumerate(claims) if not claim.exact and len(bounds[n]) >= 2]
     family.sort(key=lambda n: p_value(bounds[n], claims[n].expected))
 
-    def decided(place: int, confidence: float) -> bool:
-        number = family[place]
-        return _judged(claims[number], bounds[number], confidence).outcome != "inconclusive"
+    def decided(rank: int, confidence: float) -> bool:
+        number = family[rank]
+        return _verdict(claims[number], bounds[number], confidence).outcome != "inconclusive"
 
     confidences = dict(zip(family, holm_confidences(range(len(family)), decided), strict=True))
     return [
         replace(
-            _judged(claim, bounds[number], confidences.get(number, CONFIDENCE)),
+            _verdict(claim, bounds[number], confidences.get(number, CONFIDENCE)),
             exploratory=claim.exploratory if _any_seen(claim, table) else "",
         )
         for number, claim in enumerate(claims)
@@ -237,13 +291,12 @@ def _any_seen(claim: Claim, table: pd.DataFrame) -> bool:
 
 
 def _bounds(claim: Claim, table: pd.DataFrame) -> np.ndarray:
-    """Lower and upper bound of each seed's estimate; none where one is unknown."""
-    found = np.asarray(claim.estimate(table), float)
-    bounds = found if found.ndim == 2 else np.stack([found, found], axis=1)
+    values = np.asarray(claim.estimate(table), float)
+    bounds = values if values.ndim == 2 else np.stack([values, values], axis=1)
     return bounds if not np.isnan(bounds).any() else np.empty((0, 2))
 
 
-def _judged(claim: Claim, bounds: np.ndarray, confidence: float) -> Verdict:
+def _verdict(claim: Claim, bounds: np.ndarray, confidence: float) -> Verdict:
     if not len(bounds):
         return Verdict(claim=claim, outcome="inconclusive")
     value, low, high = bounded_interval(bounds, confidence)
@@ -260,16 +313,17 @@ def _judged(claim: Claim, bounds: np.ndarray, confidence: float) -> Verdict:
         interval=Interval(value, low, high),
         confidence=confidence,
         seeds=len(bounds),
-        agreeing=sum(claim.expected.holds(*own) for own in bounds.tolist()),
+        agreeing=sum(claim.expected.holds(*seed) for seed in bounds.tolist()),
         bounds=(float(bounds[:, 0].mean()), float(bounds[:, 1].mean())),
         more_seeds=None if outcome != "inconclusive" else more_seeds(bounds, claim.expected, confidence),
     )
 
 
 def p_value(bounds: np.ndarray, expected: Expected) -> float:
-    """Two-sided, of Student's t against the limits of what is expected, each from the bounds that face it.
+    """Compute the two-sided p-value of Student's t against the limits of what is expected.
 
-    It is 1 where a limit lies between the mean bounds, and only orders a family: intervals decide.
+    Each limit is tested with the bounds that face it. The p-value is 1 where a limit lies between the mean
+    bounds. It only orders a family of claims: intervals decide.
     """
     from scipy.stats import t
 
@@ -286,7 +340,7 @@ def p_value(bounds: np.ndarray, expected: Expected) -> float:
 
 
 def more_seeds(bounds: np.ndarray, expected: Expected, confidence: float = CONFIDENCE) -> int | None:
-    """Seeds beyond those at hand with which the interval would just leave the limits of what is expected."""
+    """Count the further seeds with which the interval would just leave the limits of what is expected."""
     from scipy.stats import t
 
     seeds = len(bounds)

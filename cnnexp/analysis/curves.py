@@ -1,4 +1,4 @@
-"""Learning curves against the number of training images: power laws, and the images that a target takes."""
+"""Learning curves against the number of training images: power laws, and the images needed for a target."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,17 @@ class PowerLaw(NamedTuple):
 def curves(
     table: pd.DataFrame, metric: str, *cells: Cell, x: str = "data.train_size"
 ) -> tuple[Float[np.ndarray, " sizes"], Float[np.ndarray, "seeds cells sizes"]]:
-    """The sizes that all cells have and, seed by seed, the metric there; only seeds that have all."""
+    """Collect a metric against the number of training images, in several cells.
+
+    Args:
+        table: One row per run.
+        metric: A column of the dataframe.
+        *cells: The cells.
+        x: The column of the sizes.
+
+    Returns:
+        The sizes that all cells have, and the metric at these sizes for the seeds that have all of them.
+    """
     wide = [
         select_cell(table, cell).pivot_table(index="seed", columns=x, values=metric, dropna=False)
         for cell in cells
@@ -36,9 +46,9 @@ def curves(
 def fit_power_law(
     sizes: Float[np.ndarray, " sizes"], errors: Float[np.ndarray, " sizes"]
 ) -> Float[np.ndarray, "3"]:
-    """Scale, exponent and offset of the power law nearest in the logarithm of the error.
+    """Fit the scale, exponent and offset of a power law by least squares in the logarithm of the error.
 
-    The offset, what remains with any number of images, lies between 0 and the smallest error.
+    The offset, the error that remains with any number of images, lies between 0 and the smallest error.
     """
     from scipy.optimize import least_squares
 
@@ -49,9 +59,9 @@ def fit_power_law(
         return np.logaddexp(x[0] - x[1] * logs, np.log(x[2])) - target
 
     fits = []
-    for share in (0.05, 0.5, 0.9):  # of the smallest error, where to start the offset
-        slope, level = np.polyfit(logs, np.log(np.exp(target) - share * least), 1)
-        start = [level, np.clip(-slope, 0.01, STEEPEST - 0.01), share * least]
+    for fraction in (0.05, 0.5, 0.9):  # of the smallest error, from which the offset starts
+        steepness, level = np.polyfit(logs, np.log(np.exp(target) - fraction * least), 1)
+        start = [level, np.clip(-steepness, 0.01, STEEPEST - 0.01), fraction * least]
         bounds = ([-50, 0, 1e-12], [50, STEEPEST, max(least, 2e-12)])
         fits.append(least_squares(residuals, start, bounds=bounds, x_scale=[1, 1, least]))
     best = min(fits, key=lambda fit: fit.cost)
@@ -61,7 +71,7 @@ def fit_power_law(
 def power_law(
     sizes: Float[np.ndarray, " sizes"], errors: Float[np.ndarray, "seeds sizes"], confidence: float = 0.95
 ) -> PowerLaw:
-    """The power law of the mean curve, with jackknife intervals over seeds."""
+    """Fit the power law of the mean curve, with jackknife intervals over seeds."""
     whole = fit_power_law(sizes, errors.mean(0))
     pseudo = jackknife(lambda some: fit_power_law(sizes, some.mean(0)), errors)
     limits = [interval(values, confidence) for values in pseudo.T]
@@ -73,7 +83,7 @@ def log_images_needed(
     accuracies: Float[np.ndarray, "seeds sizes"],
     target: float | Float[np.ndarray, " seeds"],
 ) -> Float[np.ndarray, "seeds 2"]:
-    """Bounds of the logarithm (base 2) of the images at which each seed's curve first reaches a target.
+    """Compute bounds of log2 of the images at which each seed's curve first reaches a target.
 
     Between sizes the curve is a line over the logarithm, and both bounds are the place on it. Where the
     target is not reached it takes more images than there are (the upper bound is infinite); where it is
@@ -97,8 +107,36 @@ def log_images_needed(
 def bounds_of_difference(
     one: Float[np.ndarray, "seeds 2"], other: Float[np.ndarray, "seeds 2"]
 ) -> Float[np.ndarray, "seeds 2"]:
-    """What a difference lies within, where both of its terms are known within bounds."""
+    """Compute the bounds of a difference whose two terms are known within bounds."""
     return np.stack([one[:, 0] - other[:, 1], one[:, 1] - other[:, 0]], axis=1)
+
+
+def images_by_cell(table: pd.DataFrame, accuracy: float, *cells: Cell) -> Float[np.ndarray, "cells seeds 2"]:
+    """Compute bounds of log2 of the images to a test accuracy, for the seeds that all cells have."""
+    sizes, accuracies = curves(table, "test/accuracy", *cells)
+    if not accuracies.size:
+        return np.empty((len(cells), 0, 2))
+    return np.array([log_images_needed(sizes, one, accuracy) for one in accuracies.swapaxes(0, 1)])
+
+
+def slope(
+    x: Float[np.ndarray, " points"], bounds: Float[np.ndarray, "points seeds 2"]
+) -> Float[np.ndarray, "seeds 2"]:
+    """Compute bounds of the least-squares slope of points that are known within bounds.
+
+    A point pulls the slope up where its weight is positive: there the slope's lower bound takes the point's
+    lower bound, and elsewhere its upper bound.
+    """
+    weights = (x - x.mean()) / np.sum((x - x.mean()) ** 2)
+    low, high = (
+        sum(
+            weight * bounds[point, :, side if weight > 0 else 1 - side]
+            for point, weight in enumerate(weights)
+            if abs(weight) > 1e-9  # a point in the middle has no weight, and may be unbounded
+        )
+        for side in (0, 1)
+    )
+    return np.stack([low, high], axis=1)
 
 
 def images_needed(
@@ -107,7 +145,7 @@ def images_needed(
     target: float,
     confidence: float = 0.95,
 ) -> Interval:
-    """Images at which a target is reached: the geometric mean over seeds and its interval.
+    """Estimate the images at which a target is reached: the geometric mean over seeds and its interval.
 
     Where a seed does not reach it with the most images, the value and the lower limit are those of the same
     seeds as if they had reached it there, and the upper limit is infinite; where one reaches it with the

@@ -1,9 +1,10 @@
-"""The store as one table: a row a run, a column a configuration key or metric."""
+"""The store as a dataframe: one row per run, one column per configuration key or metric."""
 
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ from cnnexp.store.runs import StoredRun, list_run_folders, list_sweeps, read_swe
 GROUPS = ("model", "data", "optim", "train")  # of configuration keys, in the order in which people read them
 
 
-Cell = Mapping[str, object]  # configuration keys and their values, as the frame has them
+Cell = Mapping[str, object]  # configuration keys and their values, as the dataframe has them
+Rows = Cell | Callable[[pd.DataFrame], pd.DataFrame]  # a cell, or a function that selects rows
+
+
+@dataclass(frozen=True)
+class Not:
+    """In a cell: any value of a key but this one."""
+
+    value: object
+
 
 # Chosen for each cell, so that they tell none apart.
 TUNED = ("optim.learning_rate", "optim.weight_decay")
@@ -27,32 +37,41 @@ TARGETS = (0.25, 0.5, 0.75, 0.9)  # of test accuracy, whose steps are counted
 
 
 def make_dataframe(runs: Iterable[StoredRun], status: str = "finished") -> pd.DataFrame:
-    """Every run that ended so: dotted configuration keys, the summary, and how it got there.
+    """Make a dataframe of the runs with a status.
 
+    Its columns are the dotted configuration keys, the summary, and what the history says:
     `test/accuracy_while_training` is the mean of the test accuracy over all steps, on lines between the
-    evaluations: of two curves that end at the same height, the one that rises sooner has more.
-    `steps_to/0.5/low` and `steps_to/0.5/high` are bounds of the steps to that test accuracy, see `steps_to`.
+    evaluations, and is larger for the curve that rises sooner; `steps_to/0.5/low` and `steps_to/0.5/high` are
+    bounds of the steps to a test accuracy of 0.5, see `steps_to`.
+
+    Args:
+        runs: The runs of a sweep.
+        status: The status of the runs that are included.
     """
     return pd.DataFrame([_row(run) for run in runs if run.status == status])
 
 
 def varying_keys(table: pd.DataFrame) -> list[str]:
-    """Configuration keys with several values: those that tell the cells of a sweep apart."""
+    """List the configuration keys with several values, which tell the cells of a sweep apart."""
     return [key for key in config_keys(table) if _kinds(table[key]) > 1]
 
 
+def values_of(table: pd.DataFrame, key: str) -> list[Any]:
+    """List the values of a column in rising order, without missing ones."""
+    return sorted(table[key].dropna().unique())
+
+
 def constant_keys(table: pd.DataFrame) -> dict[str, str]:
-    """The protocol: configuration keys with one value, and the value."""
+    """Collect the configuration keys with a single value, and the value: the protocol of a sweep."""
     return {key: str(table[key].iloc[0]) for key in config_keys(table) if _kinds(table[key]) == 1}
 
 
 def _kinds(values: pd.Series) -> int:
-    """Number of different values, of which none at all is one."""
     return values.map(str).nunique(dropna=False)
 
 
 def config_keys(table: pd.DataFrame) -> list[str]:
-    """Dotted configuration keys that decide a result, in reading order."""
+    """List the dotted configuration keys that decide a result, in reading order."""
     keys = [(key.partition(".")[0], key) for key in table.columns if "/" not in key and "." in key]
     return [key for group in GROUPS for first, key in keys if first == group]
 
@@ -77,33 +96,60 @@ def find_mixed_cells(table: pd.DataFrame) -> list[str]:
 
 
 def normalize_value(value: object) -> str:
-    """A value whatever its column is: one with gaps has floats, so that 50 is 50.0 there, and None NaN."""
+    """Format a value independently of its column's type.
+
+    A column with gaps has floats, where 50 is 50.0 and None is NaN.
+    """
     if value is None or value != value:
         return "None"
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def select_cell(table: pd.DataFrame, cell: Cell) -> pd.DataFrame:
-    """The runs whose keys have these values."""
+    """Select the runs whose keys have the values of a cell.
+
+    Args:
+        table: One row per run.
+        cell: Values by key: text, a number, a truth value, None where the key has no value, or `Not`.
+
+    Example:
+        >>> table = pd.DataFrame({"model.tying": ["shared", "local"], "data.crop": [0.0, 2.0]})
+        >>> select_cell(table, {"data.crop": 2})["model.tying"].tolist()
+        ['local']
+        >>> select_cell(table, {"model.tying": Not("local")})["model.tying"].tolist()
+        ['shared']
+    """
     chosen = pd.Series(True, index=table.index)
     for key, value in cell.items():
-        if value is None:
-            chosen &= table[key].isna()
-        elif isinstance(value, int | float) and not isinstance(value, bool):  # a column with gaps has floats
-            chosen &= pd.to_numeric(table[key], errors="coerce") == value
-        else:
-            chosen &= table[key].astype(str) == str(value)
+        chosen &= ~_equals(table[key], value.value) if isinstance(value, Not) else _equals(table[key], value)
     return table[chosen]
+
+
+def _equals(column: pd.Series, value: object) -> pd.Series:
+    if value is None:
+        return column.isna()
+    if isinstance(value, int | float) and not isinstance(value, bool):  # a column with gaps has floats
+        return pd.to_numeric(column, errors="coerce") == value
+    return column.astype(str) == str(value)
+
+
+def select_rows(table: pd.DataFrame, rows: Rows | None) -> pd.DataFrame:
+    """Select the runs of a cell, or those that a function selects; all if `rows` is None."""
+    return rows(table) if callable(rows) else select_cell(table, rows or {})
 
 
 CONDITION = re.compile(r"([\w./]+)\s*(<=|>=|!=|=|<|>)\s*(.+)")
 
 
 def select_runs(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
-    """The runs that fulfil every condition: `model.tying=shared,local`, `data.train_size<=512`, `seed!=0`.
+    """Select the runs that fulfil all conditions.
+
+    Args:
+        table: One row per run.
+        conditions: For example `model.tying=shared,local`, `data.train_size<=512` and `seed!=0`.
 
     Raises:
-        UsageError: not a condition, no such column, or no run is left.
+        UsageError: A condition cannot be parsed, names no column, or no run fulfils it.
     """
     for condition in conditions:
         match = CONDITION.fullmatch(condition.strip())
@@ -114,11 +160,11 @@ def select_runs(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
             raise UsageError(
                 f"--where {column}: no such column; {suggestion(column, map(str, table.columns))}"
             )
-        left = table[_holds(table[column], relation, text)]
-        if left.empty:
-            there = suggestion(text, sorted(set(table[column].astype(str))))
-            raise UsageError(f"--where {condition}: no such run; {there}")
-        table = left
+        selected = table[_holds(table[column], relation, text)]
+        if selected.empty:
+            values = suggestion(text, sorted(set(table[column].astype(str))))
+            raise UsageError(f"--where {condition}: no such run; {values}")
+        table = selected
     return table
 
 
@@ -143,7 +189,7 @@ def _holds(values: pd.Series, relation: str, text: str) -> pd.Series:
 
 
 def _as_typed(value: object) -> str:
-    """`[local,shared]` for `['local', 'shared']`."""
+    """Write `[local,shared]` for `['local', 'shared']`."""
     return re.sub(r"['\s]", "", str(value))
 
 
@@ -156,20 +202,20 @@ def _row(run: StoredRun) -> dict[str, Any]:
     for target in TARGETS:
         bounds = zip(("low", "high"), steps_to(curve, target), strict=True)
         extra |= {f"steps_to/{target:g}/{side}": bound for side, bound in bounds}
-    own = {"run_id": run.run_id}  # first in the table, and nothing that is stored takes its place
-    return own | _dotted(run.config) | run.summary | extra | own
+    name = {"run_id": run.run_id}  # the first column, which no stored key may replace
+    return name | _dotted(run.config) | run.summary | extra | name
 
 
 def steps_to(curve: Sequence[tuple[int | float, int | float]], target: float) -> tuple[float, float]:
-    """Bounds of the first step after which a curve is at a target.
+    """Compute bounds of the first step after which a curve reaches a target.
 
-    It lies behind the last evaluation that is below, and is at most the step of the first that is not. Where
-    none is there, the upper bound is infinite. (A curve that is at the target between two evaluations and
-    below it at both is taken as below.)
+    The step comes after the last evaluation below the target, and not after the first evaluation at it. Where
+    the target is not reached, the upper bound is infinite. (A curve that reaches the target between two
+    evaluations and is below it at both counts as below.)
 
     Args:
-        curve: steps and accuracies, from the first evaluation on.
-        target: an accuracy.
+        curve: Steps and accuracies, from the first evaluation on.
+        target: An accuracy.
 
     Example:
         >>> steps_to([(0, 0.1), (10, 0.4), (20, 0.6)], 0.5)
@@ -196,10 +242,10 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_finished_runs(folder: Path) -> tuple[list[StoredRun], list[Path]]:
-    """Every readable run of a sweep of which at least one has finished, and the corrupt files of the others.
+    """Read a sweep that has finished runs: every readable run, and the corrupt files of the others.
 
     Raises:
-        UsageError: there is no such sweep, or no finished run in it.
+        UsageError: The sweep does not exist, or has no finished run.
     """
     if not list_run_folders(folder):
         parent = folder.parent
@@ -218,30 +264,32 @@ def read_finished_runs(folder: Path) -> tuple[list[StoredRun], list[Path]]:
 
 
 def warn_excluded_runs(runs: Sequence[StoredRun], corrupt: Sequence[Path], name: str = "") -> None:
-    """Say on stderr which runs a table leaves out: those that have not finished, and those that are corrupt.
+    """Print on stderr which runs a table leaves out, as they have not finished or are corrupt.
 
     Args:
-        runs: all that can be read.
-        corrupt: files of the others.
-        name: of the sweep, where there are several.
+        runs: All runs that can be read.
+        corrupt: Corrupt files of the others.
+        name: The name of the sweep, where several are printed.
     """
     prefix = f"{name}: left out" if name else "left out"
-    left = Counter(run.status for run in runs if run.status != "finished")
-    if left:
-        kinds = ", ".join(f"{number} {status}" for status, number in sorted(left.items()))
-        print(f"{prefix}: {left.total()} of {len(runs)} runs have not finished ({kinds})", file=sys.stderr)
+    unfinished = Counter(run.status for run in runs if run.status != "finished")
+    if unfinished:
+        kinds = ", ".join(f"{number} {status}" for status, number in sorted(unfinished.items()))
+        print(
+            f"{prefix}: {unfinished.total()} of {len(runs)} runs have not finished ({kinds})", file=sys.stderr
+        )
     for line in describe_corrupt_runs(corrupt):
         print(f"{prefix}: {line}", file=sys.stderr)
 
 
 def describe_corrupt_runs(files: Sequence[Path]) -> list[str]:
-    """How many runs are left out as files of theirs are corrupt, then each with its files."""
+    """Describe the runs that are left out because files of theirs are corrupt, one line each."""
     names: dict[str, list[str]] = {}
     for file in files:
         names.setdefault(file.parent.name, []).append(file.name)
     if not names:
         return []
     number = "1 run whose files are" if len(names) == 1 else f"{len(names)} runs whose files are"
-    named = [f"{run}: corrupt {', '.join(own)}" for run, own in names.items()]
+    named = [f"{run}: corrupt {', '.join(files)}" for run, files in names.items()]
     more = [f"and {len(named) - MOST_NAMED} more"] if len(named) > MOST_NAMED else []
     return [f"{number} corrupt; run the sweep again to train them again", *named[:MOST_NAMED], *more]

@@ -1,13 +1,10 @@
-"""Estimates with their intervals, from values that seeds gave independently."""
+"""Intervals of estimates from independent values, one per seed."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
-
-from cnnexp.analysis.dataframe import TUNED, Cell, select_cell, varying_keys
 
 RESAMPLES = 9_999
 IN_THE_TAIL = 10  # resamples beyond a limit, below which the bootstrap does not resolve it
@@ -17,7 +14,7 @@ CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """An estimate and the limits of its interval; they are NaN where one value tells nothing of spread."""
+    """An estimate and the limits of its interval, which are NaN where there is only one value."""
 
     value: float
     low: float
@@ -25,12 +22,16 @@ class Interval(NamedTuple):
 
 
 def interval(values: Sequence[float] | Float[np.ndarray, " n"], confidence: float = CONFIDENCE) -> Interval:
-    """The mean of independent values and its confidence interval.
+    """Compute the mean of independent values and its confidence interval.
 
     The bias-corrected and accelerated bootstrap (Efron 1987; `scipy.stats.bootstrap`), its level widened for
     small samples as Hesterberg 2015 (section 3.4) has it, since a resample spreads too little. With fewer
     than 10 values, or where too few resamples lie beyond a limit at a higher level, Student's t instead:
-    resamples never leave the range of the values. docs/statistics.md has what both cover.
+    resamples never leave the range of the values. docs/statistics.md has the coverage of both.
+
+    Args:
+        values: One value per seed.
+        confidence: The level of the interval.
     """
     from scipy.stats import bootstrap
 
@@ -56,11 +57,17 @@ def interval(values: Sequence[float] | Float[np.ndarray, " n"], confidence: floa
 
 
 def bounded_interval(bounds: Float[np.ndarray, "n 2"], confidence: float = CONFIDENCE) -> Interval:
-    """The mean of values of which each is known within bounds only: censored, or read between evaluations.
+    """Compute the mean of values of which each is known only within bounds, and its interval.
+
+    Values are censored, for example, where a target is out of reach, or read between two evaluations.
 
     Its lower limit is that of the mean of the lower bounds, its upper limit that of the mean of the upper
     ones: the true mean lies between those two means, so that the interval holds it at least as often as
     theirs hold them. The value is half way between them, or the finite one where the other is infinite.
+
+    Args:
+        bounds: The lower and the upper bound of each value.
+        confidence: The level of the interval.
     """
     if np.array_equal(bounds[:, 0], bounds[:, 1]):
         return interval(bounds[:, 0], confidence)
@@ -78,7 +85,7 @@ def bounded_interval(bounds: Float[np.ndarray, "n 2"], confidence: float = CONFI
 def student_interval(
     values: Sequence[float] | Float[np.ndarray, " n"], confidence: float = CONFIDENCE
 ) -> Interval:
-    """The mean and its interval by Student's t, which is exact for normal values however few."""
+    """Compute the mean and its interval by Student's t, which is exact for normal values however few."""
     from scipy.stats import t
 
     array = np.asarray(values, float)
@@ -90,7 +97,7 @@ def student_interval(
 
 
 def standard_error(values: Float[np.ndarray, " n"]) -> float:
-    """Of the mean."""
+    """Compute the standard error of the mean."""
     return float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
@@ -103,96 +110,80 @@ def _widened_tail(n: int, confidence: float) -> float:
 def jackknife(
     estimate: Callable[[Float[np.ndarray, "n ..."]], float | np.ndarray], data: Float[np.ndarray, "n ..."]
 ) -> Float[np.ndarray, "n ..."]:
-    """Return the pseudo-values of an estimate that is not a mean (Tukey 1958).
+    """Compute the pseudo-values of an estimate that is not a mean (Tukey 1958).
 
     Their mean is the bias-corrected estimate, and their `interval` is its interval.
 
     Args:
-        estimate: of the data of some seeds; one number or several.
-        data: an entry a seed along the first axis.
+        estimate: A function of the data of some seeds that returns one number or several.
+        data: One entry per seed along the first axis.
     """
     n, whole = len(data), estimate(data)
     without = np.array([estimate(np.delete(data, i, axis=0)) for i in range(n)])
     return n * whole - (n - 1) * without
 
 
-def paired(table: pd.DataFrame, metric: str, *cells: Cell) -> Float[np.ndarray, "seeds cells"]:
-    """`metric` in several cells, seed by seed.
-
-    Runs are paired by seed and by every varying key that no cell names, and averaged over the latter; what
-    was tuned belongs to each cell. Empty where a cell is missing.
-    """
-    named = set().union(TUNED, *cells)
-    by = ["seed", *(key for key in varying_keys(table) if key not in named)]
-    columns = [select_cell(table, cell).groupby(by, dropna=False)[metric].mean() for cell in cells]
-    joined = pd.concat(columns, axis=1, keys=range(len(cells))).dropna()
-    return joined.groupby("seed").mean().to_numpy(float).reshape(-1, len(cells))
-
-
-def paired_difference(
-    table: pd.DataFrame, metric: str, one: Cell, other: Cell
-) -> Float[np.ndarray, " seeds"]:
-    """`metric` in one cell minus that in the other: a number a seed, see `paired`."""
-    values = paired(table, metric, one, other)
-    return values[:, 0] - values[:, 1]
-
-
-def paired_ratio(table: pd.DataFrame, metric: str, one: Cell, other: Cell) -> Float[np.ndarray, " seeds"]:
-    """Pseudo-values of the mean of `metric` in one cell over that in the other, see `paired`."""
-    values = paired(table, metric, one, other)
-    if len(values) < 2:
-        return values[:, 0] / values[:, 1]
-    return jackknife(lambda some: float(some[:, 0].mean() / some[:, 1].mean()), values)
-
-
 def probability_greater(values: Float[np.ndarray, "seeds 2"], confidence: float = CONFIDENCE) -> Interval:
-    """P(A > B) over paired runs, ties counting half, with Wilson's interval (Bouthillier 2021 asks for it).
+    """Estimate P(A > B) over paired runs, ties counting half, with Wilson's interval (Bouthillier 2021).
 
     Args:
-        values: A and B, seed by seed; see `paired`.
-        confidence: The coverage of the interval.
+        values: A and B, seed by seed, see `pair_cells`.
+        confidence: The level of the interval.
     """
     from scipy.stats import norm
 
     a, b = values.T
-    n, share = len(a), float(np.mean((a > b) + 0.5 * (a == b)))
+    n, fraction = len(a), float(np.mean((a > b) + 0.5 * (a == b)))
     z = norm.ppf((1 + confidence) / 2)
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return Interval(share, float(middle - half), float(middle + half))
+    middle = (fraction + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(fraction * (1 - fraction) / n + z**2 / (4 * n**2))
+    return Interval(fraction, float(middle - half), float(middle + half))
 
 
 def interquartile_mean(values: Float[np.ndarray, "..."]) -> float:
-    """The mean without the lowest and the highest quarter of all values (Agarwal 2021)."""
+    """Compute the mean without the lowest and the highest quarter of all values (Agarwal 2021)."""
     from scipy.stats import trim_mean
 
     return float(trim_mean(np.ravel(values), 0.25))
 
 
-def rank_correlation(table: pd.DataFrame, count: str, metric: str) -> Float[np.ndarray, " seeds"]:
-    """Spearman's correlation over cells between a count and a metric, a number a seed."""
-    from scipy.stats import spearmanr
-
-    seeds = [runs for _, runs in table.groupby("seed") if runs[count].nunique() > 2]
-    return np.array([float(spearmanr(runs[count], runs[metric]).statistic) for runs in seeds])  # pyright: ignore
-
-
 def holm_confidences(
     order: Sequence[int], decided: Callable[[int, float], bool], confidence: float = CONFIDENCE
 ) -> list[float]:
-    """The confidence at which each claim of a family is judged (Holm 1979).
+    """Compute the confidence at which each claim of a family is judged (Holm 1979).
 
-    The first is held against all, the next against one fewer, and so on up to the first that its interval at
-    that level does not decide; those behind it share its level.
+    The first claim is tested against all claims, the next against one fewer, and so on up to the first whose
+    interval at that level does not decide it; the claims after it have its level.
 
     Args:
-        order: all claims, the one farthest from what would undecide it first; any order keeps the level.
-        decided: whether the interval of a claim at a confidence gives a verdict.
-        confidence: of the whole family.
+        order: The numbers of all claims, the clearest first; any order keeps the level of the family.
+        decided: Tells whether the interval of a claim at a confidence gives a verdict.
+        confidence: The level of the whole family.
     """
-    levels, left, passed = [confidence] * len(order), len(order), True
+    levels, remaining, passed = [confidence] * len(order), len(order), True
     for index in order:
-        levels[index] = 1 - (1 - confidence) / left
+        levels[index] = 1 - (1 - confidence) / remaining
         passed = passed and decided(index, levels[index])
-        left -= passed
+        remaining -= passed
     return levels
+
+
+def locality_by_chance(zeros: float, side: int, channels: int, window: int, units: int = 200) -> float:
+    """Compute the locality that kernels as sparse as this have by chance.
+
+    Locality is the fraction of the squared weights that lies in each unit's best window. The best window of
+    few weights holds many of them wherever they lie, so that sparsity alone looks local. Here the weights are
+    drawn from a normal distribution, and the smallest are set to zero.
+
+    Args:
+        zeros: Fraction of weights that are zero.
+        side: Height and width of the image that each unit sees, in pixels.
+        channels: Channels of the image.
+        window: Height and width of the window, in pixels.
+        units: Kernels drawn, always the same.
+    """
+    kernels = np.random.default_rng(0).normal(size=(units, side, side, channels))
+    kernels[np.abs(kernels) < np.quantile(np.abs(kernels), min(zeros, 0.999))] = 0
+    energy = np.square(kernels).sum(-1)
+    windows = np.lib.stride_tricks.sliding_window_view(energy, (window, window), axis=(1, 2))  # pyright: ignore
+    return float(windows.sum((-1, -2)).max((1, 2)).sum() / energy.sum())

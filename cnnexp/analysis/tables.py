@@ -8,12 +8,8 @@ import numpy as np
 import pandas as pd
 
 from cnnexp.analysis.dataframe import TUNED, varying_keys
-from cnnexp.analysis.statistics import (
-    interquartile_mean,
-    interval,
-    paired,
-    probability_greater,
-)
+from cnnexp.analysis.estimates import pair_cells
+from cnnexp.analysis.statistics import interquartile_mean, interval, probability_greater
 from cnnexp.core.text import markdown_text
 
 Format = Literal["table", "csv", "parquet", "latex", "markdown"]
@@ -54,7 +50,7 @@ def summarize_cells(table: pd.DataFrame, keys: Sequence[str] | None = None) -> p
 def compare_tyings(table: pd.DataFrame) -> pd.DataFrame:
     """Compare the test accuracy of `shared` with that of every other tying, one row per other tying.
 
-    Runs are paired by seed and by all other keys that vary, and averaged over the latter, see `paired`.
+    Runs are paired by seed and by all other keys that vary, and averaged over the latter, see `pair_cells`.
     Tyings that have no such pair are left out.
 
     Args:
@@ -68,7 +64,7 @@ def compare_tyings(table: pd.DataFrame) -> pd.DataFrame:
     tyings = table["model.tying"].astype(str).unique() if "model.tying" in table else []
     rows = []
     for tying in tyings if "shared" in tyings else ():
-        values = paired(table, "test/accuracy", {"model.tying": "shared"}, {"model.tying": tying})
+        values = pair_cells(table, "test/accuracy", {"model.tying": "shared"}, {"model.tying": tying})
         if tying == "shared" or not len(values):
             continue
         row: dict[str, object] = {"model.tying": tying, "seeds": len(values)}

@@ -16,14 +16,15 @@ Texts = tuple[str, ...]  # the same, see `normalize_value`
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """What was chosen for each cell.
+    """The values that were chosen for each cell.
 
     Attributes:
-        table: the runs of the chosen values alone.
-        keys: that were tuned; none where the sweep varies none of them.
-        choices: a row a cell: its keys, the chosen values, `CHOSEN_BY` there, and `at_edge`: the keys chosen
-            at the smallest or largest value tried, "(flat)" where the next value is as good within chance.
-        warnings: a line each.
+        table: The runs of the chosen values.
+        keys: The keys that were tuned; empty where the sweep varies none of them.
+        choices: One row per cell: its keys, the chosen values, the mean of `CHOSEN_BY` at these, and
+            `at_edge`: the keys chosen at the smallest or largest value tried, with "(flat)" where the next
+            value is as good within chance.
+        warnings: What is doubtful about the choices, one line each.
     """
 
     table: pd.DataFrame
@@ -33,16 +34,15 @@ class Tuning:
 
 
 def tune(table: pd.DataFrame, diverged: pd.DataFrame | None = None) -> Tuning:
-    """Keep, in each cell, the runs of the values with the best mean on the validation split.
+    """Keep, in each cell, the runs of the learning rate and weight decay with the best validation accuracy.
 
-    Means are over the seeds that all values have.
-    A value at which a run diverged is not chosen while there is another. Of values that are equally good the
-    one nearest to the middle is chosen. Without validation images nothing is: the values stay cells of their
-    own, and a warning says so.
+    Mean accuracies are compared over the seeds that all values have. A value at which a run diverged is not
+    chosen while there is another. Of values that are equally good, the one nearest to the middle is chosen.
+    Without validation images nothing is chosen: each value stays a cell of its own, and a warning says so.
 
     Args:
-        table: the finished runs.
-        diverged: those that are not among them as their loss was no number any more.
+        table: The finished runs, one row per run.
+        diverged: The runs whose loss became infinite or NaN; they are not in `table`.
     """
     varying = varying_keys(table)
     keys = [key for key in TUNED if key in varying]
@@ -58,11 +58,11 @@ def tune(table: pd.DataFrame, diverged: pd.DataFrame | None = None) -> Tuning:
     kept, choices, uneven = [], [], 0
     for values, cell in table.groupby(cell_keys, sort=True, dropna=False) if cell_keys else [((), table)]:
         named = dict(zip(cell_keys, values, strict=True))
-        seen = _seen(cell, keys, _diverged_at(diverged, named, keys))
-        chosen = max(seen, key=lambda one: (seen[one].mean(), -_from_the_middle(one, list(seen))))
+        tried = _accuracies(cell, keys, _diverged_values(diverged, named, keys))
+        chosen = max(tried, key=lambda one: (tried[one].mean(), -_distance_from_middle(one, list(tried))))
         runs = _at(cell, keys, chosen)
-        uneven += len({len(_at(cell, keys, one)) for one in seen}) > 1
-        edges = [_edge(key, chosen[place], place, chosen, seen) for place, key in enumerate(keys)]
+        uneven += len({len(_at(cell, keys, one)) for one in tried}) > 1
+        edges = [_edge(key, chosen[place], place, chosen, tried) for place, key in enumerate(keys)]
         kept.append(runs)
         choices.append(
             {
@@ -75,30 +75,33 @@ def tune(table: pd.DataFrame, diverged: pd.DataFrame | None = None) -> Tuning:
     warnings = _edge_warnings(keys, choices)
     if uneven:
         warnings.append(
-            f"in {uneven} of {len(choices)} cells not all values have all seeds: those that they share chose"
+            f"in {uneven} of {len(choices)} cells some values lack seeds: the choice is over the seeds that "
+            "all values have"
         )
     return Tuning(table=pd.concat(kept), keys=keys, choices=pd.DataFrame(choices), warnings=warnings)
 
 
-def _seen(cell: pd.DataFrame, keys: list[str], diverged: set[Texts]) -> dict[Values, pd.Series]:
-    """By the values that may be chosen: validation accuracy seed by seed, of the seeds that all have."""
+def _accuracies(cell: pd.DataFrame, keys: list[str], diverged: set[Texts]) -> dict[Values, pd.Series]:
+    """Collect the validation accuracy of each value that may be chosen, for the seeds that all have."""
     tried = dict(list(cell.groupby(keys, dropna=False)))  # not all optimisers have all keys
     whole = {
         values: runs for values, runs in tried.items() if tuple(map(normalize_value, values)) not in diverged
     }
     tried = whole or tried
-    found = {values: runs.groupby("seed")[CHOSEN_BY].mean() for values, runs in tried.items()}
-    shared = set.intersection(*(set(one.index) for one in found.values()))
-    return {values: one[sorted(shared)] if shared else one for values, one in found.items()}
+    means = {values: runs.groupby("seed")[CHOSEN_BY].mean() for values, runs in tried.items()}
+    common = set.intersection(*(set(mean.index) for mean in means.values()))
+    return {values: mean[sorted(common)] if common else mean for values, mean in means.items()}
 
 
-def _diverged_at(diverged: pd.DataFrame | None, named: Mapping[str, object], keys: list[str]) -> set[Texts]:
+def _diverged_values(
+    diverged: pd.DataFrame | None, named: Mapping[str, object], keys: list[str]
+) -> set[Texts]:
     if diverged is None or not len(diverged):
         return set()
-    there = diverged.reindex(columns=[*named, *keys]).map(normalize_value)
+    texts = diverged.reindex(columns=[*named, *keys]).map(normalize_value)
     for key, value in named.items():
-        there = there[there[key] == normalize_value(value)]
-    return set(there[keys].itertuples(index=False, name=None))
+        texts = texts[texts[key] == normalize_value(value)]
+    return set(texts[keys].itertuples(index=False, name=None))
 
 
 def _at(cell: pd.DataFrame, keys: list[str], values: Values) -> pd.DataFrame:
@@ -109,15 +112,15 @@ def _at(cell: pd.DataFrame, keys: list[str], values: Values) -> pd.DataFrame:
     return cell[pd.concat(list(same), axis=1).all(axis=1)]
 
 
-def _from_the_middle(one: Values, tried: Sequence[Values]) -> float:
+def _distance_from_middle(one: Values, tried: Sequence[Values]) -> float:
     return abs(tried.index(one) - (len(tried) - 1) / 2)
 
 
-def _edge(key: str, value: Any, place: int, chosen: Values, seen: Mapping[Values, pd.Series]) -> str:
-    """The key, where its chosen value is the smallest or largest tried beside the other keys' chosen ones."""
+def _edge(key: str, value: Any, place: int, chosen: Values, tried: Mapping[Values, pd.Series]) -> str:
+    """Name the key if its chosen value is the smallest or largest tried with the others' chosen values."""
     others = {
         one[place]: accuracy
-        for one, accuracy in seen.items()
+        for one, accuracy in tried.items()
         if (*one[:place], *one[place + 1 :]) == (*chosen[:place], *chosen[place + 1 :])
     }
     ordered = [] if value != value else sorted(others)  # NaN: an optimiser without the key

@@ -1,6 +1,7 @@
-"""Building blocks of the figures of experiments: accuracies and gaps, levels, published values."""
+"""Parts of figures: lines of cells with their intervals, levels, published values, and legends."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,42 +9,151 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cnnexp.analysis.dataframe import Cell, select_cell
 from cnnexp.analysis.statistics import Interval, interval
-from cnnexp.plots.figures import OTHER, Reference, draw_intervals, style_of
+from cnnexp.plots.style import GREY, TEXT_WIDTH_INCHES, style_of
 
-GREY = OTHER["color"]
-TRAINING = {
-    "color": GREY,
-    "linestyle": ":",
-    "marker": "o",
-    "markerfacecolor": "none",
-    "label": "training images",
-}  # the entry of a legend that explains what is hollow
+TRAIN, TEST, GAP = "train/accuracy", "test/accuracy", "gap/accuracy"
+HOLLOW = {"linestyle": ":", "marker": "o", "markerfacecolor": "none"}  # on training images
+GAP_LABEL = "generalisation gap (train − test)"
+
+
+@dataclass(frozen=True)
+class Line:
+    """Cells along an axis, drawn as one line.
+
+    Attributes:
+        tying: The tying whose colour and mark the line has.
+        cells: The cells, by their places on the axis: numbers, or names in their order from left to right.
+        label: The entry in the legend, if any.
+    """
+
+    tying: str
+    cells: Mapping[float, Cell] | Mapping[str, Cell]
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Level:
+    """A cell that has no place on the axis, drawn as a horizontal line.
+
+    Attributes:
+        tying: The tying whose colour the level has.
+        cell: The cell.
+        label: The entry in the legend, if any.
+        linestyle: Matplotlib's style of the line.
+    """
+
+    tying: str
+    cell: Cell
+    label: str = ""
+    linestyle: str = "--"
+
+
+@dataclass(frozen=True)
+class Published:
+    """Test accuracies that a paper reports, drawn as stars beside ours.
+
+    Attributes:
+        source: The paper and its data set, for the legend.
+        accuracies: By tying, the accuracies at places of the axis: numbers, or names of rows.
+    """
+
+    source: str
+    accuracies: Mapping[str, Mapping[Any, float]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one axis shows.
+
+    Attributes:
+        label: The name of the axis.
+        lines: Cells along the axis.
+        levels: Cells that have no place on the axis.
+        published: Published accuracies, by places of the axis.
+        rotation: Of the names of places, in degrees.
+    """
+
+    label: str
+    lines: Sequence[Line]
+    levels: Sequence[Level] = ()
+    published: Published | None = None
+    rotation: float | int = 0
+
+
+def plot_accuracy_panels(
+    table: pd.DataFrame, panels: Sequence[Panel], more: Mapping[str, str] | None = None
+) -> Figure:
+    """Draw accuracies and gaps along several axes: one column per axis, or one row where there is one axis.
+
+    Args:
+        table: One row per run.
+        panels: What each axis shows.
+        more: Further metrics of the lines, and what their axes are called.
+    """
+    more = more or {}
+    figure = Figure(figsize=(TEXT_WIDTH_INCHES, 3.0 if len(panels) == 1 else 4.6), layout="constrained")
+    if len(panels) == 1:
+        columns = [list(figure.subplots(1, 2 + len(more)))]
+    else:
+        columns = figure.subplots(2 + len(more), len(panels), sharex="col", sharey="row").T.tolist()
+    for panel, column in zip(panels, columns, strict=True):
+        _draw_panel(table, panel, column, list(more))
+        for axes in column if len(panels) == 1 else column[-1:]:
+            axes.set_xlabel(panel.label)
+    accuracy, gap, *others = columns[0]
+    accuracy.plot([], [], color=GREY, label="training images", **HOLLOW)
+    accuracy.set(ylabel="accuracy", ylim=(0, 1.04))
+    gap.set_ylabel(GAP_LABEL)
+    for axes, name in zip(others, more.values(), strict=True):
+        axes.set_ylabel(name)
+    entries = [column[0].get_legend_handles_labels() for column in columns]
+    handles, labels = ([item for entry in entries for item in entry[side]] for side in (0, 1))
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _draw_panel(table: pd.DataFrame, panel: Panel, column: Sequence[Axes], more: Sequence[str]) -> None:
+    accuracy, gap, *others = column
+    names = {name: None for line in panel.lines for name in line.cells if isinstance(name, str)}
+    places = {name: float(x) for x, name in enumerate(names)}
+    for line in panel.lines:
+        x = np.array([places[place] if isinstance(place, str) else place for place in line.cells])
+        style = style_of(line.tying)
+        cells = [select_cell(table, cell) for cell in line.cells.values()]
+        draw_cells(accuracy, gap, x, cells, label=line.label, **style)
+        for axes, metric in zip(others, more, strict=True):
+            draw_intervals(axes, x, [interval_over_seeds(cell, metric) for cell in cells], **style)
+    for level in panel.levels:
+        look = {"color": style_of(level.tying)["color"], "linestyle": level.linestyle}
+        runs = select_cell(table, level.cell)
+        draw_level(accuracy, runs, TEST, label=level.label, **look)
+        draw_level(gap, runs, GAP, **look)
+    if panel.published:
+        draw_published(accuracy, panel.published, places)
+    if places:
+        for axes in column:
+            axes.set_xticks(list(places.values()), list(places), rotation=panel.rotation)
 
 
 def draw_cells(
-    accuracy: Axes,
-    gap: Axes,
-    x: np.ndarray,
-    cells: Sequence[pd.DataFrame],
-    *,
-    label: str = "",
-    **style: Any,
+    accuracy: Axes, gap: Axes, x: np.ndarray, cells: Sequence[pd.DataFrame], *, label: str = "", **style: Any
 ) -> None:
-    """Draw train accuracy (hollow, dotted), test accuracy and gap of one cell at each place of an axis.
+    """Draw train (hollow, dotted) and test accuracy, and the gap, of one cell at each place of an axis.
 
     Args:
-        accuracy: the axes of both accuracies.
-        gap: the axes of the generalisation gap.
-        x: the places.
-        cells: the runs of the cell at each place.
-        label: the entry in the legend.
-        style: further arguments of Matplotlib's `errorbar`.
+        accuracy: The axes of both accuracies.
+        gap: The axes of the generalisation gap.
+        x: Places on the axis.
+        cells: The runs at each place.
+        label: The entry in the legend, if any.
+        **style: Matplotlib's properties of the line.
     """
     for axes, metric, look in (
-        (accuracy, "train/accuracy", {"linestyle": ":", "markerfacecolor": "none"}),
-        (accuracy, "test/accuracy", {"label": label}),
-        (gap, "gap/accuracy", {}),
+        (accuracy, TRAIN, {"linestyle": ":", "markerfacecolor": "none"}),
+        (accuracy, TEST, {"label": label}),
+        (gap, GAP, {}),
     ):
         draw_intervals(axes, x, [interval_over_seeds(cell, metric) for cell in cells], **style, **look)
 
@@ -56,33 +166,40 @@ def draw_level(axes: Axes, runs: pd.DataFrame, metric: str, *, label: str = "", 
         axes.axhspan(low, high, color=style.get("color", GREY), alpha=0.12, linewidth=0)
 
 
-def draw_published(axes: Axes, source: str, values: Sequence[Reference], *, sideways: bool = False) -> None:
-    """Draw published values as stars in the colours of their tyings, under one entry of the legend.
+def draw_published(
+    axes: Axes, published: Published, places: Mapping[str, float] | None = None, *, sideways: bool = False
+) -> None:
+    """Draw published accuracies as stars in the colours of their tyings, under one entry of the legend.
 
     Args:
-        axes: the axes of accuracy.
-        source: the paper and its data set.
-        values: the values; those with a label are hollow and have an entry of that name.
-        sideways: whether accuracies lie along the horizontal axis.
+        axes: The axes of accuracy.
+        published: The values.
+        places: Where the names are that the values go by; values of other names are left out. If None or
+            empty, the values go by numbers.
+        sideways: Accuracies lie along the axis of x, as where each row is a condition.
     """
-    named = {value.label: value.label for value in values} | {"": source}
-    for label in dict.fromkeys(value.label for value in values):
-        look = {"marker": "*", "linestyle": "none", "markersize": 8, "zorder": 3}
-        look |= {"markerfacecolor": "none"} if label else {}
-        for value in values:
-            if value.label == label:
-                place = (value.accuracy, value.x) if sideways else (value.x, value.accuracy)
-                axes.plot(*place, color=style_of(value.tying)["color"] if value.tying else GREY, **look)
-        axes.plot([], [], color=GREY, label=named[label], **look)
+    star = {"marker": "*", "linestyle": "none", "markersize": 8, "zorder": 3}
+    for tying, accuracies in published.accuracies.items():
+        for name, accuracy in accuracies.items():
+            if not places or name in places:
+                place = places[name] if places else name
+                point = (accuracy, place) if sideways else (place, accuracy)
+                axes.plot(*point, color=style_of(tying)["color"], **star)
+    axes.plot([], [], color=GREY, label=published.source, **star)
 
 
-def renew_legend(figure: Figure, **place: Any) -> Figure:
-    """Replace the legend of a figure by one of everything in its first axes, and return the figure."""
-    for legend in list(figure.legends):
-        legend.remove()
-    place = place or {"loc": "outside right center"}
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), **place)
-    return figure
+def draw_intervals(axes: Axes, x: np.ndarray, intervals: Sequence[Interval], **style: Any) -> None:
+    """Draw estimates with their intervals as bars; one seed has no bar."""
+    values, low, high = np.array(intervals, float).T
+    error = np.nan_to_num([values - low, high - values])
+    axes.errorbar(x, values, yerr=error, capsize=2, elinewidth=0.8, **style)
+
+
+def compute_intervals(runs: pd.DataFrame, x: str, metric: str) -> tuple[np.ndarray, list[Interval]]:
+    """Compute the interval of a metric over seeds at each value of a column, in rising order."""
+    cells = runs.groupby(x)
+    places = np.sort(runs[x].unique())
+    return places, [interval_over_seeds(cells.get_group(place), metric) for place in places]
 
 
 def interval_over_seeds(runs: pd.DataFrame, metric: str) -> Interval:

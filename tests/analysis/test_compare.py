@@ -16,16 +16,9 @@ from cnnexp.analysis.tables import format_value, latex_table
 from cnnexp.cli.tables import print_comparison, print_results
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying
-from cnnexp.plots.figures import (
-    STYLE,
-    Drawing,
-    plot_accuracy_and_gap,
-    plot_accuracy_by_params,
-    render,
-    shrink_png,
-    style_of,
-)
+from cnnexp.plots.figures import draw_by_count, plot_accuracy_and_gap, render, shrink_png
 from cnnexp.plots.layers import draw_matrix
+from cnnexp.plots.style import STYLE, style_of
 from tests.report.test_report import write_run
 
 
@@ -190,7 +183,7 @@ def test_the_axis_of_a_key_has_its_values_as_ticks(values: tuple[float, ...]) ->
 def test_small_pictures_keep_the_colours_of_tyings() -> None:
     nets = {tying: {"model__tying": tying, "params/total": 10.0**place} for place, tying in enumerate(STYLE)}
     table = swept(*(runs_of(0.5, 0.01, **keys) for keys in nets.values()))
-    png = shrink_png(render(Drawing(draw=plot_accuracy_by_params, caption=""), table).png)
+    png = shrink_png(render(draw_by_count(), table).png)
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), int).reshape(-1, 3)
     for style in STYLE.values():
         assert np.abs(pixels - 255 * np.array(to_rgb(style["color"]))).max(1).min() < 20

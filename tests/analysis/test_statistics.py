@@ -30,18 +30,14 @@ from cnnexp.analysis.curves import (
     log_images_needed,
     power_law,
 )
-from cnnexp.analysis.effects import factorial, shapley
+from cnnexp.analysis.estimates import correlation, difference, factorial_effect, pair_cells
 from cnnexp.analysis.statistics import (
     bounded_interval,
     holm_confidences,
     interquartile_mean,
     interval,
     jackknife,
-    paired,
-    paired_difference,
-    paired_ratio,
     probability_greater,
-    rank_correlation,
     student_interval,
 )
 from cnnexp.analysis.tuning import tune
@@ -142,17 +138,15 @@ def two_tyings() -> pd.DataFrame:
 
 def test_pairing_removes_what_seeds_share(two_tyings: pd.DataFrame) -> None:
     cells = {"model.tying": "shared"}, {"model.tying": "dense"}
-    assert paired_difference(two_tyings, "test/accuracy", *cells) == pytest.approx([0.3] * 4)
-    assert paired(two_tyings, "test/accuracy", *cells).shape == (4, 2)
-    ratio = paired_ratio(two_tyings, "test/accuracy", *cells)
-    assert ratio.mean() == pytest.approx(0.65 / 0.35, rel=0.01) and len(ratio) == 4
-    assert len(paired_difference(two_tyings, "test/accuracy", {"model.tying": "tiled"}, cells[1])) == 0
+    assert difference(*cells)(two_tyings) == pytest.approx([0.3] * 4)
+    assert pair_cells(two_tyings, "test/accuracy", *cells).shape == (4, 2)
+    assert len(difference({"model.tying": "tiled"}, cells[1])(two_tyings)) == 0
     lacking = two_tyings.drop(index=two_tyings[two_tyings["seed"] == 3].index[:1])
-    kept = paired_difference(lacking, "test/accuracy", *cells)  # only the sizes that both have
+    kept = difference(*cells)(lacking)  # only the sizes that both have
     assert kept == pytest.approx([0.3] * 4)
     rates = two_tyings["model.tying"].map({"shared": 0.1, "dense": 0.01})  # each cell's own, as tuned
     tuned = two_tyings.assign(**{"optim.learning_rate": rates})
-    assert paired_difference(tuned, "test/accuracy", *cells) == pytest.approx([0.3] * 4)
+    assert difference(*cells)(tuned) == pytest.approx([0.3] * 4)
 
 
 def test_probability_of_being_greater() -> None:
@@ -171,7 +165,7 @@ def test_rank_correlation_is_one_for_any_rising_curve() -> None:
     table = _table(
         seed=[0] * 4 + [1] * 4, count=[1, 10, 100, 1000] * 2, gap=[0.1, 0.2, 0.25, 0.9, 4, 3, 2, 1]
     )
-    assert rank_correlation(table, "count", "gap") == pytest.approx([1, -1])
+    assert correlation("gap", "count")(table) == pytest.approx([1, -1])
 
 
 def test_holm_steps_down_until_one_fails() -> None:
@@ -185,31 +179,17 @@ def test_holm_steps_down_until_one_fails() -> None:
 
 
 def test_effects_of_a_factorial_design_add_up() -> None:
-    a = np.array
-    effects = factorial(neither=a([1.0]), first=a([3.0]), second=a([2.0]), both=a([10.0]))
-    assert (effects.first, effects.second) == (pytest.approx([5.0]), pytest.approx([4.0]))
-    assert effects.interaction == pytest.approx([6.0])
-    assert effects.first + effects.second == pytest.approx(effects.total)
-    cells = {(): 1.0, ("a",): 3.0, ("b",): 2.0, ("a", "b"): 10.0}
-    split = shapley({frozenset(names): a([value]) for names, value in cells.items()})
-    assert split["a"] == pytest.approx(effects.first) and split["b"] == pytest.approx(effects.second)
-
-
-def test_shapley_values_of_three_factors() -> None:
-    """Of a sum of own worths and a bonus for having all three, each gets its own and a third of the bonus."""
-    own = {"a": 1.0, "b": 2.0, "c": 3.0}
-    subsets = [frozenset(s) for s in ((), "a", "b", "c", "ab", "ac", "bc", "abc")]
-    cells = {s: np.array([sum(own[name] for name in s) + 6.0 * (len(s) == 3)]) for s in subsets}
-    split = shapley(cells)
-    assert {name: value.item() for name, value in split.items()} == pytest.approx(
-        {"a": 3.0, "b": 4.0, "c": 5.0}
+    corners = [{"model.tying": name} for name in ("neither", "first", "second", "both")]
+    table = _table(
+        seed=[0] * 4, model__tying=["neither", "first", "second", "both"], score=[1.0, 3.0, 2.0, 10.0]
     )
-    ladder = {
-        s: cells[s] for s in subsets if s in (frozenset(), frozenset("a"), frozenset("ab"), frozenset("abc"))
-    }
-    assert {name: value.item() for name, value in shapley(ladder).items()} == pytest.approx(
-        {"a": 1, "b": 2, "c": 9}
-    )
+
+    def effect(name: Literal["first", "second", "interaction", "total"]) -> float:
+        return factorial_effect(name, *corners, metric="score")(table).item()
+
+    assert (effect("first"), effect("second")) == pytest.approx((5.0, 4.0))
+    assert effect("interaction") == pytest.approx(6.0)
+    assert effect("first") + effect("second") == pytest.approx(effect("total"))
 
 
 @pytest.mark.parametrize(
@@ -412,7 +392,9 @@ def test_more_seeds_do_not_choose_a_rate() -> None:
     table = _tuned([0.001, 0.01, 0.1], [0.5, 0.6, 0.4], [0.5] * 3)
     tuning = tune(table[~((table["optim.learning_rate"] == 0.01) & (table["seed"] == 1))])
     assert set(tuning.table["optim.learning_rate"]) == {0.01}
-    assert tuning.warnings == ["in 2 of 2 cells not all values have all seeds: those that they share chose"]
+    assert tuning.warnings == [
+        "in 2 of 2 cells some values lack seeds: the choice is over the seeds that all values have"
+    ]
 
 
 def test_a_choice_at_a_flat_edge_is_no_warning() -> None:

@@ -118,7 +118,7 @@ def estimate_of(name: str, sentence: str) -> Any:
 @pytest.mark.parametrize(
     ("name", "sentence", "key", "chosen"),
     [
-        ("translation", "A locally connected net whose images move", "data.crop", 1),
+        ("translation", "A local net whose images move", "data.crop", 1),
         ("embedding", "A local net that is a convolution for part", "train.tied_steps", 50),
         ("locality_sharing_ladder", "Beta-LASSO makes", "optim.l1", 0.00002),
     ],
@@ -181,8 +181,8 @@ def test_a_new_experiment_is_two_small_files(
     assert run("experiment=pooling") == 0
     report = write_report(tmp_path / "results/pooling")
     assert [one.claim.sentence for one in report.judged] == [
-        "Max pooling is better than average.",
-        "Max pooling is better than none.",
+        "With 512 training images, max pooling is more accurate than average pooling.",
+        "With 512 training images, max pooling is more accurate than no pooling.",
     ]
     assert len(report.cells) == 3 and set(report.cells["seeds"]) == {5}
     published = publish_report(report, tmp_path / "kept")

@@ -20,7 +20,7 @@ from cnnexp.cli import main as cli
 from cnnexp.core import machine as paths
 from cnnexp.core.errors import UsageError
 from cnnexp.core.text import markdown_block, markdown_code, markdown_text
-from cnnexp.plots.figures import plot_accuracy_by_params
+from cnnexp.plots.figures import plot_accuracy_and_gap
 from cnnexp.report import experiments
 from cnnexp.report.html import POLICY, render_html
 from cnnexp.report.output import write_report
@@ -364,7 +364,7 @@ def test_latex_has_no_commands_but_ours(sweep: Path) -> None:
 def test_a_dollar_in_a_figure_is_a_dollar() -> None:
     rows = [{"model.tying": r"$\frac$ $x$", "params/total": 9, "seed": 0, "macs": 1}]
     metrics = {"train/accuracy": 1.0, "test/accuracy": 0.5, "gap/accuracy": 0.5}
-    figure = plot_accuracy_by_params(pd.DataFrame([rows[0] | metrics]))
+    figure = plot_accuracy_and_gap(pd.DataFrame([rows[0] | metrics]), "params/total")
     figure.draw_without_rendering()
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from cnnexp.cli.show import show
-from cnnexp.plots.figures import Drawing, plot_accuracy_by_images, render
+from cnnexp.plots.figures import draw_by_images, render
 from tests.analysis.test_compare import runs_of, swept
 from tests.conftest import Configure
 
@@ -30,7 +30,7 @@ def test_no_setting_of_the_user_changes_a_figure_of_a_report() -> None:
         for size, accuracy in ((64, 0.5), (256, 0.7))
     ]
     table: pd.DataFrame = swept(*sizes)
-    drawing = Drawing(draw=plot_accuracy_by_images, caption="")
+    drawing = draw_by_images()
     plain = render(drawing, table)
     with mpl.rc_context(STRANGE):
         assert render(drawing, table) == plain

@@ -15,14 +15,10 @@ from cnnexp.analysis.dataframe import make_dataframe, select_cell, select_runs, 
 from cnnexp.analysis.tables import distinguishing_keys
 from cnnexp.cli.tables import print_comparison, print_results
 from cnnexp.core.errors import UsageError
-from cnnexp.plots.figures import (
-    Reference,
-    make_default_drawings,
-    plot_accuracy_and_gap,
-    style_of,
-    tying_order,
-)
+from cnnexp.plots.axes import Published
+from cnnexp.plots.figures import make_default_drawings, plot_accuracy_and_gap
 from cnnexp.plots.kernels import kernel_mosaic
+from cnnexp.plots.style import style_of, tying_order
 from cnnexp.report.output import print_report, write_report
 from cnnexp.store.runs import read_runs
 from tests.browser import looked_at
@@ -239,10 +235,11 @@ def test_what_cannot_be_reported_is_refused(sweep: Path, tmp_path: Path) -> None
 
 def test_figures_have_one_style_a_tying_and_the_published_values(sweep: Path) -> None:
     table = make_dataframe(read_runs(sweep))
-    star = Reference(x=100.0, accuracy=0.9, label="a paper's net", tying="shared")
-    figure = plot_accuracy_and_gap(table, "params/total", lines=False, references=[star])
+    published = Published("a paper", {"shared": {100.0: 0.9}})
+    figure = plot_accuracy_and_gap(table, "params/total", lines=False, published=published)
     accuracy, gap = figure.axes
-    (drawn,) = (line for line in accuracy.lines if line.get_marker() == "*")
+    drawn, legend = (line for line in accuracy.lines if line.get_marker() == "*")
+    assert legend.get_label() == "a paper"
     assert (drawn.get_xdata(), drawn.get_ydata()) == ([100.0], [0.9])
     assert drawn.get_color() == style_of("shared")["color"]
     assert len(gap.containers) == 3 and len(accuracy.containers) == 6  # intervals always; train beside test

@@ -1,0 +1,117 @@
+"""Figures of the training images that nets need, and of how these grow with the problem."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cnnexp.analysis.claims import in_unit
+from cnnexp.analysis.curves import curves, images_needed
+from cnnexp.analysis.dataframe import Cell, select_cell, values_of
+from cnnexp.analysis.estimates import images_exponent
+from cnnexp.analysis.statistics import bounded_interval
+from cnnexp.plots.style import GREY, TEXT_WIDTH_INCHES, style_of
+
+ROOM_FOR_EXPONENTS = 30  # factor by which the axis of images is extended
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The training images that nets need along one key.
+
+    Attributes:
+        label: The name of the axis.
+        key: The key.
+        nets: The cells without the key, by tying.
+        accuracy: The test accuracy for which images are needed.
+        bounds: By tying, how a proven bound grows with the key; drawn from the first point of the net's line,
+            beside the exponent of the line.
+    """
+
+    label: str
+    key: str
+    nets: Mapping[str, Cell]
+    accuracy: float
+    bounds: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
+
+
+def plot_images_panels(table: pd.DataFrame, panels: Sequence[Growth]) -> Figure:
+    """Draw the training images that nets need, one column per key.
+
+    Args:
+        table: One row per run.
+        panels: What each column shows.
+    """
+    figure = Figure(figsize=(TEXT_WIDTH_INCHES, 3.2), layout="constrained")
+    columns = figure.subplots(1, len(panels), sharey=True)
+    for panel, axes in zip(panels, columns, strict=True):
+        for row, tying in enumerate(panel.nets):
+            _draw_net(axes, table, panel, tying, row)
+        axes.set(xlabel=panel.label, title=f"images for {panel.accuracy:.0%}")
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log", base=4)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+    first = columns[0]
+    first.set_ylabel("training images")
+    first.plot([], [], ":", color=GREY, label="growth of the bound")
+    first.plot([], [], marker="$↑$", linestyle="none", color=GREY, label="at least so many")
+    first.plot([], [], marker="$↓$", linestyle="none", color=GREY, label="at most so many")
+    low, high = first.get_ylim()
+    first.set_ylim(low, high * ROOM_FOR_EXPONENTS)
+    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def _draw_net(axes: Axes, table: pd.DataFrame, panel: Growth, tying: str, row: int) -> None:
+    net, color = panel.nets[tying], style_of(tying)["color"]
+    values = values_of(select_cell(table, net), panel.key)
+    first = draw_images_needed(
+        axes, table, {value: {**net, panel.key: value} for value in values}, panel.accuracy, tying
+    )
+    if bound := panel.bounds.get(tying):
+        growth = np.array([bound(value) for value in values])
+        axes.plot(values, first * growth / growth[0], ":", color=color)
+        text = f"{tying}: {_format_exponent(table, panel, net)}"
+        axes.text(0.03, 0.98 - 0.07 * row, text, color=color, transform=axes.transAxes, va="top", fontsize=6)
+
+
+def _format_exponent(table: pd.DataFrame, panel: Growth, net: Cell) -> str:
+    bounds = images_exponent(panel.key, net, panel.accuracy)(table)
+    if not len(bounds):
+        return "–"
+    value, low, high = bounded_interval(bounds)
+    limits = ", ".join(in_unit(limit, "") for limit in (low, high))
+    return f"${panel.label[0]}^{{{value:.1f}}}$ [{limits}]"
+
+
+def draw_images_needed(
+    axes: Axes, table: pd.DataFrame, cells: Mapping[float, Cell], accuracy: float, tying: str
+) -> float:
+    """Draw the training images to a test accuracy along an axis, with arrows where points are bounds.
+
+    Args:
+        axes: The axes; that of y is logarithmic.
+        table: One row per run.
+        cells: The cells, by their places on the axis.
+        accuracy: The test accuracy.
+        tying: The tying whose colour, mark and label the line has.
+
+    Returns:
+        The images at the first place.
+    """
+    read = [curves(table, "test/accuracy", cell) for cell in cells.values()]
+    needed = [images_needed(sizes, accuracies[:, 0], accuracy) for sizes, accuracies in read]
+    fewest, most = read[0][0][0], read[0][0][-1]
+    value, low, high = np.array(needed).T
+    style, places = style_of(tying), np.array(list(cells))
+    error = [value - np.maximum(low, fewest), np.minimum(high, most) - value]
+    axes.plot(places, value, style["marker"] + "-", color=style["color"], label=tying)
+    axes.errorbar(places, value, np.clip(error, 0, None), capsize=2, fmt="none", ecolor=style["color"])
+    for is_bound, arrow, shift in ((np.isinf(high), "$↑$", 1.5), (low < fewest, "$↓$", 1 / 1.5)):
+        look = {"color": style["color"], "marker": arrow, "linestyle": "none"}
+        axes.plot(places[is_bound], shift * value[is_bound], **look)
+    return float(value[0])
