@@ -6,6 +6,7 @@ collective computation, because they may be in the middle of another one. It lea
 coordination service instead, which every process polls.
 """
 
+import atexit
 import os
 import secrets
 import sys
@@ -49,7 +50,10 @@ def join_processes(launcher: LocalLauncher) -> None:
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"launcher.coordinator={launcher.coordinator}: {reason}") from None
-    threading.Thread(target=_end_with_others, name="end with others", daemon=True).start()
+    stopped = threading.Event()
+    poll = threading.Thread(target=_end_with_others, args=(stopped,), name="end with others", daemon=True)
+    poll.start()
+    atexit.register(_stop_polling, stopped, poll)
 
 
 def leave_processes(code: int, error: BaseException | None = None) -> None:
@@ -77,9 +81,16 @@ def leave_processes(code: int, error: BaseException | None = None) -> None:
     os._exit(code)
 
 
-def _end_with_others() -> None:
+def _stop_polling(stopped: threading.Event, poll: threading.Thread) -> None:
+    """End the thread before the interpreter does, which would abort a thread within JAX's C++ code."""
+    stopped.set()
+    poll.join()
+
+
+def _end_with_others(stopped: threading.Event) -> None:
     while (code := _code_of_others(_coordination_client())) is None:
-        time.sleep(POLL_SECONDS)
+        if stopped.wait(POLL_SECONDS):
+            return
     if is_primary():
         time.sleep(CLEAN_UP_SECONDS)
     print("cnnexp: another process has failed", file=sys.stderr, flush=True)
