@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cnnexp.core.errors import UsageError, suggestion
+from cnnexp.core.text import pluralize
 from cnnexp.store.runs import StoredRun, list_run_folders, list_sweeps, read_sweep
 
 GROUPS = ("model", "data", "optim", "train")  # of configuration keys, in the order in which people read them
@@ -257,9 +258,8 @@ def read_finished_runs(folder: Path) -> tuple[list[StoredRun], list[Path]]:
     runs, corrupt = read_sweep(folder)
     if not any(run.status == "finished" for run in runs):
         broken = f" ({len({file.parent for file in corrupt})} more have corrupt files)" if corrupt else ""
-        raise UsageError(
-            f"{folder.name}: none of its {len(runs)} runs has finished{broken}; run the sweep first"
-        )
+        number = pluralize(len(runs), "run")
+        raise UsageError(f"{folder.name}: none of its {number} has finished{broken}; run the sweep first")
     return runs, corrupt
 
 
@@ -275,9 +275,8 @@ def warn_excluded_runs(runs: Sequence[StoredRun], corrupt: Sequence[Path], name:
     unfinished = Counter(run.status for run in runs if run.status != "finished")
     if unfinished:
         kinds = ", ".join(f"{number} {status}" for status, number in sorted(unfinished.items()))
-        print(
-            f"{prefix}: {unfinished.total()} of {len(runs)} runs have not finished ({kinds})", file=sys.stderr
-        )
+        number = f"{unfinished.total():,} of {pluralize(len(runs), 'run')}"
+        print(f"{prefix}: {number} not finished ({kinds})", file=sys.stderr)
     for line in describe_corrupt_runs(corrupt):
         print(f"{prefix}: {line}", file=sys.stderr)
 

@@ -38,6 +38,7 @@ from cnnexp.analysis.tables import (
 )
 from cnnexp.analysis.tuning import tune
 from cnnexp.core.errors import UsageError, suggestion
+from cnnexp.core.text import pluralize
 from cnnexp.store.files import write_bytes
 from cnnexp.store.runs import StoredRun
 
@@ -165,7 +166,7 @@ def print_comparison(first: Path, second: Path, *, form: Format = "table") -> No
 
 def _print_differences(names: list[str], one: pd.DataFrame, other: pd.DataFrame) -> None:
     for name, runs in zip(names, (one, other), strict=True):
-        print(f"{name}: {len(runs)} runs, {runs['seed'].nunique()} seeds")
+        print(f"{name}: {pluralize(len(runs), 'run')}, {pluralize(runs['seed'].nunique(), 'seed')}")
     for key in find_differing_keys(one, other):
         values = (", ".join(sorted(key_values(runs, key))) or "absent" for runs in (one, other))
         print(f"{key}: {' against '.join(values)}")

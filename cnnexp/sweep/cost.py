@@ -19,7 +19,7 @@ from cnnexp.core.machine import (
     free_device_memory,
     machine_memory_text,
 )
-from cnnexp.core.text import short_number
+from cnnexp.core.text import pluralize, short_number
 from cnnexp.data.loading import resident_bytes
 from cnnexp.models.spec import LayerSpec, specify_network, total_count
 from cnnexp.store.files import read_json
@@ -191,7 +191,9 @@ def forecast(results_dir: Path) -> Forecast:
         return Forecast(rate=rate, rates={}, source=source)
     medians = {key: statistics.median(values) for key, values in rates.items()}
     overall = statistics.median(rate for values in rates.values() for rate in values)
-    return Forecast(rate=overall, rates=medians, source=f"{len(past)} past runs in {results_dir}")
+    return Forecast(
+        rate=overall, rates=medians, source=f"{pluralize(len(past), 'past run')} in {results_dir}"
+    )
 
 
 def _matmul_rate() -> float:

@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from cnnexp.core.text import pluralize
 from cnnexp.sweep.cost import COMPILE_SECONDS
 from cnnexp.sweep.plan import Plan, Stack
 from cnnexp.sweep.points import Cells
@@ -53,7 +54,9 @@ class SweepProgress:
 
     def __enter__(self) -> "SweepProgress":
         if self._plan.ended:
-            self.tell(f"{len(self._plan.ended)} runs are already in the store; {self._total} to train")
+            self.tell(
+                f"already in the store: {pluralize(len(self._plan.ended), 'run')}; {self._total} to train"
+            )
         if self._plan.stacks:
             self._show()
             self._bar.start()
@@ -134,7 +137,7 @@ class SweepProgress:
     def waiting_for(self, runs: int) -> None:
         """Display that the remaining runs are claimed by other workers."""
         if runs:
-            self._latest = f"waiting for {runs} runs that other workers are training"
+            self._latest = f"waiting for {pluralize(runs, 'run')} that other workers are training"
             self._show()
 
     def _show(self) -> None:
@@ -149,7 +152,7 @@ class SweepProgress:
     def _state(self) -> str:
         """Describe runs done, failed and running, the current stack's epoch, throughput and time left."""
         elapsed = time.monotonic() - self._started
-        parts = [f"{self._done}/{self._total} runs"]
+        parts = [f"{self._done}/{pluralize(self._total, 'run')}"]
         parts += [f"{self._failed} failed"] * bool(self._failed)
         if self._running:
             parts.append(f"{self._running} running{self._epoch}")

@@ -14,6 +14,7 @@ from cnnexp.config import RunConfig
 from cnnexp.config.launchers import LocalLauncher
 from cnnexp.core.errors import SweepFailed
 from cnnexp.core.terminal import is_of_disk
+from cnnexp.core.text import pluralize
 from cnnexp.data.loading import images_key, read_and_check
 from cnnexp.store.checkpoints import StackCheckpoints, list_stacks
 from cnnexp.store.files import read_json, refuse_links
@@ -193,7 +194,9 @@ class SweepRunner:
         except LeaseLost as error:
             if not alone:
                 raise ProcessLost from error
-            self._progress.tell(f"{error}: other workers may have taken over {len(stack.runs)} runs")
+            self._progress.tell(
+                f"{error}: other workers may have taken over {pluralize(len(stack.runs), 'run')}"
+            )
             self._queue.extend(stacks_for(stack.runs))
         except Exception as error:
             if means_lost_process(error):
@@ -294,7 +297,8 @@ def failure_report(failed: Mapping[str, str], jobs: Mapping[str, Job]) -> str:
     shown = commands[:10] + [f"… and {len(commands) - 10} more cells"] * (len(commands) > 10)
     reasons = ", ".join(dict.fromkeys(failed.values()))
     again = "\n".join(f"  {command}" for command in shown)
-    return f"{len(failed)} of {len(jobs)} runs failed ({reasons}); to run just these again:\n{again}"
+    number = f"{len(failed)} of {pluralize(len(jobs), 'run')}"
+    return f"{number} failed ({reasons}); to run just these again:\n{again}"
 
 
 def validation_accuracy(run: RunConfig) -> float:

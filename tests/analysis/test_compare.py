@@ -133,7 +133,7 @@ def test_cells_are_shown_at_their_chosen_values(tuned: Path, capsys: pytest.Capt
     print_results(tuned, by=["model.tying"], form="csv", output=output)
     told = capsys.readouterr().err
     assert pd.read_csv(output)["test/accuracy"].tolist() == pytest.approx([0.61, 0.91])
-    assert "left out: 2 of 14 runs have not finished (1 failed, 1 running)" in told
+    assert "left out: 2 of 14 runs not finished (1 failed, 1 running)" in told
     assert "at the edge of those tried" in told
     print_results(tuned, by=[], form="csv", output=output)
     assert pd.read_csv(output)["optim.learning_rate"].tolist() == [0.1, 0.01]

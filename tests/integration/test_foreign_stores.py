@@ -382,6 +382,6 @@ def test_usage_errors_are_one_line(
     def fail(_: Any) -> int:
         raise UsageError("a\x1b[2J\nb")
 
-    monkeypatch.setattr(cli, "_command", fail)
+    monkeypatch.setattr(cli, "_invoke", fail)
     assert command(monkeypatch) == 2
     assert capsys.readouterr().err == "cnnexp: a\N{REPLACEMENT CHARACTER}[2J b\n"

@@ -78,7 +78,7 @@ def test_a_dead_node_a_time_limit_and_a_kill_change_no_number(slurm: dict[str, s
     assert sorted(restarts) == ["1", "2"]  # both for the node, one for its time limit
 
     again = said_by(cnnexp_run(there, *launch, "launcher.wait=true", environment=slurm), there)
-    assert "2 runs in 1 tasks" in again
+    assert "2 runs in 1 task;" in again
     said_by(alone, here)
     assert largest_difference(there, here) <= 1e-5
 
@@ -98,7 +98,7 @@ def test_a_preempted_task_is_requeued_and_a_failed_run_can_end_all(
     assert "Restarts=1" in asked(["scontrol", "show", "job", job], slurm)
     again = cnnexp_run(tmp_path, *long, f"model.tying={tying}", environment=slurm, said="again.txt")
     said = said_by(again, tmp_path, said="again.txt")
-    assert said.endswith("2 runs are not submitted: other workers are training them\n")
+    assert said.endswith("not submitted: 2 runs that other workers are training\n")
 
     # That ends the array as `scancel` does, and the task that is at work as interrupted.
     _fails(tmp_path, next(other for other in TYINGS if other != tying))
@@ -145,7 +145,7 @@ def test_processes_find_one_another_under_srun(slurm: dict[str, str], tmp_path: 
         by=["srun", "--ntasks=2"],
     )
     here = cnnexp_run(alone, *sweep)
-    assert "1/1 runs" in said_by(there, together)
+    assert "1/1 run" in said_by(there, together)
     said_by(here, alone)
     assert largest_difference(together, alone) <= 1e-5
 

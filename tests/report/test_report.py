@@ -229,7 +229,7 @@ def test_what_cannot_be_reported_is_refused(sweep: Path, tmp_path: Path) -> None
     with pytest.raises(UsageError, match="no sweep in"):
         write_report(tmp_path / "elsewhere/x")
     write_run(tmp_path / "results/started", "local", 64, 0, status="running")
-    with pytest.raises(UsageError, match="none of its 1 runs has finished"):
+    with pytest.raises(UsageError, match="none of its 1 run has finished"):
         write_report(tmp_path / "results/started")
 
 

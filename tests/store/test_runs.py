@@ -117,7 +117,7 @@ def test_times_and_forecasts_do_not_come_from_damaged_files(write: Any, tmp_path
     assert forecast(tmp_path).source.startswith("2 past runs")
     path = writer.folder / "summary.json"
     path.write_text(path.read_text(encoding="utf-8").replace("2.0", "9.0"), encoding="utf-8")
-    assert forecast(tmp_path).source.startswith("1 past runs")
+    assert forecast(tmp_path).source.startswith("1 past run ")
 
 
 def test_commands_keep_their_bytes_whatever_they_are(configure: Any, tmp_path: Path) -> None:

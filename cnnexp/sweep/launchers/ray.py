@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnnexp.config.launchers import RayLauncher
 from cnnexp.core.errors import SweepFailed, UsageError
+from cnnexp.core.text import pluralize
 from cnnexp.sweep.launchers.assignment import Assignment, assign, watch
 from cnnexp.sweep.plan import Plan
 from cnnexp.sweep.points import Job
@@ -50,7 +51,7 @@ def run_on_ray(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
             }
             train = ray.remote(**options)(_train)
             tasks.extend(train.remote(assignment, launcher.cpus) for assignment in assign(plan, by_id))
-            progress.tell(f"Ray: {len(tasks)} tasks for {len(plan.stacks)} stacks")
+            progress.tell(f"Ray: {pluralize(len(tasks), 'task')} for {pluralize(len(plan.stacks), 'stack')}")
             reported: set[str] = set()
             while True:
                 ended, tasks[:] = ray.wait(tasks, num_returns=len(tasks), timeout=0)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cnnexp.config.launchers import SlurmLauncher, minutes_of
 from cnnexp.core.errors import UsageError
+from cnnexp.core.text import pluralize
 from cnnexp.store.runs import list_run_folders, sweep_folder
 from cnnexp.sweep.launchers.assignment import Assignment, assign, watch
 from cnnexp.sweep.plan import Plan
@@ -164,12 +165,13 @@ def _reason(error: Exception) -> str:
 def _describe_submission(job_ids: Sequence[str], assignments: Sequence[Assignment], plan: Plan) -> str:
     runs = sum(len(assignment.jobs) for assignment in assignments)
     claimed = sum(len(stack.runs) for stack in plan.stacks) - runs
-    lines = [f"{claimed} runs are not submitted: other workers are training them"] * bool(claimed)
+    lines = [f"not submitted: {pluralize(claimed, 'run')} that other workers are training"] * bool(claimed)
     for job in job_ids:
         logs = _logs(sweep_folder(assignments[0].jobs[0].config))
         lines.append(
-            f"Slurm job {job}: {runs} runs in {len(assignments)} tasks; logs in {logs}; "
-            f"squeue -j {job} shows it, scancel {job} stops it, and the same command resumes it"
+            f"Slurm job {job}: {pluralize(runs, 'run')} in {pluralize(len(assignments), 'task')}; "
+            f"logs in {logs}; squeue -j {job} shows it, scancel {job} stops it, "
+            "and the same command resumes it"
         )
     return "\n".join(lines)
 
