@@ -59,7 +59,7 @@ def varying_keys(table: pd.DataFrame) -> list[str]:
 
 def values_of(table: pd.DataFrame, key: str) -> list[Any]:
     """List the values of a column in rising order, without missing ones."""
-    return sorted(table[key].dropna().unique())
+    return sorted(table[key].dropna().unique().tolist())
 
 
 def constant_keys(table: pd.DataFrame) -> dict[str, str]:
