@@ -111,9 +111,8 @@ def complete_sweep(ctx: click.Context, _: click.Parameter, incomplete: str) -> l
 
 def sweep_argument(name: str = "name", *, required: bool = True) -> Callable[..., Any]:
     """Return the decorator for an argument that names a sweep: its folder under the results, or a path."""
-    return click.argument(
-        name, metavar="OTHER" if name == "other" else "NAME", required=required, shell_complete=complete_sweep
-    )
+    metavar = name.upper() if required else f"[{name.upper()}]"
+    return click.argument(name, metavar=metavar, required=required, shell_complete=complete_sweep)
 
 
 results_dir_option = click.option(

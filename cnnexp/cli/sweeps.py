@@ -41,7 +41,7 @@ def _parameters() -> list[click.Parameter]:
         for name, short in zip(INSTEAD, (["-cp"], [], ["-sc"]), strict=True)
     ]
     return [
-        click.Argument(["overrides"], metavar="KEY=VALUE", nargs=-1, shell_complete=_complete_override),
+        click.Argument(["overrides"], metavar="[KEY=VALUE]...", nargs=-1, shell_complete=_complete_override),
         click.Option(["--cfg", "-c"], type=OneOf(["job", "hydra", "all"]), help="Print the configuration."),
         click.Option(["--resolve"], is_flag=True, help="With --cfg: resolve interpolations."),
         click.Option(

@@ -51,19 +51,19 @@ class ImageChecks(NamedTuple):
         warnings, count = self._constant_channels(), len(self.test_labels)
         if self.duplicates > MANY_DUPLICATES * count:
             both = f"{int(self.duplicates):,} of {count:,} test images are also in the training split"
-            warnings.append(f"{both}: test accuracy measures memory too")
+            warnings.append(f"{both}: test accuracy also measures memorisation")
         train = _class_sizes(self.train_labels, shape.classes)
         test = _class_sizes(self.test_labels, shape.classes)
         if len(untrained := np.flatnonzero((train == 0) & (test > 0))):
             images = f"{int(test[untrained].sum()):,} of {count:,} test images"
-            warnings.append(f"{images} are of {_list_classes(untrained)}, never seen in training")
+            warnings.append(f"{images} belong to {_list_classes(untrained)}, never seen in training")
         return [f"{name}: {warning}" for warning in warnings]
 
     def _constant_channels(self) -> list[str]:
         last = len(self.std) - 1
         return [
             f"channel {channel} (of 0 to {last}) is {self.mean[channel]:g} in all training images: "
-            "the network sees 0"
+            "the network receives 0 for it"
             for channel in np.flatnonzero(self.std == 0)
         ]
 

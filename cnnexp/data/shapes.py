@@ -87,7 +87,9 @@ def _tfds_shape(
         prepared = find_prepared_set(name, data_dir)
         shape = prepared.shape(*prepared.train_and_test_parts(train_split, test_split))
     if size is None and shape.varied:
-        raise UsageError(f"data.size: the images of {name} have several sizes; set the side to bring them to")
+        raise UsageError(
+            f"data.size: the images of {name} have several sizes; set it to the side, in pixels, to resize them to"
+        )
     return shape if size is None else replace(shape, image=(size, size, shape.image[2]))
 
 

@@ -85,4 +85,4 @@ def _check_signals(data: MNIST1D) -> None:
             f"data.translation={data.translation}: more places than a signal has; allowed: 1 to {points}"
         )
     if data.padding[0] > data.padding[1]:
-        raise UsageError(f"data.padding={as_typed(data.padding)}: the least comes first, then the most")
+        raise UsageError(f"data.padding={as_typed(data.padding)}: must be [MINIMUM,MAXIMUM]")

@@ -121,7 +121,7 @@ def _matched(model: SimpleCNN, shape: DataShape) -> SimpleCNN:
 def _mismatch_message(model: SimpleCNN, widths: Widths, achieved: int, target: int) -> str:
     tying = ",".join(model.tying) if isinstance(model.tying, list) else model.tying
     extreme = "at least" if max(widths) == 1 else "at the nearest"
-    widen = f"model.match_tying={tying}, which widens the others, or "
+    widen = f"model.match_tying={tying}, which widens the other networks, or "
     return (
         f"model.match={model.match}: {tying} has {extreme} {achieved:,} {model.match} "
         f"(model.features=[{','.join(map(str, widths))}]), {achieved / target:.3g} times the {target:,} of "

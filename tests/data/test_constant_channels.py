@@ -21,7 +21,7 @@ from tests.conftest import Configure
 from tests.fakes.tfds_digits import prepare_images, tfds_data
 
 DRAW = np.random.default_rng(0)
-NAMED = "channel 3 (of 0 to 3) is 255 in all training images: the network sees 0"
+NAMED = "channel 3 (of 0 to 3) is 255 in all training images: the network receives 0 for it"
 
 
 def rgba(count: int) -> np.ndarray:

@@ -244,7 +244,7 @@ def test_classes_without_images_are_named_and_harmless(tmp_path: Path, configure
     assert "3 classes of 3 to 30 training images" in describe(data)
     assert describe(data).endswith("; no training images of 3 classes (0, 4, 5)")
     assert read_and_check(data) == [
-        "made: 2 of 3 test images are also in the training split: test accuracy measures memory too",
+        "made: 2 of 3 test images are also in the training split: test accuracy also measures memorisation",
         "made: 1 of 3 test images are of class 4, never seen in training",
     ]
     run = parse(configure().model_dump() | {"data": data.model_dump()})
