@@ -88,7 +88,7 @@ def _tfds_shape(
         shape = prepared.shape(*prepared.train_and_test_parts(train_split, test_split))
     if size is None and shape.varied:
         raise UsageError(
-            f"data.size: the images of {name} have several sizes; set it to the side, in pixels, to resize them to"
+            f"data.size: the images of {name} have several sizes; set it to the side of the resized images"
         )
     return shape if size is None else replace(shape, image=(size, size, shape.image[2]))
 
