@@ -1,9 +1,10 @@
-"""What is left of a convolution when its weights are untied?
+"""What remains of a convolution after its weights are untied?
 
     cnnexp run experiment=embedding && cnnexp report embedding
 
-A locally connected or dense net is kept a convolution for some steps, with the gradients of the convolution
-(its kernels are exact copies, the rest is zero), then trained as what it is (d'Ascoli 2019).
+A locally connected or dense network is kept a convolution for some steps, with the gradients of the
+convolution (its kernels are exact copies, and its other weights are zero). Then it is untied and trained with
+its own gradients (d'Ascoli 2019).
 """
 
 from collections.abc import Callable
@@ -22,55 +23,70 @@ TIED_STEPS = "train.tied_steps"
 DISTANCE = "learned/distance/conv_0"
 NETS = ("local", "dense")
 CHANGED = (
-    "after the first results on the same seeds, the mean over the times was replaced by the time that "
-    "validation chooses"
+    "the mean over the untying steps was replaced by the step chosen on validation images after results on "
+    "the same seeds had been seen"
 )
 
 
 def untied(tying: str, position: int) -> Callable[[pd.DataFrame], Cell]:
-    """Name the nets untied at the first, second, … of the times; the last time is the end of training."""
+    """Name the networks untied at the first, second, … step tried; the last is the end of training."""
     return cell_at(TIED_STEPS, position, {"model.tying": tying})
 
 
 def drawn(tying: str) -> Cell:
-    """Name the nets whose initial weights were drawn for their own tying."""
+    """Name the networks that were initialised with their own tying."""
     return {"model.tying": tying, TIED_STEPS: None}
 
 
 CLAIMS = {
     **{
-        f"A {tying} net kept a convolution to the end is less than 1 point off the convolution.": measure(
-            f"test accuracy, {tying} never untied − shared",
+        (
+            f"The test accuracy of a {tying} network kept a convolution to the end is within 1 point "
+            "of a convolution's."
+        ): measure(
+            f"test accuracy, {tying}, never untied − shared",
             difference(untied(tying, -1), drawn("shared")),
             expected=between(-0.01, 0.01),
         )
         for tying in NETS
     },
     **{
-        f"A {tying} net that starts as a convolution beats one whose weights are drawn as {tying}.": measure(
-            f"test accuracy, {tying} untied at once − {tying} drawn as such",
+        (
+            f"A {tying} network that starts as a convolution is more accurate than one initialised as "
+            f"a {tying} network."
+        ): measure(
+            f"test accuracy, {tying}, untied at step 0 − initialised as {tying}",
             difference(untied(tying, 0), drawn(tying)),
         )
         for tying in NETS
     },
     **{
-        f"A {tying} net that is a convolution for part of the training ends above the convolution.": measure(
-            f"test accuracy, {tying} untied on the way, at the time that validation chooses − shared",
+        (
+            f"A {tying} network trained as a convolution for part of the time is more accurate than a "
+            "convolution."
+        ): measure(
+            f"test accuracy, {tying}, untied midway at the step chosen on validation images − shared",
             difference(best_cell(TIED_STEPS, {"model.tying": tying}, slice(1, -1)), drawn("shared")),
             exploratory=CHANGED,
         )
         for tying in NETS
     },
     **{
-        f"A {tying} net that starts as a convolution is more accurate if untied late than at once.": measure(
-            f"test accuracy, {tying} untied at the last time before the end − at once",
+        (
+            f"A {tying} network that starts as a convolution is more accurate if it is untied late "
+            "than at the start."
+        ): measure(
+            f"test accuracy, {tying}, untied at the last step tried before the end − at step 0",
             difference(untied(tying, -2), untied(tying, 0)),
         )
         for tying in NETS
     },
-    "A dense net untied early ends within a distance of 0.5 of a convolution, of at most 1.": measure(
-        "distance of the first layer from the nearest convolution, in norms of its weights, dense, untied at "
-        "the second time",
+    (
+        "The first layer of a dense network untied early ends at a distance below 0.5 from a "
+        "convolution (at most 1)."
+    ): measure(
+        "distance of the first layer from the nearest convolution, relative to the norm of its weights; "
+        "dense, untied at the second step tried",
         value(untied("dense", 1), DISTANCE),
         expected=less_than(0.5),
         unit="",
@@ -79,7 +95,7 @@ CLAIMS = {
 
 
 def by_time(table: pd.DataFrame) -> Figure:
-    """Draw accuracies, gap and distance against the steps for which nets are kept convolutions."""
+    """Draw accuracies, gap and distance against the steps for which networks are kept convolutions."""
     steps = values_of(table, TIED_STEPS)
     cells = {
         tying: {f"{step:,.0f}": {"model.tying": tying, TIED_STEPS: step} for step in steps} for tying in NETS
@@ -95,12 +111,13 @@ def by_time(table: pd.DataFrame) -> Figure:
 
 
 CAPTION = (
-    "Accuracy at the end (hollow: on the training images), gap, and how far the first layer has gone from a "
-    "convolution, against the steps for which the net was kept one; lines: nets that start as what they are, "
-    "on test images. Mean and 95% interval over seeds."
+    "Accuracy at the end of training (hollow: on the training images), gap, and distance of the first layer "
+    "from a convolution, against the number of steps for which the network was kept a convolution. "
+    "Horizontal lines: test accuracy of networks initialised with their own tying. Mean and 95% interval "
+    "over seeds."
 )
 EXPERIMENT = Experiment(
-    question="What is left of a convolution when its weights are untied?",
+    question="What remains of a convolution after its weights are untied?",
     claims=make_claims(CLAIMS, source="d'Ascoli 2019 (1906.06766)", smallest_effect=0.01),
     figures={"by_time": Drawing(draw=by_time, caption=CAPTION)},
 )

@@ -1,9 +1,9 @@
-"""Kernel size, stride and tying: what each costs, and what it does to the generalisation gap.
+"""What do kernel size, stride and tying cost, and how do they affect the generalisation gap?
 
     cnnexp run experiment=kernel_stride_tying && cnnexp report kernel_stride_tying
 
-All nets have one tied layer and a head. They are compared at equal width; the controls have the parameters or
-the MACs of the local net of the same geometry.
+At the small size, all networks have one tied layer and a head. They are compared at equal width; the controls
+have as many parameters or MACs as the locally connected network of the same geometry.
 """
 
 import pandas as pd
@@ -21,35 +21,50 @@ WINDOWS = ["model.kernel_size", "model.stride"]
 
 
 def net(tying: str, kernel: int | None = None, stride: int | None = None, match: str = "none") -> Cell:
-    """Name the nets of a tying, of all kernel sizes and strides unless one is given."""
+    """Name the networks of a tying, with all kernel sizes and strides unless one is given."""
     window = {"model.kernel_size": kernel, "model.stride": stride}
     sizes = {key: size for key, size in window.items() if size is not None}
     return {"model.tying": tying, "model.match": match, **sizes}
 
 
 CLAIMS = {
-    "A convolution has fewer parameters than a locally connected net of the same geometry.": measure_counts(
+    (
+        "A convolution has fewer parameters than a locally connected network of the same geometry."
+    ): measure_counts(
         "parameters, local over shared, 5x5 kernels, stride 1",
         count_ratio(net("local", 5, 1), net("shared", 5, 1)),
     ),
-    "At equal width, a convolution has a smaller generalisation gap than a locally connected net.": measure(
+    (
+        "At equal width, a convolution has a smaller generalisation gap than a locally connected network."
+    ): measure(
         "gap, local − shared, mean over kernel sizes and strides",
         difference(net("local"), net("shared"), GAP),
     ),
-    "At every kernel size and stride tried, a convolution has a smaller gap than a local net.": measure(
+    (
+        "At every kernel size and stride tried, a convolution has a smaller generalisation gap than "
+        "a locally connected network."
+    ): measure(
         "gap, local − shared, at the kernel size and stride where that is smallest",
         smallest_difference(net("local"), net("shared"), WINDOWS, GAP),
-        exploratory="claimed after the first results on the same seeds",
+        exploratory="the claim was added after results on the same seeds had been seen",
     ),
-    "A net tiled with period 2 has a smaller generalisation gap than a locally connected one.": measure(
+    (
+        "A network tiled with period 2 has a smaller generalisation gap than a locally connected network."
+    ): measure(
         "gap, local − tiled(2), mean over kernel sizes and strides",
         difference(net("local"), net("tiled(2)"), GAP),
     ),
-    "A net with 2 x 2 blocks has a smaller generalisation gap than a locally connected one.": measure(
+    (
+        "A network with one kernel per block of a 2x2 grid has a smaller generalisation gap than a "
+        "locally connected network."
+    ): measure(
         "gap, local − blocked(2), mean over kernel sizes and strides",
         difference(net("local"), net("blocked(2)"), GAP),
     ),
-    "With 5x5 kernels, a locally connected net has a smaller gap than a dense net of its width.": measure(
+    (
+        "With 5x5 kernels, a locally connected network has a smaller generalisation gap than a dense "
+        "network of equal width."
+    ): measure(
         "gap, dense − local, 5x5 kernels, mean over strides",
         difference(net("dense", 5), net("local", 5), GAP),
     ),
@@ -57,7 +72,7 @@ CLAIMS = {
         "test accuracy of shared, 7x7 − 3x3 kernels, mean over strides",
         difference(net("shared", 7), net("shared", 3)),
     ),
-    "A locally connected net has a larger generalisation gap with 7x7 than with 3x3 kernels.": measure(
+    "A locally connected network has a larger generalisation gap with 7x7 than with 3x3 kernels.": measure(
         "gap of local, 7x7 − 3x3 kernels, mean over strides",
         difference(net("local", 7), net("local", 3), GAP),
     ),
@@ -65,19 +80,22 @@ CLAIMS = {
         "test accuracy of shared, stride 1 − 2, mean over kernel sizes",
         difference(net("shared", stride=1), net("shared", stride=2)),
     ),
-    "With equally many parameters, a convolution has a smaller gap than a locally connected net.": measure(
-        "gap, local − shared of as many parameters, 5x5 kernels, stride 1",
+    (
+        "With equally many parameters, a convolution has a smaller generalisation gap than a locally "
+        "connected network."
+    ): measure(
+        "gap, local − shared with equally many parameters, 5x5 kernels, stride 1",
         difference(net("local", 5, 1), {**net("shared", 5, 1, "params"), "model.match_tying": "local"}, GAP),
     ),
-    "With equally many MACs, a convolution has a smaller generalisation gap than a dense net.": measure(
-        "gap, dense − shared of equal MACs, 5x5 kernels, stride 1; widths are whole: at the small size "
-        "dense has 1.4% more MACs, at the paper's 0.5%",
+    "With equally many MACs, a convolution has a smaller generalisation gap than a dense network.": measure(
+        "gap, dense − shared with equally many MACs, 5x5 kernels, stride 1; because widths are whole "
+        "numbers, dense has 1.4% more MACs at size=small and 0.5% more at size=paper",
         difference(net("dense", 5, 1, "macs"), net("shared", 5, 1, "macs"), GAP),
-        exploratory="after the first results on the same seeds, the widths were changed so that MACs match "
-        "within 2%",
+        exploratory="the widths were changed so that the MACs match within 2% after results on the same "
+        "seeds had been seen",
     ),
-    "Over all nets of equal width, the generalisation gap grows with the parameters.": measure(
-        "rank correlation of parameters and gap over nets",
+    "Among networks of equal width, the generalisation gap grows with the number of parameters.": measure(
+        "rank correlation between parameters and gap, over networks",
         within(EQUAL_WIDTH, correlation(GAP)),
         expected=more_than(0.5),
         unit="",
@@ -93,11 +111,17 @@ def by_kernel(table: pd.DataFrame) -> Figure:
     return plot_accuracy_and_gap(nets, "model.kernel_size", label="kernel size, strides averaged")
 
 
-PARAMS_CAPTION = "Accuracy (hollow: on the training images) and gap against parameters, at equal width."
-MACS_CAPTION = "The same against multiply-accumulates of one image."
-KERNEL_CAPTION = "The same against kernel size: mean and 95% interval over seeds, strides averaged."
+PARAMS_CAPTION = (
+    "Accuracy (hollow: on the training images) and gap against the number of parameters, at equal width."
+)
+MACS_CAPTION = (
+    "Accuracy (hollow: on the training images) and gap against the MACs of one image, at equal width."
+)
+KERNEL_CAPTION = (
+    "Accuracy and gap against kernel size, averaged over strides: mean and 95% interval over seeds."
+)
 EXPERIMENT = Experiment(
-    question="What do kernel size, stride and tying cost, and what do they do to the generalisation gap?",
+    question="What do kernel size, stride and tying cost, and how do they affect the generalisation gap?",
     claims=make_claims(
         CLAIMS, source="the usual answer: sparsity of connections and parameter sharing", smallest_effect=0.02
     ),

@@ -1,11 +1,11 @@
-"""What are sharing and locality worth, shallow and deep, and can a dense net learn locality?
+"""How much do sharing and locality help, and can a dense network learn locality?
 
     cnnexp run experiment=locality_sharing_ladder && cnnexp report locality_sharing_ladder
 
-CONV, LOCAL (the same without sharing) and FC (without locality either), as one wide layer (S) and as many
-small ones (D), and beta-LASSO, which looks for few weights in the dense net (Neyshabur 2020). The same
-ladder on MNIST-1D (Greydanus 2020). Accuracies with beta-LASSO are claimed at the penalty that is best on
-validation images, and what it does to kernels also at the largest penalty.
+The networks are CONV, LOCAL (the same without sharing) and FC (without locality either), each with one wide
+layer (S) and with many small layers (D), and S-FC with beta-LASSO, which looks for a sparse dense network
+(Neyshabur 2020). The same ladder is trained on MNIST-1D (Greydanus 2020). Claims about the accuracy of
+beta-LASSO use the penalty that is best on validation images; claims about its kernels also use the largest.
 """
 
 from functools import partial
@@ -20,15 +20,15 @@ from cnnexp.plots.axes import Published
 from cnnexp.plots.figures import draw_by_condition, draw_by_count
 from cnnexp.report.experiments import Experiment
 
-CHANGED = "after the first results on the same seeds, a larger penalty was added, the penalty chosen on "
-CHANGED += "validation images, and zeros and locality measured otherwise"
+CHANGED = "a larger penalty was added, the penalty was chosen on validation images, and zeros and locality "
+CHANGED += "were measured differently after results on the same seeds had been seen"
 PLAIN = {"optim.l1": None, "optim.l1_threshold": None}
 SHALLOW, DEEP = {"model.kernel_size": 9, **PLAIN}, {"model.kernel_size": 3, **PLAIN}
 SIGNALS = {"data.name": "mnist1d", **PLAIN}
 LASSO = {"model.kernel_size": 9, "optim.l1_threshold": 50, "model.tying": "dense"}
 STRONGEST, BEST = cell_at("optim.l1", -1, LASSO), best_cell("optim.l1", LASSO)
 ZEROS = "learned/zeros/conv_0"
-PUBLISHED = {  # test accuracies; of beta-LASSO that of arXiv, the proceedings have 0.8450
+PUBLISHED = {  # test accuracies; that of beta-LASSO is from arXiv (the proceedings have 0.8450)
     "shared": {"S, one layer": 0.8705, "MNIST-1D": 0.94},
     "local": {"S, one layer": 0.8586},
     "dense": {"S, one layer": 0.7863, "S, beta-LASSO 2e-05": 0.8519, "MNIST-1D": 0.68},
@@ -43,86 +43,102 @@ measure_zeros = partial(measure_lasso, expected=more_than(0.5), unit="", range=(
     for nets in (SHALLOW, DEEP, SIGNALS)
 )
 CLAIMS = {
-    "Of the shallow nets, the convolution is more accurate than the locally connected one.": measure(
+    "Among shallow networks, the convolution is more accurate than the locally connected network.": measure(
         "test accuracy, S-CONV − S-LOCAL", difference(S_CONV, S_LOCAL), published="+1.2 points"
     ),
-    "Of the shallow nets, the locally connected one is more accurate than the dense one.": measure(
+    "Among shallow networks, the locally connected network is more accurate than the dense network.": measure(
         "test accuracy, S-LOCAL − S-FC", difference(S_LOCAL, S_FC), published="+7.2 points"
     ),
-    "Of the deep nets, the convolution is more accurate than the locally connected one.": measure(
+    "Among deep networks, the convolution is more accurate than the locally connected network.": measure(
         "test accuracy, D-CONV − D-LOCAL", difference(D_CONV, D_LOCAL)
     ),
-    "Of the deep nets, the locally connected one is more accurate than the dense one.": measure(
+    "Among deep networks, the locally connected network is more accurate than the dense network.": measure(
         "test accuracy, D-LOCAL − D-FC", difference(D_LOCAL, D_FC)
     ),
-    "Sharing is worth more accuracy in the deep nets than in the shallow ones.": measure(
-        "test accuracy, CONV − LOCAL, deep less shallow; beside their depth the nets differ in width and, at "
-        "the small size, optimiser (S: alpha 8, SGD; D: alpha 2, AdamW)",
+    "Sharing improves accuracy more in deep networks than in shallow networks.": measure(
+        "lead in test accuracy (CONV − LOCAL), deep minus shallow; besides depth, the networks differ in "
+        "width and, at size=small, in optimiser (S: alpha 8, SGD; D: alpha 2, AdamW)",
         interaction((D_CONV, D_LOCAL), (S_CONV, S_LOCAL)),
     ),
-    "Beta-LASSO makes the shallow dense net more than 2 points more accurate than SGD.": measure_lasso(
-        "test accuracy of S-FC, beta-LASSO at the lambda that validation chooses − SGD",
+    (
+        "A shallow dense network is more than 2 points more accurate with beta-LASSO than with SGD."
+    ): measure_lasso(
+        "test accuracy of S-FC, beta-LASSO at the lambda chosen on validation images − SGD",
         difference(BEST, S_FC),
         expected=more_than(0.02),
         published="+6.6 points (85.19 − 78.63 in arXiv 2007.13657; 84.50, hence +5.9, in the proceedings)",
     ),
-    "With beta-LASSO, the shallow dense net is less than 2 points below the local net.": measure_lasso(
-        "test accuracy, S-FC with beta-LASSO at the lambda that validation chooses − S-LOCAL",
+    (
+        "With beta-LASSO, a shallow dense network is less than 2 points below a locally connected "
+        "network in accuracy."
+    ): measure_lasso(
+        "test accuracy, S-FC with beta-LASSO at the lambda chosen on validation images − S-LOCAL",
         difference(BEST, S_LOCAL),
         expected=more_than(-0.02),
         published="-0.7 points (85.19 − 85.86 in arXiv 2007.13657; 84.50, hence -1.4, in the proceedings)",
     ),
-    "At the largest penalty, beta-LASSO sets most weights of the first layer to zero.": measure_zeros(
+    (
+        "At the largest penalty, beta-LASSO sets most weights in the first layer of a dense network to zero."
+    ): measure_zeros(
         "fraction of zeros in the first layer of S-FC, at the largest lambda tried", value(STRONGEST, ZEROS)
     ),
-    "At the chosen penalty, beta-LASSO sets most weights of the first layer to zero.": measure_zeros(
-        "fraction of zeros in the first layer of S-FC, at the lambda that validation chooses",
+    (
+        "At the penalty chosen on validation images, beta-LASSO sets most weights in the first layer "
+        "of a dense network to zero."
+    ): measure_zeros(
+        "fraction of zeros in the first layer of S-FC, at the lambda chosen on validation images",
         value(BEST, ZEROS),
     ),
-    "The weights that beta-LASSO leaves are more local than as few weights left at random.": measure_lasso(
-        "fraction of squared weights in each unit's best 9x9 window, at the largest lambda tried − by "
-        "chance: of random kernels with as many zeros",
+    (
+        "The weights that beta-LASSO leaves nonzero are more local than equally many weights at "
+        "random positions."
+    ): measure_lasso(
+        "fraction of squared weights in each unit's best 9x9 window, at the largest lambda tried − in "
+        "random kernels with as many zeros",
         beyond_chance(STRONGEST),
         expected=more_than(0.05),
         unit="",
         range=(-1.0, 1.0),
     ),
-    "On MNIST-1D, a convolution is more accurate than a locally connected net.": measure_1d(
+    "On MNIST-1D, a convolution is more accurate than a locally connected network.": measure_1d(
         "test accuracy on MNIST-1D, shared − local", difference(CONV_1D, LOCAL_1D)
     ),
-    "On MNIST-1D, a locally connected net is more accurate than a dense one.": measure_1d(
+    "On MNIST-1D, a locally connected network is more accurate than a dense network.": measure_1d(
         "test accuracy on MNIST-1D, local − dense", difference(LOCAL_1D, FC_1D)
     ),
-    "On MNIST-1D, a convolution is more accurate than a dense net by more than 10 points.": measure_1d(
+    "On MNIST-1D, a convolution is more than 10 points more accurate than a dense network.": measure_1d(
         "test accuracy on MNIST-1D, shared − dense",
         difference(CONV_1D, FC_1D),
         expected=more_than(0.1),
         published="94 − 68",
     ),
-    "On MNIST-1D, a convolution has a smaller generalisation gap than a locally connected net.": measure_1d(
-        "gap on MNIST-1D, local − shared", difference(LOCAL_1D, CONV_1D, GAP)
-    ),
-    "On MNIST-1D, a locally connected net has a smaller generalisation gap than a dense one.": measure_1d(
-        "gap on MNIST-1D, dense − local", difference(FC_1D, LOCAL_1D, GAP)
-    ),
+    (
+        "On MNIST-1D, a convolution has a smaller generalisation gap than a locally connected network."
+    ): measure_1d("gap on MNIST-1D, local − shared", difference(LOCAL_1D, CONV_1D, GAP)),
+    (
+        "On MNIST-1D, a locally connected network has a smaller generalisation gap than a dense network."
+    ): measure_1d("gap on MNIST-1D, dense − local", difference(FC_1D, LOCAL_1D, GAP)),
 }
 
 
 def ladders(table: pd.DataFrame) -> dict[str, Cell]:
-    """Name the nets of each ladder, and those of beta-LASSO at each penalty."""
+    """Name the networks of each ladder, and those of beta-LASSO at each penalty."""
     lasso = {f"S, beta-LASSO {l1:g}": {**LASSO, "optim.l1": l1} for l1 in values_of(table, "optim.l1")}
     return {"S, one layer": SHALLOW, **lasso, "D, many layers": DEEP, "MNIST-1D": SIGNALS}
 
 
 def nets_and_best_lasso(table: pd.DataFrame) -> pd.DataFrame:
-    """Select the nets without beta-LASSO, and those with it at the penalty that validation chooses."""
+    """Select the networks without beta-LASSO, and those at the penalty chosen on validation images."""
     plain, best = table[table["optim.l1"].isna()], select_cell(table, BEST(table))
     return pd.concat([plain.assign(net=plain["model.tying"]), best.assign(net="beta-LASSO")])
 
 
-CAPTION = "The same against parameters, all ladders together, beta-LASSO at the lambda of best validation."
+CAPTION = (
+    "Accuracy (hollow: on the training images) and gap against the number of parameters, all ladders "
+    "together; beta-LASSO at the lambda chosen on validation images; stars: published test accuracy."
+)
 EXPERIMENT = Experiment(
-    question="What are sharing and locality worth, shallow and deep, and can a dense net learn locality?",
+    question="How much do sharing and locality help, and can a dense network learn locality?",
     claims=make_claims(CLAIMS, source="Neyshabur 2020 (2007.13657), CIFAR-10", smallest_effect=0.01),
     figures={
         "ladders": draw_by_condition({}, ladders, scope="beta-LASSO at each lambda", published=STARS),

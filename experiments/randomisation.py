@@ -1,10 +1,10 @@
-"""What can be fitted, and what can be learnt, with less and less structure in the data?
+"""What can networks fit, and what can they learn, when pixels or labels are randomised?
 
     cnnexp run experiment=randomisation && cnnexp report randomisation
 
-Every net that fits true labels fits random ones too (Zhang 2017), so that fitting says nothing of
-generalisation; and what convolutions have over dense nets goes with the order of the pixels (Greydanus 2020).
-A label noise of 0.9 with ten classes is a label drawn at random.
+Every network that fits true labels also fits random labels (Zhang 2017), so fitting says nothing about
+generalisation. The lead of convolutions over dense networks disappears with the order of the pixels
+(Greydanus 2020). With ten classes, a label noise of 0.9 makes labels uniformly random.
 """
 
 from cnnexp.analysis.claims import between, less_than, make_claims, measure, more_than
@@ -15,7 +15,7 @@ from cnnexp.plots.figures import draw_by_condition
 from cnnexp.report.experiments import Experiment
 
 GREYDANUS = "Greydanus 2020 (2011.14439), MNIST-1D, shuffled"
-AFTERWARDS = "claimed after the first results on the same seeds"
+AFTERWARDS = "the claim was added after results on the same seeds had been seen"
 IMAGES, SIGNALS = {"data.name": Not("mnist1d")}, {"data.name": "mnist1d"}
 USUAL = {**IMAGES, "data.permutation": "none", "data.label_noise": 0.0, "data.image_noise": 0.0}
 CONDITIONS = {
@@ -25,14 +25,20 @@ CONDITIONS = {
     "random pixels": {"data.permutation": "per_image"},
     "noise": {"data.image_noise": 1.0},
 }
-DATA = ("true labels", "random labels", "pixels shuffled the same way", "pixels shuffled per image", "noise")
+DATA = (
+    "true labels",
+    "random labels",
+    "images whose pixels are all permuted in the same way",
+    "images whose pixels are each permuted differently",
+    "images of pure noise",
+)
 ORDERS = {"MNIST-1D": {"data.permutation": "none"}, "shuffled": {"data.permutation": "fixed"}}
 PUBLISHED = {"dense": {"MNIST-1D": 0.68, "shuffled": 0.68}, "shared": {"MNIST-1D": 0.94, "shuffled": 0.56}}
 STARS = Published("Greydanus 2020, MNIST-1D", PUBLISHED)
 
 
 def nets(*cells: Cell) -> list[Cell]:
-    """Name the dense, local and shared nets under conditions."""
+    """Name the dense, local and shared networks under conditions."""
     keys = {key: value for cell in cells for key, value in cell.items()}
     return [{**keys, "model.tying": tying} for tying in ("dense", "local", "shared")]
 
@@ -43,7 +49,7 @@ DENSE_1D, _, SHARED_1D = nets(SIGNALS, ORDERS["MNIST-1D"])
 DENSE_MIXED, LOCAL_MIXED, SHARED_MIXED = nets(SIGNALS, ORDERS["shuffled"])  # MNIST-1D as well
 CLAIMS = {
     **{
-        f"Trained with {data}, every net fits more than 95% of its training images.": measure(
+        f"Trained on {data}, every network fits more than 95% of its training images.": measure(
             f"training accuracy with {condition}, of the tying that fits worst",
             extreme_value("lowest", nets(USUAL, CONDITIONS[condition]), "train/accuracy"),
             expected=more_than(0.95),
@@ -51,67 +57,79 @@ CLAIMS = {
         )
         for condition, data in zip(CONDITIONS, DATA, strict=True)
     },
-    "Trained on random labels, a convolution is at chance on test images: between 5% and 15%.": measure(
+    "A convolution trained on random labels has chance accuracy on test images, between 5% and 15%.": measure(
         "test accuracy of shared with random labels",
         value({**SHARED, **CONDITIONS["random labels"]}),
         expected=between(0.05, 0.15),
         published="10%",
     ),
-    "On images as they are, a convolution is more accurate than a dense net.": measure(
+    "On unmodified images, a convolution is more accurate than a dense network.": measure(
         "test accuracy, shared − dense", difference(SHARED, DENSE)
     ),
-    "On images as they are, a locally connected net is more accurate than a dense one.": measure(
+    "On unmodified images, a locally connected network is more accurate than a dense network.": measure(
         "test accuracy, local − dense",
         difference(LOCAL, DENSE),
         source="Neyshabur 2020 (2007.13657), CIFAR-10",
         published="+7.2 points",
         exploratory=AFTERWARDS,
     ),
-    "One shuffle of all images' pixels costs a local net more accuracy than a dense one.": measure(
-        "test accuracy on images, as they are − shuffled, local less dense",
+    (
+        "Permuting the pixels of all images in the same way costs a locally connected network more "
+        "accuracy than a dense network."
+    ): measure(
+        "loss of test accuracy by shuffled pixels (unmodified − shuffled), local − dense",
         interaction((LOCAL, SHUFFLED_LOCAL), (DENSE, SHUFFLED_DENSE)),
-        source="the usual answer: close pixels carry the meaning",
+        source="the usual answer: neighbouring pixels carry the meaning",
         exploratory=AFTERWARDS,
     ),
-    "On images each shuffled in its own way, the most accurate net is right on fewer than 25%.": measure(
-        "test accuracy of the best net on images each shuffled in its own way",
+    (
+        "If the pixels of each image are permuted differently, even the most accurate network has a "
+        "test accuracy below 25%."
+    ): measure(
+        "test accuracy of the most accurate tying with random pixels",
         extreme_value("best", nets(USUAL, CONDITIONS["random pixels"])),
         expected=less_than(0.25),
     ),
 }
 SHUFFLE_CLAIMS = {
-    "On images all shuffled the same way, a dense net is more accurate than a convolution.": measure(
-        "test accuracy on shuffled images, dense − shared",
+    (
+        "If the pixels of all images are permuted in the same way, a dense network is more accurate "
+        "than a convolution."
+    ): measure(
+        "test accuracy with shuffled pixels, dense − shared",
         difference(SHUFFLED_DENSE, SHUFFLED_SHARED),
         published="68 against 56 on MNIST-1D",
     ),
-    "One shuffle of all images' pixels changes a dense net's accuracy by less than 2 points.": measure(
-        "test accuracy of dense, shuffled − as they are",
+    (
+        "Permuting the pixels of all images in the same way changes the accuracy of a dense network "
+        "by less than 2 points."
+    ): measure(
+        "test accuracy of dense, shuffled pixels − unmodified",
         difference(SHUFFLED_DENSE, DENSE),
         expected=between(-0.02, 0.02),
         published="68 and 68 on MNIST-1D",
     ),
-    "On MNIST-1D, a convolution is more accurate than a dense net.": measure(
+    "On MNIST-1D, a convolution is more accurate than a dense network.": measure(
         "test accuracy, shared − dense",
         difference(SHARED_1D, DENSE_1D),
         expected=more_than(0.02),
         published="94 against 68",
     ),
-    "On shuffled MNIST-1D, a dense net is more accurate than a convolution.": measure(
+    "On shuffled MNIST-1D, a dense network is more accurate than a convolution.": measure(
         "test accuracy, dense − shared", difference(DENSE_MIXED, SHARED_MIXED), published="68 against 56"
     ),
-    "On shuffled MNIST-1D, a dense net is more accurate than a locally connected one.": measure(
+    "On shuffled MNIST-1D, a dense network is more accurate than a locally connected network.": measure(
         "test accuracy on shuffled MNIST-1D, dense − local", difference(DENSE_MIXED, LOCAL_MIXED)
     ),
 }
 EXPERIMENT = Experiment(
-    question="What can be fitted, and what can be learnt, without the order of pixels or labels?",
+    question="What can networks fit, and what can they learn, when pixels or labels are randomised?",
     claims=[
         *make_claims(CLAIMS, source="Zhang 2017 (1611.03530), table 1 and figure 1", smallest_effect=0.02),
         *make_claims(SHUFFLE_CLAIMS, source=GREYDANUS, smallest_effect=0.0),
     ],
     figures={
         "accuracy_by_condition": draw_by_condition(USUAL, CONDITIONS),
-        "signals": draw_by_condition({}, ORDERS, SIGNALS, "MNIST-1D, in order and shuffled", STARS),
+        "signals": draw_by_condition({}, ORDERS, SIGNALS, "on MNIST-1D, in order and shuffled", STARS),
     },
 )

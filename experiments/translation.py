@@ -1,9 +1,9 @@
-"""Can a locally connected net learn what a convolution has built in?
+"""Can a locally connected network learn what is built into a convolution?
 
     cnnexp run experiment=translation && cnnexp report translation
 
-Two ways are tried: images that move, anew each time that they are trained on (Ott 2020), and kernels that are
-replaced by their mean over positions every so many steps (Pogodin 2021).
+Two ways are tried: training images that are shifted at random, differently at each step (Ott 2020), and
+kernels that are replaced by their mean over positions at regular intervals (Pogodin 2021).
 """
 
 import pandas as pd
@@ -18,80 +18,100 @@ from cnnexp.report.experiments import Experiment
 
 OTT = "Ott 2020 (1909.11483), table 2, CIFAR-10, medians of validation accuracy over 5 folds"
 POGODIN = "Pogodin 2021 (2106.13031), table 1, CIFAR-10"
-# Ott rounds to a tenth of a point: a difference of two may be a tenth off the one that a claim quotes.
+# Ott rounds to a tenth of a point, so a difference may be a tenth off the one that a claim quotes.
 OTT_SHARED = {0.0: 0.671, 0.1: 0.749, 0.2: 0.773, 0.3: 0.774}
 OTT_LOCAL = {0.0: 0.647, 0.1: 0.724, 0.2: 0.732, 0.3: 0.720}
 OTT_STARS = Published("Ott 2020, CIFAR-10", {"shared": OTT_SHARED, "local": OTT_LOCAL})
 AVERAGED = {"1": 0.874, "10": 0.851, "100": 0.820, "never": 0.809}
 POGODIN_STARS = Published("Pogodin 2021, CIFAR-10", {"shared": {"convolution": 0.883}, "local": AVERAGED})
-CHANGED = "after the first results on the same seeds, the "
+CHANGED = " after results on the same seeds had been seen"
 
 
 def still(tying: str, steps: int | None = None) -> dict[str, object]:
-    """Name the nets whose images stay, and that average their kernels every so many steps, or never."""
+    """Name the networks trained without shifts that average their kernels every `steps` steps, or never."""
     return {"model.tying": tying, "data.crop": 0, "train.share_every": steps}
 
 
 def moved(tying: str, position: int) -> CellRule:
-    """Name the nets whose images move by the first, second, … of the distances; the first is 0."""
+    """Name the networks trained with the first, second, … of the shifts tried; the first is 0."""
     return cell_at("data.crop", position, {"model.tying": tying, "train.share_every": None})
 
 
 CLAIMS = {
     **{
-        f"A {net} is more accurate if its training images move a little than if they stay.": measure(
-            f"test accuracy of {tying}, smallest moves − none",
+        (
+            f"A {net} is more accurate with small random shifts of its training images than without them."
+        ): measure(
+            f"test accuracy of {tying}, smallest shifts − none",
             difference(moved(tying, 1), moved(tying, 0)),
             published=f"+{gain} points",
         )
-        for tying, net, gain in (("shared", "convolution", 7.8), ("local", "local net", 7.7))
+        for tying, net, gain in (("shared", "convolution", 7.8), ("local", "locally connected network", 7.7))
     },
-    "A local net is less accurate with the largest moves of its images than the second largest.": measure(
-        "test accuracy of local, largest moves − second largest",
+    (
+        "A locally connected network is less accurate with the largest random shifts of its training "
+        "images than with the second largest."
+    ): measure(
+        "test accuracy of local, largest shifts − second largest",
         difference(moved("local", -1), moved("local", -2)),
         expected=less_than(-0.01),
         published="-1.1 points",
     ),
-    "A local net whose images move is more accurate than a convolution whose images stay.": measure(
-        "test accuracy, local with the moves that validation chooses − shared without",
+    (
+        "A locally connected network trained with random shifts is more accurate than a convolution "
+        "trained without them."
+    ): measure(
+        "test accuracy, local with the shifts chosen on validation images − shared without shifts",
         difference(best_cell("data.crop", still("local"), slice(1, None)), moved("shared", 0)),
         published="+6.0 points",
-        exploratory=CHANGED + "best moves were chosen on validation images instead of test images",
+        exploratory="the best shifts were chosen on validation images instead of test images" + CHANGED,
     ),
-    "If images move a little, a locally connected net is less accurate than a convolution.": measure(
-        "test accuracy, shared − local, smallest moves",
+    (
+        "With small random shifts of the training images, a locally connected network is less "
+        "accurate than a convolution."
+    ): measure(
+        "test accuracy, shared − local, smallest shifts",
         difference(moved("shared", 1), moved("local", 1)),
         published="+2.5 points",
     ),
-    "A locally connected net's filters are more similar if its images move than if they stay.": measure(
-        "distance from the nearest convolution, in hundredths of the kernels' norm, mean over layers, local, "
-        "no moves − second largest",
+    (
+        "The filters of a locally connected network differ less between positions if it is trained "
+        "with random shifts than without them."
+    ): measure(
+        "distance from the nearest convolution, in hundredths of the kernels' norm, mean over layers; local, "
+        "no shifts − second largest",
         difference(moved("local", 0), moved("local", -2), "learned/distance/*"),
         source="Ott 2020 (1909.11483), figure 5, MNIST",
-        exploratory=CHANGED + "first layer was replaced by the mean over layers",
+        exploratory="the first layer was replaced by the mean over layers" + CHANGED,
     ),
-    "A local net averaging its kernels at every step is less than 2 points below a convolution.": measure(
-        "test accuracy, local sharing every step − shared",
+    (
+        "A locally connected network that averages its kernels at every step is less than 2 points "
+        "below a convolution in accuracy."
+    ): measure(
+        "test accuracy, local averaged at every step − shared",
         difference(still("local", 1), still("shared")),
         expected=more_than(-0.02),
         published="-0.9 points",
         source=POGODIN,
     ),
     **{
-        f"A local net is more accurate if it averages its kernels every {steps} steps than {than}.": measure(
-            f"test accuracy, local sharing every {steps} steps − {'every 100 steps' if every else 'never'}",
+        (
+            f"A locally connected network is more accurate if it averages its kernels every {steps} "
+            f"steps than {than}."
+        ): measure(
+            f"test accuracy, local averaged every {steps} steps − {'every 100' if every else 'never'}",
             difference(still("local", steps), still("local", every)),
             published=f"+{gain} points",
             source=POGODIN,
         )
         for steps, every, gain in ((10, None, 4.2), (100, None, 1.1), (10, 100, 3.1))
-        for than in ["every 100 steps" if every else "if it never does"]
+        for than in ["if it does so every 100 steps" if every else "if it never does"]
     },
 }
 
 
 def by_moves_and_averages(table: pd.DataFrame) -> Figure:
-    """Draw accuracies and gap against how far images move, and against how often kernels are averaged."""
+    """Draw accuracies and gap against the largest shift, and against how often kernels are averaged."""
     side = int(table["data.canvas"].max()) if "data.canvas" in table else 32  # of digits, or of CIFAR-10
     moves, often = values_of(table, "data.crop"), values_of(table, "train.share_every")
     crops = {net: {by / side: still(net) | {"data.crop": by} for by in moves} for net in ("local", "shared")}
@@ -107,12 +127,13 @@ def by_moves_and_averages(table: pd.DataFrame) -> Figure:
 
 
 CAPTION = (
-    "Accuracy (hollow: on the training images, which stay) and gap against how far training images move "
-    "(left), and of a local net that averages its kernels every so many steps (right; dashed: convolution): "
-    "mean and 95% interval over seeds; stars: published (Ott 2020: medians of 5 validation folds)."
+    "Accuracy (hollow: on the unshifted training images) and gap. Left: against the largest random shift of "
+    "the training images. Right: for a locally connected network, against the number of steps between two "
+    "averages of its kernels (dashed: convolution). Mean and 95% interval over seeds; stars: published "
+    "accuracies (Ott 2020: medians of validation accuracy over 5 folds)."
 )
 EXPERIMENT = Experiment(
-    question="Can a locally connected net learn what a convolution has built in?",
+    question="Can a locally connected network learn what is built into a convolution?",
     claims=make_claims(CLAIMS, source=OTT, smallest_effect=0.01),
     figures={"moves_and_sharing": Drawing(draw=by_moves_and_averages, caption=CAPTION)},
 )

@@ -56,22 +56,24 @@ class RunConfig(Section):
     """One training: one configuration, one seed."""
 
     experiment: str = Field(
-        default="default", description="The experiment that this sweep belongs to, by its name."
+        default="default", description="The name of the experiment that the sweep belongs to."
     )
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"), Words("a name")] = Field(
-        default="${experiment}", description="The folder of the sweep, in `results_dir`."
+        default="${experiment}",
+        description="The name of the sweep, which is also its folder in `results_dir`.",
     )
-    results_dir: Folder = Field(default="results", description="The folder of sweeps.")
+    results_dir: Folder = Field(default="results", description="The folder that holds all sweeps.")
     seed: Seed = Field(
         default=0,
-        description="The seed of a run: its initial weights, the order of its images, and their subset.",
+        description="The seed of a run, which determines its initial weights, the subset of training "
+        "images and their order.",
     )
     model: Model = Field(description="The network.")
-    data: Data = Field(description="The images, their number, and what is done to them.")
+    data: Data = Field(description="The images, their number, and their corruptions.")
     optim: Optim = Field(description="The optimiser.")
     train: Train = Field(description="How long to train, and how often to evaluate.")
     sweep: Sweep = Field(description="How a sweep is carried out.")
-    tracking: Tracking = Field(description="Where runs are mirrored to.")
+    tracking: Tracking = Field(description="The destination that runs are mirrored to.")
     launcher: Launcher = Field(description="Where the runs of a sweep are trained.")
 
     def identity(self) -> dict[str, Any]:

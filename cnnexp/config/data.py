@@ -1,4 +1,4 @@
-"""The data sections: which images, how many of them, and what is done to them."""
+"""The data sections: the images, their number and their corruptions."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,72 +9,74 @@ from cnnexp.config.sections import Count, Deviation, Folder, ProperFraction, Sec
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Permutation = Literal["none", "fixed", "per_image"]
 BATCH_SIZE = (
-    "The number of images of one optimiser step. At most the images of the data set; with"
-    " more than `train_size`, a batch repeats some images."
+    "The number of images per optimiser step, at most the number of training images of the data set. If it "
+    "exceeds `train_size`, a batch repeats some images."
 )
 
 
 class DataSection(Section):
-    """The keys of every data set; those from `corrupt` on say what is done to the images."""
+    """The keys of every data set; those from `corrupt` on are the corruptions and the augmentation."""
 
     train_size: Size | None = Field(
         default=None,
-        description="The number of training images: a subset with the same number of each class, drawn by"
-        " the seed; a larger subset contains a smaller one. null: all images.",
+        description="The number of training images: a class-balanced subset, drawn by the seed. Larger "
+        "subsets contain the smaller ones. null: all images.",
     )
     validation_size: Count = Field(
         default=0,
-        description="The number of images to choose hyperparameters by, with the class frequencies of the"
-        " data set. They are never trained on.",
+        description="The number of validation images, on which hyperparameters are chosen. They have the "
+        "class frequencies of the data set and are never trained on.",
     )
     split_seed: Seed | None = Field(
         default=None,
-        description="The seed that draws the training and validation images; null: that of the run.",
+        description="The seed that draws the training and validation images; null: the seed of the run.",
     )
     batch_size: Size = Field(default=64, description=BATCH_SIZE)
     stream: Literal["auto", "always", "never"] = Field(
         default="auto",
-        description="Where batches come from. `always`: from disk. `never`: from the memory of the "
-        "device. `auto`: from disk where the images do not fit into the memory of the device.",
+        description="The source of the batches. `always`: disk. `never`: the memory of the device. `auto`: "
+        "disk if the images do not fit into the memory of the device.",
     )
     corrupt: Literal["train", "test", "both"] = Field(
-        default="both", description="The split whose images the following keys corrupt."
+        default="both", description="The splits that the following corruptions apply to."
     )
     resolution: Size | None = Field(
         default=None,
-        description="The pixels per side that the detail of the images is reduced to; their size stays. "
-        "null: all detail.",
+        description="The resolution that images are reduced to, in pixels per side; their size does not "
+        "change. null: full resolution.",
     )
     image_noise: Fraction = Field(
         default=0.0, description="The fraction of images that are replaced by noise."
     )
     shift: Count = Field(
         default=0,
-        description="The most pixels that an image is moved by, up or down and left or right, once and "
-        "for all.",
+        description="The largest shift of an image along each axis, in pixels. Each image has one shift, "
+        "drawn once.",
     )
     permutation: Permutation = Field(
         default="none",
-        description="How the blocks of an image change places. `fixed`: the same way in all images. "
-        "`per_image`: another way in each image.",
+        description="How the blocks of an image are permuted. `fixed`: in the same way in all images. "
+        "`per_image`: differently in each image.",
     )
     block: Size = Field(
-        default=1, description="The side of the blocks that `permutation` moves, in pixels; 1: single pixels."
+        default=1,
+        description="The side of the blocks that `permutation` permutes, in pixels; 1: single pixels.",
     )
     pixel_noise: Deviation = Field(
         default=0.0,
-        description="The standard deviation of Gaussian noise that is added to each image once and for "
-        "all, where white is 1.",
+        description="The standard deviation of the Gaussian noise added to images, on a scale where white "
+        "is 1. The noise of an image is drawn once.",
     )
     salt_and_pepper: Fraction = Field(
         default=0.0, description="The fraction of pixels that are set to white or black."
     )
     label_noise: ProperFraction = Field(
-        default=0.0, description="The fraction of training labels that are wrong."
+        default=0.0, description="The fraction of training labels that are replaced by a wrong label."
     )
     crop: Count = Field(
         default=0,
-        description="Augmentation: the most pixels that training images move by, drawn anew at each step.",
+        description="Augmentation: the largest random shift of training images along each axis, in pixels, "
+        "drawn anew at each step.",
     )
     flip: bool = Field(
         default=False,
@@ -84,7 +86,7 @@ class DataSection(Section):
 
 
 class Digits(DataSection):
-    """scikit-learn's handwritten digits, as they are or scattered on a noisy canvas."""
+    """scikit-learn's handwritten digits, unmodified or scattered on a noisy canvas."""
 
     name: Literal["digits"] = Field(
         default="digits",
@@ -92,42 +94,45 @@ class Digits(DataSection):
     )
     scatter: bool = Field(
         default=True,
-        description="Place digits at random on a noisy canvas; false: the 8x8 digits as they are.",
+        description="Whether digits are placed at random on a noisy canvas; false: the original 8x8 images.",
     )
     digits: Annotated[int, Field(ge=1, le=9)] = Field(
         default=1,
-        description="The number of digits on a canvas. With several, an image has several labels, which need "
-        "model.head=sigmoid.",
+        description="The number of digits on a canvas. With more than one, images have several labels, "
+        "which require model.head=sigmoid.",
     )
     canvas: Annotated[int, Field(ge=8)] = Field(default=16, description="The side of the canvas, in pixels.")
     noise: Deviation = Field(
-        default=0.1, description="The standard deviation of the noise on the canvas, where full ink is 1."
+        default=0.1,
+        description="The standard deviation of the noise on the canvas, on a scale where full ink is 1.",
     )
     apart: bool = Field(
         default=False,
-        description="Place training digits in the middle third of all columns, validation digits left of "
-        "them and test digits right of them.",
+        description="Whether digits of different splits have disjoint positions: training digits in the "
+        "middle third of the columns, validation digits to their left and test digits to their right.",
     )
-    images: Size = Field(default=10_000, description="The number of canvases made for training.")
+    images: Size = Field(default=10_000, description="The number of training canvases.")
     validation_images: Size = Field(
         default=2_000,
-        description="The number of canvases made for validation, from other digits; each seed draws its "
-        "`validation_size` from them.",
+        description="The number of validation canvases, made from digits not used in training. Each seed "
+        "draws its `validation_size` images from them.",
     )
     test_images: Size = Field(
-        default=2_000, description="The number of canvases made for testing, from yet other digits."
+        default=2_000,
+        description="The number of test canvases, made from digits not used in training or validation.",
     )
     seed: Seed = Field(
         default=0,
-        description="The seed of the split of the digits, their places and the noise on the canvas.",
+        description="The seed that draws the split of the digits, their positions and the noise on the "
+        "canvas.",
     )
 
 
 class SyntheticTask(DataSection):
-    """A synthetic task, drawn from its seed in any number."""
+    """A synthetic task: a seed draws any number of images."""
 
-    images: Size = Field(default=10_000, description="The number of images drawn for training.")
-    test_images: Size = Field(default=2_000, description="The number of images drawn for testing.")
+    images: Size = Field(default=10_000, description="The number of training images.")
+    test_images: Size = Field(default=2_000, description="The number of test images.")
     seed: Seed = Field(default=0, description="The seed that draws the task and its images.")
 
 
@@ -137,68 +142,68 @@ def _inherited(key: str, default: int) -> Any:
 
 
 class SignalDistribution(SyntheticTask):
-    """Dynamic Signal Distribution (Lahoti 2024): one patch of many carries a signal, the others noise.
+    """Dynamic Signal Distribution (Lahoti 2024): one of k patches carries a signal, the others only noise.
 
-    The label is the sign of the signal. Patches: model.kernel_size=[[d,1]] model.stride=[[d,1]].
+    The label is the sign of the signal. A layer sees one patch per position with model.kernel_size=[[d,1]]
+    model.stride=[[d,1]].
     """
 
     name: Literal["signal_distribution"] = Field(
         default="signal_distribution",
-        description="The data set: signals, one patch of which carries plus or minus a pattern (Lahoti "
-        "2024).",
+        description="The data set: signals in which one patch carries a pattern with a positive or "
+        "negative sign (Lahoti 2024).",
     )
-    patches: Size = Field(default=8, description="The number k of patches of a signal.")
-    dimension: Size = Field(default=8, description="The number d of values of a patch.")
+    patches: Size = Field(default=8, description="The number k of patches per signal.")
+    dimension: Size = Field(default=8, description="The number d of values per patch.")
     noise: Deviation = Field(
         default=0.25,
-        description="The standard deviation sigma of the noise on all patches, where the pattern has "
-        "length 1.",
+        description="The standard deviation of the noise on all patches, on a scale where the pattern has "
+        "norm 1.",
     )
     images: Size = _inherited("images", 8_192)
 
 
 class ChannelNorm(SyntheticTask):
-    """Which of two channels is the longer vector (Li, Zhang and Arora 2021)."""
+    """Gaussian images, labelled by which of two channels has the larger norm (Li, Zhang and Arora 2021)."""
 
     name: Literal["channel_norm"] = Field(
         default="channel_norm",
-        description="The data set: is the red or the green channel of a Gaussian image the longer vector "
-        "(Li, Zhang and Arora 2021)?",
+        description="The data set: Gaussian images, labelled by which of the red and green channels has "
+        "the larger norm (Li, Zhang and Arora 2021).",
     )
-    side: Size = Field(default=16, description="The side d of the Gaussian images of 3 channels, in pixels.")
+    side: Size = Field(default=16, description="The side d of the images, in pixels. They have 3 channels.")
 
 
 class KPatterns(SyntheticTask):
-    """A function of k bits in a row, at an unknown place (Malach and Shalev-Shwartz 2021)."""
+    """Bit strings, labelled by a function of k consecutive bits (Malach and Shalev-Shwartz 2021)."""
 
     name: Literal["k_patterns"] = Field(
         default="k_patterns",
-        description="The data set: a function of k bits in a row at an unknown place among n (Malach and "
-        "Shalev-Shwartz 2021).",
+        description="The data set: strings of n bits, labelled by a function of k consecutive bits at an "
+        "unknown position (Malach and Shalev-Shwartz 2021).",
     )
-    length: Size = Field(default=60, description="The number n of bits of an input.")
-    pattern: Size = Field(default=5, description="The number k of bits that decide the label.")
+    length: Size = Field(default=60, description="The number n of bits per input.")
+    pattern: Size = Field(default=5, description="The number k of bits that determine the label.")
     function: Literal["parity", "random"] = Field(
-        default="parity", description="The function of these bits: their parity, or one drawn at random."
+        default="parity", description="The function of these bits: their parity, or a random function."
     )
 
 
 class MNIST1D(SyntheticTask):
-    """Ten one-dimensional digits, padded, scaled, moved, sheared and buried in noise (Greydanus 2020)."""
+    """One-dimensional digits, padded, scaled, shifted, sheared and covered with noise (Greydanus 2020)."""
 
     name: Literal["mnist1d"] = Field(
         default="mnist1d", description="The data set: MNIST-1D, signals of ten classes (Greydanus 2020)."
     )
-    length: Size = Field(default=40, description="The number of points of a signal.")
+    length: Size = Field(default=40, description="The number of points per signal.")
     padding: Annotated[list[Count], Field(min_length=2, max_length=2)] = Field(
-        default=[36, 60], description="The least and the most zeros behind the 12 points of a template."
+        default=[36, 60],
+        description="The minimum and maximum number of zeros appended to the 12 points of a template.",
     )
     scale: Deviation = Field(
         default=0.4, description="The width of the range around 1 that amplitudes are drawn from."
     )
-    translation: Size = Field(
-        default=48, description="The number of places that a template is moved to, around the end."
-    )
+    translation: Size = Field(default=48, description="The number of possible cyclic shifts of a template.")
     correlated_noise: Deviation = Field(
         default=0.25, description="The standard deviation of the correlated noise, before it is smoothed."
     )
@@ -216,28 +221,28 @@ class MNIST1D(SyntheticTask):
 class TFDSImages(DataSection):
     """An image set of TensorFlow Datasets, prepared once with `cnnexp data prepare NAME`."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+(/[\w.+-]+)?$"), Words("a name of TFDS")] = Field(
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+(/[\w.+-]+)?$"), Words("a TFDS name")] = Field(
         description="The data set, by its name in TensorFlow Datasets."
     )
     data_dir: Folder | None = Field(
         default=None,
-        description="The folder of prepared sets; null: the variable TFDS_DATA_DIR, or "
-        "~/tensorflow_datasets.",
+        description="The folder of prepared data sets; null: the environment variable TFDS_DATA_DIR, or "
+        "else ~/tensorflow_datasets.",
     )
     train_split: str = Field(
         default="train",
         min_length=1,
-        description="The split to train on, or a part of it in the syntax of TFDS: train[:80%], "
-        "train+validation.",
+        description="The training split, in the syntax of TFDS: for example train[:80%] or train+validation.",
     )
     test_split: str = Field(
         default="test",
         min_length=1,
-        description="The split to test on, which has no image of `train_split`; of a set without a test "
-        "split train[80%:].",
+        description="The test split, in the syntax of TFDS. It must not overlap `train_split`. For a set "
+        "without a test split, use for example train[80%:].",
     )
     size: Size | None = Field(
-        default=None, description="The side that images are scaled to, in pixels; null: they keep their size."
+        default=None,
+        description="The side that images are resized to, in pixels; null: images keep their size.",
     )
     batch_size: Size = Field(default=128, description=BATCH_SIZE)
 

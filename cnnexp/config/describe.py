@@ -123,5 +123,5 @@ def _list_text(items: str, metadata: Sequence[Any]) -> str:
     if any(getattr(item, "max_length", None) == 2 for item in metadata):
         return f"[{items}, {items}]"
     if any(getattr(item, "min_length", 0) for item in metadata):
-        return "a list with one for each layer"
+        return "a list with one value per layer"
     return f"list of {items}"

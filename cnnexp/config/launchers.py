@@ -50,19 +50,21 @@ def _time(time: int | str) -> int | str:
 
 
 class LocalLauncher(Section):
-    """This process trains, on the devices that it sees; or several processes train together."""
+    """Train in this process, on the devices that it sees, or together with other processes."""
 
     name: Literal["local"] = Field(default="local", description="Train in this process.")
     coordinator: Annotated[str, AfterValidator(_coordinator), Words("HOST:PORT, auto")] | None = Field(
         default=None,
-        description="Where several processes that train together find the first of them, HOST:PORT; "
-        "`auto`: as Slurm or a TPU says. null: this process trains alone.",
+        description="The address of the first of several processes that train together, HOST:PORT; `auto`: "
+        "detect it from Slurm or the TPU. null: this process trains alone.",
     )
     processes: Size | None = Field(
-        default=None, description="How many processes train together; with `coordinator=HOST:PORT` only."
+        default=None,
+        description="The number of processes that train together; only with `coordinator=HOST:PORT`.",
     )
     process: Count | None = Field(
-        default=None, description="The number of this process, from 0 on; with `coordinator=HOST:PORT` only."
+        default=None,
+        description="The index of this process, starting at 0; only with `coordinator=HOST:PORT`.",
     )
 
     @model_validator(mode="after")
@@ -79,14 +81,15 @@ class LocalLauncher(Section):
 
 
 class SlurmLauncher(Section):
-    """Tasks of a Slurm job array. `gpus`, `cpus` and `memory_gb` are those of one task."""
+    """Train in the tasks of a Slurm job array. `gpus`, `cpus` and `memory_gb` are per task."""
 
     name: Literal["slurm"] = Field(
         default="slurm",
         description="Send the sweep to Slurm as a job array, with submitit; see docs/clusters.md.",
     )
     wait: bool = Field(
-        default=False, description="Show the progress of the sweep until its last task has ended."
+        default=False,
+        description="Whether the command waits and shows progress until the last task has ended.",
     )
     partition: Text | None = Field(
         default=None, description="The partition; null: the default of the cluster."
@@ -102,8 +105,8 @@ class SlurmLauncher(Section):
     )
     time: Annotated[int | str, AfterValidator(_time), Words("minutes, H:MM:SS, D-HH:MM:SS")] = Field(
         default="4:00:00",
-        description="The time limit of one task: minutes, H:MM:SS or D-HH:MM:SS. A task that is "
-        "unfinished then is requeued and resumes.",
+        description="The time limit of one task: minutes, H:MM:SS or D-HH:MM:SS. A task that reaches it is "
+        "requeued and resumes.",
     )
     gpus: Count = Field(default=0, description="The GPUs of one task.")
     cpus: Size | None = Field(
@@ -113,21 +116,26 @@ class SlurmLauncher(Section):
         default=None, description="The memory of one task, in gigabytes; null: the default of the cluster."
     )
     signal_seconds: Size = Field(
-        default=90, description="How long before the time limit a task saves and is requeued, in seconds."
+        default=90,
+        description="How long before its time limit a task saves its state and is requeued, in seconds.",
     )
-    requeues: Count = Field(default=1000, description="How often one task is requeued at most.")
+    requeues: Count = Field(
+        default=1000,
+        description="The maximum number of times that one task is requeued.",
+    )
     tasks: Size = Field(
         default=1000,
-        description="The most tasks of the job array (the MaxArraySize of the cluster); with more stacks "
-        "than that, a task trains several.",
+        description="The maximum number of tasks in the job array (the MaxArraySize of the cluster). If "
+        "there are more stacks, each task trains several.",
     )
-    parallel: Size = Field(default=256, description="The most tasks that run at the same time.")
+    parallel: Size = Field(default=256, description="The maximum number of tasks that run at the same time.")
     setup: list[str] = Field(
-        default=[], description="Shell lines that each task runs first, such as `module load cuda`."
+        default=[], description="Shell commands that each task runs first, such as `module load cuda`."
     )
     sbatch: dict[str, Flag] = Field(
         default={},
-        description='Further flags of sbatch, such as launcher.sbatch="{exclude: node7, mail-type: END}".',
+        description='Additional options of sbatch, such as launcher.sbatch="{exclude: node7, mail-type: '
+        'END}".',
     )
 
     @model_validator(mode="after")
@@ -141,25 +149,26 @@ class SlurmLauncher(Section):
 
 
 class RayLauncher(Section):
-    """Ray tasks. `cpus`, `gpus` and `resources` are those of one task."""
+    """Train in Ray tasks. `cpus`, `gpus` and `resources` are per task."""
 
     name: Literal["ray"] = Field(
         default="ray", description="Send the stacks of the sweep to Ray as tasks; see docs/clusters.md."
     )
     address: Text | None = Field(
         default=None,
-        description="The Ray cluster: HOST:PORT, ray://HOST:PORT, or `auto` for the one that this machine"
-        " belongs to; null: start Ray on this machine.",
+        description="The Ray cluster: HOST:PORT, ray://HOST:PORT, or `auto` for the cluster that this "
+        "machine belongs to; null: start Ray on this machine.",
     )
     cpus: Positive = Field(default=1.0, description="The CPU cores of one task.")
     gpus: Annotated[float, Field(ge=0)] = Field(default=0.0, description="The GPUs of one task.")
     resources: dict[str, Positive] = Field(
         default={},
-        description="Further resources of one task, by their names in Ray: "
+        description="Additional resources of one task, by their names in Ray, such as "
         'launcher.resources="{TPU-v5litepod-8-head: 1}".',
     )
     retries: Count = Field(
-        default=3, description="How often a task is tried again whose worker or node was lost."
+        default=3,
+        description="The maximum number of times that a task is retried after its worker or node was lost.",
     )
 
 

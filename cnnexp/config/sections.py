@@ -87,28 +87,26 @@ class ModelSection(Section):
     )
     activation: Activation = Field(
         default="relu",
-        description="The nonlinearity after each layer but the head. `shrink` moves values towards zero by a "
-        "threshold that is trained.",
+        description="The nonlinearity after each layer except the head. `shrink` moves values towards zero "
+        "by a trainable threshold.",
     )
     threshold: Positive | None = Field(
         default=None,
-        description="The threshold that `activation=shrink` starts with; null for the other activations.",
+        description="The initial threshold of `activation=shrink`; null for the other activations.",
     )
     head: Head = Field(
         default="softmax",
-        description="`softmax` predicts one label of many; `sigmoid` predicts several labels at once, "
-        "each for itself.",
+        description="The output of the network. `softmax` predicts one label per image; `sigmoid` predicts "
+        "each of several labels independently.",
     )
     dtype: DType | None = Field(
-        default=None, description="The type of numbers that layers compute in; null: that of the parameters."
+        default=None, description="The data type in which layers compute; null: that of the parameters."
     )
-    param_dtype: DType = Field(
-        default="float32", description="The type of numbers that parameters are stored in."
-    )
+    param_dtype: DType = Field(default="float32", description="The data type in which parameters are stored.")
     precision: Precision = Field(
         default="float32",
-        description="The precision of matrix products. `float32` gives the same on CPU, GPU and TPU; "
-        "`default`, `high` and `tensorfloat32` are faster on GPU and TPU.",
+        description="The precision of matrix products. `float32` has the same precision on CPU, GPU and "
+        "TPU; `default`, `high` and `tensorfloat32` are faster on GPU and TPU.",
     )
 
     @model_validator(mode="after")
@@ -120,7 +118,7 @@ class ModelSection(Section):
 
 
 class SimpleCNN(ModelSection):
-    """Tied convolution, activation and pooling, any number of times; dense layers; a head.
+    """Any number of blocks (tied convolution, activation, pooling), then dense layers and a head.
 
     A value sets all layers; a list sets each layer. A pair within the list is (height, width), so
     `kernel_size: [[5, 3], 3]` is a rectangular kernel, then a square one.
@@ -137,37 +135,36 @@ class SimpleCNN(ModelSection):
     kernel_size: Size | Each[Size | Pair] = Field(
         default=3,
         description="Side of the window that one output position sees, in pixels: one value, a list with "
-        "a value for each layer, or (height, width) pairs such as [[5,3],3]. On signals, "
-        "images of width one, it is a length.",
+        "one value per layer, or a list with (height, width) pairs such as [[5,3],3]. For signals (images "
+        "of width 1), the length of the window.",
     )
     stride: Size | Each[Size | Pair] = Field(
         default=1, description="Distance between the windows of neighbouring output positions, in pixels."
     )
     dilation: Size | Each[Size | Pair] = Field(
-        default=1, description="Distance between the pixels within a window; 1: a window without holes."
+        default=1, description="Distance between neighbouring pixels of a window; 1: a window without gaps."
     )
     padding: Padding | Each[Padding] = Field(
         default="SAME",
-        description="What lies beyond the border. `SAME` pads with zeros and keeps the size, `VALID` uses"
-        " only windows inside the image, `CIRCULAR` wraps around.",
+        description="The padding at the border. `SAME` pads with zeros and keeps the size, `VALID` uses "
+        "only windows inside the image, `CIRCULAR` wraps around.",
     )
     tying: TyingText | Each[TyingText] = Field(
         default="shared",
-        description="How output positions use the kernels. `shared`: one kernel for all positions, a "
-        "convolution. `tiled(t)`: kernels alternate with period t. `blocked(g)`: one kernel "
-        "for each cell of a g x g grid. `low_rank(r)`: each position mixes r kernels. "
-        "`local`: one kernel for each position. `dense`: one kernel for each position, as "
-        "large as the image.",
+        description="How output positions use kernels. `shared`: one kernel for all positions, a "
+        "convolution. `tiled(t)`: kernels repeat with period t. `blocked(g)`: one kernel for each cell of "
+        "a g x g grid. `low_rank(r)`: each position mixes r kernels. `local`: one kernel for each "
+        "position. `dense`: one kernel for each position, as large as the image.",
     )
     connectivity: Connectivity | Each[Connectivity] = Field(
         default="local",
-        description="Which inputs a position sees. `local`: a window. `random`: as many pixels from "
-        "anywhere, drawn once by the seed.",
+        description="The inputs that a position sees. `local`: the pixels of a window. `random`: as many "
+        "pixels from anywhere in the image, drawn once by the seed.",
     )
     bias: BiasText | Each[BiasText] = Field(
         default="shared",
-        description="How output positions use the biases. `same`: tied as the weights are. `shared`: one per "
-        "feature. `none`: no bias.",
+        description="How output positions use biases. `same`: tied as the weights are. `shared`: one bias "
+        "per feature. `none`: no bias.",
     )
     pool: Pool | Each[Pool] = Field(
         default="max",
@@ -178,27 +175,26 @@ class SimpleCNN(ModelSection):
     )
     match: Literal["none", "params", "macs"] = Field(
         default="none",
-        description="Scale `features` until the network has as many parameters (`params`) or "
-        "multiply-accumulates (`macs`) as the same network with the tying `match_tying`, "
-        "within 5%. `none`: keep `features`.",
+        description="Whether `features` is scaled. `params`, `macs`: until the network has as many "
+        "parameters or multiply-accumulates as the same network with the tying `match_tying`, within 5%. "
+        "`none`: not scaled.",
     )
     match_tying: TyingText = Field(
         default="shared",
-        description="The tying of the reference network whose parameters or MACs `match` reproduces. With"
-        " `tying=shared match=params match_tying=local`, a convolution is widened until it "
-        "has as many parameters as the locally connected net. Without `match` it has no "
-        "effect.",
+        description="The tying of the reference network for `match`. With `tying=shared match=params "
+        "match_tying=local`, a convolution is widened until it has as many parameters as the locally "
+        "connected network. Without `match`, this key has no effect.",
     )
     lowering: Lowering = Field(
         default="auto",
-        description="How a layer is computed; the result is the same up to rounding. `conv` uses XLA's "
-        "convolutions, `matmul` products of matrices of patches. `auto` takes the faster one:"
-        " `matmul` on a CPU and where each position has a kernel of its own, else `conv`.",
+        description="How layers are computed; the result is the same up to rounding. `conv` uses XLA's "
+        "convolutions, `matmul` extracts patches and multiplies matrices. `auto` selects `matmul` on a "
+        "CPU and where each position has its own kernel, and `conv` otherwise.",
     )
 
 
 class MLP(ModelSection):
-    """The regular network on pixels: dense layers and a head."""
+    """A multilayer perceptron on the pixels: dense layers and a head."""
 
     name: Literal["mlp"] = Field(
         default="mlp", description="The network: dense layers on the pixels, and a head."
@@ -215,13 +211,16 @@ class Optim(Section):
     name: Literal["sgd", "adamw"] = Field(
         default="adamw", description="The optimiser: SGD with momentum, or Adam with decoupled weight decay."
     )
-    learning_rate: Positive = Field(default=1e-3, description="The highest learning rate of the schedule.")
+    learning_rate: Positive = Field(
+        default=1e-3,
+        description="The learning rate, at its highest point in the schedule.",
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         default=0.0,
         description="The weight decay of all parameters: decoupled from the gradient in AdamW, added to "
         "it in SGD.",
     )
-    momentum: ProperFraction = Field(default=0.9, description="The momentum of SGD; the b1 of AdamW.")
+    momentum: ProperFraction = Field(default=0.9, description="The momentum of SGD, or `b1` of AdamW.")
     schedule: Literal["constant", "cosine"] = Field(
         default="constant",
         description="How the learning rate changes after the warm-up: `constant` keeps it, `cosine` "
@@ -229,18 +228,17 @@ class Optim(Section):
     )
     warmup: ProperFraction = Field(
         default=0.0,
-        description="The fraction of the steps in which the learning rate rises in a straight line from "
-        "zero.",
+        description="The fraction of the steps during which the learning rate increases linearly from zero.",
     )
     l1: Positive | None = Field(
         default=None,
-        description="The weight of the 1-norm of the kernels in the loss, lambda of beta-LASSO (Neyshabur"
-        " 2020); null: no such term.",
+        description="The weight of the L1 norm of the kernels in the loss, which is lambda of beta-LASSO "
+        "(Neyshabur 2020); null: no penalty.",
     )
     l1_threshold: Deviation | None = Field(
         default=None,
-        description="The beta of beta-LASSO: kernels smaller than `l1_threshold * l1` are set to zero; "
-        "null: none are.",
+        description="The threshold factor of beta-LASSO, beta: kernel weights smaller than `l1_threshold * "
+        "l1` are set to zero; null: no thresholding.",
     )
 
     @model_validator(mode="after")
@@ -262,40 +260,41 @@ class Train(Section):
 
     epochs: Positive | None = Field(
         default=None,
-        description="The length of a run in passes over its training images. Set this or `steps`; with "
-        "neither, a run lasts 10 epochs.",
+        description="The length of a run, in passes over its training images. Set either this or `steps`; "
+        "if neither is set, a run lasts 10 epochs.",
     )
     steps: Size | None = Field(
-        default=None, description="The length of a run in optimiser steps. Set this or `epochs`."
+        default=None, description="The length of a run, in optimiser steps. Set either this or `epochs`."
     )
     eval_every: Positive | Literal["log"] | None = Field(
         default=None,
-        description="The distance between two evaluations, in epochs or steps as the length is. null: "
-        "every epoch, or a tenth of the steps. `log`: after every step at first, then each "
-        "time the steps have grown by 15%.",
+        description="The interval between two evaluations, in the unit of the length (epochs or steps). "
+        "null: one epoch, or a tenth of the steps. `log`: every step at first, then whenever the number "
+        "of steps has grown by 15%.",
     )
     label_smoothing: ProperFraction = Field(
-        default=0.0, description="The part of each training target that is spread evenly over all classes."
+        default=0.0,
+        description="The fraction of each training target that is spread evenly over all classes.",
     )
     share_every: Size | None = Field(
         default=None,
-        description="Every so many steps, each kernel is replaced by the mean of the kernels over all "
-        "positions (Pogodin 2021); null: never.",
+        description="The number of steps after which, repeatedly, the kernels of all positions are "
+        "replaced by their mean (Pogodin 2021); null: never.",
     )
     tied_steps: Count | None = Field(
         default=None,
-        description="For so many steps a less tied network is trained as a convolution; then it is untied"
-        " and trains on (d'Ascoli 2019). null: it is untied from the start.",
+        description="The number of steps for which a less tied network is first trained as a convolution, "
+        "before it is untied (d'Ascoli 2019). null: the network is initialised with its own tying.",
     )
     parallel: Literal["none", "data"] = Field(
         default="none",
-        description="What devices do that would have no run of their own. `none`: nothing. `data`: they "
-        "split the batches of each run.",
+        description="How to use devices if there are fewer runs than devices. `none`: some devices stay "
+        "idle. `data`: several devices split the batches of each run.",
     )
     profile: Folder | None = Field(
         default=None,
-        description="A folder for a trace of a few steps, to be read with TensorBoard or Perfetto; null: "
-        "no trace.",
+        description="The folder for a profile of a few steps, which TensorBoard and Perfetto can open; "
+        "null: no profile.",
     )
 
     @model_validator(mode="after")
@@ -311,21 +310,21 @@ class Sweep(Section):
 
     on_error: Literal["continue", "stop"] = Field(
         default="continue",
-        description="Whether a run that raises an error ends the sweep, or the other runs go on.",
+        description="What happens if a run raises an exception. `continue`: the other runs continue. "
+        "`stop`: the sweep ends.",
     )
     max_stack: Size | None = Field(
         default=None,
-        description="The most runs that are stacked and trained together as one program. null: as many as"
-        " fit in memory. A smaller stack needs less memory and saves more often, but takes "
-        "longer.",
+        description="The maximum number of runs that are trained together in one stack. null: as many as "
+        "fit into memory. Smaller stacks need less memory and save more often, but take longer in total.",
     )
     checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
         default=30.0, description="The time between two checkpoints of a stack, in seconds."
     )
     deterministic: bool = Field(
         default=False,
-        description="Use only GPU kernels that give the same bits every time, which is slower; a CPU "
-        "always gives the same bits.",
+        description="Whether to use only deterministic GPU kernels, which are slower but give bitwise "
+        "identical results. Results on CPU are always deterministic.",
     )
 
 
@@ -334,12 +333,12 @@ class Tracking(Section):
 
     mode: Literal["auto", "online", "offline", "local", "disabled"] = Field(
         default="auto",
-        description="Where runs are mirrored to. `online`: to W&B. `offline`: to files for `wandb sync`. "
-        "`local`: to Trackio on this machine. `disabled`: nowhere. `auto`: online if a W&B "
-        "key is configured, else offline.",
+        description="The destination that runs are mirrored to. `online`: W&B. `offline`: files for `wandb "
+        "sync`. `local`: Trackio on this machine. `disabled`: none. `auto`: `online` if a W&B key is "
+        "configured, otherwise `offline`.",
     )
-    project: str = Field(default="cnnexp", description="The project at W&B or Trackio.")
-    entity: str | None = Field(default=None, description="The W&B team or user; null: your default one.")
+    project: str = Field(default="cnnexp", description="The project in W&B or Trackio.")
+    entity: str | None = Field(default=None, description="The W&B team or user; null: your default entity.")
 
     @model_validator(mode="after")
     def _names_that_are_accepted(self) -> "Tracking":

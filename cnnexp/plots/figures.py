@@ -210,7 +210,7 @@ def draw_by_images(runs: Rows | None = None) -> Drawing:
             select_rows(table, runs), "data.train_size", label="training images", base=2
         ),
         caption="Accuracy and generalisation gap against training images: mean and 95% interval over seeds; "
-        "dotted: the same nets on their training images.",
+        "dotted: the same networks on their training images.",
     )
 
 
@@ -281,8 +281,9 @@ def draw_matrices() -> Drawing:
     """Make the figure of the dense matrices that layers are equivalent to."""
     return Drawing(
         draw=plot_equivalent_matrices,
-        caption="The dense matrix that a layer is equivalent to (3x3 kernels on a 6x6 image). White: no "
-        "connection, which is sparsity. One colour: one weight; a colour that returns is sharing.",
+        caption="The dense matrix that each layer is equivalent to (3x3 kernels on a 6x6 image). White "
+        "entries are missing connections (sparsity). Entries of the same colour are the same weight "
+        "(sharing).",
     )
 
 

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs no other file: styles and figures are inside it."""
+"""The report as one self-contained HTML page: styles and figures are embedded."""
 
 import base64
 import re

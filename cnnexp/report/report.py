@@ -1,4 +1,4 @@
-"""The contents of a sweep's report: tables, verdicts and figures, gathered once for all of its forms."""
+"""The contents of a sweep's report: tables, verdicts and figures, gathered once for all of its formats."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -130,9 +130,9 @@ def _kept_kernels(table: pd.DataFrame, runs: list[StoredRun]) -> dict[str, dict]
 
 
 def _derived_command(table: pd.DataFrame, name: str) -> str:
-    """A command for a sweep whose own commands were not stored."""
+    """Reconstruct a command for a sweep whose commands were not stored."""
     experiment = str(table["experiment"].iloc[0])
     if experiment != "default":
         return f"cnnexp run experiment={experiment}" + (f" name={name}" if name != experiment else "")
     choices = (f"{key}={','.join(map(str, table[key].unique()))}" for key in [*varying_keys(table), "seed"])
-    return " ".join(["cnnexp run", *choices]) + "  # and the constant keys of the protocol"
+    return " ".join(["cnnexp run", *choices]) + "  # add the constant keys of the protocol"

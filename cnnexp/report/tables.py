@@ -1,4 +1,4 @@
-"""The tables of a report, as data frames of text, and its sentences that several forms have in common."""
+"""The tables of a report, as data frames of text, and the sentences that its formats share."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -121,7 +121,7 @@ def protocol_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def exploratory_lines(judged: Sequence[Verdict]) -> list[str]:
-    """Say how many verdicts do not count yet, one line per reason."""
+    """List the exploratory verdicts, which do not count yet: one line per reason."""
     counts = Counter(one.exploratory for one in judged if one.exploratory)
     return [
         f"{pluralize(number, 'claim')} {'is' if number == 1 else 'are'} exploratory, because {reason}. "
@@ -131,7 +131,7 @@ def exploratory_lines(judged: Sequence[Verdict]) -> list[str]:
 
 
 def summarize_runs(report: Report) -> str:
-    """Say in a line how many runs there are, how they ended, and when and where they were trained."""
+    """Summarise on one line how many runs there are, how they ended, and when and where they were trained."""
     counts = Counter(run.status for run in report.runs)
     states = ", ".join(f"{number} {status}" for status, number in counts.most_common())
     corrupt = len({file.parent for file in report.corrupt})

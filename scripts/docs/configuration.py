@@ -19,8 +19,8 @@ PAGE = ROOT / "docs" / "configuration.md"
 INTRODUCTION = """\
 # Configuration
 
-All keys of `cnnexp run`, with their defaults. `scripts/docs/configuration.py` makes this page from the
-schema; `cnnexp run --help` prints the same for the groups that a command chooses.
+This page lists all keys of `cnnexp run`. `scripts/docs/configuration.py` generates it from the schema;
+`cnnexp run --help` prints the keys of the groups that a command chooses.
 
 Set a key with `KEY=VALUE`, sweep it with `KEY=A,B,C`, and choose a group with `GROUP=NAME`:
 
@@ -53,7 +53,7 @@ def _section(section: str) -> Iterator[str]:
         yield f"{explanation} Groups: {_groups(section)}."
         yield _table(describe_keys(SECTIONS[section]))
         return
-    yield f"{explanation} Groups: {_groups(section)}. The group decides which keys there are."
+    yield f"{explanation} Groups: {_groups(section)}. The available keys depend on the group."
     common: type[Section] | None = DataSection if section == "data" else None
     if common:
         yield "### Every data set"

@@ -118,9 +118,9 @@ def estimate_of(name: str, sentence: str) -> Any:
 @pytest.mark.parametrize(
     ("name", "sentence", "key", "chosen"),
     [
-        ("translation", "A local net whose images move", "data.crop", 1),
-        ("embedding", "A local net that is a convolution for part", "train.tied_steps", 50),
-        ("locality_sharing_ladder", "Beta-LASSO makes", "optim.l1", 0.00002),
+        ("translation", "A locally connected network trained with random shifts", "data.crop", 1),
+        ("embedding", "A local network trained as a convolution for part", "train.tied_steps", 50),
+        ("locality_sharing_ladder", "A shallow dense network is more than 2 points", "optim.l1", 0.00002),
     ],
 )
 def test_what_is_chosen_is_chosen_on_validation_images(

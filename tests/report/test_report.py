@@ -100,10 +100,11 @@ def test_report_has_the_numbers_the_verdicts_and_the_pictures(
     assert cell["test/accuracy/high"] == pytest.approx(0.51 + half)
     verdicts = {judged.claim.sentence: judged.marked_outcome for judged in report.judged}
     assert (
-        verdicts["A convolution is more accurate than a locally connected net: sharing helps."] == SUPPORTED
+        verdicts["A convolution is more accurate than a locally connected network: sharing helps."]
+        == SUPPORTED
     )
-    assert verdicts["A convolution has a smaller generalisation gap than a dense net."] == SUPPORTED
-    sparsity = "A net wired sparsely at random is more accurate than a dense one: sparsity alone helps."
+    assert verdicts["A convolution has a smaller generalisation gap than a dense network."] == SUPPORTED
+    sparsity = "A sparse network wired at random is more accurate than a dense network: sparsity alone helps."
     assert sparsity in {claim.sentence for claim in report.unmeasured}
     assert "supported" in printed and "100.0x" in printed and "more claims need cells" in printed
     markdown = (sweep / "report/report.md").read_text()
