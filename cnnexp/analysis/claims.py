@@ -234,7 +234,7 @@ class Verdict:
             return "more images or steps: a target is out of reach"
         if self.bounds[0] < self.bounds[1]:
             return "narrower bounds: evaluate more often, or try fewer images"
-        return f"over {MOST_SEEDS:,} more seeds: too near to the limit"
+        return f"over {MOST_SEEDS:,} more seeds: too close to the limit"
 
 
 def limit_names(limit: float, unit: Unit) -> tuple[str, ...]:

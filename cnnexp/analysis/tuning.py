@@ -142,6 +142,6 @@ def _edge_warnings(keys: Sequence[str], choices: Sequence[Mapping[str, Any]]) ->
             flat = f" (in {len(edges) - len(steep)} more the next value is as good within chance)"
             warnings.append(
                 f"{key}: in {len(steep)} of {len(choices)} cells the value chosen, {values}, is at the edge "
-                f"of those tried{flat * (len(edges) > len(steep))}; try beyond it"
+                f"of those tried{flat * (len(edges) > len(steep))}; try values beyond it"
             )
     return warnings
