@@ -54,7 +54,7 @@ def make_dataframe(runs: Iterable[StoredRun], status: str = "finished") -> pd.Da
 
 def varying_keys(table: pd.DataFrame) -> list[str]:
     """List the configuration keys with several values, which tell the cells of a sweep apart."""
-    return [key for key in config_keys(table) if _kinds(table[key]) > 1]
+    return [key for key in config_keys(table) if _count_distinct(table[key]) > 1]
 
 
 def values_of(table: pd.DataFrame, key: str) -> list[Any]:
@@ -64,10 +64,10 @@ def values_of(table: pd.DataFrame, key: str) -> list[Any]:
 
 def constant_keys(table: pd.DataFrame) -> dict[str, str]:
     """Collect the configuration keys with a single value, and the value: the protocol of a sweep."""
-    return {key: str(table[key].iloc[0]) for key in config_keys(table) if _kinds(table[key]) == 1}
+    return {key: str(table[key].iloc[0]) for key in config_keys(table) if _count_distinct(table[key]) == 1}
 
 
-def _kinds(values: pd.Series) -> int:
+def _count_distinct(values: pd.Series) -> int:
     return values.map(str).nunique(dropna=False)
 
 
@@ -161,7 +161,7 @@ def select_runs(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
             raise UsageError(
                 f"--where {column}: no such column; {suggestion(column, map(str, table.columns))}"
             )
-        selected = table[_holds(table[column], relation, text)]
+        selected = table[_condition_mask(table[column], relation, text)]
         if selected.empty:
             values = suggestion(text, sorted(set(table[column].astype(str))))
             raise UsageError(f"--where {condition}: no such run; {values}")
@@ -169,13 +169,13 @@ def select_runs(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
     return table
 
 
-def _holds(values: pd.Series, relation: str, text: str) -> pd.Series:
+def _condition_mask(values: pd.Series, relation: str, text: str) -> pd.Series:
     if relation in ("=", "!="):
         numbers = pd.to_numeric(values, errors="coerce")
         equal = pd.Series(False, index=values.index)
         for choice in re.split(r",(?![^(\[]*[)\]])", text):  # not the commas within brackets
             number = pd.to_numeric(choice, errors="coerce")
-            equal |= (values.map(_as_typed) == _as_typed(choice)) | (numbers == number)
+            equal |= (values.map(_without_quotes) == _without_quotes(choice)) | (numbers == number)
         return equal if relation == "=" else ~equal
     try:
         limit = float(text)
@@ -189,7 +189,7 @@ def _holds(values: pd.Series, relation: str, text: str) -> pd.Series:
     ]
 
 
-def _as_typed(value: object) -> str:
+def _without_quotes(value: object) -> str:
     """Write `[local,shared]` for `['local', 'shared']`."""
     return re.sub(r"['\s]", "", str(value))
 

@@ -33,15 +33,15 @@ class Tuning:
     warnings: list[str]
 
 
-def tune(table: pd.DataFrame, diverged: pd.DataFrame | None = None) -> Tuning:
+def choose_hyperparameters(table: pd.DataFrame, diverged: pd.DataFrame | None = None) -> Tuning:
     """Keep, in each cell, the runs of the learning rate and weight decay with the best validation accuracy.
 
     Mean accuracies are compared over the seeds that all values have. A value at which a run diverged is not
-    chosen while there is another. Of values that are equally good, the one nearest to the middle is chosen.
+    chosen while there is another. Of equally good values, the one nearest to the middle is chosen.
     Without validation images nothing is chosen: each value stays a cell of its own, and a warning says so.
 
     Args:
-        table: The finished runs, one row per run.
+        table: The finished runs, candidate row per run.
         diverged: The runs whose loss became infinite or NaN; they are not in `table`.
     """
     varying = varying_keys(table)
@@ -50,61 +50,74 @@ def tune(table: pd.DataFrame, diverged: pd.DataFrame | None = None) -> Tuning:
         return Tuning(table=table, keys=[], choices=pd.DataFrame(), warnings=[])
     if CHOSEN_BY not in table or table[CHOSEN_BY].isna().any():
         warning = (
-            f"{' and '.join(keys)} varied but nothing was chosen, as there are no validation images: each "
+            f"{' and '.join(keys)} varied, but nothing was chosen without validation images; each "
             "value is a cell of its own; set data.validation_size"
         )
         return Tuning(table=table, keys=[], choices=pd.DataFrame(), warnings=[warning])
     cell_keys = [key for key in varying if key not in keys]
-    kept, choices, uneven = [], [], 0
+    kept, choices, cells_lacking_seeds = [], [], 0
     for values, cell in table.groupby(cell_keys, sort=True, dropna=False) if cell_keys else [((), table)]:
-        named = dict(zip(cell_keys, values, strict=True))
-        tried = _accuracies(cell, keys, _diverged_values(diverged, named, keys))
-        chosen = max(tried, key=lambda one: (tried[one].mean(), -_distance_from_middle(one, list(tried))))
-        runs = _at(cell, keys, chosen)
-        uneven += len({len(_at(cell, keys, one)) for one in tried}) > 1
-        edges = [_edge(key, chosen[place], place, chosen, tried) for place, key in enumerate(keys)]
+        cell_values = dict(zip(cell_keys, values, strict=True))
+        candidates = _accuracies(cell, keys, _diverged_values(diverged, cell_values, keys))
+        chosen = max(
+            candidates,
+            key=lambda candidate: (
+                candidates[candidate].mean(),
+                -_distance_from_middle(candidate, list(candidates)),
+            ),
+        )
+        runs = _runs_with_values(cell, keys, chosen)
+        cells_lacking_seeds += (
+            len({len(_runs_with_values(cell, keys, candidate)) for candidate in candidates}) > 1
+        )
+        edges = [
+            _describe_edge(key, chosen[key_index], key_index, chosen, candidates)
+            for key_index, key in enumerate(keys)
+        ]
         kept.append(runs)
         choices.append(
             {
-                **named,
+                **cell_values,
                 **dict(zip(keys, chosen, strict=True)),
                 CHOSEN_BY: runs[CHOSEN_BY].mean(),
                 "at_edge": " ".join(filter(None, edges)),
             }
         )
     warnings = _edge_warnings(keys, choices)
-    if uneven:
+    if cells_lacking_seeds:
         warnings.append(
-            f"in {uneven} of {len(choices)} cells some values lack seeds: the choice is over the seeds that "
-            "all values have"
+            f"in {cells_lacking_seeds} of {len(choices)} cells some values lack seeds; "
+            "the choice uses the seeds that all values have"
         )
     return Tuning(table=pd.concat(kept), keys=keys, choices=pd.DataFrame(choices), warnings=warnings)
 
 
 def _accuracies(cell: pd.DataFrame, keys: list[str], diverged: set[Texts]) -> dict[Values, pd.Series]:
     """Collect the validation accuracy of each value that may be chosen, for the seeds that all have."""
-    tried = dict(list(cell.groupby(keys, dropna=False)))  # not all optimisers have all keys
-    whole = {
-        values: runs for values, runs in tried.items() if tuple(map(normalize_value, values)) not in diverged
+    candidates = dict(list(cell.groupby(keys, dropna=False)))  # not all optimisers have all keys
+    converged = {
+        values: runs
+        for values, runs in candidates.items()
+        if tuple(map(normalize_value, values)) not in diverged
     }
-    tried = whole or tried
-    means = {values: runs.groupby("seed")[CHOSEN_BY].mean() for values, runs in tried.items()}
+    candidates = converged or candidates
+    means = {values: runs.groupby("seed")[CHOSEN_BY].mean() for values, runs in candidates.items()}
     common = set.intersection(*(set(mean.index) for mean in means.values()))
     return {values: mean[sorted(common)] if common else mean for values, mean in means.items()}
 
 
 def _diverged_values(
-    diverged: pd.DataFrame | None, named: Mapping[str, object], keys: list[str]
+    diverged: pd.DataFrame | None, cell_values: Mapping[str, object], keys: list[str]
 ) -> set[Texts]:
     if diverged is None or not len(diverged):
         return set()
-    texts = diverged.reindex(columns=[*named, *keys]).map(normalize_value)
-    for key, value in named.items():
+    texts = diverged.reindex(columns=[*cell_values, *keys]).map(normalize_value)
+    for key, value in cell_values.items():
         texts = texts[texts[key] == normalize_value(value)]
     return set(texts[keys].itertuples(index=False, name=None))
 
 
-def _at(cell: pd.DataFrame, keys: list[str], values: Values) -> pd.DataFrame:
+def _runs_with_values(cell: pd.DataFrame, keys: list[str], values: Values) -> pd.DataFrame:
     same = (
         cell[key].isna() if pd.isna(value) else cell[key] == value
         for key, value in zip(keys, values, strict=True)
@@ -112,16 +125,19 @@ def _at(cell: pd.DataFrame, keys: list[str], values: Values) -> pd.DataFrame:
     return cell[pd.concat(list(same), axis=1).all(axis=1)]
 
 
-def _distance_from_middle(one: Values, tried: Sequence[Values]) -> float:
-    return abs(tried.index(one) - (len(tried) - 1) / 2)
+def _distance_from_middle(candidate: Values, candidates: Sequence[Values]) -> float:
+    return abs(candidates.index(candidate) - (len(candidates) - 1) / 2)
 
 
-def _edge(key: str, value: Any, place: int, chosen: Values, tried: Mapping[Values, pd.Series]) -> str:
+def _describe_edge(
+    key: str, value: Any, key_index: int, chosen: Values, candidates: Mapping[Values, pd.Series]
+) -> str:
     """Name the key if its chosen value is the smallest or largest tried with the others' chosen values."""
     others = {
-        one[place]: accuracy
-        for one, accuracy in tried.items()
-        if (*one[:place], *one[place + 1 :]) == (*chosen[:place], *chosen[place + 1 :])
+        candidate[key_index]: accuracy
+        for candidate, accuracy in candidates.items()
+        if (*candidate[:key_index], *candidate[key_index + 1 :])
+        == (*chosen[:key_index], *chosen[key_index + 1 :])
     }
     ordered = [] if value != value else sorted(others)  # NaN: an optimiser without the key
     if len(ordered) < 2 or value not in (ordered[0], ordered[-1]):

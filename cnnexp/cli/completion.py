@@ -122,9 +122,9 @@ def complete_override(word: str, before: Sequence[str], config_dir: Path | None)
         before: the words before it: the groups that they choose decide which keys there are.
         config_dir: a folder of the user's own configurations.
     """
-    from cnnexp.core.machine import shipped
+    from cnnexp.core.machine import packaged_folder
 
-    folders = [shipped("conf"), *([config_dir] if config_dir else [])]
+    folders = [packaged_folder("conf"), *([config_dir] if config_dir else [])]
     chosen = dict(text.split("=", 1) for text in before if "=" in text)
     key, equals, value = word.partition("=")
     if not equals:

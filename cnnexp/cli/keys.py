@@ -10,7 +10,7 @@ from typing import Any
 from cnnexp.config import SECTIONS, RunConfig, section_class
 from cnnexp.config.describe import KeyDescription, describe_keys, section_summary
 from cnnexp.core.errors import as_typed
-from cnnexp.core.machine import shipped
+from cnnexp.core.machine import packaged_folder
 from cnnexp.sweep.overrides import Groups
 
 WIDEST = 110  # columns of text
@@ -64,7 +64,7 @@ def experiment_questions(groups: Groups) -> dict[str, str]:
 
 def _question(name: str, folders: Sequence[Path]) -> str:
     """Return the first line of an experiment's module, or else of its configuration file."""
-    for module in (shipped("experiments") / f"{name}.py", Path("experiments") / f"{name}.py"):
+    for module in (packaged_folder("experiments") / f"{name}.py", Path("experiments") / f"{name}.py"):
         if module.is_file():
             text = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
             return text.partition("\n")[0]

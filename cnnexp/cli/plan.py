@@ -21,7 +21,7 @@ from cnnexp.sweep.cost import (
 from cnnexp.sweep.devices import configure_jax
 from cnnexp.sweep.plan import Plan, plan_sweep
 from cnnexp.sweep.points import Cells, Job
-from cnnexp.sweep.validate import check_images, check_run, refuse_impossible_sweep
+from cnnexp.sweep.validate import check_images, check_run, check_sweep
 
 HEADER = ("cell", "weights", "MACs", "memory", "runs", "done", "stack", "time")
 
@@ -51,7 +51,7 @@ def print_plan(jobs: Sequence[Job]) -> dict[str, float]:
     """
     configure_jax()  # stacks are planned for the devices that train them
     by_id = {job.config.run_id: job for job in jobs}
-    refuse_impossible_sweep([job.config for job in by_id.values()])
+    check_sweep([job.config for job in by_id.values()])
     cells = Cells(by_id)
     impossible = _impossible(by_id, cells)
     runs = {i: job.config for i, job in by_id.items() if cells.name(i) not in impossible}
@@ -64,7 +64,7 @@ def print_plan(jobs: Sequence[Job]) -> dict[str, float]:
         print(f"impossible: {name}: {reason}")
     for name, warning in _warnings(plan, cells).items():
         print(f"warning: {name}: {warning}")
-    for path in plan.damaged:
+    for path in plan.corrupt:
         print(f"{corrupt_line(path)}; cnnexp run moves it and trains its run again")
     _print_totals(plan, lines, impossible, guess)
     if impossible:

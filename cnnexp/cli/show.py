@@ -15,7 +15,7 @@ from cnnexp.core.errors import UsageError
 from cnnexp.core.text import short_number
 from cnnexp.data.images import Images
 from cnnexp.data.pipelines import ImageFiles
-from cnnexp.models.spec import Network, describe_matching, specify_network, total_count
+from cnnexp.models.spec import NetworkSpec, describe_matching, specify_network, total_count
 from cnnexp.report.layer_table import COLUMNS, COUNT_COLUMNS, tabulate_layers
 from cnnexp.store.files import write_bytes
 
@@ -58,7 +58,7 @@ def show(configs: Sequence[RunConfig]) -> dict[str, float]:
 
 def _show(configs: Sequence[RunConfig]) -> dict[str, float]:
     console, pictures = Console(), Pictures(Path("show"))
-    networks: dict[Network, RunConfig] = {}
+    networks: dict[NetworkSpec, RunConfig] = {}
     for config in configs:
         networks.setdefault(specify_network(config), config)
     for layers, config in networks.items():
@@ -77,7 +77,7 @@ def _show(configs: Sequence[RunConfig]) -> dict[str, float]:
     return {config.run_id: float(total_count(specify_network(config), "params")) for config in configs}
 
 
-def _table(layers: Network, config: RunConfig, *, wide: bool) -> Table:
+def _table(layers: NetworkSpec, config: RunConfig, *, wide: bool) -> Table:
     inputs = "x".join(map(str, layers[0].geometry.in_shape))
     params = total_count(layers, "params")
     title = f"{config.model.name} on {config.data.name}, images of {inputs}: {params:,} parameters"
@@ -156,7 +156,7 @@ def _class_tables(configs: Sequence[RunConfig], images: Images | ImageFiles) -> 
         yield table
 
 
-def _picture(layers: Network, config: RunConfig, pictures: Pictures) -> str:
+def _picture(layers: NetworkSpec, config: RunConfig, pictures: Pictures) -> str:
     """Write the picture of a network; the line to print about it."""
     from cnnexp.plots.layers import plot_network
 

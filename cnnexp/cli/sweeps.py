@@ -166,7 +166,7 @@ def _compose(options: _Options, action: Sequence[str]) -> int:
     from yaml import YAMLError
 
     from cnnexp.core.errors import SweepFailed
-    from cnnexp.core.machine import shipped
+    from cnnexp.core.machine import packaged_folder
     from cnnexp.sweep.agents import agent_overrides
     from cnnexp.sweep.overrides import Groups, check_overrides
     from cnnexp.sweep.points import COMMAND_LINE, CommandLine
@@ -174,7 +174,7 @@ def _compose(options: _Options, action: Sequence[str]) -> int:
     from cnnexp.sweep.validate import explain
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the exception itself and exits with 1
-    conf = shipped("conf")
+    conf = packaged_folder("conf")
     groups = Groups((*([options.config_dir] if options.config_dir else []), conf))
     words = agent_overrides(options.overrides)
     checked = check_overrides(_choose_groups(words, conf), groups)

@@ -36,7 +36,7 @@ from cnnexp.analysis.tables import (
     print_table,
     summarize_cells,
 )
-from cnnexp.analysis.tuning import tune
+from cnnexp.analysis.tuning import choose_hyperparameters
 from cnnexp.core.errors import UsageError, suggestion
 from cnnexp.core.text import pluralize
 from cnnexp.store.files import write_bytes
@@ -59,7 +59,8 @@ def print_results(
         folder: The sweep's folder.
         conditions: Conditions that a run must fulfil, see `select_runs`.
         by: Keys that tell cells apart; if empty, the keys that vary. Each cell is shown at its best learning
-            rate and weight decay (see `tune`) unless `by` or `conditions` name one of these.
+            rate and weight decay (see `choose_hyperparameters`) unless `by` or `conditions` name one of
+            these.
         form: The format of the table.
         output: A file to write instead of printing.
 
@@ -103,7 +104,7 @@ def _tuned_cells(runs: Sequence[StoredRun], conditions: Sequence[str], by: Seque
     named = {match[1] for condition in conditions if (match := CONDITION.match(condition.strip()))}
     chosen: list[str] = []
     if named.union(by).isdisjoint(TUNED):
-        tuning = tune(table, make_dataframe(runs, "diverged"))
+        tuning = choose_hyperparameters(table, make_dataframe(runs, "diverged"))
         table, chosen = tuning.table, tuning.keys
         for warning in tuning.warnings:
             print(f"tuning: {warning}", file=sys.stderr)
@@ -140,7 +141,9 @@ def print_comparison(first: Path, second: Path, *, form: Format = "table") -> No
         UsageError: One of them has no finished run.
     """
     stored = [read_finished_runs(folder) for folder in (first, second)]
-    tunings = [tune(make_dataframe(runs), make_dataframe(runs, "diverged")) for runs, _ in stored]
+    tunings = [
+        choose_hyperparameters(make_dataframe(runs), make_dataframe(runs, "diverged")) for runs, _ in stored
+    ]
     one, other = (tuning.table for tuning in tunings)
     table = compare_sweeps(one, other, {key for tuning in tunings for key in tuning.keys})
     names = [folder.name if first.name != second.name else str(folder) for folder in (first, second)]

@@ -15,8 +15,19 @@ from pydantic_core import ErrorDetails
 
 from cnnexp.config.data import DATA_VARIANTS, LEVELS, NOT_IDENTITY, OTHER, WHERE, Data, Digits
 from cnnexp.config.launchers import LAUNCHER_VARIANTS, Launcher, LocalLauncher
-from cnnexp.config.messages import demand, innermost
-from cnnexp.config.sections import MLP, Folder, Optim, Section, Seed, SimpleCNN, Sweep, Tracking, Train, Words
+from cnnexp.config.messages import describe_requirement, most_specific_errors
+from cnnexp.config.sections import (
+    MLP,
+    AllowedText,
+    Folder,
+    Optim,
+    Section,
+    Seed,
+    SimpleCNN,
+    Sweep,
+    Tracking,
+    Train,
+)
 from cnnexp.core.errors import UsageError, nearest_name, suggestion, value_text
 
 RESULT_FORMAT = 4  # part of a run's identity: raise it when the same configuration gives other numbers
@@ -58,7 +69,7 @@ class RunConfig(Section):
     experiment: str = Field(
         default="default", description="The name of the experiment that the sweep belongs to."
     )
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"), Words("a name")] = Field(
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"), AllowedText("a name")] = Field(
         default="${experiment}",
         description="The name of the sweep, which is also its folder in `results_dir`.",
     )
@@ -190,7 +201,8 @@ def _one_line(errors: list[ErrorDetails], values: Mapping[str, Any]) -> str:
         return error["msg"].removeprefix("Value error, ")
     value = _value_of(key, values)
     key_depth = 3 if error["loc"][0] in VARIANTS else 2
-    return f"{key}={value_text(value)}: {demand(key, value, innermost(key_errors, key_depth))}"
+    requirement = describe_requirement(key, value, most_specific_errors(key_errors, key_depth))
+    return f"{key}={value_text(value)}: {requirement}"
 
 
 def _unknown_data_set(values: Mapping[str, Any]) -> str | None:

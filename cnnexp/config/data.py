@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from cnnexp.config.sections import Count, Deviation, Folder, ProperFraction, Section, Seed, Size, Words
+from cnnexp.config.sections import AllowedText, Count, Deviation, Folder, ProperFraction, Section, Seed, Size
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Permutation = Literal["none", "fixed", "per_image"]
@@ -221,7 +221,7 @@ class MNIST1D(SyntheticTask):
 class TFDSImages(DataSection):
     """An image set of TensorFlow Datasets, prepared once with `cnnexp data prepare NAME`."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+(/[\w.+-]+)?$"), Words("a TFDS name")] = Field(
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+(/[\w.+-]+)?$"), AllowedText("a TFDS name")] = Field(
         description="The data set, by its name in TensorFlow Datasets."
     )
     data_dir: Folder | None = Field(

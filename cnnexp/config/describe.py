@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from cnnexp.config.sections import BiasText, Section, TyingText, Words
+from cnnexp.config.sections import AllowedText, BiasText, Section, TyingText
 from cnnexp.core.errors import as_typed
 from cnnexp.nn.tying import BIAS_NAMES, TYING_NAMES
 
@@ -66,7 +66,7 @@ def allowed_text(kind: Any) -> str:
     'integer >= 1 or null'
     """
     kind, metadata = _split(kind)
-    if words := next((item.text for item in metadata if isinstance(item, Words)), None):
+    if words := next((item.text for item in metadata if isinstance(item, AllowedText)), None):
         return words
     if get_origin(kind) is Literal or kind in (bool, type(None)):
         return ", ".join(named_values(kind))

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cnnexp.config.sections import Count, Positive, Section, Size, Text, Words
+from cnnexp.config.sections import AllowedText, Count, Positive, Section, Size, Text
 from cnnexp.core.errors import as_typed
 
 SIGNAL_EARLY = 30  # seconds: Slurm looks twice a minute which signals are due
@@ -53,7 +53,7 @@ class LocalLauncher(Section):
     """Train in this process, on the devices that it sees, or together with other processes."""
 
     name: Literal["local"] = Field(default="local", description="Train in this process.")
-    coordinator: Annotated[str, AfterValidator(_coordinator), Words("HOST:PORT, auto")] | None = Field(
+    coordinator: Annotated[str, AfterValidator(_coordinator), AllowedText("HOST:PORT, auto")] | None = Field(
         default=None,
         description="The address of the first of several processes that train together, HOST:PORT; `auto`: "
         "detect it from Slurm or the TPU. null: this process trains alone.",
@@ -103,7 +103,7 @@ class SlurmLauncher(Section):
     constraint: Text | None = Field(
         default=None, description="The features that nodes must have; null: any node."
     )
-    time: Annotated[int | str, AfterValidator(_time), Words("minutes, H:MM:SS, D-HH:MM:SS")] = Field(
+    time: Annotated[int | str, AfterValidator(_time), AllowedText("minutes, H:MM:SS, D-HH:MM:SS")] = Field(
         default="4:00:00",
         description="The time limit of one task: minutes, H:MM:SS or D-HH:MM:SS. A task that reaches it is "
         "requeued and resumes.",

@@ -31,7 +31,7 @@ PATTERNS = {
 }
 
 
-def innermost(errors: Sequence[ErrorDetails], key_depth: int) -> list[ErrorDetails]:
+def most_specific_errors(errors: Sequence[ErrorDetails], key_depth: int) -> list[ErrorDetails]:
     """Return the most specific errors of one key, which fails once for each type that it takes.
 
     Args:
@@ -47,7 +47,7 @@ def innermost(errors: Sequence[ErrorDetails], key_depth: int) -> list[ErrorDetai
     return of_value or deepest
 
 
-def demand(key: str, typed: object, errors: Sequence[ErrorDetails]) -> str:
+def describe_requirement(key: str, typed: object, errors: Sequence[ErrorDetails]) -> str:
     """Say what a key demands that its value is not: `must be at least 1 (got 0)`."""
     error = errors[0]
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]

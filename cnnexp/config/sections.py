@@ -14,7 +14,7 @@ from cnnexp.nn.tying import BIAS_NAMES, TYING_NAMES, Tying, bias_tying
 
 
 @dataclass(frozen=True)
-class Words:
+class AllowedText:
     """What a type allows, in words, where its bounds do not say it."""
 
     text: str
@@ -27,7 +27,7 @@ Positive = Annotated[float, Field(gt=0)]
 Deviation = Annotated[float, Field(ge=0)]
 ProperFraction = Annotated[float, Field(ge=0, lt=1)]
 Item = TypeVar("Item")
-Each = Annotated[list[Item], Field(min_length=1)]  # a value for each layer
+PerLayer = Annotated[list[Item], Field(min_length=1)]  # a value for each layer
 Text = Annotated[str, Field(min_length=1)]
 Pair = Annotated[list[Size], Field(min_length=2, max_length=2)]
 Activation = Literal["relu", "gelu", "tanh", "shrink", "identity"]
@@ -67,10 +67,10 @@ def _folder(text: str) -> str:
 
 
 Folder = Annotated[
-    str, Field(min_length=1), AfterValidator(_folder), Words("a folder")
+    str, Field(min_length=1), AfterValidator(_folder), AllowedText("a folder")
 ]  # with `~` for a home
-TyingText = Annotated[str, BeforeValidator(_tying), Words(", ".join(TYING_NAMES))]
-BiasText = Annotated[str, BeforeValidator(_bias), Words(", ".join(BIAS_NAMES))]
+TyingText = Annotated[str, BeforeValidator(_tying), AllowedText(", ".join(TYING_NAMES))]
+BiasText = Annotated[str, BeforeValidator(_bias), AllowedText(", ".join(BIAS_NAMES))]
 
 
 class Section(BaseModel):
@@ -127,50 +127,50 @@ class SimpleCNN(ModelSection):
     name: Literal["simple_cnn"] = Field(
         default="simple_cnn", description="The network: tied convolutions, dense layers and a head."
     )
-    features: Size | Each[Size] = Field(
+    features: Size | PerLayer[Size] = Field(
         default=[16, 32],
         description="Output channels of the convolutional layers. The length of the list is the number of"
         " layers.",
     )
-    kernel_size: Size | Each[Size | Pair] = Field(
+    kernel_size: Size | PerLayer[Size | Pair] = Field(
         default=3,
         description="Side of the window that one output position sees, in pixels: one value, a list with "
         "one value per layer, or a list with (height, width) pairs such as [[5,3],3]. For signals (images "
         "of width 1), the length of the window.",
     )
-    stride: Size | Each[Size | Pair] = Field(
+    stride: Size | PerLayer[Size | Pair] = Field(
         default=1, description="Distance between the windows of neighbouring output positions, in pixels."
     )
-    dilation: Size | Each[Size | Pair] = Field(
+    dilation: Size | PerLayer[Size | Pair] = Field(
         default=1, description="Distance between neighbouring pixels of a window; 1: a window without gaps."
     )
-    padding: Padding | Each[Padding] = Field(
+    padding: Padding | PerLayer[Padding] = Field(
         default="SAME",
         description="The padding at the border. `SAME` pads with zeros and keeps the size, `VALID` uses "
         "only windows inside the image, `CIRCULAR` wraps around.",
     )
-    tying: TyingText | Each[TyingText] = Field(
+    tying: TyingText | PerLayer[TyingText] = Field(
         default="shared",
         description="How output positions use kernels. `shared`: one kernel for all positions, a "
         "convolution. `tiled(t)`: kernels repeat with period t. `blocked(g)`: one kernel for each cell of "
         "a g x g grid. `low_rank(r)`: each position mixes r kernels. `local`: one kernel for each "
         "position. `dense`: one kernel for each position, as large as the image.",
     )
-    connectivity: Connectivity | Each[Connectivity] = Field(
+    connectivity: Connectivity | PerLayer[Connectivity] = Field(
         default="local",
         description="The inputs that a position sees. `local`: the pixels of a window. `random`: as many "
         "pixels from anywhere in the image, drawn once by the seed.",
     )
-    bias: BiasText | Each[BiasText] = Field(
+    bias: BiasText | PerLayer[BiasText] = Field(
         default="shared",
         description="How output positions use biases. `same`: tied as the weights are. `shared`: one bias "
         "per feature. `none`: no bias.",
     )
-    pool: Pool | Each[Pool] = Field(
+    pool: Pool | PerLayer[Pool] = Field(
         default="max",
         description="The pooling after each layer. `global_average` averages over the whole image.",
     )
-    pool_size: Size | Each[Size] = Field(
+    pool_size: Size | PerLayer[Size] = Field(
         default=2, description="Side of the pooling windows, which do not overlap, in pixels."
     )
     match: Literal["none", "params", "macs"] = Field(

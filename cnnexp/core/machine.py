@@ -167,7 +167,7 @@ PACKAGE = Path(__file__).parent.parent
 LONGEST_NAME = 64  # characters of a file's name that is written within a folder
 
 
-def shipped(name: str) -> Path:
+def packaged_folder(name: str) -> Path:
     """Return the folder `conf` or `experiments` of this installation: in the package, or beside it."""
     installed = PACKAGE / name
     return installed if installed.is_dir() else PACKAGE.parent / name

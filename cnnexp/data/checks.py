@@ -46,7 +46,7 @@ class ImageChecks(NamedTuple):
             line += f"; no training images of {_list_classes(absent)}"
         return "; ".join([line, *self._constant_channels()])
 
-    def warnings(self, name: str, shape: DataShape) -> list[str]:
+    def make_warnings(self, name: str, shape: DataShape) -> list[str]:
         """Return one line per reason to doubt results on these images."""
         warnings, count = self._constant_channels(), len(self.test_labels)
         if self.duplicates > MANY_DUPLICATES * count:

@@ -57,7 +57,7 @@ def read_and_check(data: Data) -> list[str]:
         dataset.files()
     else:
         dataset.images()
-    return dataset.check().warnings(data.name, dataset.shape)
+    return dataset.check().make_warnings(data.name, dataset.shape)
 
 
 def describe(data: Data) -> str:

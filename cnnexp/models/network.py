@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from cnnexp.models.spec import LayerSpec, Network
+from cnnexp.models.spec import LayerSpec, NetworkSpec
 from cnnexp.nn.embedding import distance_to_shared, embed
 from cnnexp.nn.layout import Layout, transpose_layout
 from cnnexp.nn.pooling import pool
@@ -30,7 +30,7 @@ class TiedNetwork(nnx.Module):
         rngs: Its stream `params` draws the parameters.
     """
 
-    def __init__(self, layers: Network, *, rngs: nnx.Rngs):
+    def __init__(self, layers: NetworkSpec, *, rngs: nnx.Rngs):
         self.layers = layers
         for layer in layers:
             setattr(self, layer.name, _build(layer, rngs))
@@ -111,7 +111,7 @@ def embed_network(
     return other
 
 
-def build_embedded_convolution(layers: Network, *, rngs: nnx.Rngs) -> TiedNetwork:
+def build_from_convolution(layers: NetworkSpec, *, rngs: nnx.Rngs) -> TiedNetwork:
     """Build a network by embedding a convolutional one, so that both compute one function (d'Ascoli 2019).
 
     Args:

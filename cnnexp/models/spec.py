@@ -67,10 +67,10 @@ class LayerSpec:
         return counts if self.threshold is None else replace(counts, params=counts.params + 1)
 
 
-Network = tuple[LayerSpec, ...]
+NetworkSpec = tuple[LayerSpec, ...]
 
 
-def specify_layers(model: SimpleCNN | MLP, shape: DataShape) -> Network:
+def specify_layers(model: SimpleCNN | MLP, shape: DataShape) -> NetworkSpec:
     """Specify the layers of a model on images of a given shape.
 
     Dense layers are tied layers whose only window covers the whole image, so flattening needs no layer.
@@ -130,7 +130,7 @@ def _mismatch_message(model: SimpleCNN, widths: Widths, achieved: int, target: i
     )
 
 
-def _layers(model: SimpleCNN | MLP, shape: DataShape) -> Network:
+def _layers(model: SimpleCNN | MLP, shape: DataShape) -> NetworkSpec:
     layers = _convolutions(model, shape.image) if isinstance(model, SimpleCNN) else []
     in_shape = layers[-1].out_shape if layers else shape.image
     widths = [*model.hidden, shape.classes]
@@ -152,7 +152,7 @@ def _layers(model: SimpleCNN | MLP, shape: DataShape) -> Network:
     return tuple(layers)
 
 
-def specify_network(config: RunConfig) -> Network:
+def specify_network(config: RunConfig) -> NetworkSpec:
     """Specify the network that a run trains.
 
     Raises:
@@ -184,7 +184,7 @@ def describe_matching(config: RunConfig) -> dict[str, int | float]:
     return {"match/target": target, "match/ratio": achieved / target}
 
 
-def total_count(layers: Network, field: str) -> int:
+def total_count(layers: NetworkSpec, field: str) -> int:
     """Sum a count, a field of `Counts`, over the layers."""
     return sum(getattr(layer.counts, field) for layer in layers)
 

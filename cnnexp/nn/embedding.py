@@ -55,15 +55,15 @@ def embed(
         ValueError: A layer of the new tying cannot compute every function of the old.
     """
     target = Tying.parse(tying)
-    other = _empty(layer, target, bias)
+    other = _make_layer_like(layer, target, bias)
     if layer.bias is not None and other.bias is None:
         raise ValueError("bias=none drops the biases of the layer; allowed: None, or a tying of the biases")
     if target.kind == "low_rank":
         if count_kernels(layer.geometry, layer.tying) > 1:
             raise ValueError(f"{layer.tying} does not embed in {target}; allowed: from shared")
-        other.bank[...] = _ranks(layer, target, rngs)
+        other.bank[...] = _low_rank_kernels(layer, target, rngs)
     else:
-        _refuse_finer(layer, layer.tying, target)
+        _require_finer_target(layer, layer.tying, target)
         kernels = _full_kernels(layer) if target.kind == "dense" else layer.position_kernels()
         other.bank[...] = _mean_by_kernel(kernels, layer.geometry, target)
     if other.bias is not None:
@@ -106,7 +106,7 @@ def project(layer: TiedConv, *, tying: Tying | str = "shared") -> TiedConv:
         raise ValueError(
             f"no mean kernel from {layer.tying} to {target}; allowed: to shared, tiled(t), blocked(g)"
         )
-    other = _empty(layer, target, None)
+    other = _make_layer_like(layer, target, None)
     other.bank[...] = _mean_by_kernel(layer.position_kernels(), layer.geometry, target)
     if other.bias is not None:
         everywhere = jnp.broadcast_to(jnp.asarray(layer.position_biases()), layer.geometry.out_shape)
@@ -130,7 +130,7 @@ def distance_to(layer: TiedConv, *, tying: Tying | str = "shared") -> Float[Arra
     return jnp.linalg.norm((kernels - mean).ravel()) / jnp.linalg.norm(kernels.ravel())
 
 
-def _empty(layer: TiedConv, tying: Tying, bias: str | None) -> TiedConv:
+def _make_layer_like(layer: TiedConv, tying: Tying, bias: str | None) -> TiedConv:
     """Make a layer like this one with another tying, whose parameters are still to be set."""
     if bias is None:
         bias = "none" if layer.bias_tying is None else str(layer.bias_tying)
@@ -147,7 +147,7 @@ def _empty(layer: TiedConv, tying: Tying, bias: str | None) -> TiedConv:
     )
 
 
-def _refuse_finer(layer: TiedConv, source: Tying, target: Tying) -> None:
+def _require_finer_target(layer: TiedConv, source: Tying, target: Tying) -> None:
     """Refuse a target in which positions have a common kernel that they do not have in the source."""
     if source.kind == "low_rank":
         finer = target.kind in ("local", "dense")
@@ -206,7 +206,7 @@ def expand_to_image(
     return image[:, :-1].reshape(geometry.positions, h, w, c, o)
 
 
-def _ranks(layer: TiedConv, tying: Tying, rngs: nnx.Rngs | None) -> Float[Array, "r kh kw c o"]:
+def _low_rank_kernels(layer: TiedConv, tying: Tying, rngs: nnx.Rngs | None) -> Float[Array, "r kh kw c o"]:
     """Return as many kernels as the rank, whose mean is the one kernel of the layer."""
     shape = bank_shape(layer.geometry, tying)
     if rngs is None:
@@ -225,7 +225,7 @@ def _embed_bias(layer: TiedConv, other: TiedConv) -> None:
     if other.bias_tying.kind == "low_rank":
         other.bias[...] = jnp.broadcast_to(biases, other.bias[...].shape)
         return
-    _refuse_finer(layer, layer.bias_tying, other.bias_tying)
+    _require_finer_target(layer, layer.bias_tying, other.bias_tying)
     everywhere = jnp.broadcast_to(biases, geometry.out_shape)
     other.bias[...] = _mean_by_kernel(everywhere, geometry, other.bias_tying)
 
@@ -247,7 +247,7 @@ def tie_gradient(layer: TiedConv) -> None:
         variable[...] = spread(total)
 
 
-def share(layer: TiedConv) -> None:
+def average_kernels(layer: TiedConv) -> None:
     """Replace the kernels of a layer by their mean, the nearest convolution (Pogodin 2021, section 3)."""
     for variable, spread, entry in _shared_banks(layer):
         variable[...] = _project_bank(variable[...], spread, entry)

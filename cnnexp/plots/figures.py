@@ -61,9 +61,9 @@ def render(drawing: Drawing, table: pd.DataFrame) -> RenderedFigure:
     """Draw a figure on white and on black, by Matplotlib's defaults and not the user's `matplotlibrc`."""
     with context(["default", PAPER]):
         figure = drawing.draw(table)
-        png, pdf = _saved(figure, "png"), _saved(figure, "pdf")
+        png, pdf = _encode_figure(figure, "png"), _encode_figure(figure, "pdf")
     with context(["default", PAPER | DARK]):
-        return RenderedFigure(png=png, pdf=pdf, dark_png=_saved(drawing.draw(table), "png"))
+        return RenderedFigure(png=png, pdf=pdf, dark_png=_encode_figure(drawing.draw(table), "png"))
 
 
 def shrink_png(png: bytes) -> bytes:
@@ -80,7 +80,7 @@ def shrink_png(png: bytes) -> bytes:
     return file.getvalue()
 
 
-def _saved(figure: Figure, form: str) -> bytes:
+def _encode_figure(figure: Figure, form: str) -> bytes:
     file = io.BytesIO()
     metadata: dict[str, Any] = {"CreationDate": None} if form == "pdf" else {}
     figure.savefig(file, format=form, metadata=metadata)

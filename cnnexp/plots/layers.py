@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 
-from cnnexp.models.spec import LayerSpec, Network
+from cnnexp.models.spec import LayerSpec, NetworkSpec
 from cnnexp.nn.counts import count
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying, kernel_index
@@ -17,7 +17,7 @@ from cnnexp.nn.tying import Tying, kernel_index
 LARGEST_SIDE = 12  # pixels of an image: its matrix has the fourth power of that
 
 
-def plot_network(layers: Network) -> Figure | None:
+def plot_network(layers: NetworkSpec) -> Figure | None:
     """Plot the equivalent matrix of each convolution and which positions share a kernel.
 
     Returns:
@@ -29,7 +29,7 @@ def plot_network(layers: Network) -> Figure | None:
     figure = Figure(figsize=(9, 4.7 * len(drawn)), layout="constrained")
     grid = figure.subplots(len(drawn), 2, squeeze=False)
     for layer, (matrix, positions) in zip(drawn, grid, strict=True):
-        geometry = _drawable(layer.geometry)
+        geometry = _shrink_geometry(layer.geometry)
         draw_matrix(matrix, geometry, layer.tying)
         matrix.set_ylabel(f"{layer.name}: output unit")
         draw_positions(positions, layer)
@@ -98,7 +98,7 @@ def number_weights(geometry: Geometry, tying: Tying) -> Int[np.ndarray, "positio
     return matrix[:, :-1]
 
 
-def _drawable(geometry: Geometry) -> Geometry:
+def _shrink_geometry(geometry: Geometry) -> Geometry:
     """Reduce a geometry to one channel and an image small enough to see single weights."""
     extent, (height, width, _) = geometry.extent, geometry.in_shape
     h, w = (min(size, max(LARGEST_SIDE, k + 3)) for size, k in zip((height, width), extent, strict=True))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cnnexp.analysis.claims import Claim
 from cnnexp.core.errors import UsageError
-from cnnexp.core.machine import shipped
+from cnnexp.core.machine import packaged_folder
 from cnnexp.plots.figures import Drawing
 
 NO_EXPERIMENT = "default"  # the value of the key `experiment` unless a sweep names one
@@ -72,8 +72,10 @@ def _folders(results: Path | None) -> tuple[list[Path], str]:
     """List the folders to search, and say which one is not searched."""
     local = Path("experiments").resolve()
     if _lies_in(local, results):
-        return [shipped("experiments")], f"; {local} lies inside the results, which are never executed"
-    return list(dict.fromkeys([shipped("experiments"), local])), ""
+        return [
+            packaged_folder("experiments")
+        ], f"; {local} lies inside the results, which are never executed"
+    return list(dict.fromkeys([packaged_folder("experiments"), local])), ""
 
 
 def _lies_in(path: Path, results: Path | None) -> bool:

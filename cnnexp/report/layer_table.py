@@ -3,7 +3,7 @@
 from typing import Any
 
 from cnnexp.config import RunConfig
-from cnnexp.models.spec import LayerSpec, Network
+from cnnexp.models.spec import LayerSpec, NetworkSpec
 
 COLUMNS = [
     "layer",
@@ -21,7 +21,7 @@ COLUMNS = [
 COUNT_COLUMNS = ("params", "weights", "connections", "MACs", "memory")
 
 
-def tabulate_layers(layers: Network, config: RunConfig) -> list[dict[str, Any]]:
+def tabulate_layers(layers: NetworkSpec, config: RunConfig) -> list[dict[str, Any]]:
     """Tabulate the layers of a network, and then their total.
 
     Args:

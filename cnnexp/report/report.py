@@ -15,7 +15,7 @@ from cnnexp.analysis.tables import (
     format_value,
     summarize_cells,
 )
-from cnnexp.analysis.tuning import Tuning, tune
+from cnnexp.analysis.tuning import Tuning, choose_hyperparameters
 from cnnexp.core.text import figure_text, pluralize
 from cnnexp.plots.figures import Drawing, RenderedFigure, make_default_drawings, render
 from cnnexp.plots.kernels import plot_kernels
@@ -84,7 +84,7 @@ def make_report(folder: Path) -> Report:
         UsageError: there is no such sweep, or no finished run in it.
     """
     runs, corrupt = read_finished_runs(folder)
-    tuning = tune(make_dataframe(runs), make_dataframe(runs, "diverged"))
+    tuning = choose_hyperparameters(make_dataframe(runs), make_dataframe(runs, "diverged"))
     table = tuning.table
     experiment = load_experiment(str(table["experiment"].iloc[0]), folder.parent)
     drawings = {
@@ -93,7 +93,7 @@ def make_report(folder: Path) -> Report:
         if drawing.needs(table)
     }
     judged = judge(experiment.claims, table)
-    if kernels := _kept_kernels(table, runs):
+    if kernels := _select_kernels(table, runs):
         drawings["kernels"] = Drawing(draw=lambda _: plot_kernels(kernels), caption=KERNELS_CAPTION)
     return Report(
         folder=folder / "report",
@@ -112,17 +112,17 @@ def make_report(folder: Path) -> Report:
     )
 
 
-def _kept_kernels(table: pd.DataFrame, runs: list[StoredRun]) -> dict[str, dict]:
+def _select_kernels(table: pd.DataFrame, runs: list[StoredRun]) -> dict[str, dict]:
     """The first layer's kernels in one run of each network, of those runs that stored any."""
     keys = [key for key in varying_keys(table) if key.startswith("model.")]
     folders = {run.run_id: run.folder for run in runs}
     sizes = [key for key in ("data.train_size",) if key in table]
     ordered = table.sort_values([*sizes, "seed"], ascending=[False] * len(sizes) + [True])
     cells = ordered.groupby(keys, sort=True) if keys else [((), ordered)]
-    telling = distinguishing_keys(ordered[keys].drop_duplicates())
+    naming_keys = distinguishing_keys(ordered[keys].drop_duplicates())
     kept: dict[str, dict] = {}
     for _, cell in cells:
-        values = (f"{format_key(key)}={format_value(cell[key].iloc[0])}" for key in telling)
+        values = (f"{format_key(key)}={format_value(cell[key].iloc[0])}" for key in naming_keys)
         name = " ".join(values) or str(table["model.name"].iloc[0])
         if len(kept) < MOST_NETWORKS and (sample := read_kernels(folders[cell["run_id"].iloc[0]])[1]):
             kept[figure_text(name)] = dict(list(sample.items())[:1])

@@ -100,7 +100,7 @@ class StackCheckpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def list_stacks(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+def iterate_stacks(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     """List the stacks that have checkpoints in a sweep's folder, newest first.
 
     Yields:

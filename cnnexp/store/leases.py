@@ -143,7 +143,7 @@ class Leases:
 
     def _has_expired(self) -> bool:
         """Return whether other workers may have taken these leases, which are then released."""
-        if _seconds() - self._beaten <= SELF_EXPIRY_SECONDS:
+        if _seconds() - self._last_beat_monotonic <= SELF_EXPIRY_SECONDS:
             return False
         self._release(set(self._held))
         self._beat()
@@ -184,14 +184,16 @@ class Leases:
 
     def now(self) -> float:
         """Return the time of the file server's clock, in seconds since the epoch."""
-        return self._beaten_at + (_seconds() - self._beaten)
+        return self._last_beat_server_time + (_seconds() - self._last_beat_monotonic)
 
     def _path(self, run_id: str, generation: int) -> Path:
         return self._folder / f"{run_id}.{generation}"
 
     def _keep_beating(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
-            if _seconds() - self._beaten <= SELF_EXPIRY_SECONDS:  # else `check` must report it first
+            if (
+                _seconds() - self._last_beat_monotonic <= SELF_EXPIRY_SECONDS
+            ):  # else `check` must report it first
                 with suppress(OSError):  # the next one may succeed
                     self._beat()
 
@@ -207,8 +209,8 @@ class Leases:
                 if self._held:
                     return  # the leases have no sign of life any more, and expire
                 self._worker.write_text(self._identity, encoding="utf-8")
-            self._beaten_at = self._worker.stat().st_mtime
-            self._beaten = started
+            self._last_beat_server_time = self._worker.stat().st_mtime
+            self._last_beat_monotonic = started
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from hydra.errors import OverrideParseException
 from cnnexp.core.errors import SweepFailed, UsageError
 from cnnexp.sweep.compose import quote_tyings
 from cnnexp.sweep.points import COMMAND_LINE, Job
-from cnnexp.sweep.validate import refuse_impossible
-from cnnexp.tracking.target import NAME_LIMIT, drop_credentials, resolve_mode, shortened
+from cnnexp.sweep.validate import check_configs
+from cnnexp.tracking.target import NAME_LIMIT, drop_credentials, resolve_mode, shorten
 
 JOB = "job"
 ALONE = ("hydra.sweeper.params=null", "hydra.sweeper.parts=null")
@@ -50,7 +50,7 @@ def start_wandb_sweep(jobs: Sequence[Job], method: str, agents: int) -> str:
     first = jobs[0].config
     resolve_mode("online")
     drop_credentials()
-    refuse_impossible([job.config for job in jobs])
+    check_configs([job.config for job in jobs])
     if method == "bayes" and not first.data.validation_size:
         raise UsageError("--method bayes: needs validation images; set data.validation_size")
     if agents > len(jobs):
@@ -67,7 +67,7 @@ def start_wandb_sweep(jobs: Sequence[Job], method: str, agents: int) -> str:
         f"name={first.name}",
     ]
     specification = {
-        "name": shortened(first.name, NAME_LIMIT),
+        "name": shorten(first.name, NAME_LIMIT),
         "method": method,
         "parameters": parameters,
         "command": command,

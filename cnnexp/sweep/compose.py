@@ -89,10 +89,10 @@ class _Composer:
 
 def count_jobs(overrides: Sequence[Override]) -> int:
     """Count the jobs that Hydra's basic sweeper makes of overrides, without making them."""
-    return math.prod(_values(override) for override in overrides if override.is_sweep_override())
+    return math.prod(_count_values(override) for override in overrides if override.is_sweep_override())
 
 
-def _values(override: Override) -> int:
+def _count_values(override: Override) -> int:
     value = override.value()
     if isinstance(value, RangeSweep):
         span, step = (value.stop or 0) - (value.start or 0), value.step

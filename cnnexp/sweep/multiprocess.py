@@ -175,7 +175,7 @@ def announce_end() -> Iterator[None]:
 
 
 @contextmanager
-def lost_process_raised() -> Iterator[None]:
+def translate_lost_process() -> Iterator[None]:
     """Turn the errors that JAX raises when another process has died into one exception.
 
     Raises:

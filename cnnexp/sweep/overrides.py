@@ -48,7 +48,7 @@ CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of the configuration and their names: those that are shipped, and a user's own."""
+    """The groups of the configuration and their names: those that are packaged_folder, and a user's own."""
 
     folders: tuple[Path, ...]
 
@@ -81,7 +81,7 @@ def check_overrides(words: Sequence[str], groups: Groups) -> list[str]:
     """
     parser, chosen, kept = OverridesParser.create(), list(groups.defaults), []
     for word in words:
-        override = _parsed(parser, word)
+        override = _parse(parser, word)
         key = override.key_or_group
         if not key:
             raise UsageError(f"{word}: the key is missing; write KEY=VALUE")
@@ -118,16 +118,16 @@ def check_discrete(overrides: Sequence[Override]) -> None:
             raise UsageError(f"{word}: must have at least one value (got none)")
 
 
-def _parsed(parser: OverridesParser, word: str) -> Override:
+def _parse(parser: OverridesParser, word: str) -> Override:
     if re.search(r"[\x00-\x1f\x7f]", word):
         raise UsageError(f"{word!r}: must be one line of text")
     try:
         return parser.parse_override(quote_tyings([word])[0])
     except (HydraException, ValueError) as error:
-        raise UsageError(f"{word if word.strip() else repr(word)}: {_what_is_wrong(word, error)}") from None
+        raise UsageError(f"{word if word.strip() else repr(word)}: {_explain_error(word, error)}") from None
 
 
-def _what_is_wrong(word: str, error: Exception) -> str:
+def _explain_error(word: str, error: Exception) -> str:
     """Why a word cannot be read, and how to write it."""
     key, equals, value = word.partition("=")
     if not equals:
@@ -139,21 +139,19 @@ def _what_is_wrong(word: str, error: Exception) -> str:
         return f"write it without spaces around '=': {key.strip()}={value.strip()}"
     if not re.fullmatch(r"[+~]{0,2}[A-Za-z_][\w./@-]*", key, re.ASCII):
         return str(unknown_key(key, {})).partition(": ")[2]
-    if unclosed := _unclosed(value):
+    if unclosed := _find_unclosed(value):
         return unclosed
     if match := re.fullmatch(r"([A-Za-z_]\w*)\((.*)\)", value):
         functions = create_functions().definitions
         if match[1] not in functions:
-            return (
-                f"no such function; {suggestion(match[1], sorted(functions))}; or quote it: {_quoted(word)}"
-            )
+            return f"no such function; {suggestion(match[1], sorted(functions))}; or quote it: {_quote(word)}"
         return f"{match[1]} cannot take these arguments; write {_usage(match[1])}"
     if value.startswith(",") or value.endswith(",") or ",," in value:
         return "a value is missing before or after a comma"
-    return f"contains characters that must be quoted; write {_quoted(word)}"
+    return f"contains characters that must be quoted; write {_quote(word)}"
 
 
-def _unclosed(value: str) -> str | None:
+def _find_unclosed(value: str) -> str | None:
     """Name the first bracket or quote of a value that has no partner."""
     expected: list[str] = []
     quote = ""
@@ -180,7 +178,7 @@ def _usage(function: str) -> str:
     return usages.get(function, f"{function}(VALUE)")
 
 
-def _quoted(word: str) -> str:
+def _quote(word: str) -> str:
     """Return a word with its value in quotes, as it is typed in a shell."""
     key, _, value = word.partition("=")
     if re.search(r"[\"'`$\\!]", value):

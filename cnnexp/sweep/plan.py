@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cnnexp.config import LATER, TRACED, RunConfig
 from cnnexp.config.data import LEVELS
-from cnnexp.store.checkpoints import corrupt_stacks, list_stacks
+from cnnexp.store.checkpoints import corrupt_stacks, iterate_stacks
 from cnnexp.store.runs import COMMANDS, corrupt_files, has_ended, run_folder, sweep_folder
 from cnnexp.sweep.cost import largest_stack
 from cnnexp.training.schedule import duration_of, run_flops
@@ -52,38 +52,38 @@ class Plan:
     Attributes:
         runs: all runs by their ids.
         ended: ids of the runs with a result.
-        damaged: corrupt files.
+        corrupt: corrupt files.
         stacks: to train, of the runs without a result.
     """
 
     runs: Mapping[str, RunConfig]
     ended: frozenset[str]
-    damaged: list[Path]
+    corrupt: list[Path]
     stacks: list[Stack]
 
 
 def plan_sweep(runs: Mapping[str, RunConfig]) -> Plan:
     """Read the store and group the missing runs into stacks. Nothing is written."""
-    damaged = _damaged_in_sweep(sweep_folder(next(iter(runs.values())))) if runs else []
+    corrupt = _corrupt_in_sweep(sweep_folder(next(iter(runs.values())))) if runs else []
     ended: set[str] = set()
     for run_id, run in runs.items():
         folder = run_folder(run)
         if not folder.exists():
             continue
-        broken = corrupt_files(folder)
-        damaged += broken
-        if not broken and has_ended(folder):
+        corrupt_of_run = corrupt_files(folder)
+        corrupt += corrupt_of_run
+        if not corrupt_of_run and has_ended(folder):
             ended.add(run_id)
     missing = {run_id: run for run_id, run in runs.items() if run_id not in ended}
-    return Plan(runs=runs, ended=frozenset(ended), damaged=damaged, stacks=stacks_for(missing))
+    return Plan(runs=runs, ended=frozenset(ended), corrupt=corrupt, stacks=stacks_for(missing))
 
 
-def _damaged_in_sweep(folder: Path) -> list[Path]:
+def _corrupt_in_sweep(folder: Path) -> list[Path]:
     """Return the corrupt files and folders that the runs of a sweep have in common."""
     files, folders = [folder / COMMANDS], [folder / "leases", folder / "checkpoints"]
-    wrong = [path for path in files if os.path.lexists(path) and not path.is_file()]
-    wrong += [path for path in folders if os.path.lexists(path) and not path.is_dir()]
-    return wrong + corrupt_stacks(folder)
+    misplaced = [path for path in files if os.path.lexists(path) and not path.is_file()]
+    misplaced += [path for path in folders if os.path.lexists(path) and not path.is_dir()]
+    return misplaced + corrupt_stacks(folder)
 
 
 def stacks_for(missing: Mapping[str, RunConfig]) -> list[Stack]:
@@ -99,7 +99,7 @@ def stacks_for(missing: Mapping[str, RunConfig]) -> list[Stack]:
 def group_by_checkpoint(runs: Mapping[str, RunConfig]) -> tuple[list[Stack], dict[str, RunConfig]]:
     """Return stacks of the runs that a checkpoint holds, and the remaining runs."""
     rest, stacks = dict(runs), []
-    for folder, saved in list_stacks(sweep_folder(next(iter(runs.values())))) if runs else ():
+    for folder, saved in iterate_stacks(sweep_folder(next(iter(runs.values())))) if runs else ():
         again = {run_id: rest.pop(run_id) for run_id in saved if run_id in rest}
         if again:
             shape = shape_of_program(next(iter(again.values())))

@@ -71,13 +71,13 @@ class SweepProgress:
         """Print a line above the bar."""
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
-    def start(self, stack: Stack) -> None:
+    def show_start(self, stack: Stack) -> None:
         """Display that a stack is about to be compiled, or its program read from the cache."""
         self._running, self._partial, self._fraction, self._epoch = len(stack.runs), 0.0, 0.0, ""
         self._latest = f"{self._cells.common_name(stack.runs)}: compiling"
         self._show()
 
-    def advanced(self, stack: Stack, step: int, last: int) -> None:
+    def show_step(self, stack: Stack, step: int, last: int) -> None:
         """Display that a stack has reached a step out of `last`."""
         duration = duration_of(stack.config)
         self._fraction = step / last
@@ -87,7 +87,7 @@ class SweepProgress:
         if not self._console.is_terminal and time.monotonic() - self._printed > SILENCE_SECONDS:
             self._print_state()
 
-    def evaluated(self, stack: Stack, rows: Rows, ended: Sequence[str]) -> None:
+    def show_evaluation(self, stack: Stack, rows: Rows, ended: Sequence[str]) -> None:
         """Display the evaluation of a stack.
 
         Args:
@@ -108,7 +108,7 @@ class SweepProgress:
                 self._print_state()
         self._show()
 
-    def failed(self, stack: Stack, error: str, file: Path) -> None:
+    def show_failure(self, stack: Stack, error: str, file: Path) -> None:
         """Display that the runs of a stack still in progress ended without a result."""
         self._failed += self._running
         self._running, self._partial = 0, 0.0

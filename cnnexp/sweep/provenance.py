@@ -27,8 +27,8 @@ def provenance() -> dict[str, str]:
     return {
         **{f"version/{package}": version(package) for package in PACKAGES},
         "version/python": platform.python_version(),
-        "device": f"{len(jax.devices())} x {device.platform} ({_kind(device)})",
-        "device_kind": f"{device.platform} ({_kind(device)})",
+        "device": f"{len(jax.devices())} x {device.platform} ({_device_model(device)})",
+        "device_kind": f"{device.platform} ({_device_model(device)})",
         **({"xla_flags": flags} if flags else {}),
         "git_revision": git_revision(),
     }
@@ -55,8 +55,8 @@ def product_precision(precision: str, dtype: str, platform: str) -> str:
     return "bfloat16" if precision == "bfloat16" else "tensorfloat32"
 
 
-def _kind(device: Any) -> str:
-    """Return the maker's name of a device; JAX calls every CPU "cpu"."""
+def _device_model(device: Any) -> str:
+    """Return the model of a device, such as "NVIDIA H100"; JAX calls every CPU "cpu"."""
     if device.platform != "cpu":
         return device.device_kind
     path = Path("/proc/cpuinfo")
@@ -92,7 +92,7 @@ def summary_of(
         seconds: wall time of its stack divided by the number of runs.
     """
     layers, origin = specify_network(config), provenance()
-    kind = origin["device_kind"].partition(" ")[0]
+    platform_name = origin["device_kind"].partition(" ")[0]
     metrics = {key: value for key, value in last.items() if "/" in key}
     return {
         "run_id": config.run_id,
@@ -111,7 +111,7 @@ def summary_of(
         "wall_seconds": seconds,
         "flops": run_flops(config) * last["step"] / duration_of(config).steps,
         "product_precision": product_precision(
-            config.model.precision, config.model.dtype or config.model.param_dtype, kind
+            config.model.precision, config.model.dtype or config.model.param_dtype, platform_name
         ),
         **origin,
     }

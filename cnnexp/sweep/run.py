@@ -16,7 +16,7 @@ from cnnexp.core.errors import SweepFailed
 from cnnexp.core.terminal import is_of_disk
 from cnnexp.core.text import pluralize
 from cnnexp.data.loading import images_key, read_and_check
-from cnnexp.store.checkpoints import StackCheckpoints, list_stacks
+from cnnexp.store.checkpoints import StackCheckpoints, iterate_stacks
 from cnnexp.store.files import read_json, refuse_links
 from cnnexp.store.leases import LeaseLost, Leases
 from cnnexp.store.run_writer import record_command, record_failure
@@ -33,14 +33,14 @@ from cnnexp.sweep.multiprocess import (
     announce_end,
     check_processes,
     join_processes,
-    lost_process_raised,
     means_lost_process,
+    translate_lost_process,
 )
 from cnnexp.sweep.plan import Plan, Stack, group_by_checkpoint, plan_sweep, stacks_for
 from cnnexp.sweep.points import Cells, Job, rerun_commands
 from cnnexp.sweep.progress import SweepProgress
 from cnnexp.sweep.signals import Interrupted, ProcessLost, StopSignals
-from cnnexp.sweep.validate import refuse_impossible
+from cnnexp.sweep.validate import check_configs
 from cnnexp.sweep.worker import Worker, follow_primary
 from cnnexp.tracking.mirror import Mirror
 from cnnexp.training.processes import is_primary
@@ -65,7 +65,7 @@ def run_sweep(jobs: Sequence[Job], command: str | None = None) -> dict[str, floa
     """
     by_id = {job.config.run_id: job for job in jobs}
     first = jobs[0].config
-    with lost_process_raised(), ExitStack() as contexts:
+    with translate_lost_process(), ExitStack() as contexts:
         signals = contexts.enter_context(StopSignals())
         check_and_prepare([job.config for job in jobs])
         if not is_primary():
@@ -77,8 +77,8 @@ def run_sweep(jobs: Sequence[Job], command: str | None = None) -> dict[str, floa
         mirror.notify([run_folder(plan.runs[run_id]) for run_id in plan.ended])
         runner = SweepRunner(plan.runs, leases, signals, progress, mirror)
         with announce_end():
-            for stack in runner.stacks(plan.stacks):
-                with runner.failures_recorded(stack):
+            for stack in runner.lease_stacks(plan.stacks):
+                with runner.record_failures(stack):
                     runner.worker.train(stack)
     if runner.failed:
         raise SweepFailed(failure_report(runner.failed, by_id))
@@ -91,7 +91,7 @@ def check_and_prepare(runs: Sequence[RunConfig]) -> None:
     Raises:
         UsageError: a run cannot be trained; nothing was computed or written.
     """
-    refuse_impossible(runs)
+    check_configs(runs)
     refuse_links(sweep_folder(runs[0]))
     configure_jax(deterministic=any(run.sweep.deterministic for run in runs))
     if isinstance(launcher := runs[0].launcher, LocalLauncher):
@@ -115,7 +115,7 @@ def start_progress(
     runs = {run_id: job.config for run_id, job in jobs.items()}
     plan = plan_sweep(runs)
     progress = contexts.enter_context(SweepProgress(plan, Cells(jobs)))
-    for path in plan.damaged:
+    for path in plan.corrupt:
         progress.tell(f"{corrupt_line(path)}; moved to {move_corrupt(path).name}")
         (path.parent / "status.json").unlink(missing_ok=True)  # the run has no result any more
     if command:
@@ -152,7 +152,7 @@ class SweepRunner:
         folder = sweep_folder(next(iter(runs.values())))
         self.worker = Worker(folder, leases, signals, progress, mirror, self._start_again)
 
-    def stacks(self, planned: Sequence[Stack]) -> Iterator[Stack]:
+    def lease_stacks(self, planned: Sequence[Stack]) -> Iterator[Stack]:
         """Yield stacks to train, with their runs leased: first the planned ones, then those of dead workers.
 
         Runs claimed by other workers are left to them. Ends when every run has ended.
@@ -167,7 +167,7 @@ class SweepRunner:
             leased = self._leases.take(stack.runs)
             todo = {i: run for i, run in stack.runs.items() if i in leased and not has_ended(run_folder(run))}
             if todo:
-                yield self._as_saved(replace(stack, runs=todo, resumes=None))
+                yield self._split_by_checkpoint(replace(stack, runs=todo, resumes=None))
             if self.failed and stack.config.sweep.on_error == "stop":
                 return
             if not self._queue:
@@ -176,7 +176,7 @@ class SweepRunner:
         _drop_ended_checkpoints(self.runs)
 
     @contextmanager
-    def failures_recorded(self, stack: Stack) -> Iterator[None]:
+    def record_failures(self, stack: Stack) -> Iterator[None]:
         """Record what training a stack raises, so that the sweep continues with the next one.
 
         A stack that is too large for the memory is queued again in halves, as are the others of its shape.
@@ -187,7 +187,7 @@ class SweepRunner:
         """
         alone = jax.process_count() == 1  # else the others are in the middle of the stack, and all must end
         try:
-            with self._lost_lease_first():
+            with self._prefer_lease_lost():
                 yield
         except Interrupted:
             raise
@@ -216,7 +216,7 @@ class SweepRunner:
                 raise
 
     @contextmanager
-    def _lost_lease_first(self) -> Iterator[None]:
+    def _prefer_lease_lost(self) -> Iterator[None]:
         """Raise `LeaseLost` in place of any other error if the leases of the stack are lost."""
         try:
             yield
@@ -224,7 +224,7 @@ class SweepRunner:
             self._leases.check()
             raise
 
-    def _as_saved(self, stack: Stack) -> Stack:
+    def _split_by_checkpoint(self, stack: Stack) -> Stack:
         """Return the part of a stack to train first, and queue the rest.
 
         Other workers may have saved some of its runs since the stack was queued.
@@ -273,13 +273,13 @@ class SweepRunner:
                 self.failed[run_id] = line
         self._mirror.notify([run_folder(run) for run in stack.runs.values()])
         self.worker.drop_programs()
-        self._progress.failed(stack, line, run_folder(stack.config) / "error.txt")
+        self._progress.show_failure(stack, line, run_folder(stack.config) / "error.txt")
 
 
 def _drop_ended_checkpoints(runs: Mapping[str, RunConfig]) -> None:
     """Remove checkpoints of which every run has a result."""
     folder = sweep_folder(next(iter(runs.values())))
-    for _, saved in list_stacks(folder):
+    for _, saved in iterate_stacks(folder):
         if all(has_ended(folder / run_id) for run_id in saved):
             StackCheckpoints(folder, saved).delete()
 

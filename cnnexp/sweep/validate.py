@@ -23,13 +23,13 @@ from cnnexp.training.schedule import duration_of
 MARKS = ("commands.txt", "leases")  # what the folder of a sweep has from its first moment on
 
 
-def refuse_impossible(configs: Sequence[RunConfig]) -> None:
-    """Refuse a sweep of which any run cannot be trained.
+def check_configs(configs: Sequence[RunConfig]) -> None:
+    """Refuse a sweep of which any run cannot be trained, as far as can be told without starting JAX.
 
     Raises:
         UsageError: with the first reason found.
     """
-    refuse_impossible_sweep(configs)
+    check_sweep(configs)
     refuse_unwritable(configs)
     for config in {config.data.model_dump_json(): config for config in configs}.values():
         check_images(config)
@@ -37,7 +37,7 @@ def refuse_impossible(configs: Sequence[RunConfig]) -> None:
         check_run(config)
 
 
-def refuse_impossible_sweep(configs: Sequence[RunConfig]) -> None:
+def check_sweep(configs: Sequence[RunConfig]) -> None:
     """Refuse what concerns all runs at once.
 
     Raises:
@@ -47,7 +47,7 @@ def refuse_impossible_sweep(configs: Sequence[RunConfig]) -> None:
         resolve_mode(mode)
     if len({(config.results_dir, config.name) for config in configs}) > 1:
         raise UsageError("name, results_dir: a sweep has one folder, so each must be one value")
-    refuse_foreign(sweep_folder(configs[0]))
+    refuse_foreign_folder(sweep_folder(configs[0]))
     if len({config.launcher.model_dump_json() for config in configs}) > 1:
         raise UsageError("launcher: a sweep has one launcher, so each of its keys must be one value")
 
@@ -64,22 +64,26 @@ def refuse_unwritable(configs: Sequence[RunConfig]) -> None:
         check_writable(Path(profile), f"train.profile={value_text(profile)}")
 
 
-def refuse_foreign(folder: Path) -> None:
+def refuse_foreign_folder(folder: Path) -> None:
     """Refuse a folder that holds something, but nothing of a sweep.
 
     Raises:
         UsageError: it is another program's folder, a file, or no folder that could be made.
     """
-    given = f"results_dir={value_text(folder.parent)} name={value_text(folder.name)}"
+    typed_keys = f"results_dir={value_text(folder.parent)} name={value_text(folder.name)}"
     try:
-        held = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        existing_files = [path for path in folder.iterdir() if not path.name.startswith(".")]
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UsageError(f"{given}: cannot be used as a folder of runs ({error.strerror})") from None
-    if held and not any((folder / mark).exists() for mark in MARKS) and not list_run_folders(folder):
+        raise UsageError(f"{typed_keys}: cannot be used as a folder of runs ({error.strerror})") from None
+    if (
+        existing_files
+        and not any((folder / mark).exists() for mark in MARKS)
+        and not list_run_folders(folder)
+    ):
         raise UsageError(
-            f"{given}: the folder holds files of another program; choose another name or results_dir"
+            f"{typed_keys}: the folder holds files of another program; choose another name or results_dir"
         )
 
 
@@ -89,7 +93,7 @@ def explain(error: Exception, groups: Groups, words: Sequence[str]) -> str:
     Args:
         error: that one of them raised.
         groups: where configurations are found.
-        words: the overrides given.
+        words: the overrides of the command.
     """
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -100,7 +104,7 @@ def explain(error: Exception, groups: Groups, words: Sequence[str]) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"{_not_utf8(groups.folders[0])}: is not UTF-8 ({error.reason} in byte {error.start})"
     if match := re.match(r"In '(.*)': \w+ raised while composing config", text):
-        return f"{match[1]}.yaml: must be a mapping of keys to values, as the shipped files are"
+        return f"{match[1]}.yaml: must be a mapping of keys to values, as the packaged_folder files are"
     if isinstance(error, InterpolationResolutionError | UnsupportedInterpolationType):
         return _interpolation(error, words)
     if match := re.match(r"Could not override '([\w./@-]+)'", text):

@@ -189,7 +189,7 @@ class Worker:
         stack, state = restored.stack, restored.state
         if not stack.runs:
             return
-        self._progress.start(stack)
+        self._progress.show_start(stack)
         checkpoints = StackCheckpoints(self._folder, list(stack.runs), since=restored.step)
         self._leases.check()
         histories = restored.histories
@@ -201,7 +201,7 @@ class Worker:
             self._leases.check()
             if at.rows is not None:
                 self._record(stack, at, trainer, (time.perf_counter() - started) / len(stack.runs))
-            self._progress.advanced(stack, at.step, last)
+            self._progress.show_step(stack, at.step, last)
             if at.step == last:
                 break
             is_due = time.monotonic() - saved >= stack.config.sweep.checkpoint_seconds
@@ -247,7 +247,7 @@ class Worker:
                 ended.append(run_id)
         for run_id in ended:
             del self._writers[run_id]
-        self._progress.evaluated(stack, rows, ended)
+        self._progress.show_evaluation(stack, rows, ended)
         self._mirror.notify([run_folder(run) for run in stack.runs.values()])
 
 

@@ -16,7 +16,7 @@ from cnnexp.core.text import markdown_text
 from cnnexp.report.output import write_report
 from cnnexp.store.files import read_json, write_json, write_text
 from cnnexp.store.runs import read_runs, read_sweep
-from cnnexp.tracking.target import NAME_LIMIT, Target, drop_credentials, shortened
+from cnnexp.tracking.target import NAME_LIMIT, Target, drop_credentials, shorten
 
 ADDRESSES = "dashboard.json"  # in the sweep's folder: where its workspace and its report were saved
 COLUMNS = [
@@ -177,12 +177,12 @@ def verdicts_markdown(folder: Path) -> str:
 
 
 def _title(folder: Path) -> str:
-    return shortened(f"cnnexp {folder.name}", NAME_LIMIT)
+    return shorten(f"cnnexp {folder.name}", NAME_LIMIT)
 
 
 def _group(folder: Path) -> str:
     """Return the group of the sweep's runs at W&B, see `WandbRun`."""
-    return shortened(folder.name, NAME_LIMIT)
+    return shorten(folder.name, NAME_LIMIT)
 
 
 def _lies_in(url: object, target: Target) -> bool:

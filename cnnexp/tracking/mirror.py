@@ -64,20 +64,20 @@ class Mirror:
         names = [str(folder.absolute()) for folder in folders]
         self._run_folders.update(dict.fromkeys(names))
         self._print_messages()
-        if self._process.poll() is None:
+        if (exit_code := self._process.poll()) is None:
             self._send(names)
-        elif self._may_restart():
+        elif exit_code != REFUSED and time.monotonic() >= self._restart_time(exit_code):
             self._start()
             self._send(list(self._run_folders))
 
-    def _may_restart(self) -> bool:
-        assert self._process is not None
-        code = self._process.returncode
-        if self._died_at is None:
+    def _restart_time(self, exit_code: int) -> float:
+        """Return when to restart the mirror process: soon if a signal killed it, later after each outage."""
+        if self._died_at is None:  # the first time that its end is seen
             self._died_at = time.monotonic()
-            after_outage = max(2 * self._restart_wait, RESTART_OUTAGE_SECONDS)
-            self._restart_wait = RESTART_SECONDS if code < 0 else after_outage
-        return code != REFUSED and time.monotonic() >= self._died_at + self._restart_wait
+            doubled_wait = max(2 * self._restart_wait, RESTART_OUTAGE_SECONDS)
+            killed_by_signal = exit_code < 0
+            self._restart_wait = RESTART_SECONDS if killed_by_signal else doubled_wait
+        return self._died_at + self._restart_wait
 
     def _start(self) -> None:
         try:

@@ -219,7 +219,7 @@ NAME_LIMIT = 128  # of a run's id and name, its group, a project
 DIGEST = 8
 
 
-def shortened(text: str, limit: int, tail: str = "") -> str:
+def shorten(text: str, limit: int, tail: str = "") -> str:
     """Shorten a text to a limit by replacing its end by a hash of the whole text.
 
     Args:
@@ -227,9 +227,9 @@ def shortened(text: str, limit: int, tail: str = "") -> str:
         limit: the largest number of characters of the result.
         tail: a text that is appended unchanged.
 
-    >>> shortened("a long name", 20, " seed 1")
+    >>> shorten("a long name", 20, " seed 1")
     'a long name seed 1'
-    >>> shortened("a very long name", 20, " seed 1")
+    >>> shorten("a very long name", 20, " seed 1")
     'a ve-4e54041b seed 1'
     """
     room = limit - len(tail)

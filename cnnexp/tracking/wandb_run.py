@@ -9,7 +9,7 @@ from cnnexp.config import parse
 from cnnexp.plots.kernels import read_kernel_mosaics
 from cnnexp.store.files import is_name, read_json, write_json
 from cnnexp.store.runs import ENDED, StoredRun, read_history, read_run
-from cnnexp.tracking.target import LABEL_LIMIT, NAME_LIMIT, Target, shortened
+from cnnexp.tracking.target import LABEL_LIMIT, NAME_LIMIT, Target, shorten
 
 AXES = ("step", "epoch", "images", "macs")  # of charts
 SUMMARY_NAMES = {"macs": "macs/image"}  # in W&B, where `macs` counts those of training so far
@@ -80,10 +80,10 @@ class WandbRun:
             self._target,
             folder,
             id=run_id,
-            name=shortened(cell, NAME_LIMIT, f" seed {run.config['seed']}"),
-            group=shortened(run.config["name"], NAME_LIMIT),
-            job_type=shortened(cell, LABEL_LIMIT),
-            tags=[shortened(tag, LABEL_LIMIT) for tag in (run.config["experiment"],) if tag],
+            name=shorten(cell, NAME_LIMIT, f" seed {run.config['seed']}"),
+            group=shorten(run.config["name"], NAME_LIMIT),
+            job_type=shorten(cell, LABEL_LIMIT),
+            tags=[shorten(tag, LABEL_LIMIT) for tag in (run.config["experiment"],) if tag],
             config={**run.config, "cell": cell},
         )
         self.existed = wandb_run.starting_step > 0 and ledger.get("run") != run_id

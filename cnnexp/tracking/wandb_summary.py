@@ -19,7 +19,7 @@ from cnnexp.core.errors import UsageError
 from cnnexp.data.loading import images_key, load
 from cnnexp.data.tfds.prepared import resolve_data_dir
 from cnnexp.data.validate import check_prepared
-from cnnexp.models.spec import Network, specify_network
+from cnnexp.models.spec import NetworkSpec, specify_network
 from cnnexp.plots.images import plot_data
 from cnnexp.plots.layers import plot_network
 from cnnexp.report.layer_table import COLUMNS, tabulate_layers
@@ -27,7 +27,7 @@ from cnnexp.report.output import write_report
 from cnnexp.report.tables import verdicts_table
 from cnnexp.store.files import read_json, write_json
 from cnnexp.store.runs import ENDED, StoredRun, list_run_folders, read_runs
-from cnnexp.tracking.target import NAME_LIMIT, Target, shortened
+from cnnexp.tracking.target import NAME_LIMIT, Target, shorten
 from cnnexp.tracking.wandb_run import LEDGER, start_wandb_run
 
 
@@ -44,9 +44,9 @@ def start_machine_run(folder: Path, target: Target, process: int) -> Any:
         target,
         target.files_folder(folder),
         stats_of=process,
-        id=shortened(f"machine-{folder.name}-{where}", NAME_LIMIT),
-        name=shortened(folder.name, NAME_LIMIT, f": {where}"),
-        group=shortened(folder.name, NAME_LIMIT),
+        id=shorten(f"machine-{folder.name}-{where}", NAME_LIMIT),
+        name=shorten(folder.name, NAME_LIMIT, f": {where}"),
+        group=shorten(folder.name, NAME_LIMIT),
         job_type="machine",
     )
 
@@ -71,9 +71,9 @@ def send_summary(folder: Path, target: Target) -> None:
         wandb_run = start_wandb_run(
             target,
             target.files_folder(folder),
-            id=shortened(f"sweep-{name}", NAME_LIMIT),
-            name=shortened(name, NAME_LIMIT, ": all runs"),
-            group=shortened(name, NAME_LIMIT),
+            id=shorten(f"sweep-{name}", NAME_LIMIT),
+            name=shorten(name, NAME_LIMIT, ": all runs"),
+            group=shorten(name, NAME_LIMIT),
             job_type="sweep",
         )
         if runs := [run for run in read_runs(folder) if run.status == "finished"]:
@@ -137,9 +137,9 @@ def _collect_media(folder: Path, configs: list[RunConfig]) -> dict[str, Any]:
     return logged
 
 
-def _networks(configs: list[RunConfig]) -> dict[str, tuple[Network, RunConfig]]:
+def _networks(configs: list[RunConfig]) -> dict[str, tuple[NetworkSpec, RunConfig]]:
     """Collect the distinct networks, named after their tyings and kernel sizes."""
-    named: dict[str, tuple[Network, RunConfig]] = {}
+    named: dict[str, tuple[NetworkSpec, RunConfig]] = {}
     for config in configs:
         network = specify_network(config)
         tying = "-".join(dict.fromkeys(str(layer.tying) for layer in network[:-1])) or "dense"

@@ -15,7 +15,7 @@ from cnnexp.data.pipelines import ImageFiles, RawBatch
 from cnnexp.data.sampling import batch_indices
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.processes import from_local_shards, host_device, local_slice, to_host
-from cnnexp.training.stacking import PARTS, RUNS, WHOLE, StackPrograms, Streamed, Subsets, on_devices
+from cnnexp.training.stacking import PARTS, RUNS, WHOLE, StackPrograms, Streamed, Subsets, put_on_devices
 from cnnexp.training.train import Metrics, Setup, State, evaluation_batch
 
 WINDOW_BYTES = 64 * 2**20  # of images that are streamed at once
@@ -30,7 +30,7 @@ class MemorySource:
 
     def __init__(self, programs: StackPrograms, images: Images, subsets: Subsets, mesh: Mesh):
         self._programs, self._images = programs, images
-        self._subsets = on_devices(subsets, RUNS, mesh)
+        self._subsets = put_on_devices(subsets, RUNS, mesh)
 
     def window(self, step: int, steps: int) -> tuple[Subsets, Images]:
         """Return what the program `advance` takes for these steps: the same for any."""
@@ -67,7 +67,7 @@ class StreamSource:
     ):
         self._programs, self._files, self._mesh = programs, files, mesh
         self._last, self._size = setup.duration.steps, setup.duration.batch_size
-        self._normalisation = on_devices(files.normalisation, WHOLE, mesh)
+        self._normalisation = put_on_devices(files.normalisation, WHOLE, mesh)
         self._places = _order_places(subsets, order, self._size)
         self._splits = _split_places(subsets, len(files.test_labels))
         runs, image_bytes = len(subsets.subset), int(np.prod(setup.network[0].geometry.in_shape))
@@ -83,7 +83,7 @@ class StreamSource:
         raw = RawBatch(batches.pixels, self._files.train_labels[batches.places], batches.places)
         sharding = NamedSharding(self._mesh, PARTS)
         by_run = jax.tree.map(lambda leaf: from_local_shards(leaf.swapaxes(0, 1), sharding, axis=2), raw)
-        first = on_devices(np.full(len(by_run.image_ids), step, np.int32), RUNS, self._mesh)
+        first = put_on_devices(np.full(len(by_run.image_ids), step, np.int32), RUNS, self._mesh)
         return Streamed(by_run, first), self._normalisation
 
     def evaluate(self, state: State, hyperparameters: Hyperparameters) -> dict[str, Metrics]:
@@ -111,8 +111,8 @@ class StreamSource:
             raw = RawBatch(pixels, self._files.labels(source)[places], image_ids)
             is_read = np.zeros(places.shape, bool)
             is_read[: len(read)] = is_image[start : start + len(read)]
-            valid = on_devices(split.by_run[:, places] & is_read, RUNS, self._mesh)
-            raw = on_devices(raw, WHOLE, self._mesh)
+            valid = put_on_devices(split.by_run[:, places] & is_read, RUNS, self._mesh)
+            raw = put_on_devices(raw, WHOLE, self._mesh)
             sums = self._programs.add_window[name](state, hyperparameters, valid, raw, self._normalisation)
             window_loss, window_hits = to_host(sums)
             loss, hits = loss + window_loss.astype(np.float64), hits + window_hits.astype(np.int64)

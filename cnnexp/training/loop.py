@@ -21,7 +21,7 @@ from cnnexp.models.spec import total_count
 from cnnexp.training.batches import BatchSource, MemorySource, StreamSource
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.processes import broadcast_from_primary, host_device, to_host
-from cnnexp.training.stacking import BATCH, RUNS, WHOLE, Subsets, compile_stack, device_mesh, on_devices
+from cnnexp.training.stacking import BATCH, RUNS, WHOLE, Subsets, compile_stack, device_mesh, put_on_devices
 from cnnexp.training.train import Metrics, Setup, State, init, make_setup, merge_network
 
 Row = dict[str, int | float]
@@ -70,7 +70,7 @@ class StackTrainer:
         splits_batches = config.train.parallel == "data"
         self._mesh = device_mesh(runs, config.data.batch_size if splits_batches else 1)
         self.setup = make_setup(config, BATCH if self._mesh.shape[BATCH] > 1 else None)
-        self._images = on_devices(images, WHOLE, self._mesh) if isinstance(images, Images) else images
+        self._images = put_on_devices(images, WHOLE, self._mesh) if isinstance(images, Images) else images
         self._programs = compile_stack(self.setup, self._mesh, streams=not isinstance(images, Images))
         self._inspect = jax.jit(jax.vmap(lambda state: _inspect(state, self.setup)))
         self._pieces = 0
@@ -147,18 +147,18 @@ class StackTrainer:
     def _stack_hyperparameters(self, runs: Sequence[RunConfig]) -> Hyperparameters:
         numbers = map(Hyperparameters.from_config, runs)
         stacked = jax.tree.map(lambda *values: np.stack(values), *numbers)
-        return on_devices(stacked, RUNS, self._mesh)
+        return put_on_devices(stacked, RUNS, self._mesh)
 
     def _start(
         self, runs: Sequence[RunConfig], hyperparameters: Hyperparameters, resumed: State | None
     ) -> tuple[State, int]:
         """Initialise the runs, or pad a resumed state; return the state and its step."""
         if resumed is None:
-            seeds = on_devices(np.array([run.seed for run in runs], np.uint32), RUNS, self._mesh)
+            seeds = put_on_devices(np.array([run.seed for run in runs], np.uint32), RUNS, self._mesh)
             return self._programs.init(_keys(seeds), hyperparameters), 0
         padding = len(runs) - len(resumed.step)
         padded = jax.tree.map(lambda leaf: _pad(leaf, padding), resumed)
-        return on_devices(padded, RUNS, self._mesh), int(to_host(resumed.step)[0])
+        return put_on_devices(padded, RUNS, self._mesh), int(to_host(resumed.step)[0])
 
     def _batch_source(self, runs: Sequence[RunConfig], state: State) -> BatchSource:
         subsets = self._subsets(runs)

@@ -44,12 +44,12 @@ class StackPrograms(NamedTuple):
 
     Attributes:
         init: `init(keys, hyperparameters)` draws the states of the runs.
-        advance: `advance(state, hyperparameters, own, common, steps)` trains. It donates `state`; `steps` is
-            traced. With images in memory, `own` are `Subsets` and `common` the images; with streamed images,
-            `Streamed` and the normalisation.
+        advance: `advance(state, hyperparameters, per_run_data, common_data, steps)` trains. It donates
+            `state`; `steps` is traced. With images in memory, `per_run_data` are `Subsets` and `common_data`
+            the images; with streamed images, `Streamed` and the normalisation.
         evaluate: `evaluate(state, hyperparameters, subsets, images)`, with images in memory.
         add_window: by split, `add(state, hyperparameters, valid, batches, normalisation)` sums over a
-            streamed window that all runs see, and of which each counts its own images.
+            streamed window that all runs see, and of which each counts its per_run_data images.
     """
 
     init: Callable[[Key[Array, " runs"], Hyperparameters], State]
@@ -85,34 +85,34 @@ def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPr
             the batch axis hold the same state, and add up their gradients and sums.
         streams: whether images are streamed; each device then receives only its part of a batch.
     """
-    own_spec = Streamed(PARTS, RUNS) if streams else RUNS  # pyright: ignore[reportArgumentType]
+    per_run_spec = Streamed(PARTS, RUNS) if streams else RUNS  # pyright: ignore[reportArgumentType]
     spread = partial(jax.shard_map, mesh=mesh, out_specs=RUNS, check_vma=False)
 
     @partial(jax.jit, donate_argnums=0)
-    @partial(spread, in_specs=(RUNS, RUNS, own_spec, WHOLE, WHOLE))
+    @partial(spread, in_specs=(RUNS, RUNS, per_run_spec, WHOLE, WHOLE))
     def advance(
         state: State,
         hyperparameters: Hyperparameters,
-        own: Subsets | Streamed,
-        common: Images | Normalisation,
+        per_run_data: Subsets | Streamed,
+        common_data: Images | Normalisation,
         steps: Array,
     ) -> State:
         def train_run(run: tuple[State, Hyperparameters, Subsets | Streamed]) -> State:
-            state, hyperparameters, own = run
-            return train_steps(state, _source(own, common), hyperparameters, setup, steps=steps)
+            state, hyperparameters, per_run_data = run
+            return train_steps(state, _source(per_run_data, common_data), hyperparameters, setup, steps=steps)
 
-        return over_runs(train_run)((state, hyperparameters, own))
+        return over_runs(train_run)((state, hyperparameters, per_run_data))
 
     @jax.jit
     @partial(spread, in_specs=(RUNS, RUNS, RUNS, WHOLE))
     def evaluate_stack(
-        state: State, hyperparameters: Hyperparameters, own: Subsets, images: Images
+        state: State, hyperparameters: Hyperparameters, per_run_data: Subsets, images: Images
     ) -> dict[str, Metrics]:
         def evaluate_run(run: tuple[State, Hyperparameters, Subsets]) -> dict[str, Metrics]:
-            state, hyperparameters, own = run
-            return evaluate(state, InMemory(images, *own), hyperparameters, setup)
+            state, hyperparameters, per_run_data = run
+            return evaluate(state, InMemory(images, *per_run_data), hyperparameters, setup)
 
-        return over_runs(evaluate_run)((state, hyperparameters, own))
+        return over_runs(evaluate_run)((state, hyperparameters, per_run_data))
 
     def add_to(split: str) -> Callable[..., Metrics]:
         @jax.jit
@@ -137,12 +137,12 @@ def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPr
     return StackPrograms(init_runs, advance, evaluate_stack, {split: add_to(split) for split in SPLITS})
 
 
-def _source(own: Subsets | Streamed, common: Images | Normalisation) -> InMemory | TrainWindow:
-    if isinstance(own, Subsets):
-        assert isinstance(common, Images)
-        return InMemory(common, *own)
-    assert isinstance(common, Normalisation)
-    return TrainWindow(*own, common)
+def _source(per_run_data: Subsets | Streamed, common_data: Images | Normalisation) -> InMemory | TrainWindow:
+    if isinstance(per_run_data, Subsets):
+        assert isinstance(common_data, Images)
+        return InMemory(common_data, *per_run_data)
+    assert isinstance(common_data, Normalisation)
+    return TrainWindow(*per_run_data, common_data)
 
 
 def device_mesh(runs: int, batch_size: int = 1) -> Mesh:
@@ -163,6 +163,6 @@ def device_mesh(runs: int, batch_size: int = 1) -> Mesh:
     return Mesh(chosen.swapaxes(0, 1).reshape(along, processes * splitting), ("runs", BATCH))
 
 
-def on_devices(tree: Runs, spec: PartitionSpec, mesh: Mesh) -> Runs:
+def put_on_devices(tree: Runs, spec: PartitionSpec, mesh: Mesh) -> Runs:
     """Put arrays on the devices: spread along the run axis, or whole on each of them."""
     return shard(tree, NamedSharding(mesh, spec))

@@ -23,9 +23,9 @@ from cnnexp.data.corruptions import Corruptions
 from cnnexp.data.images import Integers, Normalisation
 from cnnexp.data.pipelines import EvalWindow, InMemory, RawBatch, TrainWindow
 from cnnexp.data.sampling import split_run_key
-from cnnexp.models.network import TiedNetwork, build_embedded_convolution, spatial_layers
-from cnnexp.models.spec import Network, specify_network
-from cnnexp.nn.embedding import share, tie_gradient
+from cnnexp.models.network import TiedNetwork, build_from_convolution, spatial_layers
+from cnnexp.models.spec import NetworkSpec, specify_network
+from cnnexp.nn.embedding import average_kernels, tie_gradient
 from cnnexp.nn.tied_conv import TiedConv
 from cnnexp.training.losses import correct, losses
 from cnnexp.training.optimizers import Hyperparameters, make_optimizer
@@ -67,7 +67,7 @@ class Setup:
     """
 
     config: RunConfig
-    network: Network
+    network: NetworkSpec
     graph: nnx.GraphDef[TiedNetwork]
     duration: Duration
     axis_name: str | None
@@ -90,7 +90,7 @@ def make_setup(config: RunConfig, axis_name: str | None = None) -> Setup:
 def init(key: Key[Array, ""], hyperparameters: Hyperparameters, setup: Setup) -> State:
     """Draw the parameters; the key also decides the order of the images and their noise."""
     keys = split_run_key(key)
-    build = TiedNetwork if setup.config.train.tied_steps is None else build_embedded_convolution
+    build = TiedNetwork if setup.config.train.tied_steps is None else build_from_convolution
     network = build(setup.network, rngs=nnx.Rngs(params=keys.init))
     _, params, fixed = nnx.split(network, nnx.Param, ...)
     opt_state = _optimizer(hyperparameters, setup).init(_in_float32(params))
@@ -291,7 +291,8 @@ def _share_kernels(params: Any, state: State, hyperparameters: Hyperparameters, 
     if setup.config.train.share_every is None:
         return params
     is_due = (state.step + 1) % hyperparameters.share_every == 0
-    return lax.cond(is_due, partial(_change_layers, share, state.fixed, setup), lambda tree: tree, params)
+    average = partial(_change_layers, average_kernels, state.fixed, setup)
+    return lax.cond(is_due, average, lambda tree: tree, params)
 
 
 def _change_layers(change: Callable[[TiedConv], None], fixed: Any, setup: Setup, tree: Any) -> Any:

@@ -36,10 +36,10 @@ def composed() -> dict[str, Any]:
     """A configuration as the command line composes it."""
     from hydra import compose, initialize_config_dir
 
-    from cnnexp.core.machine import shipped
+    from cnnexp.core.machine import packaged_folder
     from cnnexp.sweep.compose import plain
 
-    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+    with initialize_config_dir(str(packaged_folder("conf")), version_base="1.3"):
         return plain(compose("config", [f"train.steps={STEPS}", "data.images=10000"]))
 
 

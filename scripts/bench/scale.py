@@ -42,7 +42,7 @@ from hydra import compose, initialize_config_dir
 import cnnexp.sweep.plan
 import cnnexp.sweep.provenance
 from cnnexp.config import RunConfig, parse
-from cnnexp.core.machine import shipped
+from cnnexp.core.machine import packaged_folder
 from cnnexp.store.leases import Leases
 from cnnexp.store.runs import has_ended, read_history, run_folder, sweep_folder
 from cnnexp.sweep.compose import plain
@@ -101,8 +101,8 @@ def work(runs: Mapping[str, RunConfig], order: int | None, profiled: bool) -> No
             random.Random(order).shuffle(stacks)
         leases = contexts.enter_context(Leases(sweep_folder(next(iter(runs.values())))))
         runner = SweepRunner(runs, leases, signals, Mock(SweepProgress), Mock(Mirror))
-        for stack in runner.stacks(stacks):
-            with runner.failures_recorded(stack):
+        for stack in runner.lease_stacks(stacks):
+            with runner.record_failures(stack):
                 runner.worker.train(stack)
     if profiled:
         pstats.Stats(profile).sort_stats("tottime").print_stats(12)
@@ -110,7 +110,7 @@ def work(runs: Mapping[str, RunConfig], order: int | None, profiled: bool) -> No
 
 def configurations(results: Path, number: int) -> dict[str, RunConfig]:
     """Runs that differ in their seeds."""
-    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+    with initialize_config_dir(str(packaged_folder("conf")), version_base="1.3"):
         values = plain(compose("config", [f"train.steps={EVALUATIONS}", "train.eval_every=1"]))
     base = parse({**values, "results_dir": str(results), "name": "sweep"})
     runs = (base.model_copy(update={"seed": seed}) for seed in range(number))

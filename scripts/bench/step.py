@@ -38,7 +38,7 @@ from cnnexp.training.stacking import (
     Subsets,
     compile_stack,
     device_mesh,
-    on_devices,
+    put_on_devices,
 )
 from cnnexp.training.train import make_setup
 
@@ -75,13 +75,13 @@ def epoch(config: RunConfig, runs: int) -> benching.Call:
     """`STEPS` steps of a stack as one compiled program."""
     pixels, labels = pictures()
     mesh = device_mesh(runs)
-    images = on_devices(make_images(pixels, labels, pixels[:1], labels[:1]), WHOLE, mesh)
+    images = put_on_devices(make_images(pixels, labels, pixels[:1], labels[:1]), WHOLE, mesh)
     programs = compile_stack(make_setup(config), mesh)
     hyper = jax.tree.map(lambda value: jnp.full(runs, value), Hyperparameters.from_config(config))
-    hyper = on_devices(hyper, RUNS, mesh)
+    hyper = put_on_devices(hyper, RUNS, mesh)
     subset, sizes = jnp.tile(jnp.arange(SIZE, dtype=jnp.int32), (runs, 1)), jnp.full(runs, SIZE)
-    subsets, steps = on_devices(Subsets(subset, sizes, subset[:, :0]), RUNS, mesh), jnp.int32(STEPS)
-    keys = on_devices(jax.random.split(jax.random.key(0), runs), RUNS, mesh)
+    subsets, steps = put_on_devices(Subsets(subset, sizes, subset[:, :0]), RUNS, mesh), jnp.int32(STEPS)
+    keys = put_on_devices(jax.random.split(jax.random.key(0), runs), RUNS, mesh)
     state = [programs.init(keys, hyper)]
 
     def call() -> object:

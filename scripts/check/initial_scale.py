@@ -16,10 +16,10 @@ from flax import nnx
 from hydra import compose, initialize_config_dir
 
 from cnnexp.config import RunConfig, parse
-from cnnexp.core.machine import shipped
+from cnnexp.core.machine import packaged_folder
 from cnnexp.data.loading import load_images
 from cnnexp.models.network import ACTIVATIONS, TiedNetwork, get_layer
-from cnnexp.models.spec import Network, specify_network
+from cnnexp.models.spec import NetworkSpec, specify_network
 from cnnexp.nn.layout import Layout, transpose_layout
 from cnnexp.nn.pooling import pool
 from cnnexp.sweep.compose import plain
@@ -46,7 +46,7 @@ def main() -> None:
         print(f"| {tying} | {' | '.join(cells)} |")
 
 
-def scales(network: Network, images: jax.Array, networks: int) -> dict[str, float]:
+def scales(network: NetworkSpec, images: jax.Array, networks: int) -> dict[str, float]:
     """Of what each layer gives out, by its name."""
     squares = {layer.name: 0.0 for layer in network}
     for seed in range(networks):
@@ -63,7 +63,7 @@ def scales(network: Network, images: jax.Array, networks: int) -> dict[str, floa
 
 def _config(tying: str) -> RunConfig:
     overrides = ["experiment=why_convolutions", "size=demo", f"model.tying={tying}"]
-    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+    with initialize_config_dir(str(packaged_folder("conf")), version_base="1.3"):
         return parse(plain(compose("config", overrides)))
 
 

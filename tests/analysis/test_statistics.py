@@ -40,7 +40,7 @@ from cnnexp.analysis.statistics import (
     probability_greater,
     student_interval,
 )
-from cnnexp.analysis.tuning import tune
+from cnnexp.analysis.tuning import choose_hyperparameters
 
 SIZES = np.array([64.0, 256, 1024, 4096])
 
@@ -354,13 +354,13 @@ def _tuned(rates: list[float], validation: list[float], test: list[float]) -> pd
 
 
 def test_learning_rates_are_chosen_on_validation_images_and_never_by_the_test() -> None:
-    tuning = tune(_tuned([0.001, 0.01, 0.1], [0.5, 0.7, 0.6], [0.9, 0.1, 0.2]))
+    tuning = choose_hyperparameters(_tuned([0.001, 0.01, 0.1], [0.5, 0.7, 0.6], [0.9, 0.1, 0.2]))
     assert set(tuning.table["optim.learning_rate"]) == {0.01} and len(tuning.table) == 4
     assert tuning.choices["optim.learning_rate"].tolist() == [0.01, 0.01] and not tuning.warnings
 
 
 def test_a_choice_at_the_edge_is_warned_of() -> None:
-    tuning = tune(_tuned([0.001, 0.01], [0.5, 0.7], [0.9, 0.1]))
+    tuning = choose_hyperparameters(_tuned([0.001, 0.01], [0.5, 0.7], [0.9, 0.1]))
     (warning,) = tuning.warnings
     assert warning.startswith("optim.learning_rate: in 2 of 2 cells the value chosen, 0.01, is at the edge")
     assert tuning.choices["at_edge"].tolist() == ["optim.learning_rate"] * 2
@@ -371,7 +371,9 @@ def test_a_rate_at_which_a_run_diverged_is_not_chosen() -> None:
     diverged = (
         (table["optim.learning_rate"] == 0.1) & (table["seed"] == 1) & (table["model.tying"] == "shared")
     )
-    chosen = tune(table[~diverged], table[diverged]).choices.set_index("model.tying")["optim.learning_rate"]
+    chosen = choose_hyperparameters(table[~diverged], table[diverged]).choices.set_index("model.tying")[
+        "optim.learning_rate"
+    ]
     assert chosen.to_dict() == {"shared": 0.01, "dense": 0.1}
 
 
@@ -383,14 +385,16 @@ def test_diverged_runs_are_known_in_whatever_columns_their_own_frame_has() -> No
     for tying, canvas in (("shared", {"data.canvas": [12]}), ("dense", {})):
         lost = last & (table["model.tying"] == tying)
         own = table[lost].drop(columns="data.canvas").assign(**canvas)
-        chosen = tune(table[~lost], own).choices.set_index("model.tying")["optim.learning_rate"]
+        chosen = choose_hyperparameters(table[~lost], own).choices.set_index("model.tying")[
+            "optim.learning_rate"
+        ]
         assert chosen.to_dict() == {"shared": 0.1, "dense": 0.1} | {tying: 0.01}
 
 
 def test_more_seeds_do_not_choose_a_rate() -> None:
     """Of 0.01, the best, only the first seed is there; at 0.001 there is one more, which is worse still."""
     table = _tuned([0.001, 0.01, 0.1], [0.5, 0.6, 0.4], [0.5] * 3)
-    tuning = tune(table[~((table["optim.learning_rate"] == 0.01) & (table["seed"] == 1))])
+    tuning = choose_hyperparameters(table[~((table["optim.learning_rate"] == 0.01) & (table["seed"] == 1))])
     assert set(tuning.table["optim.learning_rate"]) == {0.01}
     assert tuning.warnings == [
         "in 2 of 2 cells some values lack seeds: the choice is over the seeds that all values have"
@@ -402,13 +406,13 @@ def test_a_choice_at_a_flat_edge_is_no_warning() -> None:
     table["validation/accuracy"] += np.where(table["seed"] == 1, 0.3, -0.3) * (
         table["optim.learning_rate"] == 0.01
     )
-    tuning = tune(table)
+    tuning = choose_hyperparameters(table)
     assert tuning.choices["at_edge"].tolist() == ["optim.learning_rate (flat)"] * 2 and not tuning.warnings
-    equal = tune(_tuned([0.001, 0.01, 0.1], [0.6] * 3, [0.5] * 3))
+    equal = choose_hyperparameters(_tuned([0.001, 0.01, 0.1], [0.6] * 3, [0.5] * 3))
     assert set(equal.table["optim.learning_rate"]) == {0.01} and not equal.warnings
 
 
 def test_without_validation_images_nothing_is_chosen() -> None:
     table = _tuned([0.001, 0.01], [0.5, 0.7], [0.9, 0.1]).drop(columns="validation/accuracy")
-    tuning = tune(table)
+    tuning = choose_hyperparameters(table)
     assert len(tuning.table) == len(table) and "data.validation_size" in tuning.warnings[0]

@@ -193,11 +193,11 @@ def composed() -> dict[str, dict[str, object]]:
     """What Hydra composes for every name of every section with several."""
     from hydra import compose, initialize_config_dir
 
-    from cnnexp.core.machine import shipped
+    from cnnexp.core.machine import packaged_folder
     from cnnexp.sweep.compose import plain
 
     words = [f"{section}={name}" for section, names in VARIANTS.items() for name in names]
-    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+    with initialize_config_dir(str(packaged_folder("conf")), version_base="1.3"):
         found = {word: plain(compose("config", [word])) for word in words if word != "data=tfds"}
         found["data=tfds"] = plain(compose("config", ["data=mnist"]))
         found["experiment=null"] = plain(compose("config", []))

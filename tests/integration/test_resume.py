@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from cnnexp.store.checkpoints import StackCheckpoints, list_stacks, restore
+from cnnexp.store.checkpoints import StackCheckpoints, iterate_stacks, restore
 from cnnexp.store.leases import Leases
 from cnnexp.store.run_writer import RunWriter
 from cnnexp.store.runs import StoredRun, corrupt_files, read_runs, sweep_folder
@@ -100,7 +100,7 @@ def test_part_of_an_interrupted_stack_goes_on_and_a_damaged_history_starts_anew(
     changed = re.sub(r'("test/loss": )\d', r"\g<1>7", text, count=1)  # a number, and still one
     assert changed != text
     history.write_text(changed, encoding="utf-8")
-    (saved,) = list_stacks(Path("results/broken"))
+    (saved,) = iterate_stacks(Path("results/broken"))
     newest = max((path for path in saved[0].iterdir() if path.name.isdigit()), key=lambda p: int(p.name))
     for file in newest.rglob("*"):
         if file.is_file():
@@ -158,7 +158,7 @@ def test_only_the_last_two_checkpoints_are_kept_and_an_unreadable_one_is_passed_
             step, {"x": np.full(2, float(step)), "key": jax.random.split(jax.random.key(step), 2)}
         )
     assert sorted(path.name for path in checkpoints.folder.iterdir() if path.is_dir()) == ["2", "3"]
-    assert list(list_stacks(tmp_path)) == [(checkpoints.folder, ["a", "b"])]
+    assert list(iterate_stacks(tmp_path)) == [(checkpoints.folder, ["a", "b"])]
     for file in checkpoints.folder.glob("3/**/*"):
         if file.is_file():
             file.write_bytes(b"")
@@ -170,7 +170,7 @@ def test_only_the_last_two_checkpoints_are_kept_and_an_unreadable_one_is_passed_
     saved = restore(checkpoints.folder, like, on_corrupt=damaged.append)
     assert damaged == [checkpoints.folder / "3"] and saved and saved.state["x"].tolist() == [2.0, 2.0]
     checkpoints.delete()
-    assert list(list_stacks(tmp_path)) == []
+    assert list(iterate_stacks(tmp_path)) == []
 
 
 def test_a_checkpoint_out_of_reach_is_not_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def test_a_stack_that_another_worker_saved_since_it_was_queued_goes_on_from_ther
         queued = stacks_for(runs)
         saved = StackCheckpoints(folder, ids[1:3])
         saved.save(1, {"x": np.zeros(2)})
-        for stack in runner.stacks(queued):
+        for stack in runner.lease_stacks(queued):
             trained.append((list(stack.runs), stack.resumes))
             for run in stack.runs.values():
                 RunWriter(run).finish("finished", {})

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 
 from cnnexp.config import SimpleCNN, parse
 from cnnexp.core.errors import UsageError
-from cnnexp.core.machine import shipped
+from cnnexp.core.machine import packaged_folder
 from cnnexp.data.known_sets import DataShape
 from cnnexp.models.network import TiedNetwork
 from cnnexp.models.spec import match_target, specify_layers, specify_network, total_count
@@ -87,7 +87,7 @@ CIFAR = DataShape(image=(32, 32, 3), classes=10, train_images=50_000, test_image
 
 def shipped_model(name: str, **changes: Any) -> SimpleCNN:
     """A model of conf/model, composed as Hydra does."""
-    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+    with initialize_config_dir(str(packaged_folder("conf")), version_base="1.3"):
         values = plain(compose("config", [f"model={name}"]))
     values["model"] |= changes
     model = parse(values).model

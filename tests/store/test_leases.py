@@ -98,7 +98,7 @@ def stopped_for(leases: Leases, seconds: float) -> None:
     """As if a worker had been stopped until now: it knows of the time as soon as it asks."""
     past = time.time() - seconds
     os.utime(leases._worker, (past, past))
-    leases._beaten -= seconds
+    leases._last_beat_monotonic -= seconds
 
 
 def test_an_idle_worker_that_was_stopped_is_alive_before_it_takes_a_run(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cnnexp.store.checkpoints import StackCheckpoints, corrupt_stacks, list_stacks, restore
+from cnnexp.store.checkpoints import StackCheckpoints, corrupt_stacks, iterate_stacks, restore
 from cnnexp.store.files import append_bytes, read_bytes, read_json, write_bytes
 from cnnexp.store.leases import Leases
 from cnnexp.store.run_writer import RunWriter, record_command
@@ -131,7 +131,7 @@ def test_commands_keep_their_bytes_whatever_they_are(configure: Any, tmp_path: P
     file.unlink()
     file.mkdir()
     assert read_commands(file.parent) == []
-    assert plan_sweep({config.run_id: config}).damaged == [file]
+    assert plan_sweep({config.run_id: config}).corrupt == [file]
 
 
 @pytest.mark.parametrize("content", [b"[]", b"\xff", b"", b'{"host": 1, "pid": "x"}', None])
@@ -188,10 +188,10 @@ def test_a_flipped_bit_of_a_checkpoint_is_noticed_and_the_one_before_it_used(sta
 def test_which_run_a_row_is_cannot_change(stack: StackCheckpoints, tmp_path: Path) -> None:
     runs = stack.folder / "runs.json"
     for flipped in flips(runs, 20):
-        told = list(list_stacks(tmp_path)), corrupt_stacks(tmp_path)
+        told = list(iterate_stacks(tmp_path)), corrupt_stacks(tmp_path)
         assert told in [([], [stack.folder]), ([(stack.folder, ["a", "b"])], [])], flipped
     runs.write_text('{"runs": ["b", "a"]}', encoding="utf-8")
-    assert not list(list_stacks(tmp_path)) and corrupt_stacks(tmp_path) == [stack.folder]
+    assert not list(iterate_stacks(tmp_path)) and corrupt_stacks(tmp_path) == [stack.folder]
 
 
 def test_a_checkpoint_without_its_manifest_was_not_saved(stack: StackCheckpoints, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from cnnexp.store.runs import read_run
 from cnnexp.tracking import target
 from cnnexp.tracking.mirror import Mirror
 from cnnexp.tracking.mirror_process import describe_error
-from cnnexp.tracking.target import CLIENT_MODES, LABEL_LIMIT, NAME_LIMIT, Target, resolve_mode, shortened
+from cnnexp.tracking.target import CLIENT_MODES, LABEL_LIMIT, NAME_LIMIT, Target, resolve_mode, shorten
 from cnnexp.tracking.wandb_run import cell_name
 from tests.clusters import cnnexp_run, said_by, states
 from tests.conftest import SMALL_SWEEP, Configure
@@ -42,11 +42,11 @@ def own_modules(folder: Path) -> Path:
 
 def test_long_names_stay_apart() -> None:
     names = ["a" * 63, "a" * 64, "a" * 65, "a" * 66, "é" * 200, "é" * 201]
-    short = [shortened(name, LABEL_LIMIT) for name in names]
+    short = [shorten(name, LABEL_LIMIT) for name in names]
     assert short[:2] == names[:2] and len(set(short)) == len(names)
     assert max(map(len, short)) == LABEL_LIMIT
-    assert shortened("b" * 200, NAME_LIMIT, " seed 1").endswith(" seed 1")
-    assert len(shortened("b" * 200, NAME_LIMIT, " seed 1")) == NAME_LIMIT
+    assert shorten("b" * 200, NAME_LIMIT, " seed 1").endswith(" seed 1")
+    assert len(shorten("b" * 200, NAME_LIMIT, " seed 1")) == NAME_LIMIT
 
 
 def test_long_names_arrive_past_own_modules_and_no_secret_is_told(
@@ -63,8 +63,8 @@ def test_long_names_arrive_past_own_modules_and_no_secret_is_told(
     shell.environment["WANDB_BASE_URL"] = shell.server.url.replace("://", "://me:top%2Fsecret@")
     done = shell("sync", name)
     assert done.returncode == 0, done.stderr
-    assert set(sent) == {run.run_id, shortened(f"sweep-{name}", NAME_LIMIT)}
-    one, whole = sent[run.run_id], sent[shortened(f"sweep-{name}", NAME_LIMIT)]
+    assert set(sent) == {run.run_id, shorten(f"sweep-{name}", NAME_LIMIT)}
+    one, whole = sent[run.run_id], sent[shorten(f"sweep-{name}", NAME_LIMIT)]
     assert len(cell_name(run)) > LABEL_LIMIT and one.config["cell"] == cell_name(run)
     assert one.config["name"] == name and one.config["experiment"] == experiment
     assert one.steps == [0] and one.meta["displayName"].endswith(" seed 0")

@@ -14,7 +14,7 @@ from cnnexp.core.errors import UsageError
 from cnnexp.models.network import TiedNetwork, measure_learned, shrink
 from cnnexp.models.spec import specify_network, total_count
 from cnnexp.nn.counts import count
-from cnnexp.nn.embedding import distance_to_shared, share
+from cnnexp.nn.embedding import average_kernels, distance_to_shared
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.probes import locality
 from cnnexp.nn.tied_conv import TiedConv
@@ -81,9 +81,9 @@ def test_sharing_is_the_nearest_convolution(tying: str, padding: Any) -> None:
     geometry = Geometry(in_shape=(5, 5, 2), features=3, kernel_size=(3, 3), padding=padding)
     layer = filled(geometry, tying)
     before = layer.bank[...]
-    share(layer)
+    average_kernels(layer)
     nearest, error = layer.bank[...], jnp.square(layer.bank[...] - before).sum()
-    share(layer)
+    average_kernels(layer)
     np.testing.assert_allclose(layer.bank[...], nearest, atol=1e-6)
     assert float(distance_to_shared(layer)) < 1e-6
     for scale in (0.9, 1.1):  # among convolutions
@@ -161,4 +161,4 @@ def test_keys_that_came_later_leave_older_results_their_ids(configure: Configure
 def test_layers_without_copies_are_refused() -> None:
     geometry = Geometry(in_shape=(5, 5, 1), features=1, kernel_size=(3, 3))
     with pytest.raises(ValueError, match="no copies"):
-        share(made(geometry, "low_rank(2)"))
+        average_kernels(made(geometry, "low_rank(2)"))

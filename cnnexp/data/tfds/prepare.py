@@ -52,7 +52,7 @@ def prepare(name: str, source: Path | None, data_dir: str | Path | None) -> Prep
             f"({' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())})"
         )
     config = tfds.download.DownloadConfig(manual_dir=source) if source else None
-    with without_tensorflow(), _only_reachable(name, source):
+    with without_tensorflow(), _refuse_unreachable_downloads(name, source):
         try:
             builder.download_and_prepare(download_config=config)
         except ImportError as error:
@@ -82,13 +82,13 @@ def _builder(name: str, data_dir: str | Path | None) -> Any:
 
 
 @contextmanager
-def _only_reachable(name: str, source: Path | None) -> Iterator[None]:
+def _refuse_unreachable_downloads(name: str, source: Path | None) -> Iterator[None]:
     """Refuse at once a download from a server out of reach, and a file that is missing from `source`."""
     from tensorflow_datasets.core.download import downloader
 
-    download = downloader._Downloader.download
+    original_download = downloader._Downloader.download
 
-    def checked(self: Any, url: Any, *args: Any, **kwargs: Any) -> Any:
+    def download_if_reachable(self: Any, url: Any, *args: Any, **kwargs: Any) -> Any:
         address = url if isinstance(url, str) else getattr(url, "url", str(url))
         file = Path(urlsplit(address).path).name
         if source is not None:
@@ -102,13 +102,13 @@ def _only_reachable(name: str, source: Path | None) -> Iterator[None]:
                 f"{name}: {parts.hostname} cannot be reached; if you have {file} from elsewhere, type: "
                 f"cnnexp data prepare {name} --from DIR"
             ) from None
-        return download(self, url, *args, **kwargs)
+        return original_download(self, url, *args, **kwargs)
 
-    downloader._Downloader.download = checked
+    downloader._Downloader.download = download_if_reachable
     try:
         yield
     finally:
-        downloader._Downloader.download = download
+        downloader._Downloader.download = original_download
 
 
 def _wrong_file(error: Exception) -> str:

@@ -73,7 +73,7 @@ class Assignment:
 
 
 def claimed_runs(job: Job, within: float | None = None) -> set[str]:
-    """Return the runs of a sweep that are claimed by living workers; see `Leases.others`."""
+    """Return the runs of a sweep that are claimed by living workers; see `Leases.claimed_by_others`."""
     with Leases(sweep_folder(job.config)) as leases:
         return leases.claimed_by_others(within)
 
