@@ -68,11 +68,6 @@ def render_markdown(report: Report, figure_prefix: str = "") -> str:
     )
 
 
-def _comparison(report: Report) -> Markdown:
-    comparison = report.comparison
-    return Markdown(markdown_table(comparison_table(comparison)) if len(comparison) else "")
-
-
 def _verdicts(judged: Sequence[Verdict]) -> Markdown:
     """The table of verdicts, each verdict in bold."""
     table = verdicts_table(judged).drop(columns="exploratory", errors="ignore")

@@ -397,7 +397,7 @@ def test_more_seeds_do_not_choose_a_rate() -> None:
     tuning = choose_hyperparameters(table[~((table["optim.learning_rate"] == 0.01) & (table["seed"] == 1))])
     assert set(tuning.table["optim.learning_rate"]) == {0.01}
     assert tuning.warnings == [
-        "in 2 of 2 cells some values lack seeds: the choice is over the seeds that all values have"
+        "in 2 of 2 cells some values lack seeds; the choice uses the seeds that all values have"
     ]
 
 

@@ -160,5 +160,5 @@ def test_keys_that_came_later_leave_older_results_their_ids(configure: Configure
 
 def test_layers_without_copies_are_refused() -> None:
     geometry = Geometry(in_shape=(5, 5, 1), features=1, kernel_size=(3, 3))
-    with pytest.raises(ValueError, match="no copies"):
+    with pytest.raises(ValueError, match="mixes its kernels"):
         average_kernels(made(geometry, "low_rank(2)"))
