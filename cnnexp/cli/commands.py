@@ -29,7 +29,18 @@ class SeveralOption(click.Option):
         return not word.startswith("-") and (not self.marks or any(mark in word for mark in self.marks))
 
 
-class Command(click.Command):
+class PrintedHelp(click.Command):
+    """A command whose help page is printed as all other output: what the terminal lacks is replaced."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """Return the option `--help`. click's own writes UTF-8 to a terminal that shows only ASCII."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.callback = _print_help
+        return option
+
+
+class Command(PrintedHelp):
     """A command whose errors are one line each and name the option or argument."""
 
     def __init__(self, *arguments: Any, **settings: Any):
@@ -74,7 +85,7 @@ class Command(click.Command):
         return written
 
 
-class Group(click.Group):
+class Group(PrintedHelp, click.Group):
     """A group that names the nearest command, and imports a command when it is used.
 
     Args:
@@ -137,6 +148,12 @@ class Group(click.Group):
         names = [name for name in self._places if name.startswith(incomplete)]
         options = click.Command.shell_complete(self, ctx, incomplete) if incomplete.startswith("-") else []
         return [*map(CompletionItem, names), *options]
+
+
+def _print_help(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        print(ctx.get_help())
+        ctx.exit()
 
 
 def fail(ctx: click.Context, message: str) -> NoReturn:

@@ -140,7 +140,7 @@ def version_option() -> click.Option:
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
-        click.echo(__version__)
+        print(__version__)
         ctx.exit()
 
 

@@ -225,7 +225,9 @@ def _embed_bias(layer: TiedConv, other: TiedConv) -> None:
     if other.bias_tying.kind == "low_rank":
         other.bias[...] = jnp.broadcast_to(biases, other.bias[...].shape)
         return
-    _require_finer_target(layer, layer.bias_tying, other.bias_tying)
+    # The biases of `dense`, as those of `local`, are one per position.
+    source = Tying("local") if layer.bias_tying.kind == "dense" else layer.bias_tying
+    _require_finer_target(layer, source, other.bias_tying)
     everywhere = jnp.broadcast_to(biases, geometry.out_shape)
     other.bias[...] = _mean_by_kernel(everywhere, geometry, other.bias_tying)
 

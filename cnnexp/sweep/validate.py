@@ -104,7 +104,7 @@ def explain(error: Exception, groups: Groups, words: Sequence[str]) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"{_not_utf8(groups.folders[0])}: is not UTF-8 ({error.reason} in byte {error.start})"
     if match := re.match(r"In '(.*)': \w+ raised while composing config", text):
-        return f"{match[1]}.yaml: must be a mapping of keys to values, as the packaged_folder files are"
+        return f"{match[1]}.yaml: must be a mapping of keys to values, as the shipped files are"
     if isinstance(error, InterpolationResolutionError | UnsupportedInterpolationType):
         return _interpolation(error, words)
     if match := re.match(r"Could not override '([\w./@-]+)'", text):

@@ -94,7 +94,7 @@ def test_show_describes_networks_on_images_that_are_not_there(
 def test_every_network_and_every_set_of_images_has_a_picture_of_its_own_outside_the_sweeps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for drawn in ("layers.network_picture", "images.data_picture"):  # a small one is enough
+    for drawn in ("layers.plot_network", "images.plot_data"):  # a small one is enough
         monkeypatch.setattr(f"cnnexp.plots.{drawn}", lambda *_: Figure(figsize=(1, 1)))
     small = ["data.scatter=false", "data.canvas=10,12", "model.features=[2],[3]"]
     text = shown(small, tmp_path, monkeypatch, capsys)

@@ -46,7 +46,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[Job]]:
     """The jobs of each command, which are not trained."""
     kept: list[list[Job]] = []
 
-    def launch(jobs: Sequence[Job], _: str | None = None) -> dict[str, float]:
+    def launch(jobs: Sequence[Job], command: str | None = None) -> dict[str, float]:
         kept.append(list(jobs))
         return {job.config.run_id: 0.5 for job in jobs}
 
@@ -65,7 +65,7 @@ def test_a_sweep_keeps_its_command_as_typed_and_says_it_again_when_runs_fail(
         runner.failed = dict.fromkeys(runner.runs, "ValueError: no")
         return []
 
-    monkeypatch.setattr(SweepRunner, "stacks", fail)
+    monkeypatch.setattr(SweepRunner, "lease_stacks", fail)
     words = [*SMALL_SWEEP, "experiment=my", "model.tying=tiled(2)", "seed=0,1"]
     options = ["--config-dir", "my", "hydra.searchpath=[file://other]"]
     assert command("run", *options, *words) == 1
@@ -117,7 +117,7 @@ def test_a_home_is_where_a_shell_has_it(
 def test_a_folder_of_another_program_is_refused_and_one_of_runs_is_not(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(SweepRunner, "stacks", lambda *_: [])
+    monkeypatch.setattr(SweepRunner, "lease_stacks", lambda *_: [])
     (tmp_path / "results" / "taken").mkdir(parents=True)
     (tmp_path / "results" / "taken" / "thesis.tex").write_text("")
     assert command("run", *SMALL_SWEEP, "name=taken") == 2

@@ -82,7 +82,7 @@ def here(furnished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     monkeypatch.setenv("NETRC", os.devnull)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which the command sets, and the test takes back
     monkeypatch.setattr(sys, "argv", [])
-    monkeypatch.setattr(SweepRunner, "stacks", _trained)
+    monkeypatch.setattr(SweepRunner, "lease_stacks", _trained)
     return tmp_path
 
 

@@ -245,7 +245,7 @@ def test_classes_without_images_are_named_and_harmless(tmp_path: Path, configure
     assert describe(data).endswith("; no training images of 3 classes (0, 4, 5)")
     assert read_and_check(data) == [
         "made: 2 of 3 test images are also in the training split: test accuracy also measures memorisation",
-        "made: 1 of 3 test images are of class 4, never seen in training",
+        "made: 1 of 3 test images belong to class 4, never seen in training",
     ]
     run = parse(configure().model_dump() | {"data": data.model_dump()})
     *_, last = StackTrainer(run, load(data), 1).train([run])

@@ -19,7 +19,6 @@ from cnnexp.core.errors import UsageError
 from cnnexp.core.machine import cache_folder
 from cnnexp.data.datasets.tfds import read_cache, write_cache
 from cnnexp.store import files as atomic
-from cnnexp.store import runs
 from cnnexp.store.checkpoints import StackCheckpoints
 from cnnexp.store.runs import read_runs
 from cnnexp.sweep.devices import refuse_missing_devices
@@ -84,7 +83,7 @@ def test_a_sweep_on_a_full_disk_says_so_in_one_line_and_goes_on_when_there_is_ro
     full = failing(errno.ENOSPC)
     with monkeypatch.context() as patch:
         if where == "history":
-            patch.setattr(runs, "append_bytes", full)
+            patch.setattr("cnnexp.store.run_writer.append_bytes", full)
         else:
             patch.setattr(os, "posix_fallocate", full)
         assert run("seed=0,1", "sweep.checkpoint_seconds=0") == terminal.DISK_ERROR
@@ -98,7 +97,7 @@ def test_a_sweep_on_a_full_disk_says_so_in_one_line_and_goes_on_when_there_is_ro
 def test_a_bug_keeps_its_traceback(command: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (FileNotFoundError(errno.ENOENT, "no such file"), OSError("no number"), ValueError("x")):
         with monkeypatch.context() as patch:
-            patch.setattr(cli, "_command", lambda arguments, error=error: (_ for _ in ()).throw(error))
+            patch.setattr(cli, "_invoke", lambda words, error=error: (_ for _ in ()).throw(error))
             patch.setattr(sys, "argv", ["cnnexp"])
             with pytest.raises(type(error)):
                 cli.main()
@@ -135,7 +134,7 @@ def test_nothing_is_said_at_the_exit_of_what_nobody_reads() -> None:
     os.close(write)
     assert done.stderr == b"", done.stderr
     with open("/dev/full", "wb") as full:
-        done = _cnnexp("_complete", "cnnexp", stdout=full)
+        done = _cnnexp("completion", "bash", stdout=full)
     assert done.returncode == terminal.DISK_ERROR and done.stderr.count(b"\n") == 1, done.stderr
 
 
@@ -146,8 +145,8 @@ def test_any_terminal_shows_what_it_can_and_names_are_utf8(
     (tmp_path / "results").rename(tmp_path / "é…")
     encoding = environment.get("PYTHONIOENCODING", "ascii")
     options: dict[str, Any] = {"env": environment, "stdout": subprocess.PIPE, "cwd": tmp_path}
-    done = _cnnexp("data", "prepare", "--help", **options)
-    assert done.returncode == 0 and b"emnist/letters, ?" in done.stdout, done.stderr
+    done = _cnnexp("--help", **options)
+    assert done.returncode == 0 and b"COMMAND ?" in done.stdout, done.stderr
     done = _cnnexp("data", "list", "--data-dir", "é…", **options)
     assert done.returncode == 0 and "é?".encode(encoding, errors="replace") in done.stdout, done.stderr
     output = ["--format", "csv", "-o", "é…/table.csv"]

@@ -31,7 +31,7 @@ def test_matched_within_five_percent_or_refused_with_what_can_be_reached(configu
     refused = (
         r"^model\.match=params: dense has at least 69,804 params \(model\.features=\[1,1\]\), 6\.85 times "
         r"the 10,186 of shared; allowed: within 5% of it; use model\.match_tying=dense, which widens the "
-        r"others, or larger model\.features$"
+        r"other networks, or larger model\.features$"
     )
     with pytest.raises(UsageError, match=refused):
         specify_network(matched("dense", "shared"))

@@ -641,7 +641,7 @@ def test_a_run_of_an_agent_goes_on_where_another_left_it(
     assert set(shell.server.runs) == {"drawn1", "drawn2"}
     monkeypatch.setenv("WANDB_BASE_URL", shell.server.url)
     (run,) = stored().values()  # of which the server lacks nothing
-    assert WandbRun(run.folder, Target(mode="online", project="cnnexp", entity=None)).done
+    assert WandbRun(run.folder, Target(mode="online", project="cnnexp", entity=None)).is_complete
 
 
 @pytest.mark.slow

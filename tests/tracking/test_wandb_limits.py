@@ -59,7 +59,7 @@ def test_long_names_arrive_past_own_modules_and_no_secret_is_told(
     writer = RunWriter(configure(experiment=experiment, name=name, model=model))
     writer.log({"step": 0, "test/accuracy": 0.5})
     writer.interrupt()
-    run, sent = read_run(writer.folder), shell.server.runs
+    run, sent, shell.lines = read_run(writer.folder), shell.server.runs, set()
     shell.environment["WANDB_BASE_URL"] = shell.server.url.replace("://", "://me:top%2Fsecret@")
     done = shell("sync", name)
     assert done.returncode == 0, done.stderr
