@@ -48,7 +48,7 @@ CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of the configuration and their names: those that are shipped with cnnexp, and a user's own."""
+    """The groups of the configuration and their names: those of cnnexp, and a user's own."""
 
     folders: tuple[Path, ...]
 
