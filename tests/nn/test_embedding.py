@@ -51,6 +51,10 @@ def check_embedding(geometry: Geometry, pair: tuple[str, str], bias: str) -> Non
     assert float(jnp.abs(other(x) - y).max()) <= 1e-6 * max(1.0, float(jnp.abs(y).max()))
 
 
+def test_biases_of_a_dense_layer_embed_one_per_position() -> None:
+    check_embedding(Geometry(in_shape=(3, 3, 1), features=2, kernel_size=(2, 2)), ("dense", "dense"), "same")
+
+
 def test_embedded_bias_is_tied_as_asked() -> None:
     geometry = Geometry(in_shape=(4, 4, 1), features=2, kernel_size=(3, 3))
     layer = filled(geometry, "shared", "shared")
