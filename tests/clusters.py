@@ -71,13 +71,14 @@ def states(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def in_progress(folder: Path, tying: str, besides: Iterable[int] = ()) -> Callable[[], int]:
-    """The process that trains the runs of a tying, once it has written a few evaluations of them; `besides`:
-    it is none of these."""
+    """The process that trains the runs of a tying, all two, once each has a few evaluations; `besides`: it is
+    none of these."""
 
     def process() -> int:
-        state = states(folder).get(f"{tying} 0", {})
-        found = state.get("status") == "running" and state["rows"] >= 3 and state["pid"] not in besides
-        return state["pid"] if found else 0
+        runs = [state for name, state in states(folder).items() if name.startswith(f"{tying} ")]
+        processes = {state["pid"] if state["status"] == "running" else 0 for state in runs}
+        begun = len(runs) >= 2 and len(processes) == 1 and min(state["rows"] for state in runs) >= 3
+        return processes.pop() if begun and not processes & {0, *besides} else 0
 
     return process
 

@@ -88,11 +88,16 @@ SMALL: dict[str, Any] = {
 }
 
 
+# Most of the time of the tests is XLA's compilation of programs that run for milliseconds.
+COMPILE_FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep compiled programs in pytest's cache, for this process and for those that it starts.
+    """Compile fast, and keep compiled programs in pytest's cache, here and in commands that tests start.
 
     Many tests compile the same programs, in several workers and commands. `pytest --cache-clear` empties it.
     """
+    os.environ["XLA_FLAGS"] = f"{COMPILE_FAST} {os.environ.get('XLA_FLAGS', '')}".strip()
     if config.cache is None:
         return
     folder = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
