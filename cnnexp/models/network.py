@@ -11,8 +11,7 @@ from jaxtyping import Array, Float
 
 from cnnexp.models.spec import LayerSpec, NetworkSpec
 from cnnexp.nn.embedding import distance_to_shared, embed
-from cnnexp.nn.layout import Layout, transpose_layout
-from cnnexp.nn.pooling import pool
+from cnnexp.nn.feature_maps import Layout, pool, transpose_layout
 from cnnexp.nn.probes import locality
 from cnnexp.nn.tied_conv import TiedConv
 from cnnexp.nn.tying import Tying

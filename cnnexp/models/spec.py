@@ -14,9 +14,8 @@ from cnnexp.core.errors import UsageError, as_typed
 from cnnexp.data.known_sets import DataShape
 from cnnexp.data.shapes import infer_shape
 from cnnexp.models.matching import Widths, is_matched, match_widths
-from cnnexp.nn.counts import Counts, count
 from cnnexp.nn.geometry import Geometry, Pool
-from cnnexp.nn.tying import SIZED, Tying, bias_shape, count_weights
+from cnnexp.nn.tying import SIZED, Counts, Tying, bias_shape, count_layer, count_weights
 
 LAYER_KEYS = (  # keys of the configuration that take a list with one value per layer
     "features",
@@ -63,7 +62,7 @@ class LayerSpec:
     @property
     def counts(self) -> Counts:
         """Parameters (with that of the activation), connections and MACs of the layer."""
-        counts = count(self.geometry, self.tying, self.bias)
+        counts = count_layer(self.geometry, self.tying, self.bias)
         return counts if self.threshold is None else replace(counts, params=counts.params + 1)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 Padding = Literal["SAME", "VALID", "CIRCULAR"]
-COUNTED_TOGETHER = 2**20  # windows, or entries of a kernel, whose arrays are in memory at once
+COUNT_BLOCK = 2**20  # windows, or entries of a kernel, whose arrays are in memory at once
 Connectivity = Literal["local", "random"]
 Pool = Literal["max", "average", "global_average", "none"]
 
@@ -141,9 +141,9 @@ class Geometry:
             return windows * k
         (few, step), (many, other_step) = sorted(((windows, self.stride[axis]), (k, self.dilation[axis])))
         inside = 0
-        for at in range(0, few, COUNTED_TOGETHER):
+        for at in range(0, few, COUNT_BLOCK):
             # For each of the few: the pixel of the first of the many, and which of these are in the image.
-            pixels = np.arange(at, min(at + COUNTED_TOGETHER, few)) * step - before
+            pixels = np.arange(at, min(at + COUNT_BLOCK, few)) * step - before
             first = np.clip(-(pixels // other_step), 0, many)
             end = np.clip((self.in_shape[axis] - 1 - pixels) // other_step + 1, 0, many)
             inside += int(np.maximum(end - first, 0).sum())

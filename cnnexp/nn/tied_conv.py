@@ -12,8 +12,8 @@ from flax.typing import Dtype
 from jax import random
 from jaxtyping import Array, Float
 
+from cnnexp.nn.feature_maps import Layout, transpose_layout
 from cnnexp.nn.geometry import Geometry
-from cnnexp.nn.layout import Layout, transpose_layout
 from cnnexp.nn.ops.kernel_bank import Lowering, apply_kernel_bank, fastest_layout, mix_kernels
 from cnnexp.nn.ops.patches import draw_wiring
 from cnnexp.nn.tying import (

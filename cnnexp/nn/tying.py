@@ -1,12 +1,13 @@
 """How output positions use the kernel bank of a layer.
 
 A tying is a value. Together with a geometry it decides the layer: how many kernels the bank has, their size,
-and which kernel, or which mixture of kernels, each output position uses.
+which kernel, or which mixture of kernels, each output position uses, and what the layer costs.
 """
 
 import math
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal, cast, get_args
 
 import numpy as np
@@ -140,6 +141,60 @@ def count_weights(geometry: Geometry, tying: Tying) -> int:
     """Count the distinct trainable numbers of the layer: mixing weights included, biases excluded."""
     mixing = sum(math.prod(shape) for shape in mixing_shapes(geometry, tying).values())
     return math.prod(bank_shape(geometry, tying)) + mixing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Counts of one layer.
+
+    Attributes:
+        params: Distinct trainable numbers, biases included.
+        weights: Distinct trainable numbers, biases excluded.
+        connections: Nonzeros of the equivalent dense matrix (input units x output units).
+        sparsity: `1 - connections / (input units x output units)`.
+        sharing: Connections / weights: how often each weight is used on average.
+        macs: Multiply-accumulates of one forward pass of one image, padding not counted. `low_rank`
+            convolves with each of its r kernels, then mixes the r results.
+    """
+
+    params: int
+    weights: int
+    connections: int
+    sparsity: float
+    sharing: float
+    macs: int
+
+
+@lru_cache(maxsize=4096)  # a sweep asks for the same layers again and again
+def count_layer(geometry: Geometry, tying: Tying | str, bias: str) -> Counts:
+    """Count the parameters, connections and operations of one layer.
+
+    Args:
+        geometry: The geometry of the layer.
+        tying: The tying of its kernels, or the text of it.
+        bias: The tying of its biases: `same`, `none`, or the text of a tying.
+
+    Example usage::
+
+      >>> from cnnexp.nn.geometry import Geometry
+      >>> geometry = Geometry(in_shape=(8, 8, 1), features=1, kernel_size=(3, 3), padding="VALID")
+      >>> count_layer(geometry, "shared", bias="none").sharing  # each weight is used at 6 x 6 positions
+      36.0
+    """
+    tying = Tying.parse(tying)
+    pairs = geometry.in_units * geometry.out_units
+    local = geometry.count_unpadded_entries() * geometry.in_shape[2] * geometry.features
+    connections = pairs if tying.kind == "dense" else local
+    weights = count_weights(geometry, tying)
+    mixed = tying.size * (connections + geometry.out_units)
+    return Counts(
+        params=weights + math.prod(bias_shape(geometry, tying, bias)),
+        weights=weights,
+        connections=connections,
+        sparsity=1 - connections / pairs,
+        sharing=connections / weights,
+        macs=mixed if tying.kind == "low_rank" else connections,
+    )
 
 
 def _axis_kernels(size: int, tying: Tying) -> int:

@@ -10,9 +10,8 @@ from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 
 from cnnexp.models.spec import LayerSpec, NetworkSpec
-from cnnexp.nn.counts import count
 from cnnexp.nn.geometry import Geometry
-from cnnexp.nn.tying import Tying, kernel_index
+from cnnexp.nn.tying import Tying, count_layer, kernel_index
 
 LARGEST_SIDE = 12  # pixels of an image: its matrix has the fourth power of that
 
@@ -50,7 +49,7 @@ def draw_matrix(axes: Axes, geometry: Geometry, tying: Tying) -> None:
         aspect="auto",
     )
     axes.set_box_aspect(1)
-    counts = count(geometry, tying, "none")
+    counts = count_layer(geometry, tying, "none")
     axes.set_title(f"{tying}: {counts.weights:,} weights", fontsize=11)
     height, width, _ = geometry.in_shape
     axes.set_xlabel(

@@ -24,11 +24,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax, random
 
-from cnnexp.nn.counts import count
+from cnnexp.nn.feature_maps import Layout
 from cnnexp.nn.geometry import Geometry
-from cnnexp.nn.layout import Layout
 from cnnexp.nn.ops.kernel_bank import apply_kernel_bank, fastest_layout
-from cnnexp.nn.tying import Tying, bank_shape
+from cnnexp.nn.tying import Tying, bank_shape, count_layer
 from cnnexp.training.stacking import over_runs
 
 SHAPES = (  # batch, side, channels in and out, kernel, stride
@@ -180,7 +179,7 @@ def main() -> None:
 
 def measure(shape: Shape, tying: str, torch: Any, dtype: Any, repeats: int) -> list[dict[str, Any]]:
     """Rows of one shape and tying."""
-    flops = 3 * 2 * count(shape.geometry, tying, "none").macs * shape.batch
+    flops = 3 * 2 * count_layer(shape.geometry, tying, "none").macs * shape.batch
     found = {name: settings(layer, shape, dtype) for name, layer in layers(shape, tying).items()}
     rows = []
     for setting, per_call in (("solo", 1), ("scan", STEPS), ("stack", 8), ("vmap", 8)):

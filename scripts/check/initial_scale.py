@@ -20,8 +20,7 @@ from cnnexp.core.machine import packaged_folder
 from cnnexp.data.loading import load_images
 from cnnexp.models.network import ACTIVATIONS, TiedNetwork, get_layer
 from cnnexp.models.spec import NetworkSpec, specify_network
-from cnnexp.nn.layout import Layout, transpose_layout
-from cnnexp.nn.pooling import pool
+from cnnexp.nn.feature_maps import Layout, pool, transpose_layout
 from cnnexp.sweep.compose import plain
 
 TYINGS = ("shared", "local", "dense")

@@ -12,9 +12,8 @@ from cnnexp.analysis.dataframe import read_finished_runs
 from cnnexp.cli import main as cli
 from cnnexp.core.errors import UsageError
 from cnnexp.core.terminal import DISK_ERROR
-from cnnexp.nn.counts import count
 from cnnexp.nn.geometry import Connectivity, Geometry
-from cnnexp.nn.tying import Tying
+from cnnexp.nn.tying import Tying, count_layer
 from cnnexp.plots.layers import number_weights
 from tests.layer_cases import TYINGS
 
@@ -58,7 +57,7 @@ def test_show_says_what_matching_reached(
 @pytest.mark.parametrize("tying", TYINGS)
 def test_pictures_show_the_counts(tying: str, connectivity: Connectivity) -> None:
     geometry = Geometry(in_shape=(6, 6, 1), features=1, kernel_size=(3, 2), connectivity=connectivity)
-    numbers, counts = number_weights(geometry, Tying.parse(tying)), count(geometry, tying, "none")
+    numbers, counts = number_weights(geometry, Tying.parse(tying)), count_layer(geometry, tying, "none")
     assert np.count_nonzero(numbers) == counts.connections
     if tying in ("shared", "tiled(2)", "blocked(2)"):
         assert len(np.unique(numbers[numbers > 0])) == counts.weights

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
+from cnnexp.nn.feature_maps import Layout, pool, transpose_layout
 from cnnexp.nn.geometry import Geometry
-from cnnexp.nn.layout import Layout, transpose_layout
 from cnnexp.nn.ops import kernel_bank
 from cnnexp.nn.ops.patches import choose_tile
-from cnnexp.nn.pooling import pool
 from tests.layer_cases import close, filled, inputs
 
 LAYOUTS: tuple[Layout, ...] = ("NHWC", "CHWN", "HWCN")

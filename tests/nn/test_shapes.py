@@ -8,10 +8,9 @@ from flax import nnx
 from cnnexp.models.network import TiedNetwork
 from cnnexp.models.spec import specify_network
 from cnnexp.nn.embedding import embed
+from cnnexp.nn.feature_maps import Layout, pool, transpose_layout
 from cnnexp.nn.geometry import Connectivity, Geometry
-from cnnexp.nn.layout import Layout, transpose_layout
 from cnnexp.nn.ops.kernel_bank import apply_kernel_bank
-from cnnexp.nn.pooling import pool
 from cnnexp.nn.tying import Tying
 from tests.conftest import Configure
 from tests.layer_cases import TYINGS, made

@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import random
 
-from cnnexp.nn.counts import count
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.ops.patches import extract_patches
 from cnnexp.nn.probes import equivalent_matrix
 from cnnexp.nn.tied_conv import TiedConv
-from cnnexp.nn.tying import Tying, fan_in, kernel_index
+from cnnexp.nn.tying import Tying, count_layer, fan_in, kernel_index
 from tests.layer_cases import BIASES, TYINGS, close, few, filled, geometries, inputs, made
 
 Results = tuple[jax.Array, nnx.State, jax.Array]
@@ -209,7 +208,7 @@ def test_counts_equal_brute_force(geometry: Geometry, tying: str, bias: str) -> 
         layer = filled(geometry, tying, bias)
         return equivalent_matrix(layer, geometry.in_shape), nnx.state(layer, nnx.Param)
 
-    counts, (matrix, params) = count(geometry, tying, bias), matrix_and_params()
+    counts, (matrix, params) = count_layer(geometry, tying, bias), matrix_and_params()
     matrix, weights = np.asarray(matrix), params["bank"][...].size
     assert matrix.shape == (geometry.out_units, geometry.in_units)
     assert counts.params == sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -226,10 +225,10 @@ def test_counts_equal_brute_force(geometry: Geometry, tying: str, bias: str) -> 
     geometries(), st.sampled_from([tying for tying in TYINGS if "low_rank" in tying]), st.sampled_from(BIASES)
 )
 def test_counts_of_low_rank(geometry: Geometry, tying: str, bias: str) -> None:
-    counts, rank = count(geometry, tying, bias), Tying.parse(tying).size
+    counts, rank = count_layer(geometry, tying, bias), Tying.parse(tying).size
     params = nnx.state(made(geometry, tying, bias), nnx.Param)
     assert counts.params == sum(leaf.size for leaf in jax.tree.leaves(params))
-    shared = count(geometry, "shared", bias)
+    shared = count_layer(geometry, "shared", bias)
     assert counts.connections == shared.connections
     assert counts.macs == rank * (shared.macs + geometry.out_units)
     (oh, ow) = geometry.out_size
@@ -302,7 +301,7 @@ def test_golden_counts() -> None:
     """3x3, 16 to 32 features on 14x14, worked out by hand."""
     geometry = Geometry(in_shape=(14, 14, 16), features=32, kernel_size=(3, 3))
     taps = (3 * 14 - 2) ** 2  # of 9 * 196, those on pixels
-    shared, local, dense = (count(geometry, tying, "shared") for tying in ("shared", "local", "dense"))
+    shared, local, dense = (count_layer(geometry, tying, "shared") for tying in ("shared", "local", "dense"))
     assert (shared.params, local.params, dense.params) == (4_640, 903_200, 19_669_024)
     assert shared.connections == local.connections == shared.macs == taps * 16 * 32
     assert dense.connections == dense.weights == (14 * 14 * 16) * (14 * 14 * 32)

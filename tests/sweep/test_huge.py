@@ -144,7 +144,7 @@ def test_taps_inside_are_counted_without_arrays(geometry: Geometry) -> None:
     inside = [int((geometry.axis_index(axis) < geometry.in_shape[axis]).sum()) for axis in (0, 1)]
     assert geometry.count_unpadded_entries() == inside[0] * inside[1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(geometry_module, "COUNTED_TOGETHER", 2)
+        patch.setattr(geometry_module, "COUNT_BLOCK", 2)
         assert geometry.count_unpadded_entries() == inside[0] * inside[1]
     for tying in map(
         Tying.parse, ("shared", "tiled(2)", "tiled(9)", "blocked(3)", "blocked(9)", "local", "dense")

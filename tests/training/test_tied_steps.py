@@ -13,11 +13,11 @@ from cnnexp.config import RunConfig
 from cnnexp.core.errors import UsageError
 from cnnexp.models.network import TiedNetwork, measure_learned, shrink
 from cnnexp.models.spec import specify_network, total_count
-from cnnexp.nn.counts import count
 from cnnexp.nn.embedding import average_kernels, distance_to_shared
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.probes import locality
 from cnnexp.nn.tied_conv import TiedConv
+from cnnexp.nn.tying import count_layer
 from cnnexp.sweep.plan import shape_of_program
 from cnnexp.training.loop import StackTrainer
 from cnnexp.training.optimizers import beta_lasso
@@ -133,7 +133,7 @@ def test_shrink_is_the_difference_of_two_rectifiers_and_trains_its_threshold(con
     config = configure(model={"activation": "shrink", "threshold": 0.1})
     layers = specify_network(config)
     first = layers[0]
-    assert first.counts.params == count(first.geometry, first.tying, first.bias).params + 1
+    assert first.counts.params == count_layer(first.geometry, first.tying, first.bias).params + 1
     *_, end = moments([config])
     assert sum(leaf.size for leaf in jax.tree.leaves(end.state.params)) == total_count(layers, "params")
     assert float(end.state.params["conv_0_threshold"][...][0]) != pytest.approx(0.1)

@@ -15,8 +15,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from cnnexp.nn.feature_maps import Layout, transpose_layout
 from cnnexp.nn.geometry import Geometry
-from cnnexp.nn.layout import Layout, transpose_layout
 from cnnexp.nn.ops.patches import (
     choose_tile,
     extract_patches,

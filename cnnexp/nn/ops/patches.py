@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax, random
 from jaxtyping import Array, Float, Int, Key
 
+from cnnexp.nn.feature_maps import Layout
 from cnnexp.nn.geometry import Geometry
-from cnnexp.nn.layout import Layout
 
 TILE_SIDES = (1, 2, 4)  # output positions along a side of a tile
 COPY_COST = 50  # multiply-adds in the time in which a number is copied into a patch, on CPU

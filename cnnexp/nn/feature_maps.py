@@ -1,7 +1,7 @@
-"""Pooling over windows that do not overlap."""
+"""Batches of images or feature maps: the order of their axes, and pooling over windows."""
 
 from functools import partial, reduce
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,13 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from cnnexp.nn.geometry import Pool
-from cnnexp.nn.layout import Layout
+
+Layout = Literal["NHWC", "CHWN", "HWCN"]  # the order of the axes batch, height, width and channels
+
+
+def transpose_layout(x: Float[Array, "_ _ _ _"], old: Layout, new: Layout) -> Float[Array, "_ _ _ _"]:
+    """Bring the axes of images from one order into another."""
+    return x if old == new else x.transpose([old.index(axis) for axis in new])
 
 
 def pool(
