@@ -105,7 +105,7 @@ def _text(column: str, value: Any, *, wide: bool) -> str:
 def _data_pictures(configs: Sequence[RunConfig], pictures: Pictures) -> Iterator[str | Table]:
     """Describe each set of images: a line, images per class, and the picture of its examples."""
     from cnnexp.data.loading import describe, images_key, load
-    from cnnexp.data.validate import check_corruptions, check_prepared, check_size
+    from cnnexp.data.shapes import check_corruptions, check_prepared, check_size
     from cnnexp.plots.images import plot_data
 
     sets: dict[str, list[RunConfig]] = {}

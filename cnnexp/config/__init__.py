@@ -14,8 +14,8 @@ from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from cnnexp.config.data import DATA_VARIANTS, LEVELS, NOT_IDENTITY, OTHER, WHERE, Data, Digits
-from cnnexp.config.launchers import LAUNCHER_VARIANTS, Launcher, LocalLauncher
-from cnnexp.config.messages import describe_requirement, most_specific_errors
+from cnnexp.config.describe import describe_requirement, most_specific_errors
+from cnnexp.config.execution import LAUNCHER_VARIANTS, Launcher, LocalLauncher, Sweep, Tracking
 from cnnexp.config.sections import (
     MLP,
     AllowedText,
@@ -24,8 +24,6 @@ from cnnexp.config.sections import (
     Section,
     Seed,
     SimpleCNN,
-    Sweep,
-    Tracking,
     Train,
 )
 from cnnexp.core.errors import UsageError, nearest_name, suggestion, value_text

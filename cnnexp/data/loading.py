@@ -7,11 +7,10 @@ from jaxtyping import Int
 from cnnexp.config import RunConfig
 from cnnexp.config.data import Data, DataSection, Digits, TFDSImages
 from cnnexp.core.machine import device_memory
-from cnnexp.data.checks import check_images
 from cnnexp.data.datasets.digits import load_digits
 from cnnexp.data.datasets.synthetic import load_task
 from cnnexp.data.datasets.tfds import TFDSSet
-from cnnexp.data.images import Images
+from cnnexp.data.images import Images, check_images
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.sampling import Split, draw_split
 from cnnexp.data.shapes import infer_shape, resolve_train_size

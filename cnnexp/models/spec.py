@@ -11,7 +11,7 @@ from typing import Any
 from cnnexp.config import RunConfig
 from cnnexp.config.sections import MLP, Activation, DType, Lowering, SimpleCNN
 from cnnexp.core.errors import UsageError, as_typed
-from cnnexp.data.known_sets import DataShape
+from cnnexp.data.images import DataShape
 from cnnexp.data.shapes import infer_shape
 from cnnexp.models.matching import Widths, is_matched, match_widths
 from cnnexp.nn.geometry import Geometry, Pool

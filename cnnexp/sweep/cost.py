@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from cnnexp.config import RunConfig
-from cnnexp.config.launchers import LocalLauncher
+from cnnexp.config.execution import LocalLauncher
 from cnnexp.core.errors import UsageError
 from cnnexp.core.machine import (
     available_memory,

@@ -11,7 +11,7 @@ from dataclasses import replace
 import jax
 
 from cnnexp.config import RunConfig
-from cnnexp.config.launchers import LocalLauncher
+from cnnexp.config.execution import LocalLauncher
 from cnnexp.core.errors import SweepFailed
 from cnnexp.core.terminal import is_of_disk
 from cnnexp.core.text import pluralize

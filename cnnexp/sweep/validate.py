@@ -9,11 +9,10 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolationType
 
 from cnnexp.config import RunConfig, unknown_key
-from cnnexp.config.launchers import LocalLauncher
+from cnnexp.config.execution import LocalLauncher
 from cnnexp.core.errors import UsageError, suggestion, value_text
 from cnnexp.core.machine import check_writable
-from cnnexp.data.shapes import infer_shape
-from cnnexp.data.validate import check_corruptions, check_prepared, check_size
+from cnnexp.data.shapes import check_corruptions, check_prepared, check_size, infer_shape
 from cnnexp.models.spec import specify_network
 from cnnexp.store.runs import list_run_folders, sweep_folder
 from cnnexp.sweep.overrides import Groups

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
-from cnnexp.config.sections import Tracking
+from cnnexp.config.execution import Tracking
 from cnnexp.tracking.target import Target, sync_command, target_of_config
 
 # How long the end of a sweep waits for the mirror process before it leaves it to finish alone: the larger of

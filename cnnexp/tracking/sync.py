@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from cnnexp.config.sections import Tracking
+from cnnexp.config.execution import Tracking
 from cnnexp.core.errors import UsageError
 from cnnexp.core.terminal import progress_bar
 from cnnexp.core.text import pluralize

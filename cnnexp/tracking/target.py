@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlparse
 
-from cnnexp.config.sections import Tracking
+from cnnexp.config.execution import Tracking
 from cnnexp.core.errors import UsageError, suggestion
 
 Mode = Literal["online", "offline", "local", "disabled"]

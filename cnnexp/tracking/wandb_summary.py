@@ -17,8 +17,8 @@ from matplotlib.style import context
 from cnnexp.config import RunConfig, parse
 from cnnexp.core.errors import UsageError
 from cnnexp.data.loading import images_key, load
+from cnnexp.data.shapes import check_prepared
 from cnnexp.data.tfds.prepared import resolve_data_dir
-from cnnexp.data.validate import check_prepared
 from cnnexp.models.spec import NetworkSpec, specify_network
 from cnnexp.plots.images import plot_data
 from cnnexp.plots.layers import plot_network

@@ -15,8 +15,7 @@ import mnist1d.data
 import numpy as np
 
 from cnnexp.config.data import MNIST1D
-from cnnexp.data.datasets.mnist1d import make_mnist1d_draw
-from cnnexp.data.datasets.synthetic import draw_images
+from cnnexp.data.datasets.synthetic import draw_images, make_mnist1d_draw
 
 PAPER = {
     "length": 40,

@@ -14,7 +14,7 @@ from cnnexp.core.errors import UsageError
 from cnnexp.data.corruptions import Corruptions, CorruptionStrengths, block_permutation, reduce_resolution
 from cnnexp.data.images import Normalisation
 from cnnexp.data.loading import load_images
-from cnnexp.data.validate import check_corruptions
+from cnnexp.data.shapes import check_corruptions
 from cnnexp.sweep.plan import shape_of_program
 from cnnexp.training.loop import StackTrainer
 from tests.conftest import Configure

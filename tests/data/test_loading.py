@@ -9,8 +9,7 @@ from sklearn.datasets import load_digits as sklearn_digits
 from cnnexp.core.errors import UsageError
 from cnnexp.data.loading import load_images as load
 from cnnexp.data.sampling import balanced_order
-from cnnexp.data.shapes import infer_shape, resolve_train_size
-from cnnexp.data.validate import check_prepared
+from cnnexp.data.shapes import check_prepared, infer_shape, resolve_train_size
 from tests.conftest import Configure
 
 

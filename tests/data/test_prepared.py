@@ -15,8 +15,7 @@ from cnnexp.config import parse
 from cnnexp.core.errors import UsageError
 from cnnexp.data.images import Images
 from cnnexp.data.loading import describe, load, read_and_check
-from cnnexp.data.shapes import infer_shape
-from cnnexp.data.validate import check_prepared
+from cnnexp.data.shapes import check_prepared, infer_shape
 from cnnexp.training.loop import StackTrainer
 from tests.conftest import Configure
 from tests.fakes.tfds_digits import prepare_images, tfds_data

@@ -15,10 +15,9 @@ from cnnexp.core.errors import UsageError
 from cnnexp.data.images import Images
 from cnnexp.data.loading import load
 from cnnexp.data.pipelines import ImageFiles
-from cnnexp.data.shapes import infer_shape
+from cnnexp.data.shapes import check_prepared, infer_shape
 from cnnexp.data.tfds.prepared import PreparedSet
 from cnnexp.data.tfds.records import Records
-from cnnexp.data.validate import check_prepared
 from cnnexp.sweep.compose import quote_tyings
 from tests.fakes.tfds_digits import prepare_images, tfds_data
 

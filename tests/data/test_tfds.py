@@ -16,9 +16,8 @@ from cnnexp.core.errors import UsageError
 from cnnexp.data.images import Images
 from cnnexp.data.loading import describe, load
 from cnnexp.data.pipelines import ImageFiles
-from cnnexp.data.shapes import infer_shape
+from cnnexp.data.shapes import check_prepared, infer_shape
 from cnnexp.data.tfds.prepared import find_prepared_set, list_prepared_sets
-from cnnexp.data.validate import check_prepared
 from cnnexp.training.loop import LoopState, StackTrainer
 from tests.conftest import Configure
 from tests.fakes.tfds_digits import NAME, TEST, TRAIN, digits, prepare_digits, tfds_data

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from cnnexp.config import SimpleCNN, parse
 from cnnexp.core.errors import UsageError
 from cnnexp.core.machine import packaged_folder
-from cnnexp.data.known_sets import DataShape
+from cnnexp.data.images import DataShape
 from cnnexp.models.network import TiedNetwork
 from cnnexp.models.spec import match_target, specify_layers, specify_network, total_count
 from cnnexp.sweep.compose import plain

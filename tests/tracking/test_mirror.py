@@ -25,7 +25,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from outages import full_disk
 
-from cnnexp.config.sections import Tracking
+from cnnexp.config.execution import Tracking
 from cnnexp.core.errors import UsageError
 from cnnexp.store import runs
 from cnnexp.store.files import read_json

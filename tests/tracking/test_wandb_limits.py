@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import pytest
 
-from cnnexp.config.sections import Tracking
+from cnnexp.config.execution import Tracking
 from cnnexp.core.errors import UsageError
 from cnnexp.store.files import read_json, write_json
 from cnnexp.store.run_writer import RunWriter

@@ -14,9 +14,17 @@ from jaxtyping import Int, UInt8
 from cnnexp.config.data import TFDSImages
 from cnnexp.core.machine import cache_folder, cores, warn_once
 from cnnexp.core.terminal import progress_bar
-from cnnexp.data.checks import ImageChecks, check_labels, count_duplicates, hash_images
-from cnnexp.data.images import Images, Normalisation, count_levels, pixel_moments
-from cnnexp.data.known_sets import DataShape
+from cnnexp.data.images import (
+    DataShape,
+    ImageChecks,
+    Images,
+    Normalisation,
+    check_labels,
+    count_duplicates,
+    count_levels,
+    hash_images,
+    pixel_moments,
+)
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.shapes import infer_shape
 from cnnexp.data.tfds.prepared import PreparedSet, find_prepared_set

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 from pydantic.alias_generators import to_camel
 
 from cnnexp.core.errors import UsageError, nearest_name
-from cnnexp.data.known_sets import KNOWN_SETS, DataShape
+from cnnexp.data.images import DataShape
 from cnnexp.data.tfds.splits import Part, check_disjoint, resolve_split
 
 FORMAT = "array_record"  # has random access, and is read without TensorFlow
@@ -254,3 +254,28 @@ def _find_newest(folder: Path, name: str) -> PreparedSet | None:
     versions = [version for version in versions if re.fullmatch(r"\d+\.\d+\.\d+", version.name)]
     newest = max(versions, key=lambda version: [int(part) for part in version.name.split(".")], default=None)
     return None if newest is None else PreparedSet(name=name, folder=newest)
+
+
+def _square(
+    side: int, channels: int, classes: int, train: int, test: int, *, varied: bool = False
+) -> DataShape:
+    return DataShape(
+        image=(side, side, channels),
+        classes=classes,
+        train_images=train,
+        test_images=test,
+        varied=varied,
+    )
+
+
+KNOWN_SETS = {
+    "mnist": _square(28, 1, 10, 60_000, 10_000),
+    "fashion_mnist": _square(28, 1, 10, 60_000, 10_000),
+    "kmnist": _square(28, 1, 10, 60_000, 10_000),
+    "emnist/letters": _square(28, 1, 37, 88_800, 14_800),
+    "cifar10": _square(32, 3, 10, 50_000, 10_000),
+    "cifar100": _square(32, 3, 100, 50_000, 10_000),
+    "svhn_cropped": _square(32, 3, 10, 73_257, 26_032),
+    "imagenette/160px-v2": _square(160, 3, 10, 9_469, 3_925, varied=True),
+    "imagenet2012": _square(224, 3, 1_000, 1_281_167, 50_000, varied=True),
+}

@@ -1,4 +1,4 @@
-"""Where the stacks of a sweep are trained. Nothing here changes a result."""
+"""The sections that say how a sweep is carried out, mirrored and launched. Nothing here changes a result."""
 
 import re
 from typing import Annotated, Literal
@@ -10,6 +10,69 @@ from cnnexp.core.errors import as_typed
 
 SIGNAL_EARLY = 30  # seconds: Slurm looks twice a minute which signals are due
 Flag = str | int | float | bool
+
+
+# A project or an entity as W&B's client and Trackio accept it.
+_ADDRESS = re.compile(r"(?! )[^/\\#?%:\x00-\x1f\x7f-\x9f]{1,128}(?<! )")
+_TRACKIO_TABLES = "system|configs|traces|artifacts|artifact_versions|artifact_aliases|run_artifact_links"
+_OF_TRACKIO = re.compile(rf"(?!registry-|.+_(?:{_TRACKIO_TABLES})$).+")
+
+
+class Sweep(Section):
+    """How a sweep is carried out; nothing here changes a result."""
+
+    on_error: Literal["continue", "stop"] = Field(
+        default="continue",
+        description="What happens if a run raises an exception. `continue`: the other runs continue. "
+        "`stop`: the sweep ends.",
+    )
+    max_stack: Size | None = Field(
+        default=None,
+        description="The maximum number of runs that are trained together in one stack. null: as many as "
+        "fit into memory. Smaller stacks need less memory and save more often, but take longer in total.",
+    )
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=30.0, description="The time between two checkpoints of a stack, in seconds."
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="Whether to use only deterministic GPU kernels, which are slower but give bitwise "
+        "identical results. Results on CPU are always deterministic.",
+    )
+
+
+class Tracking(Section):
+    """Where runs are mirrored to: Weights & Biases, or Trackio on this machine."""
+
+    mode: Literal["auto", "online", "offline", "local", "disabled"] = Field(
+        default="auto",
+        description="The destination that runs are mirrored to. `online`: W&B. `offline`: files for `wandb "
+        "sync`. `local`: Trackio on this machine. `disabled`: none. `auto`: `online` if a W&B key is "
+        "configured, otherwise `offline`.",
+    )
+    project: str = Field(default="cnnexp", description="The project in W&B or Trackio.")
+    entity: str | None = Field(default=None, description="The W&B team or user; null: your default entity.")
+
+    @model_validator(mode="after")
+    def _names_that_are_accepted(self) -> "Tracking":
+        entity, _, rest = self.project.partition("/")
+        if self.entity is None and all(map(_ADDRESS.fullmatch, (entity, rest))):
+            both = f"tracking.entity={entity} tracking.project={rest}"
+            raise ValueError(f"tracking.project={self.project}: no / in a name; did you mean {both}?")
+        for key, name in (("project", self.project), ("entity", self.entity)):
+            if name is not None and not _ADDRESS.fullmatch(name):
+                shown = name if len(name) <= 60 else f"{name[:60]}…"
+                raise ValueError(
+                    f"tracking.{key}={shown}: must be 1 to 128 characters, none of them / \\ # ? % : or a "
+                    "control character, without a space at either end"
+                )
+        if self.mode == "local" and not _OF_TRACKIO.fullmatch(re.sub(r"[^\w-]", "", self.project)):
+            raise ValueError(
+                f"tracking.project={self.project}: must have a letter, a digit, _ or -, and must not begin "
+                f"with registry- or end with _ and one of {_TRACKIO_TABLES.replace('|', ', ')}: "
+                "Trackio keeps these for itself"
+            )
+        return self
 
 
 def minutes_of(time: int | str) -> int:
