@@ -25,66 +25,80 @@ SWEEP = [
 ]
 
 
-def cnnexp_run(
+def start_run(
     folder: Path,
     *overrides: str,
     environment: Mapping[str, str] | None = None,
-    said: str = "said.txt",
-    by: Sequence[str] = (),
+    log: str = "run.txt",
+    wrapper: Sequence[str] = (),
 ) -> subprocess.Popen:
-    """Start `cnnexp run` in a folder, by another command if need be; what it prints is in a file there."""
+    """Start `cnnexp run` in a process of its own.
+
+    Args:
+        folder: the working folder of the process; made if need be.
+        overrides: of the configuration.
+        environment: variables that are added to this process's.
+        log: the file in the folder that collects what the command prints.
+        wrapper: words before the command, such as `srun`.
+    """
     folder.mkdir(exist_ok=True)
-    command = [*by, sys.executable, "-m", "cnnexp", "run", *overrides]
-    given = {**os.environ, "WANDB_MODE": "disabled", "JAX_NUM_CPU_DEVICES": "1", **(environment or {})}
-    with (folder / said).open("w") as file:
-        return subprocess.Popen(command, cwd=folder, env=given, stdout=file, stderr=subprocess.STDOUT)
+    command = [*wrapper, sys.executable, "-m", "cnnexp", "run", *overrides]
+    variables = {**os.environ, "WANDB_MODE": "disabled", "JAX_NUM_CPU_DEVICES": "1", **(environment or {})}
+    with (folder / log).open("w") as file:
+        return subprocess.Popen(command, cwd=folder, env=variables, stdout=file, stderr=subprocess.STDOUT)
 
 
-def said_by(process: subprocess.Popen, folder: Path, *, code: int = 0, said: str = "said.txt") -> str:
-    """What a command printed, when it has ended with an exit code."""
-    ended = process.wait(timeout=400)
-    text = (folder / said).read_text()
-    assert ended == code, text
+def wait_for_exit(process: subprocess.Popen, folder: Path, *, code: int = 0, log: str = "run.txt") -> str:
+    """Wait until a process of `start_run` ends with an exit code, and return what it printed."""
+    exit_code = process.wait(timeout=400)
+    text = (folder / log).read_text()
+    assert exit_code == code, text
     return text
 
 
-def until(found: Callable[[], Any], what: str, seconds: float = 120) -> Any:
-    """Wait for something to be there, and return it."""
+def wait_until(condition: Callable[[], Any], description: str, seconds: float = 120) -> Any:
+    """Call a function until it returns something true, and return that."""
     deadline = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{description}: not within {seconds:.0f} s"
         time.sleep(0.05)
     return value
 
 
-def states(folder: Path) -> dict[str, dict[str, Any]]:
-    """What each run's folder says of it, by the run's tying and seed."""
-    read: dict[str, dict[str, Any]] = {}
+def read_states(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read the status and the number of evaluations of each run, by the run's tying and seed."""
+    states: dict[str, dict[str, Any]] = {}
     for path in (folder / "results" / "sweep").glob("*/config.yaml"):
         text = path.read_text(encoding="utf-8")
         tying = "local" if "tying: local" in text else "shared"
-        read[f"{tying} {text.partition('seed: ')[2].split()[0]}"] = {
+        states[f"{tying} {text.partition('seed: ')[2].split()[0]}"] = {
             **(read_json(path.with_name("status.json")) or {"status": "starting", "pid": 0}),
             "rows": len(read_history(path.parent)),
         }
-    return read
+    return states
 
 
-def in_progress(folder: Path, tying: str, besides: Iterable[int] = ()) -> Callable[[], int]:
-    """The process that trains the runs of a tying, all two, once each has a few evaluations; `besides`: it is
-    none of these."""
+def find_worker(folder: Path, tying: str, exclude: Iterable[int] = ()) -> int:
+    """Return the process that trains both runs of a tying once each has a few evaluations, else 0.
 
-    def process() -> int:
-        runs = [state for name, state in states(folder).items() if name.startswith(f"{tying} ")]
-        processes = {state["pid"] if state["status"] == "running" else 0 for state in runs}
-        begun = len(runs) >= 2 and len(processes) == 1 and min(state["rows"] for state in runs) >= 3
-        return processes.pop() if begun and not processes & {0, *besides} else 0
+    Args:
+        folder: the working folder of the sweep.
+        tying: of the runs.
+        exclude: processes that are not returned.
+    """
+    runs = [state for name, state in read_states(folder).items() if name.startswith(f"{tying} ")]
+    processes = {state["pid"] if state["status"] == "running" else 0 for state in runs}
+    in_progress = len(runs) >= 2 and len(processes) == 1 and min(state["rows"] for state in runs) >= 3
+    return processes.pop() if in_progress and not processes & {0, *exclude} else 0
 
-    return process
+
+def wait_for_worker(folder: Path, tying: str, exclude: Iterable[int] = ()) -> int:
+    """Wait for `find_worker` to find a process, and return it."""
+    return wait_until(lambda: find_worker(folder, tying, exclude), f"the {tying} runs")
 
 
-def largest_difference(first: Path, second: Path) -> float:
-    """Between all numbers of the runs of two results; the runs are the same, with the same evaluations."""
+def compute_largest_difference(first: Path, second: Path) -> float:
+    """Compute the largest difference between the numbers of two sweeps of the same runs and evaluations."""
 
     def numbers(folder: Path) -> dict[str, list[dict[str, float]]]:
         return {run.run_id: run.history for run in read_runs(folder / "results" / "sweep") if run.summary}
@@ -101,9 +115,14 @@ def largest_difference(first: Path, second: Path) -> float:
     )
 
 
-def needed(name: str, there: Iterable[object]) -> None:
-    """Skip a test where what it needs is not installed; CI has it, so there it fails."""
+def require_installed(name: str, programs: Iterable[object]) -> None:
+    """Skip a test where a program that it needs is not installed, but fail where CI promises it.
+
+    Args:
+        name: of what is needed; CI sets `CI_HAS_NAME`.
+        programs: their paths, None for one that is missing.
+    """
     import pytest
 
-    if not all(there) and not os.environ.get(f"CI_HAS_{name.upper()}"):
+    if not all(programs) and not os.environ.get(f"CI_HAS_{name.upper()}"):
         pytest.skip(f"{name} is not installed")

@@ -15,7 +15,14 @@ from cnnexp.core.errors import UsageError
 from cnnexp.core.terminal import DISK_ERROR
 from cnnexp.sweep.devices import DETERMINISTIC, configure_jax
 from cnnexp.sweep.multiprocess import check_processes
-from tests.clusters import cnnexp_run, in_progress, largest_difference, said_by, states, until
+from tests.clusters import (
+    compute_largest_difference,
+    read_states,
+    start_run,
+    wait_for_exit,
+    wait_for_worker,
+    wait_until,
+)
 from tests.fakes.tfds_digits import NAME, prepare_digits
 
 SWEEP = [
@@ -33,8 +40,8 @@ SWEEP = [
 ]
 
 
-def meshes() -> str:
-    """Devices along runs and batches, for one to nine runs with batches of 32, then of 30, on 8 devices."""
+def list_meshes() -> str:
+    """List the mesh of 8 devices for one to nine runs, with batches of 32 and then of 30 images."""
     program = (
         "from cnnexp.training.stacking import device_mesh\n"
         "shapes = [device_mesh(runs, size).devices.shape for size in (32, 30) for runs in range(1, 10)]\n"
@@ -46,7 +53,7 @@ def meshes() -> str:
 
 @pytest.mark.slow
 def test_devices_go_to_runs_first_then_to_the_batches_that_they_can_divide() -> None:
-    assert meshes() == "1x8 2x4 3x2 4x2 5x1 6x1 7x1 8x1 8x1 1x6 2x3 3x2 4x2 5x1 6x1 7x1 8x1 8x1"
+    assert list_meshes() == "1x8 2x4 3x2 4x2 5x1 6x1 7x1 8x1 8x1 1x6 2x3 3x2 4x2 5x1 6x1 7x1 8x1 8x1"
 
 
 @pytest.mark.slow
@@ -58,19 +65,19 @@ def test_eight_devices_share_runs_and_batches(tmp_path: Path, seeds: str, stream
     sweep = [*images, *SWEEP, f"seed={seeds}", f"data.stream={stream}"]
     shared, alone = tmp_path / "shared", tmp_path / "alone"
     eight = {"JAX_NUM_CPU_DEVICES": "8"}
-    said_by(cnnexp_run(shared, *sweep, "train.parallel=data", environment=eight), shared)
-    said_by(cnnexp_run(alone, *sweep), alone)
-    assert largest_difference(shared, alone) <= 1e-5
+    wait_for_exit(start_run(shared, *sweep, "train.parallel=data", environment=eight), shared)
+    wait_for_exit(start_run(alone, *sweep), alone)
+    assert compute_largest_difference(shared, alone) <= 1e-5
 
 
 @pytest.mark.slow
 def test_a_profile_is_written_and_changes_nothing(tmp_path: Path) -> None:
     sweep = [*SWEEP, "model.tying=shared", "data.images=200", "data.test_images=50"]
     traced, plain = tmp_path / "traced", tmp_path / "plain"
-    said_by(cnnexp_run(traced, *sweep, "train.profile=trace", "sweep.deterministic=true"), traced)
-    said_by(cnnexp_run(plain, *sweep), plain)
+    wait_for_exit(start_run(traced, *sweep, "train.profile=trace", "sweep.deterministic=true"), traced)
+    wait_for_exit(start_run(plain, *sweep), plain)
     assert {path.suffix for path in traced.glob("trace/plugins/profile/*/*")} == {".gz", ".pb"}
-    assert largest_difference(traced, plain) == 0
+    assert compute_largest_difference(traced, plain) == 0
 
 
 def test_the_only_piece_of_a_training_is_traced(run: Any) -> None:
@@ -100,22 +107,22 @@ def test_runs_that_processes_cannot_share_are_refused(
         check_processes([configure(train={"parallel": "data"})])
 
 
-def two_processes(folder: Path, *overrides: str, second: Path | None = None) -> list[subprocess.Popen]:
+def start_two_processes(folder: Path, *overrides: str, second: Path | None = None) -> list[subprocess.Popen]:
     """Start both processes of a sweep that train together; `second` is the other's folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     together = ["train.parallel=data", f"launcher.coordinator=127.0.0.1:{port}", "launcher.processes=2"]
     return [
-        cnnexp_run(where, *overrides, *together, f"launcher.process={number}", said=f"said{number}.txt")
+        start_run(where, *overrides, *together, f"launcher.process={number}", log=f"run{number}.txt")
         for number, where in enumerate((folder, second or folder))
     ]
 
 
-def both_said(processes: list[subprocess.Popen], folder: Path, code: int = 0) -> str:
-    """What they printed, when both have ended with an exit code."""
+def wait_for_both(processes: list[subprocess.Popen], folder: Path, code: int = 0) -> str:
+    """Wait until both end with an exit code, and return what they printed."""
     return "".join(
-        said_by(process, folder, code=code, said=f"said{number}.txt")
+        wait_for_exit(process, folder, code=code, log=f"run{number}.txt")
         for number, process in enumerate(processes)
     )
 
@@ -126,9 +133,9 @@ def test_two_processes_train_what_one_device_trains(tmp_path: Path) -> None:
     images = ["data=tfds", f"data.name={NAME}", f"data.data_dir={prepare_digits(tmp_path).parents[1]}"]
     sweep = [*images, *SWEEP, "seed=0,1", "data.stream=always"]
     together, alone = tmp_path / "together", tmp_path / "alone"
-    both_said(two_processes(together, *sweep), together)
-    said_by(cnnexp_run(alone, *sweep), alone)
-    assert largest_difference(together, alone) <= 1e-5
+    wait_for_both(start_two_processes(together, *sweep), together)
+    wait_for_exit(start_run(alone, *sweep), alone)
+    assert compute_largest_difference(together, alone) <= 1e-5
 
 
 @pytest.mark.slow
@@ -140,54 +147,54 @@ def test_processes_end_when_one_is_killed_or_asked_to_stop_and_go_on(tmp_path: P
         *["train.steps=3000", "train.eval_every=50", "sweep.checkpoint_seconds=0.5"],
     ]
     disturbed, alone = tmp_path / "disturbed", tmp_path / "alone"
-    first, second = two_processes(disturbed, *sweep)
-    until(in_progress(disturbed, "shared"), "the run")
+    first, second = start_two_processes(disturbed, *sweep)
+    wait_for_worker(disturbed, "shared")
     second.kill()
     second.wait()
-    said = said_by(first, disturbed, code=75, said="said0.txt")
+    said = wait_for_exit(first, disturbed, code=75, log="run0.txt")
     assert "cnnexp: another process was lost; run the same command again" in said
-    assert states(disturbed)["shared 0"]["status"] == "interrupted"
-    again = two_processes(disturbed, *sweep)
-    rows = states(disturbed)["shared 0"]["rows"]
-    until(lambda: states(disturbed)["shared 0"]["rows"] > rows, "more of the run")
+    assert read_states(disturbed)["shared 0"]["status"] == "interrupted"
+    again = start_two_processes(disturbed, *sweep)
+    rows = read_states(disturbed)["shared 0"]["rows"]
+    wait_until(lambda: read_states(disturbed)["shared 0"]["rows"] > rows, "more of the run")
     again[1].send_signal(signal.SIGTERM)
-    assert both_said(again, disturbed, code=75).count("interrupted and saved") == 2
-    first, second = two_processes(disturbed, *sweep)
-    rows = states(disturbed)["shared 0"]["rows"]
-    until(lambda: states(disturbed)["shared 0"]["rows"] > rows, "still more of the run")
+    assert wait_for_both(again, disturbed, code=75).count("interrupted and saved") == 2
+    first, second = start_two_processes(disturbed, *sweep)
+    rows = read_states(disturbed)["shared 0"]["rows"]
+    wait_until(lambda: read_states(disturbed)["shared 0"]["rows"] > rows, "still more of the run")
     first.kill()
     first.wait()
     assert second.wait(timeout=60) in (75, -signal.SIGABRT)  # whichever of us and JAX is faster
     on_two_devices = [*sweep, "train.parallel=data"]  # which add up in the same order
     for folder in (disturbed, alone):
-        ended = cnnexp_run(folder, *on_two_devices, environment={"JAX_NUM_CPU_DEVICES": "2"})
-        assert "corrupt" not in said_by(ended, folder)
-    assert largest_difference(disturbed, alone) <= 1e-5
+        ended = start_run(folder, *on_two_devices, environment={"JAX_NUM_CPU_DEVICES": "2"})
+        assert "corrupt" not in wait_for_exit(ended, folder)
+    assert compute_largest_difference(disturbed, alone) <= 1e-5
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_what_one_process_meets_ends_both(tmp_path: Path) -> None:
     sweep = ["data.images=200", "data.test_images=50", *SWEEP, "model.tying=shared", "train.steps=100000"]
-    processes = two_processes(tmp_path, *sweep)
-    until(in_progress(tmp_path, "shared"), "the run")
+    processes = start_two_processes(tmp_path, *sweep)
+    wait_for_worker(tmp_path, "shared")
     (history,) = tmp_path.glob("results/sweep/*/history.jsonl")
     history.unlink()
     history.symlink_to("/dev/full")
-    said = both_said(processes, tmp_path, code=DISK_ERROR)  # long before the last step
+    said = wait_for_both(processes, tmp_path, code=DISK_ERROR)  # long before the last step
     assert "No space left on device" in said and "another process has failed" in said
     history.unlink()  # whoever reads it would never come to its end
     history.touch()
-    assert states(tmp_path)["shared 0"]["status"] in ("running", "interrupted")  # to be resumed
+    assert read_states(tmp_path)["shared 0"]["status"] in ("running", "interrupted")  # to be resumed
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_processes_that_see_different_stores_are_refused(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
-    processes = two_processes(here, "data.images=200", "data.test_images=50", *SWEEP, second=there)
+    processes = start_two_processes(here, "data.images=200", "data.test_images=50", *SWEEP, second=there)
     for number, folder in enumerate((here, there)):
-        said = said_by(processes[number], folder, code=2, said=f"said{number}.txt")
+        said = wait_for_exit(processes[number], folder, code=2, log=f"run{number}.txt")
         assert (
             "cnnexp: results_dir=results: not all 2 processes see the files that the first one writes" in said
         )

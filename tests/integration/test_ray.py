@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import clusters
-from tests.clusters import cnnexp_run, in_progress, largest_difference, said_by, states, until
+from tests.clusters import compute_largest_difference, read_states, start_run, wait_for_exit, wait_for_worker
 from tests.conftest import SMALL_SWEEP
 
 SWEEP = [*clusters.SWEEP, "train.steps=3000", "train.eval_every=200"]
@@ -21,30 +21,30 @@ SWEEP = [*clusters.SWEEP, "train.steps=3000", "train.eval_every=200"]
 @pytest.mark.timeout(600)
 def test_a_sweep_with_a_killed_worker_ends_as_the_local_one(tmp_path: Path) -> None:
     there, here = tmp_path / "ray", tmp_path / "local"
-    sweep = cnnexp_run(there, *SWEEP, "launcher=ray")
-    worker = until(in_progress(there, "local"), "the local runs")
+    sweep = start_run(there, *SWEEP, "launcher=ray")
+    worker = wait_for_worker(there, "local")
     os.kill(worker, signal.SIGKILL)
-    told = until(in_progress(there, "shared"), "the shared runs")
+    told = wait_for_worker(there, "shared")
     os.kill(told, signal.SIGTERM)  # as where a node is about to go
-    assert "Ray: 2 tasks for 2 stacks" in said_by(sweep, there)
-    found = states(there)
+    assert "Ray: 2 tasks for 2 stacks" in wait_for_exit(sweep, there)
+    found = read_states(there)
     assert {state["status"] for state in found.values()} == {"finished"}
     assert worker not in {found[f"local {seed}"]["pid"] for seed in "01"}
-    said_by(cnnexp_run(here, *SWEEP), here)
-    assert largest_difference(there, here) <= 1e-5
+    wait_for_exit(start_run(here, *SWEEP), here)
+    assert compute_largest_difference(there, here) <= 1e-5
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_an_interrupted_sweep_is_saved_and_goes_on_elsewhere(tmp_path: Path) -> None:
     sweep = [*SWEEP, "model.tying=shared"]
-    sent = cnnexp_run(tmp_path, *sweep, "launcher=ray")
-    until(in_progress(tmp_path, "shared"), "the runs")
+    sent = start_run(tmp_path, *sweep, "launcher=ray")
+    wait_for_worker(tmp_path, "shared")
     sent.send_signal(signal.SIGINT)
-    assert "interrupted and saved" in said_by(sent, tmp_path, code=75)
-    assert {state["status"] for state in states(tmp_path).values()} == {"interrupted"}
-    said_by(cnnexp_run(tmp_path, *sweep), tmp_path)
-    assert {state["status"] for state in states(tmp_path).values()} == {"finished"}
+    assert "interrupted and saved" in wait_for_exit(sent, tmp_path, code=75)
+    assert {state["status"] for state in read_states(tmp_path).values()} == {"interrupted"}
+    wait_for_exit(start_run(tmp_path, *sweep), tmp_path)
+    assert {state["status"] for state in read_states(tmp_path).values()} == {"finished"}
 
 
 CLUSTER = """
@@ -77,11 +77,11 @@ def test_a_running_cluster_trains_and_tells_why_it_cannot(tmp_path: Path) -> Non
             "launcher=ray",
             "launcher.address=auto",
         ]
-        within = cnnexp_run(
-            tmp_path, *sweep, environment=environment, by=[*alone, "bash", "-c", CLUSTER, "sh"]
+        within = start_run(
+            tmp_path, *sweep, environment=environment, wrapper=[*alone, "bash", "-c", CLUSTER, "sh"]
         )
-        said = said_by(within, tmp_path, code=1)
-    assert {state["status"] for state in states(tmp_path).values()} == {"finished"}
+        said = wait_for_exit(within, tmp_path, code=1)
+    assert {state["status"] for state in read_states(tmp_path).values()} == {"finished"}
     assert said.count(f"Ray: FileNotFoundError: [Errno 2] No such file or directory: '{tmp_path}") == 1
     assert "cnnexp: 2 of 2 runs failed (ended without a result)" in said
 
@@ -89,8 +89,8 @@ def test_a_running_cluster_trains_and_tells_why_it_cannot(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:1"])
 def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, address: str) -> None:
-    sent = cnnexp_run(tmp_path, *SWEEP, "launcher=ray", f"launcher.address={address}")
-    said = said_by(sent, tmp_path, code=2)
+    sent = start_run(tmp_path, *SWEEP, "launcher=ray", f"launcher.address={address}")
+    said = wait_for_exit(sent, tmp_path, code=2)
     assert (
         said.startswith(f"cnnexp: launcher.address={address}: no Ray cluster at this address")
         and said.count("\n") == 1

@@ -26,7 +26,7 @@ from cnnexp.sweep.signals import StopSignals
 from cnnexp.tracking.mirror import Mirror
 from cnnexp.training import loop
 from cnnexp.training.loop import LoopState, StackTrainer
-from tests.clusters import cnnexp_run, in_progress, largest_difference, said_by, until
+from tests.clusters import compute_largest_difference, start_run, wait_for_exit, wait_for_worker
 
 SWEEP = ["model.tying=shared,local", "seed=0,1,2", "sweep.checkpoint_seconds=0", "train.steps=12"]
 
@@ -218,15 +218,15 @@ def test_a_sweep_goes_on_with_another_number_of_devices(tmp_path: Path) -> None:
     ]
     sweep += ["seed=0,1,2", "train.steps=4000", "train.eval_every=100", "sweep.checkpoint_seconds=0"]
     moved, alone = tmp_path / "moved", tmp_path / "alone"
-    started = cnnexp_run(moved, *sweep, environment={"JAX_NUM_CPU_DEVICES": "2"})
-    until(in_progress(moved, "shared"), "the runs")
+    started = start_run(moved, *sweep, environment={"JAX_NUM_CPU_DEVICES": "2"})
+    wait_for_worker(moved, "shared")
     started.send_signal(signal.SIGTERM)
-    said_by(started, moved, code=75)
+    wait_for_exit(started, moved, code=75)
     kept = [len(stored.history) for stored in read_runs(moved / "results" / "sweep")]
     assert min(kept) > 2
-    assert "corrupt" not in said_by(cnnexp_run(moved, *sweep), moved)
-    said_by(cnnexp_run(alone, *sweep), alone)
-    assert largest_difference(moved, alone) <= 1e-5
+    assert "corrupt" not in wait_for_exit(start_run(moved, *sweep), moved)
+    wait_for_exit(start_run(alone, *sweep), alone)
+    assert compute_largest_difference(moved, alone) <= 1e-5
 
 
 def test_a_moment_is_what_the_training_goes_on_from(configure: Any, images: Any) -> None:

@@ -20,13 +20,14 @@ from cnnexp.store.runs import run_folder
 from tests.clusters import (
     SWEEP,
     TYINGS,
-    cnnexp_run,
-    in_progress,
-    largest_difference,
-    needed,
-    said_by,
-    states,
-    until,
+    compute_largest_difference,
+    find_worker,
+    read_states,
+    require_installed,
+    start_run,
+    wait_for_exit,
+    wait_for_worker,
+    wait_until,
 )
 from tests.conftest import SMALL_SWEEP
 
@@ -37,7 +38,7 @@ SLURMD = shutil.which("slurmd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[dict[str, str]]:
     """The environment in which Slurm's commands find it."""
-    needed("Slurm", [shutil.which("sbatch"), shutil.which(SLURMD)])
+    require_installed("Slurm", [shutil.which("sbatch"), shutil.which(SLURMD)])
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))  # a short path: it holds a socket
     try:
         subprocess.run([LOCAL_SLURM, "start", "--dir", folder, "--cpus", "2"], check=True)
@@ -46,8 +47,8 @@ def slurm() -> Iterator[dict[str, str]]:
         subprocess.run([LOCAL_SLURM, "stop", "--dir", folder], check=True)
 
 
-def asked(command: list[str], slurm: dict[str, str]) -> str:
-    """What one of Slurm's commands prints."""
+def query(command: list[str], slurm: dict[str, str]) -> str:
+    """Return what one of Slurm's commands prints."""
     return subprocess.run(command, env={**os.environ, **slurm}, capture_output=True, text=True).stdout
 
 
@@ -56,31 +57,28 @@ def asked(command: list[str], slurm: dict[str, str]) -> str:
 def test_a_dead_node_a_time_limit_and_a_kill_change_no_number(slurm: dict[str, str], tmp_path: Path) -> None:
     there, here = tmp_path / "slurm", tmp_path / "local"
     launch = [*SWEEP, "launcher=slurm", "launcher.time=1", "launcher.signal_seconds=10"]
-    said = said_by(cnnexp_run(there, *launch, environment=slurm), there)
+    said = wait_for_exit(start_run(there, *launch, environment=slurm), there)
     assert "4 runs in 2 tasks" in said
     job = _job(said)
-    workers = [until(in_progress(there, tying), f"the {tying} runs") for tying in ("shared", "local")]
+    workers = [wait_for_worker(there, tying) for tying in ("shared", "local")]
     assert job in subprocess.check_output([LOCAL_SLURM, "status", "--dir", _folder(slurm)], text=True)
     _node_dies(slurm, workers)
-    shared, local = (
-        until(in_progress(there, tying, besides=workers), f"the {tying} runs again")
-        for tying in ("shared", "local")
-    )
+    shared, local = (wait_for_worker(there, tying, exclude=workers) for tying in ("shared", "local"))
     os.kill(local, signal.SIGKILL)  # Slurm takes that for a failure
     os.kill(shared, signal.SIGSTOP)  # so that it is not done before Slurm's signal, which wakes it up
-    alone = cnnexp_run(here, *SWEEP)
-    until(lambda: not _tasks(slurm, job), "the end of the job")
-    ended = {name: (state["status"], state["pid"]) for name, state in states(there).items()}
+    alone = start_run(here, *SWEEP)
+    wait_until(lambda: not _tasks(slurm, job), "the end of the job")
+    ended = {name: (state["status"], state["pid"]) for name, state in read_states(there).items()}
     assert {ended[f"local {seed}"] for seed in "01"} == {("running", local)}
     assert {ended[f"shared {seed}"][0] for seed in "01"} == {"finished"}
     assert not {ended[f"shared {seed}"][1] for seed in "01"} & {shared, *workers}
-    restarts = re.findall(r"Restarts=(\d)", asked(["scontrol", "show", "job", job], slurm))
+    restarts = re.findall(r"Restarts=(\d)", query(["scontrol", "show", "job", job], slurm))
     assert sorted(restarts) == ["1", "2"]  # both for the node, one for its time limit
 
-    again = said_by(cnnexp_run(there, *launch, "launcher.wait=true", environment=slurm), there)
+    again = wait_for_exit(start_run(there, *launch, "launcher.wait=true", environment=slurm), there)
     assert "2 runs in 1 task;" in again
-    said_by(alone, here)
-    assert largest_difference(there, here) <= 1e-5
+    wait_for_exit(alone, here)
+    assert compute_largest_difference(there, here) <= 1e-5
 
 
 @pytest.mark.slow
@@ -90,21 +88,21 @@ def test_a_preempted_task_is_requeued_and_a_failed_run_can_end_all(
 ) -> None:
     long = [*SWEEP, "train.steps=200000", "launcher=slurm"]
     first = ["launcher.wait=true", "launcher.partition=preemptable", "launcher.parallel=1"]
-    waiting = cnnexp_run(tmp_path, *long, *first, "sweep.on_error=stop", environment=slurm)
-    _, worker = _first_in_progress(tmp_path)
-    asked(["srun", "--partition=main", "--ntasks=2", "true"], slurm)
-    tying, _ = _first_in_progress(tmp_path, besides=[worker])
-    job = _job((tmp_path / "said.txt").read_text())
-    assert "Restarts=1" in asked(["scontrol", "show", "job", job], slurm)
-    again = cnnexp_run(tmp_path, *long, f"model.tying={tying}", environment=slurm, said="again.txt")
-    said = said_by(again, tmp_path, said="again.txt")
+    waiting = start_run(tmp_path, *long, *first, "sweep.on_error=stop", environment=slurm)
+    _, worker = _wait_for_any_worker(tmp_path)
+    query(["srun", "--partition=main", "--ntasks=2", "true"], slurm)
+    tying, _ = _wait_for_any_worker(tmp_path, exclude=[worker])
+    job = _job((tmp_path / "run.txt").read_text())
+    assert "Restarts=1" in query(["scontrol", "show", "job", job], slurm)
+    again = start_run(tmp_path, *long, f"model.tying={tying}", environment=slurm, log="again.txt")
+    said = wait_for_exit(again, tmp_path, log="again.txt")
     assert said.endswith("not submitted: 2 runs that other workers are training\n")
 
     # That ends the array as `scancel` does, and the task that is at work as interrupted.
     _fails(tmp_path, next(other for other in TYINGS if other != tying))
-    assert "of 4 runs failed (broken on purpose" in said_by(waiting, tmp_path, code=1)
-    until(lambda: not _tasks(slurm, job), "the end of the job")
-    assert states(tmp_path)[f"{tying} 0"]["status"] == "interrupted"
+    assert "of 4 runs failed (broken on purpose" in wait_for_exit(waiting, tmp_path, code=1)
+    wait_until(lambda: not _tasks(slurm, job), "the end of the job")
+    assert read_states(tmp_path)[f"{tying} 0"]["status"] == "interrupted"
     assert list((tmp_path / "results" / "sweep" / "leases").iterdir()) == []
 
 
@@ -114,46 +112,48 @@ def test_tasks_outlive_the_command_and_share_the_store_with_a_local_worker(
     slurm: dict[str, str], tmp_path: Path
 ) -> None:
     launch = ["launcher=slurm", "launcher.wait=true", "launcher.parallel=1"]
-    waiting = cnnexp_run(tmp_path, *SWEEP, *launch, environment=slurm, said="waiting.txt")
-    _first_in_progress(tmp_path)
-    here = cnnexp_run(tmp_path, *SWEEP)
+    waiting = start_run(tmp_path, *SWEEP, *launch, environment=slurm, log="waiting.txt")
+    _wait_for_any_worker(tmp_path)
+    here = start_run(tmp_path, *SWEEP)
     waiting.send_signal(signal.SIGINT)
-    said = said_by(waiting, tmp_path, code=130, said="waiting.txt")
+    said = wait_for_exit(waiting, tmp_path, code=130, log="waiting.txt")
     assert (
         f"Slurm job {_job(said)} continues without this command\n\ncnnexp: interrupted; run the same" in said
     )
     workers: dict[str, set[int]] = {}
     while here.poll() is None:
-        for name, state in states(tmp_path).items():
+        for name, state in read_states(tmp_path).items():
             if state["status"] != "starting":  # its folder is there, but no status yet
                 workers.setdefault(name, set()).add(state["pid"])
-    said_by(here, tmp_path)
-    until(lambda: not _tasks(slurm, _job(said)), "the end of the job")
+    wait_for_exit(here, tmp_path)
+    wait_until(lambda: not _tasks(slurm, _job(said)), "the end of the job")
     assert [len(pids) for pids in workers.values()] == [1] * 4  # each run was trained once,
     assert {here.pid} < set.union(*workers.values())  # some here, some there
-    assert {(state["status"], state["rows"]) for state in states(tmp_path).values()} == {("finished", 17)}
+    assert {(state["status"], state["rows"]) for state in read_states(tmp_path).values()} == {
+        ("finished", 17)
+    }
 
 
 @pytest.mark.slow
 def test_processes_find_one_another_under_srun(slurm: dict[str, str], tmp_path: Path) -> None:
     sweep = [*SMALL_SWEEP, "name=sweep"]
     together, alone = tmp_path / "together", tmp_path / "alone"
-    there = cnnexp_run(
+    there = start_run(
         together,
         *[*sweep, "train.parallel=data", "launcher.coordinator=auto"],
         environment=slurm,
-        by=["srun", "--ntasks=2"],
+        wrapper=["srun", "--ntasks=2"],
     )
-    here = cnnexp_run(alone, *sweep)
-    assert "1/1 run" in said_by(there, together)
-    said_by(here, alone)
-    assert largest_difference(together, alone) <= 1e-5
+    here = start_run(alone, *sweep)
+    assert "1/1 run" in wait_for_exit(there, together)
+    wait_for_exit(here, alone)
+    assert compute_largest_difference(together, alone) <= 1e-5
 
 
 @pytest.mark.slow
 def test_what_slurm_says_against_a_job_is_one_line(slurm: dict[str, str], tmp_path: Path) -> None:
-    sent = cnnexp_run(tmp_path, *SWEEP, "launcher=slurm", "launcher.partition=nowhere", environment=slurm)
-    said = said_by(sent, tmp_path, code=2)
+    sent = start_run(tmp_path, *SWEEP, "launcher=slurm", "launcher.partition=nowhere", environment=slurm)
+    said = wait_for_exit(sent, tmp_path, code=2)
     assert said == "cnnexp: launcher=slurm: Batch job submission failed: Invalid partition name specified\n"
 
 
@@ -185,42 +185,42 @@ def test_a_search_waits_for_its_results(run: Any, capsys: pytest.CaptureFixture)
 
 
 def test_no_local_slurm_has_no_status(tmp_path: Path) -> None:
-    asked = subprocess.run([LOCAL_SLURM, "status", "--dir", tmp_path], capture_output=True, text=True)
-    assert (asked.returncode, asked.stdout) == (1, "local_slurm: not running\n")
+    status = subprocess.run([LOCAL_SLURM, "status", "--dir", tmp_path], capture_output=True, text=True)
+    assert (status.returncode, status.stdout) == (1, "local_slurm: not running\n")
 
 
 def _folder(slurm: dict[str, str]) -> Path:
     return Path(slurm["SLURM_CONF"]).parent
 
 
-def _job(said: str) -> str:
-    return said.partition("Slurm job ")[2].partition(":")[0]
+def _job(log: str) -> str:
+    return log.partition("Slurm job ")[2].partition(":")[0]
 
 
 def _tasks(slurm: dict[str, str], job: str) -> str:
-    return asked(["squeue", "--noheader", "--jobs", job], slurm)
+    return query(["squeue", "--noheader", "--jobs", job], slurm)
 
 
 def _node_dies(slurm: dict[str, str], workers: list[int]) -> None:
     """End all that Slurm has on the node, and only then bring it back."""
     os.kill(int((_folder(slurm) / "slurmd.pid").read_text()), signal.SIGKILL)
     down = ["scontrol", "update", f"NodeName={socket.gethostname()}", "Reason=dead"]
-    asked([*down, "State=DOWN"], slurm)
+    query([*down, "State=DOWN"], slurm)
     for worker in workers:
         os.kill(worker, signal.SIGKILL)
     log = _folder(slurm) / "log" / "slurmd.log"
     subprocess.run([SLURMD, "-f", slurm["SLURM_CONF"], "-L", log], check=True)
-    asked([*down, "State=RESUME"], slurm)
+    query([*down, "State=RESUME"], slurm)
 
 
-def _first_in_progress(folder: Path, besides: Iterable[int] = ()) -> tuple[str, int]:
-    """The tying whose runs are being trained, and by which process."""
+def _wait_for_any_worker(folder: Path, exclude: Iterable[int] = ()) -> tuple[str, int]:
+    """Wait until a task trains both runs of a tying, and return the tying and the process."""
 
-    def found() -> tuple[str, int] | None:
-        workers = ((tying, in_progress(folder, tying, besides)()) for tying in TYINGS)
+    def find() -> tuple[str, int] | None:
+        workers = ((tying, find_worker(folder, tying, exclude)) for tying in TYINGS)
         return next(((tying, worker) for tying, worker in workers if worker), None)
 
-    return until(found, "a task's runs")
+    return wait_until(find, "a task's runs")
 
 
 def _fails(folder: Path, tying: str) -> None:

@@ -22,7 +22,7 @@ from cnnexp.tracking.mirror import Mirror
 from cnnexp.tracking.mirror_process import describe_error
 from cnnexp.tracking.target import CLIENT_MODES, LABEL_LIMIT, NAME_LIMIT, Target, resolve_mode, shorten
 from cnnexp.tracking.wandb_run import cell_name
-from tests.clusters import cnnexp_run, said_by, states
+from tests.clusters import read_states, start_run, wait_for_exit
 from tests.conftest import SMALL_SWEEP, Configure
 from tests.fakes.wandb_server import KEY, refuse_too_long
 from tests.integration.test_slurm import slurm  # noqa: F401
@@ -239,8 +239,8 @@ def test_secrets_of_an_address_are_never_printed(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.timeout(300)
 def test_workers_of_ray_import_installed_packages(tmp_path: Path) -> None:
     mark = own_modules(tmp_path)
-    said_by(cnnexp_run(tmp_path, *SMALL_SWEEP, "launcher=ray", "name=sweep"), tmp_path)
-    assert {state["status"] for state in states(tmp_path).values()} == {"finished"}
+    wait_for_exit(start_run(tmp_path, *SMALL_SWEEP, "launcher=ray", "name=sweep"), tmp_path)
+    assert {state["status"] for state in read_states(tmp_path).values()} == {"finished"}
     assert not mark.exists()
 
 
@@ -249,6 +249,6 @@ def test_workers_of_ray_import_installed_packages(tmp_path: Path) -> None:
 def test_tasks_of_slurm_import_installed_packages(slurm: dict[str, str], tmp_path: Path) -> None:  # noqa: F811
     mark = own_modules(tmp_path)
     launch = ["launcher=slurm", "launcher.wait=true", "launcher.time=2", "launcher.signal_seconds=10"]
-    said_by(cnnexp_run(tmp_path, *SMALL_SWEEP, *launch, "name=sweep", environment=slurm), tmp_path)
-    assert {state["status"] for state in states(tmp_path).values()} == {"finished"}
+    wait_for_exit(start_run(tmp_path, *SMALL_SWEEP, *launch, "name=sweep", environment=slurm), tmp_path)
+    assert {state["status"] for state in read_states(tmp_path).values()} == {"finished"}
     assert not mark.exists()

@@ -17,7 +17,7 @@ from cnnexp.data.loading import load_images
 from cnnexp.sweep.devices import NUMERICS, pin_numerics
 from cnnexp.sweep.provenance import product_precision
 from cnnexp.training.loop import StackTrainer
-from tests.clusters import cnnexp_run, largest_difference, said_by
+from tests.clusters import compute_largest_difference, start_run, wait_for_exit
 from tests.conftest import SMALL_SWEEP, Configure
 
 OTHER = {  # for each flag another value that JAX takes
@@ -54,11 +54,11 @@ ENVIRONMENTS = [
 def test_no_environment_changes_a_result(tmp_path: Path) -> None:
     sweep = [*SMALL_SWEEP, "name=sweep", "data.pixel_noise=0.1", "data.crop=1"]
     plain = tmp_path / "plain"
-    said_by(cnnexp_run(plain, *sweep), plain)
+    wait_for_exit(start_run(plain, *sweep), plain)
     for number, environment in enumerate(ENVIRONMENTS):
         other = tmp_path / str(number)
-        said_by(cnnexp_run(other, *sweep, environment=environment), other)
-        assert largest_difference(plain, other) == 0
+        wait_for_exit(start_run(other, *sweep, environment=environment), other)
+        assert compute_largest_difference(plain, other) == 0
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
