@@ -106,20 +106,20 @@ class OptunaSweeper(Sweeper):
 
     def _check(self) -> None:
         """Refuse values that Optuna would not refuse in a line."""
-        from cnnexp.core.errors import UsageError, as_typed, suggestion
+        from cnnexp.core.errors import UsageError, format_value, suggestion
 
         for key in ("n_trials", "n_jobs"):
             value = getattr(self, key)
             if type(value) is not int or value < 1:
                 raise UsageError(
-                    f"hydra.sweeper.{key}={as_typed(value)}: must be a whole number of at least 1"
+                    f"hydra.sweeper.{key}={format_value(value)}: must be a whole number of at least 1"
                 )
         if self.direction not in DIRECTIONS:
             raise UsageError(
                 f"hydra.sweeper.direction={self.direction}: {suggestion(self.direction, DIRECTIONS)}"
             )
         if not isinstance(self.sampler, DictConfig):
-            given = f"hydra.sweeper.sampler={as_typed(self.sampler)}"
+            given = f"hydra.sweeper.sampler={format_value(self.sampler)}"
             raise UsageError(f"{given}: must be a mapping with _target_, such as optuna.samplers.TPESampler")
 
     def _batch(

@@ -9,11 +9,11 @@ import pandas as pd
 from cnnexp.analysis.dataframe import config_keys, normalize_value
 from cnnexp.analysis.statistics import CONFIDENCE, Interval, interval
 from cnnexp.analysis.tables import METRICS, format_key, format_percent, format_value
-from cnnexp.config.data import NOT_IDENTITY, DataSection
+from cnnexp.config.data import STORAGE_KEYS, DataSection
 
 METRIC, MOVED, LEVEL = "metric", "moved", "change/confidence"  # columns
 # Keys that say what is done to the images of a data set, or to how many of them.
-CONDITION_KEYS = {*DataSection.model_fields, *NOT_IDENTITY}
+CONDITION_KEYS = {*DataSection.model_fields, *STORAGE_KEYS}
 
 
 def compare_sweeps(one: pd.DataFrame, other: pd.DataFrame, tuned: Collection[str] = ()) -> pd.DataFrame:

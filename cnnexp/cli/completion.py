@@ -134,11 +134,13 @@ def complete_override(word: str, before: Sequence[str], config_dir: Path | None)
 
 
 def _keys(word: str, chosen: dict[str, str]) -> list[str]:
-    from cnnexp.config import SECTIONS, RunConfig, section_class
+    from cnnexp.config import SECTIONS, RunConfig, find_section_class
 
     section, dot, _ = word.partition(".")
     if dot and section in SECTIONS:
-        return [f"{section}.{key}=" for key in section_class(section, _name(section, chosen)).model_fields]
+        return [
+            f"{section}.{key}=" for key in find_section_class(section, _name(section, chosen)).model_fields
+        ]
     top = [key for key in RunConfig.model_fields if key not in SECTIONS]
     keys = dict.fromkeys([*SECTIONS, *GROUPS_WITHOUT_SECTION, *top])
     return [*(f"{key}=" for key in keys), *(f"{section}." for section in SECTIONS), *HYDRA]
@@ -149,8 +151,8 @@ def _name(section: str, chosen: dict[str, str]) -> str:
 
 
 def _values(key: str, folders: Iterable[Path], chosen: dict[str, str]) -> list[str]:
-    from cnnexp.config import SECTIONS, section_class
-    from cnnexp.config.describe import annotation_of, named_values
+    from cnnexp.config import SECTIONS, find_section_class
+    from cnnexp.config.describe import bounded_annotation, list_named_values
 
     if key in (*SECTIONS, *GROUPS_WITHOUT_SECTION):
         return _group_names(key, folders)
@@ -159,8 +161,8 @@ def _values(key: str, folders: Iterable[Path], chosen: dict[str, str]) -> list[s
     section, _, name = key.partition(".")
     if section not in SECTIONS:
         return []
-    field = section_class(section, _name(section, chosen)).model_fields.get(name)
-    values = named_values(annotation_of(field)) if field else []
+    field = find_section_class(section, _name(section, chosen)).model_fields.get(name)
+    values = list_named_values(bounded_annotation(field)) if field else []
     return list(dict.fromkeys(value for value in values if "(" not in value))  # a shell reads brackets itself
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnexp.config import SECTIONS, RunConfig, section_class
+from cnnexp.config import SECTIONS, RunConfig, find_section_class
 from cnnexp.config.describe import KeyDescription, describe_keys, section_summary
-from cnnexp.core.errors import as_typed
+from cnnexp.core.errors import format_value
 from cnnexp.core.machine import packaged_folder
 from cnnexp.sweep.overrides import Groups
 
@@ -50,7 +50,7 @@ def print_keys(values: Mapping[str, Any], groups: Groups) -> None:
         _print_key(key.name, key, values.get(key.name), width)
     for section in SECTIONS:
         inner = values[section]
-        schema = section_class(section, str(inner.get("name", "")))
+        schema = find_section_class(section, str(inner.get("name", "")))
         print()
         print(_wrapped(f"{section.upper()}  {section_summary(schema)}", width, "", "  "))
         for key in describe_keys(schema):
@@ -81,7 +81,7 @@ def _comments(file: Path) -> Iterator[str]:
 
 
 def _print_key(name: str, key: KeyDescription, value: Any, width: int) -> None:
-    print(_wrapped(f"{name}={as_typed(value)}    ({key.allowed})", width, "  ", "      "))
+    print(_wrapped(f"{name}={format_value(value)}    ({key.allowed})", width, "  ", "      "))
     print(_wrapped(key.explanation, width, "      ", "      "))
 
 

@@ -8,7 +8,7 @@ import click
 from cnnexp.cli.commands import Group
 from cnnexp.cli.options import version_option
 from cnnexp.core.errors import UsageError
-from cnnexp.core.terminal import CLOSED_PIPE, DISK_ERROR, disk_line, is_of_disk, prepare_terminal
+from cnnexp.core.terminal import CLOSED_PIPE, DISK_ERROR, describe_disk_error, is_disk_error, prepare_terminal
 
 USAGE_ERROR, FAILED, INTERRUPTED = 2, 1, 130
 RESUME = "run the same command again to resume"
@@ -69,8 +69,8 @@ def main() -> None:
             raise
         code = CLOSED_PIPE
     except Exception as error:
-        if isinstance(error, OSError) and is_of_disk(error):
-            print(f"cnnexp: {disk_line(error)}", file=sys.stderr)
+        if isinstance(error, OSError) and is_disk_error(error):
+            print(f"cnnexp: {describe_disk_error(error)}", file=sys.stderr)
             _leave_other_processes(DISK_ERROR)
             sys.exit(DISK_ERROR)
         _leave_other_processes(FAILED, error)

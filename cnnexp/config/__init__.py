@@ -13,7 +13,15 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from cnnexp.config.data import DATA_VARIANTS, LEVELS, NOT_IDENTITY, OTHER, WHERE, Data, Digits
+from cnnexp.config.data import (
+    DATA_VARIANTS,
+    STORAGE_KEYS,
+    STRENGTH_KEYS,
+    TFDS_VARIANT,
+    TRACED_OPTIONS,
+    Data,
+    Digits,
+)
 from cnnexp.config.describe import describe_requirement, most_specific_errors
 from cnnexp.config.execution import LAUNCHER_VARIANTS, Launcher, LocalLauncher, Sweep, Tracking
 from cnnexp.config.sections import (
@@ -26,7 +34,7 @@ from cnnexp.config.sections import (
     SimpleCNN,
     Train,
 )
-from cnnexp.core.errors import UsageError, nearest_name, suggestion, value_text
+from cnnexp.core.errors import UsageError, nearest_name, shorten_value, suggestion
 
 RESULT_FORMAT = 4  # part of a run's identity: raise it when the same configuration gives other numbers
 
@@ -45,18 +53,18 @@ SECTIONS: dict[str, type[Section]] = {
     "launcher": LocalLauncher,
 }
 # Keys that came after the first results were kept: where they are null they are no part of a run's identity.
-LATER: dict[str, tuple[str, ...]] = {
+OMITTED_IF_NULL: dict[str, tuple[str, ...]] = {
     "model": ("threshold",),
     "optim": ("l1", "l1_threshold"),
     "train": ("share_every", "tied_steps"),
 }
 # How a run is carried out, not what comes out of it.
-CARRIED_OUT: dict[str, tuple[str, ...]] = {"data": NOT_IDENTITY, "train": ("parallel", "profile")}
+EXECUTION_KEYS: dict[str, tuple[str, ...]] = {"data": STORAGE_KEYS, "train": ("parallel", "profile")}
 # Traced values: runs that differ only in their seed, their subset and these share one program.
-TRACED: dict[str, tuple[str, ...]] = {
+TRACED_KEYS: dict[str, tuple[str, ...]] = {
     "optim": ("learning_rate", "weight_decay", "momentum", "l1", "l1_threshold"),
     "train": ("label_smoothing", "share_every", "tied_steps"),
-    "data": (*LEVELS, *WHERE),
+    "data": (*STRENGTH_KEYS, *TRACED_OPTIONS),
 }
 Model = Annotated[SimpleCNN | MLP, Field(discriminator="name")]
 
@@ -88,10 +96,10 @@ class RunConfig(Section):
     def identity(self) -> dict[str, Any]:
         """Return all that decides the run's result, and nothing else."""
         values = self.model_dump(include={"seed", "model", "data", "optim", "train"})
-        for section, keys in CARRIED_OUT.items():
+        for section, keys in EXECUTION_KEYS.items():
             for key in keys:
                 values[section].pop(key, None)
-        for section, keys in LATER.items():
+        for section, keys in OMITTED_IF_NULL.items():
             for key in keys:
                 if values[section][key] is None:
                     del values[section][key]
@@ -143,17 +151,17 @@ def default_values(section: type[Section]) -> dict[str, Any]:
     }
 
 
-def keys_of(section: str, values: Mapping[str, Any]) -> list[str]:
+def list_keys(section: str, values: Mapping[str, Any]) -> list[str]:
     """Return the keys allowed in a section ("" is the top level), given the names chosen in `values`."""
     if not section:
         return list(RunConfig.model_fields)
     if section not in SECTIONS:
         return []
     name = (values.get(section) or {}).get("name", "")
-    return list(section_class(section, name).model_fields)
+    return list(find_section_class(section, name).model_fields)
 
 
-def section_class(section: str, name: str = "") -> type[Section]:
+def find_section_class(section: str, name: str = "") -> type[Section]:
     """Return the schema of a section.
 
     Args:
@@ -161,20 +169,20 @@ def section_class(section: str, name: str = "") -> type[Section]:
         name: that was chosen in it; any name of a data set that is not one of ours is a set of TFDS.
     """
     variants = VARIANTS.get(section, {})
-    return variants.get(name) or (variants.get(OTHER) if name else None) or SECTIONS[section]
+    return variants.get(name) or (variants.get(TFDS_VARIANT) if name else None) or SECTIONS[section]
 
 
-def unknown_key(key: str, values: Mapping[str, Any]) -> UsageError:
+def make_unknown_key_error(key: str, values: Mapping[str, Any]) -> UsageError:
     """Return the error for a dotted key that does not exist."""
     section, _, name = key.rpartition(".")
-    allowed = keys_of(section, values)
+    allowed = list_keys(section, values)
     if not allowed:
         outer, _, inner = section.rpartition(".")
-        if inner in keys_of(outer, values):
+        if inner in list_keys(outer, values):
             return UsageError(f"{key}: no such key; {section} is a value and has no keys")
-        section, name, allowed = "", key.partition(".")[0], keys_of("", values)
+        section, name, allowed = "", key.partition(".")[0], list_keys("", values)
     if not section:
-        everywhere = {inner: f"{outer}.{inner}" for outer in SECTIONS for inner in keys_of(outer, values)}
+        everywhere = {inner: f"{outer}.{inner}" for outer in SECTIONS for inner in list_keys(outer, values)}
         nearest = nearest_name(name, [*allowed, *everywhere])
         if nearest in everywhere and nearest not in allowed:
             return UsageError(f"{key}: no such key; did you mean {everywhere[nearest]!r}?")
@@ -189,9 +197,9 @@ def _one_line(errors: list[ErrorDetails], values: Mapping[str, Any]) -> str:
     key_errors = [error for error in errors if _user_key(error["loc"]) == key]
     error = key_errors[0]
     if error["type"] == "extra_forbidden":
-        return str(unknown_key(key, values))
+        return str(make_unknown_key_error(key, values))
     if error["type"] == "union_tag_invalid":
-        name = value_text(values[key]["name"])
+        name = shorten_value(values[key]["name"])
         return f"{key}.name={name}: {suggestion(name, VARIANTS[key])}"
     if error["type"] in ("missing", "union_tag_not_found") or error["input"] == "???":
         return f"{key}: a value is missing"
@@ -200,7 +208,7 @@ def _one_line(errors: list[ErrorDetails], values: Mapping[str, Any]) -> str:
     value = _value_of(key, values)
     key_depth = 3 if error["loc"][0] in VARIANTS else 2
     requirement = describe_requirement(key, value, most_specific_errors(key_errors, key_depth))
-    return f"{key}={value_text(value)}: {requirement}"
+    return f"{key}={shorten_value(value)}: {requirement}"
 
 
 def _unknown_data_set(values: Mapping[str, Any]) -> str | None:
@@ -211,7 +219,7 @@ def _unknown_data_set(values: Mapping[str, Any]) -> str | None:
     name = data.get("name")
     if not isinstance(name, str) or name in DATA_VARIANTS:
         return None
-    names = [name for name in DATA_VARIANTS if name != OTHER]
+    names = [name for name in DATA_VARIANTS if name != TFDS_VARIANT]
     return f"data.name={name}: {suggestion(name, names)}; a set of TFDS: data=tfds data.name=NAME"
 
 

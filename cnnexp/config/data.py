@@ -247,20 +247,20 @@ class TFDSImages(DataSection):
     batch_size: Size = Field(default=128, description=BATCH_SIZE)
 
 
-OTHER = "tfds"  # what every name is that is not one of a variant
+TFDS_VARIANT = "tfds"  # what every name is that is not one of a variant
 DATA_VARIANTS: dict[str, type[DataSection]] = {
     "digits": Digits,
     "signal_distribution": SignalDistribution,
     "channel_norm": ChannelNorm,
     "k_patterns": KPatterns,
     "mnist1d": MNIST1D,
-    OTHER: TFDSImages,
+    TFDS_VARIANT: TFDSImages,
 }
 
 
 def _variant(value: object) -> str | None:
     name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
-    return name if name is None or (isinstance(name, str) and name in DATA_VARIANTS) else OTHER
+    return name if name is None or (isinstance(name, str) and name in DATA_VARIANTS) else TFDS_VARIANT
 
 
 Data = Annotated[
@@ -269,26 +269,26 @@ Data = Annotated[
     | Annotated[ChannelNorm, Tag("channel_norm")]
     | Annotated[KPatterns, Tag("k_patterns")]
     | Annotated[MNIST1D, Tag("mnist1d")]
-    | Annotated[TFDSImages, Tag(OTHER)],
+    | Annotated[TFDSImages, Tag(TFDS_VARIANT)],
     Discriminator(_variant),
 ]
 # Numbers that are traced: a program serves all their levels. Whether there is any of what they measure is
 # a part of the program, except for `block` and `corrupt`, which say how and where.
-CORRUPTIONS = ("resolution", "image_noise", "shift", "pixel_noise", "salt_and_pepper")
-ON_TRAINING = ("label_noise", "crop", "flip")  # whatever `corrupt` says
-LEVELS = CORRUPTIONS + ON_TRAINING
-WHERE = ("block", "corrupt")
-NOT_IDENTITY = ("data_dir", "stream")  # where the images lie does not change them
+IMAGE_CORRUPTIONS = ("resolution", "image_noise", "shift", "pixel_noise", "salt_and_pepper")
+TRAINING_CORRUPTIONS = ("label_noise", "crop", "flip")  # whatever `corrupt` says
+STRENGTH_KEYS = IMAGE_CORRUPTIONS + TRAINING_CORRUPTIONS
+TRACED_OPTIONS = ("block", "corrupt")
+STORAGE_KEYS = ("data_dir", "stream")  # where the images lie does not change them
 
 
 def corruption_summary(data: DataSection) -> dict[str, float | int | str]:
     """Return the corruptions of each split under the names they have in a summary."""
-    done = {key: getattr(data, key) for key in LEVELS if getattr(data, key)}
+    done = {key: getattr(data, key) for key in STRENGTH_KEYS if getattr(data, key)}
     if data.permutation != "none":
         done |= {"permutation": data.permutation, "block": data.block}
     splits = {"train": ["train"], "test": ["test"], "both": ["train", "test"]}[data.corrupt]
     return {
         f"corruption/{split}/{key}": value
         for key, value in done.items()
-        for split in (["train"] if key in ON_TRAINING else splits)
+        for split in (["train"] if key in TRAINING_CORRUPTIONS else splits)
     }

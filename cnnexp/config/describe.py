@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from cnnexp.config.sections import AllowedText, BiasText, Section, TyingText
-from cnnexp.core.errors import as_typed, suggestion, value_text
+from cnnexp.core.errors import format_value, shorten_value, suggestion
 from cnnexp.nn.tying import BIAS_NAMES, TYING_NAMES
 
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
@@ -40,8 +40,10 @@ def describe_keys(section: type[Section], keys: Sequence[str] | None = None) -> 
     return [
         KeyDescription(
             name=name,
-            default="???" if field.is_required() else as_typed(field.get_default(call_default_factory=True)),
-            allowed=allowed_text(annotation_of(field)),
+            default="???"
+            if field.is_required()
+            else format_value(field.get_default(call_default_factory=True)),
+            allowed=allowed_text(bounded_annotation(field)),
             explanation=field.description or "",
         )
         for name, field in fields
@@ -54,7 +56,7 @@ def section_summary(section: type[Section]) -> str:
     return " ".join(inspect.cleandoc(section.__doc__ or "").partition("\n\n")[0].split())
 
 
-def annotation_of(field: FieldInfo) -> Any:
+def bounded_annotation(field: FieldInfo) -> Any:
     """Return the type of a key with its bounds."""
     return Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
 
@@ -70,7 +72,7 @@ def allowed_text(kind: Any) -> str:
     if words := next((item.text for item in metadata if isinstance(item, AllowedText)), None):
         return words
     if get_origin(kind) is Literal or kind in (bool, type(None)):
-        return ", ".join(named_values(kind))
+        return ", ".join(list_named_values(kind))
     if get_origin(kind) in (Union, UnionType):
         return " or ".join(map(allowed_text, get_args(kind)))
     if get_origin(kind) is list:
@@ -86,10 +88,10 @@ def allowed_text(kind: Any) -> str:
     return " ".join([TYPES[kind], " and ".join(bounds)]).strip()
 
 
-def named_values(kind: Any) -> list[str]:
+def list_named_values(kind: Any) -> list[str]:
     """Return the values that a type names one by one, as they are typed.
 
-    >>> named_values(bool | None)
+    >>> list_named_values(bool | None)
     ['true', 'false', 'null']
     """
     for text, names in ((TyingText, TYING_NAMES), (BiasText, BIAS_NAMES)):
@@ -102,8 +104,8 @@ def named_values(kind: Any) -> list[str]:
     if get_origin(kind) is Literal:
         return list(map(str, get_args(kind)))
     if get_origin(kind) in (Union, UnionType):
-        return [value for member in get_args(kind) for value in named_values(member)]
-    return named_values(get_args(kind)[0]) if get_origin(kind) is Annotated else []
+        return [value for member in get_args(kind) for value in list_named_values(member)]
+    return list_named_values(get_args(kind)[0]) if get_origin(kind) is Annotated else []
 
 
 def _split(kind: Any) -> tuple[Any, list[Any]]:
@@ -173,7 +175,7 @@ def describe_requirement(key: str, typed: object, errors: Sequence[ErrorDetails]
     """Say what a key demands that its value is not: `must be at least 1 (got 0)`."""
     error = errors[0]
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
-    got = f" (got {value_text(value)})"
+    got = f" (got {shorten_value(value)})"
     if kind in ("tying", "folder"):
         return error["msg"]
     if kind == "literal_error":

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from cnnexp.config.sections import AllowedText, Count, Positive, Section, Size, Text
-from cnnexp.core.errors import as_typed
+from cnnexp.core.errors import format_value
 
-SIGNAL_EARLY = 30  # seconds: Slurm looks twice a minute which signals are due
+SIGNAL_EARLY_SECONDS = 30  # seconds: Slurm looks twice a minute which signals are due
 Flag = str | int | float | bool
 
 
@@ -75,7 +75,7 @@ class Tracking(Section):
         return self
 
 
-def minutes_of(time: int | str) -> int:
+def parse_minutes(time: int | str) -> int:
     """Slurm's time limits in minutes, rounded up: minutes, `M:SS`, `H:MM:SS`, `D-HH`, `D-HH:MM:SS`.
 
     Raises:
@@ -108,7 +108,7 @@ def _coordinator(address: str) -> str:
 
 
 def _time(time: int | str) -> int | str:
-    minutes_of(time)
+    parse_minutes(time)
     return time
 
 
@@ -132,11 +132,12 @@ class LocalLauncher(Section):
 
     @model_validator(mode="after")
     def _all_or_none(self) -> "LocalLauncher":
-        typed = self.coordinator not in (None, "auto")
-        if any((value is not None) != typed for value in (self.processes, self.process)):
-            given = f"launcher.processes={as_typed(self.processes)} launcher.process={as_typed(self.process)}"
-            raise ValueError(f"{given}: belong to launcher.coordinator=HOST:PORT; auto finds them out itself")
-        if typed and (self.process or 0) >= (self.processes or 1):
+        has_address = self.coordinator not in (None, "auto")
+        if any((value is not None) != has_address for value in (self.processes, self.process)):
+            processes, process = format_value(self.processes), format_value(self.process)
+            keys = f"launcher.processes={processes} launcher.process={process}"
+            raise ValueError(f"{keys}: belong to launcher.coordinator=HOST:PORT; auto finds them out itself")
+        if has_address and (self.process or 0) >= (self.processes or 1):
             raise ValueError(
                 f"launcher.process={self.process}: must be less than launcher.processes={self.processes}"
             )
@@ -203,11 +204,13 @@ class SlurmLauncher(Section):
 
     @model_validator(mode="after")
     def _signal_after_the_start(self) -> "SlurmLauncher":
-        most = 60 * minutes_of(self.time) - SIGNAL_EARLY
-        if self.signal_seconds >= most:
-            given = f"launcher.signal_seconds={self.signal_seconds} launcher.time={self.time}"
-            early = f"Slurm may send the signal {SIGNAL_EARLY} s earlier, and a task must have begun by then"
-            raise ValueError(f"{given}: allowed: less than {most} s, or more time: {early}")
+        longest = 60 * parse_minutes(self.time) - SIGNAL_EARLY_SECONDS
+        if self.signal_seconds >= longest:
+            keys = f"launcher.signal_seconds={self.signal_seconds} launcher.time={self.time}"
+            reason = (
+                f"Slurm may send the signal {SIGNAL_EARLY_SECONDS} s early, when the task must have begun"
+            )
+            raise ValueError(f"{keys}: with this time, signal_seconds must be less than {longest} ({reason})")
         return self
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from cnnexp.core.errors import as_typed, suggestion
+from cnnexp.core.errors import format_value, suggestion
 from cnnexp.nn.geometry import Connectivity, Padding, Pool
 from cnnexp.nn.tying import BIAS_NAMES, TYING_NAMES, Tying, bias_tying
 
@@ -105,7 +105,7 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _one_threshold(self) -> "ModelSection":
         if (self.activation == "shrink") == (self.threshold is None):
-            given = f"model.activation={self.activation} model.threshold={as_typed(self.threshold)}"
+            given = f"model.activation={self.activation} model.threshold={format_value(self.threshold)}"
             raise ValueError(f"{given}: a threshold belongs to shrink; set both, or neither")
         return self
 
@@ -293,6 +293,6 @@ class Train(Section):
     @model_validator(mode="after")
     def _one_duration(self) -> "Train":
         if (self.epochs is None) == (self.steps is None):
-            given = f"train.epochs={as_typed(self.epochs)} train.steps={as_typed(self.steps)}"
+            given = f"train.epochs={format_value(self.epochs)} train.steps={format_value(self.steps)}"
             raise ValueError(f"{given}: a run lasts either epochs or steps; set one, null the other")
         return self

@@ -28,22 +28,22 @@ def suggestion(value: object, allowed: Iterable[str]) -> str:
     return f"{meant}allowed: {', '.join(shown)}"
 
 
-def as_typed(value: object) -> str:
+def format_value(value: object) -> str:
     """Return a value as a person types it, not as Python prints it.
 
-    >>> as_typed([1, None, True])
+    >>> format_value([1, None, True])
     '[1,null,true]'
     """
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{as_typed(one)}" for key, one in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{format_value(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(as_typed, value))}]"
+        return f"[{','.join(map(format_value, value))}]"
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
-def value_text(value: object) -> str:
+def shorten_value(value: object) -> str:
     """Return a value as a person types it, cut where it is too long for a line."""
-    text = as_typed(value)
+    text = format_value(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 

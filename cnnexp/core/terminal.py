@@ -51,12 +51,12 @@ def _as_utf8(argument: str) -> bytes:
     return typed
 
 
-def is_of_disk(error: OSError) -> bool:
+def is_disk_error(error: OSError) -> bool:
     """Return whether an error is the file system's: a full or read-only disk, a name that is too long."""
     return error.errno in ADVICE
 
 
-def disk_line(error: OSError) -> str:
+def describe_disk_error(error: OSError) -> str:
     """Return one line about an error of the disk: what is safe, and how to resume."""
     assert error.errno is not None
     where = f"{os.fspath(error.filename)}: " if isinstance(error.filename, str | os.PathLike) else ""

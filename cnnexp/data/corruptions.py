@@ -180,7 +180,7 @@ class Corruptions:
             ids = image_ids if data.permutation == "per_image" else jnp.zeros(1, jnp.int32)
             permutation = block_permutation(self._keys["permutation"], ids, strengths.block, height, width)
             place = jnp.where(on, permutation, place)
-        source = Places(place // width, place % width, jnp.ones((1, 1), bool))
+        source = PixelSources(place // width, place % width, jnp.ones((1, 1), bool))
         if data.shift:
             keys = jax.vmap(partial(random.fold_in, self._keys["shift"]))(image_ids)
             source = source.shift(jnp.where(on, _moves(keys, strengths.shift), 0), height, width)
@@ -199,7 +199,7 @@ class Corruptions:
         return jnp.where(source.inside[..., None], gathered, 0).reshape(images.shape)
 
 
-class Places(NamedTuple):
+class PixelSources(NamedTuple):
     """The pixel of the original image that each pixel is taken from.
 
     Attributes:
@@ -212,13 +212,13 @@ class Places(NamedTuple):
     column: Int[Array, "#b hw"]
     inside: Bool[Array, "#b #hw"]
 
-    def shift(self, moves: Int[Array, "b 2"], height: int, width: int) -> "Places":
+    def shift(self, moves: Int[Array, "b 2"], height: int, width: int) -> "PixelSources":
         """Move the image down and to the right."""
         row, column = self.row - moves[:, :1], self.column - moves[:, 1:]
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        return Places(row.clip(0, height - 1), column.clip(0, width - 1), self.inside & inside)
+        return PixelSources(row.clip(0, height - 1), column.clip(0, width - 1), self.inside & inside)
 
-    def mirror(self, mirrored: Bool[Array, " b"], width: int) -> "Places":
+    def mirror(self, mirrored: Bool[Array, " b"], width: int) -> "PixelSources":
         """Mirror left and right where `mirrored`."""
         return self._replace(column=jnp.where(mirrored[:, None], width - 1 - self.column, self.column))
 

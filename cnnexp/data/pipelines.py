@@ -69,7 +69,7 @@ class InMemory(NamedTuple):
             return RawBatch(images.validation_images[places], images.validation_labels[places], image_ids)
         return RawBatch(images.train_images[places], images.train_labels[places], places)
 
-    def places(self, split: str) -> tuple[Integers, Integers]:
+    def evaluation_indices(self, split: str) -> tuple[Integers, Integers]:
         """Return the places that an evaluation reads, and how many of them count, from the first on."""
         if split == "train":
             return self.subset, self.train_size

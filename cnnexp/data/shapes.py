@@ -13,7 +13,7 @@ from cnnexp.config.data import (
     SyntheticTask,
     TFDSImages,
 )
-from cnnexp.core.errors import UsageError, as_typed
+from cnnexp.core.errors import UsageError, format_value
 from cnnexp.core.machine import machine_memory_text, total_memory
 from cnnexp.core.text import short_number
 from cnnexp.data.images import DataShape
@@ -194,4 +194,4 @@ def _check_signals(data: MNIST1D) -> None:
             f"data.translation={data.translation}: more places than a signal has; allowed: 1 to {points}"
         )
     if data.padding[0] > data.padding[1]:
-        raise UsageError(f"data.padding={as_typed(data.padding)}: must be [MINIMUM,MAXIMUM]")
+        raise UsageError(f"data.padding={format_value(data.padding)}: must be [MINIMUM,MAXIMUM]")

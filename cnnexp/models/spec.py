@@ -10,7 +10,7 @@ from typing import Any
 
 from cnnexp.config import RunConfig
 from cnnexp.config.sections import MLP, Activation, DType, Lowering, SimpleCNN
-from cnnexp.core.errors import UsageError, as_typed
+from cnnexp.core.errors import UsageError, format_value
 from cnnexp.data.images import DataShape
 from cnnexp.data.shapes import infer_shape
 from cnnexp.models.matching import Widths, is_matched, match_widths
@@ -263,7 +263,7 @@ def _depth(model: SimpleCNN, keys: tuple[str, ...]) -> int:
     for key, length in lengths.items():
         if length != depth:
             raise UsageError(
-                f"model.{key}={as_typed(getattr(model, key))}: {length} values for {depth} layers; "
+                f"model.{key}={format_value(getattr(model, key))}: {length} values for {depth} layers; "
                 f"allowed: one value, or a list of {depth}"
             )
     return depth

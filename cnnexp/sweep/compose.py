@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 
 from cnnexp.config import parse
-from cnnexp.core.errors import UsageError, as_typed, value_text
+from cnnexp.core.errors import UsageError, format_value, shorten_value
 from cnnexp.sweep.points import COMMAND_LINE, Job
 
 
@@ -132,14 +132,16 @@ def searched_overrides(key: str, searched: Any) -> list[str]:
         UsageError: it is no mapping of keys to values.
     """
     if not isinstance(searched, Mapping):
-        raise UsageError(f"{key}={value_text(searched)}: must be a mapping of keys to the values to search")
+        raise UsageError(
+            f"{key}={shorten_value(searched)}: must be a mapping of keys to the values to search"
+        )
     overrides: list[str] = []
     for name, value in searched.items():
         if isinstance(value, Mapping):  # `params.optim.learning_rate=…` of the command line
             inner = searched_overrides(f"{key}.{name}", value)
             overrides += [f"{name}.{text}" for text in inner]
         else:
-            overrides.append(f"{name}={as_typed(value)}")
+            overrides.append(f"{name}={format_value(value)}")
     return overrides
 
 

@@ -20,8 +20,8 @@ from hydra.core.override_parser.types import (
 )
 from hydra.errors import HydraException
 
-from cnnexp.config import unknown_key
-from cnnexp.core.errors import UsageError, as_typed, nearest_name, suggestion
+from cnnexp.config import make_unknown_key_error
+from cnnexp.core.errors import UsageError, format_value, nearest_name, suggestion
 from cnnexp.sweep.compose import quote_tyings
 
 SWEEPERS = ("cnnexp", "optuna")
@@ -138,7 +138,7 @@ def _explain_error(word: str, error: Exception) -> str:
     if key != key.strip() or value != value.lstrip():
         return f"write it without spaces around '=': {key.strip()}={value.strip()}"
     if not re.fullmatch(r"[+~]{0,2}[A-Za-z_][\w./@-]*", key, re.ASCII):
-        return str(unknown_key(key, {})).partition(": ")[2]
+        return str(make_unknown_key_error(key, {})).partition(": ")[2]
     if unclosed := _find_unclosed(value):
         return unclosed
     if match := re.fullmatch(r"([A-Za-z_]\w*)\((.*)\)", value):
@@ -213,7 +213,7 @@ def _has_values(sweep: RangeSweep) -> bool:
 def _check_names(word: str, override: Override, names: Sequence[str]) -> None:
     for name in _values(override):
         if not isinstance(name, str) or not name or name.startswith("_"):
-            raise UsageError(f"{word}: must be a name; {suggestion(as_typed(name), names)}")
+            raise UsageError(f"{word}: must be a name; {suggestion(format_value(name), names)}")
 
 
 def _values(override: Override) -> Iterator[Any]:
@@ -231,7 +231,7 @@ def _check_hydra(word: str, override: Override) -> None:
     key = override.key_or_group
     if key == "hydra/sweeper":
         if override.value() not in SWEEPERS:
-            raise UsageError(f"{word}: {suggestion(as_typed(override.value()), SWEEPERS)}")
+            raise UsageError(f"{word}: {suggestion(format_value(override.value()), SWEEPERS)}")
         return
     if key == "hydra.searchpath":
         _check_searchpath(word, override.value())
@@ -259,5 +259,5 @@ def _check_searchpath(word: str, value: Any) -> None:
         path = Path(str(entry).removeprefix("file://"))
         if not isinstance(entry, str) or not (entry.startswith("pkg://") or path.is_dir()):
             raise UsageError(
-                f"{word}: {as_typed(entry)}: no such folder; write [file://DIR] or [pkg://MODULE]"
+                f"{word}: {format_value(entry)}: no such folder; write [file://DIR] or [pkg://MODULE]"
             )

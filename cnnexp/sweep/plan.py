@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnexp.config import LATER, TRACED, RunConfig
-from cnnexp.config.data import LEVELS
+from cnnexp.config import OMITTED_IF_NULL, TRACED_KEYS, RunConfig
+from cnnexp.config.data import STRENGTH_KEYS
 from cnnexp.store.checkpoints import corrupt_stacks, iterate_stacks
 from cnnexp.store.runs import COMMANDS, corrupt_files, has_ended, run_folder, sweep_folder
 from cnnexp.sweep.cost import largest_stack
@@ -128,12 +128,12 @@ def shape_of_program(run: RunConfig) -> str:
     """Return all that the program of a run depends on: its identity without the traced values."""
     values = run.identity()
     del values["seed"], values["data"]["train_size"], values["data"]["split_seed"]
-    for section, keys in TRACED.items():
+    for section, keys in TRACED_KEYS.items():
         for key in keys:
             value = values[section].pop(key, None)
-            if key in LEVELS:  # the program depends on whether there is any, not on how much
+            if key in STRENGTH_KEYS:  # the program depends on whether there is any, not on how much
                 values[section][key] = bool(value)
-            elif key in LATER.get(section, ()):
+            elif key in OMITTED_IF_NULL.get(section, ()):
                 values[section][key] = value is not None
     duration = duration_of(run)  # in steps: sizes of training sets share a program under one number of steps
     for key in ("epochs", "steps", "eval_every"):

@@ -13,7 +13,7 @@ import jax
 from cnnexp.config import RunConfig
 from cnnexp.config.execution import LocalLauncher
 from cnnexp.core.errors import SweepFailed
-from cnnexp.core.terminal import is_of_disk
+from cnnexp.core.terminal import is_disk_error
 from cnnexp.core.text import pluralize
 from cnnexp.data.loading import images_key, read_and_check
 from cnnexp.store.checkpoints import StackCheckpoints, iterate_stacks
@@ -202,7 +202,7 @@ class SweepRunner:
             if means_lost_process(error):
                 self.worker.mark_interrupted()
                 raise
-            if isinstance(error, OSError) and is_of_disk(error):
+            if isinstance(error, OSError) and is_disk_error(error):
                 raise
             if alone and _is_out_of_memory(error) and len(stack.runs) > 1:
                 self._progress.tell(

@@ -8,9 +8,9 @@ import yaml
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolationType
 
-from cnnexp.config import RunConfig, unknown_key
+from cnnexp.config import RunConfig, make_unknown_key_error
 from cnnexp.config.execution import LocalLauncher
-from cnnexp.core.errors import UsageError, suggestion, value_text
+from cnnexp.core.errors import UsageError, shorten_value, suggestion
 from cnnexp.core.machine import check_writable
 from cnnexp.data.shapes import check_corruptions, check_prepared, check_size, infer_shape
 from cnnexp.models.spec import specify_network
@@ -58,9 +58,9 @@ def refuse_unwritable(configs: Sequence[RunConfig]) -> None:
         UsageError: with the key.
     """
     folder = sweep_folder(configs[0])
-    check_writable(folder, f"results_dir={value_text(folder.parent)} name={value_text(folder.name)}")
+    check_writable(folder, f"results_dir={shorten_value(folder.parent)} name={shorten_value(folder.name)}")
     for profile in {config.train.profile for config in configs if config.train.profile}:
-        check_writable(Path(profile), f"train.profile={value_text(profile)}")
+        check_writable(Path(profile), f"train.profile={shorten_value(profile)}")
 
 
 def refuse_foreign_folder(folder: Path) -> None:
@@ -69,7 +69,7 @@ def refuse_foreign_folder(folder: Path) -> None:
     Raises:
         UsageError: it is another program's folder, a file, or no folder that could be made.
     """
-    typed_keys = f"results_dir={value_text(folder.parent)} name={value_text(folder.name)}"
+    typed_keys = f"results_dir={shorten_value(folder.parent)} name={shorten_value(folder.name)}"
     try:
         existing_files = [path for path in folder.iterdir() if not path.name.startswith(".")]
     except FileNotFoundError:
@@ -109,7 +109,7 @@ def explain(error: Exception, groups: Groups, words: Sequence[str]) -> str:
     if match := re.match(r"Could not override '([\w./@-]+)'", text):
         if match[1].startswith("hydra.sweeper."):
             return _no_sweeper_key(match[1])
-        return str(unknown_key(match[1], _chosen(groups, words)))
+        return str(make_unknown_key_error(match[1], _chosen(groups, words)))
     if match := re.match(r"Could not append to config. An item is already at '([\w.]+)'", text):
         return f"+{match[1]}: is already set; write {match[1]}=VALUE"
     if match := re.match(r"Could not delete from config. '([\w.]+)' does not exist", text):

@@ -14,7 +14,7 @@ from cnnexp.data.corruptions import CorruptionStrengths
 
 
 class Hyperparameters(NamedTuple):
-    """Numbers that may differ between the runs of a stack: those that `cnnexp.config.TRACED` lists."""
+    """Numbers that may differ between the runs of a stack: those that `cnnexp.config.TRACED_KEYS` lists."""
 
     learning_rate: Float[Array, "..."]
     weight_decay: Float[Array, "..."]

@@ -59,7 +59,7 @@ class Setup:
     """All that the programs of a run depend on, apart from numbers.
 
     Attributes:
-        config: of the run. Its seed and the values that `cnnexp.config.TRACED` lists are not read.
+        config: of the run. Its seed and the values that `cnnexp.config.TRACED_KEYS` lists are not read.
         network: the layers.
         graph: the static part of the network, as Flax NNX splits it.
         duration: the number of steps, the batch size, and when the run is evaluated.
@@ -307,7 +307,7 @@ def _evaluate_split(
     state: State, source: InMemory, hyperparameters: Hyperparameters, setup: Setup, split: str
 ) -> Metrics:
     """Average over a split in batches; the images that fill up the last batch are not counted."""
-    places, count = source.places(split)
+    places, count = source.evaluation_indices(split)
     size = min(len(places), evaluation_batch())
     padded = jnp.pad(places, (0, -len(places) % size))
 

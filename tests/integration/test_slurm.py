@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cnnexp.config.execution import minutes_of
+from cnnexp.config.execution import parse_minutes
 from cnnexp.store.files import write_json
 from cnnexp.store.runs import run_folder
 from tests.clusters import (
@@ -162,19 +162,22 @@ def test_what_slurm_says_against_a_job_is_one_line(slurm: dict[str, str], tmp_pa
     [(30, 30), ("30", 30), ("30:01", 31), ("4:00:00", 240), ("1-0", 1440), ("2-12:30", 3630), ("0:00:01", 1)],
 )
 def test_slurms_forms_of_a_time_limit(time: int | str, minutes: int) -> None:
-    assert minutes_of(time) == minutes
+    assert parse_minutes(time) == minutes
 
 
 @pytest.mark.parametrize("time", ["0", "4h", "", "1:2:3:4"])
 def test_other_forms_are_refused(time: str) -> None:
     with pytest.raises(ValueError, match=f"launcher.time={time}: must be "):
-        minutes_of(time)
+        parse_minutes(time)
 
 
 def test_a_signal_that_would_be_due_at_the_start_is_refused(run: Any, capsys: pytest.CaptureFixture) -> None:
     assert run("launcher=slurm", "launcher.time=2") == 2
     said = capsys.readouterr().err
-    assert "launcher.signal_seconds=90 launcher.time=2: allowed: less than 90 s, or more time: " in said
+    assert (
+        "launcher.signal_seconds=90 launcher.time=2: with this time, signal_seconds must be less than 90 "
+        in said
+    )
     assert said.count("\n") == 1
 
 

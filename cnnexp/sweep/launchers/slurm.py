@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnnexp.config.execution import SlurmLauncher, minutes_of
+from cnnexp.config.execution import SlurmLauncher, parse_minutes
 from cnnexp.core.errors import UsageError
 from cnnexp.core.text import pluralize
 from cnnexp.store.runs import list_run_folders, sweep_folder
@@ -126,7 +126,7 @@ def _submit_array(assignments: Sequence[Assignment], launcher: SlurmLauncher) ->
     executor = SlurmExecutor(folder=logs, max_num_timeout=launcher.requeues, python=python)
     executor.update_parameters(
         job_name=f"cnnexp-{first.name}",
-        time=minutes_of(launcher.time),
+        time=parse_minutes(launcher.time),
         signal_delay_s=launcher.signal_seconds,
         array_parallelism=launcher.parallel,
         setup=launcher.setup or None,
