@@ -19,8 +19,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cnnexp.analysis.claims import between, less_than, make_claims, measure, more_than
+from cnnexp.analysis.curves import images_exponent, images_ratio
 from cnnexp.analysis.dataframe import Cell
-from cnnexp.analysis.estimates import cell_at, difference, images_exponent, images_ratio, within
+from cnnexp.analysis.estimates import cell_at, difference, within
 from cnnexp.plots.figures import Drawing
 from cnnexp.plots.growth import Growth, plot_images_panels
 from cnnexp.report.experiments import Experiment

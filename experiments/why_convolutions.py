@@ -10,7 +10,8 @@ pixels from anywhere in the image.
 
 from cnnexp.analysis import estimates
 from cnnexp.analysis.claims import between, make_claims, measure, measure_counts, measure_halvings
-from cnnexp.analysis.estimates import GAP, cost_ratio, difference, factorial_effect, images_saved, interaction
+from cnnexp.analysis.curves import cost_ratio, images_saved
+from cnnexp.analysis.estimates import GAP, difference, factorial_effect, interaction
 from cnnexp.plots.figures import draw_by_condition, draw_by_count, draw_by_images, draw_matrices
 from cnnexp.report.experiments import Experiment
 

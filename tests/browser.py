@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from cnnexp.report.html import POLICY
+from cnnexp.report.render import POLICY
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FRAME = """<!doctype html><title>A page as wide as a phone</title>

@@ -1,15 +1,17 @@
-"""Learning curves against the number of training images: power laws, and the images needed for a target."""
+"""Learning curves: power laws, and the training images or steps that networks need for a test accuracy."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from cnnexp.analysis.dataframe import Cell, select_cell
+from cnnexp.analysis.dataframe import Cell, Estimate, select_cell, values_of
+from cnnexp.analysis.estimates import TEST, pair_cells
 from cnnexp.analysis.statistics import Interval, bounded_interval, interval, jackknife
 
-STEEPEST = 5.0  # exponent that a fit may have
+MAX_EXPONENT = 5.0  # of a fitted power law
 
 
 class PowerLaw(NamedTuple):
@@ -20,7 +22,7 @@ class PowerLaw(NamedTuple):
     offset: Interval
 
 
-def curves(
+def collect_curves(
     table: pd.DataFrame, metric: str, *cells: Cell, x: str = "data.train_size"
 ) -> tuple[Float[np.ndarray, " sizes"], Float[np.ndarray, "seeds cells sizes"]]:
     """Collect a metric against the number of training images, in several cells.
@@ -38,8 +40,8 @@ def curves(
         select_cell(table, cell).pivot_table(index="seed", columns=x, values=metric, dropna=False)
         for cell in cells
     ]
-    sizes = sorted(set.intersection(*(set(one.columns) for one in wide)))
-    joined = pd.concat([one[sizes] for one in wide], axis=1).dropna()
+    sizes = sorted(set.intersection(*(set(curve.columns) for curve in wide)))
+    joined = pd.concat([curve[sizes] for curve in wide], axis=1).dropna()
     return np.array(sizes, float), joined.to_numpy(float).reshape(len(joined), len(cells), len(sizes))
 
 
@@ -49,83 +51,109 @@ def fit_power_law(
     """Fit the scale, exponent and offset of a power law by least squares in the logarithm of the error.
 
     The offset, the error that remains with any number of images, lies between 0 and the smallest error.
+
+    Args:
+        sizes: Numbers of training images.
+        errors: The error at each of them, as a fraction.
+
+    Returns:
+        The scale, the exponent and the offset.
     """
     from scipy.optimize import least_squares
 
     logs, target = np.log(sizes), np.log(np.maximum(errors, 1e-6))
-    least = float(np.exp(target.min()))
+    smallest = float(np.exp(target.min()))
 
-    def residuals(x: np.ndarray) -> np.ndarray:
-        return np.logaddexp(x[0] - x[1] * logs, np.log(x[2])) - target
+    def residuals(parameters: np.ndarray) -> np.ndarray:
+        log_scale, exponent, offset = parameters
+        return np.logaddexp(log_scale - exponent * logs, np.log(offset)) - target
 
     fits = []
     for fraction in (0.05, 0.5, 0.9):  # of the smallest error, from which the offset starts
-        steepness, level = np.polyfit(logs, np.log(np.exp(target) - fraction * least), 1)
-        start = [level, np.clip(-steepness, 0.01, STEEPEST - 0.01), fraction * least]
-        bounds = ([-50, 0, 1e-12], [50, STEEPEST, max(least, 2e-12)])
-        fits.append(least_squares(residuals, start, bounds=bounds, x_scale=[1, 1, least]))
+        steepness, level = np.polyfit(logs, np.log(np.exp(target) - fraction * smallest), 1)
+        start = [level, np.clip(-steepness, 0.01, MAX_EXPONENT - 0.01), fraction * smallest]
+        bounds = ([-50, 0, 1e-12], [50, MAX_EXPONENT, max(smallest, 2e-12)])
+        fits.append(least_squares(residuals, start, bounds=bounds, x_scale=[1, 1, smallest]))
     best = min(fits, key=lambda fit: fit.cost)
     return np.array([np.exp(best.x[0]), best.x[1], best.x[2]])
 
 
-def power_law(
+def fit_mean_power_law(
     sizes: Float[np.ndarray, " sizes"], errors: Float[np.ndarray, "seeds sizes"], confidence: float = 0.95
 ) -> PowerLaw:
-    """Fit the power law of the mean curve, with jackknife intervals over seeds."""
-    whole = fit_power_law(sizes, errors.mean(0))
-    pseudo = jackknife(lambda some: fit_power_law(sizes, some.mean(0)), errors)
-    limits = [interval(values, confidence) for values in pseudo.T]
-    return PowerLaw(*(Interval(float(w), lim.low, lim.high) for w, lim in zip(whole, limits, strict=True)))
+    """Fit the power law of the mean curve, with jackknife intervals over seeds.
+
+    Args:
+        sizes: Numbers of training images.
+        errors: The error of each seed at each of them, as a fraction.
+        confidence: The level of the intervals.
+    """
+    fitted = fit_power_law(sizes, errors.mean(0))
+    pseudo_values = jackknife(lambda seeds: fit_power_law(sizes, seeds.mean(0)), errors)
+    intervals = [interval(values, confidence) for values in pseudo_values.T]
+    return PowerLaw(
+        *(Interval(float(x), limits.low, limits.high) for x, limits in zip(fitted, intervals, strict=True))
+    )
 
 
-def log_images_needed(
+def log_images_bounds(
     sizes: Float[np.ndarray, " sizes"],
     accuracies: Float[np.ndarray, "seeds sizes"],
     target: float | Float[np.ndarray, " seeds"],
 ) -> Float[np.ndarray, "seeds 2"]:
     """Compute bounds of log2 of the images at which each seed's curve first reaches a target.
 
-    Between sizes the curve is a line over the logarithm, and both bounds are the place on it. Where the
-    target is not reached it takes more images than there are (the upper bound is infinite); where it is
-    reached with the fewest, between one image and those.
+    Between sizes the curve is a line over the logarithm, and both bounds are the point at which it crosses
+    the target. Where the target is not reached, it takes more images than were tried (the upper bound is
+    infinite); where it is reached with the fewest, between one image and those.
+
+    Args:
+        sizes: Numbers of training images.
+        accuracies: The accuracy of each seed at each of them.
+        target: The accuracy to be reached, the same for all seeds or one per seed.
     """
     logs, needed = np.log2(sizes), np.empty((len(accuracies), 2))
-    for seed, (curve, wanted) in enumerate(
-        zip(accuracies, np.broadcast_to(target, len(accuracies)), strict=True)
-    ):
-        reached = np.flatnonzero(curve >= wanted)
+    targets = np.broadcast_to(target, len(accuracies))
+    for seed, (curve, seed_target) in enumerate(zip(accuracies, targets, strict=True)):
+        reached = np.flatnonzero(curve >= seed_target)
         if not len(reached):
             needed[seed] = logs[-1], np.inf
         elif (i := reached[0]) == 0:
             needed[seed] = 0.0, logs[0]
         else:
-            part = (wanted - curve[i - 1]) / (curve[i] - curve[i - 1])
-            needed[seed] = logs[i - 1] + part * (logs[i] - logs[i - 1])
+            fraction = (seed_target - curve[i - 1]) / (curve[i] - curve[i - 1])
+            needed[seed] = logs[i - 1] + fraction * (logs[i] - logs[i - 1])
     return needed
 
 
-def bounds_of_difference(
-    one: Float[np.ndarray, "seeds 2"], other: Float[np.ndarray, "seeds 2"]
+def subtract_bounds(
+    minuend: Float[np.ndarray, "seeds 2"], subtrahend: Float[np.ndarray, "seeds 2"]
 ) -> Float[np.ndarray, "seeds 2"]:
     """Compute the bounds of a difference whose two terms are known within bounds."""
-    return np.stack([one[:, 0] - other[:, 1], one[:, 1] - other[:, 0]], axis=1)
+    return np.stack([minuend[:, 0] - subtrahend[:, 1], minuend[:, 1] - subtrahend[:, 0]], axis=1)
 
 
-def images_by_cell(table: pd.DataFrame, accuracy: float, *cells: Cell) -> Float[np.ndarray, "cells seeds 2"]:
+def log_images_bounds_by_cell(
+    table: pd.DataFrame, accuracy: float, *cells: Cell
+) -> Float[np.ndarray, "cells seeds 2"]:
     """Compute bounds of log2 of the images to a test accuracy, for the seeds that all cells have."""
-    sizes, accuracies = curves(table, "test/accuracy", *cells)
+    sizes, accuracies = collect_curves(table, TEST, *cells)
     if not accuracies.size:
         return np.empty((len(cells), 0, 2))
-    return np.array([log_images_needed(sizes, one, accuracy) for one in accuracies.swapaxes(0, 1)])
+    return np.array([log_images_bounds(sizes, curves, accuracy) for curves in accuracies.swapaxes(0, 1)])
 
 
-def slope(
+def slope_bounds(
     x: Float[np.ndarray, " points"], bounds: Float[np.ndarray, "points seeds 2"]
 ) -> Float[np.ndarray, "seeds 2"]:
     """Compute bounds of the least-squares slope of points that are known within bounds.
 
     A point pulls the slope up where its weight is positive: there the slope's lower bound takes the point's
     lower bound, and elsewhere its upper bound.
+
+    Args:
+        x: The points' positions.
+        bounds: The lower and the upper bound of each point, by seed.
     """
     weights = (x - x.mean()) / np.sum((x - x.mean()) ** 2)
     low, high = (
@@ -150,8 +178,109 @@ def images_needed(
     Where a seed does not reach it with the most images, the value and the lower limit are those of the same
     seeds as if they had reached it there, and the upper limit is infinite; where one reaches it with the
     fewest, the value is that with the fewest and the lower limit that of one image.
+
+    Args:
+        sizes: Numbers of training images.
+        accuracies: The accuracy of each seed at each of them.
+        target: The accuracy to be reached.
+        confidence: The level of the interval.
     """
-    bounds = log_images_needed(sizes, accuracies, target)
+    bounds = log_images_bounds(sizes, accuracies, target)
     _, low, high = bounded_interval(bounds, confidence)
     value = bounds.mean(0)[int(np.isfinite(bounds[:, 1]).all())]
     return Interval(*(float(2.0**limit) for limit in (value, low, high)))
+
+
+def images_saved(net: Cell, reference: Cell, images: int | None = None) -> Estimate:
+    """Estimate how often the training images can be halved until a net is only as accurate as another.
+
+    Args:
+        net: The net whose training images are halved.
+        reference: The net that has all of them.
+        images: All of them; if None, the largest number that both nets were trained on.
+
+    Returns:
+        An estimate with bounds of log2 of the images over those that `net` needs.
+    """
+
+    def estimate(table: pd.DataFrame) -> np.ndarray:
+        sizes, accuracies = collect_curves(table, TEST, reference, net)
+        if len(sizes) < 2 or images not in (None, *sizes):
+            return np.empty(0)
+        last = list(sizes).index(images) if images else len(sizes) - 1
+        needed = log_images_bounds(sizes, accuracies[:, 1], accuracies[:, 0, last])
+        return np.log2(sizes[last]) - needed[:, ::-1]
+
+    return estimate
+
+
+def images_ratio(numerator: Cell, denominator: Cell, accuracy: float) -> Estimate:
+    """Estimate log2 of the training images that one net needs for an accuracy, over those of another.
+
+    Args:
+        numerator: The net that is expected to need more.
+        denominator: The net whose images are the divisor.
+        accuracy: The test accuracy for which images are needed.
+
+    Returns:
+        An estimate with bounds, see `log_images_bounds`.
+    """
+    return lambda table: subtract_bounds(*log_images_bounds_by_cell(table, accuracy, numerator, denominator))
+
+
+def images_exponent(
+    key: str, cell: Cell, accuracy: float, bound: Callable[[float], float] | None = None
+) -> Estimate:
+    """Estimate the exponent with which the training images that a net needs grow with a key.
+
+    Args:
+        key: The key, for example `data.dimension`.
+        cell: The net, without the key.
+        accuracy: The test accuracy for which images are needed.
+        bound: The growth that a theorem states, as a function of the key; its exponent over the values that
+            were tried is subtracted.
+
+    Returns:
+        An estimate with bounds of the least-squares slope of log2 of the images over log2 of the key.
+    """
+
+    def estimate(table: pd.DataFrame) -> np.ndarray:
+        values = values_of(select_cell(table, cell), key)
+        if len(values) < 2:
+            return np.empty(0)
+        logs = np.log2(values)
+        cells = [{**cell, key: value} for value in values]
+        exponent = slope_bounds(logs, log_images_bounds_by_cell(table, accuracy, *cells))
+        if bound is None:
+            return exponent
+        return exponent - np.polyfit(logs, np.log2([bound(value) for value in values]), 1)[0]
+
+    return estimate
+
+
+def cost_ratio(cost: str, numerator: Cell, denominator: Cell, accuracy: float = 0.5) -> Estimate:
+    """Estimate log2 of the cost at which one net reaches a test accuracy, over that of the other.
+
+    Both are taken with the largest number of training images of the sweep.
+
+    Args:
+        cost: "steps", or a column that each step costs, for example `macs`.
+        numerator: The net that is expected to need more.
+        denominator: The net whose cost is the divisor.
+        accuracy: One of `TARGETS`, whose steps the dataframe has, see `steps_to`.
+
+    Returns:
+        An estimate with bounds, as the crossing lies between two evaluations.
+    """
+
+    def estimate(table: pd.DataFrame) -> np.ndarray:
+        all_images = {"data.train_size": table["data.train_size"].max()}
+        cells = {**numerator, **all_images}, {**denominator, **all_images}
+        bounds = []
+        for side in ("low", "high"):
+            steps = table[f"steps_to/{accuracy:g}/{side}"].clip(lower=1)
+            costs = np.log2(steps * (1 if cost == "steps" else table[cost]))
+            bounds.append(pair_cells(table.assign(cost=costs), "cost", *cells))
+        return subtract_bounds(*np.stack(bounds, axis=-1).swapaxes(0, 1))
+
+    return estimate

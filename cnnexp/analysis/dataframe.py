@@ -16,10 +16,9 @@ from cnnexp.core.text import pluralize
 from cnnexp.store.runs import StoredRun, list_run_folders, list_sweeps, read_sweep
 
 GROUPS = ("model", "data", "optim", "train")  # of configuration keys, in the order in which people read them
-
-
 Cell = Mapping[str, object]  # configuration keys and their values, as the dataframe has them
 Rows = Cell | Callable[[pd.DataFrame], pd.DataFrame]  # a cell, or a function that selects rows
+Estimate = Callable[[pd.DataFrame], np.ndarray]  # one number per seed, or the two bounds of each
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Not:
 TUNED = ("optim.learning_rate", "optim.weight_decay")
 # What computed a run, beside its configuration: the column of the summary, and how it is named.
 MADE_ON = {"device_kind": "device", "product_precision": "precision of products"}
-MOST_NAMED = 20  # corrupt runs, in a message
+MAX_NAMED_RUNS = 20  # corrupt runs, in a message
 TARGETS = (0.25, 0.5, 0.75, 0.9)  # of test accuracy, whose steps are counted
 
 
@@ -290,5 +289,5 @@ def describe_corrupt_runs(files: Sequence[Path]) -> list[str]:
         return []
     number = "1 run whose files are" if len(names) == 1 else f"{len(names)} runs whose files are"
     named = [f"{run}: corrupt {', '.join(files)}" for run, files in names.items()]
-    more = [f"and {len(named) - MOST_NAMED} more"] if len(named) > MOST_NAMED else []
-    return [f"{number} corrupt; run the sweep again to train them again", *named[:MOST_NAMED], *more]
+    more = [f"and {len(named) - MAX_NAMED_RUNS} more"] if len(named) > MAX_NAMED_RUNS else []
+    return [f"{number} corrupt; run the sweep again to train them again", *named[:MAX_NAMED_RUNS], *more]

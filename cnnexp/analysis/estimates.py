@@ -2,7 +2,8 @@
 
 An experiment builds them from cells, see `Cell`. A cell may also be a function of the dataframe, for values
 that only the sweep knows: the largest one tried (`cell_at`), or the best one on validation images
-(`best_cell`).
+(`best_cell`). Estimates of the training images and steps that a
+network needs are in `cnnexp.analysis.curves`.
 """
 
 from collections.abc import Callable
@@ -12,15 +13,21 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from cnnexp.analysis.curves import bounds_of_difference, curves, images_by_cell, log_images_needed, slope
-from cnnexp.analysis.dataframe import TUNED, Cell, Rows, select_cell, select_rows, values_of, varying_keys
+from cnnexp.analysis.dataframe import (
+    TUNED,
+    Cell,
+    Estimate,
+    Rows,
+    select_cell,
+    select_rows,
+    values_of,
+    varying_keys,
+)
 from cnnexp.analysis.statistics import locality_by_chance
 
 TEST, GAP, VALIDATION = "test/accuracy", "gap/accuracy", "validation/accuracy"
-Estimate = Callable[[pd.DataFrame], np.ndarray]
-ALL = slice(None)
 CIFAR_SHAPE = 32, 3  # height and width in pixels, channels: images without a canvas
-CellRule = Cell | Callable[[pd.DataFrame], Cell]
+CellRule = Cell | Callable[[pd.DataFrame], Cell]  # a cell, or a function that chooses it from the dataframe
 
 
 def pair_cells(table: pd.DataFrame, metric: str, *cells: Cell) -> Float[np.ndarray, "seeds cells"]:
@@ -29,10 +36,15 @@ def pair_cells(table: pd.DataFrame, metric: str, *cells: Cell) -> Float[np.ndarr
     Runs are paired by seed and by every varying key that no cell names, and averaged over the latter. The
     learning rate and weight decay were tuned for each cell, so they pair nothing.
 
+    Args:
+        table: One row per run.
+        metric: A column of the dataframe; "learned/distance/*" is the mean over the layers.
+        *cells: The cells.
+
     Returns:
         One row per seed that all cells have; no row where a cell has no runs.
     """
-    return _pair(table, metric, *cells).to_numpy(float).reshape(-1, len(cells))
+    return _pair_by_seed(table, metric, *cells).to_numpy(float).reshape(-1, len(cells))
 
 
 def value(cell: CellRule, metric: str = TEST) -> Estimate:
@@ -42,15 +54,15 @@ def value(cell: CellRule, metric: str = TEST) -> Estimate:
         cell: The cell.
         metric: A column of the dataframe.
     """
-    return lambda table: pair_cells(table, metric, resolve(cell, table))[:, 0]
+    return lambda table: pair_cells(table, metric, resolve_cell(cell, table))[:, 0]
 
 
-def difference(one: CellRule, other: CellRule, metric: str = TEST) -> Estimate:
-    """Estimate the metric in one cell minus the metric in the other, paired by seed.
+def difference(larger: CellRule, smaller: CellRule, metric: str = TEST) -> Estimate:
+    """Estimate the metric in one cell minus the metric in another, paired by seed.
 
     Args:
-        one: The cell that is expected to have more.
-        other: The cell that is subtracted.
+        larger: The cell that is expected to have more.
+        smaller: The cell that is subtracted.
         metric: A column of the dataframe; "learned/distance/*" is the mean over the layers.
 
     Example:
@@ -66,7 +78,7 @@ def difference(one: CellRule, other: CellRule, metric: str = TEST) -> Estimate:
     """
 
     def estimate(table: pd.DataFrame) -> np.ndarray:
-        values = pair_cells(table, metric, resolve(one, table), resolve(other, table))
+        values = pair_cells(table, metric, resolve_cell(larger, table), resolve_cell(smaller, table))
         return values[:, 0] - values[:, 1]
 
     return estimate
@@ -82,35 +94,35 @@ def interaction(first: tuple[Cell, Cell], second: tuple[Cell, Cell], metric: str
     """
 
     def estimate(table: pd.DataFrame) -> np.ndarray:
-        pairs = [_pair(table, metric, *cells) for cells in (first, second)]
-        both = pd.concat([pair[0] - pair[1] for pair in pairs], axis=1, keys=[0, 1]).dropna()
-        return (both[0] - both[1]).to_numpy(float)
+        pairs = [_pair_by_seed(table, metric, *cells) for cells in (first, second)]
+        differences = pd.concat([pair[0] - pair[1] for pair in pairs], axis=1, keys=[0, 1]).dropna()
+        return (differences[0] - differences[1]).to_numpy(float)
 
     return estimate
 
 
-def smallest_difference(one: Cell, other: Cell, keys: list[str], metric: str = TEST) -> Estimate:
+def smallest_difference(larger: Cell, smaller: Cell, keys: list[str], metric: str = TEST) -> Estimate:
     """Estimate the difference of two cells at the values of some keys where its mean is smallest.
 
     Args:
-        one: The cell that is expected to have more.
-        other: The cell that is subtracted.
+        larger: The cell that is expected to have more.
+        smaller: The cell that is subtracted.
         keys: Keys whose combinations of values are tried.
         metric: A column of the dataframe.
     """
 
     def estimate(table: pd.DataFrame) -> np.ndarray:
-        differences = [difference(one, other, metric)(runs) for _, runs in table.groupby(keys)]
+        differences = [difference(larger, smaller, metric)(runs) for _, runs in table.groupby(keys)]
         return min((values for values in differences if len(values)), key=np.mean, default=np.empty(0))
 
     return estimate
 
 
-def extreme_value(which: Literal["lowest", "best"], cells: list[Cell], metric: str = TEST) -> Estimate:
+def extreme_value(extreme: Literal["lowest", "best"], cells: list[Cell], metric: str = TEST) -> Estimate:
     """Estimate a metric in the extreme one of several cells.
 
     Args:
-        which: "lowest" takes the lowest cell of each seed, "best" the cell with the highest mean.
+        extreme: "lowest" takes the lowest cell of each seed, "best" the cell with the highest mean.
         cells: The cells.
         metric: A column of the dataframe.
     """
@@ -119,19 +131,24 @@ def extreme_value(which: Literal["lowest", "best"], cells: list[Cell], metric: s
         values = pair_cells(table, metric, *cells)
         if not len(values):
             return np.empty(0)
-        return values.min(1) if which == "lowest" else values[:, values.mean(0).argmax()]
+        return values.min(1) if extreme == "lowest" else values[:, values.mean(0).argmax()]
 
     return estimate
 
 
-def count_ratio(one: Cell, other: Cell, count: str = "params/total") -> Estimate:
+def count_ratio(numerator: Cell, denominator: Cell, count: str = "params/total") -> Estimate:
     """Compute the ratio of a count, such as the parameters, in two cells.
 
     Counts do not depend on the seed: the estimate is a single number, and its claim is `exact`.
+
+    Args:
+        numerator: The cell that is expected to have more.
+        denominator: The cell whose count is the divisor.
+        count: A column of the dataframe.
     """
 
     def estimate(table: pd.DataFrame) -> np.ndarray:
-        counts = [pair_cells(table, count, cell)[:1, 0] for cell in (one, other)]
+        counts = [pair_cells(table, count, cell)[:1, 0] for cell in (numerator, denominator)]
         return counts[0] / counts[1] if all(map(len, counts)) else np.empty(0)
 
     return estimate
@@ -141,6 +158,10 @@ def correlation(metric: str, count: str = "params/total") -> Estimate:
     """Estimate Spearman's rank correlation between a count and a metric over all runs of each seed.
 
     Seeds with fewer than three different counts are left out.
+
+    Args:
+        metric: A column of the dataframe.
+        count: Another column, for example the number of parameters.
     """
 
     def estimate(table: pd.DataFrame) -> np.ndarray:
@@ -176,98 +197,14 @@ def factorial_effect(
     """
 
     def estimate(table: pd.DataFrame) -> np.ndarray:
-        none, one, other, all_ = pair_cells(table, metric, neither, first, second, both).T
+        base, with_first, with_second, with_both = pair_cells(table, metric, neither, first, second, both).T
         effects = {
-            "first": ((one - none) + (all_ - other)) / 2,
-            "second": ((other - none) + (all_ - one)) / 2,
-            "interaction": (all_ - other) - (one - none),
-            "total": all_ - none,
+            "first": ((with_first - base) + (with_both - with_second)) / 2,
+            "second": ((with_second - base) + (with_both - with_first)) / 2,
+            "interaction": (with_both - with_second) - (with_first - base),
+            "total": with_both - base,
         }
         return effects[effect]
-
-    return estimate
-
-
-def images_saved(one: Cell, other: Cell, images: int | None = None) -> Estimate:
-    """Estimate how often the training images can be halved until one net is only as accurate as the other.
-
-    Args:
-        one: The net whose training images are halved.
-        other: The net that has all of them.
-        images: All of them; if None, the largest number that both nets were trained on.
-
-    Returns:
-        An estimate with bounds of log2 of the images over those that `one` needs.
-    """
-
-    def estimate(table: pd.DataFrame) -> np.ndarray:
-        sizes, accuracies = curves(table, TEST, other, one)
-        if len(sizes) < 2 or images not in (None, *sizes):
-            return np.empty(0)
-        place = list(sizes).index(images) if images else len(sizes) - 1
-        needed = log_images_needed(sizes, accuracies[:, 1], accuracies[:, 0, place])
-        return np.log2(sizes[place]) - needed[:, ::-1]
-
-    return estimate
-
-
-def images_ratio(one: Cell, other: Cell, accuracy: float) -> Estimate:
-    """Estimate log2 of the training images that one net needs for an accuracy, over those of the other."""
-    return lambda table: bounds_of_difference(*images_by_cell(table, accuracy, one, other))
-
-
-def images_exponent(
-    key: str, cell: Cell, accuracy: float, bound: Callable[[float], float] | None = None
-) -> Estimate:
-    """Estimate the exponent with which the training images that a net needs grow with a key.
-
-    Args:
-        key: The key, for example `data.dimension`.
-        cell: The net, without the key.
-        accuracy: The test accuracy for which images are needed.
-        bound: The growth that a theorem states, as a function of the key; its exponent over the values that
-            were tried is subtracted.
-
-    Returns:
-        An estimate with bounds of the least-squares slope of log2 of the images over log2 of the key.
-    """
-
-    def estimate(table: pd.DataFrame) -> np.ndarray:
-        values = values_of(select_cell(table, cell), key)
-        if len(values) < 2:
-            return np.empty(0)
-        logs = np.log2(values)
-        exponent = slope(logs, images_by_cell(table, accuracy, *({**cell, key: value} for value in values)))
-        return exponent - (
-            np.polyfit(logs, np.log2([bound(value) for value in values]), 1)[0] if bound else 0
-        )
-
-    return estimate
-
-
-def cost_ratio(cost: str, one: Cell, other: Cell, accuracy: float = 0.5) -> Estimate:
-    """Estimate log2 of the cost at which one net reaches a test accuracy, over that of the other.
-
-    Both are taken with the largest number of training images of the sweep.
-
-    Args:
-        cost: "steps", or a column that each step costs, for example `macs`.
-        one: The net that is expected to need more.
-        other: The net whose cost is subtracted.
-        accuracy: One of `TARGETS`, whose steps the dataframe has, see `steps_to`.
-
-    Returns:
-        An estimate with bounds, as the crossing lies between two evaluations.
-    """
-
-    def estimate(table: pd.DataFrame) -> np.ndarray:
-        most = {"data.train_size": table["data.train_size"].max()}
-        bounds = []
-        for side in ("low", "high"):
-            steps = table[f"steps_to/{accuracy:g}/{side}"].clip(lower=1)
-            costs = np.log2(steps * (1 if cost == "steps" else table[cost]))
-            bounds.append(pair_cells(table.assign(cost=costs), "cost", {**one, **most}, {**other, **most}))
-        return bounds_of_difference(*np.stack(bounds, axis=-1).swapaxes(0, 1))
 
     return estimate
 
@@ -286,7 +223,9 @@ def locality_beyond_chance(cell: CellRule, layer: str = "conv_0", window: int = 
         zeros, locality = (
             value(cell, f"learned/{metric}/{layer}")(table) for metric in ("zeros", "locality")
         )
-        return locality - np.array([locality_by_chance(each, side, channels, window) for each in zeros])
+        return locality - np.array(
+            [locality_by_chance(fraction, side, channels, window) for fraction in zeros]
+        )
 
     return estimate
 
@@ -296,7 +235,7 @@ def within(rows: Rows, estimate: Estimate) -> Estimate:
 
     Args:
         rows: A cell, or a function that selects rows of the dataframe.
-        estimate: What is estimated from these rows.
+        estimate: The estimate, which is computed from these rows.
     """
     return lambda table: estimate(select_rows(table, rows))
 
@@ -317,17 +256,17 @@ def cell_at(key: str, position: int, cell: Cell) -> Callable[[pd.DataFrame], Cel
     return lambda table: {**cell, key: (values_of(table, key) or [np.nan])[position]}
 
 
-def best_cell(key: str, cell: Cell, positions: slice = ALL) -> Callable[[pd.DataFrame], Cell]:
+def best_cell(key: str, cell: Cell, positions: slice | None = None) -> Callable[[pd.DataFrame], Cell]:
     """Add a key to a cell, at the value whose mean accuracy on validation images is highest.
 
     Args:
         key: The key.
         cell: The other keys.
-        positions: The values that may be chosen, of all values in rising order.
+        positions: The values that may be chosen, of all values in rising order; all if None.
     """
 
     def choose(table: pd.DataFrame) -> Cell:
-        cells = [{**cell, key: value} for value in values_of(table, key)[positions]]
+        cells = [{**cell, key: value} for value in values_of(table, key)[positions or slice(None)]]
         if not cells:
             return {**cell, key: np.nan}  # which no run has
         accuracies = pair_cells(table, VALIDATION, *cells)
@@ -336,12 +275,12 @@ def best_cell(key: str, cell: Cell, positions: slice = ALL) -> Callable[[pd.Data
     return choose
 
 
-def resolve(cell: CellRule, table: pd.DataFrame) -> Cell:
-    """Return a cell, or the cell that a rule chooses from the dataframe."""
+def resolve_cell(cell: CellRule, table: pd.DataFrame) -> Cell:
+    """Return a cell, or the cell that a function chooses from the dataframe."""
     return cell(table) if callable(cell) else cell
 
 
-def _pair(table: pd.DataFrame, metric: str, *cells: Cell) -> pd.DataFrame:
+def _pair_by_seed(table: pd.DataFrame, metric: str, *cells: Cell) -> pd.DataFrame:
     if metric.endswith("*"):  # the mean over layers
         layers = [column for column in table if str(column).startswith(metric[:-1])]
         table = table.assign(**{metric: table[layers].mean(axis=1)})

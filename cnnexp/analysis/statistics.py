@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 
 RESAMPLES = 9_999
-IN_THE_TAIL = 10  # resamples beyond a limit, below which the bootstrap does not resolve it
-FEW = 10  # values below which the bootstrap covers less than Student's t
+MIN_RESAMPLES_BEYOND = 10  # resamples beyond a limit, below which the bootstrap does not resolve it
+MIN_BOOTSTRAP_VALUES = 10  # values below which the bootstrap covers less than Student's t
 SEED = 0  # of the bootstrap: the same table gives the same intervals
 CONFIDENCE = 0.95
 
@@ -42,7 +42,7 @@ def interval(values: Sequence[float] | Float[np.ndarray, " n"], confidence: floa
     if np.ptp(array) <= 1e-12 * max(abs(mean), 1e-300):
         return Interval(mean, mean, mean)
     tail = _widened_tail(n, confidence)
-    if n >= FEW and tail * RESAMPLES >= IN_THE_TAIL:
+    if n >= MIN_BOOTSTRAP_VALUES and tail * RESAMPLES >= MIN_RESAMPLES_BEYOND:
         limits = bootstrap(
             (array,),
             np.mean,

@@ -18,7 +18,7 @@ METRICS = {
     "test/accuracy": "test accuracy",
     "gap/accuracy": "gap",
 }
-FEWEST_FOR_QUARTERS = 4  # values without whose lowest and highest quarter the mean is another one
+MIN_SEEDS_FOR_IQM = 4  # values without whose lowest and highest quarter the mean is another one
 
 
 def summarize_cells(table: pd.DataFrame, keys: Sequence[str] | None = None) -> pd.DataFrame:
@@ -88,7 +88,7 @@ def format_cells(cells: pd.DataFrame) -> pd.DataFrame:
     for metric, title in METRICS.items():
         triples = zip(cells[metric], cells[f"{metric}/low"], cells[f"{metric}/high"], strict=True)
         shown[title] = pd.Series([format_percent(*triple) for triple in triples], index=cells.index)
-        if metric == "test/accuracy" and cells["seeds"].max() >= FEWEST_FOR_QUARTERS:
+        if metric == "test/accuracy" and cells["seeds"].max() >= MIN_SEEDS_FOR_IQM:
             shown["test IQM"] = (100 * cells[f"{metric}/iqm"]).map("{:.1f}".format)
     return pd.DataFrame(shown)
 

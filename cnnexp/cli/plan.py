@@ -8,7 +8,7 @@ from pathlib import Path
 from cnnexp.core.errors import UsageError
 from cnnexp.core.text import duration_text, pluralize, short_number
 from cnnexp.models.spec import specify_network, total_count
-from cnnexp.store.runs import corrupt_line
+from cnnexp.store.runs import describe_corrupt_file
 from cnnexp.sweep.cost import (
     COMPILE_SECONDS,
     Forecast,
@@ -65,7 +65,7 @@ def print_plan(jobs: Sequence[Job]) -> dict[str, float]:
     for name, warning in _warnings(plan, cells).items():
         print(f"warning: {name}: {warning}")
     for path in plan.corrupt:
-        print(f"{corrupt_line(path)}; cnnexp run moves it and trains its run again")
+        print(f"{describe_corrupt_file(path)}; cnnexp run moves it and trains its run again")
     _print_totals(plan, lines, impossible, guess)
     if impossible:
         name, reason = next(iter(impossible.items()))

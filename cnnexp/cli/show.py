@@ -16,7 +16,7 @@ from cnnexp.core.text import short_number
 from cnnexp.data.images import Images
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.models.spec import NetworkSpec, describe_matching, specify_network, total_count
-from cnnexp.report.layer_table import COLUMNS, COUNT_COLUMNS, tabulate_layers
+from cnnexp.report.tables import COUNT_COLUMNS, LAYER_COLUMNS, tabulate_layers
 from cnnexp.store.files import write_bytes
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _table(layers: NetworkSpec, config: RunConfig, *, wide: bool) -> Table:
     params = total_count(layers, "params")
     title = f"{config.model.name} on {config.data.name}, images of {inputs}: {params:,} parameters"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    shown = [column for column in COLUMNS if wide or column != "weights"]
+    shown = [column for column in LAYER_COLUMNS if wide or column != "weights"]
     for column in shown:
         header = column if wide else column.replace("connections", "connec-\ntions")
         table.add_column(header, justify="left" if column in ("layer", "tying") else "right", overflow="fold")

@@ -18,22 +18,27 @@ from cnnexp.core.text import figure_text
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying
 from cnnexp.plots.axes import (
+    DARK,
     GAP,
     GAP_LABEL,
+    GREY,
     HOLLOW,
+    PAPER,
     TEST,
+    TEXT_WIDTH_INCHES,
     TRAIN,
     Published,
     compute_intervals,
     draw_intervals,
     draw_published,
+    get_style,
     interval_over_seeds,
+    tying_sort_key,
 )
 from cnnexp.plots.layers import draw_matrix
-from cnnexp.plots.style import DARK, GREY, PAPER, TEXT_WIDTH_INCHES, style_of, tying_order
 
-MOST_TICKS = 6  # of an axis, at most
-LARGEST_SIDE_PIXELS = 1_600  # pixels, of a small picture
+MAX_TICKS = 6  # of an axis, at most
+MAX_PNG_SIDE_PIXELS = 1_600  # pixels, of a small picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +76,7 @@ def shrink_png(png: bytes) -> bytes:
     from PIL import Image
 
     picture = Image.open(io.BytesIO(png)).convert("RGB")
-    scale = min(0.5, LARGEST_SIDE_PIXELS / max(picture.size))
+    scale = min(0.5, MAX_PNG_SIDE_PIXELS / max(picture.size))
     half = picture.resize([round(scale * side) for side in picture.size], Image.Resampling.LANCZOS)
     file = io.BytesIO()
     # Median cut, Pillow's own choice, spends the palette on greys: rare colours, a mark's, lose their hue.
@@ -110,8 +115,8 @@ def plot_accuracy_and_gap(
     """
     figure = Figure(figsize=(TEXT_WIDTH_INCHES, 2.7), layout="constrained")
     accuracy, gap = figure.subplots(1, 2, sharex=True)
-    for name in sorted(table[by].astype(str).unique(), key=tying_order):
-        runs, style = table[table[by].astype(str) == name], style_of(name)
+    for name in sorted(table[by].astype(str).unique(), key=tying_sort_key):
+        runs, style = table[table[by].astype(str) == name], get_style(name)
         for axes, metric, look in (
             (accuracy, TRAIN, {"linestyle": ":", "markerfacecolor": "none"}),
             (accuracy, TEST, {"linestyle": "-", "label": figure_text(format_value(name))}),
@@ -127,7 +132,7 @@ def plot_accuracy_and_gap(
         axes.set_xlabel(label or figure_text(format_key(x).replace("_", " ")))
     if "." in x:  # a key has few values, a count has many
         ticks = values_of(table, x)
-        ticks = ticks[:: -(-len(ticks) // MOST_TICKS)]
+        ticks = ticks[:: -(-len(ticks) // MAX_TICKS)]
         accuracy.set_xticks(ticks, [f"{tick:,.10g}" for tick in ticks])
         accuracy.xaxis.set_minor_locator(NullLocator())
     accuracy.set(ylabel="accuracy", ylim=(0, 1.04))
@@ -155,12 +160,12 @@ def plot_accuracy_by_condition(
     rows = {name: runs for name, runs in rows.items() if len(runs)}
     figure = Figure(figsize=(TEXT_WIDTH_INCHES, 0.8 + 0.32 * len(rows)), layout="constrained")
     accuracy, gap = figure.subplots(1, 2, sharey=True)
-    tyings = sorted(table["model.tying"].astype(str).unique(), key=tying_order)
+    tyings = sorted(table["model.tying"].astype(str).unique(), key=tying_sort_key)
     for place, tying in enumerate(tyings):
         offset = 0.5 * ((place + 0.5) / len(tyings) - 0.5)
         for row, runs in enumerate(rows.values()):
             _draw_marks(accuracy, gap, row + offset, runs[runs["model.tying"].astype(str) == tying], tying)
-        accuracy.plot([], [], label=figure_text(format_value(tying)), **style_of(tying), linestyle="none")
+        accuracy.plot([], [], label=figure_text(format_value(tying)), **get_style(tying), linestyle="none")
     accuracy.set_yticks(range(len(rows)), list(rows))
     accuracy.set(xlabel="accuracy", xlim=(0, 1.04), ylim=(len(rows) - 0.5, -0.5))
     gap.set_xlabel(GAP_LABEL)
@@ -182,7 +187,7 @@ def _draw_marks(accuracy: Axes, gap: Axes, height: float, runs: pd.DataFrame, ty
     ):
         value, low, high = interval_over_seeds(runs, metric)
         error = np.nan_to_num([[value - low], [high - value]])
-        look = {**style_of(tying), "linestyle": "none", **look}
+        look = {**get_style(tying), "linestyle": "none", **look}
         axes.errorbar([value], [height], xerr=error, capsize=2, elinewidth=0.8, **look)
 
 

@@ -8,12 +8,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cnnexp.analysis.claims import in_unit
-from cnnexp.analysis.curves import curves, images_needed
+from cnnexp.analysis.curves import collect_curves, images_exponent, images_needed
 from cnnexp.analysis.dataframe import Cell, select_cell, values_of
-from cnnexp.analysis.estimates import images_exponent
 from cnnexp.analysis.statistics import bounded_interval
-from cnnexp.plots.style import GREY, TEXT_WIDTH_INCHES, style_of
+from cnnexp.analysis.verdicts import format_in_unit
+from cnnexp.plots.axes import GREY, TEXT_WIDTH_INCHES, get_style
 
 ROOM_FOR_EXPONENTS = 30  # factor by which the axis of images is extended
 
@@ -67,7 +66,7 @@ def plot_images_panels(table: pd.DataFrame, panels: Sequence[Growth]) -> Figure:
 
 
 def _draw_net(axes: Axes, table: pd.DataFrame, panel: Growth, tying: str, row: int) -> None:
-    net, color = panel.nets[tying], style_of(tying)["color"]
+    net, color = panel.nets[tying], get_style(tying)["color"]
     values = values_of(select_cell(table, net), panel.key)
     first = draw_images_needed(
         axes, table, {value: {**net, panel.key: value} for value in values}, panel.accuracy, tying
@@ -84,7 +83,7 @@ def _format_exponent(table: pd.DataFrame, panel: Growth, net: Cell) -> str:
     if not len(bounds):
         return "–"
     value, low, high = bounded_interval(bounds)
-    limits = ", ".join(in_unit(limit, "") for limit in (low, high))
+    limits = ", ".join(format_in_unit(limit, "") for limit in (low, high))
     return f"${panel.label[0]}^{{{value:.1f}}}$ [{limits}]"
 
 
@@ -103,11 +102,11 @@ def draw_images_needed(
     Returns:
         The images at the first place.
     """
-    read = [curves(table, "test/accuracy", cell) for cell in cells.values()]
+    read = [collect_curves(table, "test/accuracy", cell) for cell in cells.values()]
     needed = [images_needed(sizes, accuracies[:, 0], accuracy) for sizes, accuracies in read]
     fewest, most = read[0][0][0], read[0][0][-1]
     value, low, high = np.array(needed).T
-    style, places = style_of(tying), np.array(list(cells))
+    style, places = get_style(tying), np.array(list(cells))
     error = [value - np.maximum(low, fewest), np.minimum(high, most) - value]
     axes.plot(places, value, style["marker"] + "-", color=style["color"], label=tying)
     axes.errorbar(places, value, np.clip(error, 0, None), capsize=2, fmt="none", ecolor=style["color"])

@@ -17,7 +17,7 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """The contents of a report that its sweep alone does not determine.
+    """What the author of a sweep adds to its report: a question, claims and figures.
 
     Attributes:
         question: the title of the report.
@@ -53,11 +53,13 @@ def load_experiment(name: str, results: Path | None = None) -> Experiment:
         return Experiment()
     if not NAME.fullmatch(name):
         return Experiment(missing=f"the experiment {name!r} is not a name of letters, digits and _")
-    folders, refused = _folders(results)
+    folders, exclusion = _search_folders(results)
     files = (folder / f"{name}.py" for folder in folders)
     path = next((file for file in files if file.is_file() and not _lies_in(file, results)), None)
     if path is None:
-        return Experiment(missing=f"there is no file {name}.py in {' or '.join(map(str, folders))}{refused}")
+        return Experiment(
+            missing=f"there is no file {name}.py in {' or '.join(map(str, folders))}{exclusion}"
+        )
     spec = importlib.util.spec_from_file_location(f"cnnexp_experiment_{name}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -68,14 +70,12 @@ def load_experiment(name: str, results: Path | None = None) -> Experiment:
     return experiment
 
 
-def _folders(results: Path | None) -> tuple[list[Path], str]:
-    """List the folders to search, and say which one is not searched."""
-    local = Path("experiments").resolve()
+def _search_folders(results: Path | None) -> tuple[list[Path], str]:
+    """List the folders in which experiments are searched for, and explain why one is excluded, if so."""
+    packaged, local = packaged_folder("experiments"), Path("experiments").resolve()
     if _lies_in(local, results):
-        return [
-            packaged_folder("experiments")
-        ], f"; {local} lies inside the results, which are never executed"
-    return list(dict.fromkeys([packaged_folder("experiments"), local])), ""
+        return [packaged], f"; {local} lies inside the results, which are never executed"
+    return list(dict.fromkeys([packaged, local])), ""
 
 
 def _lies_in(path: Path, results: Path | None) -> bool:

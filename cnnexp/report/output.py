@@ -11,10 +11,9 @@ from cnnexp.analysis.dataframe import warn_excluded_runs
 from cnnexp.analysis.tables import format_cells, latex_table, print_table
 from cnnexp.core.text import pluralize
 from cnnexp.plots.figures import shrink_png
-from cnnexp.report.html import render_html
-from cnnexp.report.markdown import render_markdown
+from cnnexp.report.render import render_html, render_markdown
 from cnnexp.report.report import Report, make_report
-from cnnexp.report.tables import exploratory_lines, verdicts_table
+from cnnexp.report.tables import explain_exploratory, tabulate_verdicts
 from cnnexp.store.files import refuse_links, write_bytes, write_text
 
 WIDE_COLUMNS = 110  # of a terminal that has room for the whole table
@@ -27,26 +26,29 @@ def write_report(folder: Path) -> Report:
     Args:
         folder: the sweep's.
 
+    Returns:
+        The contents of the report.
+
     Raises:
         UsageError: there is no such sweep, no finished run in it, or its folder holds symbolic links.
     """
     refuse_links(folder)
     report = make_report(folder)
-    for name, (_, figure) in report.drawn.items():
+    for name, (_, figure) in report.figures.items():
         write_bytes(report.folder / f"{name}.png", figure.png)
         write_bytes(report.folder / f"{name}.pdf", figure.pdf)
     write_text(report.folder / "table.csv", report.cells.to_csv(index=False))
     if len(report.comparison):
         write_text(report.folder / "comparison.csv", report.comparison.to_csv(index=False))
     write_text(report.folder / "table.tex", latex_table(format_cells(report.cells)))
-    if report.judged:
-        verdicts = verdicts_table(report.judged)
+    if report.verdicts:
+        verdicts = tabulate_verdicts(report.verdicts)
         write_text(report.folder / "verdicts.csv", verdicts.to_csv(index=False))
         paper = verdicts[["claim", "verdict", "effect", "expected"]]
         write_text(report.folder / "verdicts.tex", latex_table(paper, r"p{0.45\linewidth}lll"))
     markdown = render_markdown(report)
     write_text(report.folder / "report.md", markdown)
-    figures = {name: figure for name, (_, figure) in report.drawn.items()}
+    figures = {name: figure for name, (_, figure) in report.figures.items()}
     html = render_html(markdown, figures, title=report.experiment.question)
     write_text(report.folder / "report.html", html)
     return report
@@ -63,7 +65,7 @@ def publish_report(report: Report, folder: Path) -> Path:
         The Markdown file.
     """
     name = report.folder.parent.name
-    for figure_name, (_, figure) in report.drawn.items():
+    for figure_name, (_, figure) in report.figures.items():
         write_bytes(folder / "figures" / f"{name}_{figure_name}.png", shrink_png(figure.png))
     write_text(folder / f"{name}.md", render_markdown(report, f"figures/{name}_"))
     return folder / f"{name}.md"
@@ -73,14 +75,14 @@ def print_report(report: Report) -> None:
     """Print the table of cells, the verdicts and all warnings, then the path of the page."""
     console = Console()
     _print_cells(report, console)
-    console.print(_verdicts(report))
-    for line in exploratory_lines(report.judged):
+    console.print(_tabulate_verdicts(report))
+    for line in explain_exploratory(report.verdicts):
         console.print(f"* {escape(line)}", highlight=False)
-    if report.unmeasured:
-        more = pluralize(len(report.unmeasured), "more claim")
-        need = "needs" if len(report.unmeasured) == 1 else "need"
-        console.print(f"[dim]{more} {need} cells that this sweep lacks[/]")
-    for line in report.mixed:
+    if report.unmeasured_claims:
+        number = pluralize(len(report.unmeasured_claims), "more claim")
+        verb = "needs" if len(report.unmeasured_claims) == 1 else "need"
+        console.print(f"[dim]{number} {verb} cells that this sweep lacks[/]")
+    for line in report.mixed_cells:
         console.print(f"[yellow]computed differently within a cell[/] {escape(line)}", highlight=False)
     for warning in report.tuning.warnings:
         console.print(f"[yellow]tuning[/] {escape(warning)}", highlight=False)
@@ -99,12 +101,12 @@ def _print_cells(report: Report, console: Console) -> None:
     print_table(cells, f"accuracies in %, mean [95% interval over {seeds}] after {report.stopping_rule}")
 
 
-def _verdicts(report: Report) -> Table:
-    verdicts = Table(show_header=False, box=None, padding=(0, 1, 0, 0))
-    for judged in report.judged:
-        mark = "*" if judged.exploratory else ""
-        verdict = f"[{COLOURS[judged.outcome]}]{judged.outcome}[/]{mark}"
-        verdicts.add_row(verdict, escape(judged.claim.sentence))
-        measured = f"{judged.claim.measure}: {judged.effect}, expected {judged.condition}"
-        verdicts.add_row("", f"[dim]{escape('; '.join(filter(None, [measured, judged.advice])))}[/]")
-    return verdicts
+def _tabulate_verdicts(report: Report) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 1, 0, 0))
+    for verdict in report.verdicts:
+        mark = "*" if verdict.exploratory else ""
+        outcome = f"[{COLOURS[verdict.outcome]}]{verdict.outcome}[/]{mark}"
+        table.add_row(outcome, escape(verdict.claim.sentence))
+        estimate = f"{verdict.claim.quantity}: {verdict.effect}, expected {verdict.condition}"
+        table.add_row("", f"[dim]{escape('; '.join(filter(None, [estimate, verdict.advice])))}[/]")
+    return table

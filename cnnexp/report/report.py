@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cnnexp.analysis.claims import Claim, Verdict, judge
+from cnnexp.analysis.claims import Claim
 from cnnexp.analysis.dataframe import find_mixed_cells, make_dataframe, read_finished_runs, varying_keys
 from cnnexp.analysis.tables import (
     compare_tyings,
@@ -16,13 +16,14 @@ from cnnexp.analysis.tables import (
     summarize_cells,
 )
 from cnnexp.analysis.tuning import Tuning, choose_hyperparameters
+from cnnexp.analysis.verdicts import Verdict, judge
 from cnnexp.core.text import figure_text, pluralize
 from cnnexp.plots.figures import Drawing, RenderedFigure, make_default_drawings, render
-from cnnexp.plots.kernels import plot_kernels
+from cnnexp.plots.layers import plot_kernels
 from cnnexp.report.experiments import Experiment, load_experiment
 from cnnexp.store.runs import StoredRun, read_commands, read_kernels
 
-MOST_NETWORKS = 6  # whose kernels are drawn
+MAX_NETWORKS = 6  # whose kernels are drawn
 KERNELS_CAPTION = (
     "First filters of the first layer for the first input channel, drawn at their output positions in the "
     "middle of the image (one seed, after training; red: positive, blue: negative). A convolution has the "
@@ -39,14 +40,14 @@ class Report:
         experiment: the question, claims and figures of the sweep's experiment.
         runs: all runs that can be read, finished or not.
         corrupt: corrupt files of the other runs.
-        mixed: one line for each cell whose runs were computed differently, see `find_mixed_cells`.
+        mixed_cells: one line for each cell whose runs were computed differently, see `find_mixed_cells`.
         table: one row per finished run, each cell at its chosen learning rate and weight decay.
         tuning: how these were chosen.
         cells: one row per cell.
         comparison: one row per tying that is compared with `shared`, see `compare_tyings`.
-        judged: the claims that were measured, in the order of the experiment.
-        unmeasured: the claims for which the sweep lacks cells.
-        drawn: the caption and the images of each figure, by its name.
+        verdicts: those on the claims that were measured, in the order of the experiment.
+        unmeasured_claims: the claims for which the sweep lacks cells.
+        figures: the caption and the images of each figure, by its name.
         commands: the commands that made the runs.
     """
 
@@ -54,14 +55,14 @@ class Report:
     experiment: Experiment
     runs: list[StoredRun]
     corrupt: list[Path]
-    mixed: list[str]
+    mixed_cells: list[str]
     table: pd.DataFrame
     tuning: Tuning
     cells: pd.DataFrame
     comparison: pd.DataFrame
-    judged: list[Verdict]
-    unmeasured: list[Claim]
-    drawn: Mapping[str, tuple[str, RenderedFigure]]
+    verdicts: list[Verdict]
+    unmeasured_claims: list[Claim]
+    figures: Mapping[str, tuple[str, RenderedFigure]]
     commands: list[str]
 
     @property
@@ -80,6 +81,9 @@ def make_report(folder: Path) -> Report:
     Args:
         folder: the sweep's.
 
+    Returns:
+        The contents of the report, of which nothing is written yet.
+
     Raises:
         UsageError: there is no such sweep, or no finished run in it.
     """
@@ -92,7 +96,7 @@ def make_report(folder: Path) -> Report:
         for name, drawing in (experiment.figures or make_default_drawings(table)).items()
         if drawing.needs(table)
     }
-    judged = judge(experiment.claims, table)
+    verdicts = judge(experiment.claims, table)
     if kernels := _select_kernels(table, runs):
         drawings["kernels"] = Drawing(draw=lambda _: plot_kernels(kernels), caption=KERNELS_CAPTION)
     return Report(
@@ -100,36 +104,43 @@ def make_report(folder: Path) -> Report:
         experiment=experiment,
         runs=runs,
         corrupt=corrupt,
-        mixed=find_mixed_cells(table),
+        mixed_cells=find_mixed_cells(table),
         table=table,
         tuning=tuning,
         cells=summarize_cells(table),
         comparison=compare_tyings(table),
-        judged=[one for one in judged if one.interval is not None],
-        unmeasured=[one.claim for one in judged if one.interval is None],
-        drawn={name: (drawing.caption, render(drawing, table)) for name, drawing in drawings.items()},
-        commands=read_commands(folder) or [_derived_command(table, folder.name)],
+        verdicts=[verdict for verdict in verdicts if verdict.interval is not None],
+        unmeasured_claims=[verdict.claim for verdict in verdicts if verdict.interval is None],
+        figures={name: (drawing.caption, render(drawing, table)) for name, drawing in drawings.items()},
+        commands=read_commands(folder) or [_reconstruct_command(table, folder.name)],
     )
 
 
 def _select_kernels(table: pd.DataFrame, runs: list[StoredRun]) -> dict[str, dict]:
-    """The first layer's kernels in one run of each network, of those runs that stored any."""
+    """Read the first layer's kernels in one run of each network, of the runs that stored any.
+
+    Returns:
+        By the network's label, the kernels by the name of the layer, as `plot_kernels` takes them.
+    """
     keys = [key for key in varying_keys(table) if key.startswith("model.")]
     folders = {run.run_id: run.folder for run in runs}
     sizes = [key for key in ("data.train_size",) if key in table]
     ordered = table.sort_values([*sizes, "seed"], ascending=[False] * len(sizes) + [True])
     cells = ordered.groupby(keys, sort=True) if keys else [((), ordered)]
     naming_keys = distinguishing_keys(ordered[keys].drop_duplicates())
-    kept: dict[str, dict] = {}
+    kernels: dict[str, dict] = {}
     for _, cell in cells:
+        if len(kernels) == MAX_NETWORKS:
+            break
         values = (f"{format_key(key)}={format_value(cell[key].iloc[0])}" for key in naming_keys)
-        name = " ".join(values) or str(table["model.name"].iloc[0])
-        if len(kept) < MOST_NETWORKS and (sample := read_kernels(folders[cell["run_id"].iloc[0]])[1]):
-            kept[figure_text(name)] = dict(list(sample.items())[:1])
-    return kept
+        label = " ".join(values) or str(table["model.name"].iloc[0])
+        _, layers = read_kernels(folders[cell["run_id"].iloc[0]])
+        if layers:
+            kernels[figure_text(label)] = dict(list(layers.items())[:1])
+    return kernels
 
 
-def _derived_command(table: pd.DataFrame, name: str) -> str:
+def _reconstruct_command(table: pd.DataFrame, name: str) -> str:
     """Reconstruct a command for a sweep whose commands were not stored."""
     experiment = str(table["experiment"].iloc[0])
     if experiment != "default":

@@ -1,17 +1,20 @@
-"""The tables of a report, as data frames of text, and the sentences that its formats share."""
+"""The tables of a report as dataframes of text, its common sentences, and a network's table of layers."""
 
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from cnnexp.analysis.claims import Verdict
 from cnnexp.analysis.dataframe import constant_keys, varying_keys
 from cnnexp.analysis.tables import distinguishing_keys, format_key, format_percent, format_value
 from cnnexp.analysis.tuning import CHOSEN_BY, Tuning
+from cnnexp.analysis.verdicts import Verdict
+from cnnexp.config import RunConfig
 from cnnexp.core.text import duration_text, pluralize
+from cnnexp.models.spec import LayerSpec, NetworkSpec
 from cnnexp.report.report import Report
 from cnnexp.store.files import read_json
 from cnnexp.store.runs import STATUS
@@ -28,13 +31,26 @@ VERDICT_COLUMNS = [
     "source",
     "exploratory",
 ]
+LAYER_COLUMNS = [
+    "layer",
+    "output",
+    "tying",
+    "params",
+    "weights",
+    "connections",
+    "sparsity",
+    "sharing",
+    "MACs",
+    "memory",
+]
+COUNT_COLUMNS = ("params", "weights", "connections", "MACs", "memory")
 
 
-def verdicts_table(judged: Sequence[Verdict]) -> pd.DataFrame:
+def tabulate_verdicts(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """Tabulate verdicts, one row per claim.
 
     Args:
-        judged: the claims that were measured.
+        verdicts: those on the claims that were measured.
 
     Returns:
         The columns of `VERDICT_COLUMNS`, without those that would be empty, and without the source where all
@@ -42,28 +58,28 @@ def verdicts_table(judged: Sequence[Verdict]) -> pd.DataFrame:
     """
     rows = [
         {
-            "claim": one.claim.sentence,
-            "verdict": one.marked_outcome,
-            "effect": one.effect,
-            "expected": one.condition,
-            "measured by": one.claim.measure,
-            "seeds that agree": "" if one.claim.exact else f"{one.agreeing} of {one.seeds}",
-            "would decide": one.advice,
-            "published": one.claim.published,
-            "source": one.claim.source,
-            "exploratory": one.exploratory,
+            "claim": verdict.claim.sentence,
+            "verdict": verdict.marked_outcome,
+            "effect": verdict.effect,
+            "expected": verdict.condition,
+            "measured by": verdict.claim.quantity,
+            "seeds that agree": "" if verdict.claim.exact else f"{verdict.agreeing_seeds} of {verdict.seeds}",
+            "would decide": verdict.advice,
+            "published": verdict.claim.published,
+            "source": verdict.claim.source,
+            "exploratory": verdict.exploratory,
         }
-        for one in judged
+        for verdict in verdicts
     ]
     table = pd.DataFrame(rows, columns=VERDICT_COLUMNS)
-    sometimes = ("would decide", "published", "exploratory")
-    unused = [column for column in sometimes if (table[column] == "").all()]
+    optional = ("would decide", "published", "exploratory")
+    omitted = [column for column in optional if (table[column] == "").all()]
     if table["source"].nunique() == 1:
-        unused.append("source")
-    return table.drop(columns=unused)
+        omitted.append("source")
+    return table.drop(columns=omitted)
 
 
-def comparison_table(comparison: pd.DataFrame) -> pd.DataFrame:
+def tabulate_comparison(comparison: pd.DataFrame) -> pd.DataFrame:
     """Tabulate how often and by how much `shared` is more accurate than each other tying.
 
     Args:
@@ -85,7 +101,7 @@ def comparison_table(comparison: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def tuning_table(tuning: Tuning) -> pd.DataFrame:
+def tabulate_tuning(tuning: Tuning) -> pd.DataFrame:
     """Tabulate the chosen hyperparameters, one row per cell."""
     choices = tuning.choices
     shown = choices.assign(**{CHOSEN_BY: (100 * choices[CHOSEN_BY]).map("{:.1f}".format)})
@@ -95,7 +111,7 @@ def tuning_table(tuning: Tuning) -> pd.DataFrame:
     return shown.rename(columns=titles)
 
 
-def parameters_table(table: pd.DataFrame) -> pd.DataFrame:
+def tabulate_parameters(table: pd.DataFrame) -> pd.DataFrame:
     """Tabulate the parameters of each layer and the multiply-accumulates, one row per network.
 
     Args:
@@ -110,7 +126,7 @@ def parameters_table(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([networks[keys].astype(str), numbers], axis=1).rename(columns=titles)
 
 
-def protocol_table(table: pd.DataFrame) -> pd.DataFrame:
+def tabulate_protocol(table: pd.DataFrame) -> pd.DataFrame:
     """Tabulate the configuration keys that all runs have in common, with their values.
 
     Args:
@@ -120,9 +136,9 @@ def protocol_table(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"key": list(keys), "value": list(keys.values())})
 
 
-def exploratory_lines(judged: Sequence[Verdict]) -> list[str]:
-    """List the exploratory verdicts, which do not count yet: one line per reason."""
-    counts = Counter(one.exploratory for one in judged if one.exploratory)
+def explain_exploratory(verdicts: Sequence[Verdict]) -> list[str]:
+    """Explain which verdicts are exploratory and do not count yet: one sentence per reason."""
+    counts = Counter(verdict.exploratory for verdict in verdicts if verdict.exploratory)
     return [
         f"{pluralize(number, 'claim')} {'is' if number == 1 else 'are'} exploratory, because {reason}. "
         f"{'It does' if number == 1 else 'They do'} not count until judged on fresh seeds."
@@ -135,22 +151,23 @@ def summarize_runs(report: Report) -> str:
     counts = Counter(run.status for run in report.runs)
     states = ", ".join(f"{number} {status}" for status, number in counts.most_common())
     corrupt = len({file.parent for file in report.corrupt})
-    left_out = f"; {pluralize(corrupt, 'corrupt run')} left out" if corrupt else ""
+    excluded = f"; {pluralize(corrupt, 'corrupt run')} left out" if corrupt else ""
     seconds = sum(run.summary.get("wall_seconds") or 0 for run in report.runs)
     devices = " and ".join(sorted(map(str, report.table["device"].unique())))
     training = f"{duration_text(seconds)} of training on {devices}"
-    dates = _dates([run.folder for run in report.runs])
-    return f"{pluralize(len(report.runs), 'run')}: {states}{left_out}; {training}.{dates}"
+    dates = _describe_dates([run.folder for run in report.runs])
+    return f"{pluralize(len(report.runs), 'run')}: {states}{excluded}; {training}.{dates}"
 
 
-def _dates(folders: Sequence[Path]) -> str:
-    times = [read_json(folder / STATUS) for folder in folders]
-    started = min((time["started"] for time in times if "started" in time), default=None)
-    ended = max((time["updated"] for time in times if "updated" in time), default=None)
-    if not started or not ended:
+def _describe_dates(folders: Sequence[Path]) -> str:
+    """Say when the first run started and the last one ended; empty where their statuses do not say so."""
+    statuses = [read_json(folder / STATUS) for folder in folders]
+    start = min((status["started"] for status in statuses if "started" in status), default=None)
+    end = max((status["updated"] for status in statuses if "updated" in status), default=None)
+    if not start or not end:
         return ""
-    day = datetime.fromtimestamp(started, UTC).date().isoformat()
-    return f" The first run started on {day}; the last one ended {duration_text(ended - started)} later."
+    day = datetime.fromtimestamp(start, UTC).date().isoformat()
+    return f" The first run started on {day}; the last one ended {duration_text(end - start)} later."
 
 
 def list_versions(table: pd.DataFrame) -> list[str]:
@@ -163,3 +180,52 @@ def list_versions(table: pd.DataFrame) -> list[str]:
     return [
         f"{column.rpartition('/')[2]} {' or '.join(map(str, table[column].unique()))}" for column in columns
     ]
+
+
+def tabulate_layers(layers: NetworkSpec, config: RunConfig) -> list[dict[str, Any]]:
+    """Tabulate the layers of a network, and then their total.
+
+    Args:
+        layers: the network.
+        config: gives the number of values that the optimiser stores per weight.
+
+    Returns:
+        The values of `LAYER_COLUMNS` for each row; memory is in bytes.
+    """
+    rows = [_tabulate_layer(layer, config) for layer in layers]
+    unit_pairs = sum(layer.geometry.in_units * layer.geometry.out_units for layer in layers)
+    sums = {column: sum(row[column] for row in rows) for column in COUNT_COLUMNS}
+    ratios = {
+        "sparsity": 1 - sums["connections"] / unit_pairs,
+        "sharing": sums["connections"] / sums["weights"],
+    }
+    rows.append({"layer": "total", "output": "", "tying": ""} | sums | ratios)
+    return rows
+
+
+def _tabulate_layer(layer: LayerSpec, config: RunConfig) -> dict[str, Any]:
+    counts, geometry = layer.counts, layer.geometry
+    flat = geometry.covers_image or layer.tying.kind == "dense"
+    tying = "dense" if flat else f"{layer.tying} {geometry.kernel_size[0]}x{geometry.kernel_size[1]}"
+    if geometry.connectivity == "random" and not flat:
+        tying += " random"
+    return {
+        "layer": layer.name,
+        "output": "x".join(map(str, geometry.out_shape))
+        if geometry.positions > 1
+        else str(geometry.features),
+        "tying": tying,
+        "params": counts.params,
+        "weights": counts.weights,
+        "connections": counts.connections,
+        "sparsity": counts.sparsity,
+        "sharing": counts.sharing,
+        "MACs": counts.macs,
+        "memory": _count_bytes(layer, config),
+    }
+
+
+def _count_bytes(layer: LayerSpec, config: RunConfig) -> int:
+    """Count the bytes of a layer's parameters and of the optimiser's state for them."""
+    itemsize = {"float32": 4, "bfloat16": 2, "float16": 2}[layer.param_dtype]
+    return layer.counts.params * (itemsize + 4 * config.optim.slots)  # optimisers keep float32

@@ -21,7 +21,7 @@ from typing import Any
 from cnnexp.store.files import NO_FILE, compute_crc32, is_name, read_json, write_json
 from cnnexp.store.runs import FilePrefix, move_corrupt
 
-MOST_CHECKPOINTS = 2  # of a stack
+KEPT_CHECKPOINTS = 2  # of a stack
 OVERHEAD_BYTES = 1 << 20  # of a checkpoint beyond its arrays, at most
 RUNS = "runs.json"  # in the folder of a stack: the ids of its runs, in the order of the run axis
 
@@ -78,7 +78,7 @@ class StackCheckpoints:
         if self._writes:
             prefixes = {run: [prefix.size, prefix.crc32] for run, prefix in (histories or {}).items()}
             write_json(_manifest(folder), {"files": _checksums(folder), "histories": prefixes})
-            oldest = sorted(_steps(self.folder))[-MOST_CHECKPOINTS:][0]
+            oldest = sorted(_steps(self.folder))[-KEPT_CHECKPOINTS:][0]
             self._drop(lambda saved: saved < oldest)
 
     def delete(self) -> None:
@@ -110,7 +110,7 @@ def iterate_stacks(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     yield from sorted((pair for pair in stacks if pair[1]), key=lambda pair: -_modification_time(pair[0]))
 
 
-def corrupt_stacks(folder: Path) -> list[Path]:
+def list_corrupt_stacks(folder: Path) -> list[Path]:
     """List the folders of stacks that have checkpoints but do not name their runs."""
     return [stack for stack in _stack_folders(folder) if _steps(stack) and not read_stack_runs(stack)]
 

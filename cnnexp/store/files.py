@@ -65,10 +65,10 @@ def append_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Replace a JSON file in one step."""
-    write_bytes(path, json_bytes(values))
+    write_bytes(path, encode_json(values))
 
 
-def json_bytes(values: Mapping[str, Any]) -> bytes:
+def encode_json(values: Mapping[str, Any]) -> bytes:
     """Encode an object as `write_json` does."""
     return json.dumps(values, indent=1).encode() + b"\n"
 

@@ -85,7 +85,7 @@ class Leases:
                 if file.st_nlink == 1 and self.now() - file.st_mtime > LEASE_SECONDS:
                     path.unlink()
 
-    def take(self, runs: Collection[str]) -> set[str]:
+    def acquire(self, runs: Collection[str]) -> set[str]:
         """Lease all runs that no other worker holds, and release all leases on other runs.
 
         The caller must check whether a run has ended meanwhile, as another worker may just have ended it. The

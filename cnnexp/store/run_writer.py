@@ -15,7 +15,7 @@ import yaml
 from cnnexp.config import RunConfig
 from cnnexp.store.files import (
     append_bytes,
-    json_bytes,
+    encode_json,
     read_bytes,
     read_json,
     write_bytes,
@@ -33,8 +33,8 @@ from cnnexp.store.runs import (
     SUMMARY,
     FilePrefix,
     Status,
+    compute_status_crc32,
     run_folder,
-    status_crc32,
     sweep_folder,
 )
 
@@ -81,7 +81,7 @@ class RunWriter:
 
     def finish(self, status: Literal["finished", "diverged"], summary: Mapping[str, Any]) -> None:
         """Write the summary and then, last, the status that makes the run count as done."""
-        content = json_bytes(summary)
+        content = encode_json(summary)
         write_bytes(self.folder / SUMMARY, content)
         self._checksums |= {HISTORY: self.history.crc32, SUMMARY: zlib.crc32(content)}
         self._set_status(status)
@@ -133,4 +133,4 @@ def _write_config(config: RunConfig) -> int:
 def _write_status(folder: Path, status: Status, started: float, checksums: Mapping[str, int]) -> None:
     values = {"status": status, "started": started, "updated": time.time(), "pid": os.getpid()}
     values |= {"crc32": dict(checksums)}
-    write_json(folder / STATUS, values | {STATUS_CRC32: status_crc32(values)})
+    write_json(folder / STATUS, values | {STATUS_CRC32: compute_status_crc32(values)})

@@ -21,8 +21,8 @@ import yaml
 from cnnexp.config import RunConfig
 from cnnexp.store.files import (
     compute_crc32,
+    encode_json,
     is_name,
-    json_bytes,
     read_bytes,
     read_json,
     replace_unprintable,
@@ -94,7 +94,7 @@ def has_ended(folder: Path) -> bool:
     return read_json(folder / STATUS).get("status") in ENDED
 
 
-def corrupt_files(folder: Path) -> list[Path]:
+def find_corrupt_files(folder: Path) -> list[Path]:
     """List the files of a run whose content is not what was written.
 
     The run's status has the checksums of its configuration, of its history once nobody adds to it, and of its
@@ -109,7 +109,7 @@ def corrupt_files(folder: Path) -> list[Path]:
         names = RESULT if status.get("status") in ENDED else (*RESULT, KERNELS, ERROR)
         corrupt = [folder / name for name in names if _is_corrupt(folder / name, status)]
     if corrupt and read_json(folder / STATUS) != status:  # another worker has just written the run
-        return corrupt_files(folder)
+        return find_corrupt_files(folder)
     return corrupt
 
 
@@ -129,20 +129,20 @@ def _is_intact(status: Mapping[str, Any]) -> bool:
         return known and isinstance(checksums, dict)
     needed = set(RESULT) if status.get("status") in ENDED else set()
     complete = isinstance(checksums, dict) and checksums.keys() >= needed
-    return known and complete and status[STATUS_CRC32] == status_crc32(status)
+    return known and complete and status[STATUS_CRC32] == compute_status_crc32(status)
 
 
-def status_crc32(status: Mapping[str, Any]) -> int:
+def compute_status_crc32(status: Mapping[str, Any]) -> int:
     """Compute the checksum of a status, over everything in it but that checksum."""
-    return zlib.crc32(json_bytes({key: value for key, value in status.items() if key != STATUS_CRC32}))
+    return zlib.crc32(encode_json({key: value for key, value in status.items() if key != STATUS_CRC32}))
 
 
-def corrupt_line(path: Path) -> str:
+def describe_corrupt_file(path: Path) -> str:
     """Name a corrupt file and what is wrong with it, in one line."""
-    return f"corrupt file {path} ({fault_of(path)})"
+    return f"corrupt file {path} ({describe_fault(path)})"
 
 
-def fault_of(path: Path) -> str:
+def describe_fault(path: Path) -> str:
     """Say in a few words what is wrong with a corrupt file."""
     return "checksum mismatch" if path.is_file() else "not a file" if os.path.lexists(path) else "missing"
 
@@ -167,7 +167,7 @@ def read_sweep(folder: Path) -> tuple[list[StoredRun], list[Path]]:
     Returns:
         Every run that has no corrupt file, and the corrupt files of the other runs.
     """
-    corrupt = {path: corrupt_files(path) for path in list_run_folders(folder)}
+    corrupt = {path: find_corrupt_files(path) for path in list_run_folders(folder)}
     runs = [read_run(path) for path, files in corrupt.items() if not files]
     return runs, [file for files in corrupt.values() for file in files]
 
@@ -245,7 +245,7 @@ def read_commands(folder: Path) -> list[str]:
     return [replace_unprintable(line) for line in text.split("\n") if line]
 
 
-def error_line(folder: Path) -> str:
+def read_error_line(folder: Path) -> str:
     """Read the last line of a failed run's traceback; empty where there is none, or a symbolic link."""
     content = b"" if (folder / ERROR).is_symlink() else read_bytes(folder / ERROR)
     lines = (content or b"").decode(errors="replace").strip().splitlines()

@@ -26,7 +26,7 @@ from cnnexp.core.errors import SweepFailed, UsageError
 from cnnexp.sweep.compose import quote_tyings
 from cnnexp.sweep.points import COMMAND_LINE, Job
 from cnnexp.sweep.validate import check_configs
-from cnnexp.tracking.target import NAME_LIMIT, drop_credentials, resolve_mode, shorten
+from cnnexp.tracking.target import NAME_LIMIT, hide_credentials, resolve_mode, shorten
 
 JOB = "job"
 ALONE = ("hydra.sweeper.params=null", "hydra.sweeper.parts=null")
@@ -49,7 +49,7 @@ def start_wandb_sweep(jobs: Sequence[Job], method: str, agents: int) -> str:
 
     first = jobs[0].config
     resolve_mode("online")
-    drop_credentials()
+    hide_credentials()
     check_configs([job.config for job in jobs])
     if method == "bayes" and not first.data.validation_size:
         raise UsageError("--method bayes: needs validation images; set data.validation_size")

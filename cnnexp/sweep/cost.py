@@ -23,7 +23,7 @@ from cnnexp.core.text import pluralize, short_number
 from cnnexp.data.loading import resident_bytes
 from cnnexp.models.spec import LayerSpec, specify_network, total_count
 from cnnexp.store.files import read_json
-from cnnexp.store.runs import corrupt_files, has_ended
+from cnnexp.store.runs import find_corrupt_files, has_ended
 from cnnexp.sweep.provenance import provenance
 from cnnexp.training.schedule import run_flops
 
@@ -174,7 +174,7 @@ def forecast(results_dir: Path) -> Forecast:
     """Make a forecast from past runs in a folder on the same device, or if there are none, a calibration."""
     device = provenance()["device"]
     folders = (path.parent for path in results_dir.glob("*/*/summary.json"))
-    summaries = (read_json(f / "summary.json") for f in folders if has_ended(f) and not corrupt_files(f))
+    summaries = (read_json(f / "summary.json") for f in folders if has_ended(f) and not find_corrupt_files(f))
     past = list(
         islice((s for s in summaries if s.get("device") == device and s.get("flops")), MOST_PAST_RUNS)
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from cnnexp.config import OMITTED_IF_NULL, TRACED_KEYS, RunConfig
 from cnnexp.config.data import STRENGTH_KEYS
-from cnnexp.store.checkpoints import corrupt_stacks, iterate_stacks
-from cnnexp.store.runs import COMMANDS, corrupt_files, has_ended, run_folder, sweep_folder
+from cnnexp.store.checkpoints import iterate_stacks, list_corrupt_stacks
+from cnnexp.store.runs import COMMANDS, find_corrupt_files, has_ended, run_folder, sweep_folder
 from cnnexp.sweep.cost import largest_stack
 from cnnexp.training.schedule import duration_of, run_flops
 
@@ -70,7 +70,7 @@ def plan_sweep(runs: Mapping[str, RunConfig]) -> Plan:
         folder = run_folder(run)
         if not folder.exists():
             continue
-        corrupt_of_run = corrupt_files(folder)
+        corrupt_of_run = find_corrupt_files(folder)
         corrupt += corrupt_of_run
         if not corrupt_of_run and has_ended(folder):
             ended.add(run_id)
@@ -83,7 +83,7 @@ def _corrupt_in_sweep(folder: Path) -> list[Path]:
     files, folders = [folder / COMMANDS], [folder / "leases", folder / "checkpoints"]
     misplaced = [path for path in files if os.path.lexists(path) and not path.is_file()]
     misplaced += [path for path in folders if os.path.lexists(path) and not path.is_dir()]
-    return misplaced + corrupt_stacks(folder)
+    return misplaced + list_corrupt_stacks(folder)
 
 
 def stacks_for(missing: Mapping[str, RunConfig]) -> list[Stack]:

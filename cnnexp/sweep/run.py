@@ -21,7 +21,7 @@ from cnnexp.store.files import read_json, refuse_links
 from cnnexp.store.leases import LeaseLost, Leases
 from cnnexp.store.run_writer import record_command, record_failure
 from cnnexp.store.runs import (
-    corrupt_line,
+    describe_corrupt_file,
     has_ended,
     move_corrupt,
     run_folder,
@@ -73,7 +73,7 @@ def run_sweep(jobs: Sequence[Job], command: str | None = None) -> dict[str, floa
             return dict.fromkeys(by_id, math.nan)
         plan, progress = start_progress(by_id, command, contexts)
         leases = contexts.enter_context(Leases(sweep_folder(first)))
-        mirror = contexts.enter_context(Mirror(first.tracking, sweep_folder(first), tell=progress.tell))
+        mirror = contexts.enter_context(Mirror(first.tracking, sweep_folder(first), print_line=progress.tell))
         mirror.notify([run_folder(plan.runs[run_id]) for run_id in plan.ended])
         runner = SweepRunner(plan.runs, leases, signals, progress, mirror)
         with announce_end():
@@ -116,7 +116,7 @@ def start_progress(
     plan = plan_sweep(runs)
     progress = contexts.enter_context(SweepProgress(plan, Cells(jobs)))
     for path in plan.corrupt:
-        progress.tell(f"{corrupt_line(path)}; moved to {move_corrupt(path).name}")
+        progress.tell(f"{describe_corrupt_file(path)}; moved to {move_corrupt(path).name}")
         (path.parent / "status.json").unlink(missing_ok=True)  # the run has no result any more
     if command:
         record_command(next(iter(runs.values())), command)
@@ -164,14 +164,14 @@ class SweepRunner:
         while self._queue:
             stack = self._queue.popleft()
             self._signals.raise_if_asked()
-            leased = self._leases.take(stack.runs)
+            leased = self._leases.acquire(stack.runs)
             todo = {i: run for i, run in stack.runs.items() if i in leased and not has_ended(run_folder(run))}
             if todo:
                 yield self._split_by_checkpoint(replace(stack, runs=todo, resumes=None))
             if self.failed and stack.config.sweep.on_error == "stop":
                 return
             if not self._queue:
-                self._leases.take(())
+                self._leases.acquire(())
                 self._queue.extend(self._wait_for_others())
         _drop_ended_checkpoints(self.runs)
 

@@ -25,7 +25,7 @@ from cnnexp.store.run_writer import RunWriter
 from cnnexp.store.runs import (
     HISTORY,
     FilePrefix,
-    corrupt_line,
+    describe_corrupt_file,
     move_corrupt,
     read_history_prefix,
     run_folder,
@@ -138,7 +138,7 @@ def _intact_histories(
         if (history := read_history_prefix(run_folder(run), histories[run_id])) is not None:
             intact[run_id] = history
         elif report and path.exists():
-            report(f"{corrupt_line(path)}; its run starts again from step 0")
+            report(f"{describe_corrupt_file(path)}; its run starts again from step 0")
             move_corrupt(path)
     return intact
 

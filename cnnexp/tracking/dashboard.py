@@ -16,7 +16,7 @@ from cnnexp.core.text import markdown_text
 from cnnexp.report.output import write_report
 from cnnexp.store.files import read_json, write_json, write_text
 from cnnexp.store.runs import read_runs, read_sweep
-from cnnexp.tracking.target import NAME_LIMIT, Target, drop_credentials, shorten
+from cnnexp.tracking.target import NAME_LIMIT, Target, hide_credentials, shorten
 
 ADDRESSES = "dashboard.json"  # in the sweep's folder: where its workspace and its report were saved
 COLUMNS = [
@@ -40,11 +40,11 @@ def make_sections(folder: Path) -> dict[str, list[Any]]:
     Each line of the curves by tying is the mean of all runs of a tying, and the name of the section says what
     varies among them besides the seed. Each line of the curves by cell is the mean over the seeds of a cell.
     """
-    mixed = [key for key in varying_keys(make_dataframe(read_runs(folder))) if key != "model.tying"]
-    over = f" (spread over seeds{', ' if mixed else ''}{', '.join(mixed)})"
+    pooled_keys = [key for key in varying_keys(make_dataframe(read_runs(folder))) if key != "model.tying"]
+    spread = f" (spread over {', '.join(['seeds', *pooled_keys])})"
     axes = (("test/accuracy", "step"), ("test/accuracy", "images"), ("train/accuracy", "step"))
     return {
-        f"Learning curves, by tying{over}": [
+        f"Learning curves, by tying{spread}": [
             _curve(metric, axis, "model.tying") for metric, axis in (*axes, ("gap/accuracy", "step"))
         ],
         "Learning curves, by cell (spread over seeds)": [
@@ -79,16 +79,16 @@ def make_sections(folder: Path) -> dict[str, list[Any]]:
 def make_workspace(folder: Path, target: Target) -> workspaces.Workspace:
     """Make the workspace of a sweep: only its runs, grouped panels, and the verdicts with their figures."""
     verdicts = [
-        reports.MarkdownPanel(markdown=verdicts_markdown(folder)),
+        reports.MarkdownPanel(markdown=format_verdicts(folder)),
         reports.MediaBrowser(title="figures", media_keys=_figures(folder)),
     ]
-    named = {"Verdicts": verdicts, **make_sections(folder)}
+    sections = {"Verdicts": verdicts, **make_sections(folder)}
     return workspaces.Workspace(
         entity=target.entity or "",
         project=target.project,
         name=_title(folder),
         sections=[
-            workspaces.Section(name=name, panels=panels, is_open=True) for name, panels in named.items()
+            workspaces.Section(name=name, panels=panels, is_open=True) for name, panels in sections.items()
         ],
         runset_settings=workspaces.RunsetSettings(
             filters=[workspaces.Metric("Group") == _group(folder)],
@@ -102,7 +102,7 @@ def make_wandb_report(folder: Path, target: Target) -> reports.Report:
     """Make the W&B report of a sweep: the verdicts, figures, panels of all sections, and runs."""
     # Without a name, a run set is that of the report's own project; for a name the package asks the server.
     runs = reports.Runset(name=folder.name, filters=f"Group == {_group(folder)!r}", pinned_columns=COLUMNS)
-    blocks: list[Any] = [reports.MarkdownBlock(text=verdicts_markdown(folder))]
+    blocks: list[Any] = [reports.MarkdownBlock(text=format_verdicts(folder))]
     for name, panels in make_sections(folder).items():
         blocks += [reports.H2(text=name), reports.PanelGrid(runsets=[runs], panels=panels)]
     figures = reports.MediaBrowser(title="figures", media_keys=_figures(folder))
@@ -144,36 +144,40 @@ def save_dashboard(folder: Path, target: Target) -> dict[str, str]:
     import wandb
 
     warn_excluded_runs(*read_sweep(folder))
-    drop_credentials()
+    hide_credentials()
     target = replace(target, entity=target.entity or wandb.Api().default_entity)
-    saved = {name: url for name, url in read_json(folder / ADDRESSES).items() if _lies_in(url, target)}
+    addresses = {kind: url for kind, url in read_json(folder / ADDRESSES).items() if _lies_in(url, target)}
     workspace, report = make_workspace(folder, target), make_wandb_report(folder, target)
-    if "workspace" in saved:
-        earlier = workspaces.Workspace.from_url(saved["workspace"])
-        if earlier.name == workspace.name:
-            earlier.sections, earlier.runset_settings = workspace.sections, workspace.runset_settings
-            workspace = earlier
-    if "report" in saved:
-        remade: Any = reports.Report.from_url(saved["report"])
-        if (remade.title, remade.project, remade.entity) == (report.title, report.project, report.entity):
-            remade.blocks = report.blocks
-            report = remade
-    for name, view in (("workspace", workspace), ("report", report)):
-        saved[name] = view.save().url
-        write_json(folder / ADDRESSES, saved)  # at once, as the next may fail, and nothing must be made twice
-    return saved
+    if "workspace" in addresses:
+        saved_workspace = workspaces.Workspace.from_url(addresses["workspace"])
+        if saved_workspace.name == workspace.name:
+            saved_workspace.sections = workspace.sections
+            saved_workspace.runset_settings = workspace.runset_settings
+            workspace = saved_workspace
+    if "report" in addresses:
+        saved_report: Any = reports.Report.from_url(addresses["report"])
+        identity = (saved_report.title, saved_report.project, saved_report.entity)
+        if identity == (report.title, report.project, report.entity):
+            saved_report.blocks = report.blocks
+            report = saved_report
+    for kind, view in (("workspace", workspace), ("report", report)):
+        addresses[kind] = view.save().url
+        write_json(
+            folder / ADDRESSES, addresses
+        )  # at once, as the next may fail, and nothing must be made twice
+    return addresses
 
 
-def verdicts_markdown(folder: Path) -> str:
+def format_verdicts(folder: Path) -> str:
     """List the claims with their verdicts and estimates, as Markdown."""
     report = write_report(folder)
     lines = [
-        f"- **{judged.marked_outcome}**: {judged.claim.sentence} {judged.claim.measure}: {judged.effect}"
-        for judged in report.judged
+        f"- **{verdict.marked_outcome}**: {verdict.claim.sentence} {verdict.claim.quantity}: {verdict.effect}"
+        for verdict in report.verdicts
     ]
     missing = report.experiment.missing
-    none = f"No claims: {markdown_text(missing)}." if missing else "This experiment makes no claims."
-    return "\n".join([f"## {markdown_text(folder.name)}: verdicts", *(lines or [none])])
+    no_claims = f"No claims: {markdown_text(missing)}." if missing else "This experiment makes no claims."
+    return "\n".join([f"## {markdown_text(folder.name)}: verdicts", *(lines or [no_claims])])
 
 
 def _title(folder: Path) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from cnnexp.config.execution import Tracking
-from cnnexp.tracking.target import Target, sync_command, target_of_config
+from cnnexp.tracking.target import Target, format_sync_command, target_of_config
 
 # How long the end of a sweep waits for the mirror process before it leaves it to finish alone: the larger of
 # a constant and a fraction of the sweep's duration, longer where it only writes files, and longer still where
@@ -37,12 +37,12 @@ class Mirror:
     Args:
         tracking: where runs are sent to.
         folder: the sweep's.
-        tell: prints a line for the user.
+        print_line: prints a line for the user.
     """
 
-    def __init__(self, tracking: Tracking, folder: Path, *, tell: Callable[[str], None]):
+    def __init__(self, tracking: Tracking, folder: Path, *, print_line: Callable[[str], None]):
         self._target: Target = target_of_config(tracking)
-        self._folder, self._tell = folder.resolve(), tell
+        self._folder, self._print_line = folder.resolve(), print_line
         self._run_folders: dict[str, None] = {}
         self._process: subprocess.Popen[str] | None = None
         self._outgoing: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -110,12 +110,12 @@ class Mirror:
     def _print_once(self, line: str) -> None:
         if line not in self._printed:
             self._printed.add(line)
-            self._tell(line)
+            self._print_line(line)
 
     @property
     def _advice(self) -> str:
         to = "trackio" if self._target.mode == "local" else None
-        return f"to send the rest, type: {sync_command(self._folder, to)}"
+        return f"to send the rest, type: {format_sync_command(self._folder, to)}"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -129,12 +129,12 @@ class Mirror:
         if process.poll() is None:
             verb = "sent" if self._target.mode == "online" else "written"
             advice = self._target.advice(self._folder)
-            self._tell(f"W&B: the rest is being {verb} in the background; {advice}")
+            self._print_line(f"W&B: the rest is being {verb} in the background; {advice}")
         elif process.returncode < 0:
             name = signal.Signals(-process.returncode).name
-            self._tell(f"W&B: the mirror process was ended by {name}; {self._advice}")
+            self._print_line(f"W&B: the mirror process was ended by {name}; {self._advice}")
         elif process.returncode:
-            self._tell(f"W&B: {self._advice}")
+            self._print_line(f"W&B: {self._advice}")
 
     def _wait_for(self, process: "subprocess.Popen[str]") -> None:
         """Wait for the process to end, and print its messages meanwhile."""

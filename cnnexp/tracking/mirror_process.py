@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from cnnexp.core.text import pluralize
-from cnnexp.tracking.target import Reachability, Target, drop_credentials, without_secrets
+from cnnexp.tracking.target import Reachability, Target, hide_credentials, remove_secrets
 from cnnexp.tracking.trackio_run import TrackioRun
 from cnnexp.tracking.wandb_run import WandbRun
 from cnnexp.tracking.wandb_summary import all_runs_ended, send_summary, start_machine_run
 
 DONE, OUTAGE, REFUSED = 0, 3, 4  # exit codes
 GIVE_UP_SECONDS = 600.0  # after the end of the sweep
-MOST_FAILURES = 3  # runs that cannot be sent, from which on the fault is not that of single runs
+MAX_FAILED_RUNS = 3  # runs that cannot be sent, from which on the fault is not that of single runs
 
 
 class RunSender:
@@ -82,7 +82,7 @@ class RunSender:
         except Exception as error:
             del self._runs[folder]
             self.errors[folder] = error
-            if len(self.errors) >= MOST_FAILURES or _is_refusal(error):
+            if len(self.errors) >= MAX_FAILED_RUNS or _is_refusal(error):
                 raise
             return
         if run.is_complete:
@@ -138,7 +138,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep handles Ctrl-C and closes the pipe
     _lower_priority()
     os.environ["WANDB_SILENT"] = "true"
-    drop_credentials()
+    hide_credentials()
     first_line = json.loads(sys.stdin.readline())
     target, folder = Target(**first_line["target"]), Path(first_line["folder"])
     sender, started = RunSender(target), time.monotonic()
@@ -174,7 +174,7 @@ def _lower_priority() -> None:
 def describe_error(error: BaseException) -> str:
     """Describe an error of W&B's client in one line, without API keys and passwords."""
     text = (str(error).splitlines() or [""])[0] or type(error).__name__
-    return without_secrets(text)[:200]
+    return remove_secrets(text)[:200]
 
 
 def describe_sent(sender: RunSender, sweep: Path, seconds: float) -> str:

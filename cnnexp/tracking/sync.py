@@ -11,14 +11,14 @@ from cnnexp.core.terminal import progress_bar
 from cnnexp.core.text import pluralize
 from cnnexp.store.files import refuse_links
 from cnnexp.store.leases import Leases
-from cnnexp.store.runs import corrupt_files, corrupt_line, list_run_folders, read_run
+from cnnexp.store.runs import describe_corrupt_file, find_corrupt_files, list_run_folders, read_run
 from cnnexp.tracking.mirror_process import RunSender, describe_error, describe_sent
 from cnnexp.tracking.target import (
     Reachability,
     Target,
-    drop_credentials,
+    format_sync_command,
+    hide_credentials,
     resolve_mode,
-    sync_command,
 )
 from cnnexp.tracking.wandb_summary import send_summary
 
@@ -46,7 +46,7 @@ def sync_sweep(folder: Path, *, follow: bool, to: str | None) -> None:
         UsageError: there is no key, or the folder of the sweep holds symbolic links.
         SyncError: the server is out of reach or refuses.
     """
-    drop_credentials()
+    hide_credentials()
     refuse_links(folder)
     offline_dir = Path(to).expanduser().resolve() if to and to != "trackio" else None
     mode = "local" if to == "trackio" else "offline" if to else "online"
@@ -67,7 +67,7 @@ def _try_to_send(folder: Path, sender: RunSender, *, follow: bool, to: str | Non
         _send(folder, sender, with_summary=ended)
     except Exception as error:
         if not follow or (ended and isinstance(error, CorruptRunError)):
-            again = sync_command(folder, to)
+            again = format_sync_command(folder, to)
             raise SyncError(f"W&B: {describe_error(error)}; to try again, type: {again}") from None
         print(f"W&B: {describe_error(error)}; trying again", flush=True)
         time.sleep(RETRY_SECONDS)
@@ -78,7 +78,7 @@ def _try_to_send(folder: Path, sender: RunSender, *, follow: bool, to: str | Non
 
 
 def _send(folder: Path, sender: RunSender, *, with_summary: bool) -> None:
-    corrupt = {run: files for run in list_run_folders(folder) if (files := corrupt_files(run))}
+    corrupt = {run: files for run in list_run_folders(folder) if (files := find_corrupt_files(run))}
     sender.add([str(run.resolve()) for run in list_run_folders(folder) if run not in corrupt])
     server = Reachability()
     with progress_bar("sending runs", sender.unsent) as advance:
@@ -89,7 +89,7 @@ def _send(folder: Path, sender: RunSender, *, with_summary: bool) -> None:
             advance(1)
     sender.raise_first()
     for file in (file for files in corrupt.values() for file in files):
-        print(f"cnnexp: {corrupt_line(file)}; its run is not sent", file=sys.stderr)
+        print(f"cnnexp: {describe_corrupt_file(file)}; its run is not sent", file=sys.stderr)
     if corrupt:
         number = pluralize(len(corrupt), "corrupt run")
         raise CorruptRunError(f"not sent: {number}; run the sweep again to train them again")
@@ -109,7 +109,7 @@ def target_of_sweep(folder: Path, mode: str, directory: Path | None = None) -> T
         UsageError: the mode is online and there is no key, or no run can be read.
     """
     for run in list_run_folders(folder):
-        if corrupt_files(run):
+        if find_corrupt_files(run):
             continue
         with contextlib.suppress(LookupError, TypeError, ValueError):  # a configuration of an earlier version
             tracking = Tracking.model_validate(read_run(run).config["tracking"])

@@ -69,10 +69,10 @@ class Target:
             return f"to view them, type: cnnexp dashboard --local{project}{_results_dir(sweep)}"
         if self.mode == "offline":
             return f"to upload them, type: wandb sync {self.files_folder(sweep) / 'wandb' / 'offline-run-*'}"
-        return f"to send the rest, type: {sync_command(sweep)}"
+        return f"to send the rest, type: {format_sync_command(sweep)}"
 
 
-def sync_command(sweep: Path, to: str | None = None) -> str:
+def format_sync_command(sweep: Path, to: str | None = None) -> str:
     """Return the command that sends the runs of a sweep that the target lacks."""
     where = f" --to {shlex.quote(to)}" if to else ""
     return f"cnnexp sync {shlex.quote(sweep.name)}{where}{_results_dir(sweep)}"
@@ -130,10 +130,10 @@ def base_url() -> str:
 def public_url() -> str:
     """Return the server's address without user and password, which may be printed and stored."""
     url = base_url()
-    return without_credentials(url) if "://" in url else url.rpartition("@")[2]
+    return remove_credentials(url) if "://" in url else url.rpartition("@")[2]
 
 
-def drop_credentials() -> None:
+def hide_credentials() -> None:
     """Hide the user and password in the server's address from W&B's client, which would print them.
 
     The client does not need them: its key authorises its requests.
@@ -142,10 +142,10 @@ def drop_credentials() -> None:
         os.environ["WANDB_BASE_URL"] = public_url()
 
 
-def without_credentials(text: str) -> str:
+def remove_credentials(text: str) -> str:
     """Remove users and passwords from the addresses in a text.
 
-    >>> without_credentials("no answer from https://me:secret@wandb.example:8443/x, ://")
+    >>> remove_credentials("no answer from https://me:secret@wandb.example:8443/x, ://")
     'no answer from https://wandb.example:8443/x, ://'
     """
     return re.sub(r"(?<=://)\S*@", "", text)
@@ -205,13 +205,13 @@ def read_keys() -> list[str]:
     return [key for key in api_keys if key]
 
 
-def without_secrets(text: str) -> str:
+def remove_secrets(text: str) -> str:
     """Remove API keys, and users and passwords of addresses, from a text before it is printed."""
     password = base_url().rpartition("@")[0].rpartition(":")[2].lstrip("/")
     for secret in (*read_keys(), password, unquote(password)):
         if len(secret) > 3:  # a shorter one would be part of many words
             text = text.replace(secret, "…")
-    return without_credentials(text)
+    return remove_credentials(text)
 
 
 LABEL_LIMIT = 64  # characters of a job type, or of a tag

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from cnnexp.plots.kernels import read_kernel_mosaics
+from cnnexp.plots.layers import read_kernel_mosaics
 from cnnexp.store.files import read_json, write_json
 from cnnexp.store.runs import ENDED, read_run
 from cnnexp.tracking.target import Target

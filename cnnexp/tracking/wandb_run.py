@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnexp.config import parse
-from cnnexp.plots.kernels import read_kernel_mosaics
+from cnnexp.plots.layers import read_kernel_mosaics
 from cnnexp.store.files import is_name, read_json, write_json
 from cnnexp.store.runs import ENDED, StoredRun, read_history, read_run
 from cnnexp.tracking.target import LABEL_LIMIT, NAME_LIMIT, Target, shorten
@@ -75,7 +75,7 @@ class WandbRun:
         if self._target.mode == "offline":  # written again from the store, so that no run is there twice
             for earlier in (folder / "wandb").glob(f"offline-run-????????_??????-{glob.escape(run_id)}"):
                 shutil.rmtree(earlier)
-        cell = cell_name(run)
+        cell = name_cell(run)
         wandb_run = start_wandb_run(
             self._target,
             folder,
@@ -174,7 +174,7 @@ def start_wandb_run(target: Target, folder: Path, *, stats_of: int | None = None
     )
 
 
-def cell_name(run: StoredRun) -> str:
+def name_cell(run: StoredRun) -> str:
     """Name the cell of a run: the keys that are read most, and a hash of the whole configuration."""
     model, data, optim = (run.config[section] for section in ("model", "data", "optim"))
     words = [model["name"], _short(model.get("tying", "dense"))]

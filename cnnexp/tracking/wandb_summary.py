@@ -22,9 +22,8 @@ from cnnexp.data.tfds.prepared import resolve_data_dir
 from cnnexp.models.spec import NetworkSpec, specify_network
 from cnnexp.plots.images import plot_data
 from cnnexp.plots.layers import plot_network
-from cnnexp.report.layer_table import COLUMNS, tabulate_layers
 from cnnexp.report.output import write_report
-from cnnexp.report.tables import verdicts_table
+from cnnexp.report.tables import LAYER_COLUMNS, tabulate_layers, tabulate_verdicts
 from cnnexp.store.files import read_json, write_json
 from cnnexp.store.runs import ENDED, StoredRun, list_run_folders, read_runs
 from cnnexp.tracking.target import NAME_LIMIT, Target, shorten
@@ -97,7 +96,7 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-MOST_FIGURES = 6  # of networks, and of sets of images
+MAX_FIGURES = 6  # of networks, and of sets of images
 
 
 def collect_media(folder: Path, runs: list[StoredRun]) -> dict[str, Any]:
@@ -118,18 +117,18 @@ def _collect_media(folder: Path, configs: list[RunConfig]) -> dict[str, Any]:
     networks = _networks(configs)
     report = write_report(folder)
     layers = [
-        [name, *(row[column] for column in COLUMNS)]
+        [name, *(row[column] for column in LAYER_COLUMNS)]
         for name, (network, config) in networks.items()
         for row in tabulate_layers(network, config)
     ]
     logged: dict[str, Any] = {
         "cells": wandb.Table(dataframe=report.cells),
-        "verdicts": wandb.Table(dataframe=verdicts_table(report.judged)),
-        "layers": _table(["network", *COLUMNS], layers),
+        "verdicts": wandb.Table(dataframe=tabulate_verdicts(report.verdicts)),
+        "layers": _table(["network", *LAYER_COLUMNS], layers),
     }
-    for name in report.drawn:
+    for name in report.figures:
         logged[f"figures/{name}"] = wandb.Image(str(report.folder / f"{name}.png"))
-    for name, (network, _) in list(networks.items())[:MOST_FIGURES]:
+    for name, (network, _) in list(networks.items())[:MAX_FIGURES]:
         if (figure := plot_network(network)) is not None:
             logged[f"networks/{name}"] = _image(figure)
     for name, figure in _draw_data(folder, configs):
@@ -166,7 +165,7 @@ def _draw_data(folder: Path, configs: list[RunConfig]) -> list[tuple[str, Figure
     for config in configs:
         sets.setdefault(images_key(config.data), []).append(config)
     figures = []
-    for same_images in list(sets.values())[:MOST_FIGURES]:
+    for same_images in list(sets.values())[:MAX_FIGURES]:
         data = same_images[0].data
         data_dir = getattr(data, "data_dir", None)
         if data_dir and resolve_data_dir(data_dir).resolve().is_relative_to(folder.parent.resolve()):

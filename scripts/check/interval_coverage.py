@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 from scipy.stats import bootstrap
 
-from cnnexp.analysis.curves import bounds_of_difference, images_needed, power_law
+from cnnexp.analysis.curves import fit_mean_power_law, images_needed, subtract_bounds
 from cnnexp.analysis.statistics import (
     bounded_interval,
     interval,
@@ -76,7 +76,7 @@ def win_rate(values: np.ndarray) -> tuple[float, float, float]:
 
 def exponent(errors: np.ndarray) -> tuple[float, float, float]:
     """Of the power law."""
-    return power_law(SIZES, errors).exponent
+    return fit_mean_power_law(SIZES, errors).exponent
 
 
 def crossings(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -91,7 +91,7 @@ def crossings(rng: np.random.Generator, n: int) -> np.ndarray:
 
 def times_the_steps(bounds: np.ndarray) -> tuple[float, float, float]:
     """Log2 of one net's steps over the other's."""
-    return bounded_interval(bounds_of_difference(bounds[:, 0], bounds[:, 1]))
+    return bounded_interval(subtract_bounds(bounds[:, 0], bounds[:, 1]))
 
 
 def images_for_90(errors: np.ndarray) -> tuple[float, float, float]:

@@ -168,7 +168,7 @@ def _leave_dead_lease(sweep: Path) -> None:
         path.parent.name for path in sweep.glob("*/status.json") if "interrupted" in path.read_text()
     )
     if (child := os.fork()) == 0:
-        Leases(sweep).__enter__().take({run_id})
+        Leases(sweep).__enter__().acquire({run_id})
         os._exit(0)
     os.waitpid(child, 0)
 

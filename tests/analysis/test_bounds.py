@@ -7,18 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cnnexp.analysis.claims import (
-    Claim,
-    Expected,
-    between,
-    judge,
-    less_than,
-    more_seeds,
-    more_than,
-    p_value,
-)
+from cnnexp.analysis.claims import Claim, Expected, between, less_than, more_than
 from cnnexp.analysis.dataframe import steps_to
 from cnnexp.analysis.statistics import bounded_interval
+from cnnexp.analysis.verdicts import count_more_seeds, judge, p_value
 from cnnexp.training.schedule import LOG_RATIO, duration_of
 from tests.conftest import Configure
 
@@ -28,7 +20,7 @@ def judged(bounds: Sequence[Sequence[float]], expected: Expected):
     claim = Claim(
         sentence="It is faster.",
         source="a post",
-        measure="log2 of steps",
+        quantity="log2 of steps",
         estimate=lambda table: np.array(bounds, float),
         expected=expected,
         unit="",
@@ -76,8 +68,8 @@ def test_wide_bounds_are_said_to_be_why_a_claim_is_not_decided() -> None:
 def test_more_seeds_take_the_bounds_that_face_the_limit() -> None:
     low = np.array([0.1, 0.5, 0.3, 0.2])
     narrow, wide = (np.stack([low, low + width], axis=1) for width in (0.0, 5.0))
-    assert more_seeds(wide, more_than(0.0)) == more_seeds(narrow, more_than(0.0))
-    assert more_seeds(wide, more_than(1.0)) is None
+    assert count_more_seeds(wide, more_than(0.0)) == count_more_seeds(narrow, more_than(0.0))
+    assert count_more_seeds(wide, more_than(1.0)) is None
 
 
 def test_p_value_of_bounds_is_that_of_the_side_that_faces_the_limit() -> None:

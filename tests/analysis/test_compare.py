@@ -16,9 +16,9 @@ from cnnexp.analysis.tables import format_value, latex_table
 from cnnexp.cli.tables import print_comparison, print_results
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying
+from cnnexp.plots.axes import STYLE, get_style
 from cnnexp.plots.figures import draw_by_count, plot_accuracy_and_gap, render, shrink_png
 from cnnexp.plots.layers import draw_matrix
-from cnnexp.plots.style import STYLE, style_of
 from tests.report.test_report import write_run
 
 
@@ -160,13 +160,13 @@ def test_learning_rates_that_are_named_are_not_chosen(
 
 
 def test_ties_of_one_kind_are_told_apart_and_always_look_the_same() -> None:
-    two, four, eight = (style_of(f"low_rank({number})") for number in (2, 4, 8))
+    two, four, eight = (get_style(f"low_rank({number})") for number in (2, 4, 8))
     assert two["marker"] == four["marker"] == eight["marker"]
     assert len({style["color"] for style in (two, four, eight)}) == 3
     assert len({style["markersize"] for style in (two, four, eight)}) == 3
-    assert style_of("low_rank(4,free)") == four
-    mixed = style_of("['local', 'shared']")
-    assert (mixed["color"], mixed["marker"]) == (style_of("local")["color"], style_of("shared")["marker"])
+    assert get_style("low_rank(4,free)") == four
+    mixed = get_style("['local', 'shared']")
+    assert (mixed["color"], mixed["marker"]) == (get_style("local")["color"], get_style("shared")["marker"])
 
 
 @pytest.mark.parametrize("values", [(3, 5, 7), (0.5, 1.0, 2.0), (64, 1024, 16384)])

@@ -11,24 +11,14 @@ import pandas as pd
 import pytest
 from scipy.stats import bootstrap, norm, t
 
-from cnnexp.analysis.claims import (
-    Claim,
-    Expected,
-    between,
-    judge,
-    less_than,
-    limit_names,
-    more_seeds,
-    more_than,
-    p_value,
-)
+from cnnexp.analysis.claims import Claim, Expected, between, less_than, more_than, name_limit
 from cnnexp.analysis.curves import (
-    bounds_of_difference,
-    curves,
+    collect_curves,
+    fit_mean_power_law,
     fit_power_law,
     images_needed,
-    log_images_needed,
-    power_law,
+    log_images_bounds,
+    subtract_bounds,
 )
 from cnnexp.analysis.estimates import correlation, difference, factorial_effect, pair_cells
 from cnnexp.analysis.statistics import (
@@ -41,6 +31,7 @@ from cnnexp.analysis.statistics import (
     student_interval,
 )
 from cnnexp.analysis.tuning import choose_hyperparameters
+from cnnexp.analysis.verdicts import count_more_seeds, judge, p_value
 
 SIZES = np.array([64.0, 256, 1024, 4096])
 
@@ -201,17 +192,17 @@ def test_power_laws_are_found_again(scale: float, exponent: float, offset: float
     assert found[1] == pytest.approx(exponent, abs=0.01)
     assert found[0] == pytest.approx(scale, rel=0.05) and found[2] == pytest.approx(offset, abs=0.005)
     noise = np.exp(np.random.default_rng(0).normal(0, 0.005, (8, 4)))
-    law = power_law(SIZES, errors * noise)
+    law = fit_mean_power_law(SIZES, errors * noise)
     assert law.exponent.low < exponent < law.exponent.high
     assert law.exponent.high - law.exponent.low < 0.4
 
 
 def test_images_needed_are_read_off_the_curve_and_censored() -> None:
     curve = np.array([[0.2, 0.4, 0.8, 0.9]])
-    assert log_images_needed(SIZES, curve, 0.6) == pytest.approx(np.array([[9, 9]]))  # half way: 512
-    assert log_images_needed(SIZES, curve, 0.1) == pytest.approx(np.array([[0, 6]]))
-    assert log_images_needed(SIZES, curve, 0.95).tolist() == [[12, np.inf]]
-    assert log_images_needed(SIZES, curve, np.array([0.8])) == pytest.approx(np.array([[10, 10]]))
+    assert log_images_bounds(SIZES, curve, 0.6) == pytest.approx(np.array([[9, 9]]))  # half way: 512
+    assert log_images_bounds(SIZES, curve, 0.1) == pytest.approx(np.array([[0, 6]]))
+    assert log_images_bounds(SIZES, curve, 0.95).tolist() == [[12, np.inf]]
+    assert log_images_bounds(SIZES, curve, np.array([0.8])) == pytest.approx(np.array([[10, 10]]))
     curves_ = curve + np.array([[0.0], [0.02], [-0.02], [0.01]])
     found = images_needed(SIZES, curves_, 0.6)
     assert found.low < 512 < found.high < 700
@@ -224,9 +215,9 @@ def test_images_needed_are_read_off_the_curve_and_censored() -> None:
 
 def test_what_is_censored_on_both_sides_is_not_known() -> None:
     reached, not_reached = np.array([[5.0, 5.0]] * 3), np.array([[8.0, np.inf]] * 3)
-    assert bounds_of_difference(not_reached, reached).tolist() == [[3, np.inf]] * 3
-    assert bounds_of_difference(reached, not_reached).tolist() == [[-np.inf, -3]] * 3
-    unknown = bounds_of_difference(not_reached, not_reached)
+    assert subtract_bounds(not_reached, reached).tolist() == [[3, np.inf]] * 3
+    assert subtract_bounds(reached, not_reached).tolist() == [[-np.inf, -3]] * 3
+    unknown = subtract_bounds(not_reached, not_reached)
     assert bounded_interval(unknown)[1:] == (-np.inf, np.inf)
 
 
@@ -261,7 +252,7 @@ def test_an_interval_ends_where_the_estimate_must() -> None:
 
 def test_curves_have_only_seeds_with_all_sizes(two_tyings: pd.DataFrame) -> None:
     table = two_tyings.drop(index=two_tyings.index[0])
-    sizes, values = curves(table, "test/accuracy", {"model.tying": "shared"})
+    sizes, values = collect_curves(table, "test/accuracy", {"model.tying": "shared"})
     assert sizes.tolist() == [64, 128] and values.shape == (3, 1, 2)
 
 
@@ -270,17 +261,17 @@ def test_curves_of_several_cells_are_paired_by_seed_not_by_place(two_tyings: pd.
     seed, tying = two_tyings["seed"], two_tyings["model.tying"]
     table = two_tyings[~((seed == 0) & (tying == "dense") | (seed == 3) & (tying == "shared"))]
     cells = {"model.tying": "shared"}, {"model.tying": "dense"}
-    _, values = curves(table, "test/accuracy", *cells)
+    _, values = collect_curves(table, "test/accuracy", *cells)
     assert values.shape == (2, 2, 2) and values[:, 0] - values[:, 1] == pytest.approx(np.full((2, 2), 0.3))
-    assert curves(table, "test/accuracy", {"model.tying": "tiled"}, cells[0])[1].size == 0
+    assert collect_curves(table, "test/accuracy", {"model.tying": "tiled"}, cells[0])[1].size == 0
 
 
 def _claim(values: list[float], expected: Expected, *, exact: bool = False) -> Claim:
     return Claim(
         sentence="It helps, beyond "
-        + " and ".join(name for x in expected.limits for name in limit_names(x, "points")),
+        + " and ".join(name for x in expected.limits for name in name_limit(x, "points")),
         source="a post",
-        measure="difference",
+        quantity="difference",
         estimate=lambda table: np.array(values),
         expected=expected,
         exact=exact,
@@ -321,12 +312,12 @@ def test_a_family_of_claims_widens_the_intervals() -> None:
 
 def test_more_seeds_are_enough_and_not_too_many() -> None:
     values = np.array([0.10, -0.02, 0.06, 0.02])
-    more = more_seeds(np.stack([values, values], axis=1), more_than(0.0))
+    more = count_more_seeds(np.stack([values, values], axis=1), more_than(0.0))
     assert more is not None
     n, spread = len(values) + more, values.std(ddof=1)
     assert t.ppf(0.975, n - 1) * spread / n**0.5 < values.mean()
     assert t.ppf(0.975, n - 2) * spread / (n - 1) ** 0.5 >= values.mean()
-    assert more_seeds(np.array([[0.001] * 2, [-0.001] * 2, [0.0] * 2]), more_than(0.0)) is None
+    assert count_more_seeds(np.array([[0.001] * 2, [-0.001] * 2, [0.0] * 2]), more_than(0.0)) is None
     (judged,) = judge([_claim(values.tolist(), more_than(0.0))], pd.DataFrame())
     assert judged.advice == f"about {more} more seeds would decide"
 

@@ -14,18 +14,18 @@ import pandas as pd
 import pytest
 from flax import nnx
 
-from cnnexp.analysis.claims import judge
 from cnnexp.analysis.dataframe import make_dataframe
+from cnnexp.analysis.verdicts import judge
 from cnnexp.cli import main as cli
 from cnnexp.config import RunConfig
 from cnnexp.core import machine as paths
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tied_conv import TiedConv
 from cnnexp.plots.figures import Drawing, render, shrink_png
-from cnnexp.plots.kernels import plot_kernels
+from cnnexp.plots.layers import plot_kernels
 from cnnexp.report.experiments import load_experiment
 from cnnexp.report.output import publish_report, write_report
-from cnnexp.report.report import MOST_NETWORKS
+from cnnexp.report.report import MAX_NETWORKS
 from cnnexp.store.runs import StoredRun
 from cnnexp.sweep.points import Job
 from cnnexp.sweep.provenance import summary_of
@@ -160,7 +160,7 @@ def test_pictures_of_kernels_show_tiles_and_stay_small() -> None:
     blocks = TiedConv(geometry, tying="blocked(2)", rngs=nnx.Rngs(0)).sample_kernels(8, 4)
     assert (blocks[:4] == blocks[0]).all() and not (blocks[3] == blocks[4]).any()
     dense = TiedConv(geometry, tying="dense", rngs=nnx.Rngs(0)).sample_kernels(8, 4)
-    networks = {f"net {number}": {"conv_0": np.asarray(dense)} for number in range(MOST_NETWORKS)}
+    networks = {f"net {number}": {"conv_0": np.asarray(dense)} for number in range(MAX_NETWORKS)}
     drawing = Drawing(draw=lambda _: plot_kernels(networks), caption="")
     assert len(shrink_png(render(drawing, pd.DataFrame()).png)) < 300_000
 
@@ -180,7 +180,7 @@ def test_a_new_experiment_is_two_small_files(
     monkeypatch.setattr(paths, "PACKAGE", installed)
     assert run("experiment=pooling") == 0
     report = write_report(tmp_path / "results/pooling")
-    assert [one.claim.sentence for one in report.judged] == [
+    assert [one.claim.sentence for one in report.verdicts] == [
         "With 512 training images, max pooling is more accurate than average pooling.",
         "With 512 training images, max pooling is more accurate than no pooling.",
     ]

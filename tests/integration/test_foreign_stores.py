@@ -22,15 +22,15 @@ from cnnexp.core.errors import UsageError
 from cnnexp.core.text import markdown_block, markdown_code, markdown_text
 from cnnexp.plots.figures import plot_accuracy_and_gap
 from cnnexp.report import experiments
-from cnnexp.report.html import POLICY, render_html
 from cnnexp.report.output import write_report
+from cnnexp.report.render import POLICY, render_html
 from cnnexp.store.checkpoints import StackCheckpoints, read_stack_runs
 from cnnexp.store.files import refuse_links
 from cnnexp.store.run_writer import RunWriter
 from cnnexp.store.runs import (
-    corrupt_files,
-    error_line,
+    find_corrupt_files,
     list_run_folders,
+    read_error_line,
     read_kernels,
     read_run,
 )
@@ -147,7 +147,7 @@ def test_names_of_files_in_a_status_are_no_way_to_rename_others(sweep: Path, tmp
     there = ("../../../precious", str(tmp_path / "precious"), "precious", "summary.json")
     sums = dict.fromkeys(there, 0)
     change(run / "status.json", crc32=sums)
-    assert corrupt_files(run) == [run / "summary.json"]
+    assert find_corrupt_files(run) == [run / "summary.json"]
 
 
 def test_runs_of_a_checkpoint_and_folders_of_runs_have_names(sweep: Path, tmp_path: Path) -> None:
@@ -266,10 +266,10 @@ def test_links_inside_a_sweep_are_refused_before_anything_is_written(
 def test_a_failed_run_quotes_no_other_file(sweep: Path) -> None:
     run = next(iter(list_run_folders(sweep)))
     (run / "error.txt").write_text("Traceback\nValueError: no\n", encoding="utf-8")
-    assert error_line(run) == "ValueError: no"
+    assert read_error_line(run) == "ValueError: no"
     (run / "error.txt").rename("secret")
     (run / "error.txt").symlink_to(Path("secret").absolute())
-    assert error_line(run) == ""
+    assert read_error_line(run) == ""
 
 
 def test_the_folder_of_a_sweep_may_be_a_link(sweep: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from cnnexp.store.checkpoints import StackCheckpoints, iterate_stacks, restore
 from cnnexp.store.leases import Leases
 from cnnexp.store.run_writer import RunWriter
-from cnnexp.store.runs import StoredRun, corrupt_files, read_runs, sweep_folder
+from cnnexp.store.runs import StoredRun, find_corrupt_files, read_runs, sweep_folder
 from cnnexp.sweep.plan import stacks_for
 from cnnexp.sweep.progress import SweepProgress
 from cnnexp.sweep.run import SweepRunner
@@ -120,7 +120,7 @@ def test_what_is_damaged_is_set_aside_named_and_done_again(
     (folders[0] / "summary.json").write_bytes(summary[:40])
     (folders[1] / "status.json").write_text("")
     (folders[2] / "history.jsonl").unlink()
-    assert [path.name for folder in folders for path in corrupt_files(folder)] == [
+    assert [path.name for folder in folders for path in find_corrupt_files(folder)] == [
         "summary.json",
         "status.json",
         "history.jsonl",

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cnnexp.analysis.claims import Claim, Expected, between, judge, less_than, more_than
+from cnnexp.analysis.claims import Claim, Expected, between, less_than, more_than
+from cnnexp.analysis.verdicts import judge
 from cnnexp.report.experiments import Experiment, load_experiment
 from cnnexp.report.output import print_report, write_report
 from tests.report.test_report import write_run
@@ -20,7 +21,7 @@ def claim(sentence: str, expected: Expected, **more) -> Claim:
     """One that any table supports or refutes."""
     values = {
         "source": "a post",
-        "measure": "accuracy",
+        "quantity": "accuracy",
         "estimate": lambda table: np.array([0.3, 0.31, 0.29]),
     }
     return Claim(sentence=sentence, expected=expected, **values | more)

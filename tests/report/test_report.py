@@ -15,10 +15,9 @@ from cnnexp.analysis.dataframe import make_dataframe, select_cell, select_runs, 
 from cnnexp.analysis.tables import distinguishing_keys
 from cnnexp.cli.tables import print_comparison, print_results
 from cnnexp.core.errors import UsageError
-from cnnexp.plots.axes import Published
+from cnnexp.plots.axes import Published, get_style, tying_sort_key
 from cnnexp.plots.figures import make_default_drawings, plot_accuracy_and_gap
-from cnnexp.plots.kernels import kernel_mosaic
-from cnnexp.plots.style import style_of, tying_order
+from cnnexp.plots.layers import draw_kernel_mosaic
 from cnnexp.report.output import print_report, write_report
 from cnnexp.store.runs import read_runs
 from tests.browser import looked_at
@@ -98,14 +97,14 @@ def test_report_has_the_numbers_the_verdicts_and_the_pictures(
     half = t.ppf(0.975, 2) * 0.01 / 3**0.5
     assert cell["test/accuracy/low"] == pytest.approx(0.51 - half)
     assert cell["test/accuracy/high"] == pytest.approx(0.51 + half)
-    verdicts = {judged.claim.sentence: judged.marked_outcome for judged in report.judged}
+    verdicts = {judged.claim.sentence: judged.marked_outcome for judged in report.verdicts}
     assert (
         verdicts["A convolution is more accurate than a locally connected network: sharing helps."]
         == SUPPORTED
     )
     assert verdicts["A convolution has a smaller generalisation gap than a dense network."] == SUPPORTED
     sparsity = "A sparse network wired at random is more accurate than a dense network: sparsity alone helps."
-    assert sparsity in {claim.sentence for claim in report.unmeasured}
+    assert sparsity in {claim.sentence for claim in report.unmeasured_claims}
     assert "supported" in printed and "100.0x" in printed and "more claims need cells" in printed
     markdown = (sweep / "report/report.md").read_text()
     assert "cnnexp run experiment=why_convolutions" in markdown and "10 steps" in markdown
@@ -242,12 +241,12 @@ def test_figures_have_one_style_a_tying_and_the_published_values(sweep: Path) ->
     drawn, legend = (line for line in accuracy.lines if line.get_marker() == "*")
     assert legend.get_label() == "a paper"
     assert (drawn.get_xdata(), drawn.get_ydata()) == ([100.0], [0.9])
-    assert drawn.get_color() == style_of("shared")["color"]
+    assert drawn.get_color() == get_style("shared")["color"]
     assert len(gap.containers) == 3 and len(accuracy.containers) == 6  # intervals always; train beside test
     assert accuracy.get_xscale() == gap.get_xscale() == "log"
-    assert style_of("tiled(2)")["marker"] == style_of("tiled(4)")["marker"] != style_of("shared")["marker"]
+    assert get_style("tiled(2)")["marker"] == get_style("tiled(4)")["marker"] != get_style("shared")["marker"]
     order = ["shared", "tiled(2)", "local", "tiled(16)", "dense", "odd"]
-    assert sorted(order, key=tying_order) == ["dense", "local", "tiled(2)", "tiled(16)", "shared", "odd"]
+    assert sorted(order, key=tying_sort_key) == ["dense", "local", "tiled(2)", "tiled(16)", "shared", "odd"]
 
 
 def test_a_sweep_without_an_experiment_has_figures_too(sweep: Path) -> None:
@@ -259,18 +258,18 @@ def test_a_sweep_without_an_experiment_has_figures_too(sweep: Path) -> None:
 
 def test_pictures_of_kernels_repeat_only_where_they_are_shared() -> None:
     one = np.random.default_rng(0).normal(size=(1, 1, 3, 3, 2)).astype(np.float32)
-    shared = kernel_mosaic(np.tile(one, (2, 2, 1, 1, 1)))
+    shared = draw_kernel_mosaic(np.tile(one, (2, 2, 1, 1, 1)))
     height, width = shared.shape[0] // 2, (shared.shape[1] - 12) // 4
     assert (shared[:height, :width] == shared[height:, :width]).all()
     assert (shared[:height, :width] == shared[:height, width : 2 * width]).all()
     assert (shared[:height, :width] != shared[:height, -width:]).any()  # another filter
-    broken = kernel_mosaic(np.full_like(one, np.nan))
+    broken = draw_kernel_mosaic(np.full_like(one, np.nan))
     assert broken.max() == 255
 
 
 def test_kernels_of_a_signal_lie_across() -> None:
     positions, taps = 5, 9
-    picture = kernel_mosaic(np.ones((positions, 1, taps, 1, 3)))
+    picture = draw_kernel_mosaic(np.ones((positions, 1, taps, 1, 3)))
     assert picture.shape[1] > picture.shape[0] / 3 > positions
     assert max(picture.shape) < 2_000
 

@@ -33,19 +33,19 @@ def silent_for(monkeypatch: pytest.MonkeyPatch, leases: Leases, seconds: float) 
 
 def test_leases_of_two_workers_never_overlap_and_end_with_their_process(tmp_path: Path) -> None:
     with Leases(tmp_path) as first, Leases(tmp_path) as second:
-        assert first.take({"a", "b"}) == {"a", "b"}
-        assert second.take({"b", "c"}) == {"c"}
+        assert first.acquire({"a", "b"}) == {"a", "b"}
+        assert second.acquire({"b", "c"}) == {"c"}
         assert second.claimed_by_others() == {"a", "b"} and first.claimed_by_others() == {"c"}
-        first.take(())
-        assert second.take({"b"}) == {"b"}
+        first.acquire(())
+        assert second.acquire({"b"}) == {"b"}
     dead = (
         "import os, sys; from pathlib import Path; from cnnexp.store.leases import Leases\n"
-        "leases = Leases(Path(sys.argv[1])).__enter__(); leases.take({'a'}); os._exit(1)"
+        "leases = Leases(Path(sys.argv[1])).__enter__(); leases.acquire({'a'}); os._exit(1)"
     )
     subprocess.run([sys.executable, "-c", dead, str(tmp_path)], check=False)
     with Leases(tmp_path) as third:
         assert third.claimed_by_others() == set()
-        assert third.take({"a"}) == {"a"}
+        assert third.acquire({"a"}) == {"a"}
 
 
 def test_company_is_any_living_worker_and_a_lease_that_cannot_be_given_back_is_kept(
@@ -55,13 +55,13 @@ def test_company_is_any_living_worker_and_a_lease_that_cannot_be_given_back_is_k
         assert not first.other_workers_alive()
         with Leases(tmp_path) as second:
             assert first.other_workers_alive()  # though it holds nothing
-            second.take({"a"})
+            second.acquire({"a"})
             with monkeypatch.context() as patch:
                 patch.setattr(module, "has_ended", lambda folder: (_ for _ in ()).throw(OSError("away")))
                 with pytest.raises(OSError, match="away"):
-                    second.take(())
+                    second.acquire(())
             assert first.claimed_by_others() == {"a"} and second.claimed_by_others() == set()
-            assert second.take({"a"}) == {"a"}
+            assert second.acquire({"a"}) == {"a"}
         assert not first.other_workers_alive()
 
 
@@ -69,14 +69,14 @@ def test_a_silent_worker_of_another_machine_keeps_its_runs_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Leases(tmp_path) as silent:
-        silent.take({"a"})
+        silent.acquire({"a"})
         elsewhere(monkeypatch)
         with Leases(tmp_path) as other:
             silent_for(monkeypatch, silent, LEASE_SECONDS - 5)
-            assert other.take({"a"}) == set() and other.claimed_by_others() == {"a"}
+            assert other.acquire({"a"}) == set() and other.claimed_by_others() == {"a"}
             silent_for(monkeypatch, silent, LEASE_SECONDS + 5)
-            assert other.take({"a"}) == {"a"}
-            silent.take(())
+            assert other.acquire({"a"}) == {"a"}
+            silent.acquire(())
             assert silent.claimed_by_others() == {"a"}  # giving back what it lost leaves the new lease alone
 
 
@@ -84,14 +84,14 @@ def test_a_worker_that_was_stopped_for_too_long_may_not_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Leases(tmp_path) as leases:
-        leases.take({"a"})
+        leases.acquire({"a"})
         leases.check()
         clock = module._seconds
         monkeypatch.setattr(module, "_seconds", lambda: clock() + SELF_EXPIRY_SECONDS + 1)
         with pytest.raises(LeaseLost, match="the leases were not renewed for 40 s"):
             leases.check()
         leases.check()
-        assert leases.take({"a"}) == {"a"}
+        assert leases.acquire({"a"}) == {"a"}
 
 
 def stopped_for(leases: Leases, seconds: float) -> None:
@@ -107,12 +107,12 @@ def test_an_idle_worker_that_was_stopped_is_alive_before_it_takes_a_run(
     assert SELF_EXPIRY_SECONDS <= LEASE_SECONDS - 20  # what it writes at its end comes before the others
     with Leases(tmp_path) as idle:
         stopped_for(idle, LEASE_SECONDS + 5)
-        assert idle.take({"a"}) == {"a"}
+        assert idle.acquire({"a"}) == {"a"}
         stopped_for(idle, LEASE_SECONDS + 5)
-        assert idle.take({"a", "b"}) == {"a", "b"}
+        assert idle.acquire({"a", "b"}) == {"a", "b"}
         elsewhere(monkeypatch)
         with Leases(tmp_path) as other:
-            assert other.take({"a", "b"}) == set()
+            assert other.acquire({"a", "b"}) == set()
 
 
 def test_a_worker_whose_file_was_removed_as_that_of_a_dead_one_goes_on(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_worker_whose_file_was_removed_as_that_of_a_dead_one_goes_on(tmp_path:
         with Leases(tmp_path):
             pass
         assert not idle._worker.exists()
-        assert idle.take({"a"}) == {"a"}
+        assert idle.acquire({"a"}) == {"a"}
         idle.check()
 
 
@@ -132,13 +132,13 @@ from cnnexp.store import leases as module
 
 module.LEASE_SECONDS, module.SELF_EXPIRY_SECONDS, module.BEAT_SECONDS = 2.0, 1.0, 0.1
 with module.Leases(Path(sys.argv[1])) as leases:
-    print(*leases.take({"a"}), flush=True)
+    print(*leases.acquire({"a"}), flush=True)
     try:
         while True:
             time.sleep(0.01)
             leases.check()
     except module.LeaseLost:
-        print("lost", leases.take({"a"}), flush=True)
+        print("lost", leases.acquire({"a"}), flush=True)
 """
 
 
@@ -152,10 +152,10 @@ def test_a_process_that_was_stopped_finds_its_run_taken(
         assert worker.stdout is not None and worker.stdout.readline() == "a\n"
         elsewhere(monkeypatch)
         with Leases(tmp_path) as other:
-            assert other.take({"a"}) == set()
+            assert other.acquire({"a"}) == set()
             worker.send_signal(signal.SIGSTOP)
             time.sleep(3)
-            assert other.take({"a"}) == {"a"}
+            assert other.acquire({"a"}) == {"a"}
             worker.send_signal(signal.SIGCONT)
             assert worker.communicate(timeout=30)[0] == "lost set()\n"
 
@@ -184,7 +184,7 @@ def test_a_file_system_without_hard_links_is_refused(
 
     monkeypatch.setattr(os, "link", no_links)
     with Leases(tmp_path) as leases, pytest.raises(UsageError, match=r"results_dir: .* has no hard links"):
-        leases.take({"a"})
+        leases.acquire({"a"})
 
 
 def test_a_file_that_was_replaced_on_another_machine_is_read_again(
@@ -209,7 +209,7 @@ def test_an_ended_run_leaves_no_lease_behind(tmp_path: Path) -> None:
         dead.write_text("{}")
         os.link(dead, tmp_path / "leases" / "a.0")
         os.utime(dead, (0, 0))
-        assert leases.take({"a"}) == {"a"}
+        assert leases.acquire({"a"}) == {"a"}
         (tmp_path / "a").mkdir()
         (tmp_path / "a" / "status.json").write_text(f'{{"status": "{ENDED[0]}"}}')
     assert list((tmp_path / "leases").iterdir()) == []
@@ -224,7 +224,7 @@ folder, start, runs = Path(sys.argv[1]), float(sys.argv[2]), [f"run{n}" for n in
 with Leases(folder) as leases:
     time.sleep(max(0.0, start - time.time()))
     for run in runs:  # one by one, so that the workers get in one another's way
-        mine = leases.take({*leases._held, run})
+        mine = leases.acquire({*leases._held, run})
     print(" ".join(sorted(mine)), flush=True)
     time.sleep(max(0.0, start + 3 - time.time()))
 """

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cnnexp.store.checkpoints import StackCheckpoints, corrupt_stacks, iterate_stacks, restore
+from cnnexp.store.checkpoints import StackCheckpoints, iterate_stacks, list_corrupt_stacks, restore
 from cnnexp.store.files import append_bytes, read_bytes, read_json, write_bytes
 from cnnexp.store.leases import Leases
 from cnnexp.store.run_writer import RunWriter, record_command
 from cnnexp.store.runs import (
     FilePrefix,
-    corrupt_files,
+    find_corrupt_files,
     list_run_folders,
     read_commands,
     read_kernels,
@@ -75,14 +75,14 @@ def test_a_flipped_bit_of_a_run_is_noticed_or_changes_nothing(write: Any, ended:
         return read_run(folder), [status.get(key) for key in ("status", "started", "updated")]
 
     whole = found()
-    assert corrupt_files(folder) == []
+    assert find_corrupt_files(folder) == []
     for path in sorted(folder.iterdir()):
         for flipped in flips(path, 40):
             if path.name == "kernels.npz":
                 assert read_kernels(folder) == (-1, {}), flipped
             else:
-                assert corrupt_files(folder) == [path] or found() == whole, flipped
-    assert corrupt_files(folder) == []
+                assert find_corrupt_files(folder) == [path] or found() == whole, flipped
+    assert find_corrupt_files(folder) == []
 
 
 def test_a_file_of_the_wrong_type_is_noticed_and_leaves_the_other_runs(write: Any, tmp_path: Path) -> None:
@@ -93,11 +93,11 @@ def test_a_file_of_the_wrong_type_is_noticed_and_leaves_the_other_runs(write: An
         for content in contents:
             path.unlink()
             _ = path.mkdir() if content is None else path.write_bytes(content)
-            assert corrupt_files(folder) == [path], (path.name, content)
+            assert find_corrupt_files(folder) == [path], (path.name, content)
             assert [run.folder for run in read_runs(folder.parent)] == [other]
             _ = path.rmdir() if content is None else path.unlink()
             if path.name != "status.json":  # without which a run has not ended
-                assert corrupt_files(folder) == [path] and folder in list_run_folders(folder.parent)
+                assert find_corrupt_files(folder) == [path] and folder in list_run_folders(folder.parent)
             path.write_bytes(kept)
     os.mkfifo(folder / "pipe")
     assert read_bytes(folder / "pipe") is None and read_json(Path("/dev/zero")) == {}
@@ -144,7 +144,7 @@ def test_a_lease_that_says_nothing_counts_as_long_as_its_age_and_blocks_nothing(
     _ = lease.mkdir() if content is None else lease.write_bytes(content)
     os.utime(lease, (0, 0))
     with Leases(tmp_path) as leases:
-        assert leases.take({"a", "b"}) == {"a", "b"}
+        assert leases.acquire({"a", "b"}) == {"a", "b"}
         assert not leases.other_workers_alive()
 
 
@@ -188,10 +188,10 @@ def test_a_flipped_bit_of_a_checkpoint_is_noticed_and_the_one_before_it_used(sta
 def test_which_run_a_row_is_cannot_change(stack: StackCheckpoints, tmp_path: Path) -> None:
     runs = stack.folder / "runs.json"
     for flipped in flips(runs, 20):
-        told = list(iterate_stacks(tmp_path)), corrupt_stacks(tmp_path)
+        told = list(iterate_stacks(tmp_path)), list_corrupt_stacks(tmp_path)
         assert told in [([], [stack.folder]), ([(stack.folder, ["a", "b"])], [])], flipped
     runs.write_text('{"runs": ["b", "a"]}', encoding="utf-8")
-    assert not list(iterate_stacks(tmp_path)) and corrupt_stacks(tmp_path) == [stack.folder]
+    assert not list(iterate_stacks(tmp_path)) and list_corrupt_stacks(tmp_path) == [stack.folder]
 
 
 def test_a_checkpoint_without_its_manifest_was_not_saved(stack: StackCheckpoints, tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_status_of_an_earlier_version_is_read(write: Any) -> None:
     status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
     del status["own_crc32"], status["crc32"]["kernels.npz"]
     (folder / "status.json").write_text(json.dumps(status), encoding="utf-8")
-    assert corrupt_files(folder) == [] and read_kernels(folder)[0] == 5
+    assert find_corrupt_files(folder) == [] and read_kernels(folder)[0] == 5
 
 
 @pytest.mark.slow

@@ -466,7 +466,7 @@ def test_a_mirror_that_hangs_or_talks_nonsense_or_cannot_start_stops_nothing(
     said: list[str] = []
     tracking = Tracking(mode="offline", project="p", entity=None)
     folders = [tmp_path / "runs" / f"run{number}" for number in range(24)]
-    with Mirror(tracking, tmp_path / "runs", tell=said.append) as mirror:
+    with Mirror(tracking, tmp_path / "runs", print_line=said.append) as mirror:
         (process,) = mirrors()
         process.suspend()
         started = time.monotonic()
@@ -551,10 +551,10 @@ def test_servers_and_keys_are_found_where_the_client_looks(
 
     monkeypatch.setattr(urllib.request, "urlopen", untrusted)
     assert target.Reachability()
-    assert target.sync_command(Path("else where/x"), "out") == (
+    assert target.format_sync_command(Path("else where/x"), "out") == (
         "cnnexp sync x --to out --results-dir 'else where'"
     )
-    assert target.sync_command(tmp_path / "results" / "x") == "cnnexp sync x"
+    assert target.format_sync_command(tmp_path / "results" / "x") == "cnnexp sync x"
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from cnnexp.tracking import target
 from cnnexp.tracking.mirror import Mirror
 from cnnexp.tracking.mirror_process import describe_error
 from cnnexp.tracking.target import CLIENT_MODES, LABEL_LIMIT, NAME_LIMIT, Target, resolve_mode, shorten
-from cnnexp.tracking.wandb_run import cell_name
+from cnnexp.tracking.wandb_run import name_cell
 from tests.clusters import read_states, start_run, wait_for_exit
 from tests.conftest import SMALL_SWEEP, Configure
 from tests.fakes.wandb_server import KEY, refuse_too_long
@@ -65,7 +65,7 @@ def test_long_names_arrive_past_own_modules_and_no_secret_is_told(
     assert done.returncode == 0, done.stderr
     assert set(sent) == {run.run_id, shorten(f"sweep-{name}", NAME_LIMIT)}
     one, whole = sent[run.run_id], sent[shorten(f"sweep-{name}", NAME_LIMIT)]
-    assert len(cell_name(run)) > LABEL_LIMIT and one.config["cell"] == cell_name(run)
+    assert len(name_cell(run)) > LABEL_LIMIT and one.config["cell"] == name_cell(run)
     assert one.config["name"] == name and one.config["experiment"] == experiment
     assert one.steps == [0] and one.meta["displayName"].endswith(" seed 0")
     assert one.meta["groupName"] == whole.meta["groupName"]
@@ -87,7 +87,9 @@ def test_the_mirror_is_an_installed_one(
     writer.log({"step": 0, "test/accuracy": 0.5})
     writer.interrupt()
     said: list[str] = []
-    with Mirror(Tracking(mode="auto", project="p", entity=None), writer.folder.parent, tell=said.append) as m:
+    with Mirror(
+        Tracking(mode="auto", project="p", entity=None), writer.folder.parent, print_line=said.append
+    ) as m:
         m.notify([writer.folder])
     assert m._process is not None and m._process.wait(60) == 0
     assert not mark.exists()

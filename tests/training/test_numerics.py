@@ -84,7 +84,7 @@ def test_a_sweep_with_weights_of_fewer_bits_ends_in_a_report(run: Any) -> None:
     assert run("model.param_dtype=bfloat16", "model.tying=shared,local") == 0
     from cnnexp.report.output import write_report
 
-    assert "kernels" in write_report(Path("results/default")).drawn
+    assert "kernels" in write_report(Path("results/default")).figures
 
 
 def test_precision_of_products_is_named_as_devices_compute_it() -> None:

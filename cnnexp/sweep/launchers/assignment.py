@@ -16,7 +16,7 @@ from cnnexp.config.execution import LocalLauncher
 from cnnexp.core.errors import SweepFailed
 from cnnexp.store.files import read_json
 from cnnexp.store.leases import BEAT_SECONDS, LEASE_SECONDS, Leases
-from cnnexp.store.runs import ENDED, error_line, read_history, run_folder, sweep_folder
+from cnnexp.store.runs import ENDED, read_error_line, read_history, run_folder, sweep_folder
 from cnnexp.sweep.plan import Plan
 from cnnexp.sweep.points import Job
 from cnnexp.sweep.progress import SweepProgress
@@ -123,7 +123,7 @@ class StoreWatcher:
             if status.get("status") in ENDED and (history := read_history(folder)):
                 rows[run_id] = history[-1]
             elif status.get("status") == "failed":
-                self.failed[run_id] = error_line(folder) or "failed"
+                self.failed[run_id] = read_error_line(folder) or "failed"
             else:
                 running += status.get("status") == "running"
                 continue

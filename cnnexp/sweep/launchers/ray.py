@@ -15,7 +15,7 @@ from cnnexp.sweep.launchers.assignment import Assignment, assign, watch
 from cnnexp.sweep.plan import Plan
 from cnnexp.sweep.points import Job
 from cnnexp.sweep.signals import Interrupted
-from cnnexp.tracking.target import without_credentials
+from cnnexp.tracking.target import remove_credentials
 
 if TYPE_CHECKING:
     from cnnexp.sweep.progress import SweepProgress
@@ -76,7 +76,7 @@ def _connect(launcher: RayLauncher, contexts: ExitStack) -> Any:
     except ImportError:
         raise UsageError("launcher=ray: needs Ray; type: pip install 'cnnexp[ray]'") from None
     if not ray.is_initialized():
-        variables = {key: without_credentials(os.environ[key]) for key in PASSED_ON if key in os.environ}
+        variables = {key: remove_credentials(os.environ[key]) for key in PASSED_ON if key in os.environ}
         try:
             with chdir(os.sep):  # workers import modules of this folder before installed ones
                 ray.init(

@@ -1,0 +1,228 @@
+"""The report as Markdown, and as one self-contained HTML page in which styles and figures are embedded."""
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from itertools import count, pairwise
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
+from markupsafe import Markup
+
+from cnnexp.analysis.tables import format_cells, format_key, markdown_table
+from cnnexp.analysis.verdicts import Verdict
+from cnnexp.core.text import markdown_block, markdown_code, markdown_text
+from cnnexp.plots.figures import RenderedFigure
+from cnnexp.report.report import Report
+from cnnexp.report.tables import (
+    explain_exploratory,
+    list_versions,
+    summarize_runs,
+    tabulate_comparison,
+    tabulate_parameters,
+    tabulate_protocol,
+    tabulate_tuning,
+    tabulate_verdicts,
+)
+from cnnexp.store.runs import StoredRun, describe_fault, read_error_line
+
+MAX_FAILURES = 20  # listed in a report
+# A second line of defence: even if a page held a script or an address, no browser would run or fetch it.
+POLICY = Markup(
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+)
+VERDICTS = ("supported", "refuted", "inconclusive")
+TEMPLATES_FOLDER = FileSystemLoader(Path(__file__).parent / "templates")
+HTML_TEMPLATES = Environment(
+    loader=TEMPLATES_FOLDER,
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+class Markdown(str):
+    """Text that is Markdown already, which the templates do not escape."""
+
+
+MARKDOWN_TEMPLATES = Environment(
+    loader=TEMPLATES_FOLDER,
+    finalize=lambda value: value if isinstance(value, Markdown) else markdown_text(value),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+def render_markdown(report: Report, figure_prefix: str = "") -> str:
+    """Render the whole report; any text that may come from a store is escaped.
+
+    Args:
+        report: its contents.
+        figure_prefix: the beginning of the addresses of the figures: a folder, or the start of their names.
+
+    Returns:
+        Markdown.
+    """
+    sources = {verdict.claim.source for verdict in report.verdicts}
+    protocol = tabulate_protocol(report.table)
+    protocol["key"] = protocol["key"].map(markdown_code)
+    return MARKDOWN_TEMPLATES.get_template("report.md.jinja").render(
+        report=report,
+        figure_prefix=figure_prefix,
+        summary=summarize_runs(report),
+        verdicts=_render_verdicts(report.verdicts),
+        common_source=sources.pop() if len(sources) == 1 else "",
+        exploratory=explain_exploratory(report.verdicts),
+        cells=Markdown(markdown_table(format_cells(report.cells))),
+        comparison=Markdown(markdown_table(tabulate_comparison(report.comparison)))
+        if len(report.comparison)
+        else "",
+        tuned_keys=" and ".join(format_key(key).replace("_", " ") for key in report.tuning.keys),
+        tuning=Markdown(markdown_table(tabulate_tuning(report.tuning)) if report.tuning.keys else ""),
+        parameters=Markdown(markdown_table(tabulate_parameters(report.table))),
+        protocol=Markdown(markdown_table(protocol, ["key"])),
+        failures=[Markdown(line) for line in _list_failures(report.runs, report.corrupt)],
+        commands=Markdown(markdown_block("\n".join(report.commands))),
+        versions=", ".join(list_versions(report.table)),
+    )
+
+
+def _render_verdicts(verdicts: Sequence[Verdict]) -> Markdown:
+    """Render the table of verdicts, each outcome in bold."""
+    table = tabulate_verdicts(verdicts).drop(columns="exploratory", errors="ignore")
+    table["verdict"] = [
+        verdict.marked_outcome.replace(verdict.outcome, f"**{verdict.outcome}**", 1) for verdict in verdicts
+    ]
+    return Markdown(markdown_table(table, ["verdict"]))
+
+
+def _list_failures(runs: Sequence[StoredRun], corrupt: Sequence[Path]) -> list[str]:
+    """List the runs without a result, or whose result diverged or cannot be read, each with its reason."""
+    lines = [
+        f"{markdown_code(file.parent.name)} corrupt: {markdown_code(file.name)} ({describe_fault(file)})"
+        for file in corrupt
+    ]
+    for run in runs:
+        if run.status == "finished":
+            continue
+        step = run.summary.get("diverged_step")
+        diverged = f"the loss is not finite from step {step} on" if step is not None else ""
+        reason = read_error_line(run.folder) or diverged
+        lines.append(f"{markdown_code(run.run_id)} {markdown_text(run.status + (reason and f': {reason}'))}")
+    omitted = len(lines) - MAX_FAILURES
+    return lines[:MAX_FAILURES] + ([f"… and {omitted:,} more"] if omitted > 0 else [])
+
+
+def render_html(markdown: str, figures: Mapping[str, RenderedFigure], *, title: str) -> str:
+    """Render Markdown as a page; HTML inside the Markdown is displayed as text.
+
+    Args:
+        markdown: the report. A figure is an image in a paragraph, followed by its caption in italics.
+        figures: the figures by their file names without `.png`. The dark version is shown on dark screens.
+        title: the title of the page.
+
+    Returns:
+        The whole page.
+    """
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = parser.parse(markdown)
+    sections = _add_anchors(tokens)
+    _colour_verdicts(tokens)
+    _label_tables(tokens)
+    tokens = _place_elements(tokens, figures, parser)
+    body = Markup(parser.renderer.render(tokens, parser.options, {}))
+    page = HTML_TEMPLATES.get_template("report.html.jinja")
+    return page.render(policy=POLICY, title=title, sections=sections, body=body)
+
+
+def _add_anchors(tokens: list[Token]) -> list[tuple[str, str]]:
+    """Give every second-level heading an anchor, and return the anchors and headings."""
+    sections = []
+    for opening, inline in pairwise(tokens):
+        if opening.type == "heading_open" and opening.tag == "h2":
+            heading = "".join(child.content for child in inline.children or ())
+            opening.attrSet("id", anchor := _make_anchor(heading))
+            sections.append((anchor, heading))
+    return sections
+
+
+def _colour_verdicts(tokens: list[Token]) -> None:
+    """Give bold verdicts the class by which the style sheet colours them."""
+    for token in tokens:
+        children = token.children or []
+        for bold, text in pairwise(children):
+            if bold.type == "strong_open" and text.content in VERDICTS:
+                bold.attrSet("class", text.content)
+
+
+def _label_tables(tokens: list[Token]) -> None:
+    """Mark header cells as headers of their columns, and the first cell of each row as that row's header."""
+    row_header = False
+    for previous, token in zip([None, *tokens], tokens, strict=False):
+        if token.type == "th_open":
+            token.attrSet("scope", "col")
+        elif token.type == "td_open" and previous is not None and previous.type == "tr_open":
+            token.tag, row_header = "th", True
+            token.attrSet("scope", "row")
+        elif token.type == "td_close" and row_header:
+            token.tag, row_header = "th", False
+
+
+def _place_elements(
+    tokens: list[Token], figures: Mapping[str, RenderedFigure], parser: MarkdownIt
+) -> list[Token]:
+    """Replace figures, code blocks and the frames of tables by HTML that readers can scroll and enlarge."""
+    elements: Any = HTML_TEMPLATES.get_template("elements.html.jinja").module
+    tables, placed, index = count(1), list[Token](), 0
+    while index < len(tokens):
+        token, length = tokens[index], 1
+        if (figure := _parse_figure(tokens[index : index + 6], figures, parser)) is not None:
+            html, length = elements.figure(**figure), 6
+        elif token.type in ("fence", "code_block"):
+            html = elements.code_block(token.content)
+        elif token.type == "table_open":
+            html = elements.table_start(next(tables))
+        elif token.type == "table_close":
+            html = elements.table_end()
+        else:
+            html = None
+        placed.append(token if html is None else Token("html_block", "", 0, content=str(html)))
+        index += length
+    return placed
+
+
+def _parse_figure(
+    tokens: list[Token], figures: Mapping[str, RenderedFigure], parser: MarkdownIt
+) -> dict[str, Any] | None:
+    """Collect the parts of a figure; None unless the tokens are an image's paragraph and its caption's."""
+    paragraph = ["paragraph_open", "inline", "paragraph_close"]
+    if [token.type for token in tokens] != [*paragraph, *paragraph]:
+        return None
+    image, caption = tokens[1].children or [], tokens[4].children or []
+    if [token.type for token in image] != ["image"] or not caption or caption[0].type != "em_open":
+        return None
+    name = str(image[0].attrGet("src")).removesuffix(".png")
+    if (figure := figures.get(name)) is None or caption[-1].type != "em_close":
+        return None
+    renderer = RendererHTML()
+    return {
+        "name": _make_anchor(name),
+        "alt": renderer.renderInlineAsText(image[0].children, parser.options, {}),
+        "caption": Markup(renderer.renderInline(caption[1:-1], parser.options, {})),
+        "light": _encode_data_uri(figure.png),
+        "dark": _encode_data_uri(figure.dark_png),
+    }
+
+
+def _make_anchor(heading: str) -> str:
+    return re.sub(r"\W+", "-", heading.lower()).strip("-")
+
+
+def _encode_data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
