@@ -25,7 +25,7 @@ from cnnexp.models.spec import LayerSpec, specify_network, total_count
 from cnnexp.store.files import read_json
 from cnnexp.store.runs import find_corrupt_files, has_ended
 from cnnexp.sweep.provenance import provenance
-from cnnexp.training.schedule import run_flops
+from cnnexp.training.schedule import estimate_flops
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 SLOT_BYTES = 4  # per number that an optimiser keeps: float32
@@ -167,7 +167,7 @@ class Forecast:
         """Forecast the seconds of one run, without compiling its program."""
         layers = specify_network(run)
         key = (total_count(layers, "params"), total_count(layers, "macs"))
-        return run_flops(run) / self.rates.get(key, self.rate)
+        return estimate_flops(run) / self.rates.get(key, self.rate)
 
 
 def forecast(results_dir: Path) -> Forecast:

@@ -11,7 +11,7 @@ from cnnexp.config.data import STRENGTH_KEYS
 from cnnexp.store.checkpoints import iterate_stacks, list_corrupt_stacks
 from cnnexp.store.runs import COMMANDS, find_corrupt_files, has_ended, run_folder, sweep_folder
 from cnnexp.sweep.cost import largest_stack
-from cnnexp.training.schedule import duration_of, run_flops
+from cnnexp.training.schedule import estimate_flops, resolve_duration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Stack:
     @property
     def flops(self) -> float:
         """Estimated floating-point operations of all runs."""
-        return sum(run_flops(run) for run in self.runs.values())
+        return sum(estimate_flops(run) for run in self.runs.values())
 
     def halves(self) -> tuple["Stack", "Stack"]:
         """Split the stack in two; both halves start from their first step."""
@@ -135,7 +135,7 @@ def shape_of_program(run: RunConfig) -> str:
                 values[section][key] = bool(value)
             elif key in OMITTED_IF_NULL.get(section, ()):
                 values[section][key] = value is not None
-    duration = duration_of(run)  # in steps: sizes of training sets share a program under one number of steps
+    duration = resolve_duration(run)  # in steps: runs of as many steps have one program
     for key in ("epochs", "steps", "eval_every"):
         del values["train"][key]
     carried_out = [run.train.parallel, run.train.profile]

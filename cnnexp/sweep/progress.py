@@ -12,7 +12,7 @@ from cnnexp.core.text import pluralize
 from cnnexp.sweep.cost import COMPILE_SECONDS
 from cnnexp.sweep.plan import Plan, Stack
 from cnnexp.sweep.points import Cells
-from cnnexp.training.schedule import duration_of
+from cnnexp.training.schedule import resolve_duration
 
 # A first guess, corrected as soon as the first piece of training shows how fast this machine is.
 GUESSED_FLOPS = 30e9  # floating-point operations a second
@@ -79,7 +79,7 @@ class SweepProgress:
 
     def show_step(self, stack: Stack, step: int, last: int) -> None:
         """Display that a stack has reached a step out of `last`."""
-        duration = duration_of(stack.config)
+        duration = resolve_duration(stack.config)
         self._fraction = step / last
         self._partial = self._fraction * _seconds(stack)
         self._epoch = f" (epoch {duration.epochs(step):.3g}/{duration.epochs(last):.3g})"

@@ -14,7 +14,7 @@ import cnnexp
 from cnnexp.config import RunConfig
 from cnnexp.config.data import corruption_summary
 from cnnexp.models.spec import describe_matching, specify_network, total_count
-from cnnexp.training.schedule import duration_of, run_flops
+from cnnexp.training.schedule import estimate_flops, resolve_duration
 
 PACKAGES = ("cnnexp", "jax", "flax", "optax", "numpy")
 
@@ -109,7 +109,7 @@ def summary_of(
         "steps": last["step"],
         "epochs": last["epoch"],
         "wall_seconds": seconds,
-        "flops": run_flops(config) * last["step"] / duration_of(config).steps,
+        "flops": estimate_flops(config) * last["step"] / resolve_duration(config).steps,
         "product_precision": product_precision(
             config.model.precision, config.model.dtype or config.model.param_dtype, platform_name
         ),

@@ -17,7 +17,7 @@ from cnnexp.models.spec import specify_network
 from cnnexp.store.runs import list_run_folders, sweep_folder
 from cnnexp.sweep.overrides import Groups
 from cnnexp.tracking.target import resolve_mode
-from cnnexp.training.schedule import duration_of
+from cnnexp.training.schedule import resolve_duration
 
 MARKS = ("commands.txt", "leases")  # what the folder of a sweep has from its first moment on
 
@@ -190,7 +190,7 @@ def check_run(config: RunConfig) -> None:
     images, batch = infer_shape(config.data).train_images, config.data.batch_size
     if batch > images:
         raise UsageError(f"data.batch_size={batch}: must be at most {images}, the number of training images")
-    steps = duration_of(config).steps
+    steps = resolve_duration(config).steps
     for key in ("tied_steps", "share_every"):
         value = getattr(config.train, key)
         if value is not None and value > steps:

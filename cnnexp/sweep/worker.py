@@ -40,7 +40,7 @@ from cnnexp.sweep.signals import Interrupted, StopSignals
 from cnnexp.tracking.mirror import Mirror
 from cnnexp.training.loop import LoopState, StackTrainer
 from cnnexp.training.processes import any_process, broadcast_from_primary, to_host
-from cnnexp.training.train import State
+from cnnexp.training.setup import State
 
 
 class TrainerCache:
@@ -107,7 +107,7 @@ def restore_stack(stack: Stack, trainer: StackTrainer, report: Callable[[str], N
         return at_start
     saved = restore(
         stack.resumes,
-        trainer.state_like(len(runs)),
+        trainer.make_state_template(len(runs)),
         on_corrupt=lambda path: _move_corrupt_checkpoint(path, report),
         broadcast=broadcast_from_primary,
         any_process=any_process,

@@ -15,16 +15,27 @@ from cnnexp.data.pipelines import ImageFiles, RawBatch
 from cnnexp.data.sampling import batch_indices
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.processes import from_local_shards, host_device, local_slice, to_host
+from cnnexp.training.setup import Setup, State
 from cnnexp.training.stacking import PARTS, RUNS, WHOLE, StackPrograms, Streamed, Subsets, put_on_devices
-from cnnexp.training.train import Metrics, Setup, State, evaluation_batch
+from cnnexp.training.train import Metrics, evaluation_batch_size
 
 WINDOW_BYTES = 64 * 2**20  # of images that are streamed at once
 WINDOW_STEPS = 64
-ORDER_BLOCK_STEPS = 64  # whose images are looked up at once
+ORDER_BLOCK_STEPS = 64  # steps whose images are looked up at once
 
 
 class MemorySource:
-    """Images that every device holds in its memory."""
+    """Images that every device holds in its memory.
+
+    Args:
+        programs: The compiled programs of the stack.
+        images: The data set, on the devices.
+        subsets: The images of each run, padded to a multiple of the devices.
+        mesh: The devices.
+
+    Attributes:
+        max_steps: The most steps of a window; None where any number is possible.
+    """
 
     max_steps = None
 
@@ -33,11 +44,11 @@ class MemorySource:
         self._subsets = put_on_devices(subsets, RUNS, mesh)
 
     def window(self, step: int, steps: int) -> tuple[Subsets, Images]:
-        """Return what the program `advance` takes for these steps: the same for any."""
+        """Return the data that the program `advance` takes for some steps, which are the same for any."""
         return self._subsets, self._images
 
     def evaluate(self, state: State, hyperparameters: Hyperparameters) -> dict[str, Metrics]:
-        """Average over each split."""
+        """Average losses and correct answers over each split; leaves have a leading axis of runs."""
         return self._programs.evaluate(state, hyperparameters, self._subsets, self._images)
 
 
@@ -45,15 +56,15 @@ class StreamSource:
     """Images that are read ahead of the training, in the order that training from memory takes them in.
 
     Args:
-        setup: of the runs.
-        programs: of the stack.
-        files: the images.
-        subsets: of the runs, padded to a multiple of the mesh.
-        order: the keys of the runs' orders.
-        mesh: the devices.
+        setup: The static part of the runs.
+        programs: The compiled programs of the stack.
+        files: The images.
+        subsets: The images of each run, padded to a multiple of the devices.
+        order: The keys that draw the order of each run's images.
+        mesh: The devices.
 
     Attributes:
-        max_steps: the longest window.
+        max_steps: The most steps of a window.
     """
 
     def __init__(
@@ -66,52 +77,60 @@ class StreamSource:
         mesh: Mesh,
     ):
         self._programs, self._files, self._mesh = programs, files, mesh
-        self._last, self._size = setup.duration.steps, setup.duration.batch_size
+        self._last_step, self._batch_size = setup.duration.steps, setup.duration.batch_size
         self._normalisation = put_on_devices(files.normalisation, WHOLE, mesh)
-        self._places = _order_places(subsets, order, self._size)
-        self._splits = _split_places(subsets, len(files.test_labels))
+        self._look_up_batch = _make_batch_lookup(subsets, order, self._batch_size)
+        self._splits = _index_splits(subsets, len(files.test_labels))
         runs, image_bytes = len(subsets.subset), int(np.prod(setup.network[0].geometry.in_shape))
-        fitting = WINDOW_BYTES // (runs * self._size * image_bytes)
-        self.max_steps = max(1, min(WINDOW_STEPS, self._last, fitting))
+        fitting = WINDOW_BYTES // (runs * self._batch_size * image_bytes)
+        self.max_steps = max(1, min(WINDOW_STEPS, self._last_step, fitting))
         self._batches: Iterator[tuple[np.ndarray, np.ndarray]] | None = None
 
     def window(self, step: int, steps: int) -> tuple[Streamed, Normalisation]:
-        """Read the batches of some steps for the program `advance`; each call must follow on the last one."""
+        """Read the batches of some steps for the program `advance`; each call must follow on the last one.
+
+        Args:
+            step: The first step.
+            steps: The number of steps, at most `max_steps`.
+        """
         if self._batches is None:
-            self._batches = self._files.batches("train", self._places, step, self._last)
+            self._batches = self._files.batches("train", self._look_up_batch, step, self._last_step)
         batches = _stack_batches([next(self._batches) for _ in range(steps)], self.max_steps)
-        raw = RawBatch(batches.pixels, self._files.train_labels[batches.places], batches.places)
+        raw = RawBatch(batches.pixels, self._files.train_labels[batches.indices], batches.indices)
         sharding = NamedSharding(self._mesh, PARTS)
         by_run = jax.tree.map(lambda leaf: from_local_shards(leaf.swapaxes(0, 1), sharding, axis=2), raw)
         first = put_on_devices(np.full(len(by_run.image_ids), step, np.int32), RUNS, self._mesh)
         return Streamed(by_run, first), self._normalisation
 
     def evaluate(self, state: State, hyperparameters: Hyperparameters) -> dict[str, Metrics]:
-        """Average over each split; each image is read once for all runs of the stack."""
+        """Average losses and correct answers over each split; leaves have a leading axis of runs.
+
+        Each image is read once for all runs of the stack.
+        """
         return {
-            name: self._evaluate_split(state, hyperparameters, name, places)
-            for name, places in self._splits.items()
+            name: self._evaluate_split(state, hyperparameters, name, split)
+            for name, split in self._splits.items()
         }
 
     def _evaluate_split(
-        self, state: State, hyperparameters: Hyperparameters, name: str, split: "_SplitPlaces"
+        self, state: State, hyperparameters: Hyperparameters, name: str, split: "_Split"
     ) -> Metrics:
         source = "test" if name == "test" else "train"
-        size = min(evaluation_batch(), len(split.places))
-        padded = np.pad(split.places, (0, -len(split.places) % size)).reshape(-1, size)
-        is_image = np.arange(padded.size).reshape(-1, size) < len(split.places)
+        size = min(evaluation_batch_size(), len(split.indices))
+        padded = np.pad(split.indices, (0, -len(split.indices) % size)).reshape(-1, size)
+        is_image = np.arange(padded.size).reshape(-1, size) < len(split.indices)
         image_bytes = int(np.prod(self._files.records[source].shape))
-        at_once = max(1, min(len(padded), WINDOW_BYTES // (size * image_bytes)))
+        window_batches = max(1, min(len(padded), WINDOW_BYTES // (size * image_bytes)))
         batches = self._files.batches(source, lambda number: padded[number], 0, len(padded))
         loss, hits = 0.0, 0
-        for start in range(0, len(padded), at_once):
-            read = [next(batches) for _ in range(min(at_once, len(padded) - start))]
-            places, pixels = _stack_batches(read, at_once)
-            image_ids = -1 - places if source == "test" else places
-            raw = RawBatch(pixels, self._files.labels(source)[places], image_ids)
-            is_read = np.zeros(places.shape, bool)
+        for start in range(0, len(padded), window_batches):
+            read = [next(batches) for _ in range(min(window_batches, len(padded) - start))]
+            indices, pixels = _stack_batches(read, window_batches)
+            image_ids = -1 - indices if source == "test" else indices
+            raw = RawBatch(pixels, self._files.labels(source)[indices], image_ids)
+            is_read = np.zeros(indices.shape, bool)
             is_read[: len(read)] = is_image[start : start + len(read)]
-            valid = put_on_devices(split.by_run[:, places] & is_read, RUNS, self._mesh)
+            valid = put_on_devices(split.by_run[:, indices] & is_read, RUNS, self._mesh)
             raw = put_on_devices(raw, WHOLE, self._mesh)
             sums = self._programs.add_window[name](state, hyperparameters, valid, raw, self._normalisation)
             window_loss, window_hits = to_host(sums)
@@ -123,65 +142,89 @@ class StreamSource:
 BatchSource = MemorySource | StreamSource
 
 
-class _SplitPlaces(NamedTuple):
-    """Places of a split that any run of a stack evaluates, and for each run which of all places it does."""
+class _Split(NamedTuple):
+    """The images of a split that a stack evaluates.
 
-    places: Int[np.ndarray, " n"]
-    by_run: Bool[np.ndarray, "runs split"]
+    Attributes:
+        indices: The images that any run of the stack evaluates, ascending.
+        by_run: Whether a run evaluates an image, for each run and each image of the file.
+    """
+
+    indices: Int[np.ndarray, " n"]
+    by_run: Bool[np.ndarray, "runs images"]
 
 
 class _Batches(NamedTuple):
-    places: Int[np.ndarray, "steps ..."]
+    """Batches of images: their indices in the file, and their pixels; the first axis is the batch."""
+
+    indices: Int[np.ndarray, "length ..."]
     pixels: np.ndarray
 
 
 def _stack_batches(batches: Sequence[tuple[np.ndarray, np.ndarray]], length: int) -> _Batches:
-    """Stack batches in new arrays of a fixed length, the end of which is not read."""
-    first_places, first_pixels = batches[0]
-    places = np.zeros((length, *first_places.shape), np.int32)
+    """Stack batches in new arrays of a fixed length, the end of which is not read.
+
+    Args:
+        batches: The indices and the pixels of each batch.
+        length: The number of batches that the arrays have room for.
+    """
+    first_indices, first_pixels = batches[0]
+    indices = np.zeros((length, *first_indices.shape), np.int32)
     pixels = np.empty((length, *first_pixels.shape), first_pixels.dtype)
-    for number, (batch_places, images) in enumerate(batches):
-        places[number], pixels[number] = batch_places, images
-    return _Batches(places, pixels)
+    for number, batch in enumerate(batches):
+        indices[number], pixels[number] = batch
+    return _Batches(indices, pixels)
 
 
-def _order_places(subsets: Subsets, order: Array, size: int) -> Callable[[int], Int[np.ndarray, "runs b"]]:
-    """Return a function from a step to the places of each run's batch, as `InMemory.train_batch` takes them.
+def _make_batch_lookup(
+    subsets: Subsets, order: Array, batch_size: int
+) -> Callable[[int], Int[np.ndarray, "runs b"]]:
+    """Return a function from a step to the indices of each run's images.
 
-    The places are those of this process's part of the batch.
+    They are those of `InMemory.train_batch`, of this process's part of the batch.
     """
     cpu = host_device()
     keys = jax.device_put(jax.random.wrap_key_data(jnp.asarray(to_host(jax.random.key_data(order)))), cpu)
     subset, sizes = np.asarray(subsets.subset), jax.device_put(np.asarray(subsets.train_size), cpu)
 
     @jax.jit
-    def look_up(steps: Int[Array, " steps"]) -> Int[Array, "steps runs b"]:
-        def batch(step: Array, key: Array, train_size: Array) -> Array:
-            return batch_indices(key, step, batch_size=size, train_size=train_size)
+    def look_up_steps(steps: Int[Array, " steps"]) -> Int[Array, "steps runs b"]:
+        def look_up(step: Array, key: Array, train_size: Array) -> Array:
+            return batch_indices(key, step, batch_size=batch_size, train_size=train_size)
 
-        over_runs = jax.vmap(batch, in_axes=(None, 0, 0))
-        return jax.vmap(over_runs, in_axes=(0, None, None))(steps, keys, sizes)
+        by_run = jax.vmap(look_up, in_axes=(None, 0, 0))
+        return jax.vmap(by_run, in_axes=(0, None, None))(steps, keys, sizes)
 
     @lru_cache(maxsize=4)
-    def block(number: int) -> Int[np.ndarray, "steps runs b"]:
+    def look_up_block(number: int) -> Int[np.ndarray, "steps runs b"]:
         steps = np.arange(number * ORDER_BLOCK_STEPS, (number + 1) * ORDER_BLOCK_STEPS, dtype=np.int32)
-        within = np.asarray(look_up(jax.device_put(steps, cpu)))
-        return subset[np.arange(len(subset))[:, None], within]
+        within_subset = np.asarray(look_up_steps(jax.device_put(steps, cpu)))
+        return subset[np.arange(len(subset))[:, None], within_subset]
 
-    return lambda step: block(step // ORDER_BLOCK_STEPS)[step % ORDER_BLOCK_STEPS][:, local_slice(size)]
+    def look_up_batch(step: int) -> Int[np.ndarray, "runs b"]:
+        block = look_up_block(step // ORDER_BLOCK_STEPS)
+        return block[step % ORDER_BLOCK_STEPS][:, local_slice(batch_size)]
+
+    return look_up_batch
 
 
-def _split_places(subsets: Subsets, test_images: int) -> dict[str, _SplitPlaces]:
+def _index_splits(subsets: Subsets, test_images: int) -> dict[str, _Split]:
+    """Return the images of each split that the runs of a stack evaluate.
+
+    Args:
+        subsets: The training and validation images of each run.
+        test_images: The number of test images, which every run evaluates.
+    """
     subset, sizes, validation = (np.asarray(leaf) for leaf in subsets)
     runs, total = len(subset), subset.shape[1] + validation.shape[1]
-    train = [places[:size] for places, size in zip(subset, sizes, strict=True)]
-    chosen = {"train": train} | ({"validation": list(validation)} if validation.shape[1] else {})
-    splits: dict[str, _SplitPlaces] = {}
-    for name, places_by_run in chosen.items():
+    train = [indices[:size] for indices, size in zip(subset, sizes, strict=True)]
+    evaluated = {"train": train} | ({"validation": list(validation)} if validation.shape[1] else {})
+    splits: dict[str, _Split] = {}
+    for name, indices_by_run in evaluated.items():
         by_run = np.zeros((runs, total), bool)
-        for row, places in zip(by_run, places_by_run, strict=True):
-            row[places] = True
-        splits[name] = _SplitPlaces(np.flatnonzero(by_run.any(0)).astype(np.int32), by_run)
+        for row, indices in zip(by_run, indices_by_run, strict=True):
+            row[indices] = True
+        splits[name] = _Split(np.flatnonzero(by_run.any(0)).astype(np.int32), by_run)
     everything = np.arange(test_images, dtype=np.int32)
-    splits["test"] = _SplitPlaces(everything, np.ones((runs, test_images), bool))
+    splits["test"] = _Split(everything, np.ones((runs, test_images), bool))
     return splits

@@ -21,8 +21,17 @@ from cnnexp.models.spec import total_count
 from cnnexp.training.batches import BatchSource, MemorySource, StreamSource
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.processes import broadcast_from_primary, host_device, to_host
-from cnnexp.training.stacking import BATCH, RUNS, WHOLE, Subsets, compile_stack, device_mesh, put_on_devices
-from cnnexp.training.train import Metrics, Setup, State, init, make_setup, merge_network
+from cnnexp.training.setup import Setup, State, make_setup, merge_network
+from cnnexp.training.stacking import (
+    BATCH,
+    RUNS,
+    WHOLE,
+    Subsets,
+    compile_stack,
+    make_device_mesh,
+    put_on_devices,
+)
+from cnnexp.training.train import Metrics, init
 
 Row = dict[str, int | float]
 PIECE_SECONDS = 2.0  # of training between two pauses, about
@@ -34,10 +43,10 @@ class LoopState:
     """A stack between two pieces of its training, when it can be stopped, saved or displayed.
 
     Attributes:
-        step: steps trained so far.
-        runs: number of runs.
-        padded_state: states of the runs, padded to a multiple of the devices.
-        rows: one row of metrics per run, if the stack was just evaluated.
+        step: Steps trained so far.
+        runs: Number of runs.
+        padded_state: The states of the runs, padded to a multiple of the devices.
+        rows: One row of metrics per run, if the stack was just evaluated; else None.
     """
 
     step: int
@@ -61,28 +70,29 @@ class StackTrainer:
     """Trains stacks of runs that share one program.
 
     Args:
-        config: of any of the runs.
-        images: in memory, or on disk.
-        runs: the most runs of a stack.
+        config: The configuration of any of the runs.
+        images: The data set, in memory or on disk.
+        runs: The largest number of runs in a stack.
     """
 
     def __init__(self, config: RunConfig, images: Images | ImageFiles, runs: int = 1):
         splits_batches = config.train.parallel == "data"
-        self._mesh = device_mesh(runs, config.data.batch_size if splits_batches else 1)
+        self._mesh = make_device_mesh(runs, config.data.batch_size if splits_batches else 1)
         self.setup = make_setup(config, BATCH if self._mesh.shape[BATCH] > 1 else None)
         self._images = put_on_devices(images, WHOLE, self._mesh) if isinstance(images, Images) else images
         self._programs = compile_stack(self.setup, self._mesh, streams=not isinstance(images, Images))
         self._inspect = jax.jit(jax.vmap(lambda state: _inspect(state, self.setup)))
         self._pieces = 0
         self._piece_steps = FIRST_PIECE_STEPS
-        self._split = lru_cache(maxsize=64)(lambda seed: draw_run_split(images, config.data, seed))
+        self._draw_split = lru_cache(maxsize=64)(lambda seed: draw_run_split(images, config.data, seed))
 
     def train(self, runs: Sequence[RunConfig], resumed: State | None = None) -> Iterator[LoopState]:
         """Train to the last step, pausing every few seconds and at each evaluation.
 
         Args:
-            runs: of the stack.
-            resumed: an earlier `LoopState.state`, from which training continues to the same numbers.
+            runs: The configurations of the runs, one each.
+            resumed: An earlier `LoopState.state`, from which training continues to the same numbers; None
+                starts at the first step.
 
         Yields:
             The stack at each pause. It is first evaluated before any training, and last after the last step.
@@ -90,43 +100,53 @@ class StackTrainer:
         padded = [*runs, *[runs[-1]] * (-len(runs) % self._mesh.shape["runs"])]
         hyperparameters = self._stack_hyperparameters(padded)
         state, step = self._start(padded, hyperparameters, resumed)
-        source = self._batch_source(padded, state)
+        source = self._make_batch_source(padded, state)
 
         def pause(*, evaluate: bool) -> LoopState:
             rows = None
             if evaluate:
-                rows = _rows(self.setup, runs, source.evaluate(state, hyperparameters), step)
+                rows = _make_rows(self.setup, runs, source.evaluate(state, hyperparameters), step)
             return LoopState(step=step, runs=len(runs), padded_state=state, rows=rows)
 
         if resumed is None:
             yield pause(evaluate=True)
-        for stop in (mark for mark in self.setup.duration.evaluate_after if mark > step):
+        for stop in (after for after in self.setup.duration.evaluate_after if after > step):
             while step < stop:
                 steps = min(stop - step, self._piece_steps, source.max_steps or self._piece_steps)
                 started = time.perf_counter()
                 with self._profile(is_last=step + steps == self.setup.duration.steps):
-                    own, common = source.window(step, steps)
-                    state = self._programs.advance(state, hyperparameters, own, common, jnp.int32(steps))
+                    by_run, common = source.window(step, steps)
+                    state = self._programs.advance(state, hyperparameters, by_run, common, jnp.int32(steps))
                     jax.block_until_ready(state.step)
                 self._adjust_pace(steps, broadcast_from_primary(time.perf_counter() - started))
                 step += steps
                 yield pause(evaluate=step == stop)
 
-    def inspect_kernels(self, at: LoopState) -> list[tuple[dict[str, np.ndarray], dict[str, float]]]:
-        """Sample the kernels of each run by layer, and measure what training has made of all of them."""
-        kernels, measures = to_host(self._inspect(at.padded_state))
+    def inspect_kernels(self, stack: LoopState) -> list[tuple[dict[str, np.ndarray], dict[str, float]]]:
+        """Sample and measure the kernels of each run.
+
+        Returns:
+            For each run, the result of `sample_kernels` by layer, and that of `measure_learned` by name.
+        """
+        kernels, measures = to_host(self._inspect(stack.padded_state))
         return [
             (
                 {name: leaf[run] for name, leaf in kernels.items()},
                 {name: float(leaf[run]) for name, leaf in measures.items()},
             )
-            for run in range(at.runs)
+            for run in range(stack.runs)
         ]
 
-    def state_like(self, runs: int) -> State:
-        """Return shapes, types and placement of a stack's state, to restore a saved one into.
+    def make_state_template(self, runs: int) -> State:
+        """Describe the state of a stack, so that a saved one can be restored into it.
 
         The checkpoint may have been written from other devices.
+
+        Args:
+            runs: The number of runs in the stack.
+
+        Returns:
+            A state of `jax.ShapeDtypeStruct`: shapes, types and placement.
         """
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), runs))
         hyperparameters = jax.tree.map(
@@ -155,25 +175,28 @@ class StackTrainer:
         """Initialise the runs, or pad a resumed state; return the state and its step."""
         if resumed is None:
             seeds = put_on_devices(np.array([run.seed for run in runs], np.uint32), RUNS, self._mesh)
-            return self._programs.init(_keys(seeds), hyperparameters), 0
+            return self._programs.init(_make_keys(seeds), hyperparameters), 0
         padding = len(runs) - len(resumed.step)
         padded = jax.tree.map(lambda leaf: _pad(leaf, padding), resumed)
         return put_on_devices(padded, RUNS, self._mesh), int(to_host(resumed.step)[0])
 
-    def _batch_source(self, runs: Sequence[RunConfig], state: State) -> BatchSource:
-        subsets = self._subsets(runs)
+    def _make_batch_source(self, runs: Sequence[RunConfig], state: State) -> BatchSource:
+        subsets = self._draw_subsets(runs)
         if isinstance(self._images, Images):
             return MemorySource(self._programs, self._images, subsets, self._mesh)
         return StreamSource(self.setup, self._programs, self._images, subsets, state.order_key, self._mesh)
 
-    def _subsets(self, runs: Sequence[RunConfig]) -> Subsets:
-        splits = [self._split(resolve_split_seed(run)) for run in runs]
-        order, validation = (np.stack(places) for places in zip(*splits, strict=True))
+    def _draw_subsets(self, runs: Sequence[RunConfig]) -> Subsets:
+        splits = [self._draw_split(resolve_split_seed(run)) for run in runs]
+        order, validation = (np.stack(indices) for indices in zip(*splits, strict=True))
         sizes = np.array([run.data.train_size or order.shape[1] for run in runs], np.int32)
         return Subsets(order, sizes, validation)
 
     def _profile(self, *, is_last: bool) -> AbstractContextManager[None]:
-        """Trace the second piece of training if a profile is wanted, or the first if it is the only one."""
+        """Return a context that profiles a piece of training, if one is due.
+
+        With `train.profile` it is the second piece, which compiles nothing, or the first if it is the last.
+        """
         self._pieces += 1
         folder = self.setup.config.train.profile
         if folder is None or not (self._pieces == 2 or (self._pieces == 1 and is_last)):
@@ -181,6 +204,7 @@ class StackTrainer:
         return jax.profiler.trace(folder, create_perfetto_trace=True)
 
     def _adjust_pace(self, steps: int, seconds: float) -> None:
+        """Choose how many steps the next piece has, from the time that one of some steps took."""
         if seconds > 2 * PIECE_SECONDS and self._piece_steps > 1:
             self._piece_steps //= 2
         elif steps == self._piece_steps and seconds < PIECE_SECONDS / 2:
@@ -192,8 +216,15 @@ def _inspect(state: State, setup: Setup) -> tuple[dict[str, jax.Array], dict[str
     return sample_kernels(network), measure_learned(network)
 
 
-def _rows(setup: Setup, runs: Sequence[RunConfig], metrics: dict[str, Metrics], step: int) -> list[Row]:
-    """Return one row of metrics per run; gaps are positive where training looks better than test."""
+def _make_rows(setup: Setup, runs: Sequence[RunConfig], metrics: dict[str, Metrics], step: int) -> list[Row]:
+    """Return one row of metrics per run; gaps are positive where training looks better than test.
+
+    Args:
+        setup: The static part of the runs.
+        runs: The configurations of the runs, without padding.
+        metrics: The metrics by split, with a leading axis of runs that may be padded.
+        step: The step of the evaluation.
+    """
     images = step * setup.duration.batch_size
     macs = 3 * images * total_count(setup.network, "macs")  # forward pass, and twice that for the gradients
     columns = {
@@ -202,13 +233,13 @@ def _rows(setup: Setup, runs: Sequence[RunConfig], metrics: dict[str, Metrics], 
         for name, values in means._asdict().items()
     }
     return [
-        _row(run, {key: values[index] for key, values in columns.items()}, step, images, macs)
+        _make_row(run, {key: values[index] for key, values in columns.items()}, step, images, macs)
         for index, run in enumerate(runs)
     ]
 
 
-def _row(run: RunConfig, means: Row, step: int, images: int, macs: int) -> Row:
-    position: Row = {
+def _make_row(run: RunConfig, means: Row, step: int, images: int, macs: int) -> Row:
+    progress: Row = {
         "step": step,
         "epoch": images / resolve_train_size(run.data),
         "images": images,
@@ -218,14 +249,15 @@ def _row(run: RunConfig, means: Row, step: int, images: int, macs: int) -> Row:
         "gap/loss": means["test/loss"] - means["train/loss"],
         "gap/accuracy": means["train/accuracy"] - means["test/accuracy"],
     }
-    return position | means | gaps
+    return progress | means | gaps
 
 
 @jax.jit
-def _keys(seeds: jax.Array) -> jax.Array:
+def _make_keys(seeds: jax.Array) -> jax.Array:
     """Make the key of each seed, on the devices that hold the seeds."""
     return jax.vmap(jax.random.key)(seeds)
 
 
 def _pad(leaf: jax.Array, padding: int) -> jax.Array:
+    """Repeat the last run of an array with a leading axis of runs."""
     return jnp.concatenate([leaf, *[leaf[-1:]] * padding]) if padding else leaf

@@ -1,4 +1,4 @@
-"""Optax optimisers whose hyperparameters are traced: runs that differ only in these have one program."""
+"""Optax optimisers whose hyperparameters are traced: runs that differ only in these use one program."""
 
 from typing import NamedTuple
 
@@ -53,19 +53,19 @@ def make_optimizer(
     biases included.
 
     Args:
-        optim: the kind of optimiser and the shape of its schedule.
-        hyperparameters: its numbers, which may be traced.
-        steps: length of the run, which the schedule spans.
+        optim: The kind of optimiser and the shape of its schedule.
+        hyperparameters: The numbers of the run, which may be traced.
+        steps: The length of the run, which the schedule spans.
     """
     warmup = round(optim.warmup * steps)
     if optim.schedule == "cosine":
         start = 0.0 if warmup else 1.0
-        shape = optax.warmup_cosine_decay_schedule(start, 1.0, warmup, max(steps, warmup + 1))
+        relative_rate = optax.warmup_cosine_decay_schedule(start, 1.0, warmup, max(steps, warmup + 1))
     else:
-        shape = optax.linear_schedule(0.0, 1.0, warmup) if warmup else optax.constant_schedule(1.0)
+        relative_rate = optax.linear_schedule(0.0, 1.0, warmup) if warmup else optax.constant_schedule(1.0)
 
     def learning_rate(step: ArrayLike) -> Array:
-        return hyperparameters.learning_rate * shape(step)
+        return hyperparameters.learning_rate * relative_rate(step)
 
     if optim.name == "sgd":
         optimizer = optax.chain(
@@ -84,16 +84,16 @@ def make_optimizer(
 def beta_lasso(
     learning_rate: optax.Schedule, l1: Float[Array, ""], threshold: Float[Array, ""]
 ) -> optax.GradientTransformation:
-    """Follow an optimiser with this to make it beta-LASSO.
+    """Build the transformation that turns the optimiser before it in a chain into beta-LASSO.
 
     A step also moves the kernels against their signs by `learning_rate * l1`. Weights that are then smaller
     than `threshold * l1` are set to zero; they return when one step takes them beyond it. Biases are left
     alone.
 
     Args:
-        learning_rate: schedule of the learning rate, by step.
-        l1: weight of the 1-norm in the loss, lambda.
-        threshold: beta; 0 is the plain subgradient.
+        learning_rate: The schedule of the learning rate, by step.
+        l1: The weight of the 1-norm in the loss, lambda.
+        threshold: The threshold as a multiple of lambda, beta; 0 is the plain subgradient.
 
     References:
         Neyshabur 2020 (arXiv:2007.13657), algorithm 1.
@@ -109,12 +109,12 @@ def beta_lasso(
         assert isinstance(state, optax.ScaleByScheduleState)
         shrinkage = learning_rate(state.count) * l1
 
-        def cut(step: Array, kernels: Array) -> Array:
+        def shrink(step: Array, kernels: Array) -> Array:
             if kernels.ndim < BANK_AXES:
                 return step
-            reached = kernels + step - shrinkage * jnp.sign(kernels)
-            return jnp.where(jnp.abs(reached) < threshold * l1, 0, reached) - kernels
+            shrunk = kernels + step - shrinkage * jnp.sign(kernels)
+            return jnp.where(jnp.abs(shrunk) < threshold * l1, 0, shrunk) - kernels
 
-        return jax.tree.map(cut, updates, params), optax.ScaleByScheduleState(state.count + 1)
+        return jax.tree.map(shrink, updates, params), optax.ScaleByScheduleState(state.count + 1)
 
     return optax.GradientTransformation(init, update)

@@ -24,7 +24,7 @@ def host_device() -> Any:
 
 
 def is_primary() -> bool:
-    """Tell whether this process is the one that writes the store."""
+    """Return whether this process is the one that writes the store."""
     return jax.process_index() == 0
 
 
@@ -34,7 +34,7 @@ def broadcast_from_primary(value: Value) -> Value:
     All processes must call this.
 
     Args:
-        value: anything that JSON holds; only that of the primary process counts.
+        value: A value that JSON can hold; only that of the primary process counts.
     """
     if jax.process_count() == 1:
         return value
@@ -49,7 +49,7 @@ def broadcast_from_primary(value: Value) -> Value:
 
 
 def any_process(flag: bool) -> bool:
-    """Tell whether a flag is set in any process; all processes must call this."""
+    """Return whether a flag is set in any process; all processes must call this."""
     if jax.process_count() == 1:
         return flag
     from jax.experimental.multihost_utils import process_allgather
@@ -61,11 +61,11 @@ def shard(tree: Tree, sharding: Sharding) -> Tree:
     """Put arrays, which are the same in all processes, on devices.
 
     Args:
-        tree: arrays of this process.
-        sharding: which device holds which part of them; each process fills its own devices.
+        tree: The arrays of this process.
+        sharding: The part of the arrays that each device holds; every process fills its devices.
     """
 
-    def place(leaf: Any) -> jax.Array:
+    def shard_leaf(leaf: Any) -> jax.Array:
         if sharding.is_fully_addressable:
             return jax.device_put(leaf, sharding)
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -73,7 +73,7 @@ def shard(tree: Tree, sharding: Sharding) -> Tree:
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(shard_leaf, tree)
 
 
 def local_slice(size: int) -> slice:
@@ -83,7 +83,13 @@ def local_slice(size: int) -> slice:
 
 
 def from_local_shards(leaf: np.ndarray, sharding: Sharding, axis: int) -> jax.Array:
-    """Build an array of which each process has a part along an axis."""
+    """Build an array of which each process has a part along an axis.
+
+    Args:
+        leaf: The part of this process; all parts have one shape.
+        sharding: The part of the array that each device holds.
+        axis: The axis along which the parts follow one another.
+    """
     shape = list(leaf.shape)
     shape[axis] *= jax.process_count()
     return jax.make_array_from_process_local_data(sharding, leaf, tuple(shape))
@@ -92,7 +98,7 @@ def from_local_shards(leaf: np.ndarray, sharding: Sharding, axis: int) -> jax.Ar
 def to_host(tree: Any) -> Any:
     """Copy arrays to NumPy; the devices of this process must together hold them whole."""
 
-    def fetch(leaf: Any) -> np.ndarray:
+    def copy_leaf(leaf: Any) -> np.ndarray:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
             return np.asarray(leaf)
         whole = np.empty(leaf.shape, leaf.dtype)
@@ -100,4 +106,4 @@ def to_host(tree: Any) -> Any:
             whole[shard.index] = np.asarray(shard.data)
         return whole
 
-    return jax.tree.map(fetch, tree)
+    return jax.tree.map(copy_leaf, tree)

@@ -14,7 +14,8 @@ from cnnexp.data.images import Images, Normalisation
 from cnnexp.data.pipelines import EvalWindow, InMemory, RawBatch, TrainWindow
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.processes import shard
-from cnnexp.training.train import Metrics, Setup, State, evaluate, evaluate_window, init, train_steps
+from cnnexp.training.setup import Setup, State
+from cnnexp.training.train import Metrics, evaluate, evaluate_window, init, train_steps
 
 Runs = TypeVar("Runs")  # a pytree with a leading run axis
 Result = TypeVar("Result")
@@ -49,7 +50,7 @@ class StackPrograms(NamedTuple):
             the images; with streamed images, `Streamed` and the normalisation.
         evaluate: `evaluate(state, hyperparameters, subsets, images)`, with images in memory.
         add_window: by split, `add(state, hyperparameters, valid, batches, normalisation)` sums over a
-            streamed window that all runs see, and of which each counts its per_run_data images.
+            streamed window that all runs see, and of which each counts the images that are valid for it.
     """
 
     init: Callable[[Key[Array, " runs"], Hyperparameters], State]
@@ -66,8 +67,8 @@ class StackPrograms(NamedTuple):
     ]
 
 
-def over_runs(function: Callable[[Runs], Result]) -> Callable[[Runs], Result]:
-    """Map a function over the leading run axis.
+def map_over_runs(function: Callable[[Runs], Result]) -> Callable[[Runs], Result]:
+    """Map a function of one run over the leading run axis of its argument.
 
     This is `jax.vmap`, except on CPU, where the runs take turns within the one program: a step of one run
     keeps the cores busy, and its arrays fit in their cache where those of the whole stack do not
@@ -80,10 +81,10 @@ def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPr
     """Compile the functions of a training for a stack.
 
     Args:
-        setup: of any run of the stack.
-        mesh: the devices; the number of runs must be a multiple of the size of its run axis. Devices along
+        setup: The static part of any run of the stack.
+        mesh: The devices; the number of runs must be a multiple of the size of its run axis. Devices along
             the batch axis hold the same state, and add up their gradients and sums.
-        streams: whether images are streamed; each device then receives only its part of a batch.
+        streams: Whether images are streamed; each device then receives only its part of a batch.
     """
     per_run_spec = Streamed(PARTS, RUNS) if streams else RUNS  # pyright: ignore[reportArgumentType]
     spread = partial(jax.shard_map, mesh=mesh, out_specs=RUNS, check_vma=False)
@@ -99,9 +100,11 @@ def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPr
     ) -> State:
         def train_run(run: tuple[State, Hyperparameters, Subsets | Streamed]) -> State:
             state, hyperparameters, per_run_data = run
-            return train_steps(state, _source(per_run_data, common_data), hyperparameters, setup, steps=steps)
+            return train_steps(
+                state, _make_source(per_run_data, common_data), hyperparameters, setup, steps=steps
+            )
 
-        return over_runs(train_run)((state, hyperparameters, per_run_data))
+        return map_over_runs(train_run)((state, hyperparameters, per_run_data))
 
     @jax.jit
     @partial(spread, in_specs=(RUNS, RUNS, RUNS, WHOLE))
@@ -112,9 +115,9 @@ def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPr
             state, hyperparameters, per_run_data = run
             return evaluate(state, InMemory(images, *per_run_data), hyperparameters, setup)
 
-        return over_runs(evaluate_run)((state, hyperparameters, per_run_data))
+        return map_over_runs(evaluate_run)((state, hyperparameters, per_run_data))
 
-    def add_to(split: str) -> Callable[..., Metrics]:
+    def compile_window(split: str) -> Callable[..., Metrics]:
         @jax.jit
         @partial(spread, in_specs=(RUNS, RUNS, RUNS, WHOLE, WHOLE))
         def add(
@@ -129,15 +132,19 @@ def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPr
                 window = EvalWindow(batches, valid, normalisation)
                 return evaluate_window(state, window, hyperparameters, setup, split=split)
 
-            return over_runs(add_run)((state, hyperparameters, valid))
+            return map_over_runs(add_run)((state, hyperparameters, valid))
 
         return add
 
     init_runs = jax.jit(spread(jax.vmap(partial(init, setup=setup)), in_specs=(RUNS, RUNS)))
-    return StackPrograms(init_runs, advance, evaluate_stack, {split: add_to(split) for split in SPLITS})
+    return StackPrograms(
+        init_runs, advance, evaluate_stack, {split: compile_window(split) for split in SPLITS}
+    )
 
 
-def _source(per_run_data: Subsets | Streamed, common_data: Images | Normalisation) -> InMemory | TrainWindow:
+def _make_source(
+    per_run_data: Subsets | Streamed, common_data: Images | Normalisation
+) -> InMemory | TrainWindow:
     if isinstance(per_run_data, Subsets):
         assert isinstance(common_data, Images)
         return InMemory(common_data, *per_run_data)
@@ -145,24 +152,30 @@ def _source(per_run_data: Subsets | Streamed, common_data: Images | Normalisatio
     return TrainWindow(*per_run_data, common_data)
 
 
-def device_mesh(runs: int, batch_size: int = 1) -> Mesh:
+def make_device_mesh(runs: int, batch_size: int = 1) -> Mesh:
     """Arrange JAX's devices along runs and batches.
 
     Args:
-        runs: of a stack; along the run axis lie as many devices of each process.
-        batch_size: images of a batch, which the remaining devices split as far as they can divide it equally,
-            and at least the processes do.
+        runs: The number of runs of a stack; along the run axis lie as many devices of each process.
+        batch_size: The number of images of a batch. The remaining devices split it as far as they can divide
+            it equally; at least the processes do.
     """
     processes = jax.process_count()
     by_process = np.array(sorted(jax.devices(), key=lambda d: (d.process_index, d.id))).reshape(processes, -1)
-    along = min(runs, by_process.shape[1])
-    splitting = next(
-        n for n in range(by_process.shape[1] // along, 0, -1) if batch_size % (n * processes) == 0
+    run_devices = min(runs, by_process.shape[1])
+    batch_devices = next(
+        n for n in range(by_process.shape[1] // run_devices, 0, -1) if batch_size % (n * processes) == 0
     )
-    chosen = by_process[:, : along * splitting].reshape(processes, along, splitting)
-    return Mesh(chosen.swapaxes(0, 1).reshape(along, processes * splitting), ("runs", BATCH))
+    chosen = by_process[:, : run_devices * batch_devices].reshape(processes, run_devices, batch_devices)
+    return Mesh(chosen.swapaxes(0, 1).reshape(run_devices, processes * batch_devices), ("runs", BATCH))
 
 
 def put_on_devices(tree: Runs, spec: PartitionSpec, mesh: Mesh) -> Runs:
-    """Put arrays on the devices: spread along the run axis, or whole on each of them."""
+    """Put arrays on the devices of a mesh.
+
+    Args:
+        tree: The arrays.
+        spec: `RUNS` spreads their leading axis over the devices, `WHOLE` copies them to each device.
+        mesh: The devices.
+    """
     return shard(tree, NamedSharding(mesh, spec))

@@ -1,12 +1,10 @@
 """One run as pure functions: `init`, `train_step`, `evaluate`, and `make_train`, which composes the three.
 
 Each takes what its program depends on as a static `Setup`, and the numbers that may differ between the runs
-of a stack as traced `Hyperparameters`; `jax.vmap` makes a run a stack of runs.
+of a stack as traced `Hyperparameters`. `jax.vmap` turns a run into a stack of runs.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -16,35 +14,32 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key
 
 from cnnexp.config import RunConfig
-from cnnexp.data.corruptions import Corruptions
 from cnnexp.data.images import Integers, Normalisation
 from cnnexp.data.pipelines import EvalWindow, InMemory, RawBatch, TrainWindow
 from cnnexp.data.sampling import split_run_key
 from cnnexp.models.network import TiedNetwork, build_from_convolution, spatial_layers
-from cnnexp.models.spec import NetworkSpec, specify_network
 from cnnexp.nn.embedding import average_kernels, tie_gradient
 from cnnexp.nn.tied_conv import TiedConv
-from cnnexp.training.losses import correct, losses
 from cnnexp.training.optimizers import Hyperparameters, make_optimizer
-from cnnexp.training.schedule import Duration, duration_of
+from cnnexp.training.setup import (
+    Setup,
+    State,
+    apply_network,
+    compute_losses,
+    corrupt_batch,
+    is_correct,
+    locate_device,
+    make_setup,
+    matmul_precision,
+    merge_network,
+    take_local_part,
+)
 
 # Images per batch of an evaluation. On CPU the activations of a batch must stay in its caches.
 EVALUATION_BATCH_ON_CPU, EVALUATION_BATCH = 128, 512
-
-
-class State(NamedTuple):
-    """A run in progress; its field names are those of a checkpoint."""
-
-    params: PyTree[Float[Array, "..."]]
-    fixed: PyTree  # drawn from the key and never trained: the wiring of random connectivity
-    opt_state: optax.OptState
-    step: Int[Array, ""]
-    diverged_at: Int[Array, ""]  # the first step whose loss was not finite; -1 before that
-    order_key: Key[Array, ""]
-    noise_key: Key[Array, ""]
 
 
 class Metrics(NamedTuple):
@@ -54,41 +49,14 @@ class Metrics(NamedTuple):
     accuracy: Float[Array, "..."]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Setup:
-    """All that the programs of a run depend on, apart from numbers.
-
-    Attributes:
-        config: of the run. Its seed and the values that `cnnexp.config.TRACED_KEYS` lists are not read.
-        network: the layers.
-        graph: the static part of the network, as Flax NNX splits it.
-        duration: the number of steps, the batch size, and when the run is evaluated.
-        axis_name: of the mapped axis whose devices split every batch; None where one device has it all.
-    """
-
-    config: RunConfig
-    network: NetworkSpec
-    graph: nnx.GraphDef[TiedNetwork]
-    duration: Duration
-    axis_name: str | None
-
-
-def make_setup(config: RunConfig, axis_name: str | None = None) -> Setup:
-    """Work out the static part of a run.
+def init(key: Key[Array, ""], hyperparameters: Hyperparameters, setup: Setup) -> State:
+    """Start a run: draw its parameters.
 
     Args:
-        config: of the run.
-        axis_name: of a mapped axis whose devices split every batch, of a size that they can divide.
+        key: The key of the run; it also decides the order of the images and their noise.
+        hyperparameters: The traced numbers of the run.
+        setup: The static part of the run.
     """
-    network = specify_network(config)
-    model = nnx.eval_shape(lambda: TiedNetwork(network, rngs=nnx.Rngs(0)))
-    graph, _, _ = nnx.split(model, nnx.Param, ...)
-    duration = duration_of(config)
-    return Setup(config=config, network=network, graph=graph, duration=duration, axis_name=axis_name)
-
-
-def init(key: Key[Array, ""], hyperparameters: Hyperparameters, setup: Setup) -> State:
-    """Draw the parameters; the key also decides the order of the images and their noise."""
     keys = split_run_key(key)
     build = TiedNetwork if setup.config.train.tied_steps is None else build_from_convolution
     network = build(setup.network, rngs=nnx.Rngs(params=keys.init))
@@ -107,22 +75,22 @@ def train_step(
     """Take one step of the optimiser against the mean loss of a batch.
 
     Args:
-        state: before the step.
-        batch: the images of this step, or this device's part of them, before corruption.
-        normalisation: mean and deviation of the training pixels.
-        hyperparameters: of the run.
-        setup: of the run.
+        state: The run before the step.
+        batch: The images of this step, or this device's part of them, before corruption.
+        normalisation: Mean and deviation of the training pixels.
+        hyperparameters: The traced numbers of the run.
+        setup: The static part of the run.
 
     Returns:
-        The state after the step.
+        The run after the step.
     """
-    batch, first = _take_local_part(batch, setup)
-    corrupt = partial(_corrupt, state, normalisation, hyperparameters, setup)
-    images, labels = corrupt(batch, split="train", step=state.step, first=first)
+    batch, offset = take_local_part(batch, setup)
+    corrupt = partial(corrupt_batch, state, normalisation, hyperparameters, setup)
+    images, labels = corrupt(batch, split="train", step=state.step, first=offset)
 
     def mean_loss(params: Any) -> Float[Array, ""]:
         logits = apply_network(params, state.fixed, images, setup)
-        return losses(setup.config.model.head, logits, labels, hyperparameters.label_smoothing).mean()
+        return compute_losses(setup.config.model.head, logits, labels, hyperparameters.label_smoothing).mean()
 
     loss, gradients = jax.value_and_grad(mean_loss)(state.params)
     if setup.axis_name:
@@ -149,13 +117,21 @@ def train_steps(
     *,
     steps: int | Int[Array, ""],
 ) -> State:
-    """Train for a number of steps: one compiled loop, the same for any number."""
+    """Train for a number of steps: one compiled loop, the same for any number.
+
+    Args:
+        state: The run before the steps.
+        source: Where the images come from.
+        hyperparameters: The traced numbers of the run.
+        setup: The static part of the run.
+        steps: The number of steps, which may be traced.
+    """
 
     def step(_: Int[Array, ""], state: State) -> State:
         batch = source.train_batch(state.order_key, state.step, setup.duration.batch_size)
         return train_step(state, batch, source.normalisation, hyperparameters, setup)
 
-    with _matmul_precision(setup):
+    with matmul_precision(setup):
         return lax.fori_loop(0, steps, step, state)
 
 
@@ -164,7 +140,9 @@ def evaluate(
 ) -> dict[str, Metrics]:
     """Measure loss and accuracy on each split, all with the same parameters.
 
-    The splits are the run's own training images, its validation images where it has any, and the test images.
+    Returns:
+        The metrics of the run's training images as `train`, of its validation images, where it has any, as
+        `validation`, and of the test images as `test`.
     """
     splits = ("train", "validation", "test") if len(source.validation) else ("train", "test")
     return {split: _evaluate_split(state, source, hyperparameters, setup, split) for split in splits}
@@ -173,12 +151,23 @@ def evaluate(
 def evaluate_window(
     state: State, window: EvalWindow, hyperparameters: Hyperparameters, setup: Setup, *, split: str
 ) -> Metrics:
-    """Sum, not average, over the valid images of a window: a streamed evaluation adds up its windows."""
+    """Sum, not average, over the valid images of a window: a streamed evaluation adds up its windows.
+
+    Args:
+        state: The run.
+        window: A few batches of the split.
+        hyperparameters: The traced numbers of the run.
+        setup: The static part of the run.
+        split: `train`, `validation` or `test`.
+
+    Returns:
+        The sum of the losses, and the number of correct answers in place of the accuracy.
+    """
 
     def batch_at(number: Array) -> tuple[RawBatch, Array]:
         return jax.tree.map(lambda leaf: leaf[number], (window.batches, window.valid))
 
-    corrupt = partial(_corrupt, state, window.normalisation, hyperparameters, setup, split=split)
+    corrupt = partial(corrupt_batch, state, window.normalisation, hyperparameters, setup, split=split)
     return _sum_batches(state, batch_at, len(window.valid), corrupt, setup)
 
 
@@ -188,9 +177,9 @@ def make_train(
     """Compose a whole run, from its key to its last evaluation, into one pure function.
 
     Returns:
-        `train(key, data, hyperparameters=None)`, to be compiled by `jax.jit` and made a stack by `jax.vmap`.
+        `train(key, data, hyperparameters=None)`, which `jax.jit` compiles and `jax.vmap` turns into a stack.
         It returns the final state, and the metrics by split with a leading axis: one entry for each step of
-        `duration_of(config).evaluate_after`. Hyperparameters default to the configured ones.
+        `resolve_duration(config).evaluate_after`. Hyperparameters default to the configured ones.
     """
     setup = make_setup(config)
 
@@ -208,19 +197,7 @@ def make_train(
     return train
 
 
-def merge_network(params: Any, fixed: Any, setup: Setup) -> TiedNetwork:
-    """Put a network together from its parameters."""
-    return nnx.merge(setup.graph, params, fixed)
-
-
-def apply_network(
-    params: Any, fixed: Any, images: Float[Array, "b h w c"], setup: Setup
-) -> Float[Array, "b classes"]:
-    """Compute the logits of normalised images, in float32."""
-    return merge_network(params, fixed, setup)(images).astype(jnp.float32)
-
-
-def evaluation_batch() -> int:
+def evaluation_batch_size() -> int:
     """Return how many images an evaluation takes at a time on JAX's default device."""
     return EVALUATION_BATCH_ON_CPU if jax.default_backend() == "cpu" else EVALUATION_BATCH
 
@@ -229,52 +206,9 @@ def _optimizer(hyperparameters: Hyperparameters, setup: Setup) -> optax.Gradient
     return make_optimizer(setup.config.optim, hyperparameters, setup.duration.steps)
 
 
-def _matmul_precision(setup: Setup) -> AbstractContextManager[None]:
-    return jax.default_matmul_precision(setup.config.model.precision)
-
-
 def _in_float32(tree: Any) -> Any:
     """Convert parameters of fewer bits for the optimiser, whose averages would stand still in their type."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
-
-
-def _corrupt(
-    state: State,
-    normalisation: Normalisation,
-    hyperparameters: Hyperparameters,
-    setup: Setup,
-    batch: RawBatch,
-    *,
-    split: str,
-    step: Int[Array, ""] | None = None,
-    first: Integers | int = 0,
-) -> tuple[Float[Array, "b h w c"], Int[Array, "b ..."]]:
-    """Return images and labels as the network sees them; only training labels can be corrupted."""
-    data = setup.config.data
-    corruptions = Corruptions(data, state.noise_key, hyperparameters.strengths, normalisation)
-    corrupted_as = "test" if split == "test" else "train"
-    images = corruptions.images(batch.pixels, batch.image_ids, split=corrupted_as, step=step, first=first)
-    labels = jnp.asarray(batch.labels)
-    if split == "train":
-        labels = corruptions.labels(labels, batch.image_ids, setup.network[-1].geometry.features)
-    return images, labels
-
-
-def _position_on(axis_name: str | None) -> tuple[int, Int[Array, ""] | int]:
-    """Return the number of devices on a mapped axis, and which of them this one is."""
-    return (1, 0) if axis_name is None else (lax.axis_size(axis_name), lax.axis_index(axis_name))
-
-
-def _take_local_part(batch: RawBatch, setup: Setup) -> tuple[RawBatch, Integers | int]:
-    """Return this device's part of a batch, and the place of its first image in the whole batch."""
-    if setup.axis_name is None:
-        return batch, 0
-    devices, device = _position_on(setup.axis_name)
-    size = setup.duration.batch_size // devices
-    first = device * size
-    if len(batch.labels) < setup.duration.batch_size:  # a streamed batch is this device's part already
-        return batch, first
-    return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, first, size), batch), first
 
 
 def _keep_tied(gradients: Any, state: State, hyperparameters: Hyperparameters, setup: Setup) -> Any:
@@ -296,7 +230,14 @@ def _share_kernels(params: Any, state: State, hyperparameters: Hyperparameters, 
 
 
 def _change_layers(change: Callable[[TiedConv], None], fixed: Any, setup: Setup, tree: Any) -> Any:
-    """Change every spatial layer of parameters, or of a tree of the same structure."""
+    """Apply a change to every spatial layer of a network.
+
+    Args:
+        change: Changes the variables of a layer in place.
+        fixed: The arrays of the network that are never trained.
+        setup: The static part of the run.
+        tree: The parameters, or their gradients, which have the same structure.
+    """
     network = merge_network(tree, fixed, setup)
     for layer in spatial_layers(network).values():
         change(layer)
@@ -307,15 +248,15 @@ def _evaluate_split(
     state: State, source: InMemory, hyperparameters: Hyperparameters, setup: Setup, split: str
 ) -> Metrics:
     """Average over a split in batches; the images that fill up the last batch are not counted."""
-    places, count = source.evaluation_indices(split)
-    size = min(len(places), evaluation_batch())
-    padded = jnp.pad(places, (0, -len(places) % size))
+    indices, count = source.evaluation_indices(split)
+    size = min(len(indices), evaluation_batch_size())
+    padded = jnp.pad(indices, (0, -len(indices) % size))
 
     def batch_at(number: Array) -> tuple[RawBatch, Array]:
-        chosen = lax.dynamic_slice(padded, (number * size,), (size,))
-        return source.batch(split, chosen), number * size + jnp.arange(size) < count
+        batch = lax.dynamic_slice(padded, (number * size,), (size,))
+        return source.batch(split, batch), number * size + jnp.arange(size) < count
 
-    corrupt = partial(_corrupt, state, source.normalisation, hyperparameters, setup, split=split)
+    corrupt = partial(corrupt_batch, state, source.normalisation, hyperparameters, setup, split=split)
     sums = _sum_batches(state, batch_at, -(-count // size), corrupt, setup)
     return Metrics(sums.loss / count, sums.accuracy / count)
 
@@ -327,8 +268,16 @@ def _sum_batches(
     corrupt: Callable[[RawBatch], tuple[Array, Array]],
     setup: Setup,
 ) -> Metrics:
-    """Add up losses and correct answers; devices that split a run's batches take whole batches in turn."""
-    devices, device = _position_on(setup.axis_name)
+    """Add up losses and correct answers; devices that split a run's batches take whole batches in turn.
+
+    Args:
+        state: The run.
+        batch_at: Returns a batch by its number, and which of its images count.
+        batches: The number of batches.
+        corrupt: Returns the images and labels of a batch as the network sees them.
+        setup: The static part of the run.
+    """
+    devices, device = locate_device(setup.axis_name)
 
     def add(turn: Array, sums: Metrics) -> Metrics:
         number = turn * devices + device
@@ -336,10 +285,10 @@ def _sum_batches(
         valid &= number < batches  # in the last turn some devices may have no batch left
         images, labels = corrupt(batch)
         logits = apply_network(state.params, state.fixed, images, setup)
-        loss = jnp.where(valid, losses(setup.config.model.head, logits, labels), 0)
-        hits = correct(logits, labels) & valid
+        loss = jnp.where(valid, compute_losses(setup.config.model.head, logits, labels), 0)
+        hits = is_correct(logits, labels) & valid
         return Metrics(sums.loss + loss.sum(), sums.accuracy + hits.sum())
 
-    with _matmul_precision(setup):
+    with matmul_precision(setup):
         sums = lax.fori_loop(0, -(-batches // devices), add, Metrics(jnp.float32(0), jnp.int32(0)))
     return sums if setup.axis_name is None else lax.psum(sums, setup.axis_name)

@@ -28,7 +28,7 @@ from cnnexp.nn.feature_maps import Layout
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.ops.kernel_bank import apply_kernel_bank, fastest_layout
 from cnnexp.nn.tying import Tying, bank_shape, count_layer
-from cnnexp.training.stacking import over_runs
+from cnnexp.training.stacking import map_over_runs
 
 SHAPES = (  # batch, side, channels in and out, kernel, stride
     (128, 28, 1, 16, 5, 1),
@@ -119,7 +119,7 @@ def settings(layer: Layer, shape: Shape, dtype: Any) -> dict[str, tuple[Any, tup
     def train_run(run: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return both(*run)
 
-    stack = over_runs(train_run)
+    stack = map_over_runs(train_run)
     programs = {
         "solo": (both, ()),
         "scan": (steps, ()),

@@ -53,7 +53,7 @@ from cnnexp.sweep.run import SweepRunner, start_progress
 from cnnexp.sweep.signals import StopSignals
 from cnnexp.sweep.worker import TrainerCache
 from cnnexp.tracking.mirror import Mirror
-from cnnexp.training.schedule import Duration, duration_of
+from cnnexp.training.schedule import Duration, resolve_duration
 
 EVALUATIONS = 10
 FORK = get_context("fork")
@@ -208,7 +208,7 @@ if __name__ == "__main__":
     options = parser.parse_args()
     # JAX is not asked for its devices, which 256 processes cannot open at once.
     cnnexp.sweep.provenance.provenance = lambda: {"device_kind": "cpu (none)"}
-    sleep: Any = lambda self, stack: Sleep(duration_of(stack.config), options.seconds)  # noqa: E731
+    sleep: Any = lambda self, stack: Sleep(resolve_duration(stack.config), options.seconds)  # noqa: E731
     TrainerCache.trainer_for = sleep
     cnnexp.sweep.plan.largest_stack = lambda config: options.stack
     titles = "workers    runs killed  sleep/s   took/s efficiency   runs/s CPU/run/ms  wrong leases"

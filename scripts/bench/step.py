@@ -32,15 +32,15 @@ from cnnexp.models.spec import specify_network
 from cnnexp.sweep.compose import plain
 from cnnexp.sweep.devices import configure_jax
 from cnnexp.training.optimizers import Hyperparameters
+from cnnexp.training.setup import make_setup
 from cnnexp.training.stacking import (
     RUNS,
     WHOLE,
     Subsets,
     compile_stack,
-    device_mesh,
+    make_device_mesh,
     put_on_devices,
 )
-from cnnexp.training.train import make_setup
 
 SIZE, STEPS = 4096, 10
 FEATURES, KERNELS = (16, 32), (5, 3)
@@ -74,7 +74,7 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
 def epoch(config: RunConfig, runs: int) -> benching.Call:
     """`STEPS` steps of a stack as one compiled program."""
     pixels, labels = pictures()
-    mesh = device_mesh(runs)
+    mesh = make_device_mesh(runs)
     images = put_on_devices(make_images(pixels, labels, pixels[:1], labels[:1]), WHOLE, mesh)
     programs = compile_stack(make_setup(config), mesh)
     hyper = jax.tree.map(lambda value: jnp.full(runs, value), Hyperparameters.from_config(config))

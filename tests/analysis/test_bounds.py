@@ -11,7 +11,7 @@ from cnnexp.analysis.claims import Claim, Expected, between, less_than, more_tha
 from cnnexp.analysis.dataframe import steps_to
 from cnnexp.analysis.statistics import bounded_interval
 from cnnexp.analysis.verdicts import count_more_seeds, judge, p_value
-from cnnexp.training.schedule import LOG_RATIO, duration_of
+from cnnexp.training.schedule import LOG_RATIO, resolve_duration
 from tests.conftest import Configure
 
 
@@ -40,10 +40,10 @@ def test_evaluated_after_every_step_a_crossing_is_exact() -> None:
 
 
 def test_logarithmic_evaluations_are_dense_at_first_and_end_at_the_last_step(configure: Configure) -> None:
-    marks = duration_of(configure(train={"steps": 5000, "eval_every": "log"})).evaluate_after
+    marks = resolve_duration(configure(train={"steps": 5000, "eval_every": "log"})).evaluate_after
     assert marks[:11] == tuple(range(11)) and marks[-1] == 5000 and len(marks) < 60
     assert all(after <= before * (LOG_RATIO + 0.05) for before, after in pairwise(marks[10:]))
-    half = duration_of(configure(train={"steps": 2500, "eval_every": "log"})).evaluate_after
+    half = resolve_duration(configure(train={"steps": 2500, "eval_every": "log"})).evaluate_after
     assert set(half[:-1]) <= set(marks)  # the spacing does not depend on how long the training is
 
 

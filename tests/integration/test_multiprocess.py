@@ -43,9 +43,9 @@ SWEEP = [
 def list_meshes() -> str:
     """List the mesh of 8 devices for one to nine runs, with batches of 32 and then of 30 images."""
     program = (
-        "from cnnexp.training.stacking import device_mesh\n"
-        "shapes = [device_mesh(runs, size).devices.shape for size in (32, 30) for runs in range(1, 10)]\n"
-        "print(*('x'.join(map(str, shape)) for shape in shapes))"
+        "from cnnexp.training.stacking import make_device_mesh\n"
+        "meshes = [make_device_mesh(runs, size) for size in (32, 30) for runs in range(1, 10)]\n"
+        "print(*('x'.join(map(str, shape)) for shape in (mesh.devices.shape for mesh in meshes)))"
     )
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
     return subprocess.check_output([sys.executable, "-c", program], env=environment, text=True).strip()

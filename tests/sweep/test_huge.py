@@ -20,7 +20,7 @@ from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying, count_kernels, kernel_index
 from cnnexp.sweep.compose import count_jobs
 from cnnexp.sweep.validate import check_images, check_run
-from cnnexp.training.schedule import duration_of
+from cnnexp.training.schedule import resolve_duration
 from tests.conftest import Configure
 from tests.layer_cases import few, geometries
 
@@ -124,7 +124,7 @@ def test_the_largest_values_that_mean_something_are_taken(configure: Configure) 
 
 
 def test_evaluations_closer_than_a_step_are_at_every_step(configure: Configure) -> None:
-    assert duration_of(configure(train={"eval_every": 1e-300})).evaluate_after == (0, 1, 2, 3, 4, 5)
+    assert resolve_duration(configure(train={"eval_every": 1e-300})).evaluate_after == (0, 1, 2, 3, 4, 5)
 
 
 def test_the_order_of_images_begins_anew_behind_the_last_that_is_allowed() -> None:

@@ -16,17 +16,17 @@ from cnnexp.data.sampling import ROUNDS, batch_indices, permute
 from cnnexp.sweep.plan import shape_of_program
 from cnnexp.training import stacking
 from cnnexp.training.loop import LoopState, Row, StackTrainer
-from cnnexp.training.losses import correct, losses
 from cnnexp.training.optimizers import Hyperparameters
-from cnnexp.training.schedule import duration_of
-from cnnexp.training.train import State, apply_network, evaluate, make_setup, make_train
+from cnnexp.training.schedule import resolve_duration
+from cnnexp.training.setup import State, apply_network, compute_losses, is_correct, make_setup
+from cnnexp.training.train import evaluate, make_train
 from tests.conftest import Configure
 from tests.conftest import load_once as load
 
 
 def run_data(config: RunConfig, images: Images) -> InMemory:
     order, validation = map(jnp.asarray, draw_run_split(images, config.data, config.seed))
-    return InMemory(images, order, jnp.int32(duration_of(config).train_size), validation)
+    return InMemory(images, order, jnp.int32(resolve_duration(config).train_size), validation)
 
 
 def moments(configs: list[RunConfig], state: State | None = None) -> list[LoopState]:
@@ -49,7 +49,7 @@ def test_stack_equals_solo(configure: Configure, monkeypatch: pytest.MonkeyPatch
     assert len(set(solo)) == 3
     assert final_losses(configs) == pytest.approx(solo, abs=1e-5)
     # On a GPU the runs train side by side, not in turns.
-    monkeypatch.setattr(stacking, "over_runs", jax.vmap)
+    monkeypatch.setattr(stacking, "map_over_runs", jax.vmap)
     assert final_losses(configs) == pytest.approx(solo, abs=1e-5)
 
 
@@ -181,7 +181,7 @@ def test_label_smoothing_changes_what_is_trained_not_what_is_measured(configure:
     assert plain["train/loss"] != smooth["train/loss"]
     logits, labels = jnp.array([[2.0, 0.0, 1.0]]), jnp.array([0])
     expected = -(0.8 * jax.nn.log_softmax(logits)[0, 0] + 0.2 * jax.nn.log_softmax(logits)[0].mean())
-    assert losses("softmax", logits, labels, 0.2)[0] == pytest.approx(float(expected), rel=1e-6)
+    assert compute_losses("softmax", logits, labels, 0.2)[0] == pytest.approx(float(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_label_smoothing_changes_what_is_trained_not_what_is_measured(configure:
     ],
 )
 def test_durations(configure: Configure, train: dict[str, Any], expected: tuple[int, ...]) -> None:
-    duration = duration_of(configure(train=train))  # 60 images in batches of 20
+    duration = resolve_duration(configure(train=train))  # 60 images in batches of 20
     assert duration.evaluate_after == expected
     assert duration.epochs(3) == 1
 
@@ -205,11 +205,11 @@ def test_durations(configure: Configure, train: dict[str, Any], expected: tuple[
 def test_heads_on_known_values() -> None:
     logits = jnp.array([[2.0, 0.0], [0.0, 2.0]])
     labels = jnp.array([0, 0])
-    assert list(np.asarray(correct(logits, labels))) == [True, False]
+    assert list(np.asarray(is_correct(logits, labels))) == [True, False]
     softmax = np.log(1 + np.exp([-2.0, 2.0]))
-    assert losses("softmax", logits, labels) == pytest.approx(softmax, rel=1e-5)
+    assert compute_losses("softmax", logits, labels) == pytest.approx(softmax, rel=1e-5)
     sigmoid = [(np.log1p(np.exp(-2.0)) + np.log(2)) / 2, (np.log(2) + np.log1p(np.exp(2.0))) / 2]
-    assert losses("sigmoid", logits, labels) == pytest.approx(sigmoid, rel=1e-5)
+    assert compute_losses("sigmoid", logits, labels) == pytest.approx(sigmoid, rel=1e-5)
     several = jnp.array([[1, 0], [1, 1]])
-    assert list(np.asarray(correct(jnp.array([[2.0, -1.0], [2.0, -1.0]]), several))) == [True, False]
-    assert losses("sigmoid", logits, several).shape == (2,)
+    assert list(np.asarray(is_correct(jnp.array([[2.0, -1.0], [2.0, -1.0]]), several))) == [True, False]
+    assert compute_losses("sigmoid", logits, several).shape == (2,)

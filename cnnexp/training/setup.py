@@ -1,0 +1,178 @@
+"""What training and evaluation have in common: static setup, state, corrupted batches, logits, losses."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from cnnexp.config import RunConfig
+from cnnexp.config.sections import Head
+from cnnexp.data.corruptions import Corruptions
+from cnnexp.data.images import Integers, Normalisation
+from cnnexp.data.pipelines import RawBatch
+from cnnexp.models.network import TiedNetwork
+from cnnexp.models.spec import NetworkSpec, specify_network
+from cnnexp.training.optimizers import Hyperparameters
+from cnnexp.training.schedule import Duration, resolve_duration
+
+
+class State(NamedTuple):
+    """A run in progress; its field names are those of a checkpoint.
+
+    Attributes:
+        params: The trained parameters of the network.
+        fixed: Arrays that are drawn from the key and never trained: the wiring of random connectivity.
+        opt_state: The state of the optimiser.
+        step: Number of steps taken.
+        diverged_at: The first step whose loss was not finite; -1 before that.
+        order_key: Draws the order of the training images.
+        noise_key: Draws the corruptions of the images.
+    """
+
+    params: PyTree[Float[Array, "..."]]
+    fixed: PyTree
+    opt_state: optax.OptState
+    step: Int[Array, ""]
+    diverged_at: Int[Array, ""]
+    order_key: Key[Array, ""]
+    noise_key: Key[Array, ""]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Setup:
+    """All that the programs of a run depend on, apart from numbers.
+
+    Attributes:
+        config: The configuration of the run. Its seed and the values that `cnnexp.config.TRACED_KEYS` lists are
+            not read.
+        network: The specification of the layers.
+        graph: The static part of the network, as Flax NNX splits it.
+        duration: The number of steps, the batch size, and when the run is evaluated.
+        axis_name: The mapped axis whose devices split every batch; None where one device has it all.
+    """
+
+    config: RunConfig
+    network: NetworkSpec
+    graph: nnx.GraphDef[TiedNetwork]
+    duration: Duration
+    axis_name: str | None
+
+
+def make_setup(config: RunConfig, axis_name: str | None = None) -> Setup:
+    """Work out the static part of a run.
+
+    Args:
+        config: The configuration of the run.
+        axis_name: A mapped axis whose devices split every batch; their number divides the batch size.
+    """
+    network = specify_network(config)
+    model = nnx.eval_shape(lambda: TiedNetwork(network, rngs=nnx.Rngs(0)))
+    graph, _, _ = nnx.split(model, nnx.Param, ...)
+    duration = resolve_duration(config)
+    return Setup(config=config, network=network, graph=graph, duration=duration, axis_name=axis_name)
+
+
+def merge_network(params: Any, fixed: Any, setup: Setup) -> TiedNetwork:
+    """Put a network together from the `params` and `fixed` of a `State`."""
+    return nnx.merge(setup.graph, params, fixed)
+
+
+def apply_network(
+    params: Any, fixed: Any, images: Float[Array, "b h w c"], setup: Setup
+) -> Float[Array, "b classes"]:
+    """Compute the logits of normalised images, in float32."""
+    return merge_network(params, fixed, setup)(images).astype(jnp.float32)
+
+
+def matmul_precision(setup: Setup) -> AbstractContextManager[None]:
+    """Return a context in which products have the precision of `model.precision`."""
+    return jax.default_matmul_precision(setup.config.model.precision)
+
+
+def corrupt_batch(
+    state: State,
+    normalisation: Normalisation,
+    hyperparameters: Hyperparameters,
+    setup: Setup,
+    batch: RawBatch,
+    *,
+    split: str,
+    step: Int[Array, ""] | None = None,
+    first: Integers | int = 0,
+) -> tuple[Float[Array, "b h w c"], Int[Array, "b ..."]]:
+    """Return images and labels as the network sees them; only training labels can be corrupted.
+
+    Args:
+        state: The run, whose key draws the corruptions.
+        normalisation: Mean and deviation of the training pixels.
+        hyperparameters: The traced numbers of the run, among them the strengths of the corruptions.
+        setup: The static part of the run.
+        batch: The images and labels as they are stored.
+        split: The split that they belong to.
+        step: The step of a training batch, which augmentation depends on; None in an evaluation.
+        first: The index of the first image in the whole batch of a step.
+    """
+    data = setup.config.data
+    corruptions = Corruptions(data, state.noise_key, hyperparameters.strengths, normalisation)
+    corrupted_as = "test" if split == "test" else "train"
+    images = corruptions.images(batch.pixels, batch.image_ids, split=corrupted_as, step=step, first=first)
+    labels = jnp.asarray(batch.labels)
+    if split == "train":
+        labels = corruptions.labels(labels, batch.image_ids, setup.network[-1].geometry.features)
+    return images, labels
+
+
+def locate_device(axis_name: str | None) -> tuple[int, Int[Array, ""] | int]:
+    """Return the number of devices on a mapped axis, and which of them this one is."""
+    return (1, 0) if axis_name is None else (lax.axis_size(axis_name), lax.axis_index(axis_name))
+
+
+def take_local_part(batch: RawBatch, setup: Setup) -> tuple[RawBatch, Integers | int]:
+    """Return this device's part of a batch, and the index of its first image in the whole batch."""
+    if setup.axis_name is None:
+        return batch, 0
+    devices, device = locate_device(setup.axis_name)
+    size = setup.duration.batch_size // devices
+    offset = device * size
+    if len(batch.labels) < setup.duration.batch_size:  # a streamed batch is this device's part already
+        return batch, offset
+    return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, offset, size), batch), offset
+
+
+def compute_losses(
+    head: Head,
+    logits: Float[Array, "b classes"],
+    labels: Int[Array, "b ..."],
+    smoothing: float | Float[Array, ""] = 0.0,
+) -> Float[Array, " b"]:
+    """Compute the loss of each image.
+
+    The softmax head has the cross-entropy, the sigmoid head the mean over classes of binary cross-entropies.
+
+    Args:
+        head: `softmax` or `sigmoid`.
+        logits: The outputs of the network, `(b, classes)`.
+        labels: Class numbers `(b,)`, or 0 and 1 for each class `(b, classes)`.
+        smoothing: Fraction of the target that is spread over all classes (Szegedy 2016), or over the two
+            answers of each sigmoid.
+    """
+    classes = logits.shape[-1]
+    targets = labels if labels.ndim == 2 else labels[:, None] == jnp.arange(classes)
+    answers = classes if head == "softmax" else 2
+    targets = (1 - smoothing) * targets.astype(logits.dtype) + smoothing / answers
+    if head == "softmax":
+        return optax.softmax_cross_entropy(logits, targets)
+    return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+
+
+def is_correct(logits: Float[Array, "b classes"], labels: Int[Array, "b ..."]) -> Bool[Array, " b"]:
+    """Return whether the label of an image is its likeliest class; of several labels, all must be right."""
+    if labels.ndim == 1:
+        return logits.argmax(-1) == labels
+    return ((logits > 0) == (labels > 0)).all(-1)
