@@ -49,8 +49,8 @@ class Setup:
     """All that the programs of a run depend on, apart from numbers.
 
     Attributes:
-        config: The configuration of the run. Its seed and the values that `cnnexp.config.TRACED_KEYS` lists are
-            not read.
+        config: The configuration of the run. Its seed and the values of `cnnexp.config.TRACED_KEYS` are not
+            read.
         network: The specification of the layers.
         graph: The static part of the network, as Flax NNX splits it.
         duration: The number of steps, the batch size, and when the run is evaluated.
