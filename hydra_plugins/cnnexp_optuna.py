@@ -6,7 +6,7 @@ and Optuna 5, is built on distributions that Optuna deprecated in version 3.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
@@ -26,19 +26,19 @@ DIRECTIONS = ("maximize", "minimize")
 
 
 class OptunaSweeper(Sweeper):
-    """Searches for the highest validation accuracy; the keys are those of Hydra's Optuna plugin.
+    """Searches for the highest validation accuracy; its keys are those of Hydra's Optuna plugin.
 
-    What is searched is written as sweeps are: `key=a,b`, `key=range(1,9)`, `key=interval(0,1)`,
+    The values to search are written as in a sweep: `key=a,b`, `key=range(1,9)`, `key=interval(0,1)`,
     `key='tag(log, interval(1e-4, 1e-1))'`. The test split decides nothing.
 
     Args:
         direction: `maximize` or `minimize`.
-        n_trials: runs in all.
-        n_jobs: runs that are asked for at once: those that differ in traced values train as one stack.
-        storage: Optuna's URL of a data base that keeps the study; null: it lives as long as the command.
-        study_name: of the study in the storage.
+        n_trials: the number of all runs.
+        n_jobs: the number of runs in a batch; those that differ in traced values train as one stack.
+        storage: Optuna's URL of a database that keeps the study; null: the study ends with the command.
+        study_name: the name of the study in the storage.
         sampler: an Optuna sampler to instantiate.
-        params: what is searched, beside what the command line says.
+        params: keys and values to search, in addition to those of the command line.
     """
 
     def __init__(
@@ -56,56 +56,75 @@ class OptunaSweeper(Sweeper):
         self.params = params
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Make the launcher."""
+        """Create the launcher."""
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Ask for batches of trials and launch each as one sweep."""
+        """Ask for batches of trials, and launch each batch as one sweep.
+
+        Returns:
+            The validation accuracy of the best trial.
+
+        Raises:
+            UsageError: a key of the sweeper is wrong, or there is nothing to search or to choose by.
+        """
         assert self.config is not None and self.hydra_context is not None
         from cnnexp.core.errors import UsageError
-        from cnnexp.sweep.compose import quote_tyings, searched_overrides
+        from cnnexp.core.text import pluralize
+        from cnnexp.sweep.overrides import quote_tyings, searched_overrides
 
         if self.config.hydra.launcher.action != "run":
             raise UsageError(
                 "hydra/sweeper=optuna: its runs are not known in advance; use it with cnnexp run"
             )
-        self._check()
+        self._check_keys()
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        given = searched_overrides("hydra.sweeper.params", self.params or {})
-        overrides = {o.key_or_group: o for o in parser.parse_overrides(quote_tyings([*given, *arguments]))}
-        searched = {key: _distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
-        if not searched:
+        of_file = searched_overrides("hydra.sweeper.params", self.params or {})
+        overrides = {o.key_or_group: o for o in parser.parse_overrides(quote_tyings([*of_file, *arguments]))}
+        distributions = {key: _make_distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
+        if not distributions:
             raise UsageError(
                 "hydra/sweeper=optuna: no key is searched; write KEY=A,B or KEY=interval(START,END)"
             )
+        self._check_choice(overrides)
         fixed = [o.input_line or "" for o in overrides.values() if not o.is_sweep_override()]
-        first = [
+        study = self._create_study()
+        while (asked := len(study.trials)) < self.n_trials:
+            self._run_batch(study, distributions, fixed, min(self.n_jobs, self.n_trials - asked))
+        best = study.best_trial
+        values = " ".join(f"{key}={value}" for key, value in best.params.items())
+        print(
+            f"best of {pluralize(len(study.trials), 'run')}: {values}: validation accuracy {best.value:.4f}"
+        )
+        return best.value
+
+    def _check_choice(self, overrides: Mapping[str, Override]) -> None:
+        """Refuse a search whose batches cannot be chosen by validation accuracies."""
+        assert self.config is not None and self.hydra_context is not None
+        from cnnexp.core.errors import UsageError
+
+        words = [o.input_line or "" for o in overrides.values() if not o.is_sweep_override()]
+        words += [
             f"{key}={next(o.sweep_string_iterator())}" for key, o in overrides.items() if o.is_choice_sweep()
         ]
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, [*fixed, *first])
-        if not config.data.validation_size and "data.validation_size" not in searched:
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, words)
+        size = overrides.get("data.validation_size")
+        if not config.data.validation_size and not (size and size.is_sweep_override()):
             raise UsageError(
-                "hydra/sweeper=optuna: it chooses by validation accuracy, and the test split must not; "
-                "set data.validation_size"
+                "hydra/sweeper=optuna: chooses by validation accuracy, since the test split must decide "
+                "nothing; set data.validation_size"
             )
         if not config.launcher.get("wait", True):
             raise UsageError(
-                "hydra/sweeper=optuna: each batch is chosen by the results of those before; "
+                "hydra/sweeper=optuna: chooses each batch by the results of earlier ones; "
                 "set launcher.wait=true"
             )
-        study = self._study()
-        while (asked := len(study.trials)) < self.n_trials:
-            self._batch(study, searched, fixed, min(self.n_jobs, self.n_trials - asked))
-        best = study.best_trial
-        found = " ".join(f"{key}={value}" for key, value in best.params.items())
-        print(f"best of {len(study.trials)} runs: {found}: validation accuracy {best.value:.4f}")
-        return best.value
 
-    def _check(self) -> None:
-        """Refuse values that Optuna would not refuse in a line."""
+    def _check_keys(self) -> None:
+        """Refuse values of the sweeper's keys for which Optuna has no error of one line."""
         from cnnexp.core.errors import UsageError, format_value, suggestion
 
         for key in ("n_trials", "n_jobs"):
@@ -119,39 +138,47 @@ class OptunaSweeper(Sweeper):
                 f"hydra.sweeper.direction={self.direction}: {suggestion(self.direction, DIRECTIONS)}"
             )
         if not isinstance(self.sampler, DictConfig):
-            given = f"hydra.sweeper.sampler={format_value(self.sampler)}"
-            raise UsageError(f"{given}: must be a mapping with _target_, such as optuna.samplers.TPESampler")
+            raise UsageError(
+                f"hydra.sweeper.sampler={format_value(self.sampler)}: must be a mapping with _target_, "
+                "such as optuna.samplers.TPESampler"
+            )
 
-    def _batch(
-        self, study: "optuna.Study", searched: Mapping[str, Any], fixed: list[str], number: int
+    def _run_batch(
+        self, study: "optuna.Study", distributions: Mapping[str, Any], fixed: Sequence[str], size: int
     ) -> None:
+        """Ask the study for a batch of trials, train their runs, and tell the study their accuracies.
+
+        Args:
+            study: which chooses the values to try.
+            distributions: Optuna's distribution of each searched key.
+            fixed: the overrides of all trials.
+            size: the number of trials.
+        """
         from optuna.trial import TrialState
 
         assert self.launcher is not None
-        trials = [study.ask(dict(searched)) for _ in range(number)]
-        jobs = [[*fixed, *(f"{key}={_quoted(value)}" for key, value in t.params.items())] for t in trials]
+        trials = [study.ask(dict(distributions)) for _ in range(size)]
+        points = [[*fixed, *(f"{key}={_hydra_text(v)}" for key, v in t.params.items())] for t in trials]
         try:
-            values = [
-                job.return_value for job in self.launcher.launch(jobs, initial_job_idx=trials[0].number)
-            ]
+            results = self.launcher.launch(points, initial_job_idx=trials[0].number)
         except BaseException:
             for trial in trials:
                 study.tell(trial, state=TrialState.FAIL)
             raise
-        for trial, value in zip(trials, values, strict=True):
-            if math.isfinite(value):
-                study.tell(trial, value)
+        for trial, result in zip(trials, results, strict=True):
+            if math.isfinite(result.return_value):
+                study.tell(trial, result.return_value)
             else:
                 study.tell(trial, state=TrialState.FAIL)
 
-    def _study(self) -> "optuna.Study":
+    def _create_study(self) -> "optuna.Study":
         from cnnexp.core.errors import UsageError
 
         try:
             import optuna
         except ImportError:
             raise UsageError(
-                "hydra/sweeper=optuna needs Optuna; type: pip install 'cnnexp[optuna]'"
+                "hydra/sweeper=optuna: needs Optuna; run: pip install 'cnnexp[optuna]'"
             ) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
@@ -166,7 +193,7 @@ class OptunaSweeper(Sweeper):
                 direction=self.direction,  # pyright: ignore[reportArgumentType]
                 load_if_exists=True,
             )
-        except Exception as error:  # of whichever data base it is
+        except Exception as error:  # each database has its own
             if self.storage is None:
                 raise
             raise UsageError(f"hydra.sweeper.storage={self.storage}: {_first_line(error)}") from None
@@ -178,22 +205,21 @@ def _first_line(error: Exception) -> str:
     return re.sub(r"^\([\w.]+\) ", "", text)
 
 
-def _distribution(override: Override) -> Any:
-    """Optuna's form of a sweep."""
+def _make_distribution(override: Override) -> Any:
+    """Return Optuna's distribution of the values of an override."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     from cnnexp.core.errors import UsageError
 
     value = override.value()
     if isinstance(value, IntervalSweep):
-        least, most = value.start or 0, value.end or 0
-        if least > most or ("log" in value.tags and least <= 0):
-            needed = "above 0 on a logarithmic scale" if least <= most else "below its end"
-            raise UsageError(f"{override.input_line}: the interval must begin {needed}")
-        log = "log" in value.tags
+        start, end, log = value.start or 0.0, value.end or 0.0, "log" in value.tags
+        if start > end or (log and start <= 0):
+            limit = "above 0 on a logarithmic scale" if start <= end else "below its end"
+            raise UsageError(f"{override.input_line}: the interval must begin {limit}")
         if "int" in value.tags:
-            return IntDistribution(int(value.start or 0), int(value.end or 0), log=log)
-        return FloatDistribution(value.start or 0.0, value.end or 0.0, log=log)
+            return IntDistribution(int(start), int(end), log=log)
+        return FloatDistribution(start, end, log=log)
     if isinstance(value, RangeSweep):
         numbers = value.range()
         if isinstance(numbers, range):
@@ -203,7 +229,7 @@ def _distribution(override: Override) -> Any:
     raise AssertionError(override.input_line)
 
 
-def _quoted(value: Any) -> str:
+def _hydra_text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
@@ -212,7 +238,7 @@ ConfigStore.instance().store(
     name="optuna",
     node={
         "_target_": "hydra_plugins.cnnexp_optuna.OptunaSweeper",
-        "_recursive_": False,  # the sampler is made when it is known that Optuna is there
+        "_recursive_": False,  # the sampler is created after Optuna has been imported
         "direction": "maximize",
         "n_trials": 20,
         "n_jobs": 4,

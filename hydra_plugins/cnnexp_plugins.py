@@ -20,9 +20,9 @@ class CnnexpSweeper(BasicSweeper):
 
     Args:
         max_batch_size: has no effect.
-        params: overrides that are swept, as in Hydra's sweeper.
-        parts: by a name, further ones: the sweep is the union of its parts, each all combinations of
-            `params`, its own and what the command line says.
+        params: overrides to sweep, as in Hydra's sweeper.
+        parts: further overrides by the names of parts. The sweep is the union of its parts; each part has all
+            combinations of `params`, the part's overrides and those of the command line.
     """
 
     def __init__(
@@ -35,10 +35,14 @@ class CnnexpSweeper(BasicSweeper):
         self.searched, self.parts = params or {}, parts or {"all": {}}
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Expand lists, ranges, choices and globs into jobs, and launch them."""
+        """Expand lists, ranges, choices and globs into the points of the sweep, and launch them.
+
+        Raises:
+            UsageError: an override cannot be swept, or the sweep has too many runs.
+        """
         from cnnexp.core.errors import UsageError
-        from cnnexp.sweep.compose import MOST_RUNS, count_jobs, quote_tyings, searched_overrides
-        from cnnexp.sweep.overrides import check_discrete
+        from cnnexp.sweep.overrides import check_discrete, quote_tyings, searched_overrides
+        from cnnexp.sweep.points import MAX_RUNS, count_points
 
         assert self.hydra_context is not None
         if not isinstance(self.launcher, CnnexpLauncher):
@@ -49,56 +53,69 @@ class CnnexpSweeper(BasicSweeper):
         common = searched_overrides("hydra.sweeper.params", self.searched)
         if not isinstance(self.parts, Mapping):
             raise UsageError(f"hydra.sweeper.parts={self.parts}: must be a mapping of names to keys")
-        jobs, number = [], 0
+        points, number = [], 0
         for name, part in self.parts.items():
-            own = searched_overrides(f"hydra.sweeper.parts.{name}", part or {})
-            overrides = parser.parse_overrides(quote_tyings([*common, *own, *arguments]))
+            of_part = searched_overrides(f"hydra.sweeper.parts.{name}", part or {})
+            overrides = parser.parse_overrides(quote_tyings([*common, *of_part, *arguments]))
             check_discrete(overrides)
-            if (number := number + count_jobs(overrides)) > MOST_RUNS:
+            number += count_points(overrides)
+            if number > MAX_RUNS:
                 swept = " ".join(o.input_line or "" for o in overrides if o.is_sweep_override())
-                raise UsageError(f"{swept}: {number:,} runs; allowed: at most {MOST_RUNS:,} in one sweep")
-            jobs += [job for batch in self.split_arguments(overrides, None) for job in batch]
-        return [self.launcher.launch(jobs, initial_job_idx=0)]
+                raise UsageError(f"{swept}: must be at most {MAX_RUNS:,} runs in one sweep (got {number:,})")
+            points += [point for batch in self.split_arguments(overrides, None) for point in batch]
+        return [self.launcher.launch(points, initial_job_idx=0)]
 
 
 class CnnexpLauncher(Launcher):
-    """Composes every job, then trains them together: runs of the same shapes become one program.
+    """Composes every point of a sweep, then carries out the command on all of them together.
 
     Args:
-        action: `run` trains; `plan` shows what that would do; `show` describes each network; `wandb_sweep`
+        action: `run` trains; `plan` prints what that would do; `show` describes each network; `wandb_sweep`
             has W&B's agents train; `help` explains every key.
-        method: how W&B's sweep chooses its points.
-        agents: processes on this machine that carry out W&B's sweep.
+        method: how W&B's sweep chooses its points: grid, random or bayes.
+        agents: the number of processes on this machine that carry out W&B's sweep.
     """
 
     def __init__(self, action: str = "run", method: str = "grid", agents: int = 1):
         self.action, self.method, self.agents = action, method, agents
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keep what composition needs."""
+        """Keep the loader and the configuration of the whole sweep, from which each point is composed."""
         self.loader, self.master = hydra_context.config_loader, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run all jobs; the value of each is its validation accuracy, NaN where it has none."""
-        from cnnexp.sweep.compose import compose_jobs, compose_values
+        """Carry out the command.
+
+        Args:
+            job_overrides: the overrides of each point of the sweep.
+            initial_job_idx: has no effect.
+
+        Returns:
+            For each point, its validation accuracy, NaN where it has none.
+        """
+        from cnnexp.sweep.points import compose_points, compose_values
 
         if self.action == "help":
             from cnnexp.cli.keys import print_keys
-            from cnnexp.sweep.overrides import Groups
+            from cnnexp.sweep.points import Groups
 
             values = compose_values(self.loader, self.master, job_overrides[0])
             print_keys(values, Groups.of_search_path(self.loader))
             return []
-        jobs = compose_jobs(self.loader, self.master, job_overrides)
-        act = self._choose_action(jobs[0].config.launcher.name)
-        by_id = act(jobs)
-        values = [by_id[job.config.run_id] for job in jobs]
+        points = compose_points(self.loader, self.master, job_overrides)
+        carry_out = self._choose_action(points[0].config.launcher.name)
+        accuracies = carry_out(points)
         return [
-            JobReturn(list(job.overrides), status=JobStatus.COMPLETED, _return_value=value)
-            for job, value in zip(jobs, values, strict=True)
+            JobReturn(
+                list(point.overrides),
+                status=JobStatus.COMPLETED,
+                _return_value=accuracies[point.config.run_id],
+            )
+            for point in points
         ]
 
     def _choose_action(self, launcher: str) -> Callable[[list[Any]], dict[str, float]]:
+        """Return the function that carries out the command on sweep points, and returns a number for each."""
         from cnnexp.sweep.devices import refuse_missing_devices
 
         if self.action in ("plan", "show"):
@@ -108,9 +125,9 @@ class CnnexpLauncher(Launcher):
 
             return print_plan
         if self.action == "show":
-            from cnnexp.cli.show import show
+            from cnnexp.cli.show import print_networks
 
-            return lambda jobs: show([job.config for job in jobs])
+            return lambda points: print_networks([point.config for point in points])
         if self.action == "wandb_sweep":
             return self._start_wandb_sweep
         from cnnexp.sweep.launchers import choose_launch
@@ -118,17 +135,17 @@ class CnnexpLauncher(Launcher):
 
         return partial(choose_launch(launcher), command=COMMAND_LINE.get().command)
 
-    def _start_wandb_sweep(self, jobs: list[Any]) -> dict[str, float]:
+    def _start_wandb_sweep(self, points: list[Any]) -> dict[str, float]:
         from cnnexp.sweep.agents import start_wandb_sweep
 
-        print(start_wandb_sweep(jobs, self.method, self.agents))
-        return {job.config.run_id: float("nan") for job in jobs}
+        print(start_wandb_sweep(points, self.method, self.agents))
+        return {point.config.run_id: float("nan") for point in points}
 
 
 def _store_defaults(store: ConfigStore) -> None:
-    """Give Hydra the defaults of the schema, from which the files in conf/ begin."""
-    for section, plain in SECTIONS.items():
-        for name, variant in VARIANTS.get(section, {"default": plain}).items():
+    """Give Hydra the defaults of the schema, on which the files in conf/ build."""
+    for section, schema in SECTIONS.items():
+        for name, variant in VARIANTS.get(section, {"default": schema}).items():
             node = default_values(variant)
             store.store(group=f"schema/{section}", name=name, node=node, provider="cnnexp")
     store.store(group="schema", name="run", node=default_values(RunConfig), provider="cnnexp")

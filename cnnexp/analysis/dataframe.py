@@ -251,7 +251,7 @@ def read_finished_runs(folder: Path) -> tuple[list[StoredRun], list[Path]]:
         parent = folder.parent
         there = list_sweeps(parent)
         known = (
-            suggestion(folder.name, there) if there else f"no sweep in {parent}/ yet; type: cnnexp run --help"
+            suggestion(folder.name, there) if there else f"no sweep in {parent}/ yet; run: cnnexp run --help"
         )
         raise UsageError(f"{folder.name}: no such sweep; {known}")
     runs, corrupt = read_sweep(folder)

@@ -162,7 +162,7 @@ def fail(ctx: click.Context, message: str) -> NoReturn:
     Raises:
         UsageError: always.
     """
-    raise UsageError(f"{message}; type: {ctx.command_path} --help")
+    raise UsageError(f"{message}; run: {ctx.command_path} --help")
 
 
 def option_name(option: click.Parameter) -> str:

@@ -66,7 +66,7 @@ def print_prepared(data_dir: str | Path | None) -> None:
     sets = list(list_prepared_sets(data_dir))
     if not sets:
         console.print(
-            f"no image set is prepared in {resolve_data_dir(data_dir)}; type: cnnexp data prepare NAME"
+            f"no image set is prepared in {resolve_data_dir(data_dir)}; run: cnnexp data prepare NAME"
         )
         return
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)

@@ -163,7 +163,7 @@ def check_results_dir(folder: Path) -> Path:
         UsageError: there is no such folder.
     """
     if not folder.exists() and str(folder) == "results":
-        raise UsageError("no sweep in results/ yet; type: cnnexp run --help")
+        raise UsageError("no sweep in results/ yet; run: cnnexp run --help")
     if not folder.is_dir():
         raise UsageError(f"--results-dir {folder}: {missing_folder(folder)}")
     return folder
@@ -185,5 +185,5 @@ def find_sweep(name: str, results_dir: Path) -> Path:
     if is_path:
         return path
     known = sorted(folder.name for folder in results.iterdir() if list_run_folders(folder))
-    advice = suggestion(name, known) if known else "there are no sweeps yet; type: cnnexp run --help"
+    advice = suggestion(name, known) if known else "there are no sweeps yet; run: cnnexp run --help"
     raise UsageError(f"{name or repr(name)}: no such sweep in {results}; {advice}")

@@ -20,7 +20,7 @@ from cnnexp.sweep.cost import (
 )
 from cnnexp.sweep.devices import configure_jax
 from cnnexp.sweep.plan import Plan, plan_sweep
-from cnnexp.sweep.points import Cells, Job
+from cnnexp.sweep.points import Cells, SweepPoint
 from cnnexp.sweep.validate import check_images, check_run, check_sweep
 
 HEADER = ("cell", "weights", "MACs", "memory", "runs", "done", "stack", "time")
@@ -40,7 +40,7 @@ class CellLine:
     seconds: float
 
 
-def print_plan(jobs: Sequence[Job]) -> dict[str, float]:
+def print_plan(points: Sequence[SweepPoint]) -> dict[str, float]:
     """Print a line a cell, the cells that are impossible with their reasons, and the totals.
 
     Returns:
@@ -50,13 +50,13 @@ def print_plan(jobs: Sequence[Job]) -> dict[str, float]:
         UsageError: at the end, where any cell is impossible.
     """
     configure_jax()  # stacks are planned for the devices that train them
-    by_id = {job.config.run_id: job for job in jobs}
-    check_sweep([job.config for job in by_id.values()])
+    by_id = {point.config.run_id: point for point in points}
+    check_sweep([point.config for point in by_id.values()])
     cells = Cells(by_id)
     impossible = _impossible(by_id, cells)
-    runs = {i: job.config for i, job in by_id.items() if cells.name(i) not in impossible}
+    runs = {i: point.config for i, point in by_id.items() if cells.name(i) not in impossible}
     plan = plan_sweep(runs)
-    guess = forecast(Path(jobs[0].config.results_dir))
+    guess = forecast(Path(points[0].config.results_dir))
     lines = _cell_lines(plan, cells, guess)
     for line in _columns([HEADER, *map(_text, lines)]):
         print(line)
@@ -74,11 +74,11 @@ def print_plan(jobs: Sequence[Job]) -> dict[str, float]:
     return dict.fromkeys(by_id, math.nan)
 
 
-def _impossible(jobs: Mapping[str, Job], cells: Cells) -> dict[str, str]:
+def _impossible(points: Mapping[str, SweepPoint], cells: Cells) -> dict[str, str]:
     """Cells that cannot be trained, and why."""
     reasons: dict[str, str] = {}
-    for name, members in cells.members(jobs).items():
-        config = jobs[members[0]].config
+    for name, members in cells.members(points).items():
+        config = points[members[0]].config
         try:
             check_images(config)
             check_run(config)

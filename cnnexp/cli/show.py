@@ -45,7 +45,7 @@ class Pictures:
         return str(target)
 
 
-def show(configs: Sequence[RunConfig]) -> dict[str, float]:
+def print_networks(configs: Sequence[RunConfig]) -> dict[str, float]:
     """Print a table a network and write its picture; returns each run's number of parameters."""
     from matplotlib.style import context
 

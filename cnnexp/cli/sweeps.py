@@ -23,7 +23,7 @@ INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 INSTEAD = {  # of options of Hydra that would break a sweep, what to use
     "--config-path": "use --config-dir DIR to add your own configuration files",
     "--experimental-rerun": "the commands of a sweep are kept in results_dir/name/commands.txt",
-    "--shell-completion": 'type: eval "$(cnnexp completion bash)" (or zsh, fish)',
+    "--shell-completion": 'run: eval "$(cnnexp completion bash)" (or zsh, fish)',
 }
 
 
@@ -136,7 +136,7 @@ class _Options:
     def __post_init__(self) -> None:
         for name, advice in INSTEAD.items():
             if getattr(self, name.removeprefix("--").replace("-", "_")) is not None:
-                raise UsageError(f"{name}: not used here; {advice}")
+                raise UsageError(f"{name}: not supported; {advice}")
         if self.cfg and self.info:
             raise UsageError(f"--cfg={self.cfg} --info={self.info}: cannot be used together")
         for name in ("resolve", "package"):
@@ -168,8 +168,8 @@ def _compose(options: _Options, action: Sequence[str]) -> int:
     from cnnexp.core.errors import SweepFailed
     from cnnexp.core.machine import packaged_folder
     from cnnexp.sweep.agents import agent_overrides
-    from cnnexp.sweep.overrides import Groups, check_overrides
-    from cnnexp.sweep.points import COMMAND_LINE, CommandLine
+    from cnnexp.sweep.overrides import check_overrides
+    from cnnexp.sweep.points import COMMAND_LINE, CommandLine, Groups
     from cnnexp.sweep.signals import REQUEUE, Interrupted, ProcessLost
     from cnnexp.sweep.validate import explain
 

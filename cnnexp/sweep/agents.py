@@ -1,9 +1,9 @@
 """`cnnexp wandb-sweep`: a Hydra sweep as a sweep of W&B, carried out by its agents.
 
-An agent starts `cnnexp run` for each of the sweep's points and tells the process about it by its
-environment; `agent_overrides` turns that back into Hydra's overrides. Runs are the same as those of the
-Hydra sweep, in the same store. Where a sweep is not all combinations of its values, as those with parts,
-W&B gets one parameter, `job`, whose values are the overrides of one run each.
+An agent starts `cnnexp run` for each sweep point and passes the point in the environment of the process;
+`agent_overrides` turns it back into Hydra's overrides. The runs are those of the Hydra sweep, in the same
+store. If the points are not all combinations of their values, as in a sweep with parts, W&B gets a single
+parameter, `job`, each of whose values is the overrides of one point.
 """
 
 import math
@@ -22,24 +22,29 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 from hydra.errors import OverrideParseException
 
-from cnnexp.core.errors import SweepFailed, UsageError
-from cnnexp.sweep.compose import quote_tyings
-from cnnexp.sweep.points import COMMAND_LINE, Job
+from cnnexp.core.errors import SweepFailed, UsageError, format_value
+from cnnexp.core.text import pluralize
+from cnnexp.sweep.overrides import quote_tyings
+from cnnexp.sweep.points import COMMAND_LINE, SweepPoint
 from cnnexp.sweep.validate import check_configs
 from cnnexp.tracking.target import NAME_LIMIT, hide_credentials, resolve_mode, shorten
 
-JOB = "job"
-ALONE = ("hydra.sweeper.params=null", "hydra.sweeper.parts=null")
+POINT_PARAMETER = "job"  # at W&B: the overrides of one sweep point
+# An agent's run is one point, whatever the sweep of an experiment would vary.
+ONE_POINT = ("hydra.sweeper.params=null", "hydra.sweeper.parts=null")
 METRIC = {"name": "validation/accuracy.last", "goal": "maximize"}
 
 
-def start_wandb_sweep(jobs: Sequence[Job], method: str, agents: int) -> str:
-    """Make the sweep at W&B, start agents on this machine and wait for them; returns the sweep's address.
+def start_wandb_sweep(points: Sequence[SweepPoint], method: str, agents: int) -> str:
+    """Create the sweep at W&B, start agents on this machine and wait for them.
 
     Args:
-        jobs: of the Hydra sweep; overrides that differ between them become parameters.
+        points: the points of the Hydra sweep; overrides in which they differ become parameters.
         method: grid, random or bayes.
-        agents: processes that carry it out, one run at a time each.
+        agents: the number of processes that carry it out, each one run at a time.
+
+    Returns:
+        The sweep's address: ENTITY/PROJECT/ID.
 
     Raises:
         UsageError: there is no key, a run is impossible, or bayes has nothing to choose by.
@@ -47,65 +52,79 @@ def start_wandb_sweep(jobs: Sequence[Job], method: str, agents: int) -> str:
     """
     import wandb
 
-    first = jobs[0].config
+    first = points[0].config
     resolve_mode("online")
     hide_credentials()
-    check_configs([job.config for job in jobs])
+    check_configs([point.config for point in points])
     if method == "bayes" and not first.data.validation_size:
-        raise UsageError("--method bayes: needs validation images; set data.validation_size")
-    if agents > len(jobs):
-        raise UsageError(f"--agents {agents}: must be at most {len(jobs)}, the number of runs")
-    parameters, fixed = parameters_of([job.overrides for job in jobs])
-    command = [
-        "${env}",
-        sys.executable,
-        "-m",
-        "cnnexp",
-        "run",
-        *COMMAND_LINE.get().context,
-        *fixed,
-        f"name={first.name}",
-    ]
+        raise UsageError("--method bayes: chooses by validation accuracy; set data.validation_size")
+    if agents > len(points):
+        raise UsageError(f"--agents {agents}: must be at most {len(points)}, the number of runs")
+    tracking = first.tracking
+    specification = _specify_wandb_sweep(points, method)
+    sweep_id = wandb.sweep(specification, entity=tracking.entity, project=tracking.project)
+    address = "/".join(part for part in (tracking.entity, tracking.project, sweep_id) if part)
+    run_limit = ["--count", str(-(-len(points) // agents))] * (method != "grid")
+    # -P: a `wandb.py` of this folder is not imported.
+    agent = [sys.executable, "-P", "-m", "wandb", "agent", *run_limit, address]
+    processes = [subprocess.Popen(agent) for _ in range(agents)]
+    failed = sum(process.wait() != 0 for process in processes)
+    if failed:
+        raise SweepFailed(
+            f"{failed} of {pluralize(agents, 'agent')} failed; to start another, run: wandb agent {address}"
+        )
+    return address
+
+
+def _specify_wandb_sweep(points: Sequence[SweepPoint], method: str) -> dict[str, Any]:
+    """Return the specification that `wandb.sweep` takes."""
+    name = points[0].config.name
+    parameters, fixed = split_overrides([point.overrides for point in points])
+    run = [sys.executable, "-m", "cnnexp", "run"]
     specification = {
-        "name": shorten(first.name, NAME_LIMIT),
+        "name": shorten(name, NAME_LIMIT),
         "method": method,
         "parameters": parameters,
-        "command": command,
+        "command": ["${env}", *run, *COMMAND_LINE.get().context, *fixed, f"name={name}"],
     }
-    if method == "bayes":
-        specification["metric"] = METRIC
-    tracking = first.tracking
-    sweep_id = wandb.sweep(specification, entity=tracking.entity, project=tracking.project)
-    where = "/".join(part for part in (tracking.entity, tracking.project, sweep_id) if part)
-    count = ["--count", str(-(-len(jobs) // agents))] * (method != "grid")
-    agent = [sys.executable, "-P", "-m", "wandb", "agent", *count, where]  # not a `wandb.py` of this folder
-    running = [subprocess.Popen(agent) for _ in range(agents)]
-    failed = sum(process.wait() != 0 for process in running)
-    if failed:
-        raise SweepFailed(f"{failed} of {agents} agents failed; start another with: wandb agent {where}")
-    return where
+    return specification | ({"metric": METRIC} if method == "bayes" else {})
 
 
-def parameters_of(jobs: Sequence[Sequence[str]]) -> tuple[dict[str, Any], list[str]]:
-    """Return W&B's parameters for what jobs differ in, and the overrides that all jobs have."""
+def split_overrides(points: Sequence[Sequence[str]]) -> tuple[dict[str, Any], list[str]]:
+    """Split the overrides of sweep points into those that differ and those that all points have.
+
+    Args:
+        points: the overrides of each point.
+
+    Returns:
+        The differing ones as parameters of a W&B sweep: one for each key if the points are all combinations
+        of the keys' values, else the single parameter `POINT_PARAMETER`. Then the common ones.
+    """
     parse = lru_cache(maxsize=None)(OverridesParser.create().parse_override)
-    own = [{parse(text).key_or_group: text for text in job if not text.startswith("hydra.")} for job in jobs]
-    shared = {key: text for key, text in own[0].items() if all(job.get(key) == text for job in own)}
-    points = list(dict.fromkeys(tuple(t for key, t in job.items() if key not in shared) for job in own))
-    values: dict[str, dict[str, Any]] = {}
-    for text in (text for point in points for text in point):
+    by_key = [
+        {parse(text).key_or_group: text for text in point if not text.startswith("hydra.")}
+        for point in points
+    ]
+    common = {key: text for key, text in by_key[0].items() if all(p.get(key) == text for p in by_key)}
+    distinct = list(dict.fromkeys(tuple(t for key, t in p.items() if key not in common) for p in by_key))
+    values: dict[str, dict[str, Any]] = {}  # of each key, by the override that sets it
+    for text in (text for point in distinct for text in point):
         values.setdefault(parse(text).key_or_group, {})[text] = parse(text).value()
-    plain = all(parse(text).type == OverrideType.CHANGE for point in points for text in point)
-    every = all(len(point) == len(values) for point in points)
-    if values and plain and every and len(points) == math.prod(map(len, values.values())):
-        parameters = {key: {"values": list(found.values())} for key, found in values.items()}
+    only_changes = all(parse(text).type == OverrideType.CHANGE for point in distinct for text in point)
+    all_set_each_key = all(len(point) == len(values) for point in distinct)
+    is_grid = all_set_each_key and len(distinct) == math.prod(map(len, values.values()))
+    if values and only_changes and is_grid:
+        parameters = {key: {"values": list(of_key.values())} for key, of_key in values.items()}
     else:
-        parameters = {JOB: {"values": [shlex.join(point) for point in points]}}
-    return parameters, list(shared.values())
+        parameters = {POINT_PARAMETER: {"values": [shlex.join(point) for point in distinct]}}
+    return parameters, list(common.values())
 
 
 def agent_overrides(arguments: Sequence[str]) -> list[str]:
-    """Return the overrides of a run: as typed, with the parameters of the agent that started it, if one did.
+    """Return the overrides of a command, with the parameters of the W&B agent that started it, if one did.
+
+    Args:
+        arguments: the overrides as they were typed.
 
     Raises:
         UsageError: an agent's process is asked for several runs, which would all be one run at W&B.
@@ -113,28 +132,27 @@ def agent_overrides(arguments: Sequence[str]) -> list[str]:
     path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
     if not os.environ.get("WANDB_SWEEP_ID") or not path:
         return list(arguments)
-    given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    chosen = {key: entry["value"] for key, entry in given.items() if isinstance(entry, dict)}
-    # W&B's own `${args}` says the same, as --key=value or key=value, without Hydra's quotes.
-    typed = [text for text in arguments if text.lstrip("-").partition("=")[0] not in chosen]
-    _refuse_several([text for text in typed if not text.startswith("-")])
-    job = shlex.split(chosen.pop(JOB, ""))
-    # What the sweep of an experiment varies is the agent's to choose.
-    return [*typed, *job, *(f"{key}={_text(value)}" for key, value in chosen.items()), *ALONE]
+    entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    parameters = {key: entry["value"] for key, entry in entries.items() if isinstance(entry, dict)}
+    # W&B's own `${args}` repeats the parameters, as --key=value or key=value, without Hydra's quotes.
+    typed = [text for text in arguments if text.lstrip("-").partition("=")[0] not in parameters]
+    _refuse_several_runs([text for text in typed if not text.startswith("-")])
+    point = shlex.split(parameters.pop(POINT_PARAMETER, ""))
+    return [*typed, *point, *(f"{key}={_hydra_text(value)}" for key, value in parameters.items()), *ONE_POINT]
 
 
-def _refuse_several(typed: Sequence[str]) -> None:
-    with suppress(OverrideParseException):  # which Hydra then tells
-        for override in OverridesParser.create().parse_overrides(quote_tyings(typed)):
+def _refuse_several_runs(overrides: Sequence[str]) -> None:
+    with suppress(OverrideParseException):  # Hydra reports it later
+        for override in OverridesParser.create().parse_overrides(quote_tyings(overrides)):
             if override.is_sweep_override():
                 raise UsageError(f"{override.input_line}: must be one value under a W&B agent")
 
 
-def _text(value: Any) -> str:
-    """Return a value as Hydra reads it."""
+def _hydra_text(value: Any) -> str:
+    """Write a value as Hydra reads it."""
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace("'", "\\'")
         return value if value and value.replace("_", "").isalnum() else f"'{escaped}'"
     if isinstance(value, list):
-        return f"[{','.join(map(_text, value))}]"
-    return {"True": "true", "False": "false", "None": "null"}.get(str(value), str(value))
+        return f"[{','.join(map(_hydra_text, value))}]"
+    return format_value(value)

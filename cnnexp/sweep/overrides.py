@@ -1,13 +1,10 @@
-"""The words of a command as they are typed, KEY=VALUE, checked before Hydra composes anything from them."""
+"""Overrides as they are typed, KEY=VALUE: checked and quoted before Hydra composes anything from them."""
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
 from hydra.core.override_parser.types import (
     ChoiceSweep,
@@ -21,91 +18,77 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 
 from cnnexp.config import make_unknown_key_error
-from cnnexp.core.errors import UsageError, format_value, nearest_name, suggestion
-from cnnexp.sweep.compose import quote_tyings
+from cnnexp.core.errors import UsageError, format_value, nearest_name, shorten_value, suggestion
+from cnnexp.sweep.points import Groups
 
 SWEEPERS = ("cnnexp", "optuna")
-# Keys of `hydra.sweeper`, by the sweeper that has them.
+# The keys of `hydra.sweeper` by the sweeper that has them.
 SWEEPER_KEYS = {
     "cnnexp": ("params", "parts"),
     "optuna": ("direction", "n_trials", "n_jobs", "storage", "study_name", "sampler", "params"),
 }
-MAPPINGS = ("launcher.sbatch.", "launcher.resources.", "hydra.sweeper.params.", "hydra.sweeper.parts.")
-# What to use in place of a key of Hydra that would be ignored, or would break the sweep.
-INSTEAD = {
+USER_MAPPINGS = (  # their keys are the user's own
+    "launcher.sbatch.",
+    "launcher.resources.",
+    "hydra.sweeper.params.",
+    "hydra.sweeper.parts.",
+)
+# What to do in place of setting a key of Hydra that would be ignored, or would break the sweep.
+ADVICE = {
     "hydra/launcher": "choose where a sweep is trained with launcher=local, slurm or ray",
     "hydra.launcher": "use the commands plan, show and wandb-sweep instead",
     "hydra.mode": "every command is a sweep, and a single run is a sweep of one",
-    "hydra.run": "runs are kept in results_dir/name",
-    "hydra.sweep": "runs are kept in results_dir/name",
+    "hydra.run": "runs are stored in results_dir/name",
+    "hydra.sweep": "runs are stored in results_dir/name",
     "hydra.output_subdir": "the store keeps each run's configuration",
-    "hydra.job": "runs are kept in results_dir/name, in the environment of the command",
+    "hydra.job": "runs are stored in results_dir/name, and trained in the environment of the command",
     "hydra/job_logging": "cnnexp prints its messages and writes no log",
     "hydra/hydra_logging": "cnnexp prints its messages and writes no log",
 }
+HYDRA_KEYS = "hydra/sweeper, hydra.sweeper.KEY, hydra.searchpath"  # that can be set
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
-@dataclass(frozen=True)
-class Groups:
-    """The groups of the configuration and their names: those of cnnexp, and a user's own."""
-
-    folders: tuple[Path, ...]
-
-    @classmethod
-    def of_search_path(cls, loader: ConfigLoader) -> "Groups":
-        """Return the groups in the folders that Hydra searches."""
-        places = (
-            (element.path or "").removeprefix("file://") for element in loader.get_search_path().get_path()
-        )
-        return cls(tuple(Path(place) for place in places if place and "://" not in place))
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """Return the default choice of each group of which every configuration has one member."""
-        entries = yaml.safe_load((self.folders[-1] / "config.yaml").read_text(encoding="utf-8"))["defaults"]
-        pairs = {key: name for entry in entries if isinstance(entry, dict) for key, name in entry.items()}
-        return {group: name for group, name in pairs.items() if " " not in group}
-
-    def names(self, group: str) -> list[str]:
-        """Return the names that a group can take."""
-        files = {f.relative_to(d / group) for d in self.folders for f in (d / group).glob("**/*.yaml")}
-        return sorted(f.with_suffix("").as_posix() for f in files if not f.name.startswith("_"))
-
-
 def check_overrides(words: Sequence[str], groups: Groups) -> list[str]:
-    """Return the words for Hydra: without those that change nothing, and with tyings in quotes.
+    """Check the overrides of a command, before Hydra composes anything.
+
+    Args:
+        words: as they were typed.
+        groups: of the configuration, with their names.
+
+    Returns:
+        The overrides for Hydra: without those that change nothing, and with tyings in quotes.
 
     Raises:
-        UsageError: a word that cannot be read, or that cannot mean anything here.
+        UsageError: an override that cannot be read, or that cannot mean anything here.
     """
-    parser, chosen, kept = OverridesParser.create(), list(groups.defaults), []
+    parser, group_names, checked = OverridesParser.create(), list(groups.defaults), []
     for word in words:
         override = _parse(parser, word)
         key = override.key_or_group
         if not key:
             raise UsageError(f"{word}: the key is missing; write KEY=VALUE")
         if re.split(r"[./]", key)[0] == "hydra":
-            _check_hydra(word, override)
+            _check_hydra_key(word, override)
         else:
-            _check_form(word, override, chosen, groups.names(key) if key in chosen else ())
-        if key in chosen:
+            _check_form(word, override, group_names, groups.names(key) if key in group_names else ())
+        if key in group_names:
             if key == "experiment" and override.value() is None:
-                kept = [other for other in kept if not other.startswith("experiment=")]
+                checked = [text for text in checked if not text.startswith("experiment=")]
                 continue
             _check_names(word, override, groups.names(key))
         if key in ("launcher.sbatch", "launcher.resources") and override.type == OverrideType.CHANGE:
-            word = f"++{word}"  # their keys are the user's own, which Hydra would have to know
+            word = f"++{word}"  # Hydra would refuse the user's own keys
         if key != "hydra.mode":
-            kept.append(word)
-    return quote_tyings(kept)
+            checked.append(word)
+    return quote_tyings(checked)
 
 
 def check_discrete(overrides: Sequence[Override]) -> None:
-    """Refuse what has no values to run one after the other: an interval, or an empty range.
+    """Refuse overrides without values that can be run one after the other: intervals and empty ranges.
 
     Raises:
-        UsageError: with the word.
+        UsageError: names the override.
     """
     for override in overrides:
         value, word = override.value(), override.input_line
@@ -118,23 +101,71 @@ def check_discrete(overrides: Sequence[Override]) -> None:
             raise UsageError(f"{word}: must have at least one value (got none)")
 
 
+def quote_tyings(overrides: Sequence[str]) -> list[str]:
+    """Put `tiled(2)` and `train[:80%]` in quotes, which Hydra would read as a function call and a list.
+
+    In a key that takes a tying, every word with brackets is quoted that is not one of Hydra's functions, so
+    that a misspelt tying is reported as such.
+    """
+
+    def quote(override: str) -> str:
+        names = "tiled|blocked|low_rank"
+        if re.match(r"\+{0,2}model\.(tying|match_tying|bias)=", override):
+            names = rf"(?!(?:{'|'.join(create_functions().definitions)})\()[A-Za-z_]\w*"
+        return re.sub(rf"""(?<!["'\w])((?:{names})\([^()]*\))(?!["'])""", r'"\1"', _quote_splits(override))
+
+    return [quote(override) for override in overrides]
+
+
+def _quote_splits(override: str) -> str:
+    """Put the splits of TFDS in quotes, of which `data.train_split=train[:80%]+test` has two."""
+    key, _, value = override.partition("=")
+    if not re.fullmatch(r"\+{0,2}data\.(train|test)_split", key) or re.search("[\"'$]", value):
+        return override
+    split = r"[\w-]+(\[[^][,]*\])?"
+    sums = rf"{split}(\s*\+\s*{split})*"
+    return f"{key}=" + re.sub(sums, lambda match: f'"{match[0]}"' if "[" in match[0] else match[0], value)
+
+
+def searched_overrides(key: str, searched: Any) -> list[str]:
+    """Return the keys to search, of a file or of `hydra.sweeper.params.KEY=VALUES`, as overrides.
+
+    Args:
+        key: of the sweeper, for errors: `hydra.sweeper.params`.
+        searched: its value, a mapping of keys to the values to search.
+
+    Raises:
+        UsageError: it is no such mapping.
+    """
+    if not isinstance(searched, Mapping):
+        raise UsageError(
+            f"{key}={shorten_value(searched)}: must be a mapping of keys to the values to search"
+        )
+    overrides: list[str] = []
+    for name, value in searched.items():
+        if isinstance(value, Mapping):  # `params.optim.learning_rate=…` of the command line
+            overrides += [f"{name}.{text}" for text in searched_overrides(f"{key}.{name}", value)]
+        else:
+            overrides.append(f"{name}={format_value(value)}")
+    return overrides
+
+
 def _parse(parser: OverridesParser, word: str) -> Override:
     if re.search(r"[\x00-\x1f\x7f]", word):
         raise UsageError(f"{word!r}: must be one line of text")
     try:
         return parser.parse_override(quote_tyings([word])[0])
-    except (HydraException, ValueError) as error:
-        raise UsageError(f"{word if word.strip() else repr(word)}: {_explain_error(word, error)}") from None
+    except (HydraException, ValueError):
+        raise UsageError(f"{word if word.strip() else repr(word)}: {_explain_syntax(word)}") from None
 
 
-def _explain_error(word: str, error: Exception) -> str:
-    """Why a word cannot be read, and how to write it."""
+def _explain_syntax(word: str) -> str:
+    """Explain why Hydra cannot read an override, and how to write it."""
     key, equals, value = word.partition("=")
     if not equals:
         nearest = nearest_name(word, ["run", "plan", "show", "report", "results", "compare", "sync"])
-        return "not KEY=VALUE; " + (
-            f"did you mean cnnexp {nearest}?" if nearest else "type: cnnexp run --help"
-        )
+        advice = f"did you mean cnnexp {nearest}?" if nearest else "run: cnnexp run --help"
+        return f"must be KEY=VALUE; {advice}"
     if key != key.strip() or value != value.lstrip():
         return f"write it without spaces around '=': {key.strip()}={value.strip()}"
     if not re.fullmatch(r"[+~]{0,2}[A-Za-z_][\w./@-]*", key, re.ASCII):
@@ -186,19 +217,26 @@ def _quote(word: str) -> str:
     return f"\"{key}='{value}'\""
 
 
-def _check_form(word: str, override: Override, chosen: Sequence[str], names: Sequence[str]) -> None:
-    key = override.key_or_group
-    if override.is_delete() and not key.startswith(MAPPINGS):
+def _check_form(word: str, override: Override, groups: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse forms of an override that mean nothing here: removing, moving, adding twice, empty patterns.
+
+    Args:
+        word: the override as it was typed.
+        override: the same, parsed.
+        groups: the groups of the configuration.
+        names: the names of the group that the override chooses from; empty if its key is not a group.
+    """
+    key, is_group = override.key_or_group, override.key_or_group in groups
+    if override.is_delete() and not key.startswith(USER_MAPPINGS):
         raise UsageError(f"{word}: keys cannot be removed; write {key}=VALUE, or omit this argument")
-    if key in chosen and override.package is not None:
+    if is_group and override.package is not None:
         raise UsageError(f"{word}: a group cannot be moved to another key; write {key}=NAME")
-    if key in chosen and (override.is_add() or override.is_force_add()):
+    if is_group and (override.is_add() or override.is_force_add()):
         raise UsageError(f"{word}: {key} is already set; write {key}=NAME")
     value = override.value()
-    if isinstance(value, Glob) and not (key in chosen and value.filter(list(names))):
-        raise UsageError(
-            f"{word}: must match a name of a group; {suggestion(','.join(value.include), names or chosen)}"
-        )
+    if isinstance(value, Glob) and not (is_group and value.filter(list(names))):
+        pattern = ",".join(value.include)
+        raise UsageError(f"{word}: must match a name of a group; {suggestion(pattern, names or groups)}")
     if isinstance(value, RangeSweep):
         check_discrete([override])
 
@@ -217,45 +255,38 @@ def _check_names(word: str, override: Override, names: Sequence[str]) -> None:
 
 
 def _values(override: Override) -> Iterator[Any]:
-    """Iterate over the values of a word, but not those of a pattern, which are names that exist."""
+    """Iterate over the values of an override, except those of a pattern, which are names that exist."""
     value = override.value()
     if isinstance(value, ChoiceSweep):
-        for one in value.list:
-            yield one.text if isinstance(one, QuotedString) else one
+        for element in value.list:
+            yield element.text if isinstance(element, QuotedString) else element
     elif not override.is_sweep_override():
         yield value
 
 
-def _check_hydra(word: str, override: Override) -> None:
-    """Refuse keys of Hydra that have no effect here."""
-    key = override.key_or_group
+def _check_hydra_key(word: str, override: Override) -> None:
+    """Refuse keys of Hydra that have no effect here, and values that they cannot take."""
+    key, value = override.key_or_group, override.value()
     if key == "hydra/sweeper":
-        if override.value() not in SWEEPERS:
-            raise UsageError(f"{word}: {suggestion(format_value(override.value()), SWEEPERS)}")
-        return
-    if key == "hydra.searchpath":
-        _check_searchpath(word, override.value())
-        return
-    if key == "hydra.mode" and override.value() in ("RUN", "MULTIRUN"):
-        return
-    if match := re.fullmatch(r"hydra\.sweeper\.(\w+)((?:\.\w+)*)", key):
-        names = list(dict.fromkeys(name for names in SWEEPER_KEYS.values() for name in names))
+        if value not in SWEEPERS:
+            raise UsageError(f"{word}: {suggestion(format_value(value), SWEEPERS)}")
+    elif key == "hydra.searchpath":
+        _check_searchpath(word, value)
+    elif match := re.fullmatch(r"hydra\.sweeper\.(\w+)((?:\.\w+)*)", key):
+        names = list(dict.fromkeys(name for keys in SWEEPER_KEYS.values() for name in keys))
         if match[1] not in names:
             raise UsageError(f"{word}: no such key; {suggestion(match[1], names)}")
         if override.is_sweep_override():
-            value = word.partition("=")[2]
-            typed_key = word.partition("=")[0]
-            raise UsageError(f"{word}: the values to search must be quoted; write \"{typed_key}='{value}'\"")
-        return
-    parts = re.match(r"hydra[./]?\w*", key)
-    advice = INSTEAD.get(parts[0] if parts else "", "it has no effect")
-    allowed = "hydra/sweeper, hydra.sweeper.KEY, hydra.searchpath"
-    raise UsageError(f"{word}: not used here: {advice}; allowed of Hydra's keys: {allowed}")
+            typed_key, _, values = word.partition("=")
+            raise UsageError(f"{word}: the values to search must be quoted; write \"{typed_key}='{values}'\"")
+    elif key != "hydra.mode" or value not in ("RUN", "MULTIRUN"):
+        section = re.match(r"hydra[./]?\w*", key)
+        advice = ADVICE.get(section[0] if section else "", f"Hydra's keys that can be set: {HYDRA_KEYS}")
+        raise UsageError(f"{word}: not supported; {advice}")
 
 
 def _check_searchpath(word: str, value: Any) -> None:
-    entries = value if isinstance(value, list) else [value]
-    for entry in entries:
+    for entry in value if isinstance(value, list) else [value]:
         path = Path(str(entry).removeprefix("file://"))
         if not isinstance(entry, str) or not (entry.startswith("pkg://") or path.is_dir()):
             raise UsageError(

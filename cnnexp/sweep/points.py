@@ -1,16 +1,31 @@
-"""The runs that a command asks for, and how a person asks for them again."""
+"""The points of a sweep: composed by Hydra, named as cells, and written as commands that run them again."""
 
+import copy
+import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
-from cnnexp.config import RunConfig
+import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, RangeSweep
+from omegaconf import DictConfig, OmegaConf
+
+from cnnexp.config import RunConfig, parse
+
+MAX_RUNS = 200_000  # in one sweep
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommandLine:
-    """The words of a command: options that say where configurations are found, and overrides."""
+    """The words of a command: options that say where configurations are searched for, and overrides."""
 
     options: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
@@ -27,16 +42,17 @@ class CommandLine:
         return (*self.options, *paths)
 
 
+# Set by the command, read by the launcher: Hydra passes nothing else from one to the other.
 COMMAND_LINE: ContextVar[CommandLine] = ContextVar("command_line", default=CommandLine())  # noqa: B039  (a frozen value)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class SweepPoint:
     """One combination of a sweep's overrides, and the configuration that it makes.
 
     Attributes:
-        config: what is trained.
-        overrides: that tell it from the other jobs, and those that all have.
+        config: the run to train.
+        overrides: all overrides of the run, those common to all points included.
         context: options and overrides of Hydra without which `overrides` would make another configuration.
     """
 
@@ -45,23 +61,191 @@ class Job:
     context: tuple[str, ...] = ()
 
 
-class Cells:
-    """Runs that differ in their seeds alone, named by the overrides that tell them from the other cells."""
+@dataclass(frozen=True)
+class Groups:
+    """The groups of the configuration and their names.
 
-    def __init__(self, jobs: Mapping[str, Job]):
-        pairs = {run_id: [_key_and_value(o) for o in job.overrides] for run_id, job in jobs.items()}
-        values: dict[str, set[str]] = {}
-        for key, value in (pair for given in pairs.values() for pair in given):
-            values.setdefault(key, set()).add(value)
-        self._varying = [key for key in values if len(values[key]) > 1 and key != "seed"]
-        self._names = {run_id: self._name(dict(given)) for run_id, given in pairs.items()}
+    Attributes:
+        folders: the folders of configuration files, cnnexp's last.
+    """
+
+    folders: tuple[Path, ...]
+
+    @classmethod
+    def of_search_path(cls, loader: ConfigLoader) -> "Groups":
+        """Return the groups in the folders that Hydra searches."""
+        paths = (e.path.removeprefix("file://") for e in loader.get_search_path().get_path() if e.path)
+        return cls(tuple(Path(path) for path in paths if path and "://" not in path))
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Return the default name of each group of which every configuration has one."""
+        entries = yaml.safe_load((self.folders[-1] / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+        pairs = {key: name for entry in entries if isinstance(entry, dict) for key, name in entry.items()}
+        return {group: name for group, name in pairs.items() if " " not in group}
+
+    def names(self, group: str) -> list[str]:
+        """Return the names that a group can take, sorted."""
+        files = {f.relative_to(d / group) for d in self.folders for f in (d / group).glob("**/*.yaml")}
+        return sorted(f.with_suffix("").as_posix() for f in files if not f.name.startswith("_"))
+
+
+def compose_points(
+    loader: ConfigLoader, master: DictConfig, points: Sequence[Sequence[str]]
+) -> list[SweepPoint]:
+    """Compose the points of a sweep.
+
+    Hydra takes tens of milliseconds to compose one configuration, so overrides that choose groups, add or
+    remove keys are composed once for each combination, and plain values are set on a copy.
+
+    Args:
+        loader: Hydra's, which composes.
+        master: the configuration that Hydra composed for the whole sweep.
+        points: the overrides of each point.
+
+    Raises:
+        UsageError: a key has a value that it cannot take.
+    """
+    composer = _Composer(loader, master)
+    context = COMMAND_LINE.get().context
+    if master.hydra.sweeper.get("parts"):
+        context += ("hydra.sweeper.parts=null",)  # a point belongs to one part, and has its overrides
+    return [
+        SweepPoint(config=parse(composer.compose(p)), overrides=tuple(p), context=context) for p in points
+    ]
+
+
+def compose_values(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose one configuration as nested dictionaries, which may lack values that must be typed."""
+    return _Composer(loader, master).compose(overrides)
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What Hydra composed for one choice of groups: as its object, as dictionaries, and keys referred to."""
+
+    config: DictConfig
+    values: dict[str, Any]
+    interpolated_keys: set[str]
+
+    @classmethod
+    def of(cls, config: DictConfig) -> "_Base":
+        config = _without_hydra(config)
+        keys = re.findall(r"\$\{([\w.]+)\}", OmegaConf.to_yaml(config))
+        return cls(config, to_dict(config), set(keys))
+
+
+class _Composer:
+    """Composes the points of one sweep, and keeps what Hydra composed for each choice of groups."""
+
+    def __init__(self, loader: ConfigLoader, master: DictConfig):
+        self._loader, self._master = loader, master
+        parser = OverridesParser.create(config_loader=loader)
+        self._parse = lru_cache(maxsize=100_000)(lambda text: parser.parse_overrides([text])[0])
+        self._is_group = lru_cache(maxsize=1_000)(lambda key: bool(loader.get_group_options(key)))
+        self._bases: dict[tuple[str, ...], _Base] = {}
+        self._reuse_master()
+
+    def _reuse_master(self) -> None:
+        """Begin from what Hydra composed for the whole sweep, if its groups are those of a point.
+
+        It also has the overrides that all points have. That does no harm if they only change values, as each
+        point sets them again; with interpolations it is not used, so that errors name the keys of the point.
+        """
+        words = OmegaConf.to_container(self._master.hydra.overrides.task, resolve=False)
+        assert isinstance(words, list)
+        overrides = map(self._parse, words)
+        common = [override for override in overrides if not override.is_sweep_override()]
+        if all(o.type == OverrideType.CHANGE and "$" not in (o.input_line or "") for o in common):
+            self._bases[self._group_choices(common)] = _Base.of(self._master)
+
+    def _group_choices(self, overrides: Sequence[Override]) -> tuple[str, ...]:
+        return tuple(o.input_line or "" for o in overrides if self._is_group(o.key_or_group))
+
+    def compose(self, point: Sequence[str]) -> dict[str, Any]:
+        """Return the configuration that the overrides of one point make, as nested dictionaries."""
+        overrides = [self._parse(text) for text in point]
+        overrides = [override for override in overrides if not override.is_hydra_override()]
+        choices = self._group_choices(overrides)
+        if choices not in self._bases:
+            self._bases[choices] = _Base.of(self._loader.load_sweep_config(self._master, list(choices)))
+        base = self._bases[choices]
+        settings = [o for o in overrides if not self._is_group(o.key_or_group)]
+        if all(_only_replaces_value(override, base) for override in settings):
+            values = copy.deepcopy(base.values)
+            for override in settings:
+                _set_value(values, override.key_or_group.split("."), override.value())
+            return values
+        config = base.config.copy()
+        ConfigLoaderImpl._apply_overrides_to_config(settings, config)
+        return to_dict(config)
+
+
+def _only_replaces_value(override: Override, base: _Base) -> bool:
+    """Return whether an override replaces one value, of a key that no other key refers to."""
+    values: Any = base.values
+    *sections, key = override.key_or_group.split(".")
+    for section in sections:
+        values = values.get(section, {}) if isinstance(values, dict) else {}
+    is_leaf = isinstance(values, dict) and key in values and not isinstance(values[key], dict)
+    value = override.value()
+    is_simple = not isinstance(value, dict) and "$" not in str(value)
+    is_change = override.type == OverrideType.CHANGE
+    return is_leaf and is_simple and is_change and override.key_or_group not in base.interpolated_keys
+
+
+def _set_value(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    *sections, key = path
+    for section in sections:
+        values = values[section]
+    values[key] = copy.copy(value)
+
+
+def to_dict(config: DictConfig) -> dict[str, Any]:
+    """Return a composed configuration as nested dictionaries, without Hydra's own section."""
+    values = OmegaConf.to_container(_without_hydra(config), resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def count_points(overrides: Sequence[Override]) -> int:
+    """Count the points that Hydra's basic sweeper makes of overrides, without making them."""
+    return math.prod(_count_values(override) for override in overrides if override.is_sweep_override())
+
+
+def _count_values(override: Override) -> int:
+    value = override.value()
+    if isinstance(value, RangeSweep):
+        span, step = (value.stop or 0) - (value.start or 0), value.step
+        return max(0, math.ceil(span / step)) if step else 1
+    return len(value.list) if isinstance(value, ChoiceSweep) else 1
+
+
+class Cells:
+    """The cells of a sweep, each named by the overrides that distinguish it from the others.
+
+    Args:
+        points: the points of the sweep by their run ids.
+    """
+
+    def __init__(self, points: Mapping[str, SweepPoint]):
+        values = {run_id: dict(map(_split_override, p.overrides)) for run_id, p in points.items()}
+        values_of_key: dict[str, set[str]] = {}
+        for key, value in (pair for values_of_run in values.values() for pair in values_of_run.items()):
+            values_of_key.setdefault(key, set()).add(value)
+        self._varying = [key for key in values_of_key if len(values_of_key[key]) > 1 and key != "seed"]
+        self._names = {run_id: self._name_cell(values_of_run) for run_id, values_of_run in values.items()}
 
     def name(self, run_id: str) -> str:
-        """Return the cell of a run: `tying=local kernel_size=5`."""
+        """Return the name of a run's cell: `tying=local kernel_size=5`."""
         return self._names[run_id]
 
     def common_name(self, runs: Iterable[str]) -> str:
-        """Return what all cells of these runs have in common: `tying=local (4 cells)`."""
+        """Return what the names of the cells of runs have in common: `tying=local (4 cells)`."""
         names = list(self.members(runs))
         if len(names) == 1:
             return names[0]
@@ -69,29 +253,29 @@ class Cells:
         return " ".join([*common, f"({len(names)} cells)"])
 
     def members(self, runs: Iterable[str]) -> dict[str, list[str]]:
-        """Return the runs of each cell, by the cell's name."""
+        """Group runs by their cells; return their ids by the cell's name."""
         members: dict[str, list[str]] = {}
         for run_id in runs:
             members.setdefault(self._names[run_id], []).append(run_id)
         return members
 
-    def _name(self, given: Mapping[str, str]) -> str:
-        named = (f"{key.rpartition('.')[2]}={given[key]}" for key in self._varying if key in given)
-        return " ".join(named) or "the run"
+    def _name_cell(self, values: Mapping[str, str]) -> str:
+        words = (f"{key.rpartition('.')[2]}={values[key]}" for key in self._varying if key in values)
+        return " ".join(words) or "the run"
 
 
-def rerun_commands(jobs: Sequence[Job]) -> list[str]:
-    """Return the commands that run just these jobs: one for each cell."""
+def rerun_commands(points: Sequence[SweepPoint]) -> list[str]:
+    """Return the commands that run just these points: one command for each cell."""
     seeds: dict[tuple[str, ...], list[str]] = {}
-    for job in jobs:
-        rest = (*job.context, *(o for o in job.overrides if not o.startswith(("seed=", "hydra."))))
-        seeds.setdefault(rest, []).append(str(job.config.seed))
+    for point in points:
+        rest = (*point.context, *(o for o in point.overrides if not o.startswith(("seed=", "hydra."))))
+        seeds.setdefault(rest, []).append(str(point.config.seed))
     return [
         shlex.join(["cnnexp", "run", *rest, f"seed={','.join(dict.fromkeys(values))}"])
         for rest, values in seeds.items()
     ]
 
 
-def _key_and_value(override: str) -> tuple[str, str]:
+def _split_override(override: str) -> tuple[str, str]:
     key, _, value = override.lstrip("+").partition("=")
     return key, value

@@ -37,7 +37,7 @@ from cnnexp.sweep.multiprocess import (
     translate_lost_process,
 )
 from cnnexp.sweep.plan import Plan, Stack, group_by_checkpoint, plan_sweep, stacks_for
-from cnnexp.sweep.points import Cells, Job, rerun_commands
+from cnnexp.sweep.points import Cells, SweepPoint, rerun_commands
 from cnnexp.sweep.progress import SweepProgress
 from cnnexp.sweep.signals import Interrupted, ProcessLost, StopSignals
 from cnnexp.sweep.validate import check_configs
@@ -48,11 +48,11 @@ from cnnexp.training.processes import is_primary
 WAIT_SECONDS = 0.5  # between two checks of the runs claimed by other workers
 
 
-def run_sweep(jobs: Sequence[Job], command: str | None = None) -> dict[str, float]:
+def run_sweep(points: Sequence[SweepPoint], command: str | None = None) -> dict[str, float]:
     """Train the runs that have no result in the store.
 
     Args:
-        jobs: the runs of the sweep.
+        points: the runs of the sweep.
         command: as a person typed it, to be kept beside the runs.
 
     Returns:
@@ -63,13 +63,13 @@ def run_sweep(jobs: Sequence[Job], command: str | None = None) -> dict[str, floa
         SweepFailed: a run raised; the others were trained nevertheless, unless `sweep.on_error=stop`.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    by_id = {job.config.run_id: job for job in jobs}
-    first = jobs[0].config
+    by_id = {point.config.run_id: point for point in points}
+    first = points[0].config
     with translate_lost_process(), ExitStack() as contexts:
         signals = contexts.enter_context(StopSignals())
-        check_and_prepare([job.config for job in jobs])
+        check_and_prepare([point.config for point in points])
         if not is_primary():
-            follow_primary({run_id: job.config for run_id, job in by_id.items()}, signals)
+            follow_primary({run_id: point.config for run_id, point in by_id.items()}, signals)
             return dict.fromkeys(by_id, math.nan)
         plan, progress = start_progress(by_id, command, contexts)
         leases = contexts.enter_context(Leases(sweep_folder(first)))
@@ -106,15 +106,15 @@ def check_and_prepare(runs: Sequence[RunConfig]) -> None:
 
 
 def start_progress(
-    jobs: Mapping[str, Job], command: str | None, contexts: ExitStack
+    points: Mapping[str, SweepPoint], command: str | None, contexts: ExitStack
 ) -> tuple[Plan, SweepProgress]:
     """Plan a sweep and display its progress, wherever it is trained.
 
     Corrupt files are moved aside, and the command is recorded.
     """
-    runs = {run_id: job.config for run_id, job in jobs.items()}
+    runs = {run_id: point.config for run_id, point in points.items()}
     plan = plan_sweep(runs)
-    progress = contexts.enter_context(SweepProgress(plan, Cells(jobs)))
+    progress = contexts.enter_context(SweepProgress(plan, Cells(points)))
     for path in plan.corrupt:
         progress.tell(f"{describe_corrupt_file(path)}; moved to {move_corrupt(path).name}")
         (path.parent / "status.json").unlink(missing_ok=True)  # the run has no result any more
@@ -291,13 +291,13 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def failure_report(failed: Mapping[str, str], jobs: Mapping[str, Job]) -> str:
+def failure_report(failed: Mapping[str, str], points: Mapping[str, SweepPoint]) -> str:
     """Describe the runs without a result, with the reasons and with commands that run just these again."""
-    commands = rerun_commands([jobs[run_id] for run_id in failed])
+    commands = rerun_commands([points[run_id] for run_id in failed])
     shown = commands[:10] + [f"… and {len(commands) - 10} more cells"] * (len(commands) > 10)
     reasons = ", ".join(dict.fromkeys(failed.values()))
     again = "\n".join(f"  {command}" for command in shown)
-    number = f"{len(failed)} of {pluralize(len(jobs), 'run')}"
+    number = f"{len(failed)} of {pluralize(len(points), 'run')}"
     return f"{number} failed ({reasons}); to run just these again:\n{again}"
 
 

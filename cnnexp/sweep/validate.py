@@ -15,7 +15,7 @@ from cnnexp.core.machine import check_writable
 from cnnexp.data.shapes import check_corruptions, check_prepared, check_size, infer_shape
 from cnnexp.models.spec import specify_network
 from cnnexp.store.runs import list_run_folders, sweep_folder
-from cnnexp.sweep.overrides import Groups
+from cnnexp.sweep.points import Groups
 from cnnexp.tracking.target import resolve_mode
 from cnnexp.training.schedule import resolve_duration
 

@@ -68,7 +68,7 @@ def _try_to_send(folder: Path, sender: RunSender, *, follow: bool, to: str | Non
     except Exception as error:
         if not follow or (ended and isinstance(error, CorruptRunError)):
             again = format_sync_command(folder, to)
-            raise SyncError(f"W&B: {describe_error(error)}; to try again, type: {again}") from None
+            raise SyncError(f"W&B: {describe_error(error)}; to try again, run: {again}") from None
         print(f"W&B: {describe_error(error)}; trying again", flush=True)
         time.sleep(RETRY_SECONDS)
         return False

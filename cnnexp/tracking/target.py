@@ -66,9 +66,9 @@ class Target:
         """Say what the user may type next."""
         if self.mode == "local":
             project = "" if self.project == "cnnexp" else f" --project {shlex.quote(self.project)}"
-            return f"to view them, type: cnnexp dashboard --local{project}{_results_dir(sweep)}"
+            return f"to view them, run: cnnexp dashboard --local{project}{_results_dir(sweep)}"
         if self.mode == "offline":
-            return f"to upload them, type: wandb sync {self.files_folder(sweep) / 'wandb' / 'offline-run-*'}"
+            return f"to upload them, run: wandb sync {self.files_folder(sweep) / 'wandb' / 'offline-run-*'}"
         return f"to send the rest, type: {format_sync_command(sweep)}"
 
 
@@ -110,13 +110,13 @@ def resolve_mode(mode: str) -> Mode:
     if mode == "online":
         if not key_is_configured():
             raise UsageError(
-                f"tracking.mode=online: no W&B key is configured for {public_url()}; type: wandb login, "
+                f"tracking.mode=online: no W&B key is configured for {public_url()}; run: wandb login, "
                 "or tracking.mode=offline"
             )
         return "online"
     if mode == "local":
         if find_spec("trackio") is None:
-            raise UsageError("tracking.mode=local: needs Trackio; type: pip install 'cnnexp[local]'")
+            raise UsageError("tracking.mode=local: needs Trackio; run: pip install 'cnnexp[local]'")
         return "local"
     return "disabled" if mode == "disabled" else "offline"
 

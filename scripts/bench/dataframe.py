@@ -37,10 +37,10 @@ def composed() -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
 
     from cnnexp.core.machine import packaged_folder
-    from cnnexp.sweep.compose import plain
+    from cnnexp.sweep.points import to_dict
 
     with initialize_config_dir(str(packaged_folder("conf")), version_base="1.3"):
-        return plain(compose("config", [f"train.steps={STEPS}", "data.images=10000"]))
+        return to_dict(compose("config", [f"train.steps={STEPS}", "data.images=10000"]))
 
 
 def write_store(folder: Path, runs: int) -> None:

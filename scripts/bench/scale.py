@@ -45,9 +45,8 @@ from cnnexp.config import RunConfig, parse
 from cnnexp.core.machine import packaged_folder
 from cnnexp.store.leases import Leases
 from cnnexp.store.runs import has_ended, read_history, run_folder, sweep_folder
-from cnnexp.sweep.compose import plain
 from cnnexp.sweep.plan import plan_sweep
-from cnnexp.sweep.points import Job
+from cnnexp.sweep.points import SweepPoint, to_dict
 from cnnexp.sweep.progress import SweepProgress
 from cnnexp.sweep.run import SweepRunner, start_progress
 from cnnexp.sweep.signals import StopSignals
@@ -111,7 +110,7 @@ def work(runs: Mapping[str, RunConfig], order: int | None, profiled: bool) -> No
 def configurations(results: Path, number: int) -> dict[str, RunConfig]:
     """Runs that differ in their seeds."""
     with initialize_config_dir(str(packaged_folder("conf")), version_base="1.3"):
-        values = plain(compose("config", [f"train.steps={EVALUATIONS}", "train.eval_every=1"]))
+        values = to_dict(compose("config", [f"train.steps={EVALUATIONS}", "train.eval_every=1"]))
     base = parse({**values, "results_dir": str(results), "name": "sweep"})
     runs = (base.model_copy(update={"seed": seed}) for seed in range(number))
     return {run.run_id: run for run in runs}
@@ -180,10 +179,10 @@ def parts_of(
 
 def planning_seconds(runs: Mapping[str, RunConfig]) -> float:
     """What a command takes to plan all runs, before it sends them or finds that all have ended."""
-    jobs = {run_id: Job(config=run, overrides=(f"seed={run.seed}",)) for run_id, run in runs.items()}
+    points = {run_id: SweepPoint(config=run, overrides=(f"seed={run.seed}",)) for run_id, run in runs.items()}
     started = time.monotonic()
     with ExitStack() as contexts, redirect_stderr(io.StringIO()):
-        start_progress(jobs, "cnnexp run", contexts)
+        start_progress(points, "cnnexp run", contexts)
     return time.monotonic() - started
 
 

@@ -29,8 +29,8 @@ from hydra import compose, initialize_config_dir
 from cnnexp.config import RunConfig, parse
 from cnnexp.data.images import make_images
 from cnnexp.models.spec import specify_network
-from cnnexp.sweep.compose import plain
 from cnnexp.sweep.devices import configure_jax
+from cnnexp.sweep.points import to_dict
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.setup import make_setup
 from cnnexp.training.stacking import (
@@ -61,7 +61,7 @@ def config_of(tying: str, dtype: str, precision: str) -> RunConfig:
     ]
     conf = Path(__file__).resolve().parents[2] / "conf"
     with initialize_config_dir(str(conf), version_base=None):
-        return parse(plain(compose("config", overrides=overrides)))
+        return parse(to_dict(compose("config", overrides=overrides)))
 
 
 def pictures() -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ from cnnexp.data.loading import load_images
 from cnnexp.models.network import ACTIVATIONS, TiedNetwork, get_layer
 from cnnexp.models.spec import NetworkSpec, specify_network
 from cnnexp.nn.feature_maps import Layout, pool, transpose_layout
-from cnnexp.sweep.compose import plain
+from cnnexp.sweep.points import to_dict
 
 TYINGS = ("shared", "local", "dense")
 IMAGES = 256
@@ -63,7 +63,7 @@ def scales(network: NetworkSpec, images: jax.Array, networks: int) -> dict[str, 
 def _config(tying: str) -> RunConfig:
     overrides = ["experiment=why_convolutions", "size=demo", f"model.tying={tying}"]
     with initialize_config_dir(str(packaged_folder("conf")), version_base="1.3"):
-        return parse(plain(compose("config", overrides)))
+        return parse(to_dict(compose("config", overrides)))
 
 
 if __name__ == "__main__":

@@ -66,10 +66,10 @@ def test_help_names_every_experiment_with_its_question(
 def test_the_defaults_of_hydra_are_those_of_the_schema() -> None:
     from hydra import compose, initialize_config_dir
 
-    from cnnexp.sweep.compose import plain
+    from cnnexp.sweep.points import to_dict
 
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        values = plain(compose("config", []))
+        values = to_dict(compose("config", []))
     expected = RunConfig.model_fields["results_dir"].default
     assert values["results_dir"] == expected
     for name in (
@@ -97,5 +97,5 @@ def test_the_page_of_all_keys_is_what_its_script_writes() -> None:
         check=True,
     ).stdout
     assert (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8") == written, (
-        "stale; type: scripts/docs/configuration.py"
+        "stale; run: scripts/docs/configuration.py"
     )

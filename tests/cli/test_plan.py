@@ -10,10 +10,9 @@ from hydra import compose, initialize_config_dir
 
 from cnnexp.cli import main as cli
 from cnnexp.config import RunConfig, parse
-from cnnexp.sweep.compose import plain
 from cnnexp.sweep.cost import kept_bytes, largest_stack
 from cnnexp.sweep.plan import group_by_shape, split_group
-from cnnexp.sweep.points import Cells, Job, rerun_commands
+from cnnexp.sweep.points import Cells, SweepPoint, rerun_commands, to_dict
 from tests.conftest import Configure
 
 CONF = str(Path("conf").resolve())
@@ -25,7 +24,7 @@ def by_id(configs: list[RunConfig]) -> dict[str, RunConfig]:
 
 def composed(*overrides: str) -> RunConfig:
     with initialize_config_dir(CONF, version_base=None):
-        return parse(plain(compose("config", overrides=list(overrides))))
+        return parse(to_dict(compose("config", overrides=list(overrides))))
 
 
 @pytest.mark.parametrize(
@@ -73,19 +72,19 @@ def test_kept_bytes_are_those_of_parameters_and_optimiser(configure: Configure) 
 
 
 def test_cells_are_named_by_what_varies_and_rerun_by_one_command_each(configure: Configure) -> None:
-    jobs = [
-        Job(
+    points = [
+        SweepPoint(
             config=configure(seed=seed, model={"tying": tying}),
             overrides=("train.steps=5", f"model.tying={tying}", f"seed={seed}"),
         )
         for tying in ("shared", "local")
         for seed in (0, 1)
     ]
-    cells = Cells({job.config.run_id: job for job in jobs})
-    ids = [job.config.run_id for job in jobs]
+    cells = Cells({point.config.run_id: point for point in points})
+    ids = [point.config.run_id for point in points]
     assert [cells.name(run_id) for run_id in ids] == ["tying=shared"] * 2 + ["tying=local"] * 2
     assert cells.common_name(ids[:2]) == "tying=shared" and cells.common_name(ids) == "(2 cells)"
-    assert rerun_commands(jobs) == [
+    assert rerun_commands(points) == [
         "cnnexp run train.steps=5 model.tying=shared seed=0,1",
         "cnnexp run train.steps=5 model.tying=local seed=0,1",
     ]
@@ -123,11 +122,11 @@ def test_plan_has_a_line_a_cell_the_impossible_ones_with_reasons_and_totals_last
 
 
 def test_composing_fast_equals_composing_by_hydra(planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Job] = []
+    seen: list[SweepPoint] = []
 
-    def keep(jobs: list[Job]) -> dict[str, float]:
-        seen.extend(jobs)
-        return {job.config.run_id: math.nan for job in jobs}
+    def keep(points: list[SweepPoint]) -> dict[str, float]:
+        seen.extend(points)
+        return {point.config.run_id: math.nan for point in points}
 
     monkeypatch.setattr("cnnexp.cli.plan.print_plan", keep)
     planned(
@@ -140,5 +139,5 @@ def test_composing_fast_equals_composing_by_hydra(planned: Any, monkeypatch: pyt
         "optim.learning_rate=0.1,1e-3",
     )
     assert len(seen) == 2 * 2 * 2 * 2 * 2
-    for job in seen:
-        assert job.config == composed(*job.overrides)
+    for point in seen:
+        assert point.config == composed(*point.overrides)

@@ -14,7 +14,7 @@ from cnnexp.cli import main as cli
 from cnnexp.cli.completion import script
 from cnnexp.store.runs import read_commands
 from cnnexp.sweep.plan import Stack
-from cnnexp.sweep.points import Job, rerun_commands
+from cnnexp.sweep.points import SweepPoint, rerun_commands
 from cnnexp.sweep.run import SweepRunner
 from tests.conftest import SMALL_SWEEP
 
@@ -42,20 +42,20 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
 
 
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[Job]]:
-    """The jobs of each command, which are not trained."""
-    kept: list[list[Job]] = []
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[SweepPoint]]:
+    """The points of each command, which are not trained."""
+    kept: list[list[SweepPoint]] = []
 
-    def launch(jobs: Sequence[Job], command: str | None = None) -> dict[str, float]:
-        kept.append(list(jobs))
-        return {job.config.run_id: 0.5 for job in jobs}
+    def launch(points: Sequence[SweepPoint], command: str | None = None) -> dict[str, float]:
+        kept.append(list(points))
+        return {point.config.run_id: 0.5 for point in points}
 
     monkeypatch.setattr("cnnexp.sweep.launchers.choose_launch", lambda name: launch)
     return kept
 
 
-def run_ids(jobs: Sequence[Job]) -> set[str]:
-    return {job.config.run_id for job in jobs}
+def run_ids(points: Sequence[SweepPoint]) -> set[str]:
+    return {point.config.run_id for point in points}
 
 
 def test_a_sweep_keeps_its_command_as_typed_and_says_it_again_when_runs_fail(
@@ -79,31 +79,33 @@ def test_a_sweep_keeps_its_command_as_typed_and_says_it_again_when_runs_fail(
 
 @pytest.mark.parametrize("experiment", ["my", "embedding"])
 def test_commands_to_run_some_jobs_again_ask_for_just_these(
-    command: Command, launched: list[list[Job]], experiment: str
+    command: Command, launched: list[list[SweepPoint]], experiment: str
 ) -> None:
     own = ["--config-dir", "my"] if experiment == "my" else []
     sweep = ["model.tying=shared,local", "optim.learning_rate=0.1,0.2", "seed=0,1"] if own else []
     assert command("run", *own, f"experiment={experiment}", *sweep, "hydra.sweeper.max_batch_size=2") == 2
     assert command("run", *own, f"experiment={experiment}", *sweep) == 0
-    jobs = launched.pop()
-    some = [jobs[0], jobs[-1], jobs[len(jobs) // 2]]
+    points = launched.pop()
+    some = [points[0], points[-1], points[len(points) // 2]]
     for text in rerun_commands(some):
         assert command(*shlex.split(text)[1:]) == 0
-    assert run_ids([job for asked in launched for job in asked]) == run_ids(some)
+    assert run_ids([point for asked in launched for point in asked]) == run_ids(some)
 
 
-def test_what_hydra_searches_by_itself_can_be_typed(command: Command, launched: list[list[Job]]) -> None:
+def test_what_hydra_searches_by_itself_can_be_typed(
+    command: Command, launched: list[list[SweepPoint]]
+) -> None:
     assert command("run", "+hydra.sweeper.params.optim.learning_rate='0.1,0.2'", "experiment=null") == 0
     assert command("run", "launcher=slurm", "launcher.sbatch={exclude: node7}") == 0
     assert command("run", "-m", "hydra.mode=MULTIRUN", "--config-dir", "my", "experiment=my") == 0
-    rates = [job.config.optim.learning_rate for job in launched[0]]
+    rates = [point.config.optim.learning_rate for point in launched[0]]
     assert rates == [0.1, 0.2]
     assert launched[1][0].config.launcher.model_dump()["sbatch"] == {"exclude": "node7"}
     assert launched[2][0].config.experiment == "mine"
 
 
 def test_a_home_is_where_a_shell_has_it(
-    command: Command, launched: list[list[Job]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: Command, launched: list[list[SweepPoint]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert command("run", "results_dir='~/x'") == 0

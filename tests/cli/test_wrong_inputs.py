@@ -194,11 +194,11 @@ def composed() -> dict[str, dict[str, object]]:
     from hydra import compose, initialize_config_dir
 
     from cnnexp.core.machine import packaged_folder
-    from cnnexp.sweep.compose import plain
+    from cnnexp.sweep.points import to_dict
 
     words = [f"{section}={name}" for section, names in VARIANTS.items() for name in names]
     with initialize_config_dir(str(packaged_folder("conf")), version_base="1.3"):
-        found = {word: plain(compose("config", [word])) for word in words if word != "data=tfds"}
-        found["data=tfds"] = plain(compose("config", ["data=mnist"]))
-        found["experiment=null"] = plain(compose("config", []))
+        found = {word: to_dict(compose("config", [word])) for word in words if word != "data=tfds"}
+        found["data=tfds"] = to_dict(compose("config", ["data=mnist"]))
+        found["experiment=null"] = to_dict(compose("config", []))
     return found

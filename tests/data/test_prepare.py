@@ -147,4 +147,4 @@ with patch.object(tfds.core.DatasetBuilder, "download_and_prepare", gone):
         print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "preparing cifar10 needs tensorflow; type: pip install 'cnnexp[tfds]'"
+    assert done.stdout.strip() == "preparing cifar10 needs tensorflow; run: pip install 'cnnexp[tfds]'"

@@ -18,7 +18,7 @@ from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.shapes import check_prepared, infer_shape
 from cnnexp.data.tfds.prepared import PreparedSet
 from cnnexp.data.tfds.records import Records
-from cnnexp.sweep.compose import quote_tyings
+from cnnexp.sweep.overrides import quote_tyings
 from tests.fakes.tfds_digits import prepare_images, tfds_data
 
 TRAIN, TEST = 123, 31  # in several files, of sizes that percentages do not divide

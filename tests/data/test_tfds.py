@@ -164,7 +164,7 @@ def test_labels_outside_the_classes_are_refused(prepared: Path, tmp_path: Path, 
     ("changes", "told"),
     [
         ({"name": "tfds_digit"}, "did you mean 'tfds_digits'"),
-        ({"name": "nothing_like_it"}, "type: cnnexp data prepare nothing_like_it"),
+        ({"name": "nothing_like_it"}, "run: cnnexp data prepare nothing_like_it"),
         ({"test_split": "tets"}, "no split 'tets'; did you mean 'test'?"),
     ],
 )

@@ -27,7 +27,7 @@ from cnnexp.report.experiments import load_experiment
 from cnnexp.report.output import publish_report, write_report
 from cnnexp.report.report import MAX_NETWORKS
 from cnnexp.store.runs import StoredRun
-from cnnexp.sweep.points import Job
+from cnnexp.sweep.points import SweepPoint
 from cnnexp.sweep.provenance import summary_of
 
 ROOT = Path(__file__).parents[2]
@@ -39,12 +39,12 @@ def configs(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The configurations of an experiment at a size, with one learning rate."""
 
     def composed(experiment: str, size: str) -> list[RunConfig]:
-        seen: list[Job] = []
+        seen: list[SweepPoint] = []
         untuned = "optim.learning_rate=0.01"
 
-        def keep(jobs: list[Job]) -> dict[str, float]:
-            seen.extend(jobs)
-            return {job.config.run_id: math.nan for job in jobs}
+        def keep(points: list[SweepPoint]) -> dict[str, float]:
+            seen.extend(points)
+            return {point.config.run_id: math.nan for point in points}
 
         monkeypatch.setattr("cnnexp.cli.plan.print_plan", keep)
         monkeypatch.setattr(
@@ -53,7 +53,7 @@ def configs(monkeypatch: pytest.MonkeyPatch) -> Any:
         with pytest.raises(SystemExit) as stop:
             cli.main()
         assert stop.value.code == 0
-        return [job.config for job in seen]
+        return [point.config for point in seen]
 
     return composed
 

@@ -229,7 +229,7 @@ def _wait_for_any_worker(folder: Path, exclude: Iterable[int] = ()) -> tuple[str
 def _fails(folder: Path, tying: str) -> None:
     """Say of the runs of a tying, which a task of the array has before it, that one has failed."""
     for path in (folder / "results" / "sweep" / "slurm").glob("*_submitted.pkl"):
-        config = pickle.loads(path.read_bytes()).function.assignment.jobs[0].config
+        config = pickle.loads(path.read_bytes()).function.assignment.points[0].config
         if config.model.tying == tying:
             failed = folder / run_folder(config)
             failed.mkdir(exist_ok=True)

@@ -15,7 +15,7 @@ from cnnexp.core.machine import packaged_folder
 from cnnexp.data.images import DataShape
 from cnnexp.models.network import TiedNetwork
 from cnnexp.models.spec import match_target, specify_layers, specify_network, total_count
-from cnnexp.sweep.compose import plain
+from cnnexp.sweep.points import to_dict
 from tests.conftest import Configure
 
 
@@ -88,7 +88,7 @@ CIFAR = DataShape(image=(32, 32, 3), classes=10, train_images=50_000, test_image
 def shipped_model(name: str, **changes: Any) -> SimpleCNN:
     """A model of conf/model, composed as Hydra does."""
     with initialize_config_dir(str(packaged_folder("conf")), version_base="1.3"):
-        values = plain(compose("config", [f"model={name}"]))
+        values = to_dict(compose("config", [f"model={name}"]))
     values["model"] |= changes
     model = parse(values).model
     assert isinstance(model, SimpleCNN)

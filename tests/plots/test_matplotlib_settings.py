@@ -10,7 +10,7 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 
-from cnnexp.cli.show import show
+from cnnexp.cli.show import print_networks
 from cnnexp.plots.figures import draw_by_images, render
 from tests.analysis.test_compare import runs_of, swept
 from tests.conftest import Configure
@@ -46,7 +46,7 @@ def test_no_setting_of_the_user_changes_a_picture_of_a_network(
     pictures = []
     for settings in (None, STRANGE):
         with mpl.rc_context(settings):
-            show([config])
+            print_networks([config])
         (file,) = (tmp_path / "show").glob("*.png")
         pictures.append(file.read_bytes())
     assert pictures[0] == pictures[1]

@@ -18,7 +18,7 @@ from cnnexp.models.spec import specify_network
 from cnnexp.nn import geometry as geometry_module
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying, count_kernels, kernel_index
-from cnnexp.sweep.compose import count_jobs
+from cnnexp.sweep.points import count_points
 from cnnexp.sweep.validate import check_images, check_run
 from cnnexp.training.schedule import resolve_duration
 from tests.conftest import Configure
@@ -168,7 +168,7 @@ def test_jobs_are_counted_as_hydra_makes_them() -> None:
         (["seed=range(100000000)"], 10**8),
     ):
         parsed = parser.parse_overrides(overrides)
-        assert count_jobs(parsed) == number
+        assert count_points(parsed) == number
         if number < 100:
             lists = [list(o.sweep_string_iterator()) for o in parsed if o.is_sweep_override()]
             assert number == np.prod([len(values) for values in lists], dtype=int)

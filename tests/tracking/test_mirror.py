@@ -31,7 +31,7 @@ from cnnexp.store import runs
 from cnnexp.store.files import read_json
 from cnnexp.store.run_writer import RunWriter, record_failure
 from cnnexp.store.runs import StoredRun, read_runs
-from cnnexp.sweep.agents import agent_overrides, parameters_of
+from cnnexp.sweep.agents import agent_overrides, split_overrides
 from cnnexp.tracking import mirror_process, target
 from cnnexp.tracking.mirror import Mirror
 from cnnexp.tracking.target import Target
@@ -274,7 +274,7 @@ def test_sync_says_what_is_wrong(shell: Shell) -> None:
     shell.environment["WANDB_BASE_URL"] = "http://127.0.0.1:9"
     done = shell("sync", "default")
     assert done.returncode == 1
-    assert "127.0.0.1:9 cannot be reached; to try again, type: cnnexp sync default" in done.stderr
+    assert "127.0.0.1:9 cannot be reached; to try again, run: cnnexp sync default" in done.stderr
     follow = [sys.executable, "-m", "cnnexp", "sync", "default", "--follow"]
     with subprocess.Popen(follow, env=shell.environment, text=True, stdout=subprocess.PIPE) as following:
         assert following.stdout is not None
@@ -450,9 +450,9 @@ def test_parameters_of_an_agent_become_overrides(monkeypatch: pytest.MonkeyPatch
     assert agent_overrides(["a=1"])[:3] == ["a=1", "seed=2", 'model.tying="tiled(2)"']
     parts = [["a=1", "b=1", "c=3"], ["a=2", "b=1", "c=3"], ["a=1", "c=3"], ["a=2", "b=2", "c=3"]]
     jobs = {"job": {"values": ["a=1 b=1", "a=2 b=1", "a=1", "a=2 b=2"]}}
-    assert parameters_of(parts) == (jobs, ["c=3"])
-    assert parameters_of([["a=1", "a=0"], ["a=2", "a=0"]]) == ({"job": {"values": [""]}}, ["a=0"])
-    parameters, fixed = parameters_of(
+    assert split_overrides(parts) == (jobs, ["c=3"])
+    assert split_overrides([["a=1", "a=0"], ["a=2", "a=0"]]) == ({"job": {"values": [""]}}, ["a=0"])
+    parameters, fixed = split_overrides(
         [["seed=1", "a.b=[1,2]", "c='x y'"], ["seed=2", "a.b=[1,2]", "c='x y'"]]
     )
     assert parameters == {"seed": {"values": [1, 2]}}
@@ -484,7 +484,7 @@ def test_a_mirror_that_hangs_or_talks_nonsense_or_cannot_start_stops_nothing(
         mirror.notify(folders)
     assert [line for line in said if "cannot start" in line] == [
         "W&B: the mirror process cannot start: no more processes; "
-        "to send the rest, type: cnnexp sync runs --results-dir ."
+        "to send the rest, run: cnnexp sync runs --results-dir ."
     ]
 
 
@@ -574,7 +574,7 @@ def test_sync_of_runs_that_failed_or_are_damaged_or_were_there(shell: Shell, con
         record_failure(configure(seed=seed), "no memory")
     ended.finish("diverged", {})
     done = shell("sync", "test")
-    assert done.returncode == 1 and "try again, type: cnnexp sync test" in done.stderr
+    assert done.returncode == 1 and "try again, run: cnnexp sync test" in done.stderr
     sent = shell.server.runs
     states = {run.folder.name: run for run in (empty, rest, ended)}
     assert {name: sent[name].state for name in states} == {

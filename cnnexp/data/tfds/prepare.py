@@ -48,7 +48,7 @@ def prepare(name: str, source: Path | None, data_dir: str | Path | None) -> Prep
     builder = _builder(name, data_dir)
     if source is None and builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         raise UsageError(
-            f"{name}: its files must be downloaded by hand; type: cnnexp data prepare {name} --from DIR "
+            f"{name}: its files must be downloaded by hand; run: cnnexp data prepare {name} --from DIR "
             f"({' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())})"
         )
     config = tfds.download.DownloadConfig(manual_dir=source) if source else None
@@ -57,7 +57,7 @@ def prepare(name: str, source: Path | None, data_dir: str | Path | None) -> Prep
             builder.download_and_prepare(download_config=config)
         except ImportError as error:
             extra = "'cnnexp[tfds]'" if error.name == "tensorflow" else error.name
-            raise UsageError(f"preparing {name} needs {error.name}; type: pip install {extra}") from None
+            raise UsageError(f"preparing {name} needs {error.name}; run: pip install {extra}") from None
         except NonMatchingChecksumError as error:
             raise UsageError(f"{name}: {_wrong_file(error)}") from None
         except (DownloadError, ExtractError) as error:
@@ -99,7 +99,7 @@ def _refuse_unreachable_downloads(name: str, source: Path | None) -> Iterator[No
                 pass
         except OSError:
             raise UsageError(
-                f"{name}: {parts.hostname} cannot be reached; if you have {file} from elsewhere, type: "
+                f"{name}: {parts.hostname} cannot be reached; if you have {file} from elsewhere, run: "
                 f"cnnexp data prepare {name} --from DIR"
             ) from None
         return original_download(self, url, *args, **kwargs)

@@ -208,7 +208,7 @@ class PreparedSet:
 
     def corrupt(self, file: Path, reason: str) -> UsageError:
         """Return the error that names a corrupt file, the reason, and what to type."""
-        return UsageError(f"{file}: {reason}; remove {self.folder} and type: cnnexp data prepare {self.name}")
+        return UsageError(f"{file}: {reason}; remove {self.folder} and run: cnnexp data prepare {self.name}")
 
 
 def resolve_data_dir(data_dir: str | Path | None) -> Path:
@@ -238,7 +238,7 @@ def find_prepared_set(name: str, data_dir: str | Path | None) -> PreparedSet:
     if nearest and name not in names:
         raise UsageError(f"data.name={name}: not prepared; did you mean {nearest!r}?")
     raise UsageError(
-        f"data.name={name}: not prepared in {resolve_data_dir(data_dir)}; type: cnnexp data prepare {name} "
+        f"data.name={name}: not prepared in {resolve_data_dir(data_dir)}; run: cnnexp data prepare {name} "
         "(with --from DIR where its files are already downloaded)"
     )
 

@@ -12,7 +12,7 @@ def choose_launch(name: str) -> Launch:
         name: of the launcher: `local`, `slurm` or `ray`.
 
     Returns:
-        `launch(jobs, command)`; see `run_sweep`.
+        `launch(points, command)`; see `run_sweep`.
     """
     if name == "slurm":
         from cnnexp.sweep.launchers.slurm import submit

@@ -18,7 +18,7 @@ from cnnexp.store.files import read_json
 from cnnexp.store.leases import BEAT_SECONDS, LEASE_SECONDS, Leases
 from cnnexp.store.runs import ENDED, read_error_line, read_history, run_folder, sweep_folder
 from cnnexp.sweep.plan import Plan
-from cnnexp.sweep.points import Job
+from cnnexp.sweep.points import SweepPoint
 from cnnexp.sweep.progress import SweepProgress
 from cnnexp.sweep.run import (
     check_and_prepare,
@@ -38,11 +38,11 @@ class Assignment:
     """Runs of a sweep, to be trained by a call in any process that sees the store.
 
     Attributes:
-        jobs: the runs.
+        points: the runs.
         folder: that relative paths start from.
     """
 
-    jobs: tuple[Job, ...]
+    points: tuple[SweepPoint, ...]
     folder: str
 
     def __call__(self) -> None:
@@ -52,11 +52,14 @@ class Assignment:
         """
         os.chdir(self.folder)
         local = LocalLauncher(name="local")
-        jobs = [replace(job, config=job.config.model_copy(update={"launcher": local})) for job in self.jobs]
+        points = [
+            replace(point, config=point.config.model_copy(update={"launcher": local}))
+            for point in self.points
+        ]
         deadline, failed = time.monotonic() + 1.1 * LEASE_SECONDS, None
-        while jobs:
-            others = claimed_runs(jobs[0])
-            if free := [job for job in jobs if job.config.run_id not in others]:
+        while points:
+            others = claimed_runs(points[0])
+            if free := [point for point in points if point.config.run_id not in others]:
                 try:
                     run_sweep(free)
                 except SweepFailed as error:
@@ -67,39 +70,41 @@ class Assignment:
                 break
             else:
                 time.sleep(BEAT_SECONDS)
-            jobs = [job for job in jobs if job.config.run_id in others]
+            points = [point for point in points if point.config.run_id in others]
         if failed:
             raise failed
 
 
-def claimed_runs(job: Job, within: float | None = None) -> set[str]:
+def claimed_runs(point: SweepPoint, within: float | None = None) -> set[str]:
     """Return the runs of a sweep that are claimed by living workers; see `Leases.claimed_by_others`."""
-    with Leases(sweep_folder(job.config)) as leases:
+    with Leases(sweep_folder(point.config)) as leases:
         return leases.claimed_by_others(within)
 
 
-def assign(plan: Plan, jobs: Mapping[str, Job], most: int | None = None) -> list[Assignment]:
+def assign(plan: Plan, points: Mapping[str, SweepPoint], most: int | None = None) -> list[Assignment]:
     """Divide what a plan has to train among workers, without the runs claimed by others.
 
     Args:
         plan: of the sweep.
-        jobs: of the sweep, by their ids.
+        points: of the sweep, by their ids.
         most: number of assignments; None: one for each stack. If there are more stacks, each assignment has
             several, and costly stacks are in different ones.
     """
-    others = claimed_runs(next(iter(jobs.values())), within=2.5 * BEAT_SECONDS)  # without workers just killed
+    others = claimed_runs(
+        next(iter(points.values())), within=2.5 * BEAT_SECONDS
+    )  # without workers just killed
     stacks = sorted(plan.stacks, key=lambda stack: -stack.flops)
     free = [ids for stack in stacks if (ids := [run_id for run_id in stack.runs if run_id not in others])]
     number = min(len(free), most or len(free))
     parts = [[run_id for ids in free[i::number] for run_id in ids] for i in range(number)]
-    return [Assignment(tuple(jobs[run_id] for run_id in part), os.getcwd()) for part in parts]
+    return [Assignment(tuple(points[run_id] for run_id in part), os.getcwd()) for part in parts]
 
 
 class StoreWatcher:
     """Follows in the store a sweep that workers elsewhere train.
 
     Args:
-        jobs: of the sweep, by their ids.
+        points: of the sweep, by their ids.
         plan: of the sweep.
         progress: that displays it.
 
@@ -107,8 +112,8 @@ class StoreWatcher:
         failed: by run, the first line of its error.
     """
 
-    def __init__(self, jobs: Mapping[str, Job], plan: Plan, progress: SweepProgress):
-        self._jobs, self._progress = jobs, progress
+    def __init__(self, points: Mapping[str, SweepPoint], plan: Plan, progress: SweepProgress):
+        self._points, self._progress = points, progress
         self._unfinished = {run_id: run_folder(plan.runs[run_id]) for s in plan.stacks for run_id in s.runs}
         self._stale = {i: _status(folder).get("updated") for i, folder in self._unfinished.items()}
         self.failed: dict[str, str] = {}
@@ -139,18 +144,18 @@ class StoreWatcher:
         """
         self.failed |= dict.fromkeys(self._unfinished, "ended without a result")
         if self.failed:
-            raise SweepFailed(failure_report(self.failed, self._jobs))
+            raise SweepFailed(failure_report(self.failed, self._points))
         return self.accuracies()
 
     def accuracies(self) -> dict[str, float]:
         """Return the validation accuracy of every run, NaN without a result."""
-        return {run_id: validation_accuracy(job.config) for run_id, job in self._jobs.items()}
+        return {run_id: validation_accuracy(point.config) for run_id, point in self._points.items()}
 
 
 def watch(
-    jobs: Sequence[Job],
+    points: Sequence[SweepPoint],
     command: str | None,
-    send: Callable[[Plan, Mapping[str, Job], SweepProgress], Iterator[bool]],
+    send: Callable[[Plan, Mapping[str, SweepPoint], SweepProgress], Iterator[bool]],
     cancel: Callable[[bool], None],
     *,
     wait: bool = True,
@@ -158,7 +163,7 @@ def watch(
     """Have workers train the runs without a result, and display the progress until all have ended.
 
     Args:
-        jobs: of the sweep.
+        points: of the sweep.
         command: as for `run_sweep`.
         send: sends the assignments, then yields again and again whether any worker is still alive.
         cancel: makes the workers save and end. Its argument is True if this command was asked to stop, False
@@ -168,11 +173,11 @@ def watch(
     Raises:
         UsageError, SweepFailed, Interrupted: as `run_sweep`.
     """
-    by_id = {job.config.run_id: job for job in jobs}
-    stop = jobs[0].config.sweep.on_error == "stop"
+    by_id = {point.config.run_id: point for point in points}
+    stop = points[0].config.sweep.on_error == "stop"
     with ExitStack() as contexts:
         signals = contexts.enter_context(StopSignals())
-        check_and_prepare([job.config for job in jobs])
+        check_and_prepare([point.config for point in points])
         plan, progress = start_progress(by_id, command, contexts)
         watcher = StoreWatcher(by_id, plan, progress)
         for working in send(plan, by_id, progress) if plan.stacks else ():
@@ -184,7 +189,7 @@ def watch(
                 cancel(signals.asked.is_set())
                 signals.raise_if_asked()
                 break
-            if not unfinished or not (working or unfinished & claimed_runs(jobs[0])):
+            if not unfinished or not (working or unfinished & claimed_runs(points[0])):
                 break
             seconds = time.monotonic() - started
             signals.asked.wait(max(POLL_SECONDS, seconds / POLL_FRACTION))

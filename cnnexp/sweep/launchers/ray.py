@@ -13,7 +13,7 @@ from cnnexp.core.errors import SweepFailed, UsageError
 from cnnexp.core.text import pluralize
 from cnnexp.sweep.launchers.assignment import Assignment, assign, watch
 from cnnexp.sweep.plan import Plan
-from cnnexp.sweep.points import Job
+from cnnexp.sweep.points import SweepPoint
 from cnnexp.sweep.signals import Interrupted
 from cnnexp.tracking.target import remove_credentials
 
@@ -27,7 +27,7 @@ SAVE_SECONDS = 60.0  # for tasks that were asked to stop
 PASSED_ON = ("TFDS_DATA_DIR", "WANDB_MODE", "WANDB_BASE_URL", "JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")
 
 
-def run_on_ray(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
+def run_on_ray(points: Sequence[SweepPoint], command: str | None) -> dict[str, float]:
     """Train on Ray the runs without a result, and display the progress until all have ended.
 
     Args and returns as in `run_sweep`.
@@ -35,13 +35,13 @@ def run_on_ray(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
     Raises:
         UsageError: also: Ray is not installed, or no cluster answers at the address.
     """
-    launcher = jobs[0].config.launcher
+    launcher = points[0].config.launcher
     assert isinstance(launcher, RayLauncher)
     with ExitStack() as contexts:
         ray = _connect(launcher, contexts)
         tasks: list[Any] = []
 
-        def send(plan: Plan, by_id: Mapping[str, Job], progress: "SweepProgress") -> Iterator[bool]:
+        def send(plan: Plan, by_id: Mapping[str, SweepPoint], progress: "SweepProgress") -> Iterator[bool]:
             options = {
                 "num_cpus": launcher.cpus,
                 "num_gpus": launcher.gpus,
@@ -65,7 +65,7 @@ def run_on_ray(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
                 ray.cancel(task, force=False)  # sends SIGINT, at which the worker saves
             ray.wait(tasks, num_returns=len(tasks), timeout=SAVE_SECONDS)
 
-        return watch(jobs, command, send, cancel)
+        return watch(points, command, send, cancel)
 
 
 def _connect(launcher: RayLauncher, contexts: ExitStack) -> Any:
@@ -74,7 +74,7 @@ def _connect(launcher: RayLauncher, contexts: ExitStack) -> Any:
     try:
         import ray
     except ImportError:
-        raise UsageError("launcher=ray: needs Ray; type: pip install 'cnnexp[ray]'") from None
+        raise UsageError("launcher=ray: needs Ray; run: pip install 'cnnexp[ray]'") from None
     if not ray.is_initialized():
         variables = {key: remove_credentials(os.environ[key]) for key in PASSED_ON if key in os.environ}
         try:

@@ -21,7 +21,7 @@ from cnnexp.core.text import pluralize
 from cnnexp.store.runs import list_run_folders, sweep_folder
 from cnnexp.sweep.launchers.assignment import Assignment, assign, watch
 from cnnexp.sweep.plan import Plan
-from cnnexp.sweep.points import Job
+from cnnexp.sweep.points import SweepPoint
 from cnnexp.sweep.signals import REQUEUE, Interrupted
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class RequeuedAssignment:
         return DelayedSubmission(self)
 
 
-def submit(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
+def submit(points: Sequence[SweepPoint], command: str | None) -> dict[str, float]:
     """Submit the runs without a result to Slurm; with `launcher.wait`, display the progress until they end.
 
     Returns:
@@ -69,12 +69,12 @@ def submit(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
         SweepFailed: with `launcher.wait`: some runs have no result.
         KeyboardInterrupt: with `launcher.wait`: this command was asked to stop; the tasks continue.
     """
-    launcher = jobs[0].config.launcher
+    launcher = points[0].config.launcher
     assert isinstance(launcher, SlurmLauncher)
     _check_slurm()
     job_ids: list[str] = []  # of the array, if there was anything to submit
 
-    def send(plan: Plan, by_id: Mapping[str, Job], progress: "SweepProgress") -> Iterator[bool]:
+    def send(plan: Plan, by_id: Mapping[str, SweepPoint], progress: "SweepProgress") -> Iterator[bool]:
         assignments = assign(plan, by_id, most=launcher.tasks)
         job_ids.extend(_submit_array(assignments, launcher))
         progress.tell(_describe_submission(job_ids, assignments, plan))
@@ -92,10 +92,10 @@ def submit(jobs: Sequence[Job], command: str | None) -> dict[str, float]:
             print(f"Slurm job {job} continues without this command", file=sys.stderr)
         raise KeyboardInterrupt
 
-    folder = sweep_folder(jobs[0].config)
+    folder = sweep_folder(points[0].config)
     is_new = not folder.exists()
     try:
-        return watch(jobs, command, send, cancel, wait=launcher.wait)
+        return watch(points, command, send, cancel, wait=launcher.wait)
     except UsageError:
         if is_new and not list_run_folders(folder):  # what was refused leaves nothing behind
             shutil.rmtree(folder, ignore_errors=True)
@@ -108,7 +108,7 @@ def _check_slurm() -> None:
     try:
         import submitit  # noqa: F401
     except ImportError:
-        raise UsageError("launcher=slurm: needs submitit; type: pip install 'cnnexp[slurm]'") from None
+        raise UsageError("launcher=slurm: needs submitit; run: pip install 'cnnexp[slurm]'") from None
     if shutil.which("sbatch") is None:
         raise UsageError("launcher=slurm: no sbatch on this machine; start the sweep on a login node")
 
@@ -120,7 +120,7 @@ def _submit_array(assignments: Sequence[Assignment], launcher: SlurmLauncher) ->
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError
 
-    first = assignments[0].jobs[0].config
+    first = assignments[0].points[0].config
     python = f"{shlex.quote(sys.executable)} -P"  # without the modules of the folder it was submitted from
     logs = _logs(sweep_folder(first))
     executor = SlurmExecutor(folder=logs, max_num_timeout=launcher.requeues, python=python)
@@ -163,11 +163,11 @@ def _reason(error: Exception) -> str:
 
 
 def _describe_submission(job_ids: Sequence[str], assignments: Sequence[Assignment], plan: Plan) -> str:
-    runs = sum(len(assignment.jobs) for assignment in assignments)
+    runs = sum(len(assignment.points) for assignment in assignments)
     claimed = sum(len(stack.runs) for stack in plan.stacks) - runs
     lines = [f"not submitted: {pluralize(claimed, 'run')} that other workers are training"] * bool(claimed)
     for job in job_ids:
-        logs = _logs(sweep_folder(assignments[0].jobs[0].config))
+        logs = _logs(sweep_folder(assignments[0].points[0].config))
         lines.append(
             f"Slurm job {job}: {pluralize(runs, 'run')} in {pluralize(len(assignments), 'task')}; "
             f"logs in {logs}; squeue -j {job} shows it, scancel {job} stops it, "

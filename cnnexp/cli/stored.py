@@ -1,0 +1,196 @@
+"""The commands about sweeps in the store: `report`, `results`, `compare`, `sync` and `dashboard`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cnnexp.cli.commands import Command, SeveralOption
+from cnnexp.cli.options import (
+    FilePath,
+    Text,
+    check_results_dir,
+    find_sweep,
+    format_option,
+    results_dir_option,
+    sweep_argument,
+)
+from cnnexp.core.errors import UsageError
+
+ALL_VARYING = "all that vary"  # the value of `--by` without a key
+
+
+@click.command("report", cls=Command)
+@sweep_argument()
+@results_dir_option
+@click.option(
+    "--publish",
+    type=FilePath(),
+    metavar="DIR",
+    help="Also write DIR/NAME.md with small figures, to commit beside the code.",
+)
+def report(name: str, results_dir: Path, publish: Path | None) -> None:
+    """Write the table, figures and verdicts of the sweep NAME: its folder under the results, or a path."""
+    from cnnexp.core.machine import check_writable
+    from cnnexp.report.output import print_report, publish_report, write_report
+
+    folder = find_sweep(name, results_dir)
+    if publish:
+        check_writable(publish, f"--publish {publish}")
+    written = write_report(folder)
+    print_report(written)
+    if publish:
+        print(publish_report(written, publish))
+
+
+@click.command("results", cls=Command)
+@sweep_argument()
+@results_dir_option
+@click.option(
+    "--where",
+    "conditions",
+    cls=SeveralOption,
+    marks="=<>",
+    metavar="COND",
+    help="Only runs that meet all conditions, such as model.tying=shared,local 'seed<3'.",
+)
+@click.option(
+    "--by",
+    "keys",
+    cls=SeveralOption,
+    is_flag=False,
+    flag_value=ALL_VARYING,
+    metavar="[KEY]",
+    help="Print one row per cell of these keys, or of all varying keys if none is named.",
+)
+@format_option
+@click.option("--output", "-o", type=FilePath(), metavar="FILE", help="Write the table to a file.")
+def results(
+    name: str,
+    results_dir: Path,
+    conditions: tuple[str, ...],
+    keys: tuple[str, ...],
+    form: Any,
+    output: Path | None,
+) -> None:
+    """Print the runs of the sweep NAME, or its cells, as a table."""
+    from cnnexp.cli.tables import print_results
+
+    folder = find_sweep(name, results_dir)
+    if output:
+        _check_output(output)
+    by = [key for key in keys if key != ALL_VARYING] if keys else None
+    print_results(folder, conditions=list(conditions), by=by, form=form, output=output)
+
+
+def _check_output(output: Path) -> None:
+    from cnnexp.core.machine import check_writable
+
+    if output.is_dir():
+        raise UsageError(f"--output {output}: must be a file (got a folder)")
+    if not output.parent.exists():
+        raise UsageError(f"--output {output}: no such folder: {output.parent}")
+    check_writable(output.parent, f"--output {output}")
+
+
+@click.command("compare", cls=Command)
+@sweep_argument()
+@sweep_argument("other")
+@results_dir_option
+@format_option
+def compare(name: str, other: str, results_dir: Path, form: Any) -> None:
+    """Compare the sweeps NAME and OTHER: which numbers changed beyond their intervals."""
+    from cnnexp.cli.tables import print_comparison
+
+    print_comparison(find_sweep(name, results_dir), find_sweep(other, results_dir), form=form)
+
+
+@click.command("sync", cls=Command)
+@sweep_argument(required=False)
+@results_dir_option
+@click.option("--follow", is_flag=True, help="Continue while any worker trains runs of the sweep.")
+@click.option(
+    "--to",
+    type=Text(),
+    metavar="DIR",
+    help="Write W&B's offline files to this folder instead, or send the runs to Trackio (`trackio`).",
+)
+def sync(name: str | None, results_dir: Path, follow: bool, to: str | None) -> int:
+    """Upload the runs of the sweep NAME that W&B lacks; without NAME, those of all sweeps."""
+    from cnnexp.core.machine import check_writable
+    from cnnexp.store.runs import list_sweeps
+    from cnnexp.tracking.sync import SyncError, sync_sweep
+
+    sweeps = check_results_dir(results_dir)
+    if to and to != "trackio":
+        check_writable(Path(to).expanduser(), f"--to {to}")
+    folders = [find_sweep(name, sweeps)] if name else [sweeps / sweep for sweep in list_sweeps(sweeps)]
+    if not folders:
+        raise UsageError(f"--results-dir {sweeps}: holds no sweep; run: cnnexp run --help")
+    try:
+        for folder in folders:
+            sync_sweep(folder, follow=follow, to=to)
+    except SyncError as error:
+        print(f"cnnexp: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+@click.command("dashboard", cls=Command)
+@sweep_argument(required=False)
+@results_dir_option
+@click.option("--local", is_flag=True, help="Serve Trackio's page of all runs on this machine.")
+@click.option("--project", type=Text(), help="With --local: the project to show (default: cnnexp).")
+@click.option("--dry-run", is_flag=True, help="Only write the specifications as JSON.")
+def dashboard(name: str | None, results_dir: Path, local: bool, project: str | None, dry_run: bool) -> int:
+    """Create a W&B workspace and report of the sweep NAME."""
+    if local:
+        if name or dry_run:
+            unused = name or "--dry-run"
+            raise UsageError(f"--local {unused}: Trackio shows all runs; omit {unused}")
+        _open_trackio(results_dir, project)
+        return 0
+    if project:
+        raise UsageError(f"--project {project}: needs --local; without it, the project is that of the sweep")
+    if name is None:
+        raise UsageError("NAME: missing; run: cnnexp dashboard NAME")
+    return _save_dashboard(find_sweep(name, check_results_dir(results_dir)), dry_run=dry_run)
+
+
+def _open_trackio(results_dir: Path, project: str | None) -> None:
+    from cnnexp.tracking.target import resolve_mode
+    from cnnexp.tracking.trackio_run import show_trackio
+
+    resolve_mode("local")
+    show_trackio(check_results_dir(results_dir), project or "cnnexp")
+
+
+def _save_dashboard(folder: Path, *, dry_run: bool) -> int:
+    """Create the workspace and report of a sweep, or write their specifications; return the exit code."""
+    from cnnexp.tracking.mirror_process import describe_error
+    from cnnexp.tracking.sync import target_of_sweep
+    from cnnexp.tracking.target import Reachability
+
+    target = target_of_sweep(folder, "offline" if dry_run else "online")
+    # Imports W&B, which takes seconds: after the checks above.
+    from cnnexp.tracking.dashboard import save_dashboard, write_dry_run
+
+    if dry_run:
+        print(write_dry_run(folder, target))
+        return 0
+    server = Reachability()
+    if not server:
+        print(
+            f"cnnexp: W&B: {server.host} cannot be reached; --dry-run writes a file instead", file=sys.stderr
+        )
+        return 1
+    try:
+        addresses = save_dashboard(folder, target)
+    except Exception as error:
+        if not type(error).__module__.startswith("wandb"):
+            raise
+        print(f"cnnexp: W&B: {describe_error(error)}", file=sys.stderr)
+        return 1
+    print("\n".join(addresses.values()))
+    return 0
