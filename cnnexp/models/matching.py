@@ -28,9 +28,9 @@ def match_widths(widths: Sequence[int], count: Count, target: int) -> Widths:
     Returns:
         The widths whose count is nearest to the target; `is_matched` says whether it is near enough.
     """
-    nearest = _scaled(widths, count, target)
+    nearest = _scale_widths(widths, count, target)
     while not is_matched(count(nearest), target):
-        candidates = set(_changed(nearest, count, target))
+        candidates = set(_change_widths(nearest, count, target))
         matched = [changed for changed in candidates if is_matched(count(changed), target)]
         if matched:
             return min(matched, key=lambda changed: (_distortion(changed, widths), changed))
@@ -48,32 +48,32 @@ def is_matched(achieved: int, target: int) -> bool:
     return abs(achieved / target - 1) <= TOLERANCE
 
 
-def _scaled(widths: Sequence[int], count: Count, target: int) -> Widths:
+def _scale_widths(widths: Sequence[int], count: Count, target: int) -> Widths:
     """Scale all widths by the one factor whose count is nearest to the target."""
 
-    def scaled(factor: float) -> Widths:
+    def scale(factor: float) -> Widths:
         return tuple(max(1, round(width * factor)) for width in widths)
 
     low, high = 1 / max(widths), 2.0
-    while count(scaled(high)) < target:
+    while count(scale(high)) < target:
         high *= 2
     for _ in range(40):  # bisection, to far below one feature
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if count(scaled(middle)) <= target else (low, middle)
-    return min(scaled(low), scaled(high), key=lambda scaled: _log_error(count(scaled), target))
+        low, high = (middle, high) if count(scale(middle)) <= target else (low, middle)
+    return min(scale(low), scale(high), key=lambda scaled: _log_error(count(scaled), target))
 
 
-def _changed(widths: Widths, count: Count, target: int) -> Iterator[Widths]:
+def _change_widths(widths: Widths, count: Count, target: int) -> Iterator[Widths]:
     """Yield widths that differ in one layer, or in two, and whose count is near the target."""
     for layer in range(len(widths)):
-        yield from _solved(widths, layer, count, target)
+        yield from _solve_width(widths, layer, count, target)
     for other, layer in permutations(range(len(widths)), 2):
         for change in SECOND_CHANGES:
             if widths[other] + change >= 1:
-                yield from _solved(_replace(widths, other, widths[other] + change), layer, count, target)
+                yield from _solve_width(_replace(widths, other, widths[other] + change), layer, count, target)
 
 
-def _solved(widths: Widths, layer: int, count: Count, target: int) -> Iterator[Widths]:
+def _solve_width(widths: Widths, layer: int, count: Count, target: int) -> Iterator[Widths]:
     """Yield widths with that of one layer rounded down and up from where the count is the target."""
     narrowest = count(_replace(widths, layer, 1))
     slope = count(_replace(widths, layer, 2)) - narrowest

@@ -32,7 +32,7 @@ class TiedNetwork(nnx.Module):
     def __init__(self, layers: NetworkSpec, *, rngs: nnx.Rngs):
         self.layers = layers
         for layer in layers:
-            setattr(self, layer.name, _build(layer, rngs))
+            setattr(self, layer.name, _build_layer(layer, rngs))
             if layer.threshold is not None:
                 setattr(
                     self,
@@ -44,7 +44,7 @@ class TiedNetwork(nnx.Module):
         """Return the logits of the head for normalised images."""
         x, layout = images, cast(Layout, "NHWC")
         for spec in self.layers:
-            layer, activation = get_layer(self, spec), self._activation(spec)
+            layer, activation = get_layer(self, spec), self._get_activation(spec)
             fastest = layer.layout or layout
             x, layout = layer(transpose_layout(x, layout, fastest), fastest), fastest
             if spec.pool == "max" and spec.activation in MONOTONE:  # the same result from fewer numbers
@@ -53,7 +53,7 @@ class TiedNetwork(nnx.Module):
                 x = pool(activation(x), spec.pool, spec.pool_size, layout)
         return transpose_layout(x, layout, "NHWC").reshape(images.shape[0], -1)
 
-    def _activation(self, layer: LayerSpec) -> Callable[[Array], Array]:
+    def _get_activation(self, layer: LayerSpec) -> Callable[[Array], Array]:
         if layer.threshold is None:
             return ACTIVATIONS[layer.activation]
         threshold = getattr(self, f"{layer.name}_threshold")[...]
@@ -65,7 +65,7 @@ def shrink(x: Float[Array, "..."], threshold: Float[Array, ""]) -> Float[Array, 
     return jax.nn.relu(x - threshold) - jax.nn.relu(-x - threshold)
 
 
-def _build(layer: LayerSpec, rngs: nnx.Rngs) -> TiedConv:
+def _build_layer(layer: LayerSpec, rngs: nnx.Rngs) -> TiedConv:
     gain = {"relu": 2.0, "gelu": 2.0}.get(layer.activation, 1.0)
     return TiedConv(
         layer.geometry,
@@ -100,21 +100,21 @@ def embed_network(
         else embed(get_layer(net, layer), tying=tying, bias=bias, rngs=rngs)
         for layer in net.layers
     }
-    layers = tuple(_embedded_spec(layer, embedded[layer.name]) for layer in net.layers)
-    other = TiedNetwork(layers, rngs=nnx.Rngs(0))
+    layers = tuple(_specify_embedded(layer, embedded[layer.name]) for layer in net.layers)
+    new = TiedNetwork(layers, rngs=nnx.Rngs(0))
     for name, layer in embedded.items():
-        setattr(other, name, layer)
+        setattr(new, name, layer)
     for layer in net.layers:
         if layer.threshold is not None:
-            setattr(other, f"{layer.name}_threshold", getattr(net, f"{layer.name}_threshold"))
-    return other
+            setattr(new, f"{layer.name}_threshold", getattr(net, f"{layer.name}_threshold"))
+    return new
 
 
 def build_from_convolution(layers: NetworkSpec, *, rngs: nnx.Rngs) -> TiedNetwork:
     """Build a network by embedding a convolutional one, so that both compute one function (d'Ascoli 2019).
 
     Args:
-        layers: The specification of the network. Its convolutions are drawn with shared kernels.
+        layers: The specification of the network. Its convolutions are first drawn with shared kernels.
         rngs: Its stream `params` draws the parameters.
     """
     shared = Tying("shared")
@@ -129,35 +129,36 @@ def build_from_convolution(layers: NetworkSpec, *, rngs: nnx.Rngs) -> TiedNetwor
     return net
 
 
-def spatial_layers(net: TiedNetwork) -> dict[str, TiedConv]:
+def get_spatial_layers(net: TiedNetwork) -> dict[str, TiedConv]:
     """Return the layers with more than one output position by their names."""
     return {layer.name: get_layer(net, layer) for layer in net.layers if layer.geometry.positions > 1}
 
 
 def measure_learned(net: TiedNetwork) -> dict[str, Float[Array, ""]]:
-    """Measure what training made of the kernels.
+    """Measure the kernels of a trained network.
 
     Returns:
         By names in a summary: `learned/distance/<layer>` is `distance_to_shared` of layers that may differ
         from a convolution, `learned/locality/<layer>` is `locality` of dense layers for a window as large as
         the kernel, and `learned/zeros/<layer>` is the fraction of weights that are zero.
     """
-    measured: dict[str, Float[Array, ""]] = {}
-    for name, layer in spatial_layers(net).items():
+    measures: dict[str, Float[Array, ""]] = {}
+    for name, layer in get_spatial_layers(net).items():
         if layer.tying.kind in ("shared", "low_rank"):
             continue
-        measured[f"learned/distance/{name}"] = distance_to_shared(layer)
-        measured[f"learned/zeros/{name}"] = (layer.bank[...] == 0).mean()
+        measures[f"learned/distance/{name}"] = distance_to_shared(layer)
+        measures[f"learned/zeros/{name}"] = (layer.bank[...] == 0).mean()
         (kh, kw), (h, w, _) = layer.geometry.kernel_size, layer.geometry.in_shape
         if layer.tying.kind == "dense" and kh <= h and kw <= w:
-            measured[f"learned/locality/{name}"] = locality(layer, (kh, kw))
-    return measured
+            measures[f"learned/locality/{name}"] = locality(layer, (kh, kw))
+    return measures
 
 
 def sample_kernels(net: TiedNetwork) -> dict[str, Float[Array, "rows columns kh kw filters"]]:
     """Return a few kernels of every layer with more than one output position, by its name."""
     return {
-        name: layer.sample_kernels(SAMPLE_SIDE, SAMPLE_FILTERS) for name, layer in spatial_layers(net).items()
+        name: layer.sample_kernels(SAMPLE_SIDE, SAMPLE_FILTERS)
+        for name, layer in get_spatial_layers(net).items()
     }
 
 
@@ -166,6 +167,6 @@ def get_layer(net: TiedNetwork, layer: LayerSpec) -> TiedConv:
     return cast(TiedConv, getattr(net, layer.name))
 
 
-def _embedded_spec(layer: LayerSpec, new: TiedConv) -> LayerSpec:
+def _specify_embedded(layer: LayerSpec, new: TiedConv) -> LayerSpec:
     bias = "none" if new.bias_tying is None else str(new.bias_tying)
     return replace(layer, tying=new.tying, bias="same" if new.bias_tying == new.tying else bias)

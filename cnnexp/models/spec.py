@@ -81,43 +81,43 @@ def specify_layers(model: SimpleCNN | MLP, shape: DataShape) -> NetworkSpec:
     if shape.multi_label and model.head == "softmax":
         raise UsageError("model.head=softmax: these images have several labels at once; allowed: sigmoid")
     if isinstance(model, SimpleCNN) and model.match != "none":
-        model = _matched(model, shape)
-    return _layers(model, shape)
+        model = _match_features(model, shape)
+    return _list_layers(model, shape)
 
 
 def match_target(model: SimpleCNN | MLP, shape: DataShape) -> int | None:
     """Return the count that `model.match` keeps: that of the network with `model.match_tying`, or None."""
     if isinstance(model, MLP) or model.match == "none":
         return None
-    like = model.model_copy(update={"tying": model.match_tying, "match": "none"})
+    target_model = model.model_copy(update={"tying": model.match_tying, "match": "none"})
     try:
-        return total_count(_layers(like, shape), model.match)
+        return total_count(_list_layers(target_model, shape), model.match)
     except UsageError as error:
         raise UsageError(str(error).replace("model.tying=", "model.match_tying=", 1)) from None
 
 
-def _matched(model: SimpleCNN, shape: DataShape) -> SimpleCNN:
+def _match_features(model: SimpleCNN, shape: DataShape) -> SimpleCNN:
     """Choose the features of a model so that its count is that of `model.match_tying`.
 
     Raises:
         UsageError: No features bring the count within 5% of it.
     """
-    target, depth = match_target(model, shape), _depth(model, LAYER_KEYS)
+    target, depth = match_target(model, shape), _resolve_depth(model, LAYER_KEYS)
     widths = [_layer_value(model.features, index) for index in range(depth)]
     assert target is not None
 
     @cache
     def count(widths: Widths) -> int:
         changed = model.model_copy(update={"features": list(widths)})
-        return total_count(_layers(changed, shape), model.match)
+        return total_count(_list_layers(changed, shape), model.match)
 
     matched = match_widths(widths, count, target)
     if not is_matched(achieved := count(matched), target):
-        raise UsageError(_mismatch_message(model, matched, achieved, target))
+        raise UsageError(_describe_mismatch(model, matched, achieved, target))
     return model.model_copy(update={"features": list(matched)})
 
 
-def _mismatch_message(model: SimpleCNN, widths: Widths, achieved: int, target: int) -> str:
+def _describe_mismatch(model: SimpleCNN, widths: Widths, achieved: int, target: int) -> str:
     tying = ",".join(model.tying) if isinstance(model.tying, list) else model.tying
     extreme = "at least" if max(widths) == 1 else "at the nearest"
     widen = f"model.match_tying={tying}, which widens the other networks, or "
@@ -129,8 +129,8 @@ def _mismatch_message(model: SimpleCNN, widths: Widths, achieved: int, target: i
     )
 
 
-def _layers(model: SimpleCNN | MLP, shape: DataShape) -> NetworkSpec:
-    layers = _convolutions(model, shape.image) if isinstance(model, SimpleCNN) else []
+def _list_layers(model: SimpleCNN | MLP, shape: DataShape) -> NetworkSpec:
+    layers = _list_convolutions(model, shape.image) if isinstance(model, SimpleCNN) else []
     in_shape = layers[-1].out_shape if layers else shape.image
     widths = [*model.hidden, shape.classes]
     for index, width in enumerate(widths):
@@ -188,17 +188,17 @@ def total_count(layers: NetworkSpec, field: str) -> int:
     return sum(getattr(layer.counts, field) for layer in layers)
 
 
-def _convolutions(model: SimpleCNN, image: tuple[int, int, int]) -> list[LayerSpec]:
-    depth = _depth(model, LAYER_KEYS)
+def _list_convolutions(model: SimpleCNN, image: tuple[int, int, int]) -> list[LayerSpec]:
+    depth = _resolve_depth(model, LAYER_KEYS)
     layers: list[LayerSpec] = []
     for index in range(depth):
         value = {key: _layer_value(getattr(model, key), index) for key in LAYER_KEYS}
         in_shape = layers[-1].out_shape if layers else image
-        layers.append(_convolution(f"conv_{index}", in_shape, value, model))
+        layers.append(_specify_convolution(f"conv_{index}", in_shape, value, model))
     return layers
 
 
-def _convolution(
+def _specify_convolution(
     name: str, in_shape: tuple[int, int, int], value: dict[str, Any], model: SimpleCNN
 ) -> LayerSpec:
     try:
@@ -242,21 +242,21 @@ def _convolution(
 
 
 def _check_size(key: str, text: str, geometry: Geometry, name: str) -> None:
-    """Refuse a period, a grid or a rank at which a layer cannot be told from `local`.
+    """Refuse a period, a grid or a rank that is so large that the layer is the same as a `local` one.
 
     A layer of one position accepts every tying, as all are the same: the last layers of a list may be so.
     """
     tying = Tying.parse("local" if text in ("same", "none") else text)
     h, w = geometry.out_size
-    most = h * w if tying.kind == "low_rank" else max(h, w)
-    if tying.kind in SIZED and h * w > 1 and tying.size > most:
+    max_size = h * w if tying.kind == "low_rank" else max(h, w)
+    if tying.kind in SIZED and h * w > 1 and tying.size > max_size:
         raise UsageError(
             f"model.{key}={text}: too much for the {h}x{w} positions of layer {name}; "
-            f"allowed: up to {tying.kind}({most}), or local"
+            f"allowed: up to {tying.kind}({max_size}), or local"
         )
 
 
-def _depth(model: SimpleCNN, keys: tuple[str, ...]) -> int:
+def _resolve_depth(model: SimpleCNN, keys: tuple[str, ...]) -> int:
     """Return the number of convolutions: the length of `features`, or of the other lists if it is none."""
     lengths = {key: len(value) for key in keys if isinstance(value := getattr(model, key), list)}
     depth = lengths.get("features", max(lengths.values(), default=1))

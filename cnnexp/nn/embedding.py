@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import random
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from cnnexp.nn.geometry import Geometry
+from cnnexp.nn.ops.patches import expand_to_image
 from cnnexp.nn.tied_conv import TiedConv
 from cnnexp.nn.tying import Tying, bank_shape, count_kernels, fan_in, kernel_index
+
+Bank = Float[Array, "..."]  # of kernels or of biases
 
 
 def embed(
@@ -55,22 +58,20 @@ def embed(
         ValueError: A layer of the new tying cannot compute every function of the old.
     """
     target = Tying.parse(tying)
-    other = _make_layer_like(layer, target, bias)
-    if layer.bias is not None and other.bias is None:
+    embedded = _make_layer_like(layer, target, bias)
+    if layer.bias is not None and embedded.bias is None:
         raise ValueError("bias=none drops the biases of the layer; allowed: None, or a tying of the biases")
     if target.kind == "low_rank":
         if count_kernels(layer.geometry, layer.tying) > 1:
             raise ValueError(f"{layer.tying} does not embed in {target}; allowed: from shared")
-        other.bank[...] = _low_rank_kernels(layer, target, rngs)
+        embedded.bank[...] = _low_rank_kernels(layer, target, rngs)
     else:
         _require_finer_target(layer, layer.tying, target)
         kernels = _full_kernels(layer) if target.kind == "dense" else layer.position_kernels()
-        other.bank[...] = _mean_by_kernel(kernels, layer.geometry, target)
-    if other.bias is not None:
-        _embed_bias(layer, other)
-    if other.wiring is not None and layer.wiring is not None:
-        other.wiring[...] = layer.wiring[...]
-    return other
+        embedded.bank[...] = _mean_by_kernel(kernels, layer.geometry, target)
+    _embed_bias(layer, embedded)
+    _copy_wiring(layer, embedded)
+    return embedded
 
 
 def project(layer: TiedConv, *, tying: Tying | str = "shared") -> TiedConv:
@@ -106,14 +107,13 @@ def project(layer: TiedConv, *, tying: Tying | str = "shared") -> TiedConv:
         raise ValueError(
             f"no mean kernel from {layer.tying} to {target}; allowed: to shared, tiled(t), blocked(g)"
         )
-    other = _make_layer_like(layer, target, None)
-    other.bank[...] = _mean_by_kernel(layer.position_kernels(), layer.geometry, target)
-    if other.bias is not None:
-        everywhere = jnp.broadcast_to(jnp.asarray(layer.position_biases()), layer.geometry.out_shape)
-        other.bias[...] = _mean_by_kernel(everywhere, layer.geometry, other.bias_tying or target)
-    if other.wiring is not None and layer.wiring is not None:
-        other.wiring[...] = layer.wiring[...]
-    return other
+    projected = _make_layer_like(layer, target, None)
+    projected.bank[...] = _mean_by_kernel(layer.position_kernels(), layer.geometry, target)
+    if projected.bias is not None:
+        biases = jnp.broadcast_to(jnp.asarray(layer.position_biases()), layer.geometry.out_shape)
+        projected.bias[...] = _mean_by_kernel(biases, layer.geometry, projected.bias_tying or target)
+    _copy_wiring(layer, projected)
+    return projected
 
 
 def distance_to(layer: TiedConv, *, tying: Tying | str = "shared") -> Float[Array, ""]:
@@ -165,7 +165,7 @@ def _require_finer_target(layer: TiedConv, source: Tying, target: Tying) -> None
 def _mean_by_kernel(
     values: Float[Array, "oh ow ..."], geometry: Geometry, tying: Tying
 ) -> Float[Array, "R ..."]:
-    """Average over the positions that use each kernel."""
+    """Average values of positions over the positions that use each of the R kernels of a tying."""
     index = kernel_index(geometry, tying).ravel()
     counts = np.bincount(index)
     flat = values.reshape(len(index), -1)
@@ -186,26 +186,6 @@ def _full_kernels(layer: TiedConv) -> Float[Array, "oh ow h w c o"]:
     )
 
 
-def expand_to_image(
-    kernels: Float[Array, "... c o"],
-    geometry: Geometry,
-    wiring: Int[Array, "positions k"] | None = None,
-) -> Float[Array, "positions h w c o"]:
-    """Expand the kernels of all positions to the size of the image, with zeros outside of their windows.
-
-    Args:
-        kernels: The kernel of each position.
-        geometry: The geometry of the layer.
-        wiring: The pixels of each position where connectivity is random; None takes those of the window.
-    """
-    index = jnp.asarray(geometry.window_index()) if wiring is None else wiring
-    (h, w, c), o = geometry.in_shape, geometry.features
-    image = jnp.zeros((geometry.positions, h * w + 1, c, o), kernels.dtype)
-    entries = kernels.reshape(geometry.positions, -1, c, o)
-    image = image.at[jnp.arange(geometry.positions)[:, None], index].add(entries)
-    return image[:, :-1].reshape(geometry.positions, h, w, c, o)
-
-
 def _low_rank_kernels(layer: TiedConv, tying: Tying, rngs: nnx.Rngs | None) -> Float[Array, "r kh kw c o"]:
     """Return as many kernels as the rank, whose mean is the one kernel of the layer."""
     shape = bank_shape(layer.geometry, tying)
@@ -216,23 +196,24 @@ def _low_rank_kernels(layer: TiedConv, tying: Tying, rngs: nnx.Rngs | None) -> F
     return layer.bank[...] + differences - differences.mean(0)
 
 
-def _embed_bias(layer: TiedConv, other: TiedConv) -> None:
-    assert other.bias is not None and other.bias_tying is not None
+def _copy_wiring(layer: TiedConv, new: TiedConv) -> None:
+    if new.wiring is not None and layer.wiring is not None:
+        new.wiring[...] = layer.wiring[...]
+
+
+def _embed_bias(layer: TiedConv, new: TiedConv) -> None:
+    """Set the biases of a new layer so that it adds those of the old; without these they stay zero."""
     biases, geometry = layer.position_biases(), layer.geometry
-    if biases is None:
-        return  # those of the new layer stay zero
-    assert layer.bias_tying is not None
-    if other.bias_tying.kind == "low_rank":
-        other.bias[...] = jnp.broadcast_to(biases, other.bias[...].shape)
+    if new.bias is None or new.bias_tying is None or biases is None or layer.bias_tying is None:
+        return
+    if new.bias_tying.kind == "low_rank":
+        new.bias[...] = jnp.broadcast_to(biases, new.bias[...].shape)
         return
     # The biases of `dense`, as those of `local`, are one per position.
     source = Tying("local") if layer.bias_tying.kind == "dense" else layer.bias_tying
-    _require_finer_target(layer, source, other.bias_tying)
-    everywhere = jnp.broadcast_to(biases, geometry.out_shape)
-    other.bias[...] = _mean_by_kernel(everywhere, geometry, other.bias_tying)
-
-
-Bank = Float[Array, "..."]
+    _require_finer_target(layer, source, new.bias_tying)
+    biases = jnp.broadcast_to(biases, geometry.out_shape)
+    new.bias[...] = _mean_by_kernel(biases, geometry, new.bias_tying)
 
 
 def tie_gradient(layer: TiedConv) -> None:
@@ -244,15 +225,15 @@ def tie_gradient(layer: TiedConv) -> None:
     Args:
         layer: A layer that holds the gradient in place of its parameters; it is changed in place.
     """
-    for variable, spread, entry in _shared_banks(layer):
-        (total,) = jax.linear_transpose(spread, entry)(variable[...])
-        variable[...] = spread(total)
+    for variable, copy_entry, entry in _iterate_banks(layer):
+        (total,) = jax.linear_transpose(copy_entry, entry)(variable[...])
+        variable[...] = copy_entry(total)
 
 
 def average_kernels(layer: TiedConv) -> None:
     """Replace the kernels of a layer by their mean, the nearest convolution (Pogodin 2021, section 3)."""
-    for variable, spread, entry in _shared_banks(layer):
-        variable[...] = _project_bank(variable[...], spread, entry)
+    for variable, copy_entry, entry in _iterate_banks(layer):
+        variable[...] = _project_bank(variable[...], copy_entry, entry)
 
 
 def distance_to_shared(layer: TiedConv) -> Float[Array, ""]:
@@ -264,42 +245,44 @@ def distance_to_shared(layer: TiedConv) -> Float[Array, ""]:
     Returns:
         The norm of the difference over the norm of the kernels.
     """
-    bank, spread, entry = next(_shared_banks(layer))
-    difference = bank[...] - _project_bank(bank[...], spread, entry)
+    bank, copy_entry, entry = next(_iterate_banks(layer))
+    difference = bank[...] - _project_bank(bank[...], copy_entry, entry)
     return jnp.linalg.norm(difference.ravel()) / jnp.linalg.norm(bank[...].ravel())
 
 
-def _shared_banks(
+def _iterate_banks(
     layer: TiedConv,
 ) -> Iterator[tuple[nnx.Param[Array], Callable[[Bank], Bank], jax.ShapeDtypeStruct]]:
-    """Yield the banks of kernels and biases.
+    """Yield the bank of kernels of a layer, then its bank of biases.
 
-    Each comes with the linear map that fills it with copies of one entry, and with the shape of that entry.
+    Each comes with the linear map that fills it with copies of one entry, as in a convolution, and with the
+    shape of that entry.
     """
     if not layer.tying.selects_one_kernel:
         raise ValueError(f"a {layer.tying} layer mixes its kernels; allowed: a tying without mixtures")
     convolution = bank_shape(layer.geometry, Tying("shared"))
-    yield layer.bank, _spread_kernel(layer), jax.ShapeDtypeStruct(convolution, layer.bank[...].dtype)
+    yield layer.bank, _make_kernel_copier(layer), jax.ShapeDtypeStruct(convolution, layer.bank[...].dtype)
     if layer.bias is not None:
         biases = layer.bias[...]
         entry = jax.ShapeDtypeStruct((1, biases.shape[1]), biases.dtype)
         yield layer.bias, lambda bias: jnp.broadcast_to(bias, biases.shape), entry
 
 
-def _spread_kernel(layer: TiedConv) -> Callable[[Bank], Bank]:
+def _make_kernel_copier(layer: TiedConv) -> Callable[[Bank], Bank]:
+    """Return the linear map from the kernel of a convolution to the bank of the equal layer of this tying."""
     shape = layer.bank[...].shape
 
-    def spread(kernel: Bank) -> Bank:
+    def copy_kernel(kernel: Bank) -> Bank:
         if layer.tying.kind != "dense":
             return jnp.broadcast_to(kernel, shape)
         copies = jnp.broadcast_to(kernel, (layer.geometry.positions, *kernel.shape[1:]))
         return expand_to_image(copies, layer.geometry).reshape(shape)
 
-    return spread
+    return copy_kernel
 
 
-def _project_bank(bank: Bank, spread: Callable[[Bank], Bank], entry: jax.ShapeDtypeStruct) -> Bank:
+def _project_bank(bank: Bank, copy_entry: Callable[[Bank], Bank], entry: jax.ShapeDtypeStruct) -> Bank:
     """Project a bank on those that consist of copies of one entry."""
-    gather = jax.linear_transpose(spread, entry)
-    ((total,), (copies,)) = gather(bank), gather(spread(jnp.ones(entry.shape, entry.dtype)))
-    return spread(total / jnp.maximum(copies, 1))
+    add_copies = jax.linear_transpose(copy_entry, entry)
+    ((total,), (count,)) = add_copies(bank), add_copies(copy_entry(jnp.ones(entry.shape, entry.dtype)))
+    return copy_entry(total / jnp.maximum(count, 1))

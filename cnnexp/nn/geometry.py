@@ -51,9 +51,9 @@ class Geometry:
                 raise ValueError(f"{name}={value}: must be at least 1")
         for axis, size in enumerate(self.in_shape[:2]):
             if self.extent[axis] > size:
-                raise ValueError(self._too_large(axis, size))
+                raise ValueError(self._describe_excess(axis, size))
 
-    def _too_large(self, axis: int, size: int) -> str:
+    def _describe_excess(self, axis: int, size: int) -> str:
         dilated = "" if self.dilation == (1, 1) else f" with dilation={_times(self.dilation)}"
         kernel, image = _times(self.kernel_size), _times(self.in_shape[:2])
         allowed = (size - 1) // self.dilation[axis] + 1
@@ -69,7 +69,7 @@ class Geometry:
     @property
     def out_size(self) -> tuple[int, int]:
         """Height and width of the output."""
-        h, w = (self._windows(axis) for axis in (0, 1))
+        h, w = (self._count_windows(axis) for axis in (0, 1))
         return h, w
 
     @property
@@ -105,7 +105,7 @@ class Geometry:
     @property
     def pads(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Pixels before and after the image, along height and width."""
-        h, w = (self._pads(axis) for axis in (0, 1))
+        h, w = (self._pad_axis(axis) for axis in (0, 1))
         return h, w
 
     @property
@@ -121,7 +121,7 @@ class Geometry:
     def axis_index(self, axis: int) -> Int[np.ndarray, "windows k"]:
         """Return the pixel of each window and kernel entry along an axis; the size stands for padding."""
         size, k = self.in_shape[axis], self.kernel_size[axis]
-        starts = np.arange(self._windows(axis)) * self.stride[axis] - self._pads(axis)[0]
+        starts = np.arange(self._count_windows(axis)) * self.stride[axis] - self._pad_axis(axis)[0]
         pixels = starts[:, None] + np.arange(k) * self.dilation[axis]
         if self.padding == "CIRCULAR":
             return pixels % size
@@ -136,30 +136,33 @@ class Geometry:
 
     def _count_axis_entries(self, axis: int) -> int:
         """Count the pairs along an axis without making their array, which may be too large for memory."""
-        windows, k, before = self._windows(axis), self.kernel_size[axis], self._pads(axis)[0]
+        windows, k, before = self._count_windows(axis), self.kernel_size[axis], self._pad_axis(axis)[0]
         if self.padding == "CIRCULAR":
             return windows * k
-        (few, step), (many, other_step) = sorted(((windows, self.stride[axis]), (k, self.dilation[axis])))
+        # A pixel is `window * stride + entry * dilation - before`. The outer are the fewer of the two.
+        (outer, outer_step), (inner, inner_step) = sorted(
+            ((windows, self.stride[axis]), (k, self.dilation[axis]))
+        )
         inside = 0
-        for at in range(0, few, COUNT_BLOCK):
-            # For each of the few: the pixel of the first of the many, and which of these are in the image.
-            pixels = np.arange(at, min(at + COUNT_BLOCK, few)) * step - before
-            first = np.clip(-(pixels // other_step), 0, many)
-            end = np.clip((self.in_shape[axis] - 1 - pixels) // other_step + 1, 0, many)
+        for start in range(0, outer, COUNT_BLOCK):
+            # For each of the outer: the first and the last of the inner whose pixel is in the image.
+            pixels = np.arange(start, min(start + COUNT_BLOCK, outer)) * outer_step - before
+            first = np.clip(-(pixels // inner_step), 0, inner)
+            end = np.clip((self.in_shape[axis] - 1 - pixels) // inner_step + 1, 0, inner)
             inside += int(np.maximum(end - first, 0).sum())
         return inside
 
-    def _windows(self, axis: int) -> int:
+    def _count_windows(self, axis: int) -> int:
         size, s = self.in_shape[axis], self.stride[axis]
         return (size - self.extent[axis]) // s + 1 if self.padding == "VALID" else -(-size // s)
 
-    def _pads(self, axis: int) -> tuple[int, int]:
+    def _pad_axis(self, axis: int) -> tuple[int, int]:
         if self.padding == "VALID":
             return 0, 0
         size, s, extent = self.in_shape[axis], self.stride[axis], self.extent[axis]
         if self.padding == "CIRCULAR":
             return (extent - 1) // 2, extent // 2
-        total = max((self._windows(axis) - 1) * s + extent - size, 0)
+        total = max((self._count_windows(axis) - 1) * s + extent - size, 0)
         return total // 2, total - total // 2
 
 

@@ -103,8 +103,8 @@ class TiedConv(nnx.Module):
             setattr(self, f"mix_{name}", nnx.Param(jnp.full(mixing_shape, start, param_dtype)))
         biases = jnp.zeros(bias_shape(geometry, self.tying, bias), param_dtype)
         self.bias = None if self.bias_tying is None else nnx.Param(biases)
-        random_inputs = geometry.connectivity == "random" and self.tying.kind != "dense"
-        self.wiring = Wiring(draw_wiring(rngs.params(), geometry)) if random_inputs else None
+        is_wired = geometry.connectivity == "random" and self.tying.kind != "dense"
+        self.wiring = Wiring(draw_wiring(rngs.params(), geometry)) if is_wired else None
 
     def __call__(self, x: Float[Array, "_ _ _ _"], layout: Layout = "NHWC") -> Float[Array, "_ _ _ _"]:
         """Apply the layer to images.
@@ -154,7 +154,7 @@ class TiedConv(nnx.Module):
 
     def position_kernels(self) -> Float[Array, "oh ow kh kw c o"]:
         """Return the kernel of each output position; that of a `dense` layer is as large as the image."""
-        return self._spread(self.bank[...], self.tying)
+        return self._expand_bank(self.bank[...], self.tying)
 
     def sample_kernels(self, side: int, filters: int) -> Float[Array, "rows columns kh kw filters"]:
         """Return kernels of adjoining positions in the middle, from the first input channel.
@@ -170,7 +170,7 @@ class TiedConv(nnx.Module):
             np.arange(start, min(start + side, n))
             for start, n in zip(starts, self.geometry.out_size, strict=True)
         )
-        return self._spread(self.bank[..., 0, :filters], self.tying, np.ix_(rows, columns))
+        return self._expand_bank(self.bank[..., 0, :filters], self.tying, np.ix_(rows, columns))
 
     def position_biases(self) -> Float[Array, "oh ow o"] | Float[Array, " o"] | None:
         """Return the bias of each output position, or one for all where it is shared, or None."""
@@ -178,12 +178,17 @@ class TiedConv(nnx.Module):
             return None
         if self.bias_tying.kind == "shared":
             return self.bias[...][0]
-        return self._spread(self.bias[...], self.bias_tying)
+        return self._expand_bank(self.bias[...], self.bias_tying)
 
-    def _spread(
-        self, bank: Float[Array, "R ..."], tying: Tying, at: tuple[np.ndarray, ...] | EllipsisType = ...
+    def _expand_bank(
+        self,
+        bank: Float[Array, "R ..."],
+        tying: Tying,
+        positions: tuple[np.ndarray, ...] | EllipsisType = ...,
     ) -> Float[Array, "oh ow ..."]:
-        mixing = self.mixing() if tying.kind == "low_rank" else None
-        return (
-            bank[kernel_index(self.geometry, tying)[at]] if mixing is None else mix_kernels(bank, mixing[at])
-        )
+        """Return the entry of a bank, or the mixture of entries, that each of some positions uses."""
+        if tying.kind != "low_rank":
+            return bank[kernel_index(self.geometry, tying)[positions]]
+        mixing = self.mixing()
+        assert mixing is not None
+        return mix_kernels(bank, mixing[positions])

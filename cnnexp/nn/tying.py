@@ -66,9 +66,13 @@ class Tying:
         match = re.fullmatch(r"(\w+)\s*(?:\(\s*(\d+)((?:\s*,\s*\w+)*)\s*\))?", text.strip())
         kind, size, words = match.groups() if match else (text, None, None)
         options = set(re.findall(r"\w+", words or ""))
-        known = {"softmax", "free", "separable", "full"} if kind == "low_rank" else set()
-        sized = kind in SIZED
-        if kind not in get_args(Kind) or (size is not None) != sized or options - known or size == "0":
+        known_options = {"softmax", "free", "separable", "full"} if kind == "low_rank" else set()
+        if (
+            kind not in get_args(Kind)
+            or (size is not None) != (kind in SIZED)
+            or options - known_options
+            or size == "0"
+        ):
             raise ValueError(f"not a tying: {text}; allowed: {', '.join(TYING_NAMES)}")
         return cls(cast(Kind, kind), int(size or 1), "free" not in options, "full" not in options)
 
@@ -183,17 +187,17 @@ def count_layer(geometry: Geometry, tying: Tying | str, bias: str) -> Counts:
     """
     tying = Tying.parse(tying)
     pairs = geometry.in_units * geometry.out_units
-    local = geometry.count_unpadded_entries() * geometry.in_shape[2] * geometry.features
-    connections = pairs if tying.kind == "dense" else local
+    windowed = geometry.count_unpadded_entries() * geometry.in_shape[2] * geometry.features
+    connections = pairs if tying.kind == "dense" else windowed
     weights = count_weights(geometry, tying)
-    mixed = tying.size * (connections + geometry.out_units)
+    mixture_macs = tying.size * (connections + geometry.out_units)
     return Counts(
         params=weights + math.prod(bias_shape(geometry, tying, bias)),
         weights=weights,
         connections=connections,
         sparsity=1 - connections / pairs,
         sharing=connections / weights,
-        macs=mixed if tying.kind == "low_rank" else connections,
+        macs=mixture_macs if tying.kind == "low_rank" else connections,
     )
 
 

@@ -20,7 +20,7 @@ from cnnexp.config import RunConfig
 from cnnexp.data.images import Integers, Normalisation
 from cnnexp.data.pipelines import EvalWindow, InMemory, RawBatch, TrainWindow
 from cnnexp.data.sampling import split_run_key
-from cnnexp.models.network import TiedNetwork, build_from_convolution, spatial_layers
+from cnnexp.models.network import TiedNetwork, build_from_convolution, get_spatial_layers
 from cnnexp.nn.embedding import average_kernels, tie_gradient
 from cnnexp.nn.tied_conv import TiedConv
 from cnnexp.training.optimizers import Hyperparameters, make_optimizer
@@ -239,7 +239,7 @@ def _change_layers(change: Callable[[TiedConv], None], fixed: Any, setup: Setup,
         tree: The parameters, or their gradients, which have the same structure.
     """
     network = merge_network(tree, fixed, setup)
-    for layer in spatial_layers(network).values():
+    for layer in get_spatial_layers(network).values():
         change(layer)
     return nnx.split(network, nnx.Param, ...)[1]
 

@@ -29,7 +29,7 @@ from cnnexp.nn.ops.patches import (
 from cnnexp.nn.tying import Tying, bank_shape, kernel_index
 
 Lowering = Literal["auto", "conv", "matmul"]
-FEW_KERNELS = 16  # up to which a convolution for each kernel is cheaper than a kernel for each position
+MAX_CONVOLUTIONS = 16  # up to which a convolution for each kernel is cheaper than a kernel for each position
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
@@ -105,9 +105,11 @@ def _check_shapes(
         "mixing": (mixing, (*geometry.out_size, tying.size) if tying.kind == "low_rank" else None),
         "wiring": (wiring, (geometry.positions, math.prod(geometry.kernel_size)) if wired else None),
     }
-    for name, (array, wanted) in shapes.items():
-        if (shape := None if array is None else array.shape) != wanted:
-            raise ValueError(f"{name} of shape {shape} for a {tying} layer, whose {name} has shape {wanted}")
+    for name, (array, expected) in shapes.items():
+        if (shape := None if array is None else array.shape) != expected:
+            raise ValueError(
+                f"{name} of shape {shape} for a {tying} layer, whose {name} has shape {expected}"
+            )
 
 
 def _is_dense(geometry: Geometry, tying: Tying) -> bool:
@@ -119,15 +121,16 @@ def _has_kernel_per_position(geometry: Geometry, tying: Tying) -> bool:
     kernels = bank_shape(geometry, tying)[0]
     if tying.kind == "low_rank" or kernels == 1:
         return False
-    return kernels > FEW_KERNELS or kernels == geometry.positions or geometry.connectivity == "random"
+    return kernels > MAX_CONVOLUTIONS or kernels == geometry.positions or geometry.connectivity == "random"
 
 
 def mix_kernels(bank: Float[Array, "R ..."], mixing: Float[Array, "oh ow R"]) -> Float[Array, "oh ow ..."]:
-    """Mix the kernels of the bank at each position of a `low_rank` layer."""
+    """Mix the kernels of the bank at each position of a `low_rank` layer with the weights `mixing`."""
     return jnp.tensordot(mixing, bank, axes=1)
 
 
 def _stack_channels(bank: Float[Array, "R kh kw c o"]) -> Float[Array, "kh kw c Ro"]:
+    """Put the kernels of a bank side by side along their output channels."""
     return jnp.moveaxis(bank, 0, -2).reshape(*bank.shape[1:4], -1)
 
 
@@ -190,29 +193,33 @@ def _apply_each_kernel(
     tying: Tying,
     lowering: Lowering,
 ) -> Float[Array, "_ _ _ _"]:
-    """Convolve with each kernel the part of the image where it is used, and add up the results."""
+    """Convolve with each kernel the part of the image where it is used, and add up the results.
+
+    The positions that use a kernel of `tiled` or `blocked` are evenly spaced rows and columns. A strided
+    convolution computes them, and the padding of its result, inside and around, puts them where they belong.
+    """
     layout, index = _lowering_layout(lowering, per_position=False), kernel_index(geometry, tying)
     x, total = pad_image(x, geometry, layout), None
     axes = [layout.index(letter) for letter in "HWC"]
     for number, kernel in enumerate(bank):
         part, stride = x, []
-        places: dict[str, tuple[int, int, int]] = dict.fromkeys(layout, (0, 0, 0))
+        borders: dict[str, tuple[int, int, int]] = dict.fromkeys(layout, (0, 0, 0))
         for axis, used in enumerate(np.nonzero(index == number)):
-            first, last, step = _span(np.unique(used))
+            first, last, step = _describe_spacing(np.unique(used))
             s, n = geometry.stride[axis], geometry.out_size[axis]
             part = lax.slice_in_dim(part, first * s, last * s + geometry.extent[axis], axis=axes[axis])
-            places["HW"[axis]] = (first, n - 1 - last, step - 1)
+            borders["HW"[axis]] = (first, n - 1 - last, step - 1)
             stride.append(step * s)
         in_shape = tuple(part.shape[axis] for axis in axes)
         window = replace(geometry, in_shape=in_shape, stride=tuple(stride), padding="VALID")
         y = convolve(part, kernel, window, lowering)
-        padded = lax.pad(y, jnp.zeros((), y.dtype), [places[letter] for letter in layout])
+        padded = lax.pad(y, jnp.zeros((), y.dtype), [borders[letter] for letter in layout])
         total = padded if total is None else total + padded
     assert total is not None
     return total
 
 
-def _span(positions: np.ndarray) -> tuple[int, int, int]:
+def _describe_spacing(positions: np.ndarray) -> tuple[int, int, int]:
     """Return the first, the last and the step of evenly spaced positions."""
     step = int(positions[1] - positions[0]) if len(positions) > 1 else 1
     return int(positions[0]), int(positions[-1]), step
@@ -226,6 +233,7 @@ def resolve_lowering(lowering: Lowering, *, per_position: bool) -> Lowering:
 
 
 def _lowering_layout(lowering: Lowering, *, per_position: bool) -> Layout:
+    """Return the layout in which a lowering computes: the batch last for matrix products of patches."""
     if resolve_lowering(lowering, per_position=per_position) == "conv":
         return "NHWC"
     return "HWCN" if per_position else "CHWN"
@@ -234,13 +242,19 @@ def _lowering_layout(lowering: Lowering, *, per_position: bool) -> Layout:
 def convolve(
     x: Float[Array, "_ _ _ _"], kernel: Float[Array, "kh kw c o"], geometry: Geometry, lowering: Lowering
 ) -> Float[Array, "_ _ _ _"]:
-    """Convolve images in the layout of their lowering; `geometry.features` is not read."""
+    """Convolve images with one kernel; `geometry.features` is not read.
+
+    Images and results are in the layout of the lowering: `NHWC` for `conv`, `CHWN` for `matmul`.
+    """
     if resolve_lowering(lowering, per_position=False) == "conv":
-        x, window = (
+        return lax.conv_general_dilated(
             pad_image(x, geometry),
-            {"rhs_dilation": geometry.dilation, "dimension_numbers": DIMENSION_NUMBERS},
+            kernel,
+            geometry.stride,
+            "VALID",
+            rhs_dilation=geometry.dilation,
+            dimension_numbers=DIMENSION_NUMBERS,
         )
-        return lax.conv_general_dilated(x, kernel, geometry.stride, "VALID", **window)
     window = (geometry.kernel_size, geometry.stride, geometry.dilation)
     columns = extract_patches(pad_image(x, geometry, "CHWN"), "CHWN", *window)
     y = kernel.reshape(-1, kernel.shape[-1]).T @ columns.reshape(len(columns), -1)
@@ -253,7 +267,10 @@ def convolve_locally(
     geometry: Geometry,
     lowering: Lowering,
 ) -> Float[Array, "_ _ _ _"]:
-    """Apply to each position its own kernel, in the layout of the lowering."""
+    """Apply one kernel per position to images.
+
+    Images and results are in the layout of the lowering: `NHWC` for `conv`, `HWCN` for `matmul`.
+    """
     oh, ow, kh, kw, c, o = kernels.shape
     if resolve_lowering(lowering, per_position=True) == "conv":
         return lax.conv_general_dilated_local(

@@ -138,7 +138,17 @@ def choose_tile(geometry: Geometry, batch: int) -> tuple[int, int]:
 def tile_patches(
     x: Float[Array, "_ _ _ _"], layout: Layout, geometry: Geometry, tile: tuple[int, int]
 ) -> Float[Array, "_ _ _ _"]:
-    """Copy the inputs of each tile side by side; they are zero where the last tiles leave the image."""
+    """Copy the inputs of each tile side by side; they are zero where the last tiles leave the image.
+
+    Args:
+        x: Images without padding.
+        layout: The order of their axes, and of those of the result.
+        geometry: The layer.
+        tile: Height and width of a tile, in output positions.
+
+    Returns:
+        The patches: one pixel per tile, with the inputs of its window as channels.
+    """
     x = pad_image(x, geometry, layout)
     if tile == (1, 1):
         return extract_patches(x, layout, geometry.kernel_size, geometry.stride, geometry.dilation)
@@ -146,8 +156,8 @@ def tile_patches(
     down, across = (t * s for t, s in zip(tile, geometry.stride, strict=True))
     for name, axis in (("H", 0), ("W", 1)):
         tiles = -(-geometry.out_size[axis] // tile[axis])
-        reach = (tiles - 1) * (down, across)[axis] + size[axis]
-        missing = max(0, reach - x.shape[layout.index(name)])
+        needed = (tiles - 1) * (down, across)[axis] + size[axis]
+        missing = max(0, needed - x.shape[layout.index(name)])
         x = jnp.pad(x, [(0, missing if letter == name else 0) for letter in layout])
     return extract_patches(x, layout, size, (down, across))
 
@@ -155,7 +165,15 @@ def tile_patches(
 def tile_kernels(
     kernels: Float[Array, "th tw kh kw c o"], stride: tuple[int, int]
 ) -> Float[Array, "eh ew c th tw o"]:
-    """Combine the kernels of the positions of a tile into one kernel on their common window."""
+    """Combine the kernels of the positions of a tile into one kernel on their common window.
+
+    Args:
+        kernels: The kernel of each of the `th` x `tw` positions.
+        stride: Pixels between neighbouring windows, down and across.
+
+    Returns:
+        The kernel, `eh` x `ew` entries large, with one output channel per position and old output channel.
+    """
     th, tw, *_ = kernels.shape
     if (th, tw) == (1, 1):
         return jnp.moveaxis(kernels, (0, 1), (3, 4))
@@ -169,6 +187,29 @@ def tile_kernels(
     return jnp.stack(rows, axis=3)
 
 
+def expand_to_image(
+    kernels: Float[Array, "... c o"],
+    geometry: Geometry,
+    wiring: Int[Array, "positions k"] | None = None,
+) -> Float[Array, "positions h w c o"]:
+    """Expand the kernels of all positions to the size of the image, with zeros outside of their windows.
+
+    Args:
+        kernels: The kernel of each position.
+        geometry: The geometry of the layer.
+        wiring: The pixels of each position where connectivity is random; None takes those of the window.
+
+    Returns:
+        Kernels of `h` x `w` entries, one for each position in order of rows.
+    """
+    index = jnp.asarray(geometry.window_index()) if wiring is None else wiring
+    (h, w, c), o = geometry.in_shape, geometry.features
+    image = jnp.zeros((geometry.positions, h * w + 1, c, o), kernels.dtype)
+    entries = kernels.reshape(geometry.positions, -1, c, o)
+    image = image.at[jnp.arange(geometry.positions)[:, None], index].add(entries)
+    return image[:, :-1].reshape(geometry.positions, h, w, c, o)
+
+
 def untile(y: Float[Array, "..."], layout: Layout, geometry: Geometry) -> Float[Array, "_ _ _ _"]:
     """Bring the positions of tiles back into rows.
 
@@ -180,10 +221,11 @@ def untile(y: Float[Array, "..."], layout: Layout, geometry: Geometry) -> Float[
     (h, w), axis = geometry.out_size, layout.index("H")
     merged = (y.shape[axis] * y.shape[axis + 1], y.shape[axis + 2] * y.shape[axis + 3])
     y = y.reshape(*y.shape[:axis], *merged, *y.shape[axis + 4 :])
-    cut = [slice(None)] * axis + [slice(h), slice(w)]
-    return y[tuple(cut)]
+    inside = [slice(None)] * axis + [slice(h), slice(w)]
+    return y[tuple(inside)]
 
 
 def _tile_extent(geometry: Geometry, tile: tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of the window of a tile in pixels."""
     h, w = ((t - 1) * s + e for t, s, e in zip(tile, geometry.stride, geometry.extent, strict=True))
     return h, w
