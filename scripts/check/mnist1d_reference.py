@@ -15,7 +15,7 @@ import mnist1d.data
 import numpy as np
 
 from cnnexp.config.data import MNIST1D
-from cnnexp.data.datasets.synthetic import draw_images, make_mnist1d_draw
+from cnnexp.data.datasets.synthetic import make_draw_images, make_mnist1d_task
 
 PAPER = {
     "length": 40,
@@ -31,7 +31,8 @@ PAPER = {
 def ours(images: int) -> tuple[np.ndarray, np.ndarray]:
     """Signals and labels drawn here."""
     data = MNIST1D.model_construct(None, **PAPER)
-    signals, labels = draw_images(make_mnist1d_draw(data, jax.random.key(0)), jax.random.key(0), images)
+    task = make_mnist1d_task(data, jax.random.key(0))
+    signals, labels = make_draw_images(task.draw_image)(task.common, jax.random.key(0), images)
     return signals[:, :, 0, 0], labels
 
 
