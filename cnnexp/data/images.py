@@ -203,8 +203,8 @@ def check_labels(split: str, labels: Int[np.ndarray, " n"], classes: int) -> Non
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(wrong):
         raise UsageError(
-            f"data.{split}_split: the label of image {wrong[0]} is {labels[wrong[0]]}; "
-            f"allowed: 0 to {classes - 1}"
+            f"data.{split}_split: labels must be from 0 to {classes - 1} "
+            f"(got {labels[wrong[0]]} for image {wrong[0]})"
         )
 
 

@@ -58,7 +58,7 @@ def _digits_shape(data: Digits) -> DataShape:
             f"(got data.scatter={str(scattered).lower()} data.canvas={data.canvas})"
         )
     if data.digits > 1 and not scattered:
-        raise UsageError(f"data.digits={data.digits}: needs data.scatter=true; without it, allowed: 1")
+        raise UsageError(f"data.digits={data.digits}: must be 1 unless data.scatter=true")
     side = data.canvas if scattered else DIGIT
     return DataShape(
         image=(side, side, 1),
@@ -104,19 +104,17 @@ def resolve_train_size(data: Data) -> int:
         UsageError: More training or validation images are requested than the data set has.
     """
     shape = infer_shape(data)
-    if data.validation_size > (most := shape.validation_images or shape.train_images - 1):
-        why = (
-            f"data.validation_images={most} are made"
-            if shape.validation_images
-            else "nothing is left to train on"
-        )
-        raise UsageError(f"data.validation_size={data.validation_size}: {why}; allowed: 0 to {most}")
+    if shape.validation_images and data.validation_size > shape.validation_images:
+        limit = f"data.validation_images={shape.validation_images}"
+        raise UsageError(f"data.validation_size={data.validation_size}: must be at most {limit}")
+    if not shape.validation_images and data.validation_size >= shape.train_images:
+        limit = f"{shape.train_images}, the training images of {data.name}, from which they are taken"
+        raise UsageError(f"data.validation_size={data.validation_size}: must be less than {limit}")
     available = shape.train_images - (0 if shape.validation_images else data.validation_size)
     if data.train_size is not None and data.train_size > available:
-        kept = f" beside {data.validation_size} for validation" if available < shape.train_images else ""
-        raise UsageError(
-            f"data.train_size={data.train_size}: {data.name} has {available}{kept}; allowed: 1 to {available}"
-        )
+        rest = f" besides {data.validation_size} for validation" if available < shape.train_images else ""
+        limit = f"{available}, the training images of {data.name}{rest}"
+        raise UsageError(f"data.train_size={data.train_size}: must be at most {limit}")
     return data.train_size or available
 
 
@@ -129,14 +127,16 @@ def check_prepared(data: Data) -> None:
     if isinstance(data, TFDSImages):
         find_prepared_set(data.name, data.data_dir).train_and_test_parts(data.train_split, data.test_split)
     elif data.stream == "always":
-        raise UsageError(f"data.stream=always: {data.name} is made in memory; allowed: auto, never")
+        raise UsageError(
+            f"data.stream=always: must be auto or never for {data.name}, which is made in memory"
+        )
 
 
 def check_size(data: Data) -> None:
     """Check that images that are held in memory fit into that of this machine.
 
     Raises:
-        UsageError: They do not; the message names the memory that they need and that there is.
+        UsageError: They do not; the message names the memory that they need and that of the machine.
     """
     if isinstance(data, TFDSImages) and data.stream != "never":
         return  # a set that is too large streams
@@ -145,8 +145,8 @@ def check_size(data: Data) -> None:
         size = "x".join(map(str, shape.image))
         needs = f"{shape.images:,} images of {size} need about {short_number(shape.bytes)}B of memory"
         raise UsageError(f"data: {needs}; {machine_memory_text()}")
-    if isinstance(data, MNIST1D) and (table := 8 * (DIGIT_POINTS + data.padding[1]) ** 2) > memory:
-        needs = f"smoothing so long a signal needs about {short_number(table)}B of memory"
+    if isinstance(data, MNIST1D) and (matrix_bytes := 8 * (DIGIT_POINTS + data.padding[1]) ** 2) > memory:
+        needs = f"smoothing a signal of this length needs about {short_number(matrix_bytes)}B of memory"
         raise UsageError(f"data.padding={data.padding}: {needs}; {machine_memory_text()}")
 
 
@@ -159,39 +159,41 @@ def check_corruptions(data: Data) -> None:
     """
     height, width, _ = infer_shape(data).image
     size = f"{height}x{width} images"
-    for key, most in (("shift", height - 1), ("crop", height - 1), ("resolution", max(height, width))):
-        if (getattr(data, key) or 0) > most:
-            raise UsageError(f"data.{key}={getattr(data, key)}: too much for {size}; allowed: up to {most}")
+    limits = {"shift": height - 1, "crop": height - 1, "resolution": max(height, width)}
+    for key, limit in limits.items():
+        if (value := getattr(data, key) or 0) > limit:
+            raise UsageError(f"data.{key}={value}: must be at most {limit} for {size}")
     if data.block > 1 and data.permutation == "none":
-        raise UsageError(f"data.block={data.block}: with data.permutation=none no block moves; allowed: 1")
-    if not _fills(data.block, height, width):
+        raise UsageError(
+            f"data.block={data.block}: must be 1 with data.permutation=none, which moves no block"
+        )
+    if not _tiles_image(data.block, height, width):
         sides = range(1, min(height, MAX_LISTED_BLOCK) + 1)
-        allowed = ", ".join(str(side) for side in sides if _fills(side, height, width))
-        raise UsageError(f"data.block={data.block}: does not fill {size}; allowed: {allowed}")
+        listed = ", ".join(str(side) for side in sides if _tiles_image(side, height, width))
+        raise UsageError(f"data.block={data.block}: blocks must tile {size}; allowed: {listed}")
     if isinstance(data, KPatterns):
         _check_patterns(data)
     if isinstance(data, MNIST1D):
         _check_signals(data)
 
 
-def _fills(block: int, height: int, width: int) -> bool:
+def _tiles_image(block: int, height: int, width: int) -> bool:
     return height % block == 0 and width % min(block, width) == 0
 
 
 def _check_patterns(data: KPatterns) -> None:
     if data.pattern > data.length:
-        raise UsageError(f"data.pattern={data.pattern}: longer than the input; allowed: 1 to {data.length}")
+        raise UsageError(f"data.pattern={data.pattern}: must be at most data.length={data.length}")
     if data.function == "random" and data.pattern > MAX_PATTERN_BITS:
         raise UsageError(
-            f"data.pattern={data.pattern}: with data.function=random its bits are the number of a table's "
-            f"entry; allowed: 1 to {MAX_PATTERN_BITS}"
+            f"data.pattern={data.pattern}: must be at most {MAX_PATTERN_BITS} with data.function=random, "
+            "which looks the bits up in a table"
         )
 
 
 def _check_signals(data: MNIST1D) -> None:
     if data.translation > (points := DIGIT_POINTS + data.padding[1]):
-        raise UsageError(
-            f"data.translation={data.translation}: more places than a signal has; allowed: 1 to {points}"
-        )
+        limit = f"{points}, the points of a padded signal"
+        raise UsageError(f"data.translation={data.translation}: must be at most {limit}")
     if data.padding[0] > data.padding[1]:
         raise UsageError(f"data.padding={format_value(data.padding)}: must be [MINIMUM,MAXIMUM]")

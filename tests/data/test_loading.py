@@ -1,4 +1,4 @@
-"""The images: real, split before they are scattered, drawn the same way every time."""
+"""The digits: real images, split before they are scattered, and drawn the same way every time."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def digits(configure: Configure, **changes: Any) -> Any:
     return configure(data=changes).data
 
 
-def test_digits_as_they_are(configure: Configure) -> None:
+def test_digits_without_scatter_are_the_images_of_scikit_learn(configure: Configure) -> None:
     data = digits(configure, scatter=False)
     images = load(data)
     pixels = np.concatenate([images.train_images, images.test_images])
@@ -27,8 +27,8 @@ def test_digits_as_they_are(configure: Configure) -> None:
     assert images.train_images.dtype == np.uint8
 
 
-def test_digits_apart_are_tested_where_none_was_trained_on(configure: Configure) -> None:
-    images = load(digits(configure, noise=0.0, apart=True))  # 3 places from left to right on 10 pixels
+def test_digits_apart_occupy_disjoint_columns_in_each_split(configure: Configure) -> None:
+    images = load(digits(configure, noise=0.0, apart=True))  # 10 columns: a digit begins in one of 3
     assert images.validation_images is not None
     for canvases, left, right in (
         (images.validation_images, 0, 2),
@@ -42,7 +42,7 @@ def test_digits_apart_are_tested_where_none_was_trained_on(configure: Configure)
         infer_shape(digits(configure, apart=True, canvas=9))
 
 
-def test_loading_twice_is_identical_and_another_seed_is_not(configure: Configure) -> None:
+def test_images_are_a_function_of_the_seed(configure: Configure) -> None:
     first, second = load(digits(configure)), load(digits(configure))
     assert all((a == b).all() for a, b in zip(first[:4], second[:4], strict=True))
     assert (load(digits(configure, seed=1)).train_images != first.train_images).any()
@@ -62,14 +62,14 @@ def test_subsets_are_nested_balanced_and_drawn_by_the_seed() -> None:
     assert (balanced_order(labels, seed=6)[:100] != order[:100]).any()
 
 
-def test_what_is_not_there_is_refused_at_once(configure: Configure) -> None:
-    with pytest.raises(UsageError, match="allowed: 1 to 120"):
+def test_more_images_than_available_and_streams_from_memory_are_refused(configure: Configure) -> None:
+    with pytest.raises(UsageError, match="must be at most 120, the training images of digits"):
         resolve_train_size(digits(configure, train_size=121))
-    with pytest.raises(UsageError, match="made in memory"):
+    with pytest.raises(UsageError, match="must be auto or never for digits, which is made in memory"):
         check_prepared(digits(configure, stream="always"))
 
 
-def test_several_digits_on_a_canvas_are_several_labels(configure: Configure) -> None:
+def test_each_digit_on_a_canvas_is_a_label(configure: Configure) -> None:
     data = digits(configure, digits=3, canvas=24)
     images = load(data)
     assert infer_shape(data).multi_label

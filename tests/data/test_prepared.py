@@ -120,12 +120,12 @@ CORRUPT = [
     (
         "features.json",
         changed(lambda features: image(features)["shape"].update(dimensions=["8", "8", "2"])),
-        "its images have 2 channels; allowed: 1, 3, 4",
+        "its images must have 1, 3 or 4 channels (got 2)",
     ),
     (
         "features.json",
         changed(lambda features: image(features).update(dtype="uint16")),
-        "its images are uint16",
+        "its images must be uint8 (got uint16)",
     ),
     (
         "features.json",
@@ -140,7 +140,7 @@ CORRUPT = [
     (
         "features.json",
         changed(lambda features: label(features).update(numClasses="3")),
-        " is 3; allowed: 0 to 2",
+        "labels must be from 0 to 2 (got 3 for image ",
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""Which images runs are validated on: like the data set, unlike anything that they are trained on."""
+"""Training and validation images of a run: class frequencies, nesting, and disjoint splits."""
 
 import re
 import sys
@@ -19,7 +19,7 @@ from cnnexp.data.loading import load_images as load
 from cnnexp.data.sampling import draw_split, stratified_sample
 from cnnexp.data.shapes import infer_shape, resolve_train_size
 from tests.conftest import Configure
-from tests.data.test_synthetic import TASKS, section
+from tests.data.test_synthetic import TASKS, section, task
 
 # Training images of each class, as published.
 CLASS_COUNTS = {
@@ -40,15 +40,15 @@ def labels_of(name: str) -> np.ndarray:
 def test_validation_has_the_class_frequencies_of_the_training_split(name: str, size: int) -> None:
     labels = labels_of(name)
     size = min(size, len(labels) // 3)
-    shares = np.array(CLASS_COUNTS[name]) * size / len(labels)
+    quotas = np.array(CLASS_COUNTS[name]) * size / len(labels)
     for seed in range(3):
         split = draw_split(labels, seed, size)
-        counts = np.bincount(labels[split.validation], minlength=len(shares))
-        assert counts.sum() == size and (np.abs(counts - shares) < 1).all()
+        counts = np.bincount(labels[split.validation], minlength=len(quotas))
+        assert counts.sum() == size and (np.abs(counts - quotas) < 1).all()
 
 
 @pytest.mark.parametrize("name", CLASS_COUNTS)
-def test_training_subsets_stay_nested_balanced_and_without_validation_images(name: str) -> None:
+def test_training_subsets_are_nested_and_balanced_and_hold_no_validation_image(name: str) -> None:
     labels = labels_of(name)
     split = draw_split(labels, 3, 500)
     both = np.concatenate([split.order, split.validation])
@@ -68,7 +68,7 @@ def test_seeds_draw_different_validation_images() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=12), st.integers(0, 500), st.integers(0, 5))
-def test_a_stratified_sample_is_within_one_image_of_each_share(
+def test_a_stratified_sample_is_within_one_image_of_each_class_quota(
     counts: list[int], size: int, seed: int
 ) -> None:
     labels = np.repeat(np.arange(len(counts)), counts)
@@ -77,22 +77,22 @@ def test_a_stratified_sample_is_within_one_image_of_each_share(
         return
     chosen = stratified_sample(labels, size, seed)
     assert len(np.unique(chosen)) == size
-    shares = np.array(counts) * size / len(labels)
-    assert (np.abs(np.bincount(labels[chosen], minlength=len(counts)) - shares) < 1).all()
+    quotas = np.array(counts) * size / len(labels)
+    assert (np.abs(np.bincount(labels[chosen], minlength=len(counts)) - quotas) < 1).all()
 
 
 def digits(configure: Configure, **changes: Any) -> Any:
     return configure(data=changes).data
 
 
-def test_base_digits_are_split_three_ways_with_the_same_class_frequencies() -> None:
+def test_each_split_of_the_digits_has_the_class_frequencies_of_all() -> None:
     labels = np.asarray(sklearn_digits().target)
     parts = split_digits(labels, 0)
     assert [len(part) for part in parts] == [1_257, 180, 360]
     assert len(np.unique(np.concatenate(parts))) == len(labels)
     for part in parts:
-        shares = np.bincount(labels) * len(part) / len(labels)
-        assert (np.abs(np.bincount(labels[part]) - shares) < 1.5).all()
+        quotas = np.bincount(labels) * len(part) / len(labels)
+        assert (np.abs(np.bincount(labels[part]) - quotas) < 1.5).all()
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -109,15 +109,15 @@ def test_validation_canvases_show_neither_training_nor_test_digits(configure: Co
         ("validation", images.validation_images),
         ("test", images.test_images),
     ):
-        found = [_digit_on(np.asarray(canvas[..., 0]), base) for canvas in canvases]
-        shown[split], columns[split] = ({digit[place] for digit in found} for place in (0, 1))
+        digits_and_columns = [find_digit(np.asarray(canvas[..., 0]), base) for canvas in canvases]
+        shown[split], columns[split] = map(set, zip(*digits_and_columns, strict=True))
     overlaps = [len(shown[a] & shown[b]) for a, b in (("train", "validation"), ("train", "test"))]
     assert [*overlaps, len(shown["validation"] & shown["test"])] == [0, 0, 0]
     if apart:
         assert columns == {"validation": {0, 1}, "train": {2, 3}, "test": {4, 5}}
 
 
-def _digit_on(canvas: np.ndarray, base: dict[bytes, int]) -> tuple[int, int]:
+def find_digit(canvas: np.ndarray, base: dict[bytes, int]) -> tuple[int, int]:
     """The number of the base image that a canvas without noise shows, and its column."""
     side = canvas.shape[0] - 7
     for row in range(side):
@@ -131,28 +131,26 @@ def _digit_on(canvas: np.ndarray, base: dict[bytes, int]) -> tuple[int, int]:
     raise AssertionError("no digit on the canvas")
 
 
-def test_synthetic_validation_images_are_no_training_images() -> None:
+def test_validation_images_of_synthetic_tasks_are_not_trained_on() -> None:
     for name in TASKS:
         data = section(name, validation_size=100)
-        images = load(data)
+        images = task(name)
         split = draw_run_split(images, data, 0)
         kept = {bytes(image) for image in images.train_images[split.order]}
         assert not kept & {bytes(image) for image in images.train_images[split.validation]}
         assert not kept & {bytes(image) for image in images.test_images}
 
 
-def test_validation_canvases_do_not_take_from_the_training_canvases(configure: Configure) -> None:
+def test_validation_canvases_do_not_reduce_the_training_canvases(configure: Configure) -> None:
     data = digits(configure, train_size=None, validation_size=40)
     assert resolve_train_size(data) == data.images == infer_shape(data).train_images
-    with pytest.raises(
-        UsageError, match=r"validation_size=41: data\.validation_images=40 are made; allowed: 0"
-    ):
+    with pytest.raises(UsageError, match=r"validation_size=41: must be at most data\.validation_images=40"):
         resolve_train_size(digits(configure, validation_size=41))
-    as_they_are = digits(configure, scatter=False, train_size=None, validation_size=37)
-    assert resolve_train_size(as_they_are) == 1400
+    unscattered = digits(configure, scatter=False, train_size=None, validation_size=37)
+    assert resolve_train_size(unscattered) == 1400
 
 
-def test_counts_of_classes_are_those_of_the_run(configure: Configure) -> None:
+def test_images_per_class_are_counted_for_the_subsets_of_the_run(configure: Configure) -> None:
     data = digits(configure, scatter=False, train_size=50, validation_size=100)
     counts = count_images_per_class(load(data), data, seed=2)
     assert list(counts["training"]) == [5] * 10

@@ -113,7 +113,7 @@ REFUSED = [
     ("train", "test[32:]", "data.test_split=test[32:]: reaches beyond the last image; made has "),
     ("train", "test[:-40]", "reaches beyond the last image"),
     *(
-        ("train", wrong, f"data.test_split={wrong}: not a split in TFDS's syntax; allowed: NAME, NAME[:80%]")
+        ("train", wrong, f"data.test_split={wrong}: must be a split in the syntax of TFDS: NAME, NAME[:80%]")
         for wrong in (
             "test[50%]",
             "test[5]",

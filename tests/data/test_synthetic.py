@@ -1,4 +1,4 @@
-"""Synthetic tasks: the known answers hold, and what is drawn does not depend on how much is."""
+"""Synthetic tasks: their known answers hold, and a larger number of images extends a smaller one."""
 
 from typing import Any
 
@@ -24,6 +24,9 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
+SIGNALS = 10_000
+
+
 def section(name: str, **changes: Any) -> Any:
     sizes = {"images": 600, "test_images": 300, "seed": 0}
     return DATA_VARIANTS[name].model_validate({**COMMON, "name": name, **TASKS[name], **sizes, **changes})
@@ -34,7 +37,7 @@ def task(name: str, **changes: Any) -> Images:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_shapes_are_as_foretold_and_draws_are_nested(name: str) -> None:
+def test_images_have_the_inferred_shape_and_more_images_extend_fewer(name: str) -> None:
     images, shape = task(name), infer_shape(section(name))
     assert images.train_images.shape == (600, *shape.image) and images.train_images.dtype == np.float32
     assert images.test_images.shape == (300, *shape.image)
@@ -49,51 +52,51 @@ def test_shapes_are_as_foretold_and_draws_are_nested(name: str) -> None:
     }
 
 
-def test_one_patch_carries_the_signal() -> None:
+def test_exactly_one_patch_carries_the_signal() -> None:
     clean = task("signal_distribution", noise=0.0)
     patches = clean.train_images.reshape(600, 4, 6)
-    lengths = np.linalg.norm(patches, axis=-1)
-    assert np.sort(lengths, axis=1) == pytest.approx(np.broadcast_to([0, 0, 0, 1], (600, 4)), abs=1e-5)
+    norms = np.linalg.norm(patches, axis=-1)
+    assert np.sort(norms, axis=1) == pytest.approx(np.broadcast_to([0, 0, 0, 1], (600, 4)), abs=1e-5)
     signal = patches.sum(1) * (2 * clean.train_labels - 1)[:, None]
     assert signal == pytest.approx(np.broadcast_to(signal[0], signal.shape), abs=1e-5)
-    assert stats.chisquare(np.bincount(lengths.argmax(1))).pvalue > 1e-3
+    assert stats.chisquare(np.bincount(norms.argmax(1))).pvalue > 1e-3
     noisy = task("signal_distribution", noise=0.25).train_images.reshape(600, 4, 6)
     assert (noisy - patches).std() == pytest.approx(0.25, rel=0.03)
 
 
-def test_the_longer_channel_decides() -> None:
+def test_labels_of_channel_norm_name_the_channel_with_the_larger_norm() -> None:
     images = task("channel_norm")
-    lengths = np.linalg.norm(images.train_images.reshape(600, -1, 3), axis=1)
-    assert (images.train_labels == (lengths[:, 0] > lengths[:, 1])).all()
+    norms = np.linalg.norm(images.train_images.reshape(600, -1, 3), axis=1)
+    assert (images.train_labels == (norms[:, 0] > norms[:, 1])).all()
 
 
 @pytest.mark.parametrize("function", ["parity", "random"])
-def test_some_bits_in_a_row_decide(function: str) -> None:
+def test_labels_of_k_patterns_depend_on_consecutive_bits_at_one_position(function: str) -> None:
     images = task("k_patterns", function=function)
     bits = (images.train_images[:, :, 0, 0] > 0).astype(int)
-    decided = []
-    for place in range(18):
-        windows = [bytes(bits[row, place : place + 3].astype(np.uint8)) for row in range(600)]
+    determines_label = []
+    for start in range(18):
+        windows = [bytes(bits[row, start : start + 3].astype(np.uint8)) for row in range(600)]
         answers = {(window, label) for window, label in zip(windows, images.train_labels, strict=True)}
-        decided.append(len(answers) == len(set(windows)))
-    assert sum(decided) == 1
-    place = decided.index(True)
-    parity = bits[:, place : place + 3].sum(1) % 2
+        determines_label.append(len(answers) == len(set(windows)))
+    assert sum(determines_label) == 1
+    start = determines_label.index(True)
+    parity = bits[:, start : start + 3].sum(1) % 2
     assert (parity == images.train_labels).all() == (function == "parity")
 
 
-def test_mnist1d_is_that_of_the_package() -> None:
+def test_mnist1d_matches_the_mnist1d_package_class_by_class() -> None:
     """Mean, deviation and correlation of each class, against as many signals from the `mnist1d` package."""
     assert make_templates() == pytest.approx(mnist1d.data.get_templates()["x"])
     options = mnist1d.data.get_dataset_args()
-    options.num_samples = 10_000
-    theirs = mnist1d.data.make_dataset(options)
-    signals = np.concatenate([theirs["x"], theirs["x_test"]])
-    labels = np.concatenate([theirs["y"], theirs["y_test"]])
-    ours = task("mnist1d", images=10_000)
-    mine = (ours.train_images[:, :, 0, 0] - ours.normalisation.mean) / ours.normalisation.std
+    options.num_samples = SIGNALS
+    package = mnist1d.data.make_dataset(options)
+    package_signals = np.concatenate([package["x"], package["x_test"]])
+    package_labels = np.concatenate([package["y"], package["y_test"]])
+    images = task("mnist1d", images=SIGNALS)
+    signals = (images.train_images[:, :, 0, 0] - images.normalisation.mean) / images.normalisation.std
     for digit in range(10):
-        a, b = signals[labels == digit], mine[ours.train_labels == digit]
+        a, b = package_signals[package_labels == digit], signals[images.train_labels == digit]
         error = np.sqrt(a.var(0) / len(a) + b.var(0) / len(b))
         assert np.abs(a.mean(0) - b.mean(0)).max() < 4.5 * error.max()
         assert a.std(0) == pytest.approx(b.std(0), rel=0.15)

@@ -156,7 +156,7 @@ def test_labels_outside_the_classes_are_refused(prepared: Path, tmp_path: Path, 
     shutil.copytree(prepared, folder)
     features = folder / NAME / "1.0.0" / "features.json"
     features.write_text(features.read_text().replace('"numClasses": "10"', '"numClasses": "9"'))
-    with pytest.raises(UsageError, match=r"the label of image \d+ is 9; allowed: 0 to 8"):
+    with pytest.raises(UsageError, match=r"labels must be from 0 to 8 \(got 9 for image \d+\)"):
         load(config_of(folder, configure).data)
 
 

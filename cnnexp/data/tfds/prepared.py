@@ -177,10 +177,12 @@ class PreparedSet:
         image, label = self.features[image_key].image, self.features[label_key].class_label
         assert image is not None and label is not None
         if image.dtype != "uint8":
-            raise UsageError(f"data.name={self.name}: its images are {image.dtype}; allowed: uint8")
+            raise UsageError(f"data.name={self.name}: its images must be uint8 (got {image.dtype})")
         height, width, channels = (max(0, side) for side in image.shape.dimensions)
         if channels not in (0, 1, 3, 4):
-            raise UsageError(f"data.name={self.name}: its images have {channels} channels; allowed: 1, 3, 4")
+            raise UsageError(
+                f"data.name={self.name}: its images must have 1, 3 or 4 channels (got {channels})"
+            )
         if label.num_classes < 2:
             raise UsageError(
                 f"data.name={self.name}: its labels must have at least 2 classes (got {label.num_classes})"

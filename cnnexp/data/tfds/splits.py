@@ -76,7 +76,7 @@ def _resolve_parts(split: str, shard_lengths: Mapping[str, Sequence[int]], name:
     try:
         instruction = tfds.core.ReadInstruction.from_spec(split)
     except (ValueError, NotImplementedError):
-        raise UsageError(f"{key}={split}: not a split in TFDS's syntax; allowed: {SYNTAX}") from None
+        raise UsageError(f"{key}={split}: must be a split in the syntax of TFDS: {SYNTAX}") from None
     for part in split.split("+"):
         if (split_name := part.partition("[")[0].strip()) not in {*sizes, "all"}:
             raise UsageError(f"{key}={split}: {_unknown_split(split_name, list(sizes), name, key)}")
