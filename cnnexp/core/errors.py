@@ -3,8 +3,8 @@
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
-MANY = 30  # names are not listed
-LONGEST = 120  # characters that are shown of a value
+MAX_LISTED_NAMES = 30  # in a message
+MAX_VALUE_CHARACTERS = 120  # of a value in a message
 
 
 class UsageError(Exception):
@@ -16,45 +16,50 @@ class SweepFailed(Exception):
 
 
 def suggestion(value: object, allowed: Iterable[str]) -> str:
-    """Return the tail of an error message: the nearest valid name, then all of them.
+    """Return the end of an error message: the nearest valid name, then all valid names.
+
+    Args:
+        value: The invalid name, as typed.
+        allowed: The valid names.
 
     >>> suggestion("locall", ["shared", "local"])
     "did you mean 'local'? allowed: shared, local"
     """
     names = list(allowed)
     nearest = nearest_name(str(value), names)
-    meant = f"did you mean {nearest!r}? " if nearest else ""
-    shown = names if len(names) <= MANY else [f"any of {len(names)}"]
-    return f"{meant}allowed: {', '.join(shown)}"
+    question = f"did you mean {nearest!r}? " if nearest else ""
+    listed = ", ".join(names) if len(names) <= MAX_LISTED_NAMES else f"any of {len(names)}"
+    return f"{question}allowed: {listed}"
 
 
 def format_value(value: object) -> str:
-    """Return a value as a person types it, not as Python prints it.
+    """Format a value as a person types it, not as Python prints it.
 
     >>> format_value([1, None, True])
     '[1,null,true]'
     """
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{format_value(one)}" for key, one in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{format_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return f"[{','.join(map(format_value, value))}]"
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
 def shorten_value(value: object) -> str:
-    """Return a value as a person types it, cut where it is too long for a line."""
+    """Format a value as `format_value` does, cut after `MAX_VALUE_CHARACTERS`."""
     text = format_value(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[:MAX_VALUE_CHARACTERS]}…"
 
 
 def nearest_name(typed: str, names: Sequence[str]) -> str | None:
-    """Return the name most like a typed one, or that it abbreviates ("lr", "wd"), if any is near."""
+    """Return the name that is most similar to a typed one or abbreviated by it ("lr", "wd"), or None."""
     close = difflib.get_close_matches(typed, names, n=1, cutoff=0.6)
     initials = [name for name in names if typed == "".join(word[:1] for word in name.split("_"))]
     return next(iter([*close, *initials, *(name for name in names if _abbreviates(typed, name))]), None)
 
 
 def _abbreviates(short: str, name: str) -> bool:
+    """Return whether the letters of `short` occur in `name` in the same order, the first one first."""
     letters = iter(name)
     return (
         len(short) > 1

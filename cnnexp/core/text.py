@@ -36,9 +36,9 @@ def pluralize(number: int, noun: str, plural: str = "") -> str:
     """Write a number with its noun, in the singular where the number is one.
 
     Args:
-        number: the count; thousands are separated by commas.
-        noun: the singular.
-        plural: the plural, where it is not the singular with an s.
+        number: The count; thousands are separated by commas.
+        noun: The singular.
+        plural: The plural, where it is not the singular with an s.
 
     >>> pluralize(1, "run"), pluralize(1_200, "run"), pluralize(0, "process", "processes")
     ('1 run', '1,200 runs', '0 processes')
@@ -46,7 +46,7 @@ def pluralize(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-# What begins emphasis, code, an entity, HTML, a link or another cell; a bracket alone does not.
+# Characters that begin emphasis, code, an entity, HTML, a link or a table cell; a bracket alone does not.
 SPECIAL = re.compile(
     r"[\\`*~|]|&(?=[#A-Za-z])|<(?=[A-Za-z/!?])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|!(?=\[)|\](?=[(\[:])"
 )
@@ -62,18 +62,18 @@ def markdown_text(text: object) -> str:
 
 
 def markdown_code(text: object) -> str:
-    """Return a span of code, which may stand in a table.
+    """Format a text as a code span, also valid within a table.
 
     >>> markdown_code("a`b")
     '`` a`b ``'
     """
-    shown = str(text).replace("|", "\\|")
-    fence = "`" * (_longest_fence(shown) + 1)
-    return f"{fence} {shown} {fence}" if "`" in shown else f"{fence}{shown}{fence}"
+    escaped = str(text).replace("|", "\\|")
+    fence = "`" * (_longest_fence(escaped) + 1)
+    return f"{fence} {escaped} {fence}" if "`" in escaped else f"{fence}{escaped}{fence}"
 
 
 def markdown_block(text: str) -> str:
-    """Return a block of code that nothing in the text can end."""
+    """Format a text as a code block, whose fence is longer than any in the text."""
     fence = "`" * max(3, _longest_fence(text) + 1)
     return f"{fence}\n{text}\n{fence}"
 

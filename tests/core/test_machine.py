@@ -18,19 +18,19 @@ CGROUP_1 = """\
 32 31 0:29 {0} /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
 35 31 0:32 {0} /sys/fs/cgroup/memory rw,relatime shared:7 master:2 - cgroup cgroup rw,memory
 """
-UNLIMITED = "9223372036854771712\n"  # what version 1 says of no limit
+UNLIMITED = "9223372036854771712\n"  # no limit, in version 1
 
 
-def machine(root: Path, own: str, mounts: str, files: dict[str, str]) -> Path:
-    """A file system with control groups, as much of it as is read."""
-    for name, text in {"proc/self/cgroup": own, "proc/self/mountinfo": mounts, **files}.items():
+def make_root(root: Path, groups: str, mounts: str, files: dict[str, str]) -> Path:
+    """Write the files of control groups that are read, and return their root."""
+    for name, text in {"proc/self/cgroup": groups, "proc/self/mountinfo": mounts, **files}.items():
         path = root / (name if name.startswith("proc") else f"sys/fs/cgroup/{name}")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return root
 
 
-def test_version_2_with_the_limits_of_the_groups_around(tmp_path: Path) -> None:
+def test_version_2_limits_are_the_smallest_of_all_enclosing_groups(tmp_path: Path) -> None:
     files = {
         "a/b/memory.max": "max\n",
         "a/b/memory.current": "400000000\n",
@@ -43,19 +43,19 @@ def test_version_2_with_the_limits_of_the_groups_around(tmp_path: Path) -> None:
         "memory.current": "1600000000\n",
         "other/memory.max": "1\n",
     }
-    root = machine(tmp_path, "0::/a/b\n", CGROUP_2, files)
+    root = make_root(tmp_path, "0::/a/b\n", CGROUP_2, files)
     assert total_memory(root) == 2 * GB
     assert available_memory(root) == 2 * GB - (1_500_000_000 - 300_000_000)
     assert cores(root) == 1
     assert machine_memory_text(root) == "this machine has 2GB (a limit of its control group)"
-    high = machine(
+    high = make_root(
         tmp_path / "high", "0::/a\n", CGROUP_2, {"a/memory.high": f"{GB}\n", "a/memory.max": "max\n"}
     )
     assert total_memory(high) == GB  # above that the kernel slows a process down to a crawl
 
 
 @pytest.mark.parametrize("mounted", ["/", "/docker", "/docker/0a1b"])  # on the host, and within the container
-def test_version_1_in_a_container(tmp_path: Path, mounted: str) -> None:
+def test_version_1_limits_are_read_in_a_container(tmp_path: Path, mounted: str) -> None:
     group = {"/": "docker/0a1b/", "/docker": "0a1b/", "/docker/0a1b": ""}[mounted]
     files = {
         f"memory/{group}memory.limit_in_bytes": "1300000000\n",
@@ -66,51 +66,53 @@ def test_version_1_in_a_container(tmp_path: Path, mounted: str) -> None:
     }
     if group:
         files |= {"memory/memory.limit_in_bytes": UNLIMITED, "cpu,cpuacct/cpu.cfs_quota_us": "-1\n"}
-    own = "4:memory:/docker/0a1b\n1:cpu,cpuacct:/docker/0a1b\n0::/\n"
-    root = machine(tmp_path, own, CGROUP_1.format(mounted), files)
+    groups = "4:memory:/docker/0a1b\n1:cpu,cpuacct:/docker/0a1b\n0::/\n"
+    root = make_root(tmp_path, groups, CGROUP_1.format(mounted), files)
     assert total_memory(root) == 1_300_000_000
     assert available_memory(root) == 500_000_000
     assert cores(root) == 1
 
 
-def test_a_group_that_cannot_be_seen_is_that_of_the_mount(tmp_path: Path) -> None:
-    root = machine(
+def test_a_group_outside_the_mount_has_the_limits_of_the_mount(tmp_path: Path) -> None:
+    root = make_root(
         tmp_path, "0::/../../pods/x\n", CGROUP_2, {"memory.max": f"{GB}\n", "cpu.max": "100000 50000\n"}
     )
     assert total_memory(root) == GB
     assert cores(root) == min(2, cores(tmp_path / "nothing"))
 
 
-def test_no_limit_is_the_machine(tmp_path: Path) -> None:
+def test_without_limits_the_memory_is_that_of_the_machine(tmp_path: Path) -> None:
     unlimited = {"memory/memory.limit_in_bytes": UNLIMITED, "cpu,cpuacct/cpu.cfs_quota_us": "-1\n"}
-    for root in (tmp_path / "none", machine(tmp_path / "1", "4:memory:/\n", CGROUP_1.format("/"), unlimited)):
+    for root in (
+        tmp_path / "none",
+        make_root(tmp_path / "1", "4:memory:/\n", CGROUP_1.format("/"), unlimited),
+    ):
         assert total_memory(root) == psutil.virtual_memory().total
         assert machine_memory_text(root).endswith("B")
         assert cores(root) >= 1
 
 
-def test_stacks_fit_in_what_a_group_leaves(
+def test_a_stack_fits_in_the_free_memory_of_its_control_group(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """7.5 MB of state each, in 1.3 GB, of which 300 MB are in use before the first stack."""
     config = configure(
         model={"tying": "local", "features": [512], "pool": "none"}, data={"scatter": False, "batch_size": 32}
     )
-    everything = largest_stack(config)
+    without_limit = largest_stack(config)
     files = {"memory.max": "1300000000\n", "memory.current": "300000000\n"}
-    root = machine(tmp_path, "0::/\n", CGROUP_2, files)
+    root = make_root(tmp_path, "0::/\n", CGROUP_2, files)
     monkeypatch.setattr("cnnexp.sweep.cost.available_memory", partial(available_memory, root))
     # Measured with 60 runs: 4.3 times their state at most, beside 450 MB.
-    assert 5 <= largest_stack(config) <= (1300 - 450) / (4.3 * 7.5) < everything
+    assert 5 <= largest_stack(config) <= (1300 - 450) / (4.3 * 7.5) < without_limit
 
 
-def test_a_run_that_does_not_fit_in_memory_is_refused_by_what_takes_it(
+def test_the_error_of_a_run_too_large_for_memory_names_its_largest_part(
     configure: Configure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = total_memory()
     fits = configure()
     refuse_too_large([fits])
-    for section, values, said in (
+    for section, values, message in (
         (
             "model",
             {"features": [10**9]},
@@ -124,14 +126,14 @@ def test_a_run_that_does_not_fit_in_memory_is_refused_by_what_takes_it(
         ("model", {"features": [10**9], "match": "params"}, r"model: one run needs about [\d.]+TB"),
         ("data", {"batch_size": 10**10}, r"data\.batch_size=10000000000: one run needs about [\d.]+TB"),
     ):
-        with pytest.raises(UsageError, match=f"^{said}.*; this machine has ") as refused:
+        with pytest.raises(UsageError, match=f"^{message}.*; this machine has ") as refused:
             refuse_too_large([fits, configure(**{section: values})])
         assert "\n" not in str(refused.value)
     slurm = {"name": "slurm"} | dict.fromkeys(("partition", "account", "qos", "constraint", "modules"))
-    elsewhere = fits.model_copy(
+    on_cluster = fits.model_copy(
         update={"launcher": slurm, "model": configure(model={"features": [10**9]}).model}
     )
-    refuse_too_large([elsewhere])  # what the machines of a cluster have is not known here
+    refuse_too_large([on_cluster])  # the memory of its machines is unknown
     assert memory_warning(fits) is None
     monkeypatch.setattr("cnnexp.sweep.cost.free_device_memory", lambda: 1000)
     assert (memory_warning(fits) or "").endswith("B of memory, but only 1kB is free")
@@ -140,4 +142,3 @@ def test_a_run_that_does_not_fit_in_memory_is_refused_by_what_takes_it(
         UsageError, match=r"^data: the images alone need about [\d.]+kB of memory; this machine has"
     ):
         refuse_too_large([fits])
-    assert there > 1000

@@ -103,7 +103,7 @@ def test_a_run_on_images_with_a_constant_channel_finishes(
     monkeypatch.setenv("WANDB_MODE", "disabled")
     dataset = ["data=tfds", "data.name=made", f"data.data_dir={folder}", "data.batch_size=16"]
     splits = ["data.train_split=train[:70%]+train[95%:]", "data.test_split=train[90%:95%]"]  # 5 test images
-    arguments = [*dataset, *splits, "model.features=[2]", "train.steps=4"]
+    arguments = [*dataset, *splits, "model=mlp", "model.hidden=[]", "train.steps=4"]
     monkeypatch.setattr(sys, "argv", ["cnnexp", "run", *arguments])
     with pytest.raises(SystemExit) as stop:
         cli.main()

@@ -20,7 +20,7 @@ from cnnexp.training.loop import StackTrainer
 from tests.conftest import Configure
 from tests.fakes.tfds_digits import prepare_images, tfds_data
 
-DRAW = np.random.default_rng(0)
+RNG = np.random.default_rng(0)
 Json = Any
 
 
@@ -28,25 +28,25 @@ Json = Any
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
     images = [
-        (image, number % 4) for number, image in enumerate(DRAW.integers(0, 256, (30, 8, 8, 1), np.uint8))
+        (image, number % 4) for number, image in enumerate(RNG.integers(0, 256, (30, 8, 8, 1), np.uint8))
     ]
     prepare_images(folder, {"train": images[:20], "test": images[20:]})
     return folder
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def separate_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def png(image: np.ndarray) -> bytes:
-    """Encoded; the channels of `image` are red, green, blue and alpha."""
+def encode_png(image: np.ndarray) -> bytes:
+    """Encode an image; its channels are red, green, blue and alpha."""
     order = [2, 1, 0, 3][: image.shape[-1]] if image.shape[-1] > 1 else [0]
     return cv2.imencode(".png", image[..., order])[1].tobytes()
 
 
-def changed(change: Callable[[Json], object]) -> Callable[[bytes], bytes]:
-    """A change of a file's parsed JSON in place."""
+def edit_json(change: Callable[[Json], object]) -> Callable[[bytes], bytes]:
+    """Return a function that applies a change to the parsed JSON of a file."""
 
     def apply(content: bytes) -> bytes:
         value = json.loads(content)
@@ -56,7 +56,7 @@ def changed(change: Callable[[Json], object]) -> Callable[[bytes], bytes]:
     return apply
 
 
-def split(info: Json) -> Json:
+def train_split(info: Json) -> Json:
     (train,) = (entry for entry in info["splits"] if entry["name"] == "train")
     return train
 
@@ -69,7 +69,7 @@ def label(features: Json) -> Json:
     return features["featuresDict"]["features"]["label"]["classLabel"]
 
 
-def half(content: bytes) -> bytes:
+def truncate(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
 
@@ -78,7 +78,7 @@ CORRUPT = [
         (file, change, f"{file}: not a description as TFDS writes it (")
         for file in ("dataset_info.json", "features.json")
         for change in (
-            half,
+            truncate,
             lambda _: b"",
             lambda _: b"[]",
             lambda _: b"null",
@@ -87,59 +87,75 @@ CORRUPT = [
         )
     ),
     ("dataset_info.json", lambda _: b"{}", "(name: Field required)"),
-    ("dataset_info.json", changed(lambda info: info.pop("splits")), "(splits: Field required)"),
+    ("dataset_info.json", edit_json(lambda info: info.pop("splits")), "(splits: Field required)"),
     (
         "dataset_info.json",
-        changed(lambda info: info.update(splits=[])),
+        edit_json(lambda info: info.update(splits=[])),
         "(splits: List should have at least 1",
     ),
-    ("dataset_info.json", changed(lambda info: info.update(splits={})), "(splits: "),
-    ("dataset_info.json", changed(lambda info: split(info).pop("name")), "Field required)"),
-    ("dataset_info.json", changed(lambda info: split(info).update(shardLengths=["x"])), "shardLengths.0: "),
-    ("dataset_info.json", changed(lambda info: split(info).update(shardLengths=[-5])), "shardLengths.0: "),
-    ("dataset_info.json", changed(lambda info: split(info).update(shardLengths=[])), "selects no images"),
-    ("dataset_info.json", changed(lambda info: split(info).update(shardLengths=[0])), "selects no images"),
+    ("dataset_info.json", edit_json(lambda info: info.update(splits={})), "(splits: "),
+    ("dataset_info.json", edit_json(lambda info: train_split(info).pop("name")), "Field required)"),
     (
         "dataset_info.json",
-        changed(lambda info: split(info).update(shardLengths=[7, 13])),
+        edit_json(lambda info: train_split(info).update(shardLengths=["x"])),
+        "shardLengths.0: ",
+    ),
+    (
+        "dataset_info.json",
+        edit_json(lambda info: train_split(info).update(shardLengths=[-5])),
+        "shardLengths.0: ",
+    ),
+    (
+        "dataset_info.json",
+        edit_json(lambda info: train_split(info).update(shardLengths=[])),
+        "selects no images",
+    ),
+    (
+        "dataset_info.json",
+        edit_json(lambda info: train_split(info).update(shardLengths=[0])),
+        "selects no images",
+    ),
+    (
+        "dataset_info.json",
+        edit_json(lambda info: train_split(info).update(shardLengths=[7, 13])),
         "the file is missing",
     ),
     (
         "dataset_info.json",
-        changed(lambda info: split(info).update(shardLengths=[21])),
+        edit_json(lambda info: train_split(info).update(shardLengths=[21])),
         "20 records, expected 21",
     ),
-    ("dataset_info.json", changed(lambda info: info.pop("fileFormat")), "prepared as tfrecord"),
+    ("dataset_info.json", edit_json(lambda info: info.pop("fileFormat")), "prepared as tfrecord"),
     ("features.json", lambda _: b"{}", "not a set of images with one label each (images: [], labels: [])"),
-    ("features.json", changed(lambda features: features.update(featuresDict=[])), "(featuresDict: "),
+    ("features.json", edit_json(lambda features: features.update(featuresDict=[])), "(featuresDict: "),
     (
         "features.json",
-        changed(lambda features: image(features)["shape"].update(dimensions=["8", "8"])),
+        edit_json(lambda features: image(features)["shape"].update(dimensions=["8", "8"])),
         "dimensions",
     ),
     (
         "features.json",
-        changed(lambda features: image(features)["shape"].update(dimensions=["8", "8", "2"])),
+        edit_json(lambda features: image(features)["shape"].update(dimensions=["8", "8", "2"])),
         "its images must have 1, 3 or 4 channels (got 2)",
     ),
     (
         "features.json",
-        changed(lambda features: image(features).update(dtype="uint16")),
+        edit_json(lambda features: image(features).update(dtype="uint16")),
         "its images must be uint8 (got uint16)",
     ),
     (
         "features.json",
-        changed(lambda features: label(features).pop("numClasses")),
+        edit_json(lambda features: label(features).pop("numClasses")),
         "must have at least 2 classes (got 0)",
     ),
     (
         "features.json",
-        changed(lambda features: label(features).update(numClasses="1")),
+        edit_json(lambda features: label(features).update(numClasses="1")),
         "must have at least 2 classes (got 1)",
     ),
     (
         "features.json",
-        changed(lambda features: label(features).update(numClasses="3")),
+        edit_json(lambda features: label(features).update(numClasses="3")),
         "labels must be from 0 to 2 (got 3 for image ",
     ),
 ]
@@ -164,11 +180,11 @@ def test_a_corrupt_set_is_refused_in_one_line(
             read_and_check(data.model_copy(update={"stream": stream}))
         assert message in str(refusal.value)
         assert "\n" not in str(refusal.value)
-    print_prepared(str(folder))  # which reads none of the images
+    print_prepared(str(folder))  # reads no image
     assert "made" in capsys.readouterr().out
 
 
-def test_what_cannot_be_read_at_all_is_refused(prepared: Path, tmp_path: Path) -> None:
+def test_a_missing_description_is_refused(prepared: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(prepared, folder)
     features = folder / "made" / "1.0.0" / "features.json"
@@ -177,10 +193,10 @@ def test_what_cannot_be_read_at_all_is_refused(prepared: Path, tmp_path: Path) -
         infer_shape(tfds_data(folder, "made"))
 
 
-COLOUR = DRAW.integers(0, 256, (8, 8, 4)).astype(np.uint8)
+COLOUR = RNG.integers(0, 256, (8, 8, 4)).astype(np.uint8)
 RGB, GREY = COLOUR[..., :3], COLOUR[..., :1]
 LUMA = np.array([0.299, 0.587, 0.114])
-DEEP = DRAW.integers(0, 2**16, (8, 8, 4)).astype(np.uint16)
+DEEP = RNG.integers(0, 2**16, (8, 8, 4)).astype(np.uint16)
 
 
 def opaque(image: np.ndarray) -> np.ndarray:
@@ -201,11 +217,11 @@ def opaque(image: np.ndarray) -> np.ndarray:
         (DEEP, DEEP // 256),
     ],
 )
-def test_other_kinds_of_png_become_what_the_set_says(
+def test_png_files_are_converted_to_the_channels_and_bits_of_the_set(
     stored: np.ndarray, expected: np.ndarray, tmp_path: Path
 ) -> None:
     """Grey in a colour set, 16 bits, with or without alpha: as TensorFlow decodes them."""
-    images = [(png(stored), number % 2) for number in range(4)]
+    images = [(encode_png(stored), number % 2) for number in range(4)]
     prepare_images(tmp_path, {"train": images[:2], "test": images[2:]}, shape=expected.shape, classes=2)
     loaded = load(tfds_data(tmp_path, "made"))
     assert isinstance(loaded, Images)
@@ -214,29 +230,31 @@ def test_other_kinds_of_png_become_what_the_set_says(
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8, 3)])
 @pytest.mark.parametrize("sides", [(4, 16), (8, 1), (1, 1), (16, 16)])
-def test_an_image_of_another_size_is_refused(
+def test_an_image_of_another_size_than_the_set_is_refused(
     shape: tuple[int, int, int], sides: tuple[int, int], tmp_path: Path
 ) -> None:
     """Also where NumPy would repeat it, or fold it, into the shape of the set."""
-    images = [(png(np.zeros((*size, shape[2]), np.uint8)), 0) for size in ((8, 8), (8, 8), sides, (8, 8))]
+    images = [
+        (encode_png(np.zeros((*size, shape[2]), np.uint8)), 0) for size in ((8, 8), (8, 8), sides, (8, 8))
+    ]
     prepare_images(tmp_path, {"train": images[:3], "test": images[3:]}, shape=shape)
     with pytest.raises(UsageError, match=rf"\({sides[0]}x{sides[1]} pixels in a set of 8x8\)"):
         load(tfds_data(tmp_path, "made"))
 
 
-def test_a_file_that_is_no_image_is_refused(tmp_path: Path) -> None:
-    good = png(np.zeros((8, 8, 1), np.uint8))
+def test_a_record_that_is_not_an_image_is_refused(tmp_path: Path) -> None:
+    good = encode_png(np.zeros((8, 8, 1), np.uint8))
     prepare_images(tmp_path, {"train": [(good, 0), (b"GIF89a...", 1)], "test": [(good, 0)]})
     with pytest.raises(UsageError, match=r"record \d is not an image \(neither PNG nor JPEG\)"):
         load(tfds_data(tmp_path, "made"))
 
 
-def test_classes_without_images_are_named_and_harmless(tmp_path: Path, configure: Configure) -> None:
+def test_classes_without_images_are_reported_and_training_works(tmp_path: Path, configure: Configure) -> None:
     """As in EMNIST letters, whose class 0 is empty; of class 2 there are fewer images than of others."""
     labels = [1] * 30 + [3] * 30 + [2] * 3 + [4]
     images = [
         (image, label)
-        for image, label in zip(DRAW.integers(0, 256, (64, 8, 8, 1), np.uint8), labels, strict=True)
+        for image, label in zip(RNG.integers(0, 256, (64, 8, 8, 1), np.uint8), labels, strict=True)
     ]
     prepare_images(tmp_path, {"train": images[:-1], "test": [images[0], images[1], images[-1]]}, classes=6)
     data = tfds_data(tmp_path, "made", train_size=48)
@@ -246,12 +264,14 @@ def test_classes_without_images_are_named_and_harmless(tmp_path: Path, configure
         "made: 2 of 3 test images are also in the training split: test accuracy also measures memorisation",
         "made: 1 of 3 test images belong to class 4, never seen in training",
     ]
-    run = parse(configure().model_dump() | {"data": data.model_dump()})
+    run = parse(
+        configure().model_dump() | {"model": {"name": "mlp", "hidden": []}, "data": data.model_dump()}
+    )
     *_, last = StackTrainer(run, load(data), 1).train([run])
     assert last.rows is not None and np.isfinite(last.rows[0]["test/loss"])
 
 
-def test_a_sound_set_has_no_warnings(prepared: Path) -> None:
+def test_a_valid_set_has_no_warnings(prepared: Path) -> None:
     data = tfds_data(prepared, "made")
     check_prepared(data)
     assert read_and_check(data) == []

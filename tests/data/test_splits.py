@@ -1,4 +1,4 @@
-"""Splits in TFDS's syntax select what TFDS selects; no image is trained on and tested on."""
+"""Splits in the syntax of TFDS select the images that TFDS selects; no image is in training and test."""
 
 import re
 from pathlib import Path
@@ -41,7 +41,7 @@ SPECS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sets, `made` and `train_only`; every image says in its pixels which it is."""
+    """Two sets, `made` and `train_only`; the pixels of each image are its number."""
     folder = tmp_path_factory.mktemp("sets")
 
     def images(first: int, count: int) -> list[tuple[np.ndarray, int]]:
@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def separate_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -62,7 +62,7 @@ def first_pixels(images: np.ndarray) -> list[int]:
 
 
 @pytest.mark.parametrize("split", SPECS)
-def test_a_split_is_what_tfds_reads(folder: Path, split: str) -> None:
+def test_a_split_selects_the_images_that_tfds_selects(folder: Path, split: str) -> None:
     prepared = PreparedSet(name="made", folder=folder / "made" / "1.0.0")
     source = tfds.builder_from_directory(prepared.folder).as_data_source(split=split)
     records = Records(prepared, split, (8, 8, 1), resize=False)
@@ -70,12 +70,12 @@ def test_a_split_is_what_tfds_reads(folder: Path, split: str) -> None:
     assert labels.tolist() == [int(example["label"]) for example in source]
     assert first_pixels(images) == [int(example["image"][0, 0, 0]) for example in source]
     assert len(images) == sum(part.stop - part.start for part in prepared.parts(split)) > 0
-    some = [len(records) - 1, 0, len(records) // 2]
-    assert (records.read(some)[0] == images[some]).all()
+    indices = [len(records) - 1, 0, len(records) // 2]
+    assert (records.read(indices)[0] == images[indices]).all()
 
 
 @pytest.mark.parametrize("stream", ["never", "always"])
-def test_a_part_of_the_training_split_is_held_out(folder: Path, stream: str) -> None:
+def test_a_held_out_part_of_the_training_split_is_the_test_split(folder: Path, stream: str) -> None:
     data = tfds_data(folder, "train_only", train_split="train[:80%]", test_split="train[80%:]", stream=stream)
     shape, loaded = infer_shape(data), load(data)
     assert (shape.train_images, shape.test_images) == (40, 10)
@@ -130,14 +130,16 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("train", "test", "message"), REFUSED)
-def test_what_is_no_split_or_overlaps_is_refused(folder: Path, train: str, test: str, message: str) -> None:
+def test_invalid_and_overlapping_splits_are_refused(
+    folder: Path, train: str, test: str, message: str
+) -> None:
     data = tfds_data(folder, "made", train_split=train, test_split=test)
     for check in (check_prepared, infer_shape):
         with pytest.raises(UsageError, match=f"^[^\n]*{re.escape(message)}[^\n]*$"):
             check(data)
 
 
-def test_without_a_test_split_the_refusal_says_how_to_hold_a_part_out(folder: Path) -> None:
+def test_the_error_of_a_missing_test_split_says_how_to_hold_a_part_out(folder: Path) -> None:
     with pytest.raises(UsageError) as refusal:
         check_prepared(tfds_data(folder, "train_only"))
     assert str(refusal.value) == (
@@ -150,7 +152,7 @@ def test_without_a_test_split_the_refusal_says_how_to_hold_a_part_out(folder: Pa
     st.lists(st.sampled_from([*SPECS, "train", "test"]), min_size=1, max_size=3),
     st.sampled_from(["train", "test"]),
 )
-def test_splits_need_no_quotes_of_their_own_on_the_command_line(specs: list[str], key: str) -> None:
+def test_splits_need_no_quotes_on_the_command_line(specs: list[str], key: str) -> None:
     parser = OverridesParser.create()
 
     def values(override: str) -> list[Any]:

@@ -38,14 +38,14 @@ class DigitPool(NamedTuple):
         ink: All digits, from 0 (paper) to 1.
         labels: Their class numbers.
         indices: The digits of the split, then zeros: so padded, one program draws all splits.
-        count: The number of digits of the split.
+        size: The number of digits of the split.
         columns: The first possible left column of a digit, and one after the last.
     """
 
     ink: Float[Array, "n 8 8"]
     labels: Int[Array, " n"]
     indices: Int[Array, " n"]
-    count: Int[Array, ""]
+    size: Int[Array, ""]
     columns: Int[Array, " 2"]
 
 
@@ -125,7 +125,7 @@ def _draw_canvas(
 ) -> tuple[UInt8[Array, "h w 1"], Int[Array, "..."]]:
     """Draw digits wherever they fit, with the darker ink where two meet; then add noise to every pixel."""
     digit_key, corner_key, noise_key = random.split(key, 3)
-    drawn = pool.indices[random.randint(digit_key, (data.digits,), 0, pool.count)]
+    drawn = pool.indices[random.randint(digit_key, (data.digits,), 0, pool.size)]
     low = jnp.stack([jnp.int32(0), pool.columns[0]])
     high = jnp.stack([jnp.int32(data.canvas - DIGIT + 1), pool.columns[1]])
     corners = random.randint(corner_key, (data.digits, 2), low, high)
