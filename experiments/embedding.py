@@ -28,12 +28,12 @@ CHANGED = (
 )
 
 
-def untied(tying: str, position: int) -> Callable[[pd.DataFrame], Cell]:
+def name_untied(tying: str, position: int) -> Callable[[pd.DataFrame], Cell]:
     """Name the networks untied at the first, second, … step tried; the last is the end of training."""
     return cell_at(TIED_STEPS, position, {"model.tying": tying})
 
 
-def drawn(tying: str) -> Cell:
+def name_initialised(tying: str) -> Cell:
     """Name the networks that were initialised with their own tying."""
     return {"model.tying": tying, TIED_STEPS: None}
 
@@ -45,7 +45,7 @@ CLAIMS = {
             "of a convolution's."
         ): measure(
             f"test accuracy, {tying}, never untied − shared",
-            difference(untied(tying, -1), drawn("shared")),
+            difference(name_untied(tying, -1), name_initialised("shared")),
             expected=between(-0.01, 0.01),
         )
         for tying in NETS
@@ -56,7 +56,7 @@ CLAIMS = {
             f"a {tying} network."
         ): measure(
             f"test accuracy, {tying}, untied at step 0 − initialised as {tying}",
-            difference(untied(tying, 0), drawn(tying)),
+            difference(name_untied(tying, 0), name_initialised(tying)),
         )
         for tying in NETS
     },
@@ -66,7 +66,9 @@ CLAIMS = {
             "convolution."
         ): measure(
             f"test accuracy, {tying}, untied midway at the step chosen on validation images − shared",
-            difference(best_cell(TIED_STEPS, {"model.tying": tying}, slice(1, -1)), drawn("shared")),
+            difference(
+                best_cell(TIED_STEPS, {"model.tying": tying}, slice(1, -1)), name_initialised("shared")
+            ),
             exploratory=CHANGED,
         )
         for tying in NETS
@@ -77,7 +79,7 @@ CLAIMS = {
             "than at the start."
         ): measure(
             f"test accuracy, {tying}, untied at the last step tried before the end − at step 0",
-            difference(untied(tying, -2), untied(tying, 0)),
+            difference(name_untied(tying, -2), name_untied(tying, 0)),
         )
         for tying in NETS
     },
@@ -87,14 +89,14 @@ CLAIMS = {
     ): measure(
         "distance of the first layer from the nearest convolution, relative to the norm of its weights; "
         "dense, untied at the second step tried",
-        value(untied("dense", 1), DISTANCE),
+        value(name_untied("dense", 1), DISTANCE),
         expected=less_than(0.5),
         unit="",
     ),
 }
 
 
-def by_time(table: pd.DataFrame) -> Figure:
+def plot_by_time(table: pd.DataFrame) -> Figure:
     """Draw accuracies, gap and distance against the steps for which networks are kept convolutions."""
     steps = values_of(table, TIED_STEPS)
     cells = {
@@ -102,9 +104,9 @@ def by_time(table: pd.DataFrame) -> Figure:
     }
     lines = [Line(tying, cells[tying], f"{tying}, untied") for tying in ("dense", "local")]
     levels = [
-        Level("dense", drawn("dense"), "dense, drawn as such", linestyle=":"),
-        Level("local", drawn("local"), "local, drawn as such", linestyle=":"),
-        Level("shared", drawn("shared"), "convolution"),
+        Level("dense", name_initialised("dense"), "dense from the start", linestyle=":"),
+        Level("local", name_initialised("local"), "local from the start", linestyle=":"),
+        Level("shared", name_initialised("shared"), "convolution"),
     ]
     panel = Panel("steps as a convolution", lines, levels, rotation=45)
     return plot_accuracy_panels(table, [panel], {DISTANCE: "distance of the first layer"})
@@ -119,5 +121,5 @@ CAPTION = (
 EXPERIMENT = Experiment(
     question="What remains of a convolution after its weights are untied?",
     claims=make_claims(CLAIMS, source="d'Ascoli 2019 (1906.06766)", smallest_effect=0.01),
-    figures={"by_time": Drawing(draw=by_time, caption=CAPTION)},
+    figures={"by_time": Drawing(draw=plot_by_time, caption=CAPTION)},
 )

@@ -9,7 +9,7 @@ have as many parameters or MACs as the locally connected network of the same geo
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cnnexp.analysis.claims import make_claims, measure, measure_counts, more_than
+from cnnexp.analysis.claims import make_claims, measure, measure_counts, measure_fraction, more_than
 from cnnexp.analysis.dataframe import Cell, select_cell
 from cnnexp.analysis.estimates import correlation, count_ratio, difference, smallest_difference, within
 from cnnexp.plots.figures import Drawing, draw_by_count, plot_accuracy_and_gap
@@ -94,40 +94,33 @@ CLAIMS = {
         exploratory="the widths were changed so that the MACs match within 2% after results on the same "
         "seeds had been seen",
     ),
-    "Among networks of equal width, the generalisation gap grows with the number of parameters.": measure(
+    (
+        "Among networks of equal width, the generalisation gap grows with the number of parameters."
+    ): measure_fraction(
         "rank correlation between parameters and gap, over networks",
         within(EQUAL_WIDTH, correlation(GAP)),
+        lowest=-1.0,
         expected=more_than(0.5),
-        unit="",
-        range=(-1.0, 1.0),
     ),
 }
 
 
-def by_kernel(table: pd.DataFrame) -> Figure:
+def plot_by_kernel(table: pd.DataFrame) -> Figure:
     """Draw accuracies by kernel size, averaged over strides."""
     nets = select_cell(table, EQUAL_WIDTH)
     nets = nets[nets["model.tying"] != "dense"]
     return plot_accuracy_and_gap(nets, "model.kernel_size", label="kernel size, strides averaged")
 
 
-PARAMS_CAPTION = (
-    "Accuracy (hollow: on the training images) and gap against the number of parameters, at equal width."
-)
-MACS_CAPTION = (
-    "Accuracy (hollow: on the training images) and gap against the MACs of one image, at equal width."
-)
-KERNEL_CAPTION = (
-    "Accuracy and gap against kernel size, averaged over strides: mean and 95% interval over seeds."
-)
+CAPTION = "Accuracy and gap against kernel size, averaged over strides: mean and 95% interval over seeds."
 EXPERIMENT = Experiment(
     question="What do kernel size, stride and tying cost, and how do they affect the generalisation gap?",
     claims=make_claims(
         CLAIMS, source="the usual answer: sparsity of connections and parameter sharing", smallest_effect=0.02
     ),
     figures={
-        "by_params": draw_by_count(EQUAL_WIDTH, caption=PARAMS_CAPTION),
-        "by_macs": draw_by_count(EQUAL_WIDTH, "macs", "MACs", caption=MACS_CAPTION),
-        "by_kernel": Drawing(draw=by_kernel, caption=KERNEL_CAPTION),
+        "by_params": draw_by_count(EQUAL_WIDTH, scope="at equal width"),
+        "by_macs": draw_by_count(EQUAL_WIDTH, "macs", "MACs per image", scope="at equal width"),
+        "by_kernel": Drawing(draw=plot_by_kernel, caption=CAPTION),
     },
 )

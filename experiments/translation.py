@@ -27,12 +27,12 @@ POGODIN_STARS = Published("Pogodin 2021, CIFAR-10", {"shared": {"convolution": 0
 CHANGED = " after results on the same seeds had been seen"
 
 
-def still(tying: str, steps: int | None = None) -> dict[str, object]:
+def name_unshifted(tying: str, steps: int | None = None) -> dict[str, object]:
     """Name the networks trained without shifts that average their kernels every `steps` steps, or never."""
     return {"model.tying": tying, "data.crop": 0, "train.share_every": steps}
 
 
-def moved(tying: str, position: int) -> CellRule:
+def name_shifted(tying: str, position: int) -> CellRule:
     """Name the networks trained with the first, second, … of the shifts tried; the first is 0."""
     return cell_at("data.crop", position, {"model.tying": tying, "train.share_every": None})
 
@@ -42,8 +42,8 @@ CLAIMS = {
         (
             f"A {net} is more accurate with small random shifts of its training images than without them."
         ): measure(
-            f"test accuracy of {tying}, smallest shifts − none",
-            difference(moved(tying, 1), moved(tying, 0)),
+            f"test accuracy of {tying}, smallest shifts − no shifts",
+            difference(name_shifted(tying, 1), name_shifted(tying, 0)),
             published=f"+{gain} points",
         )
         for tying, net, gain in (("shared", "convolution", 7.8), ("local", "locally connected network", 7.7))
@@ -53,7 +53,7 @@ CLAIMS = {
         "images than with the second largest."
     ): measure(
         "test accuracy of local, largest shifts − second largest",
-        difference(moved("local", -1), moved("local", -2)),
+        difference(name_shifted("local", -1), name_shifted("local", -2)),
         expected=less_than(-0.01),
         published="-1.1 points",
     ),
@@ -62,7 +62,9 @@ CLAIMS = {
         "trained without them."
     ): measure(
         "test accuracy, local with the shifts chosen on validation images − shared without shifts",
-        difference(best_cell("data.crop", still("local"), slice(1, None)), moved("shared", 0)),
+        difference(
+            best_cell("data.crop", name_unshifted("local"), slice(1, None)), name_shifted("shared", 0)
+        ),
         published="+6.0 points",
         exploratory="the best shifts were chosen on validation images instead of test images" + CHANGED,
     ),
@@ -71,7 +73,7 @@ CLAIMS = {
         "accurate than a convolution."
     ): measure(
         "test accuracy, shared − local, smallest shifts",
-        difference(moved("shared", 1), moved("local", 1)),
+        difference(name_shifted("shared", 1), name_shifted("local", 1)),
         published="+2.5 points",
     ),
     (
@@ -80,7 +82,7 @@ CLAIMS = {
     ): measure(
         "distance from the nearest convolution, in hundredths of the kernels' norm, mean over layers; local, "
         "no shifts − second largest",
-        difference(moved("local", 0), moved("local", -2), "learned/distance/*"),
+        difference(name_shifted("local", 0), name_shifted("local", -2), "learned/distance/*"),
         source="Ott 2020 (1909.11483), figure 5, MNIST",
         exploratory="the first layer was replaced by the mean over layers" + CHANGED,
     ),
@@ -89,7 +91,7 @@ CLAIMS = {
         "below a convolution in accuracy."
     ): measure(
         "test accuracy, local averaged at every step − shared",
-        difference(still("local", 1), still("shared")),
+        difference(name_unshifted("local", 1), name_unshifted("shared")),
         expected=more_than(-0.02),
         published="-0.9 points",
         source=POGODIN,
@@ -100,7 +102,7 @@ CLAIMS = {
             f"steps than {than}."
         ): measure(
             f"test accuracy, local averaged every {steps} steps − {'every 100' if every else 'never'}",
-            difference(still("local", steps), still("local", every)),
+            difference(name_unshifted("local", steps), name_unshifted("local", every)),
             published=f"+{gain} points",
             source=POGODIN,
         )
@@ -110,18 +112,23 @@ CLAIMS = {
 }
 
 
-def by_moves_and_averages(table: pd.DataFrame) -> Figure:
+def plot_shifts_and_averages(table: pd.DataFrame) -> Figure:
     """Draw accuracies and gap against the largest shift, and against how often kernels are averaged."""
     side = int(table["data.canvas"].max()) if "data.canvas" in table else 32  # of digits, or of CIFAR-10
-    moves, often = values_of(table, "data.crop"), values_of(table, "train.share_every")
-    crops = {net: {by / side: still(net) | {"data.crop": by} for by in moves} for net in ("local", "shared")}
-    moving = [Line(net, cells, label=net) for net, cells in crops.items()]
-    averages = {f"{steps:g}": still("local", steps) for steps in often} | {"never": still("local")}
-    averaging = [Line("shared", {"convolution": still("shared")}), Line("local", averages)]
-    level = Level("shared", still("shared"))
+    shifts, intervals = values_of(table, "data.crop"), values_of(table, "train.share_every")
+    crops = {
+        net: {shift / side: name_unshifted(net) | {"data.crop": shift} for shift in shifts}
+        for net in ("local", "shared")
+    }
+    shift_lines = [Line(net, cells, label=net) for net, cells in crops.items()]
+    averages = {f"{steps:g}": name_unshifted("local", steps) for steps in intervals} | {
+        "never": name_unshifted("local")
+    }
+    average_lines = [Line("shared", {"convolution": name_unshifted("shared")}), Line("local", averages)]
+    level = Level("shared", name_unshifted("shared"))
     panels = [
-        Panel("moves at most, fraction of the image", moving, published=OTT_STARS),
-        Panel("steps between averages of the kernels", averaging, [level], POGODIN_STARS),
+        Panel("largest shift, fraction of the image side", shift_lines, published=OTT_STARS),
+        Panel("steps between averages of the kernels", average_lines, [level], POGODIN_STARS),
     ]
     return plot_accuracy_panels(table, panels)
 
@@ -135,5 +142,5 @@ CAPTION = (
 EXPERIMENT = Experiment(
     question="Can a locally connected network learn what is built into a convolution?",
     claims=make_claims(CLAIMS, source=OTT, smallest_effect=0.01),
-    figures={"moves_and_sharing": Drawing(draw=by_moves_and_averages, caption=CAPTION)},
+    figures={"moves_and_sharing": Drawing(draw=plot_shifts_and_averages, caption=CAPTION)},
 )

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cnnexp.analysis.claims import less_than, make_claims, measure, more_than
+from cnnexp.analysis.claims import less_than, make_claims, measure, measure_fraction, more_than
 from cnnexp.analysis.dataframe import Cell, select_cell
 from cnnexp.analysis.estimates import GAP, TEST, correlation, difference, within
 from cnnexp.analysis.tables import format_value
@@ -22,10 +22,10 @@ from cnnexp.report.experiments import Experiment
 EQUAL_WIDTH = {"model.match": "none"}
 DIALS = {"low_rank": "rank", "tiled": "period of tiles", "blocked": "number of blocks"}
 BETTER = "better on MNIST, CIFAR-10 and CelebA"
-TURNED = "the claim, which had been that the first layer gains more, was reversed after results on the same "
-TURNED += "seeds had been seen"
+REVERSED = "the claim, which had been that the first layer gains more, was reversed after results on the "
+REVERSED += "same seeds had been seen"
 measure_tiles = partial(measure, source="Le & Ngiam 2010, tiled convolutional networks, section 5")
-measure_rank = partial(measure, source="the design of this sweep", unit="", range=(-1.0, 1.0))
+measure_rank = partial(measure_fraction, lowest=-1.0, source="the design of this sweep")
 
 
 def net(*tyings: str) -> Cell:
@@ -37,17 +37,17 @@ SHARED, LOCAL, RANK_2, RANK_4 = map(net, ("shared", "local", "low_rank(2)", "low
 MATCHED = {"model.tying": "shared", "model.match": "params", "model.match_tying": "low_rank(4)"}
 
 
-def last_over_first(table: pd.DataFrame) -> np.ndarray:
+def last_layer_over_first(table: pd.DataFrame) -> np.ndarray:
     """Estimate the lead of low rank in the last layer over the first, in networks of two or three layers."""
-    for others in (["shared"], ["shared", "shared"]):
-        values = difference(net(*others, "low_rank(4)"), net("low_rank(4)", *others))(table)
+    for shared_layers in (["shared"], ["shared", "shared"]):
+        values = difference(net(*shared_layers, "low_rank(4)"), net("low_rank(4)", *shared_layers))(table)
         if len(values):
             return values
     return np.empty(0)
 
 
-def on_dial(table: pd.DataFrame, dial: str) -> pd.DataFrame:
-    """Select the networks of equal width along one dial, from shared to local, tied alike in all layers."""
+def select_dial(table: pd.DataFrame, dial: str) -> pd.DataFrame:
+    """Select the networks of equal width along one dial, each with one tying for all its layers."""
     tyings = table["model.tying"]
     return select_cell(table[tyings.isin(["shared", "local"]) | tyings.str.startswith(dial)], EQUAL_WIDTH)
 
@@ -66,9 +66,9 @@ CLAIMS = {
         "Mixing 4 kernels at each position improves accuracy more in the last layer than in the first layer."
     ): measure(
         "test accuracy, low_rank(4) in the last layer − in the first",
-        last_over_first,
+        last_layer_over_first,
         source="Elsayed 2020 (2002.02959), introduction: a hypothesis",
-        exploratory=TURNED,
+        exploratory=REVERSED,
     ),
     "A network tiled with period 2 is less than 1 point below a convolution in accuracy.": measure_tiles(
         "test accuracy, tiled(2) − shared", difference(net("tiled(2)"), SHARED), expected=more_than(-0.01)
@@ -82,7 +82,7 @@ CLAIMS = {
             "accuracy falls with the number of parameters."
         ): measure_rank(
             f"rank correlation of parameters and test accuracy, shared to local by {dial.split()[-1]}",
-            within(partial(on_dial, dial=kind), correlation(TEST)),
+            within(partial(select_dial, dial=kind), correlation(TEST)),
             expected=less_than(-0.5),
         )
         for kind, dial in DIALS.items()
@@ -97,14 +97,14 @@ CLAIMS = {
 }
 
 
-def by_params(table: pd.DataFrame) -> Figure:
+def plot_by_params(table: pd.DataFrame) -> Figure:
     """Draw each dial as a line from convolution to local layer, and wider convolutions as another line."""
-    dials = [on_dial(table, dial).assign(dial=dial) for dial in DIALS]
+    dials = [select_dial(table, dial).assign(dial=dial) for dial in DIALS]
     wider = table[table["model.tying"] == "shared"].assign(dial="wider, shared")
     return plot_accuracy_and_gap(pd.concat([*dials, wider]), "params/total", by="dial", label="parameters")
 
 
-def by_layer(table: pd.DataFrame) -> Figure:
+def plot_by_layer(table: pd.DataFrame) -> Figure:
     """Draw networks with one layer untied beside the convolution."""
     nets = select_cell(table, EQUAL_WIDTH)
     mixed = sorted(tying for tying in nets["model.tying"].unique() if tying.startswith("["))
@@ -124,7 +124,7 @@ EXPERIMENT = Experiment(
     question="How much tying is best, between a convolution and a locally connected layer?",
     claims=make_claims(CLAIMS, source="Elsayed 2020 (2002.02959)", smallest_effect=0.01),
     figures={
-        "accuracy_by_params": Drawing(draw=by_params, caption=CAPTION),
-        "one_layer": Drawing(draw=by_layer, caption=LAYER_CAPTION),
+        "accuracy_by_params": Drawing(draw=plot_by_params, caption=CAPTION),
+        "one_layer": Drawing(draw=plot_by_layer, caption=LAYER_CAPTION),
     },
 )

@@ -20,18 +20,18 @@ CHANGED += "spacing of evaluations were changed (size=small), after results on t
 USUAL = {"model.connectivity": "local", "model.head": "softmax", "data.apart": False}
 USUAL |= {"data.permutation": "none", "data.pixel_noise": 0.0}
 CONDITIONS = {
-    "as they are": {},
+    "unmodified": {},
     "wired at random": {"model.connectivity": "random"},
     "pixel noise 0.1": {"data.pixel_noise": 0.1},
     "pixels permuted": {"data.permutation": "fixed", "data.block": 1},
     "blocks permuted": {"data.permutation": "fixed", "data.block": 4},
-    "unseen places": {"data.apart": True},
+    "unseen positions": {"data.apart": True},
     "sigmoid head": {"model.head": "sigmoid"},
 }
 SAME_SIZE = {"data.train_size": 1024}  # the number of training images that all conditions have
 
 
-def pair(condition: str = "as they are", other: str = "dense", sizes: dict = SAME_SIZE) -> tuple[dict, dict]:
+def pair(condition: str = "unmodified", other: str = "dense", sizes: dict = SAME_SIZE) -> tuple[dict, dict]:
     """Name the convolution and another network under a condition, at the same number of training images."""
     usual = {**USUAL, **CONDITIONS[condition], **sizes}
     return {**usual, "model.tying": "shared"}, {**usual, "model.tying": other}
@@ -124,7 +124,8 @@ CLAIMS = {
         "On digits at positions never seen in training, a convolution is more accurate than a "
         "locally connected network."
     ): measure(
-        "test accuracy at unseen places, shared − local", difference(*pair("unseen places", "local", {}))
+        "test accuracy at unseen positions, shared − local",
+        difference(*pair("unseen positions", "local", {})),
     ),
     "A sigmoid head changes the lead of a convolution over a dense network by less than 5 points.": measure(
         "lead in test accuracy (shared − dense), softmax minus sigmoid head",

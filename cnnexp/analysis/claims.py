@@ -2,11 +2,13 @@
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
-from cnnexp.analysis.dataframe import Estimate
+from cnnexp.analysis.dataframe import Cell, Estimate
+from cnnexp.analysis.estimates import difference
 
 Unit = Literal["points", "x", ""]
 SEEN_SEEDS = (0, 1, 2, 3, 4)  # of the small sizes of the experiments: their results were known to the authors
@@ -151,6 +153,60 @@ def measure_halvings(quantity: str, estimate: Estimate) -> dict[str, Any]:
     The arguments and the result are those of `measure`.
     """
     return measure(quantity, estimate, expected=more_than(1.0), unit="")
+
+
+def measure_fraction(
+    quantity: str, estimate: Estimate, *, lowest: float = 0.0, **fields: Any
+) -> dict[str, Any]:
+    """Say how a claim about a number without a unit is tested, at most 1: a fraction or a correlation.
+
+    Args:
+        quantity: What is estimated, in words.
+        estimate: The estimate.
+        lowest: The smallest value that it can have: 0, or -1 for correlations and differences.
+        **fields: Other fields of `Claim`.
+
+    Returns:
+        The fields of a `Claim` that `make_claims` completes.
+    """
+    return measure(quantity, estimate, unit="", range=(lowest, 1.0), **fields)
+
+
+def measure_steps(
+    sentence: str,
+    nets: Mapping[str, Cell],
+    compare: Callable[[Cell, Cell], Estimate] = difference,
+    *,
+    quantity: str = "test accuracy, {more} − {less}",
+    published: Sequence[str] = (),
+    **fields: Any,
+) -> dict[str, dict[str, Any]]:
+    """Say how claims about a ladder of networks are tested: each has more of something than the next one.
+
+    Args:
+        sentence: The sentence of all these claims, with `{more}` and `{less}` for the names of two networks.
+        nets: The networks by their names, from the one that has most to the one that has least.
+        compare: Makes an estimate of two cells, see `difference`.
+        quantity: What is estimated, with the same fields as the sentence.
+        published: The published number of each claim.
+        **fields: Fields of `Claim` that differ from those of the experiment's other claims.
+
+    Returns:
+        By the claim's sentence, what `measure` returned.
+
+    Example:
+        >>> nets = {"convolution": {"model.tying": "shared"}, "dense network": {"model.tying": "dense"}}
+        >>> list(measure_steps("A {more} is more accurate than a {less}.", nets))
+        ['A convolution is more accurate than a dense network.']
+    """
+    steps = list(pairwise(nets.items()))
+    tests = {}
+    for ((more, first), (less, second)), number in zip(steps, published or [""] * len(steps), strict=True):
+        test = measure(
+            quantity.format(more=more, less=less), compare(first, second), published=number, **fields
+        )
+        tests[sentence.format(more=more, less=less)] = test
+    return tests
 
 
 def make_claims(

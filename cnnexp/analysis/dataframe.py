@@ -21,6 +21,26 @@ Rows = Cell | Callable[[pd.DataFrame], pd.DataFrame]  # a cell, or a function th
 Estimate = Callable[[pd.DataFrame], np.ndarray]  # one number per seed, or the two bounds of each
 
 
+NET_NAMES = {"shared": "convolution", "local": "locally connected network", "dense": "dense network"}
+
+
+def name_nets(cell: Cell, *tyings: str) -> dict[str, Cell]:
+    """Name the networks of several tyings under the same conditions.
+
+    Args:
+        cell: The keys that the networks have in common.
+        *tyings: Some of `NET_NAMES`; all if none is given.
+
+    Returns:
+        The cells by the English names of the networks, as sentences of claims use them.
+
+    Example:
+        >>> name_nets({"data.crop": 0}, "shared")
+        {'convolution': {'data.crop': 0, 'model.tying': 'shared'}}
+    """
+    return {NET_NAMES[tying]: {**cell, "model.tying": tying} for tying in tyings or NET_NAMES}
+
+
 @dataclass(frozen=True)
 class Not:
     """In a cell: any value of a key but this one."""

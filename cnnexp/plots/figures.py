@@ -225,7 +225,7 @@ def draw_by_count(
     label: str = "parameters",
     *,
     by: str = "model.tying",
-    caption: str = "",
+    scope: str = "",
     published: Published | None = None,
 ) -> Drawing:
     """Make the figure of accuracies and gap against a count, one mark per network.
@@ -235,18 +235,16 @@ def draw_by_count(
         count: The column.
         label: The name of the axis.
         by: The column that tells the marks apart.
-        caption: The caption; if empty, the usual one.
+        scope: What the caption says of these runs.
         published: Published accuracies, by the count.
     """
-    usual = (
-        f"Accuracy (hollow: on the training images) and generalisation gap against {label}: mean and 95% "
-        "interval over seeds, training sizes averaged."
-    )
+    stars = "; stars: published test accuracies" if published else ""
     return Drawing(
         draw=lambda table: plot_accuracy_and_gap(
             select_rows(table, runs), count, by=by, label=label, lines=False, published=published
         ),
-        caption=caption or usual,
+        caption=f"Accuracy (hollow: on the training images) and generalisation gap against {label}"
+        f"{scope and f', {scope}'}: mean and 95% interval over seeds, averaged over all other keys{stars}.",
     )
 
 

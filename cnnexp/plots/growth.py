@@ -13,6 +13,7 @@ from cnnexp.analysis.dataframe import Cell, select_cell, values_of
 from cnnexp.analysis.statistics import bounded_interval
 from cnnexp.analysis.verdicts import format_in_unit
 from cnnexp.plots.axes import GREY, TEXT_WIDTH_INCHES, get_style
+from cnnexp.plots.figures import Drawing
 
 ROOM_FOR_EXPONENTS = 30  # factor by which the axis of images is extended
 
@@ -24,20 +25,37 @@ class Growth:
     Attributes:
         label: The name of the axis.
         key: The key.
-        nets: The cells without the key, by tying.
+        cell: The other keys, except the tying.
         accuracy: The test accuracy for which images are needed.
         bounds: By tying, how a proven bound grows with the key; drawn from the first point of the net's line,
             beside the exponent of the line.
+        tyings: The tyings of the nets, in the order of the legend.
     """
 
     label: str
     key: str
-    nets: Mapping[str, Cell]
+    cell: Cell
     accuracy: float
     bounds: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
+    tyings: Sequence[str] = ("dense", "local", "shared")
 
 
-def plot_images_panels(table: pd.DataFrame, panels: Sequence[Growth]) -> Figure:
+def draw_growth(panels: Sequence[Growth], source: str) -> Drawing:
+    """Make the figure of the training images that nets need, see `plot_growth`.
+
+    Args:
+        panels: What each column shows.
+        source: The source of the bounds, and the bounds by tying.
+    """
+    caption = (
+        "Training images needed for the test accuracy in the title, geometric mean and 95% interval over "
+        f"seeds. Dotted: growth of the bound ({source}) from the first point of each line. In colour: the "
+        "exponents with their 95% intervals."
+    )
+    return Drawing(draw=lambda table: plot_growth(table, panels), caption=caption)
+
+
+def plot_growth(table: pd.DataFrame, panels: Sequence[Growth]) -> Figure:
     """Draw the training images that nets need, one column per key.
 
     Args:
@@ -47,7 +65,7 @@ def plot_images_panels(table: pd.DataFrame, panels: Sequence[Growth]) -> Figure:
     figure = Figure(figsize=(TEXT_WIDTH_INCHES, 3.2), layout="constrained")
     columns = figure.subplots(1, len(panels), sharey=True)
     for panel, axes in zip(panels, columns, strict=True):
-        for row, tying in enumerate(panel.nets):
+        for row, tying in enumerate(panel.tyings):
             _draw_net(axes, table, panel, tying, row)
         axes.set(xlabel=panel.label, title=f"images for {panel.accuracy:.0%}")
         axes.set_xscale("log", base=2)
@@ -56,9 +74,9 @@ def plot_images_panels(table: pd.DataFrame, panels: Sequence[Growth]) -> Figure:
         axes.yaxis.set_major_formatter("{x:,.0f}")
     first = columns[0]
     first.set_ylabel("training images")
-    first.plot([], [], ":", color=GREY, label="growth of the bound")
-    first.plot([], [], marker="$↑$", linestyle="none", color=GREY, label="at least so many")
-    first.plot([], [], marker="$↓$", linestyle="none", color=GREY, label="at most so many")
+    first.plot([], [], ":", color=GREY, label="growth of a proven bound")
+    first.plot([], [], marker="$↑$", linestyle="none", color=GREY, label="lower bound")
+    first.plot([], [], marker="$↓$", linestyle="none", color=GREY, label="upper bound")
     low, high = first.get_ylim()
     first.set_ylim(low, high * ROOM_FOR_EXPONENTS)
     figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=3)
@@ -66,7 +84,8 @@ def plot_images_panels(table: pd.DataFrame, panels: Sequence[Growth]) -> Figure:
 
 
 def _draw_net(axes: Axes, table: pd.DataFrame, panel: Growth, tying: str, row: int) -> None:
-    net, color = panel.nets[tying], get_style(tying)["color"]
+    net: Cell = {**panel.cell, "model.tying": tying}
+    color = get_style(tying)["color"]
     values = values_of(select_cell(table, net), panel.key)
     first = draw_images_needed(
         axes, table, {value: {**net, panel.key: value} for value in values}, panel.accuracy, tying
@@ -95,22 +114,22 @@ def draw_images_needed(
     Args:
         axes: The axes; that of y is logarithmic.
         table: One row per run.
-        cells: The cells, by their places on the axis.
+        cells: The cells, by their positions on the axis.
         accuracy: The test accuracy.
         tying: The tying whose colour, mark and label the line has.
 
     Returns:
-        The images at the first place.
+        The images at the first position.
     """
-    read = [collect_curves(table, "test/accuracy", cell) for cell in cells.values()]
-    needed = [images_needed(sizes, accuracies[:, 0], accuracy) for sizes, accuracies in read]
-    fewest, most = read[0][0][0], read[0][0][-1]
+    curves = [collect_curves(table, "test/accuracy", cell) for cell in cells.values()]
+    needed = [images_needed(sizes, accuracies[:, 0], accuracy) for sizes, accuracies in curves]
+    sizes, _ = curves[0]
     value, low, high = np.array(needed).T
-    style, places = get_style(tying), np.array(list(cells))
-    error = [value - np.maximum(low, fewest), np.minimum(high, most) - value]
-    axes.plot(places, value, style["marker"] + "-", color=style["color"], label=tying)
-    axes.errorbar(places, value, np.clip(error, 0, None), capsize=2, fmt="none", ecolor=style["color"])
-    for is_bound, arrow, shift in ((np.isinf(high), "$↑$", 1.5), (low < fewest, "$↓$", 1 / 1.5)):
-        look = {"color": style["color"], "marker": arrow, "linestyle": "none"}
-        axes.plot(places[is_bound], shift * value[is_bound], **look)
+    style, positions = get_style(tying), np.array(list(cells))
+    error = [value - np.maximum(low, sizes[0]), np.minimum(high, sizes[-1]) - value]
+    axes.plot(positions, value, style["marker"] + "-", color=style["color"], label=tying)
+    axes.errorbar(positions, value, np.clip(error, 0, None), capsize=2, fmt="none", ecolor=style["color"])
+    for is_bound, arrow, shift in ((np.isinf(high), "$↑$", 1.5), (low < sizes[0], "$↓$", 1 / 1.5)):
+        heights = shift * value[is_bound]
+        axes.plot(positions[is_bound], heights, color=style["color"], marker=arrow, linestyle="none")
     return float(value[0])
