@@ -1,6 +1,5 @@
 """Every size of every experiment answers all of its claims, and a new experiment is two small files."""
 
-import io
 import itertools
 import math
 import re
@@ -13,6 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from flax import nnx
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from cnnexp.analysis.dataframe import make_dataframe
 from cnnexp.analysis.verdicts import judge
@@ -96,17 +97,37 @@ def test_every_size_measures_every_claim_and_draws_every_figure(configs: Any, si
     random = np.random.default_rng(0)
     table = make_dataframe([invented(config, random) for config in configs(name, size)])
     experiment = load_experiment(name)
-    judged = judge(experiment.claims, table)
-    assert [one.claim.sentence for one in judged if one.interval is None] == []
-    assert min(one.seeds for one in judged if not one.claim.exact) >= 5
+    verdicts = judge(experiment.claims, table)
+    assert [verdict.claim.sentence for verdict in verdicts if verdict.interval is None] == []
+    assert min(verdict.seeds for verdict in verdicts if not verdict.claim.exact) >= 5
     in_any_order = judge(experiment.claims, table.sample(frac=1, random_state=0))
-    assert [(one.outcome, one.effect) for one in in_any_order] == [
-        (one.outcome, one.effect) for one in judged
+    assert [(verdict.outcome, verdict.effect) for verdict in in_any_order] == [
+        (verdict.outcome, verdict.effect) for verdict in verdicts
     ]
-    for drawing in experiment.figures.values():
+    for caption, drawing in experiment.figures.items():
         assert drawing.needs(table)
-        drawing.draw(table).savefig(png := io.BytesIO(), dpi=40)
-        assert len(png.getvalue()) > 3_000
+        figure = drawing.draw(table)
+        assert figure.axes and all(count_visible_values(axes) > 1 for axes in figure.axes), caption
+
+
+def count_visible_values(axes: Axes) -> int:
+    """Count the distinct values that lines and images show within the limits of their axes."""
+    (left, right), (bottom, top) = sorted(axes.get_xlim()), sorted(axes.get_ylim())
+    points = np.concatenate([np.empty((0, 2)), *(line.get_xydata() for line in axes.lines)])
+    x, y = points[np.isfinite(points).all(axis=1)].T
+    inside = (left <= x) & (x <= right) & (bottom <= y) & (y <= top)
+    pixels = [np.unique(np.ma.compressed(image.get_array())) for image in axes.images]
+    return len({*zip(x[inside], y[inside], strict=True)}) + sum(map(len, pixels))
+
+
+def test_only_values_within_the_limits_of_axes_are_visible() -> None:
+    axes = Figure().subplots()
+    axes.plot([], [])
+    assert count_visible_values(axes) == 0
+    axes.plot([1, 2, 2, 3], [1, np.nan, 5, 9])
+    assert count_visible_values(axes) == 3
+    axes.set_ylim(0, 6)
+    assert count_visible_values(axes) == 2
 
 
 def estimate_of(name: str, sentence: str) -> Any:
