@@ -116,9 +116,10 @@ class CnnexpLauncher(Launcher):
 
     def _choose_action(self, launcher: str) -> Callable[[list[Any]], dict[str, float]]:
         """Return the function that carries out the command on sweep points, and returns a number for each."""
-        from cnnexp.sweep.devices import refuse_missing_devices
+        from cnnexp.sweep.devices import configure_jax, refuse_missing_devices
 
         if self.action in ("plan", "show"):
+            configure_jax()  # before the next line, which starts JAX
             refuse_missing_devices()
         if self.action == "plan":
             from cnnexp.cli.plan import print_plan

@@ -18,7 +18,6 @@ from cnnexp.sweep.cost import (
     refuse_too_large,
     working_bytes,
 )
-from cnnexp.sweep.devices import configure_jax
 from cnnexp.sweep.plan import Plan, plan_sweep
 from cnnexp.sweep.points import Cells, SweepPoint
 from cnnexp.sweep.validate import check_images, check_run, check_sweep
@@ -27,8 +26,19 @@ HEADER = ("cell", "weights", "MACs", "memory", "runs", "done", "stack", "time")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellLine:
-    """What the dry run says of one cell; `stacks` are numbers from 1 on."""
+class CellPlan:
+    """What a sweep would do for one cell.
+
+    Attributes:
+        name: the overrides that distinguish the cell.
+        weights: the number of weights of its network.
+        macs: multiply-accumulates of one forward pass of one image.
+        memory: bytes that one run holds.
+        runs: the number of its runs.
+        done: how many of them have a result.
+        stacks: numbers of the stacks that train the others, from 1 on.
+        seconds: forecast of the time to train them.
+    """
 
     name: str
     weights: int
@@ -41,41 +51,41 @@ class CellLine:
 
 
 def print_plan(points: Sequence[SweepPoint]) -> dict[str, float]:
-    """Print a line a cell, the cells that are impossible with their reasons, and the totals.
+    """Print one line per cell, the cells that cannot be trained with their reasons, and the totals.
 
     Returns:
-        NaN for every run: there is no result to choose by.
+        NaN for every run, as no accuracy is known.
 
     Raises:
-        UsageError: at the end, where any cell is impossible.
+        UsageError: after printing, if any cell cannot be trained.
     """
-    configure_jax()  # stacks are planned for the devices that train them
     by_id = {point.config.run_id: point for point in points}
     check_sweep([point.config for point in by_id.values()])
     cells = Cells(by_id)
-    impossible = _impossible(by_id, cells)
+    impossible = _find_impossible_cells(by_id, cells)
     runs = {i: point.config for i, point in by_id.items() if cells.name(i) not in impossible}
     plan = plan_sweep(runs)
-    guess = forecast(Path(points[0].config.results_dir))
-    lines = _cell_lines(plan, cells, guess)
-    for line in _columns([HEADER, *map(_text, lines)]):
+    time_forecast = forecast(Path(points[0].config.results_dir))
+    cell_plans = _plan_cells(plan, cells, time_forecast)
+    for line in _align_columns([HEADER, *map(_format_row, cell_plans)]):
         print(line)
     for name, reason in impossible.items():
         print(f"impossible: {name}: {reason}")
-    for name, warning in _warnings(plan, cells).items():
+    for name, warning in _memory_warnings(plan, cells).items():
         print(f"warning: {name}: {warning}")
     for path in plan.corrupt:
         print(f"{describe_corrupt_file(path)}; cnnexp run moves it and trains its run again")
-    _print_totals(plan, lines, impossible, guess)
+    _print_totals(plan, cell_plans, len(impossible), time_forecast)
     if impossible:
         name, reason = next(iter(impossible.items()))
-        number = f"{len(impossible)} of {len(lines) + len(impossible)} cells"
-        raise UsageError(f"{number} cannot be trained: {name}: {reason}")
+        number = len(impossible) + len(cell_plans)
+        which = f"{len(impossible)} of {number} cells cannot be trained: {name}: " if number > 1 else ""
+        raise UsageError(f"{which}{reason}")
     return dict.fromkeys(by_id, math.nan)
 
 
-def _impossible(points: Mapping[str, SweepPoint], cells: Cells) -> dict[str, str]:
-    """Cells that cannot be trained, and why."""
+def _find_impossible_cells(points: Mapping[str, SweepPoint], cells: Cells) -> dict[str, str]:
+    """Return why cells cannot be trained, by their names."""
     reasons: dict[str, str] = {}
     for name, members in cells.members(points).items():
         config = points[members[0]].config
@@ -88,23 +98,23 @@ def _impossible(points: Mapping[str, SweepPoint], cells: Cells) -> dict[str, str
     return reasons
 
 
-def _warnings(plan: Plan, cells: Cells) -> dict[str, str]:
-    """Cells of which one run may be too large for what memory is free now."""
-    found = {}
+def _memory_warnings(plan: Plan, cells: Cells) -> dict[str, str]:
+    """Return warnings about cells of which one run may be too large for the free memory, by their names."""
+    warnings: dict[str, str] = {}
     for name, members in cells.members(plan.runs).items():
         if warning := memory_warning(plan.runs[members[0]]):
-            found[name] = warning
-    return found
+            warnings[name] = warning
+    return warnings
 
 
-def _cell_lines(plan: Plan, cells: Cells, guess: Forecast) -> list[CellLine]:
+def _plan_cells(plan: Plan, cells: Cells, time_forecast: Forecast) -> list[CellPlan]:
     stack_of = {run_id: number for number, stack in enumerate(plan.stacks, 1) for run_id in stack.runs}
-    lines = []
+    cell_plans = []
     for name, members in cells.members(plan.runs).items():
         config = plan.runs[members[0]]
         layers, missing = specify_network(config), [run_id for run_id in members if run_id in stack_of]
-        lines.append(
-            CellLine(
+        cell_plans.append(
+            CellPlan(
                 name=name,
                 weights=total_count(layers, "weights"),
                 macs=total_count(layers, "macs"),
@@ -112,45 +122,40 @@ def _cell_lines(plan: Plan, cells: Cells, guess: Forecast) -> list[CellLine]:
                 runs=len(members),
                 done=len(members) - len(missing),
                 stacks=tuple(sorted({stack_of[run_id] for run_id in missing})),
-                seconds=len(missing) * guess.seconds(config),
+                seconds=len(missing) * time_forecast.seconds(config),
             )
         )
-    return lines
+    return cell_plans
 
 
-def _text(line: CellLine) -> tuple[str, ...]:
-    stacks = (
-        "-"
-        if not line.stacks
-        else f"{line.stacks[0]}" + (f"-{line.stacks[-1]}" if len(line.stacks) > 1 else "")
-    )
-    numbers = (short_number(line.weights), short_number(line.macs), f"{short_number(line.memory)}B")
-    return (line.name, *numbers, str(line.runs), str(line.done), stacks, duration_text(line.seconds))
+def _format_row(cell: CellPlan) -> tuple[str, ...]:
+    stacks = "-".join(map(str, dict.fromkeys([*cell.stacks[:1], *cell.stacks[-1:]]))) or "-"
+    numbers = (short_number(cell.weights), short_number(cell.macs), f"{short_number(cell.memory)}B")
+    return (cell.name, *numbers, str(cell.runs), str(cell.done), stacks, duration_text(cell.seconds))
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Aligned: the first column to the left, numbers to the right."""
+def _align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return lines of aligned columns: the first to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join([row[0].ljust(widths[0]), *(map(str.rjust, row[1:], widths[1:]))]).rstrip() for row in rows
     ]
 
 
-def _print_totals(
-    plan: Plan, lines: Sequence[CellLine], impossible: Mapping[str, str], guess: Forecast
-) -> None:
+def _print_totals(plan: Plan, cells: Sequence[CellPlan], impossible: int, time_forecast: Forecast) -> None:
     programs = len({stack.shape for stack in plan.stacks})
     resumed = sum(stack.resumes is not None for stack in plan.stacks)
-    seconds = sum(line.seconds for line in lines) + programs * COMPILE_SECONDS
-    left = len(plan.runs) - len(plan.ended)
-    print(
-        f"{pluralize(len(lines), 'cell')}, {pluralize(len(plan.runs), 'run')}: {len(plan.ended)} done, "
-        f"{left} to train in {pluralize(len(plan.stacks), 'stack')} of {pluralize(programs, 'program')}"
-        + (f", {resumed} of which resume from a checkpoint" if resumed else "")
-        + (f"; {_impossible_text(len(impossible))}" if impossible else "")
+    seconds = sum(cell.seconds for cell in cells) + programs * COMPILE_SECONDS
+    to_train = len(plan.runs) - len(plan.ended)
+    line = f"{pluralize(len(cells), 'cell')}, {pluralize(len(plan.runs), 'run')}: {len(plan.ended)} done, "
+    line += (
+        f"{to_train} to train in {pluralize(len(plan.stacks), 'stack')} of {pluralize(programs, 'program')}"
     )
-    print(f"about {duration_text(seconds)}, estimated from {guess.source}")
-
-
-def _impossible_text(cells: int) -> str:
-    return "1 cell is impossible" if cells == 1 else f"{cells} cells are impossible"
+    if resumed == 1:
+        line += ", 1 of which resumes from a checkpoint"
+    elif resumed:
+        line += f", {resumed} of which resume from a checkpoint"
+    if impossible:
+        line += f"; {pluralize(impossible, 'cell is', 'cells are')} impossible"
+    print(line)
+    print(f"about {duration_text(seconds)}, estimated from {time_forecast.source}")

@@ -22,21 +22,25 @@ from cnnexp.store.files import write_bytes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_CLASSES = 12  # that have a column each in the table of images per class
-LONGEST = 100  # characters of a picture's name
-WIDE = 105  # columns of a terminal that has room for every digit
+MAX_CLASS_COLUMNS = 12  # in the table of images per class
+NAME_CHARACTERS = 100  # of a picture's file, at most
+WIDE_COLUMNS = 105  # of a terminal that has room for every digit
 LEGEND = "MACs: per image. memory: parameters and the state of the optimiser."
 
 
 class Pictures:
-    """The pictures of one command, in a folder outside the results, which no command takes for a sweep."""
+    """The pictures of one command, in a folder outside the results, where no command takes it for a sweep.
+
+    Args:
+        folder: that the pictures are written to.
+    """
 
     def __init__(self, folder: Path):
         self._folder, self._names = folder, Counter[str]()
 
     def save(self, figure: "Figure", title: str) -> str:
-        """Write a figure under a name of its own, numbered where several have one title; returns its path."""
-        name = re.sub(r"[^A-Za-z0-9._]+", "-", title).strip("-")[:LONGEST]
+        """Write a figure to a file named after its title, numbered if that is taken; return its path."""
+        name = re.sub(r"[^A-Za-z0-9._]+", "-", title).strip("-")[:NAME_CHARACTERS]
         self._names[name] += 1
         number = f"-{self._names[name]}" if self._names[name] > 1 else ""
         target, picture = self._folder / f"{name}{number}.png", io.BytesIO()
@@ -46,23 +50,24 @@ class Pictures:
 
 
 def print_networks(configs: Sequence[RunConfig]) -> dict[str, float]:
-    """Print a table a network and write its picture; returns each run's number of parameters."""
+    """Print one table per network and write its picture, then describe the images.
+
+    Returns:
+        The number of parameters of every run by its id.
+    """
     from matplotlib.style import context
 
-    from cnnexp.sweep.devices import pin_numerics
-
-    pin_numerics()  # examples are drawn as runs draw them
     with context("default"):  # whatever the user's matplotlibrc says
-        return _show(configs)
+        return _print_networks(configs)
 
 
-def _show(configs: Sequence[RunConfig]) -> dict[str, float]:
+def _print_networks(configs: Sequence[RunConfig]) -> dict[str, float]:
     console, pictures = Console(), Pictures(Path("show"))
     networks: dict[NetworkSpec, RunConfig] = {}
     for config in configs:
         networks.setdefault(specify_network(config), config)
     for layers, config in networks.items():
-        console.print(_table(layers, config, wide=console.width >= WIDE))
+        console.print(_make_layer_table(layers, config, wide=console.width >= WIDE_COLUMNS))
         if matched := describe_matching(config):
             model = config.model.model_dump()
             console.print(
@@ -70,14 +75,14 @@ def _show(configs: Sequence[RunConfig]) -> dict[str, float]:
                 f"ratio reached {matched['match/ratio']:.4f}",
                 highlight=False,
             )
-        console.print(_picture(layers, config, pictures), highlight=False, soft_wrap=True)
+        console.print(_draw_network(layers, config, pictures), highlight=False, soft_wrap=True)
     console.print(f"[dim]{LEGEND}[/]", highlight=False)
-    for line in _data_pictures(configs, pictures):
+    for line in _describe_images(configs, pictures):
         console.print(line, highlight=False, soft_wrap=isinstance(line, str))
     return {config.run_id: float(total_count(specify_network(config), "params")) for config in configs}
 
 
-def _table(layers: NetworkSpec, config: RunConfig, *, wide: bool) -> Table:
+def _make_layer_table(layers: NetworkSpec, config: RunConfig, *, wide: bool) -> Table:
     inputs = "x".join(map(str, layers[0].geometry.in_shape))
     params = total_count(layers, "params")
     title = f"{config.model.name} on {config.data.name}, images of {inputs}: {params:,} parameters"
@@ -90,11 +95,11 @@ def _table(layers: NetworkSpec, config: RunConfig, *, wide: bool) -> Table:
     for index, row in enumerate(rows):
         if index == len(layers):
             table.add_section()
-        table.add_row(*(_text(column, row[column], wide=wide) for column in shown))
+        table.add_row(*(_format_count(column, row[column], wide=wide) for column in shown))
     return table
 
 
-def _text(column: str, value: Any, *, wide: bool) -> str:
+def _format_count(column: str, value: Any, *, wide: bool) -> str:
     if column == "memory":
         return f"{short_number(value)}B"
     if column in COUNT_COLUMNS:
@@ -102,8 +107,8 @@ def _text(column: str, value: Any, *, wide: bool) -> str:
     return value if isinstance(value, str) else f"{value:.3f}" if column == "sparsity" else f"{value:,.1f}"
 
 
-def _data_pictures(configs: Sequence[RunConfig], pictures: Pictures) -> Iterator[str | Table]:
-    """Describe each set of images: a line, images per class, and the picture of its examples."""
+def _describe_images(configs: Sequence[RunConfig], pictures: Pictures) -> Iterator[str | Table]:
+    """Yield for each set of images a line about it, its images per class and the path of its picture."""
     from cnnexp.data.loading import describe, images_key, load
     from cnnexp.data.shapes import check_corruptions, check_prepared, check_size
     from cnnexp.plots.images import plot_data
@@ -112,31 +117,32 @@ def _data_pictures(configs: Sequence[RunConfig], pictures: Pictures) -> Iterator
     for config in configs:
         check_corruptions(config.data)
         sets.setdefault(images_key(config.data), []).append(config)
-    for alike in sets.values():
-        data = alike[0].data
+    for runs_of_set in sets.values():
+        data = runs_of_set[0].data
         try:
             check_prepared(data)
             check_size(data)
         except UsageError as error:
             yield f"no picture of the images: {error}"
             continue
-        yield describe(data)
         images = load(data)
-        yield from _class_tables(alike, images)
-        yield pictures.save(plot_data(alike, images), f"data-{data.name}")
+        yield describe(data, images)
+        yield from _class_tables(runs_of_set, images)
+        yield pictures.save(plot_data(runs_of_set, images), f"data-{data.name}")
 
 
 def _class_tables(configs: Sequence[RunConfig], images: Images | ImageFiles) -> Iterator[Table]:
     """Count the images of each class that runs are trained, validated and tested on.
 
-    One table for each choice of numbers of images; of the seeds that draw them the first is shown.
+    There is one table for each pair of training and validation sizes; it shows the images that the first of
+    the seeds draws.
     """
     from cnnexp.data.loading import count_images_per_class, resolve_split_seed
 
-    kinds: dict[tuple[int | None, int], RunConfig] = {}
+    config_of_sizes: dict[tuple[int | None, int], RunConfig] = {}
     for config in configs:
-        kinds.setdefault((config.data.train_size, config.data.validation_size), config)
-    for config in kinds.values():
+        config_of_sizes.setdefault((config.data.train_size, config.data.validation_size), config)
+    for config in config_of_sizes.values():
         seed = resolve_split_seed(config)
         counts = count_images_per_class(images, config.data, seed)
         table = Table(
@@ -146,7 +152,7 @@ def _class_tables(configs: Sequence[RunConfig], images: Images | ImageFiles) -> 
             padding=(0, 1, 0, 0),
             pad_edge=False,
         )
-        narrow = len(counts["test"]) <= MOST_CLASSES
+        narrow = len(counts["test"]) <= MAX_CLASS_COLUMNS
         classes = [str(label) for label in range(len(counts["test"]))] if narrow else ["fewest", "most"]
         for column in ("split", "images", *classes):
             table.add_column(column, justify="left" if column == "split" else "right")
@@ -156,13 +162,13 @@ def _class_tables(configs: Sequence[RunConfig], images: Images | ImageFiles) -> 
         yield table
 
 
-def _picture(layers: NetworkSpec, config: RunConfig, pictures: Pictures) -> str:
-    """Write the picture of a network; the line to print about it."""
+def _draw_network(layers: NetworkSpec, config: RunConfig, pictures: Pictures) -> str:
+    """Write the picture of a network; return its path, or nothing if it has no layer to draw."""
     from cnnexp.plots.layers import plot_network
 
     figure = plot_network(layers)
     if figure is None:
         return ""
     tied = [layer for layer in layers if not layer.geometry.covers_image]
-    ties = "-".join(dict.fromkeys(f"{layer.tying} {layer.geometry.connectivity}" for layer in tied))
-    return pictures.save(figure, f"{config.model.name}-{ties}".replace(" local", ""))
+    tyings = "-".join(dict.fromkeys(f"{layer.tying} {layer.geometry.connectivity}" for layer in tied))
+    return pictures.save(figure, f"{config.model.name}-{tyings}".replace(" local", ""))

@@ -1,7 +1,7 @@
 """The tables that `cnnexp results` and `cnnexp compare` print."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -100,16 +100,17 @@ def _write(content: bytes, output: Path | None) -> None:
 
 
 def _tuned_cells(runs: Sequence[StoredRun], conditions: Sequence[str], by: Sequence[str]) -> pd.DataFrame:
+    """Return one row per cell, at its best learning rate and weight decay unless the user names these."""
     table = make_dataframe(runs)
-    named = {match[1] for condition in conditions if (match := CONDITION.match(condition.strip()))}
-    chosen: list[str] = []
-    if named.union(by).isdisjoint(TUNED):
+    keys_of_conditions = {m[1] for condition in conditions if (m := CONDITION.match(condition.strip()))}
+    tuned_keys: list[str] = []
+    if keys_of_conditions.union(by).isdisjoint(TUNED):
         tuning = choose_hyperparameters(table, make_dataframe(runs, "diverged"))
-        table, chosen = tuning.table, tuning.keys
+        table, tuned_keys = tuning.table, tuning.keys
         for warning in tuning.warnings:
             print(f"tuning: {warning}", file=sys.stderr)
     table = select_runs(table, conditions)
-    untuned = [key for key in varying_keys(table) if key in TUNED and key not in (*chosen, *by)]
+    untuned = [key for key in varying_keys(table) if key in TUNED and key not in (*tuned_keys, *by)]
     return summarize_cells(table, [*by, *untuned] if by else None)
 
 
@@ -144,14 +145,17 @@ def print_comparison(first: Path, second: Path, *, form: Format = "table") -> No
     tunings = [
         choose_hyperparameters(make_dataframe(runs), make_dataframe(runs, "diverged")) for runs, _ in stored
     ]
-    one, other = (tuning.table for tuning in tunings)
-    table = compare_sweeps(one, other, {key for tuning in tunings for key in tuning.keys})
+    first_runs, second_runs = (tuning.table for tuning in tunings)
+    frames = (first_runs, second_runs)
+    tuned = {key for tuning in tunings for key in tuning.keys}
+    table = compare_sweeps(first_runs, second_runs, tuned)
     names = [folder.name if first.name != second.name else str(folder) for folder in (first, second)]
-    if data := find_differing_data(one, other):
-        stream = sys.stdout if form == "table" else sys.stderr
+    differing_data = find_differing_data(*frames)
+    if differing_data:
+        keys = ", ".join(differing_data)
         print(
-            f"the data differ in {', '.join(data)}: cells are not paired, and no change is computed",
-            file=stream,
+            f"the data differ in {keys}: cells are not paired, and no change is computed",
+            file=sys.stdout if form == "table" else sys.stderr,
         )
     for name, (runs, corrupt), tuning in zip(names, stored, tunings, strict=True):
         warn_excluded_runs(runs, corrupt, name)
@@ -163,24 +167,30 @@ def print_comparison(first: Path, second: Path, *, form: Format = "table") -> No
     if form != "table":
         sys.stdout.buffer.write(encode_table(table, texts, form))
         return
-    _print_differences(names, one, other)
-    _print_cells(table, texts, paired=not data)
+    _print_differences(names, frames)
+    if differing_data:
+        print_table(texts.drop(columns=["change", MOVED]))
+        return
+    if table.columns[0] == METRIC and not _are_one_cell(frames, tuned):
+        print("no cell is in both sweeps: they are compared as wholes")
+    _print_changes(table, texts)
 
 
-def _print_differences(names: list[str], one: pd.DataFrame, other: pd.DataFrame) -> None:
-    for name, runs in zip(names, (one, other), strict=True):
-        print(f"{name}: {pluralize(len(runs), 'run')}, {pluralize(runs['seed'].nunique(), 'seed')}")
-    for key in find_differing_keys(one, other):
-        values = (", ".join(sorted(key_values(runs, key))) or "absent" for runs in (one, other))
+def _are_one_cell(frames: Sequence[pd.DataFrame], tuned: Collection[str]) -> bool:
+    """Return whether all runs of two sweeps belong to one cell; tuned keys tell no cells apart."""
+    keys = {*varying_keys(pd.concat(frames)), *find_differing_keys(*frames)}
+    return keys <= set(tuned)
+
+
+def _print_differences(names: Sequence[str], frames: Sequence[pd.DataFrame]) -> None:
+    for name, frame in zip(names, frames, strict=True):
+        print(f"{name}: {pluralize(len(frame), 'run')}, {pluralize(frame['seed'].nunique(), 'seed')}")
+    for key in find_differing_keys(*frames):
+        values = (", ".join(sorted(key_values(frame, key))) or "absent" for frame in frames)
         print(f"{key}: {' against '.join(values)}")
 
 
-def _print_cells(table: pd.DataFrame, texts: pd.DataFrame, *, paired: bool) -> None:
-    if not paired:
-        print_table(texts.drop(columns=["change", MOVED]))
-        return
-    if table.columns[0] == METRIC:
-        print("no cell is in both sweeps: they are compared as a whole")
+def _print_changes(table: pd.DataFrame, texts: pd.DataFrame) -> None:
     print_table(texts)
     moved, level = int(table[MOVED].sum()), 100 * table[LEVEL].iloc[0]
     print(

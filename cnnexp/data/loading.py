@@ -59,9 +59,17 @@ def read_and_check(data: Data) -> list[str]:
     return dataset.check().make_warnings(data.name, dataset.shape)
 
 
-def describe(data: Data) -> str:
-    """Describe a data set in one line: its images, its classes, and the images that are in both splits."""
-    checks = TFDSSet(data).check() if isinstance(data, TFDSImages) else check_images(load_images(data))
+def describe(data: Data, images: Images | ImageFiles | None = None) -> str:
+    """Describe a data set in one line: its images, its classes, and the images that are in both splits.
+
+    Args:
+        data: The configured data set.
+        images: The set if it is loaded already; otherwise it is loaded.
+    """
+    if isinstance(data, TFDSImages):
+        checks = TFDSSet(data).check()
+    else:
+        checks = check_images(images if isinstance(images, Images) else load_images(data))
     return checks.line(data.name, infer_shape(data))
 
 

@@ -110,6 +110,11 @@ def iterate_stacks(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     yield from sorted((pair for pair in stacks if pair[1]), key=lambda pair: -_modification_time(pair[0]))
 
 
+def has_checkpoint(stack: Path) -> bool:
+    """Return whether a state of a stack was saved, given the folder of the stack."""
+    return bool(_steps(stack))
+
+
 def list_corrupt_stacks(folder: Path) -> list[Path]:
     """List the folders of stacks that have checkpoints but do not name their runs."""
     return [stack for stack in _stack_folders(folder) if _steps(stack) and not read_stack_runs(stack)]

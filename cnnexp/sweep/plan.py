@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cnnexp.config import OMITTED_IF_NULL, TRACED_KEYS, RunConfig
 from cnnexp.config.data import STRENGTH_KEYS
-from cnnexp.store.checkpoints import iterate_stacks, list_corrupt_stacks
+from cnnexp.store.checkpoints import has_checkpoint, iterate_stacks, list_corrupt_stacks
 from cnnexp.store.runs import COMMANDS, find_corrupt_files, has_ended, run_folder, sweep_folder
 from cnnexp.sweep.cost import largest_stack
 from cnnexp.training.schedule import estimate_flops, resolve_duration
@@ -97,13 +97,15 @@ def stacks_for(missing: Mapping[str, RunConfig]) -> list[Stack]:
 
 
 def group_by_checkpoint(runs: Mapping[str, RunConfig]) -> tuple[list[Stack], dict[str, RunConfig]]:
-    """Return stacks of the runs that a checkpoint holds, and the remaining runs."""
+    """Split runs into stacks that resume from a checkpoint and runs that no checkpoint holds."""
     rest, stacks = dict(runs), []
-    for folder, saved in iterate_stacks(sweep_folder(next(iter(runs.values())))) if runs else ():
-        again = {run_id: rest.pop(run_id) for run_id in saved if run_id in rest}
-        if again:
-            shape = shape_of_program(next(iter(again.values())))
-            stacks.append(Stack(runs=again, shape=shape, resumes=folder))
+    for folder, stack_runs in iterate_stacks(sweep_folder(next(iter(runs.values())))) if runs else ():
+        if not has_checkpoint(folder):  # its worker was killed while it saved the first one
+            continue
+        saved = {run_id: rest.pop(run_id) for run_id in stack_runs if run_id in rest}
+        if saved:
+            shape = shape_of_program(next(iter(saved.values())))
+            stacks.append(Stack(runs=saved, shape=shape, resumes=folder))
     return stacks, rest
 
 
@@ -116,7 +118,7 @@ def group_by_shape(runs: Mapping[str, RunConfig]) -> dict[str, dict[str, RunConf
 
 
 def split_group(group: Mapping[str, RunConfig], shape: str, largest: int) -> Iterator[Stack]:
-    """Divide a group into as few stacks as `largest` runs per stack allow, of nearly equal sizes."""
+    """Divide runs of one shape into the fewest stacks of at most `largest` runs, of nearly equal sizes."""
     number = -(-len(group) // largest)
     size = -(-len(group) // number)
     ids = list(group)

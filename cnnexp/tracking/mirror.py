@@ -115,7 +115,7 @@ class Mirror:
     @property
     def _advice(self) -> str:
         to = "trackio" if self._target.mode == "local" else None
-        return f"to send the rest, type: {format_sync_command(self._folder, to)}"
+        return f"to send the rest, run: {format_sync_command(self._folder, to)}"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

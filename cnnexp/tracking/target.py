@@ -69,7 +69,7 @@ class Target:
             return f"to view them, run: cnnexp dashboard --local{project}{_results_dir(sweep)}"
         if self.mode == "offline":
             return f"to upload them, run: wandb sync {self.files_folder(sweep) / 'wandb' / 'offline-run-*'}"
-        return f"to send the rest, type: {format_sync_command(sweep)}"
+        return f"to send the rest, run: {format_sync_command(sweep)}"
 
 
 def format_sync_command(sweep: Path, to: str | None = None) -> str:

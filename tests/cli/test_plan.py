@@ -5,13 +5,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
 from cnnexp.cli import main as cli
 from cnnexp.config import RunConfig, parse
+from cnnexp.store.checkpoints import RUNS, StackCheckpoints
+from cnnexp.store.files import write_json
+from cnnexp.store.runs import sweep_folder
 from cnnexp.sweep.cost import kept_bytes, largest_stack
-from cnnexp.sweep.plan import group_by_shape, split_group
+from cnnexp.sweep.plan import group_by_checkpoint, group_by_shape, split_group
 from cnnexp.sweep.points import Cells, SweepPoint, rerun_commands, to_dict
 from tests.conftest import Configure
 
@@ -119,6 +123,16 @@ def test_plan_has_a_line_a_cell_the_impossible_ones_with_reasons_and_totals_last
         lines[-2] == "2 cells, 10 runs: 0 done, 10 to train in 2 stacks of 2 programs; 2 cells are impossible"
     )
     assert "estimated from a calibration" in lines[-1]
+
+
+def test_a_stack_without_a_saved_state_does_not_resume(configure: Configure) -> None:
+    runs = by_id([configure(seed=seed) for seed in range(2)])
+    checkpoints = StackCheckpoints(sweep_folder(next(iter(runs.values()))), list(runs))
+    write_json(checkpoints.folder / RUNS, {"runs": list(runs)})  # the worker was killed while it saved
+    assert group_by_checkpoint(runs) == ([], runs)
+    checkpoints.save(1, {"weights": np.zeros(2)})
+    (stack,), rest = group_by_checkpoint(runs)
+    assert (stack.resumes, rest) == (checkpoints.folder, {})
 
 
 def test_composing_fast_equals_composing_by_hydra(planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:

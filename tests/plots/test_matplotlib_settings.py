@@ -41,7 +41,7 @@ def test_no_setting_of_the_user_changes_a_picture_of_a_network(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cnnexp.cli.show._data_pictures", lambda configs, pictures: ())
+    monkeypatch.setattr("cnnexp.cli.show._describe_images", lambda configs, pictures: ())
     config = configure(results_dir=str(tmp_path))
     pictures = []
     for settings in (None, STRANGE):
