@@ -1,12 +1,15 @@
 """Layers to test: every geometry, tying and bias, and layers with known weights."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from hypothesis import settings
 from hypothesis import strategies as st
-from jax import random
 
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tied_conv import TiedConv
@@ -22,8 +25,9 @@ TYINGS = (
     "local",
     "dense",
 )
+Module = TypeVar("Module", bound=nnx.Module)
 BIASES = ("same", "shared", "tiled(2)", "blocked(3)", "local", "none")
-few = settings(max_examples=15, deadline=None, derandomize=True)
+FEW = settings(max_examples=15, deadline=None, derandomize=True)
 
 
 @st.composite
@@ -42,27 +46,44 @@ def geometries(draw: st.DrawFn, connectivity: tuple[str, ...] = ("local",)) -> G
     )
 
 
-def made(geometry: Geometry, tying: str, bias: str = "none", lowering: str = "auto") -> TiedConv:
-    return TiedConv(geometry, tying=tying, bias=bias, lowering=lowering, rngs=nnx.Rngs(0))
+def compile_module(build: Callable[[], Module]) -> Module:
+    """Build a module as one compiled program: operation by operation, most of the time is compilation."""
+    graph, _ = nnx.split(nnx.eval_shape(build))
+    return nnx.merge(graph, jax.jit(lambda: nnx.state(build()))())
 
 
-def holding(geometry: Geometry, tying: str, bank: jax.Array) -> TiedConv:
-    layer = made(geometry, tying)
-    layer.bank[...] = bank
-    return layer
+def build_layer(geometry: Geometry, tying: str, bias: str = "none", lowering: str = "auto") -> TiedConv:
+    """A layer with its initial weights."""
+    rngs = partial(nnx.Rngs, 0)
+    return compile_module(
+        lambda: TiedConv(geometry, tying=tying, bias=bias, lowering=lowering, rngs=rngs())  # pyright: ignore
+    )
 
 
-def filled(geometry: Geometry, tying: str, bias: str = "none", lowering: str = "auto") -> TiedConv:
-    """A layer whose weights all differ and are none of them zero; quicker to compile than random ones."""
-    layer = made(geometry, tying, bias, lowering)
-    for param in jax.tree.leaves(nnx.state(layer, nnx.Param), is_leaf=lambda x: isinstance(x, nnx.Param)):
-        param[...] = jnp.cos(jnp.arange(1.0, param[...].size + 1)).reshape(param[...].shape)
-    return layer
+def build_filled_layer(
+    geometry: Geometry, tying: str, bias: str = "none", lowering: str = "auto"
+) -> TiedConv:
+    """A layer whose weights all differ and are none of them zero."""
+
+    def build() -> TiedConv:
+        return TiedConv(geometry, tying=tying, bias=bias, lowering=lowering, rngs=nnx.Rngs(0))  # pyright: ignore
+
+    graph, params, fixed = nnx.split(nnx.eval_shape(build), nnx.Param, ...)
+    if geometry.connectivity == "random":
+        _, _, fixed = nnx.split(compile_module(build), nnx.Param, ...)
+    return nnx.merge(graph, jax.tree.map(fill, params), fixed)
 
 
-def inputs(geometry: Geometry, batch: int = 2) -> jax.Array:
-    return random.normal(random.key(1), (batch, *geometry.in_shape))
+def fill(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    values = np.cos(np.arange(1.0, leaf.size + 1))
+    return jnp.asarray(values.reshape(leaf.shape), leaf.dtype)
 
 
-def close(a: jax.Array, b: jax.Array, tolerance: float = 1e-5) -> None:
-    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+def draw_inputs(geometry: Geometry, batch: int = 2) -> jax.Array:
+    """Images of a normal distribution, the same at every call."""
+    drawn = np.random.default_rng(1).standard_normal((batch, *geometry.in_shape))
+    return jnp.asarray(drawn, jnp.float32)
+
+
+def assert_close(actual: jax.Array, expected: jax.Array, tolerance: float = 1e-5) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)

@@ -40,24 +40,29 @@ def main() -> None:
     names = list(sizes["shared"])
     print(f"Root mean square at initialisation over {networks} networks (over that of the convolution)")
     print(f"\n| tying | {' | '.join(names)} |\n{'|---' * (1 + len(names))}|")
-    for tying, found in sizes.items():
-        cells = (f"{found[name]:.2f} ({found[name] / sizes['shared'][name]:.2f})" for name in names)
+    for tying, by_layer in sizes.items():
+        cells = (f"{by_layer[name]:.2f} ({by_layer[name] / sizes['shared'][name]:.2f})" for name in names)
         print(f"| {tying} | {' | '.join(cells)} |")
 
 
 def scales(network: NetworkSpec, images: jax.Array, networks: int) -> dict[str, float]:
-    """Of what each layer gives out, by its name."""
-    squares = {layer.name: 0.0 for layer in network}
-    for seed in range(networks):
-        net, x = TiedNetwork(network, rngs=nnx.Rngs(seed)), images
+    """Return the root mean square of the outputs of each layer, by its name."""
+
+    @jax.jit
+    def measure_squares(key: jax.Array) -> dict[str, jax.Array]:
+        net, x = TiedNetwork(network, rngs=nnx.Rngs(params=key)), images
         layout: Layout = "NHWC"
+        squares: dict[str, jax.Array] = {}
         for spec in network:
             layer = get_layer(net, spec)
-            own = layer.layout or layout
-            x, layout = layer(transpose_layout(x, layout, own), own), own
-            squares[spec.name] += float(jnp.square(x).mean()) / networks
+            fastest = layer.layout or layout
+            x, layout = layer(transpose_layout(x, layout, fastest), fastest), fastest
+            squares[spec.name] = jnp.square(x).mean()
             x = pool(ACTIVATIONS[spec.activation](x), spec.pool, spec.pool_size, layout)
-    return {name: float(np.sqrt(square)) for name, square in squares.items()}
+        return squares
+
+    measured = [measure_squares(jax.random.key(seed)) for seed in range(networks)]
+    return {layer.name: float(np.sqrt(np.mean([m[layer.name] for m in measured]))) for layer in network}
 
 
 def _config(tying: str) -> RunConfig:

@@ -1,4 +1,4 @@
-"""Networks: what the specification says is what is built."""
+"""Networks are built as they are specified, and specifications are those of the configuration."""
 
 import math
 from typing import Any
@@ -19,11 +19,6 @@ from cnnexp.sweep.points import to_dict
 from tests.conftest import Configure
 
 
-def build(configure: Configure, **model: Any) -> tuple[Any, TiedNetwork]:
-    layers = specify_network(configure(model=model))
-    return layers, TiedNetwork(layers, rngs=nnx.Rngs(0))
-
-
 @pytest.mark.parametrize(
     "model",
     [
@@ -37,15 +32,17 @@ def build(configure: Configure, **model: Any) -> tuple[Any, TiedNetwork]:
 def test_counts_of_the_specification_are_those_of_the_network(
     configure: Configure, model: dict[str, Any]
 ) -> None:
-    layers, net = build(configure, **model)
+    layers = specify_network(configure(model=model))
+    net = nnx.eval_shape(lambda: TiedNetwork(layers, rngs=nnx.Rngs(0)))
     params = nnx.state(net, nnx.Param)
     for layer in layers:
         leaves = jax.tree.leaves(params[layer.name])
         assert sum(leaf.size for leaf in leaves) == layer.counts.params
-    assert net(jnp.ones((2, 10, 10, 1))).shape == (2, 10)
+    logits = nnx.eval_shape(lambda net, images: net(images), net, jnp.ones((2, 10, 10, 1)))
+    assert logits.shape == (2, 10)
 
 
-def test_mlp_and_names(configure: Configure) -> None:
+def test_layers_of_an_mlp_have_names_and_counts(configure: Configure) -> None:
     values = configure().model_dump() | {
         "model": {
             "name": "mlp",
@@ -70,12 +67,12 @@ def test_mlp_and_names(configure: Configure) -> None:
         ({"features": [2, 2], "stride": [1, 2, 3]}, "3 values for 2 layers"),
     ],
 )
-def test_impossible_geometry_is_refused(configure: Configure, model: dict[str, Any], message: str) -> None:
+def test_impossible_geometries_are_refused(configure: Configure, model: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         specify_network(configure(model=model))
 
 
-def test_several_labels_need_sigmoids(configure: Configure) -> None:
+def test_several_labels_per_image_need_the_sigmoid_head(configure: Configure) -> None:
     shape = DataShape(image=(10, 10, 1), classes=10, train_images=5, test_images=5, multi_label=True)
     assert specify_layers(configure(model={"head": "sigmoid"}).model, shape)
     with pytest.raises(UsageError, match=r"model\.head=softmax"):
@@ -85,7 +82,7 @@ def test_several_labels_need_sigmoids(configure: Configure) -> None:
 CIFAR = DataShape(image=(32, 32, 3), classes=10, train_images=50_000, test_images=10_000)
 
 
-def shipped_model(name: str, **changes: Any) -> SimpleCNN:
+def compose_model(name: str, **changes: Any) -> SimpleCNN:
     """A model of conf/model, composed as Hydra does."""
     with initialize_config_dir(str(packaged_folder("conf")), version_base="1.3"):
         values = to_dict(compose("config", [f"model={name}"]))
@@ -105,35 +102,35 @@ def shipped_model(name: str, **changes: Any) -> SimpleCNN:
         ("neyshabur2020", {"tying": "dense"}, 256_244_560),
     ],
 )
-def test_networks_of_the_papers_have_their_parameters(
+def test_networks_of_papers_have_the_published_number_of_parameters(
     name: str, changes: dict[str, Any], params: int
 ) -> None:
     """Elsayed 2020: 76,106 and 55.5M; Neyshabur 2020 at s 32, alpha 150: 138.3M, 147.6M, 256.2M."""
-    assert total_count(specify_layers(shipped_model(name, **changes), CIFAR), "params") == params
+    assert total_count(specify_layers(compose_model(name, **changes), CIFAR), "params") == params
 
 
 @pytest.mark.parametrize("tying", ["shared", "tiled(2)", "low_rank(2)", "local"])
 @pytest.mark.parametrize("field", ["params", "macs"])
-def test_widths_are_matched(field: str, tying: str) -> None:
-    model = shipped_model("elsayed2020", tying=tying, match=field, match_tying="low_rank(4)")
-    target = total_count(specify_layers(shipped_model("elsayed2020", tying="low_rank(4)"), CIFAR), field)
+def test_matched_widths_are_the_nearest_to_the_target(field: str, tying: str) -> None:
+    model = compose_model("elsayed2020", tying=tying, match=field, match_tying="low_rank(4)")
+    target = total_count(specify_layers(compose_model("elsayed2020", tying="low_rank(4)"), CIFAR), field)
     assert match_target(model, CIFAR) == target
     matched = specify_layers(model, CIFAR)
     achieved = total_count(matched, field)
-    for change in (-1, 1):  # one feature less or more in every layer is further away
+    for change in (-1, 1):  # with one feature less or more in every layer the count is further away
         features = [layer.geometry.features + change for layer in matched[:-1]]
         other = total_count(
-            specify_layers(shipped_model("elsayed2020", tying=tying, features=features), CIFAR), field
+            specify_layers(compose_model("elsayed2020", tying=tying, features=features), CIFAR), field
         )
         assert abs(math.log(achieved / target)) < abs(math.log(other / target))
 
 
 def test_matching_a_network_with_itself_changes_nothing() -> None:
-    model = shipped_model("elsayed2020", match="params")
-    assert specify_layers(model, CIFAR) == specify_layers(shipped_model("elsayed2020"), CIFAR)
+    model = compose_model("elsayed2020", match="params")
+    assert specify_layers(model, CIFAR) == specify_layers(compose_model("elsayed2020"), CIFAR)
 
 
-def test_numbers_for_a_signal_are_lengths() -> None:
+def test_single_sizes_for_a_signal_are_lengths() -> None:
     signal = DataShape(image=(40, 1, 1), classes=10, train_images=100, test_images=100)
-    first = specify_layers(shipped_model("simple_cnn", kernel_size=5, stride=2), signal)[0]
+    first = specify_layers(compose_model("simple_cnn", kernel_size=5, stride=2), signal)[0]
     assert (first.geometry.kernel_size, first.geometry.stride, first.pool_size) == ((5, 1), (2, 1), (2, 1))

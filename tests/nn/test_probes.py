@@ -14,61 +14,73 @@ from cnnexp.nn.probes import (
     locality,
     shift_consistency,
 )
-from tests.layer_cases import filled, inputs, made
+from cnnexp.nn.tied_conv import TiedConv
+from tests.layer_cases import build_filled_layer, build_layer, compile_module, draw_inputs
 
 
-def test_kernel_distances_grow_with_the_image_where_kernels_drift() -> None:
+def measure_equivariance(
+    layer: TiedConv, x: jax.Array, shift: tuple[int, int], *stride: tuple[int, int]
+) -> float:
+    return float(jax.jit(lambda x: equivariance_error(layer, x, shift, *stride))(x))
+
+
+def measure_locality(layer: TiedConv, window: tuple[int, int]) -> float:
+    return float(jax.jit(lambda: locality(layer, window))())
+
+
+def test_distances_of_kernels_that_change_linearly_grow_linearly() -> None:
     geometry = Geometry(in_shape=(5, 1, 1), features=1, kernel_size=(1, 1))
-    layer = made(geometry, "local")
+    layer = build_layer(geometry, "local")
     layer.bank[...] = jnp.arange(5.0).reshape(5, 1, 1, 1, 1)
-    found = kernel_distances(layer)
-    np.testing.assert_allclose(found.offset, [1, 2, 3, 4])
-    np.testing.assert_allclose(found.kernel, np.array([1, 2, 3, 4]) / np.sqrt(6), rtol=1e-6)
-    assert found.pairs.tolist() == [4, 3, 2, 1]
+    measured = kernel_distances(layer)
+    np.testing.assert_allclose(measured.offset, [1, 2, 3, 4])
+    np.testing.assert_allclose(measured.kernel, np.array([1, 2, 3, 4]) / np.sqrt(6), rtol=1e-6)
+    assert measured.pairs.tolist() == [4, 3, 2, 1]
 
 
 def test_kernel_distances_are_zero_where_shared_and_root_two_where_independent() -> None:
     geometry = Geometry(in_shape=(6, 6, 8), features=8, kernel_size=(3, 3))
-    assert kernel_distances(made(geometry, "shared")).kernel.max() < 1e-6
-    np.testing.assert_allclose(kernel_distances(made(geometry, "local")).kernel, 2**0.5, rtol=0.05)
+    assert kernel_distances(build_layer(geometry, "shared")).kernel.max() < 1e-6
+    np.testing.assert_allclose(kernel_distances(build_layer(geometry, "local")).kernel, 2**0.5, rtol=0.05)
 
 
-def test_locality_of_a_dense_layer() -> None:
+def test_locality_is_one_for_embedded_convolutions_and_small_for_random_weights() -> None:
     geometry = Geometry(in_shape=(9, 9, 2), features=3, kernel_size=(3, 3), padding="VALID")
-    convolution = embed(filled(geometry, "shared"), tying="dense")
-    np.testing.assert_allclose(locality(convolution, (3, 3)), 1, rtol=1e-5)
-    assert float(locality(convolution, (2, 2))) < 1
-    anywhere = made(geometry, "dense")
-    assert float(locality(anywhere, (9, 9))) == pytest.approx(1)
-    assert 9 / 81 < float(locality(anywhere, (3, 3))) < 0.3
+    shared = build_filled_layer(geometry, "shared")
+    convolution = compile_module(lambda: embed(shared, tying="dense"))
+    np.testing.assert_allclose(measure_locality(convolution, (3, 3)), 1, rtol=1e-5)
+    assert measure_locality(convolution, (2, 2)) < 1
+    anywhere = build_layer(geometry, "dense")
+    assert measure_locality(anywhere, (9, 9)) == pytest.approx(1)
+    assert 9 / 81 < measure_locality(anywhere, (3, 3)) < 0.3
     with pytest.raises(ValueError, match="allowed: 1 to 9, 1 to 9"):
         locality(anywhere, (10, 9))
     with pytest.raises(ValueError, match="follows from its kernel_size"):
-        locality(made(geometry, "local"), (3, 3))
+        locality(build_layer(geometry, "local"), (3, 3))
 
 
 @pytest.mark.parametrize("shift", [(1, 0), (0, 2), (3, -1)])
 def test_a_circular_convolution_is_equivariant_and_a_local_layer_is_not(shift: tuple[int, int]) -> None:
     geometry = Geometry(in_shape=(8, 8, 2), features=3, kernel_size=(3, 3), padding="CIRCULAR")
-    x = inputs(geometry)
-    assert float(equivariance_error(made(geometry, "shared"), x, shift)) < 1e-6
-    assert float(equivariance_error(made(geometry, "local"), x, shift)) > 0.5
+    x = draw_inputs(geometry)
+    assert measure_equivariance(build_layer(geometry, "shared"), x, shift) < 1e-6
+    assert measure_equivariance(build_layer(geometry, "local"), x, shift) > 0.5
     padded = Geometry(in_shape=(8, 8, 2), features=3, kernel_size=(3, 3), padding="SAME")
-    assert 0.01 < float(equivariance_error(made(padded, "shared"), x, shift)) < 1
+    assert 0.01 < measure_equivariance(build_layer(padded, "shared"), x, shift) < 1
 
 
-def test_equivariance_knows_stride_and_tiles() -> None:
+def test_strided_and_tiled_layers_are_equivariant_to_shifts_by_their_period() -> None:
     strided = Geometry(in_shape=(8, 8, 1), features=2, kernel_size=(3, 3), stride=(2, 2), padding="CIRCULAR")
-    x = inputs(strided)
-    assert float(equivariance_error(made(strided, "shared"), x, (1, 1), (2, 2))) < 1e-6
-    assert float(equivariance_error(made(strided, "shared"), x, (1, 1), (1, 1))) > 0.1
+    x = draw_inputs(strided)
+    assert measure_equivariance(build_layer(strided, "shared"), x, (1, 1), (2, 2)) < 1e-6
+    assert measure_equivariance(build_layer(strided, "shared"), x, (1, 1), (1, 1)) > 0.1
     tiled = Geometry(in_shape=(8, 8, 1), features=2, kernel_size=(3, 3), padding="CIRCULAR")
-    layer = made(tiled, "tiled(2)")
-    assert float(equivariance_error(layer, x, (2, 0))) < 1e-6
-    assert float(equivariance_error(layer, x, (1, 0))) > 0.1
+    layer = build_layer(tiled, "tiled(2)")
+    assert measure_equivariance(layer, x, (2, 0)) < 1e-6
+    assert measure_equivariance(layer, x, (1, 0)) > 0.1
 
 
-def test_shift_consistency() -> None:
+def test_shift_consistency_is_the_fraction_of_images_with_the_same_class() -> None:
     x = random.normal(random.key(0), (64, 6, 6, 1))
 
     def by_sum(images: jax.Array) -> jax.Array:
@@ -79,9 +91,9 @@ def test_shift_consistency() -> None:
 
     shifts = [(0, 0), (1, 0), (2, -3)]
     np.testing.assert_allclose(shift_consistency(by_sum, x, shifts, circular=True), 1)
-    by_place = shift_consistency(by_pixel, x, shifts, circular=True)
-    assert by_place[0] == 1
-    assert 0.2 < float(by_place[1]) < 0.8
-    # What leaves is gone: down by one row, the paper of value -1 decides everywhere.
+    by_position = shift_consistency(by_pixel, x, shifts, circular=True)
+    assert by_position[0] == 1
+    assert 0.2 < float(by_position[1]) < 0.8
+    # Shifted down by one row, the fill of value -1 decides the class of every image.
     filled_in = shift_consistency(by_pixel, x, [(1, 0)], fill=-1.0)
     np.testing.assert_allclose(filled_in, [(x[:, 0, 0, 0] <= 0).mean()])

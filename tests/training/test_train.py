@@ -1,4 +1,4 @@
-"""One run as a pure function, and a stack as its vmap."""
+"""A run is a pure function, and a stack trains its runs as each trains alone."""
 
 from typing import Any
 
@@ -19,58 +19,67 @@ from cnnexp.training.loop import LoopState, Row, StackTrainer
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.schedule import resolve_duration
 from cnnexp.training.setup import State, apply_network, compute_losses, is_correct, make_setup
-from cnnexp.training.train import evaluate, make_train
-from tests.conftest import Configure
-from tests.conftest import load_once as load
+from cnnexp.training.train import Metrics, evaluate, evaluation_batch_size, init, make_train, train_steps
+from tests.conftest import Configure, load_once
 
 
-def run_data(config: RunConfig, images: Images) -> InMemory:
+def select_data(config: RunConfig, images: Images) -> InMemory:
     order, validation = map(jnp.asarray, draw_run_split(images, config.data, config.seed))
     return InMemory(images, order, jnp.int32(resolve_duration(config).train_size), validation)
 
 
-def moments(configs: list[RunConfig], state: State | None = None) -> list[LoopState]:
-    images = jax.device_put(load(configs[0].data))
-    return list(StackTrainer(configs[0], images).train(configs, state))
+def train_stack(configs: list[RunConfig]) -> list[LoopState]:
+    """All pauses of the training of a stack."""
+    return list(StackTrainer(configs[0], load_once(configs[0].data)).train(configs))
 
 
-def histories(configs: list[RunConfig]) -> list[list[Row]]:
-    return [moment.rows for moment in moments(configs) if moment.rows is not None]
+def stack_rows(configs: list[RunConfig]) -> list[list[Row]]:
+    """For each evaluation of a stack the rows of its runs."""
+    return [pause.rows for pause in train_stack(configs) if pause.rows is not None]
 
 
 def final_losses(configs: list[RunConfig]) -> list[float]:
-    return [row["test/loss"] for row in histories(configs)[-1]]
+    return [row["test/loss"] for row in stack_rows(configs)[-1]]
+
+
+def final_losses_alone(configs: list[RunConfig]) -> list[float]:
+    """The final loss of each of some runs with one program, trained one after the other."""
+    trainer = StackTrainer(configs[0], load_once(configs[0].data))
+    ends = [list(trainer.train([config]))[-1].rows or [] for config in configs]
+    return [rows[0]["test/loss"] for rows in ends]
 
 
 @pytest.mark.parametrize("tying", ["shared", "local", "dense"])
-def test_stack_equals_solo(configure: Configure, monkeypatch: pytest.MonkeyPatch, tying: str) -> None:
+def test_runs_of_a_stack_end_with_the_losses_of_each_alone(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, tying: str
+) -> None:
     configs = [configure(model={"tying": tying}, seed=seed) for seed in (0, 1, 2)]
-    solo = [loss for config in configs for loss in final_losses([config])]
-    assert len(set(solo)) == 3
-    assert final_losses(configs) == pytest.approx(solo, abs=1e-5)
+    alone = final_losses_alone(configs)
+    assert len(set(alone)) == 3
+    assert final_losses(configs) == pytest.approx(alone, abs=1e-5)
     # On a GPU the runs train side by side, not in turns.
     monkeypatch.setattr(stacking, "map_over_runs", jax.vmap)
-    assert final_losses(configs) == pytest.approx(solo, abs=1e-5)
+    assert final_losses(configs) == pytest.approx(alone, abs=1e-5)
 
 
 def test_same_seed_twice_is_bit_identical(configure: Configure) -> None:
     configs = [configure(seed=3), configure(seed=4)]
-    assert histories(configs) == histories(configs)
+    assert stack_rows(configs) == stack_rows(configs)
 
 
-def test_whole_run_as_one_function_equals_the_loop(configure: Configure) -> None:
+def test_a_run_as_one_function_has_the_metrics_of_the_loop(configure: Configure) -> None:
     config = configure()
-    images = jax.device_put(load(config.data))
-    _, metrics = jax.jit(make_train(config))(jax.random.key(config.seed), run_data(config, images))
-    rows = [rows[0] for rows in histories([config])]
+    data = select_data(config, load_once(config.data))
+    _, metrics = jax.jit(make_train(config))(jax.random.key(config.seed), data)
+    rows = [rows[0] for rows in stack_rows([config])]
     assert [row["step"] for row in rows] == [0, 2, 4, 5]
     assert np.asarray(metrics["test"].loss) == pytest.approx([row["test/loss"] for row in rows], abs=1e-5)
     assert rows[-1]["train/loss"] < rows[0]["train/loss"]
 
 
-def test_seeds_are_a_vmap_of_the_whole_run(configure: Configure) -> None:
+def test_vmap_over_keys_trains_each_as_alone(configure: Configure) -> None:
     config = configure()
-    data = run_data(config, jax.device_put(load(config.data)))
+    data = select_data(config, load_once(config.data))
     train, keys = jax.jit(make_train(config)), jax.random.split(jax.random.key(0), 2)
     _, both = jax.vmap(train, in_axes=(0, None))(keys, data)
     for key, loss in zip(keys, both["test"].loss, strict=True):
@@ -80,33 +89,44 @@ def test_seeds_are_a_vmap_of_the_whole_run(configure: Configure) -> None:
 @pytest.mark.parametrize("optim", [{"name": "sgd"}, {"name": "adamw"}, {"schedule": "cosine", "warmup": 0.4}])
 def test_every_optimiser_learns(configure: Configure, optim: dict[str, Any]) -> None:
     config = configure(optim=optim, train={"steps": 40, "eval_every": 40.0})
-    before, after = (rows[0] for rows in histories([config]))
+    before, after = (rows[0] for rows in stack_rows([config]))
     assert after["train/loss"] < 0.9 * before["train/loss"]
 
 
 def test_warmup_starts_at_zero_and_weight_decay_shrinks(configure: Configure) -> None:
-    images = jax.device_put(load(configure().data))
+    images = load_once(configure().data)
 
-    def norm(**optim: Any) -> float:
+    def weights_after_a_step(**optim: Any) -> float:
         config = configure(optim=optim, train={"steps": 1, "eval_every": 1.0})
-        state, _ = make_train(config)(jax.random.key(0), run_data(config, images))
-        return float(sum(jnp.abs(leaf).sum() for leaf in jax.tree.leaves(state.params)))
+        setup, numbers = make_setup(config), Hyperparameters.from_config(config)
 
-    untouched = norm(warmup=0.9, learning_rate=0.1, schedule="cosine")
-    assert norm(warmup=0.9, learning_rate=0.3, schedule="cosine") == pytest.approx(untouched)
-    assert norm(weight_decay=5.0) < norm(weight_decay=0.0)
+        @jax.jit
+        def train(data: InMemory, numbers: Hyperparameters) -> State:
+            return train_steps(init(jax.random.key(0), numbers, setup), data, numbers, setup, steps=1)
+
+        state = train(select_data(config, images), numbers)
+        return float(sum(np.abs(leaf).sum() for leaf in jax.tree.leaves(state.params)))
+
+    untrained = weights_after_a_step(warmup=0.9, learning_rate=0.1, schedule="cosine")
+    assert weights_after_a_step(warmup=0.9, learning_rate=0.3, schedule="cosine") == pytest.approx(untrained)
+    assert weights_after_a_step(weight_decay=5.0) < weights_after_a_step(weight_decay=0.0)
 
 
 def test_evaluation_counts_every_image_once(configure: Configure) -> None:
-    config = configure(data={"images": 1100, "train_size": 1100, "test_images": 700})
-    images, setup = jax.device_put(load(config.data)), make_setup(config)
-    data = run_data(config, images)
-    train = make_train(configure(data=config.data.model_dump(), train={"steps": 1}))
-    state, _ = train(jax.random.key(0), data)
-    test = evaluate(state, data, Hyperparameters.from_config(config), setup)["test"]
-    mean, std = images.normalisation
-    normalised = (images.test_images.astype(jnp.float32) - mean) / std
-    logits = apply_network(state.params, state.fixed, normalised, setup)
+    config = configure(data={"images": 130, "train_size": 130, "test_images": 300})
+    images, setup = load_once(config.data), make_setup(config)
+    assert 2 * evaluation_batch_size() < len(images.test_images) < 3 * evaluation_batch_size()
+    numbers = Hyperparameters.from_config(config)
+
+    @jax.jit
+    def evaluate_both_ways(data: InMemory) -> tuple[Metrics, jax.Array]:
+        state = init(jax.random.key(0), numbers, setup)
+        mean, std = data.images.normalisation
+        normalised = (data.images.test_images.astype(jnp.float32) - mean) / std
+        logits = apply_network(state.params, state.fixed, normalised, setup)
+        return evaluate(state, data, numbers, setup)["test"], logits
+
+    test, logits = evaluate_both_ways(select_data(config, images))
     labels = np.asarray(images.test_labels)
     assert test.accuracy == pytest.approx(float((np.asarray(logits).argmax(-1) == labels).mean()))
     expected = -np.asarray(jax.nn.log_softmax(logits))[np.arange(len(labels)), labels].mean()
@@ -114,16 +134,16 @@ def test_evaluation_counts_every_image_once(configure: Configure) -> None:
 
 
 @pytest.mark.parametrize(("size", "batch"), [(12, 5), (12, 12), (7, 20), (1, 3)])
-def test_batches_pass_over_the_images_without_loss_and_resume(size: int, batch: int) -> None:
+def test_every_epoch_has_each_image_once_and_batches_depend_on_their_step_alone(
+    size: int, batch: int
+) -> None:
     key = jax.random.key(0)
 
     def batches(first: int, steps: int) -> np.ndarray:
-        return np.stack(
-            [
-                batch_indices(key, jnp.int32(step), batch_size=batch, train_size=jnp.int32(size))
-                for step in range(first, first + steps)
-            ]
-        )
+        def draw(step: jax.Array) -> jax.Array:
+            return batch_indices(key, step, batch_size=batch, train_size=jnp.int32(size))
+
+        return np.asarray(jax.jit(jax.vmap(draw))(jnp.arange(first, first + steps)))
 
     everything = batches(0, 24)
     stream = everything.ravel()
@@ -135,49 +155,51 @@ def test_batches_pass_over_the_images_without_loss_and_resume(size: int, batch: 
 
 
 @pytest.mark.parametrize("size", [2, 3, 7, 64, 100])
-def test_orders_are_as_random_as_those_of_jax(size: int) -> None:
+def test_orders_are_uniformly_random(size: int) -> None:
     epochs = 4000
 
     def orders(words: Any) -> np.ndarray:
-        epoch, place = jnp.divmod(jnp.arange(epochs * size, dtype=jnp.uint32), size)
-        return np.asarray(permute(words, epoch, place, jnp.uint32(size)), np.int64).reshape(epochs, size)
+        epoch, index = jnp.divmod(jnp.arange(epochs * size, dtype=jnp.uint32), size)
+        drawn = jax.jit(permute)(words, epoch, index, jnp.uint32(size))
+        return np.asarray(drawn, np.int64).reshape(epochs, size)
 
-    found = orders(jax.random.bits(jax.random.key(2), (ROUNDS, 2)))
-    assert (np.sort(found, axis=1) == np.arange(size)).all()
-    counts = np.stack([np.bincount(column, minlength=size) for column in found.T])
+    drawn = orders(jax.random.bits(jax.random.key(2), (ROUNDS, 2)))
+    assert (np.sort(drawn, axis=1) == np.arange(size)).all()
+    counts = np.stack([np.bincount(column, minlength=size) for column in drawn.T])
     statistic = ((counts - epochs / size) ** 2 / (epochs / size)).sum()
     assert stats.chi2.sf(statistic, (size - 1) ** 2) > 1e-3  # each image is anywhere equally often
     if size > 2:
-        steps = (found[:, 1:] - found[:, :-1]) % size
+        steps = (drawn[:, 1:] - drawn[:, :-1]) % size
         assert stats.chisquare(np.bincount(steps.ravel(), minlength=size)[1:]).pvalue > 1e-3
 
 
-def test_training_sizes_share_a_stack_and_give_what_they_give_alone(configure: Configure) -> None:
+def test_runs_of_different_training_sizes_train_in_one_stack_as_alone(configure: Configure) -> None:
     configs = [configure(data={"train_size": size}) for size in (7, 30, 60)]
     assert len({shape_of_program(config) for config in configs}) == 1
-    solo = [loss for config in configs for loss in final_losses([config])]
-    assert final_losses(configs) == pytest.approx(solo, abs=1e-5)
-    rows = histories(configs)[-1]
+    rows = stack_rows(configs)[-1]
+    assert [row["test/loss"] for row in rows] == pytest.approx(final_losses_alone(configs), abs=1e-5)
     assert [row["epoch"] for row in rows] == pytest.approx([100 / 7, 100 / 30, 100 / 60])
 
 
 def test_validation_images_are_never_trained_on(configure: Configure) -> None:
     config = configure(data={"scatter": False, "train_size": None, "validation_size": 20})
-    images = load(config.data)
-    spoilt = images._replace(train_images=images.train_images.copy())
+    images = load_once(config.data)
+    changed = images._replace(train_images=images.train_images.copy())
     held_out = draw_run_split(images, config.data, config.seed).validation
-    spoilt.train_images[held_out] = 255 - images.train_images[held_out]
-    true, wrong = (
-        list(StackTrainer(config, data).train([config]))[-1].rows or [] for data in (images, spoilt)
+    changed.train_images[held_out] = 255 - images.train_images[held_out]
+    before, after = (
+        list(StackTrainer(config, data).train([config]))[-1].rows or [] for data in (images, changed)
     )
-    assert true[0]["train/loss"] == wrong[0]["train/loss"] and true[0]["test/loss"] == wrong[0]["test/loss"]
-    assert true[0]["validation/loss"] != wrong[0]["validation/loss"]
+    assert before[0]["train/loss"] == after[0]["train/loss"]
+    assert before[0]["test/loss"] == after[0]["test/loss"]
+    assert before[0]["validation/loss"] != after[0]["validation/loss"]
 
 
-def test_label_smoothing_changes_what_is_trained_not_what_is_measured(configure: Configure) -> None:
-    plain, smooth = histories([configure(), configure(train={"label_smoothing": 0.3})])[0]
+def test_label_smoothing_changes_the_training_and_not_the_metrics(configure: Configure) -> None:
+    start, *_, end = stack_rows([configure(), configure(train={"label_smoothing": 0.3})])
+    plain, smooth = start
     assert plain["train/loss"] == smooth["train/loss"]
-    plain, smooth = histories([configure(), configure(train={"label_smoothing": 0.3})])[-1]
+    plain, smooth = end
     assert plain["train/loss"] != smooth["train/loss"]
     logits, labels = jnp.array([[2.0, 0.0, 1.0]]), jnp.array([0])
     expected = -(0.8 * jax.nn.log_softmax(logits)[0, 0] + 0.2 * jax.nn.log_softmax(logits)[0].mean())
@@ -196,13 +218,15 @@ def test_label_smoothing_changes_what_is_trained_not_what_is_measured(configure:
         ({"epochs": None, "steps": 1, "eval_every": "log"}, (0, 1)),
     ],
 )
-def test_durations(configure: Configure, train: dict[str, Any], expected: tuple[int, ...]) -> None:
+def test_runs_are_evaluated_after_the_configured_steps(
+    configure: Configure, train: dict[str, Any], expected: tuple[int, ...]
+) -> None:
     duration = resolve_duration(configure(train=train))  # 60 images in batches of 20
     assert duration.evaluate_after == expected
     assert duration.epochs(3) == 1
 
 
-def test_heads_on_known_values() -> None:
+def test_losses_and_answers_of_both_heads_on_known_values() -> None:
     logits = jnp.array([[2.0, 0.0], [0.0, 2.0]])
     labels = jnp.array([0, 0])
     assert list(np.asarray(is_correct(logits, labels))) == [True, False]
