@@ -1,7 +1,7 @@
-"""The typed configuration: what every key means, its type and its range.
+"""The typed configuration of a run, which validates the values that Hydra composes.
 
-Hydra composes; this module refuses what it composed wrongly, in one line, before anything is computed.
-Every section is a value: `RunConfig.identity()` is all that decides a run's result.
+`parse` turns composed values into a `RunConfig`, or raises an error that names the first invalid key.
+`RunConfig.identity()` is all that decides the result of a run.
 """
 
 import hashlib
@@ -52,15 +52,15 @@ SECTIONS: dict[str, type[Section]] = {
     "tracking": Tracking,
     "launcher": LocalLauncher,
 }
-# Keys that came after the first results were kept: where they are null they are no part of a run's identity.
+# Keys that are newer than stored results: where they are null, they are no part of a run's identity.
 OMITTED_IF_NULL: dict[str, tuple[str, ...]] = {
     "model": ("threshold",),
     "optim": ("l1", "l1_threshold"),
     "train": ("share_every", "tied_steps"),
 }
-# How a run is carried out, not what comes out of it.
+# Keys that do not change a result, and are no part of a run's identity.
 EXECUTION_KEYS: dict[str, tuple[str, ...]] = {"data": STORAGE_KEYS, "train": ("parallel", "profile")}
-# Traced values: runs that differ only in their seed, their subset and these share one program.
+# Traced values: runs that differ only in their seed, their subset and these have a common program.
 TRACED_KEYS: dict[str, tuple[str, ...]] = {
     "optim": ("learning_rate", "weight_decay", "momentum", "l1", "l1_threshold"),
     "train": ("label_smoothing", "share_every", "tied_steps"),
@@ -116,15 +116,16 @@ def parse(values: Mapping[str, Any]) -> RunConfig:
     """Turn a composed configuration into a typed one.
 
     Raises:
-        UsageError: a key, type or value that is not allowed; the message names the first of them.
+        UsageError: A key, type or value is not allowed; the message names the first of them.
     """
     try:
         return RunConfig.model_validate(_with_default_duration(values))
     except ValidationError as error:
-        raise UsageError(_one_line(error.errors(), values)) from None
+        raise UsageError(_describe_first_error(error.errors(), values)) from None
 
 
 def _with_default_duration(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with a length of training and an interval of evaluations, as floats."""
     # A default number of epochs in the files would contradict every `train.steps=...` typed.
     train = dict(values.get("train") or {})
     if train.get("epochs") is None and train.get("steps") is None:
@@ -134,7 +135,7 @@ def _with_default_duration(values: Mapping[str, Any]) -> dict[str, Any]:
         train["eval_every"] = max(1.0, steps / 10) if type(steps) is int else 1.0
     for key in ("epochs", "eval_every"):  # 5 and 5.0 are one duration and one identity
         if type(number := train.get(key)) is int:
-            with suppress(OverflowError):  # refused as it is
+            with suppress(OverflowError):  # the schema refuses so large an integer
                 train[key] = float(number)
     return {**values, "train": train}
 
@@ -152,7 +153,12 @@ def default_values(section: type[Section]) -> dict[str, Any]:
 
 
 def list_keys(section: str, values: Mapping[str, Any]) -> list[str]:
-    """Return the keys allowed in a section ("" is the top level), given the names chosen in `values`."""
+    """List the keys of a section.
+
+    Args:
+        section: The name of the section; "" is the top level, and a name that is no section has no keys.
+        values: The composed values, whose `name` in the section selects its variant.
+    """
     if not section:
         return list(RunConfig.model_fields)
     if section not in SECTIONS:
@@ -165,32 +171,37 @@ def find_section_class(section: str, name: str = "") -> type[Section]:
     """Return the schema of a section.
 
     Args:
-        section: its name, such as `model`.
-        name: that was chosen in it; any name of a data set that is not one of ours is a set of TFDS.
+        section: The name of the section, such as `model`.
+        name: The value of its key `name`; a data set whose name is not in `DATA_VARIANTS` is a set of TFDS.
     """
     variants = VARIANTS.get(section, {})
     return variants.get(name) or (variants.get(TFDS_VARIANT) if name else None) or SECTIONS[section]
 
 
 def make_unknown_key_error(key: str, values: Mapping[str, Any]) -> UsageError:
-    """Return the error for a dotted key that does not exist."""
+    """Return the error of a dotted key that does not exist, with the nearest valid key.
+
+    Args:
+        key: The key, such as `model.kernel`.
+        values: The composed values, whose names select the variants of sections.
+    """
     section, _, name = key.rpartition(".")
-    allowed = list_keys(section, values)
-    if not allowed:
+    valid_keys = list_keys(section, values)
+    if not valid_keys:
         outer, _, inner = section.rpartition(".")
         if inner in list_keys(outer, values):
             return UsageError(f"{key}: no such key; {section} is a value and has no keys")
-        section, name, allowed = "", key.partition(".")[0], list_keys("", values)
+        section, name, valid_keys = "", key.partition(".")[0], list_keys("", values)
     if not section:
-        everywhere = {inner: f"{outer}.{inner}" for outer in SECTIONS for inner in list_keys(outer, values)}
-        nearest = nearest_name(name, [*allowed, *everywhere])
-        if nearest in everywhere and nearest not in allowed:
-            return UsageError(f"{key}: no such key; did you mean {everywhere[nearest]!r}?")
-    return UsageError(f"{key}: no such key; {suggestion(name, allowed)}")
+        dotted_keys = {inner: f"{outer}.{inner}" for outer in SECTIONS for inner in list_keys(outer, values)}
+        nearest = nearest_name(name, [*valid_keys, *dotted_keys])
+        if nearest in dotted_keys and nearest not in valid_keys:
+            return UsageError(f"{key}: no such key; did you mean {dotted_keys[nearest]!r}?")
+    return UsageError(f"{key}: no such key; {suggestion(name, valid_keys)}")
 
 
-def _one_line(errors: list[ErrorDetails], values: Mapping[str, Any]) -> str:
-    """Say in one line what the first key with an error demands."""
+def _describe_first_error(errors: list[ErrorDetails], values: Mapping[str, Any]) -> str:
+    """Describe the first invalid key in one line: the key, its value, and the requirement."""
     if message := _unknown_data_set(values):
         return message
     key = _user_key(errors[0]["loc"])
@@ -205,14 +216,14 @@ def _one_line(errors: list[ErrorDetails], values: Mapping[str, Any]) -> str:
         return f"{key}: a value is missing"
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
-    value = _value_of(key, values)
+    value = _look_up(key, values)
     key_depth = 3 if error["loc"][0] in VARIANTS else 2
     requirement = describe_requirement(key, value, most_specific_errors(key_errors, key_depth))
     return f"{key}={shorten_value(value)}: {requirement}"
 
 
 def _unknown_data_set(values: Mapping[str, Any]) -> str | None:
-    """Say that `data.name` names no data set, where the other keys are those of one of ours."""
+    """Return the error of a `data.name` that is no data set of this package, in a section not of TFDS."""
     data = values.get("data")
     if not isinstance(data, Mapping) or "train_split" in data:
         return None
@@ -224,14 +235,15 @@ def _unknown_data_set(values: Mapping[str, Any]) -> str | None:
 
 
 def _user_key(loc: tuple[int | str, ...]) -> str:
-    """The dotted key as a person types it: without Pydantic's names of union members."""
+    """Return the dotted key as a person types it: without Pydantic's names of union members."""
     section, *rest = loc
     if section in VARIANTS:
         rest = rest[1:]
     return ".".join([str(section), *(str(part) for part in rest[:1])])
 
 
-def _value_of(key: str, values: Mapping[str, Any]) -> Any:
+def _look_up(key: str, values: Mapping[str, Any]) -> Any:
+    """Return the value of a dotted key."""
     value: Any = values
     for part in key.split("."):
         value = value[part] if isinstance(value, Mapping) else value

@@ -136,7 +136,7 @@ class SyntheticTask(DataSection):
     seed: Seed = Field(default=0, description="The seed that draws the task and its images.")
 
 
-def _inherited(key: str, default: int) -> Any:
+def _with_default(key: str, default: int) -> Any:
     """Return the key of a synthetic task with another default."""
     return Field(default=default, description=SyntheticTask.model_fields[key].description)
 
@@ -160,7 +160,7 @@ class SignalDistribution(SyntheticTask):
         description="The standard deviation of the noise on all patches, on a scale where the pattern has "
         "norm 1.",
     )
-    images: Size = _inherited("images", 8_192)
+    images: Size = _with_default("images", 8_192)
 
 
 class ChannelNorm(SyntheticTask):
@@ -214,8 +214,8 @@ class MNIST1D(SyntheticTask):
     shear: Deviation = Field(
         default=0.75, description="The width of the range around 0 that slopes are drawn from."
     )
-    images: Size = _inherited("images", 4_000)
-    test_images: Size = _inherited("test_images", 1_000)
+    images: Size = _with_default("images", 4_000)
+    test_images: Size = _with_default("test_images", 1_000)
 
 
 class TFDSImages(DataSection):
@@ -247,7 +247,7 @@ class TFDSImages(DataSection):
     batch_size: Size = Field(default=128, description=BATCH_SIZE)
 
 
-TFDS_VARIANT = "tfds"  # what every name is that is not one of a variant
+TFDS_VARIANT = "tfds"  # the variant of every name that is not the name of another
 DATA_VARIANTS: dict[str, type[DataSection]] = {
     "digits": Digits,
     "signal_distribution": SignalDistribution,
@@ -258,7 +258,7 @@ DATA_VARIANTS: dict[str, type[DataSection]] = {
 }
 
 
-def _variant(value: object) -> str | None:
+def _select_variant(value: object) -> str | None:
     name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
     return name if name is None or (isinstance(name, str) and name in DATA_VARIANTS) else TFDS_VARIANT
 
@@ -270,25 +270,25 @@ Data = Annotated[
     | Annotated[KPatterns, Tag("k_patterns")]
     | Annotated[MNIST1D, Tag("mnist1d")]
     | Annotated[TFDSImages, Tag(TFDS_VARIANT)],
-    Discriminator(_variant),
+    Discriminator(_select_variant),
 ]
-# Numbers that are traced: a program serves all their levels. Whether there is any of what they measure is
-# a part of the program, except for `block` and `corrupt`, which say how and where.
+# The strengths of corruptions are traced, so that one program serves all of them; a strength of zero removes
+# the corruption from the program. `block` and `corrupt` are traced whatever their value.
 IMAGE_CORRUPTIONS = ("resolution", "image_noise", "shift", "pixel_noise", "salt_and_pepper")
-TRAINING_CORRUPTIONS = ("label_noise", "crop", "flip")  # whatever `corrupt` says
+TRAINING_CORRUPTIONS = ("label_noise", "crop", "flip")  # of training images, whatever `corrupt` is
 STRENGTH_KEYS = IMAGE_CORRUPTIONS + TRAINING_CORRUPTIONS
 TRACED_OPTIONS = ("block", "corrupt")
-STORAGE_KEYS = ("data_dir", "stream")  # where the images lie does not change them
+STORAGE_KEYS = ("data_dir", "stream")  # the location of the images does not change them
 
 
 def corruption_summary(data: DataSection) -> dict[str, float | int | str]:
-    """Return the corruptions of each split under the names they have in a summary."""
-    done = {key: getattr(data, key) for key in STRENGTH_KEYS if getattr(data, key)}
+    """Return the corruptions of each split by their names in a summary, such as `corruption/train/shift`."""
+    strengths = {key: getattr(data, key) for key in STRENGTH_KEYS if getattr(data, key)}
     if data.permutation != "none":
-        done |= {"permutation": data.permutation, "block": data.block}
+        strengths |= {"permutation": data.permutation, "block": data.block}
     splits = {"train": ["train"], "test": ["test"], "both": ["train", "test"]}[data.corrupt]
     return {
         f"corruption/{split}/{key}": value
-        for key, value in done.items()
+        for key, value in strengths.items()
         for split in (["train"] if key in TRAINING_CORRUPTIONS else splits)
     }

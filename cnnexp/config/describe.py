@@ -22,10 +22,10 @@ class KeyDescription:
     """A key of a section, in words.
 
     Attributes:
-        name: the key, without its section.
-        default: as it is typed; `???` where a value must be typed.
-        allowed: the values that it takes.
-        explanation: what it means.
+        name: The key, without its section.
+        default: The default as it is typed; `???` where there is none.
+        allowed: The allowed values.
+        explanation: The meaning of the key.
     """
 
     name: str
@@ -35,7 +35,12 @@ class KeyDescription:
 
 
 def describe_keys(section: type[Section], keys: Sequence[str] | None = None) -> list[KeyDescription]:
-    """Describe the keys of a section, or some of them; its name comes first."""
+    """Describe the keys of a section, its name first.
+
+    Args:
+        section: The schema of the section.
+        keys: The keys to describe; None describes all.
+    """
     fields = sorted(section.model_fields.items(), key=lambda item: item[0] != "name")
     return [
         KeyDescription(
@@ -62,15 +67,15 @@ def bounded_annotation(field: FieldInfo) -> Any:
 
 
 def allowed_text(kind: Any) -> str:
-    """Say which values a type takes.
+    """Describe the values that an annotated type allows.
 
     >>> from cnnexp.config.sections import Size
     >>> allowed_text(Size | None)
     'integer >= 1 or null'
     """
     kind, metadata = _split(kind)
-    if words := next((item.text for item in metadata if isinstance(item, AllowedText)), None):
-        return words
+    if text := next((item.text for item in metadata if isinstance(item, AllowedText)), None):
+        return text
     if get_origin(kind) is Literal or kind in (bool, type(None)):
         return ", ".join(list_named_values(kind))
     if get_origin(kind) in (Union, UnionType):
@@ -89,7 +94,7 @@ def allowed_text(kind: Any) -> str:
 
 
 def list_named_values(kind: Any) -> list[str]:
-    """Return the values that a type names one by one, as they are typed.
+    """List the values that a type allows by name, as they are typed; [] for numbers and free text.
 
     >>> list_named_values(bool | None)
     ['true', 'false', 'null']
@@ -109,14 +114,14 @@ def list_named_values(kind: Any) -> list[str]:
 
 
 def _split(kind: Any) -> tuple[Any, list[Any]]:
-    """Separate a type from what is annotated to it, which Pydantic may have wrapped."""
+    """Separate a type from its annotations, which Pydantic may have wrapped."""
     if get_origin(kind) is not Annotated:
         return kind, []
     inner, *metadata = get_args(kind)
-    return inner, list(_unwrapped(metadata))
+    return inner, list(_unwrap(metadata))
 
 
-def _unwrapped(metadata: Sequence[Any]) -> Iterator[Any]:
+def _unwrap(metadata: Sequence[Any]) -> Iterator[Any]:
     for item in metadata:
         yield from item.metadata if isinstance(item, FieldInfo) else (item,)
 
@@ -159,20 +164,26 @@ def most_specific_errors(errors: Sequence[ErrorDetails], key_depth: int) -> list
     """Return the most specific errors of one key, which fails once for each type that it takes.
 
     Args:
-        errors: all errors of one key.
-        key_depth: how many parts of a location are the key.
+        errors: All errors of one key.
+        key_depth: The number of parts of an error's location that are the key; the others are in its value.
     """
 
     def depth(error: ErrorDetails) -> int:
         return sum(isinstance(part, int) for part in error["loc"][key_depth:])
 
     deepest = [error for error in errors if depth(error) == max(map(depth, errors))]
-    of_value = [error for error in deepest if error["type"] not in TYPE_REQUIREMENTS]
-    return of_value or deepest
+    value_errors = [error for error in deepest if error["type"] not in TYPE_REQUIREMENTS]
+    return value_errors or deepest
 
 
 def describe_requirement(key: str, typed: object, errors: Sequence[ErrorDetails]) -> str:
-    """Say what a key demands that its value is not: `must be at least 1 (got 0)`."""
+    """Describe the requirement that the value of a key violates: `must be at least 1 (got 0)`.
+
+    Args:
+        key: The dotted key.
+        typed: The value of the key.
+        errors: The errors of its most specific type, whose `input` is the value or an item of it.
+    """
     error = errors[0]
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
     got = f" (got {shorten_value(value)})"
@@ -195,6 +206,6 @@ def describe_requirement(key: str, typed: object, errors: Sequence[ErrorDetails]
     if kind == "string_pattern_mismatch":
         return f"must be {PATTERN_REQUIREMENTS.get(key, 'a name')}"
     if kind in TYPE_REQUIREMENTS:
-        wanted = " or ".join(dict.fromkeys(TYPE_REQUIREMENTS.get(e["type"], e["msg"]) for e in errors))
-        return f"must be {wanted}" + (got if value != typed else "")
+        types = dict.fromkeys(TYPE_REQUIREMENTS.get(e["type"], e["msg"]) for e in errors)
+        return f"must be {' or '.join(types)}" + (got if value != typed else "")
     return error["msg"]

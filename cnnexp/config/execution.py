@@ -8,14 +8,14 @@ from pydantic import AfterValidator, Field, model_validator
 from cnnexp.config.sections import AllowedText, Count, Positive, Section, Size, Text
 from cnnexp.core.errors import format_value
 
-SIGNAL_EARLY_SECONDS = 30  # seconds: Slurm looks twice a minute which signals are due
+SIGNAL_EARLY_SECONDS = 30  # Slurm checks twice a minute which signals are due
 Flag = str | int | float | bool
 
 
-# A project or an entity as W&B's client and Trackio accept it.
-_ADDRESS = re.compile(r"(?! )[^/\\#?%:\x00-\x1f\x7f-\x9f]{1,128}(?<! )")
+# The names of projects and entities that the clients of W&B and Trackio accept.
+_VALID_NAME = re.compile(r"(?! )[^/\\#?%:\x00-\x1f\x7f-\x9f]{1,128}(?<! )")
 _TRACKIO_TABLES = "system|configs|traces|artifacts|artifact_versions|artifact_aliases|run_artifact_links"
-_OF_TRACKIO = re.compile(rf"(?!registry-|.+_(?:{_TRACKIO_TABLES})$).+")
+_VALID_TRACKIO_PROJECT = re.compile(rf"(?!registry-|.+_(?:{_TRACKIO_TABLES})$).+")
 
 
 class Sweep(Section):
@@ -54,19 +54,19 @@ class Tracking(Section):
     entity: str | None = Field(default=None, description="The W&B team or user; null: your default entity.")
 
     @model_validator(mode="after")
-    def _names_that_are_accepted(self) -> "Tracking":
-        entity, _, rest = self.project.partition("/")
-        if self.entity is None and all(map(_ADDRESS.fullmatch, (entity, rest))):
-            both = f"tracking.entity={entity} tracking.project={rest}"
+    def _check_names(self) -> "Tracking":
+        entity, _, project = self.project.partition("/")
+        if self.entity is None and all(map(_VALID_NAME.fullmatch, (entity, project))):
+            both = f"tracking.entity={entity} tracking.project={project}"
             raise ValueError(f"tracking.project={self.project}: no / in a name; did you mean {both}?")
         for key, name in (("project", self.project), ("entity", self.entity)):
-            if name is not None and not _ADDRESS.fullmatch(name):
+            if name is not None and not _VALID_NAME.fullmatch(name):
                 shown = name if len(name) <= 60 else f"{name[:60]}…"
                 raise ValueError(
                     f"tracking.{key}={shown}: must be 1 to 128 characters, none of them / \\ # ? % : or a "
                     "control character, without a space at either end"
                 )
-        if self.mode == "local" and not _OF_TRACKIO.fullmatch(re.sub(r"[^\w-]", "", self.project)):
+        if self.mode == "local" and not _VALID_TRACKIO_PROJECT.fullmatch(re.sub(r"[^\w-]", "", self.project)):
             raise ValueError(
                 f"tracking.project={self.project}: must have a letter, a digit, _ or -, and must not begin "
                 f"with registry- or end with _ and one of {_TRACKIO_TABLES.replace('|', ', ')}: "
@@ -76,29 +76,32 @@ class Tracking(Section):
 
 
 def parse_minutes(time: int | str) -> int:
-    """Slurm's time limits in minutes, rounded up: minutes, `M:SS`, `H:MM:SS`, `D-HH`, `D-HH:MM:SS`.
+    """Convert a time limit of Slurm to minutes, rounded up.
+
+    Args:
+        time: Minutes, `M:SS`, `H:MM:SS`, `D-HH`, or `D-HH:MM:SS`.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: The time has none of these forms, or is below one minute.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(time))
     if match is None:
         raise ValueError(f"launcher.time={time}: must be minutes, H:MM:SS or D-HH:MM:SS")
-    days, *rest = match.groups()
-    parts = [int(part) for part in rest if part is not None]
+    days, *fields = match.groups()
+    parts = [int(field) for field in fields if field is not None]
     if days is not None:
         hours, minutes, seconds = (*parts, 0, 0)[:3]
     elif len(parts) == 3:
         hours, minutes, seconds = parts
     else:
         hours, (minutes, seconds) = 0, (*parts, 0)[:2]
-    whole = (int(days or 0) * 24 + hours) * 60 + minutes + (seconds > 0)
-    if whole < 1:
+    total = (int(days or 0) * 24 + hours) * 60 + minutes + (seconds > 0)
+    if total < 1:
         raise ValueError(f"launcher.time={time}: must be at least 1 minute")
-    return whole
+    return total
 
 
-def _coordinator(address: str) -> str:
+def _check_coordinator(address: str) -> str:
     host, _, port = address.rpartition(":")
     if address != "auto" and not (host and port.isdecimal() and 0 < int(port) < 2**16):
         raise ValueError(
@@ -107,16 +110,20 @@ def _coordinator(address: str) -> str:
     return address
 
 
-def _time(time: int | str) -> int | str:
+def _check_time(time: int | str) -> int | str:
     parse_minutes(time)
     return time
+
+
+Coordinator = Annotated[str, AfterValidator(_check_coordinator), AllowedText("HOST:PORT, auto")]
+TimeLimit = Annotated[int | str, AfterValidator(_check_time), AllowedText("minutes, H:MM:SS, D-HH:MM:SS")]
 
 
 class LocalLauncher(Section):
     """Train in this process, on the devices that it sees, or together with other processes."""
 
     name: Literal["local"] = Field(default="local", description="Train in this process.")
-    coordinator: Annotated[str, AfterValidator(_coordinator), AllowedText("HOST:PORT, auto")] | None = Field(
+    coordinator: Coordinator | None = Field(
         default=None,
         description="The address of the first of several processes that train together, HOST:PORT; `auto`: "
         "detect it from Slurm or the TPU. null: this process trains alone.",
@@ -131,12 +138,12 @@ class LocalLauncher(Section):
     )
 
     @model_validator(mode="after")
-    def _all_or_none(self) -> "LocalLauncher":
+    def _check_processes(self) -> "LocalLauncher":
         has_address = self.coordinator not in (None, "auto")
         if any((value is not None) != has_address for value in (self.processes, self.process)):
             processes, process = format_value(self.processes), format_value(self.process)
             keys = f"launcher.processes={processes} launcher.process={process}"
-            raise ValueError(f"{keys}: belong to launcher.coordinator=HOST:PORT; auto finds them out itself")
+            raise ValueError(f"{keys}: belong to launcher.coordinator=HOST:PORT; auto detects them")
         if has_address and (self.process or 0) >= (self.processes or 1):
             raise ValueError(
                 f"launcher.process={self.process}: must be less than launcher.processes={self.processes}"
@@ -167,7 +174,7 @@ class SlurmLauncher(Section):
     constraint: Text | None = Field(
         default=None, description="The features that nodes must have; null: any node."
     )
-    time: Annotated[int | str, AfterValidator(_time), AllowedText("minutes, H:MM:SS, D-HH:MM:SS")] = Field(
+    time: TimeLimit = Field(
         default="4:00:00",
         description="The time limit of one task: minutes, H:MM:SS or D-HH:MM:SS. A task that reaches it is "
         "requeued and resumes.",
@@ -203,7 +210,7 @@ class SlurmLauncher(Section):
     )
 
     @model_validator(mode="after")
-    def _signal_after_the_start(self) -> "SlurmLauncher":
+    def _check_signal(self) -> "SlurmLauncher":
         longest = 60 * parse_minutes(self.time) - SIGNAL_EARLY_SECONDS
         if self.signal_seconds >= longest:
             keys = f"launcher.signal_seconds={self.signal_seconds} launcher.time={self.time}"

@@ -14,7 +14,7 @@ from cnnexp.nn.tying import BIAS_NAMES, TYING_NAMES, Tying, bias_tying
 
 @dataclass(frozen=True)
 class AllowedText:
-    """What a type allows, in words, where its bounds do not say it."""
+    """The values that a type allows, as help and documentation print them instead of its bounds."""
 
     text: str
 
@@ -36,34 +36,33 @@ DType = Literal["float32", "bfloat16", "float16"]
 Precision = Literal["default", "high", "highest", "bfloat16", "tensorfloat32", "float32"]
 
 
-def _tying(text: object) -> str:
+def _parse_tying(text: object) -> str:
     try:
         return str(Tying.parse(str(text)))
     except ValueError:
         raise PydanticCustomError("tying", suggestion(text, TYING_NAMES)) from None  # pyright: ignore[reportArgumentType]
 
 
-def _bias(given: object) -> str:
-    text = str(given)
+def _parse_bias(value: object) -> str:
+    text = str(value)
     try:
-        own = bias_tying(Tying("shared"), text)
-        return text if own is None or text == "same" else str(own)
+        tying = bias_tying(Tying("shared"), text)
+        return text if tying is None or text == "same" else str(tying)
     except ValueError:
         raise PydanticCustomError("tying", suggestion(text, BIAS_NAMES)) from None  # pyright: ignore[reportArgumentType]
 
 
-def _folder(text: str) -> str:
+def _expand_home(text: str) -> str:
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
         raise PydanticCustomError("folder", "there is no such user; write the folder out, or ./~NAME")
     return expanded
 
 
-Folder = Annotated[
-    str, Field(min_length=1), AfterValidator(_folder), AllowedText("a folder")
-]  # with `~` for a home
-TyingText = Annotated[str, BeforeValidator(_tying), AllowedText(", ".join(TYING_NAMES))]
-BiasText = Annotated[str, BeforeValidator(_bias), AllowedText(", ".join(BIAS_NAMES))]
+# A `~` at the beginning stands for a home directory.
+Folder = Annotated[str, Field(min_length=1), AfterValidator(_expand_home), AllowedText("a folder")]
+TyingText = Annotated[str, BeforeValidator(_parse_tying), AllowedText(", ".join(TYING_NAMES))]
+BiasText = Annotated[str, BeforeValidator(_parse_bias), AllowedText(", ".join(BIAS_NAMES))]
 
 
 class Section(BaseModel):
@@ -103,10 +102,10 @@ class ModelSection(Section):
     )
 
     @model_validator(mode="after")
-    def _one_threshold(self) -> "ModelSection":
+    def _check_threshold(self) -> "ModelSection":
         if (self.activation == "shrink") == (self.threshold is None):
-            given = f"model.activation={self.activation} model.threshold={format_value(self.threshold)}"
-            raise ValueError(f"{given}: a threshold belongs to shrink; set both, or neither")
+            keys = f"model.activation={self.activation} model.threshold={format_value(self.threshold)}"
+            raise ValueError(f"{keys}: a threshold belongs to shrink; set both, or neither")
         return self
 
 
@@ -235,7 +234,7 @@ class Optim(Section):
     )
 
     @model_validator(mode="after")
-    def _threshold_of_l1(self) -> "Optim":
+    def _check_l1(self) -> "Optim":
         if self.l1_threshold is not None and self.l1 is None:
             raise ValueError(
                 f"optim.l1_threshold={self.l1_threshold}: is a multiple of optim.l1; set that too"
@@ -244,7 +243,7 @@ class Optim(Section):
 
     @property
     def slots(self) -> int:
-        """Numbers kept for each parameter: SGD's trace, AdamW's two moments."""
+        """Numbers that the optimiser stores per parameter: the trace of SGD, the two moments of AdamW."""
         return 1 if self.name == "sgd" else 2
 
 
@@ -291,8 +290,8 @@ class Train(Section):
     )
 
     @model_validator(mode="after")
-    def _one_duration(self) -> "Train":
+    def _check_duration(self) -> "Train":
         if (self.epochs is None) == (self.steps is None):
-            given = f"train.epochs={format_value(self.epochs)} train.steps={format_value(self.steps)}"
-            raise ValueError(f"{given}: a run lasts either epochs or steps; set one, null the other")
+            keys = f"train.epochs={format_value(self.epochs)} train.steps={format_value(self.steps)}"
+            raise ValueError(f"{keys}: a run lasts either epochs or steps; set one, null the other")
         return self

@@ -1,7 +1,7 @@
-"""Corruptions of images and labels: functions of a key and of the number of the image, which keeps its own.
+"""Corruptions of images and labels, drawn once per image from the key of the run and the number of the image.
 
-The strengths are traced, so that runs of many strengths have a common program; a strength of zero is left out
-of the program.
+The strengths are traced, so that runs of many strengths have a common program; a corruption of strength zero
+is no part of the program.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ from cnnexp.config.data import DataSection
 from cnnexp.data.images import Integers, Labels, Normalisation, Pixels
 from cnnexp.data.sampling import ROUNDS, permute
 
-FULL_RESOLUTION = 2**16  # pixels a side: larger than every image
+FULL_RESOLUTION = 2**16  # pixels per side: more than any image has
 
 
 class CorruptionStrengths(NamedTuple):
@@ -54,7 +54,7 @@ class Corruptions:
     """The corruptions of a run.
 
     Args:
-        data: The section that decides which corruptions are part of the program.
+        data: The section, whose nonzero strengths decide which corruptions are part of the program.
         key: The key of the run; every image draws its own corruption from it.
         strengths: The strengths of the corruptions.
         normalisation: The statistics of the training pixels.
@@ -91,30 +91,32 @@ class Corruptions:
         """Corrupt, augment and normalise images.
 
         Args:
-            pixels: Bytes from 0 to 255, or real numbers.
-            image_ids: The number of each image, which decides how it is corrupted.
+            pixels: Images `(b, h, w, c)`: bytes from 0 to 255, or real numbers.
+            image_ids: The number of each image `(b,)`, which decides how it is corrupted.
             split: `train` or `test`.
             step: The training step, which draws the augmentation; None does not augment.
-            first: The place of the first of these images in the whole batch, which devices may divide: the
-                augmentation of an image depends on its place in the whole batch.
+            first: The index of the first of these images in the whole batch, which devices may divide: the
+                augmentation of an image depends on its index in the whole batch.
 
         Returns:
             The images as the network sees them.
         """
         data, strengths, image_ids = self._data, self._strengths, jnp.asarray(image_ids)
-        on = strengths.train if split == "train" else strengths.test
+        is_corrupted = strengths.train if split == "train" else strengths.test
         white = 255.0 if pixels.dtype == jnp.uint8 else 1.0
         images = jnp.asarray(pixels, jnp.float32)
         if data.resolution:
-            images = reduce_resolution(images, jnp.where(on, strengths.resolution, FULL_RESOLUTION))
+            images = reduce_resolution(images, jnp.where(is_corrupted, strengths.resolution, FULL_RESOLUTION))
         if data.image_noise:
-            images = self._replace_by_noise(images, image_ids, jnp.where(on, strengths.image_noise, 0))
-        images = self._move_pixels(images, image_ids, on, step, first)
+            images = self._replace_by_noise(
+                images, image_ids, jnp.where(is_corrupted, strengths.image_noise, 0)
+            )
+        images = self._move_pixels(images, image_ids, is_corrupted, step, first)
         if data.pixel_noise:
-            noise = _normal(self._keys["pixel_noise"], image_ids, images.shape[1:])
-            images = images + jnp.where(on, white * strengths.pixel_noise, 0) * noise
+            noise = _draw_normal(self._keys["pixel_noise"], image_ids, images.shape[1:])
+            images = images + jnp.where(is_corrupted, white * strengths.pixel_noise, 0) * noise
         if data.salt_and_pepper:
-            fraction = jnp.where(on, strengths.salt_and_pepper, 0)
+            fraction = jnp.where(is_corrupted, strengths.salt_and_pepper, 0)
             images = self._add_salt_and_pepper(images, image_ids, fraction, is_bytes=white == 255.0)
         return self._normalisation.normalise(images)
 
@@ -126,8 +128,11 @@ class Corruptions:
 
         Args:
             labels: Class numbers `(b,)`, or 0 and 1 for each class `(b, classes)`.
-            image_ids: The number of each image, which decides its label.
+            image_ids: The number of each image `(b,)`, which decides its label.
             classes: The number of classes.
+
+        Returns:
+            Labels of the same shape.
         """
         if not self._data.label_noise:
             return jnp.asarray(labels)
@@ -135,22 +140,21 @@ class Corruptions:
         shape = labels.shape[1:]
 
         def draw(image: Int[Array, ""]) -> tuple[Array, Array]:
-            chance, other = random.split(random.fold_in(self._keys["label_noise"], image))
-            return random.uniform(chance, shape), random.randint(other, shape, 1, max(2, classes))
+            uniform_key, offset_key = random.split(random.fold_in(self._keys["label_noise"], image))
+            return random.uniform(uniform_key, shape), random.randint(offset_key, shape, 1, max(2, classes))
 
-        chance, other = jax.vmap(draw)(jnp.asarray(image_ids))
-        wrong = 1 - labels if shape else (labels + other) % classes
-        return jnp.where(chance < fraction, wrong, labels)
+        uniform, offset = jax.vmap(draw)(jnp.asarray(image_ids))
+        wrong = 1 - labels if shape else (labels + offset) % classes
+        return jnp.where(uniform < fraction, wrong, labels)
 
     def _replace_by_noise(self, images: Array, image_ids: Array, fraction: Array) -> Float[Array, "b h w c"]:
         """Replace a fraction of the images by noise with the moments of the training pixels (Zhang 2017)."""
         key = self._keys["image_noise"]
-        chance = jax.vmap(lambda image: random.uniform(random.fold_in(random.fold_in(key, 1), image)))(
-            image_ids
-        )
-        noise = _normal(key, image_ids, images.shape[1:])
+        image_key = random.fold_in(key, 1)
+        uniform = jax.vmap(lambda image: random.uniform(random.fold_in(image_key, image)))(image_ids)
+        noise = _draw_normal(key, image_ids, images.shape[1:])
         mean, std = self._normalisation
-        return jnp.where((chance < fraction)[:, None, None, None], mean + std * noise, images)
+        return jnp.where((uniform < fraction)[:, None, None, None], mean + std * noise, images)
 
     def _add_salt_and_pepper(
         self, images: Array, image_ids: Array, fraction: Array, *, is_bytes: bool
@@ -158,38 +162,45 @@ class Corruptions:
         """Set a fraction of the pixels to white or black; for real numbers, 3 deviations from the mean."""
         key = self._keys["salt_and_pepper"]
 
-        def chances(image: Int[Array, ""]) -> Float[Array, "h w 1"]:
+        def draw(image: Int[Array, ""]) -> Float[Array, "h w 1"]:
             return random.uniform(random.fold_in(key, image), (*images.shape[1:3], 1))
 
-        chance = jax.vmap(chances)(image_ids)
+        uniform = jax.vmap(draw)(image_ids)
         mean, std = self._normalisation
         black, white = (jnp.float32(0), jnp.float32(255)) if is_bytes else (mean - 3 * std, mean + 3 * std)
-        return jnp.where(chance < fraction, jnp.where(chance < fraction / 2, black, white), images)
+        return jnp.where(uniform < fraction, jnp.where(uniform < fraction / 2, black, white), images)
 
     def _move_pixels(
-        self, images: Array, image_ids: Array, on: Array, step: Integers | None, first: Integers | int
+        self,
+        images: Array,
+        image_ids: Array,
+        is_corrupted: Array,
+        step: Integers | None,
+        first: Integers | int,
     ) -> Float[Array, "b h w c"]:
         """Augment, shift and permute images, all by one gather; pixels that move in are 0."""
         data, strengths = self._data, self._strengths
         count, height, width, channels = images.shape
-        augmented = step is not None and bool(data.crop or data.flip)
-        if not (augmented or data.shift or data.permutation != "none"):
+        is_augmented = step is not None and bool(data.crop or data.flip)
+        if not (is_augmented or data.shift or data.permutation != "none"):
             return images
-        place = jnp.arange(height * width)[None]
+        pixel = jnp.arange(height * width)[None]
         if data.permutation != "none":
             ids = image_ids if data.permutation == "per_image" else jnp.zeros(1, jnp.int32)
             permutation = block_permutation(self._keys["permutation"], ids, strengths.block, height, width)
-            place = jnp.where(on, permutation, place)
-        source = PixelSources(place // width, place % width, jnp.ones((1, 1), bool))
+            pixel = jnp.where(is_corrupted, permutation, pixel)
+        source = PixelSources(pixel // width, pixel % width, jnp.ones((1, 1), bool))
         if data.shift:
             keys = jax.vmap(partial(random.fold_in, self._keys["shift"]))(image_ids)
-            source = source.shift(jnp.where(on, _moves(keys, strengths.shift), 0), height, width)
-        if augmented:
+            source = source.shift(
+                jnp.where(is_corrupted, _draw_moves(keys, strengths.shift), 0), height, width
+            )
+        if is_augmented:
             assert step is not None
             key = random.fold_in(self._keys["crop"], jnp.asarray(step))
             keys = jax.vmap(partial(random.fold_in, key))(first + jnp.arange(count))
             if data.crop:
-                source = source.shift(_moves(keys, strengths.crop), height, width)
+                source = source.shift(_draw_moves(keys, strengths.crop), height, width)
             if data.flip:
                 mirrored = jax.vmap(lambda key: random.bernoulli(random.fold_in(key, 1)))(keys)
                 source = source.mirror(mirrored, width)
@@ -200,12 +211,12 @@ class Corruptions:
 
 
 class PixelSources(NamedTuple):
-    """The pixel of the original image that each pixel is taken from.
+    """For each pixel of a new image, the pixel of the original image that it is taken from.
 
     Attributes:
-        row: Its row.
-        column: Its column.
-        inside: Whether it lies inside of the image.
+        row: Row in the original image.
+        column: Column in the original image.
+        inside: Whether the pixel lies inside the original image; the others become 0.
     """
 
     row: Int[Array, "#b hw"]
@@ -213,20 +224,26 @@ class PixelSources(NamedTuple):
     inside: Bool[Array, "#b #hw"]
 
     def shift(self, moves: Int[Array, "b 2"], height: int, width: int) -> "PixelSources":
-        """Move the image down and to the right."""
+        """Move the new image down and to the right.
+
+        Args:
+            moves: Pixels down and to the right, for each image.
+            height: The height of the images.
+            width: The width of the images.
+        """
         row, column = self.row - moves[:, :1], self.column - moves[:, 1:]
         inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
         return PixelSources(row.clip(0, height - 1), column.clip(0, width - 1), self.inside & inside)
 
     def mirror(self, mirrored: Bool[Array, " b"], width: int) -> "PixelSources":
-        """Mirror left and right where `mirrored`."""
+        """Mirror left and right the images for which `mirrored` is true."""
         return self._replace(column=jnp.where(mirrored[:, None], width - 1 - self.column, self.column))
 
 
 def block_permutation(
     key: Key[Array, ""], image_ids: Int[Array, " n"], block: Int[Array, ""], height: int, width: int
 ) -> Int[Array, "n hw"]:
-    """Draw a permutation of the blocks of an image for each number of an image.
+    """Draw a permutation of the blocks of an image for each image number.
 
     Args:
         key: The key of the run.
@@ -236,43 +253,44 @@ def block_permutation(
         width: The width of the images.
 
     Returns:
-        For each pixel, the pixel of the original image that comes in its place.
+        For each pixel of the permuted image, the index of the pixel in the original image.
     """
-    place = jnp.arange(height * width)[None]
-    row, column = place // width, place % width
+    pixel = jnp.arange(height * width)[None]
+    row, column = pixel // width, pixel % width
     block_width = jnp.minimum(block, width)
     rows, columns = height // block, width // block_width
-    number = (row // block) * columns + column // block_width
+    block_index = (row // block) * columns + column // block_width
     words = random.bits(key, (ROUNDS, 2))
     epoch = (image_ids.astype(jnp.uint32) + 1)[:, None]
     size = (rows * columns).astype(jnp.uint32)
-    source = permute(words, epoch, number.astype(jnp.uint32), size, rolled=True).astype(jnp.int32)
+    source = permute(words, epoch, block_index.astype(jnp.uint32), size, rolled=True).astype(jnp.int32)
     source_row = source // columns * block + row % block
     return source_row * width + source % columns * block_width + column % block_width
 
 
 def reduce_resolution(images: Float[Array, "b h w c"], resolution: Int[Array, ""]) -> Float[Array, "b h w c"]:
-    """Reduce the detail of images to `resolution` pixels a side, by means over areas; their shape remains."""
+    """Replace the pixels of images by means over areas, `resolution` of them per side; the shape remains."""
     rows, columns = (_area_means(side, resolution) for side in images.shape[1:3])
     with jax.default_matmul_precision("highest"):
         return jnp.einsum("ph,bhwc,qw->bpqc", rows, images, columns)
 
 
 def _area_means(side: int, resolution: Int[Array, ""]) -> Float[Array, "side side"]:
-    """Return the matrix that replaces each pixel by the mean of its cell, of `resolution` along a side."""
+    """Return the matrix that replaces each pixel of a side by the mean of its cell, of `resolution` cells."""
     cells = jnp.minimum(resolution, side)
-    cell = (2 * jnp.arange(side) + 1) * cells // (2 * side)  # in which the middle of the pixel lies
+    cell = (2 * jnp.arange(side) + 1) * cells // (2 * side)  # that contains the middle of the pixel
     low, high = cell * side / cells, (cell + 1) * side / cells
     edge = jnp.arange(side)
     overlap = jnp.minimum(high[:, None], edge + 1) - jnp.maximum(low[:, None], edge)
     return jnp.maximum(overlap, 0) * cells / side
 
 
-def _normal(
+def _draw_normal(
     key: Key[Array, ""], image_ids: Int[Array, " b"], shape: tuple[int, ...]
 ) -> Float[Array, "b ..."]:
     return jax.vmap(lambda image: random.normal(random.fold_in(key, image), shape))(image_ids)
 
 
-def _moves(keys: Key[Array, " b"], most: Int[Array, ""]) -> Int[Array, "b 2"]:
-    return jax.vmap(lambda key: random.randint(key, (2,), -most, most + 1))(keys)
+def _draw_moves(keys: Key[Array, " b"], limit: Int[Array, ""]) -> Int[Array, "b 2"]:
+    """Draw a vertical and a horizontal move for each key, from -limit to limit."""
+    return jax.vmap(lambda key: random.randint(key, (2,), -limit, limit + 1))(keys)

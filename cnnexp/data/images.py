@@ -99,7 +99,7 @@ def make_images(
     validation_images: np.ndarray | None = None,
     validation_labels: np.ndarray | None = None,
 ) -> Images:
-    """Make a data set of raw arrays; its statistics come from the training images alone."""
+    """Make a data set from raw arrays; its statistics come from the training images alone."""
     if train_images.dtype == np.uint8:
         mean, std = pixel_moments(count_levels(train_images))
     else:
@@ -133,13 +133,13 @@ def pixel_moments(
 
 
 class ImageChecks(NamedTuple):
-    """The labels, statistics and duplicates of a data set.
+    """The labels, statistics and duplicates of a data set: what may make results on its images doubtful.
 
     Attributes:
-        train_labels: Class numbers, or 0 and 1 for each class.
-        test_labels: The same of the test images.
+        train_labels: Class numbers, or 0 and 1 for each class, of the training images.
+        test_labels: Class numbers, or 0 and 1 for each class, of the test images.
         mean: Mean of the training pixels by channel, from 0 to 255.
-        std: Their standard deviation by channel.
+        std: Standard deviation of the training pixels by channel.
         duplicates: Number of test images that are also among the training images.
     """
 
@@ -149,29 +149,29 @@ class ImageChecks(NamedTuple):
     std: Float[np.ndarray, " c"]
     duplicates: Int[np.ndarray, ""]
 
-    def line(self, name: str, shape: DataShape) -> str:
-        """Describe the data set in one line."""
-        sizes = _class_sizes(self.train_labels, shape.classes)
-        absent = np.flatnonzero(sizes == 0)
+    def describe(self, name: str, shape: DataShape) -> str:
+        """Describe the data set in one line: images, classes, duplicates, and constant channels."""
+        sizes = _count_classes(self.train_labels, shape.classes)
+        empty_classes = np.flatnonzero(sizes == 0)
         sizes = sizes[sizes > 0]
-        each = f"{sizes.min():,}" if sizes.min() == sizes.max() else f"{sizes.min():,} to {sizes.max():,}"
+        size_range = f"{sizes.min():,}" + (f" to {sizes.max():,}" if sizes.max() > sizes.min() else "")
         line = (
             f"{name}: {len(self.train_labels):,} training and {len(self.test_labels):,} test images of "
-            f"{'x'.join(map(str, shape.image))}, {len(sizes)} classes of {each} training images; "
+            f"{'x'.join(map(str, shape.image))}, {len(sizes)} classes of {size_range} training images; "
             f"{int(self.duplicates):,} test images are also in the training split"
         )
-        if len(absent):
-            line += f"; no training images of {_list_classes(absent)}"
+        if len(empty_classes):
+            line += f"; no training images of {_list_classes(empty_classes)}"
         return "; ".join([line, *self._constant_channels()])
 
     def make_warnings(self, name: str, shape: DataShape) -> list[str]:
         """Return one line per reason to doubt results on these images."""
         warnings, count = self._constant_channels(), len(self.test_labels)
         if self.duplicates > MANY_DUPLICATES * count:
-            both = f"{int(self.duplicates):,} of {count:,} test images are also in the training split"
-            warnings.append(f"{both}: test accuracy also measures memorisation")
-        train = _class_sizes(self.train_labels, shape.classes)
-        test = _class_sizes(self.test_labels, shape.classes)
+            duplicates = f"{int(self.duplicates):,} of {count:,} test images are also in the training split"
+            warnings.append(f"{duplicates}: test accuracy also measures memorisation")
+        train = _count_classes(self.train_labels, shape.classes)
+        test = _count_classes(self.test_labels, shape.classes)
         if len(untrained := np.flatnonzero((train == 0) & (test > 0))):
             images = f"{int(test[untrained].sum()):,} of {count:,} test images"
             warnings.append(f"{images} belong to {_list_classes(untrained)}, never seen in training")
@@ -187,7 +187,7 @@ class ImageChecks(NamedTuple):
 
 
 def check_images(images: Images) -> ImageChecks:
-    """Check images in memory."""
+    """Collect the labels, statistics and duplicates of images in memory."""
     train, test = (np.asarray(split) for split in (images.train_images, images.test_images))
     labels = np.asarray(images.train_labels), np.asarray(images.test_labels)
     mean, std = map(np.asarray, images.normalisation)
@@ -196,6 +196,11 @@ def check_images(images: Images) -> ImageChecks:
 
 def check_labels(split: str, labels: Int[np.ndarray, " n"], classes: int) -> None:
     """Check that labels are class numbers.
+
+    Args:
+        split: The name of the split, for errors.
+        labels: The labels of its images.
+        classes: The number of classes.
 
     Raises:
         UsageError: A label is below 0, or `classes` or above.
@@ -221,7 +226,8 @@ def count_duplicates(
     return np.asarray(np.isin(test, train).sum())
 
 
-def _class_sizes(labels: Int[np.ndarray, "n ..."], classes: int) -> Int[np.ndarray, " classes"]:
+def _count_classes(labels: Int[np.ndarray, "n ..."], classes: int) -> Int[np.ndarray, " classes"]:
+    """Count the images of each class."""
     return np.bincount(labels, minlength=classes) if labels.ndim == 1 else labels.sum(0)
 
 

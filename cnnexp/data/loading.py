@@ -15,7 +15,7 @@ from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.sampling import Split, draw_split
 from cnnexp.data.shapes import infer_shape, resolve_train_size
 
-IMAGE_FRACTION = 0.3  # of a device's memory: images take at most this much, the training needs the rest
+IMAGE_FRACTION = 0.3  # of the memory of a device: the most that images take; training needs the rest
 
 
 def load(data: Data) -> Images | ImageFiles:
@@ -60,7 +60,7 @@ def read_and_check(data: Data) -> list[str]:
 
 
 def describe(data: Data, images: Images | ImageFiles | None = None) -> str:
-    """Describe a data set in one line: its images, its classes, and the images that are in both splits.
+    """Describe a data set in one line: images, classes, duplicates, and constant channels.
 
     Args:
         data: The configured data set.
@@ -70,14 +70,18 @@ def describe(data: Data, images: Images | ImageFiles | None = None) -> str:
         checks = TFDSSet(data).check()
     else:
         checks = check_images(images if isinstance(images, Images) else load_images(data))
-    return checks.line(data.name, infer_shape(data))
+    return checks.describe(data.name, infer_shape(data))
 
 
 def draw_run_split(images: Images | ImageFiles, data: Data, seed: int) -> Split:
     """Draw the training and validation images of a run by its seed."""
-    pool = images.validation_labels if isinstance(images, Images) else None
-    validation_labels = None if pool is None else np.asarray(pool)
-    return draw_split(np.asarray(images.train_labels), seed, data.validation_size, validation_labels)
+    return draw_split(np.asarray(images.train_labels), seed, data.validation_size, _validation_labels(images))
+
+
+def _validation_labels(images: Images | ImageFiles) -> Int[np.ndarray, "n ..."] | None:
+    """Return the labels of the validation split; None where validation takes training images."""
+    labels = images.validation_labels if isinstance(images, Images) else None
+    return None if labels is None else np.asarray(labels)
 
 
 def resolve_split_seed(run: RunConfig) -> int:
@@ -94,11 +98,11 @@ def count_images_per_class(
         The counts by split. An image with several labels counts once for each of them.
     """
     train, test = np.asarray(images.train_labels), np.asarray(images.test_labels)
-    pool = images.validation_labels if isinstance(images, Images) else None
+    validation_labels = _validation_labels(images)
     split, classes = draw_run_split(images, data, seed), infer_shape(data).classes
     labels = {
         "training": train[split.order[: resolve_train_size(data)]],
-        "validation": (train if pool is None else np.asarray(pool))[split.validation],
+        "validation": (train if validation_labels is None else validation_labels)[split.validation],
         "test": test,
     }
     return {
@@ -119,8 +123,9 @@ def resident_bytes(data: Data) -> int:
 
 
 def _streams(data: TFDSImages) -> bool:
+    """Return whether batches are read from disk, because that is configured or the images are too large."""
     if data.stream != "auto":
         return data.stream == "always"
-    # On the CPU every core is a device with a copy of its own.
+    # On CPU, every device holds a copy in the same memory.
     copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
     return infer_shape(data).bytes > IMAGE_FRACTION * device_memory() / copies

@@ -23,8 +23,8 @@ class RawBatch(NamedTuple):
     Attributes:
         pixels: The images.
         labels: Their labels.
-        image_ids: A number for each image: its place in the training split; in the validation split, counted
-            from the end of the training split on; and -1, -2, … for test images.
+        image_ids: A number for each image: its index in the training split; in the validation split, its
+            index plus the number of training images; -1, -2, … for test images.
     """
 
     pixels: Pixels
@@ -37,10 +37,10 @@ class InMemory(NamedTuple):
 
     Attributes:
         images: The data set.
-        subset: Places in the training split. It has room for the whole split, whatever the `train_size`, so
-            that subsets of all sizes have a common program; places from `train_size` on are not read.
+        subset: Indices in the training split. It has room for the whole split, whatever the `train_size`, so
+            that subsets of all sizes have a common program; entries from `train_size` on are not read.
         train_size: Number of training images.
-        validation: Places in the validation split, or in the training split where there is none.
+        validation: Indices in the validation split, or in the training split where there is none.
     """
 
     images: Images
@@ -54,23 +54,29 @@ class InMemory(NamedTuple):
         return self.images.normalisation
 
     def train_batch(self, order: Key[Array, ""], step: Int[Array, ""], size: int) -> RawBatch:
-        """Return the batch of a step, in the order that its key draws."""
-        place = batch_indices(order, step, batch_size=size, train_size=self.train_size)
-        return self.batch("train", self.subset[place])
+        """Return the batch of a step.
 
-    def batch(self, split: str, places: Int[Array, " b"]) -> RawBatch:
-        """Return the images at some places of a split: `train`, `validation` or `test`."""
+        Args:
+            order: The key that draws the order of the training images.
+            step: The number of the step.
+            size: The number of images of a batch.
+        """
+        positions = batch_indices(order, step, batch_size=size, train_size=self.train_size)
+        return self.batch("train", self.subset[positions])
+
+    def batch(self, split: str, indices: Int[Array, " b"]) -> RawBatch:
+        """Return images by their indices in a split: `train`, `validation` or `test`."""
         images = self.images
         if split == "test":
-            return RawBatch(images.test_images[places], images.test_labels[places], -1 - places)
+            return RawBatch(images.test_images[indices], images.test_labels[indices], -1 - indices)
         if split == "validation" and images.validation_images is not None:
             assert images.validation_labels is not None
-            image_ids = len(images.train_images) + places
-            return RawBatch(images.validation_images[places], images.validation_labels[places], image_ids)
-        return RawBatch(images.train_images[places], images.train_labels[places], places)
+            image_ids = len(images.train_images) + indices
+            return RawBatch(images.validation_images[indices], images.validation_labels[indices], image_ids)
+        return RawBatch(images.train_images[indices], images.train_labels[indices], indices)
 
     def evaluation_indices(self, split: str) -> tuple[Integers, Integers]:
-        """Return the places that an evaluation reads, and how many of them count, from the first on."""
+        """Return the indices of the images that an evaluation reads, and how many of the first ones count."""
         if split == "train":
             return self.subset, self.train_size
         if split == "validation":
@@ -93,7 +99,7 @@ class TrainWindow(NamedTuple):
     normalisation: Normalisation
 
     def train_batch(self, order: Key[Array, ""], step: Int[Array, ""], size: int) -> RawBatch:
-        """Return the batch of a step of the window; its order and size are those in which it was streamed."""
+        """Return the batch of a step; order and size, those with which it was streamed, are not used."""
         return jax.tree.map(
             lambda leaf: lax.dynamic_index_in_dim(leaf, step - self.first, keepdims=False), self.batches
         )
@@ -104,7 +110,7 @@ class EvalWindow(NamedTuple):
 
     Attributes:
         batches: The batches; the first axis is the batch.
-        valid: Whether an image counts; the others fill up a batch.
+        valid: Whether an image counts; the others only fill up a batch.
         normalisation: The statistics of the training pixels.
     """
 
@@ -115,12 +121,12 @@ class EvalWindow(NamedTuple):
 
 GROUPS_AHEAD = 4  # groups of batches that are read before they are needed
 # Records are read in groups, which is several times faster than one by one.
-MOST_GROUP_RECORDS, MOST_GROUP_BYTES = 1024, 16 * 2**20
+MAX_GROUP_RECORDS, MAX_GROUP_BYTES = 1024, 16 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFiles:
-    """A data set on disk: labels and statistics are in memory, images are read by their places.
+    """A data set on disk: labels and statistics are in memory, images are read by their indices.
 
     Attributes:
         records: The records of the splits `train` and `test`.
@@ -139,7 +145,7 @@ class ImageFiles:
         return self.train_labels if split == "train" else self.test_labels
 
     def batches(
-        self, split: str, places: Callable[[int], Int[np.ndarray, "..."]], start: int, stop: int
+        self, split: str, indices: Callable[[int], Int[np.ndarray, "..."]], start: int, stop: int
     ) -> Iterator[tuple[Int[np.ndarray, "..."], UInt8[np.ndarray, "... h w c"]]]:
         """Read the batches `start` to `stop - 1`, ahead and in parallel.
 
@@ -147,30 +153,33 @@ class ImageFiles:
 
         Args:
             split: `train` or `test`.
-            places: Returns the places of the images of a batch by its number, in an array of any shape.
+            indices: Returns, for the number of a batch, the indices of its images in an array of any shape.
             start: The number of the first batch.
             stop: The number after the last.
 
         Yields:
-            The places and the images of each batch.
+            The indices and the images of each batch.
         """
         import grain
 
         if start == stop:
             return
         image_bytes = math.prod(self.records[split].shape)
-        most_records = min(MOST_GROUP_RECORDS, MOST_GROUP_BYTES // image_bytes)
-        group = max(1, most_records // places(start).size)  # batches
-        firsts = grain.MapDataset.range(start, stop, group)
-        groups = firsts.map(lambda first: self._group(split, places, range(first, min(first + group, stop))))
-        ahead = grain.ReadOptions(num_threads=max(2, cores()), prefetch_buffer_size=GROUPS_AHEAD)
-        for group_places, images in groups.to_iter_dataset(ahead):
-            yield from zip(group_places, images, strict=True)
+        max_records = min(MAX_GROUP_RECORDS, MAX_GROUP_BYTES // image_bytes)
+        group_batches = max(1, max_records // indices(start).size)
+        first_batches = grain.MapDataset.range(start, stop, group_batches)
+        groups = first_batches.map(
+            lambda first: self._read_group(split, indices, range(first, min(first + group_batches, stop)))
+        )
+        options = grain.ReadOptions(num_threads=max(2, cores()), prefetch_buffer_size=GROUPS_AHEAD)
+        for group_indices, images in groups.to_iter_dataset(options):
+            yield from zip(group_indices, images, strict=True)
 
-    def _group(
-        self, split: str, places: Callable[[int], Int[np.ndarray, "..."]], numbers: Sequence[int]
+    def _read_group(
+        self, split: str, indices: Callable[[int], Int[np.ndarray, "..."]], numbers: Sequence[int]
     ) -> tuple[Int[np.ndarray, "batches ..."], UInt8[np.ndarray, "batches ... h w c"]]:
-        stacked = np.stack([places(number) for number in numbers])
-        unique, where = np.unique(stacked, return_inverse=True)  # runs of a stack may have common images
+        """Read the batches with some numbers; an image that several runs of a stack use is decoded once."""
+        stacked = np.stack([indices(number) for number in numbers])
+        unique, inverse = np.unique(stacked, return_inverse=True)
         images, _ = self.records[split].read(unique.tolist())
-        return stacked, images[where.reshape(stacked.shape)]
+        return stacked, images[inverse.reshape(stacked.shape)]

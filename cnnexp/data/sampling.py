@@ -13,11 +13,11 @@ Seed = int | list[int]
 
 
 class Split(NamedTuple):
-    """The images of one run, by their places in the splits.
+    """The images of one run, by their indices in the splits of the data set.
 
     Attributes:
-        order: Places in the training split; the run trains on the first `train_size` of them.
-        validation: Places of the validation images, in the validation split of the data set, or in the
+        order: Indices in the training split; the run trains on the first `train_size` of them.
+        validation: Indices of the validation images, in the validation split of the data set, or in the
             training split where the data set has none.
     """
 
@@ -34,8 +34,8 @@ def draw_split(
     """Draw the validation images of a run first, then the order of its training images.
 
     Validation images have the class frequencies of the images that they are drawn from; training subsets
-    are nested and class-balanced, and hold no validation image. Images of several labels are drawn without
-    regard to them.
+    are nested and class-balanced, and hold no validation image. Images with several labels are drawn
+    regardless of their labels.
 
     Args:
         train_labels: Class numbers `(n,)`, or 0 and 1 for each class `(n, classes)`.
@@ -44,29 +44,36 @@ def draw_split(
         validation_labels: The labels of the validation split; None takes the validation images from the
             training split.
     """
-    train = _class_numbers(train_labels)
+    classes = _to_classes(train_labels)
     if validation_labels is None:
-        validation = stratified_sample(train, validation_size, [seed, 0x7A11])
-        rest = np.setdiff1d(np.arange(len(train)), validation)
+        validation = stratified_sample(classes, validation_size, [seed, 0x7A11])
+        rest = np.setdiff1d(np.arange(len(classes)), validation)
     else:
-        validation = stratified_sample(_class_numbers(validation_labels), validation_size, [seed, 0x7A11])
-        rest = np.arange(len(train))
-    order = rest[balanced_order(train[rest], [seed, 0x5EED])]
+        validation = stratified_sample(_to_classes(validation_labels), validation_size, [seed, 0x7A11])
+        rest = np.arange(len(classes))
+    order = rest[balanced_order(classes[rest], [seed, 0x5EED])]
     return Split(order.astype(np.int32), validation.astype(np.int32))
 
 
 def stratified_sample(labels: Int[np.ndarray, " n"], size: int, seed: Seed) -> Int[np.ndarray, " size"]:
-    """Draw `size` places at random, with each class within one image of its frequency among the labels.
+    """Draw images at random, with each class within one image of its frequency among the labels.
 
-    The quotas of the classes are rounded down, and the places that are left go to the largest remainders (the
-    method of Hamilton); between equal remainders the draw decides.
+    The quotas of the classes are rounded down, and the remaining images go to the classes with the largest
+    remainders (the method of Hamilton); between equal remainders the seed decides.
+
+    Args:
+        labels: The class numbers of all images.
+        size: The number of images to draw.
+        seed: The seed of the draw.
+
+    Returns:
+        The indices of the drawn images, in random order.
     """
     rng = np.random.default_rng(seed)
     classes, counts = np.unique(labels, return_counts=True)
     quotas = counts * size // len(labels)
-    remainders = counts * size - quotas * len(
-        labels
-    )  # whole numbers, so that equal remainders are exactly equal
+    # Integers, so that equal remainders are exactly equal.
+    remainders = counts * size - quotas * len(labels)
     extra = np.lexsort((rng.permutation(len(classes)), -remainders))[: size - quotas.sum()]
     quotas[extra] += 1
     shuffled = rng.permutation(len(labels))
@@ -80,6 +87,13 @@ def balanced_order(labels: Int[np.ndarray, " n"], seed: Seed) -> Int[np.ndarray,
 
     The classes take turns until one of them is used up; then the others continue. The end of the order is
     therefore neither balanced nor a sample of the images.
+
+    Args:
+        labels: The class numbers of the images.
+        seed: The seed of the draw.
+
+    Returns:
+        A permutation of the indices of the images.
     """
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels))
@@ -98,16 +112,22 @@ def _turns(labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     return turns
 
 
-def _class_numbers(labels: Int[np.ndarray, "n ..."]) -> Int[np.ndarray, " n"]:
+def _to_classes(labels: Int[np.ndarray, "n ..."]) -> Int[np.ndarray, " n"]:
     """Return one class per image; the same for all where an image has several labels."""
     return labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
 
 
-ROUNDS = 24  # of `permute`; a test checks that the orders are as random as those of `random.permutation`
+ROUNDS = 24  # of `permute`; a test compares its orders with those of `random.permutation`
 
 
 class RunKeys(NamedTuple):
-    """Keys of a run: of its initial parameters, of the order of its images, and of their corruptions."""
+    """The keys of a run.
+
+    Attributes:
+        init: The key of the initial parameters.
+        order: The key of the order of the training images.
+        noise: The key of the corruptions.
+    """
 
     init: Key[Array, ""]
     order: Key[Array, ""]
@@ -122,7 +142,7 @@ def split_run_key(key: Key[Array, ""]) -> RunKeys:
 def batch_indices(
     key: Key[Array, ""], step: Int[Array, ""], *, batch_size: int, train_size: Integers
 ) -> Int[Array, " batch_size"]:
-    """Return the places within the training subset that the batch of a step consists of.
+    """Return the positions within the training subset of the images of a step's batch.
 
     One random permutation of the images follows another, and the sequence is cut into batches: every image is
     used once per epoch, none is dropped, and a batch may be larger than the subset. No state is kept between
@@ -131,45 +151,45 @@ def batch_indices(
     Args:
         key: The key of the order.
         step: The number of the step.
-        batch_size: Images of a batch.
-        train_size: Images of the training subset.
+        batch_size: The number of images of a batch.
+        train_size: The number of images of the training subset.
     """
-    number = step.astype(jnp.uint32) * batch_size + jnp.arange(batch_size, dtype=jnp.uint32)
+    index = step.astype(jnp.uint32) * batch_size + jnp.arange(batch_size, dtype=jnp.uint32)
     size = jnp.asarray(train_size, jnp.uint32)
-    return permute(random.bits(key, (ROUNDS, 2)), number // size, number % size, size).astype(jnp.int32)
+    return permute(random.bits(key, (ROUNDS, 2)), index // size, index % size, size).astype(jnp.int32)
 
 
 def permute(
     words: UInt32[Array, "rounds 2"],
     epoch: UInt32[Array, "*#n"],
-    place: UInt32[Array, "*#n"],
+    position: UInt32[Array, "*#n"],
     size: UInt32[Array, ""],
     *,
     rolled: bool = False,
 ) -> UInt32[Array, "*n"]:
-    """Return where the random permutation of each epoch sends a place in [0, size).
+    """Return where the random permutation of each epoch sends a position in [0, size).
 
-    This is a swap-or-not network (Hoang, Morris and Rogaway 2012): each round pairs every place with its
-    mirror image about a random point, and a random bit of the pair decides whether the two are swapped.
-    Single places are computed without the whole permutation.
+    This is a swap-or-not network (Hoang, Morris and Rogaway 2012): each round pairs every position with
+    its mirror image about a random centre, and a random bit of the pair decides whether the two are swapped.
+    Single positions are computed without the whole permutation.
 
     Args:
         words: Random bits of each round.
         epoch: The number of each permutation.
-        place: The places to permute.
-        size: The number of places of a permutation.
-        rolled: Whether to compile the rounds as a loop, which compiles faster and runs slower for few places.
+        position: The positions to permute.
+        size: The number of positions of a permutation.
+        rolled: Whether to compile the rounds as a loop, which compiles faster but runs slower.
     """
-    place, epoch = jnp.broadcast_arrays(place, epoch)
+    position, epoch = jnp.broadcast_arrays(position, epoch)
 
-    def swap_or_not(place: Array, word: Array) -> tuple[Array, None]:
+    def swap_or_not(position: Array, word: Array) -> tuple[Array, None]:
         centre = jnp.floor(_uniform(_hash(epoch ^ word[0])) * size.astype(jnp.float32)).astype(jnp.uint32)
         centre = jnp.minimum(centre, size - 1)
-        mirror = jnp.where(place <= centre, centre - place, centre + (size - place))
-        swap = _hash(jnp.maximum(place, mirror) ^ _hash(epoch ^ word[1])) >> 31
-        return jnp.where(swap == 1, mirror, place), None
+        mirror = jnp.where(position <= centre, centre - position, centre + (size - position))
+        swap = _hash(jnp.maximum(position, mirror) ^ _hash(epoch ^ word[1])) >> 31
+        return jnp.where(swap == 1, mirror, position), None
 
-    return lax.scan(swap_or_not, place, words, unroll=1 if rolled else len(words))[0]
+    return lax.scan(swap_or_not, position, words, unroll=1 if rolled else len(words))[0]
 
 
 def _hash(word: UInt32[Array, "..."]) -> UInt32[Array, "..."]:

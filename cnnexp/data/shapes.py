@@ -50,27 +50,27 @@ def infer_shape(data: Data) -> DataShape:
 
 
 def _digits_shape(data: Digits) -> DataShape:
-    scattered = data.scatter
-    narrowest = DIGIT + BANDS - 1
-    if data.apart and (not scattered or data.canvas < narrowest):
+    min_canvas = DIGIT + BANDS - 1  # one column per band
+    if data.apart and (not data.scatter or data.canvas < min_canvas):
         raise UsageError(
-            f"data.apart=true: needs data.scatter=true and data.canvas of at least {narrowest} "
-            f"(got data.scatter={str(scattered).lower()} data.canvas={data.canvas})"
+            f"data.apart=true: needs data.scatter=true and data.canvas of at least {min_canvas} "
+            f"(got data.scatter={str(data.scatter).lower()} data.canvas={data.canvas})"
         )
-    if data.digits > 1 and not scattered:
+    if data.digits > 1 and not data.scatter:
         raise UsageError(f"data.digits={data.digits}: must be 1 unless data.scatter=true")
-    side = data.canvas if scattered else DIGIT
+    side = data.canvas if data.scatter else DIGIT
     return DataShape(
         image=(side, side, 1),
         classes=10,
-        train_images=data.images if scattered else DIGIT_TRAIN_IMAGES + DIGIT_VALIDATION_IMAGES,
-        validation_images=data.validation_images if scattered else 0,
-        test_images=data.test_images if scattered else DIGIT_TEST_IMAGES,
-        multi_label=scattered and data.digits > 1,
+        train_images=data.images if data.scatter else DIGIT_TRAIN_IMAGES + DIGIT_VALIDATION_IMAGES,
+        validation_images=data.validation_images if data.scatter else 0,
+        test_images=data.test_images if data.scatter else DIGIT_TEST_IMAGES,
+        multi_label=data.scatter and data.digits > 1,
     )
 
 
 def _task_shape(data: SyntheticTask) -> tuple[tuple[int, int, int], int]:
+    """Return height, width and channels of the images of a task, and its number of classes."""
     if isinstance(data, SignalDistribution):
         return (data.patches * data.dimension, 1, 1), 2
     if isinstance(data, ChannelNorm):

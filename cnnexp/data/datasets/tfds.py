@@ -60,7 +60,7 @@ class TFDSSet:
         """
         if self._checks is not None:
             return self._checks
-        for kind in ("images", "checks"):
+        for kind in ("images", "checks"):  # the cache of the images holds their checks too
             if (arrays := read_cache(self._cache_file(kind), ImageChecks._fields)) is not None:
                 self._checks = ImageChecks(**arrays)
                 return self._checks
@@ -69,7 +69,7 @@ class TFDSSet:
         return self._checks
 
     def images(self) -> Images:
-        """Load the set into memory; after the first time from a cache, which is some twenty times faster."""
+        """Load the set into memory; after the first time from a cache, which is about twenty times faster."""
         file = self._cache_file("images")
         arrays = read_cache(file)
         if arrays is None or not {*ImageChecks._fields} <= arrays.keys():
@@ -95,10 +95,13 @@ class TFDSSet:
         )
 
     def _read(self) -> Arrays:
+        """Read the images of both splits and their checks, by the names that they have in the cache."""
         records = self._records()
-        keep = {name: np.empty((len(split), *self.shape.image), np.uint8) for name, split in records.items()}
-        checks = check_records(records, self.shape.classes, keep)
-        return {f"{name}_images": images for name, images in keep.items()} | checks._asdict()
+        images = {
+            name: np.empty((len(split), *self.shape.image), np.uint8) for name, split in records.items()
+        }
+        checks = check_records(records, self.shape.classes, images)
+        return {f"{name}_images": pixels for name, pixels in images.items()} | checks._asdict()
 
     def _records(self) -> dict[str, Records]:
         return {
@@ -107,9 +110,10 @@ class TFDSSet:
         }
 
     def _cache_file(self, kind: str) -> Path | None:
+        """Return the cache file of the `images` or the `checks`; None where there is no cache."""
         if (folder := cache_folder("datasets")) is None:
             return None
-        # Another preparation, a changed file or another size has another digest.
+        # A set prepared again, a changed file and another size have another digest.
         stamps = [
             (file.name, file.stat().st_size, file.stat().st_mtime_ns)
             for file in sorted(self.prepared.folder.iterdir())
@@ -123,14 +127,14 @@ class TFDSSet:
 def check_records(
     splits: dict[str, Records],
     classes: int,
-    keep: dict[str, UInt8[np.ndarray, "n h w c"]] | None = None,
+    destination: dict[str, UInt8[np.ndarray, "n h w c"]] | None = None,
 ) -> ImageChecks:
     """Read every image of the splits `train` and `test` once and check them.
 
     Args:
         splits: The records by split.
         classes: The number of classes; labels are from 0 to `classes - 1`.
-        keep: Arrays by split that the images are written to; None discards the images.
+        destination: Arrays by split that the images are written to; None discards the images.
 
     Raises:
         UsageError: A file is corrupt, or a label is no class number.
@@ -141,8 +145,8 @@ def check_records(
     with progress_bar("reading images", sum(len(records) for records in splits.values())) as advance:
         for name, records in splits.items():
             for start, images, batch_labels in _read_ahead(records):
-                if keep is not None:
-                    keep[name][start : start + len(images)] = images
+                if destination is not None:
+                    destination[name][start : start + len(images)] = images
                 labels[name].append(batch_labels)
                 hashes[name].append(hash_images(images))
                 if name == "train":
@@ -158,6 +162,7 @@ def check_records(
 def _read_ahead(
     records: Records,
 ) -> Iterator[tuple[int, UInt8[np.ndarray, "b h w c"], Int[np.ndarray, " b"]]]:
+    """Yield batches in order, read by several threads: the index of the first image, images, and labels."""
     starts = range(0, len(records), BATCH)
 
     def read(start: int) -> tuple[int, np.ndarray, np.ndarray]:
@@ -165,8 +170,10 @@ def _read_ahead(
 
     workers = cores()
     with ThreadPoolExecutor(workers) as pool:
-        for wave in range(0, len(starts), 2 * workers):  # bounds the memory of the batches read ahead
-            yield from pool.map(read, starts[wave : wave + 2 * workers])
+        for first in range(
+            0, len(starts), 2 * workers
+        ):  # in steps, which bound the memory of batches read ahead
+            yield from pool.map(read, starts[first : first + 2 * workers])
 
 
 def read_cache(file: Path | None, keys: Iterable[str] | None = None) -> Arrays | None:
@@ -193,12 +200,12 @@ def write_cache(file: Path | None, arrays: Arrays) -> None:
     """Write arrays to a cache file, as a whole or not at all; a warning says where this is impossible."""
     if file is None:
         return
-    partial = file.with_suffix(f".{os.getpid()}.npz")
+    temporary = file.with_suffix(f".{os.getpid()}.npz")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(partial, **arrays)  # pyright: ignore[reportArgumentType]
-        partial.replace(file)
+        np.savez(temporary, **arrays)  # pyright: ignore[reportArgumentType]
+        temporary.replace(file)
     except OSError as error:
         warn_once(f"nothing cached in {file.parent} ({error.strerror}); the set is read again the next time")
         with suppress(OSError):
-            partial.unlink()
+            temporary.unlink()

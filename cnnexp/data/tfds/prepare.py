@@ -20,7 +20,7 @@ import numpy as np
 from cnnexp.core.errors import UsageError, suggestion
 from cnnexp.data.tfds.prepared import FORMAT, PreparedSet, resolve_data_dir
 
-CONNECT_SECONDS = 3.0  # until a server counts as out of reach; TFDS tries for minutes
+CONNECT_SECONDS = 3.0  # after which a server counts as unreachable; TFDS tries for minutes
 
 
 def prepare(name: str, source: Path | None, data_dir: str | Path | None) -> PreparedSet:
@@ -32,8 +32,8 @@ def prepare(name: str, source: Path | None, data_dir: str | Path | None) -> Prep
         data_dir: The folder of prepared sets; see `resolve_data_dir`.
 
     Raises:
-        UsageError: The set does not exist, a file is missing or is not the published one, a server is out of
-            reach, or the builder needs TensorFlow, which is not installed.
+        UsageError: The set does not exist, a file is missing or is not the published one, a server is
+            unreachable, or the builder needs TensorFlow, which is not installed.
     """
     if source is not None and not source.is_dir():
         raise UsageError(f"--from {source}: no such folder")
@@ -45,7 +45,7 @@ def prepare(name: str, source: Path | None, data_dir: str | Path | None) -> Prep
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    builder = _builder(name, data_dir)
+    builder = _make_builder(name, data_dir)
     if source is None and builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         raise UsageError(
             f"{name}: its files must be downloaded by hand; run: cnnexp data prepare {name} --from DIR "
@@ -59,7 +59,7 @@ def prepare(name: str, source: Path | None, data_dir: str | Path | None) -> Prep
             extra = "'cnnexp[tfds]'" if error.name == "tensorflow" else error.name
             raise UsageError(f"preparing {name} needs {error.name}; run: pip install {extra}") from None
         except NonMatchingChecksumError as error:
-            raise UsageError(f"{name}: {_wrong_file(error)}") from None
+            raise UsageError(f"{name}: {_describe_wrong_file(error)}") from None
         except (DownloadError, ExtractError) as error:
             raise UsageError(f"{name}: {_first_line(error)}") from None
         except FileNotFoundError as error:  # of a set whose files are downloaded by hand
@@ -67,7 +67,7 @@ def prepare(name: str, source: Path | None, data_dir: str | Path | None) -> Prep
     return PreparedSet(name=name, folder=Path(builder.data_path))
 
 
-def _builder(name: str, data_dir: str | Path | None) -> Any:
+def _make_builder(name: str, data_dir: str | Path | None) -> Any:
     import tensorflow_datasets as tfds
 
     set_name, _, config = name.partition("/")
@@ -83,7 +83,7 @@ def _builder(name: str, data_dir: str | Path | None) -> Any:
 
 @contextmanager
 def _refuse_unreachable_downloads(name: str, source: Path | None) -> Iterator[None]:
-    """Refuse at once a download from a server out of reach, and a file that is missing from `source`."""
+    """Refuse at once a download from an unreachable server, and a file that is missing in `source`."""
     from tensorflow_datasets.core.download import downloader
 
     original_download = downloader._Downloader.download
@@ -111,7 +111,7 @@ def _refuse_unreachable_downloads(name: str, source: Path | None) -> Iterator[No
         downloader._Downloader.download = original_download
 
 
-def _wrong_file(error: Exception) -> str:
+def _describe_wrong_file(error: Exception) -> str:
     match = re.search(r"downloaded to (.*), has wrong checksum", str(error))
     file = match[1] if match else "a file"
     return f"{file} is not the published file (checksum mismatch)"

@@ -77,12 +77,12 @@ class PreparedSet:
     @cached_property
     def info(self) -> "_Info":
         """The contents of `dataset_info.json`."""
-        return self._parsed("dataset_info.json", _Info)
+        return self._parse_file("dataset_info.json", _Info)
 
     @cached_property
     def features(self) -> "dict[str, _Feature]":
         """The features of an example by their names."""
-        return self._parsed("features.json", _FeaturesFile).features_dict.features
+        return self._parse_file("features.json", _FeaturesFile).features_dict.features
 
     @property
     def bytes(self) -> int:
@@ -130,14 +130,14 @@ class PreparedSet:
         Raises:
             UsageError: A file is missing, or has another format.
         """
-        kind = self.info.file_format
-        if kind != FORMAT:
+        file_format = self.info.file_format
+        if file_format != FORMAT:
             raise UsageError(
-                f"{self.folder}: prepared as {kind}, which needs TensorFlow to read; prepare it again, in "
-                f"another folder: cnnexp data prepare {self.name} --data-dir DIR"
+                f"{self.folder}: prepared as {file_format}, which needs TensorFlow to read; prepare it "
+                f"again, in another folder: cnnexp data prepare {self.name} --data-dir DIR"
             )
         lengths = self.shard_lengths[split]
-        stem, count = f"{self.info.name}-{split}.{kind}", len(lengths)
+        stem, count = f"{self.info.name}-{split}.{file_format}", len(lengths)
         files = {
             self.folder / f"{stem}-{number:05d}-of-{count:05d}": length
             for number, length in enumerate(lengths)
@@ -195,7 +195,7 @@ class PreparedSet:
             varied=0 in (height, width),
         )
 
-    def _parsed(self, name: str, model: type[Model]) -> Model:
+    def _parse_file(self, name: str, model: type[Model]) -> Model:
         file = self.folder / name
         try:
             return model.model_validate_json(file.read_bytes())
@@ -203,9 +203,9 @@ class PreparedSet:
             raise self.corrupt(file, f"cannot be read ({error.strerror})") from None
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
+            key = ".".join(map(str, first["loc"]))
             raise self.corrupt(
-                file, f"not a description as TFDS writes it ({where + ': ' if where else ''}{first['msg']})"
+                file, f"not a description as TFDS writes it ({key + ': ' if key else ''}{first['msg']})"
             ) from None
 
     def corrupt(self, file: Path, reason: str) -> UsageError:
@@ -258,7 +258,7 @@ def _find_newest(folder: Path, name: str) -> PreparedSet | None:
     return None if newest is None else PreparedSet(name=name, folder=newest)
 
 
-def _square(
+def _square_set(
     side: int, channels: int, classes: int, train: int, test: int, *, varied: bool = False
 ) -> DataShape:
     return DataShape(
@@ -271,13 +271,13 @@ def _square(
 
 
 KNOWN_SETS = {
-    "mnist": _square(28, 1, 10, 60_000, 10_000),
-    "fashion_mnist": _square(28, 1, 10, 60_000, 10_000),
-    "kmnist": _square(28, 1, 10, 60_000, 10_000),
-    "emnist/letters": _square(28, 1, 37, 88_800, 14_800),
-    "cifar10": _square(32, 3, 10, 50_000, 10_000),
-    "cifar100": _square(32, 3, 100, 50_000, 10_000),
-    "svhn_cropped": _square(32, 3, 10, 73_257, 26_032),
-    "imagenette/160px-v2": _square(160, 3, 10, 9_469, 3_925, varied=True),
-    "imagenet2012": _square(224, 3, 1_000, 1_281_167, 50_000, varied=True),
+    "mnist": _square_set(28, 1, 10, 60_000, 10_000),
+    "fashion_mnist": _square_set(28, 1, 10, 60_000, 10_000),
+    "kmnist": _square_set(28, 1, 10, 60_000, 10_000),
+    "emnist/letters": _square_set(28, 1, 37, 88_800, 14_800),
+    "cifar10": _square_set(32, 3, 10, 50_000, 10_000),
+    "cifar100": _square_set(32, 3, 100, 50_000, 10_000),
+    "svhn_cropped": _square_set(32, 3, 10, 73_257, 26_032),
+    "imagenette/160px-v2": _square_set(160, 3, 10, 9_469, 3_925, varied=True),
+    "imagenet2012": _square_set(224, 3, 1_000, 1_281_167, 50_000, varied=True),
 }

@@ -45,12 +45,12 @@ class Records:
             if part.split not in starts:
                 starts[part.split] = sum(self._shards.values())
                 self._shards |= prepared.shards(part.split)
-        places = [starts[part.split] + np.arange(part.start, part.stop) for part in parts]
-        self._places = np.concatenate(places)  # of the images among the records of all shards
+        numbers = [starts[part.split] + np.arange(part.start, part.stop) for part in parts]
+        self._record_numbers = np.concatenate(numbers)  # of the images among the records of all shards
         self._source = self._open(list(self._shards))
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._record_numbers)
 
     def raw(self, indices: Sequence[int]) -> list[bytes]:
         """Read records without decoding them.
@@ -59,37 +59,38 @@ class Records:
             UsageError: A record cannot be read; the message names its file.
         """
         try:
-            return self._source.__getitems__(self._places[list(indices)].tolist())
+            return self._source.__getitems__(self._record_numbers[list(indices)].tolist())
         except Exception as error:
-            raise self._corrupt_file(error) from None
+            raise self._reading_error(error) from None
 
     def read(self, indices: Sequence[int]) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
         """Read and decode images and their labels.
 
         Args:
-            indices: Places of the images in the split.
+            indices: Indices of the images in the split.
 
         Raises:
             UsageError: A record cannot be read or decoded; the message names its file.
         """
         images, labels = np.empty((len(indices), *self.shape), np.uint8), np.empty(len(indices), np.int32)
         parse, image_key, label_key = self._example.FromString, self._image_key, self._label_key
-        for place, record in enumerate(self.raw(indices)):
+        for row, record in enumerate(self.raw(indices)):
             try:
                 features = parse(record).features.feature
-                labels[place] = features[label_key].int64_list.value[0]
-                images[place] = self._decode(features[image_key].bytes_list.value[0])
+                labels[row] = features[label_key].int64_list.value[0]
+                images[row] = self._decode(features[image_key].bytes_list.value[0])
             except Exception as error:
-                raise self._undecodable_record(int(self._places[indices[place]]), error) from None
+                raise self._decoding_error(int(self._record_numbers[indices[row]]), error) from None
         return images, labels
 
     def _decode(self, encoded: bytes) -> UInt8[np.ndarray, "h w c"]:
+        """Decode a PNG or JPEG file to the shape of the set."""
         height, width, channels = self.shape
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), READ_MODES[channels])
         if image is None:
             raise ValueError("neither PNG nor JPEG")
         if channels == 4:
-            image = _with_alpha(image)
+            image = _add_alpha(image)
         if self._resize:
             image = _crop_middle(image, height, width)
         if image.shape[:2] != (height, width):
@@ -105,19 +106,20 @@ class Records:
         return tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  (made at import)
 
     def _open(self, files: list[Any]) -> Any:
+        """Open the files as one sequence of records, and check their number."""
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         try:
             source = ArrayRecordDataSource([str(file) for file in files])
             records = len(source)
         except Exception as error:
-            raise self._corrupt_file(error) from None
+            raise self._reading_error(error) from None
         if records != (expected := sum(self._shards.values())):
-            raise self._corrupt_file(ValueError(f"{records} records, expected {expected}"))
+            raise self._reading_error(ValueError(f"{records} records, expected {expected}"))
         return source
 
-    def _corrupt_file(self, error: Exception) -> UsageError:
-        """Return the error that names the file that cannot be read."""
+    def _reading_error(self, error: Exception) -> UsageError:
+        """Read all files to find the corrupt one, and return the error that names it."""
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         for file, length in self._shards.items():
@@ -131,7 +133,8 @@ class Records:
                 return self._prepared.corrupt(file, f"corrupt ({_first_line(cause)})")
         return self._prepared.corrupt(self._prepared.folder, _first_line(error))
 
-    def _undecodable_record(self, index: int, error: Exception) -> UsageError:
+    def _decoding_error(self, index: int, error: Exception) -> UsageError:
+        """Return the error that names the file of a record, by its number among the records of all shards."""
         for file, length in self._shards.items():
             if index < length:
                 return self._prepared.corrupt(file, f"record {index} is not an image ({_first_line(error)})")
@@ -139,15 +142,16 @@ class Records:
         raise IndexError(index)
 
 
-def _with_alpha(image: np.ndarray) -> np.ndarray:
+def _add_alpha(image: np.ndarray) -> np.ndarray:
     """Convert a stored image to 4 channels of 8 bits as TensorFlow does: opaque where it has no alpha."""
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
-    stored = image.shape[2] if image.ndim == 3 else 1
-    return image if stored == 4 else cv2.cvtColor(image, TO_FOUR_CHANNELS[stored])
+    channels = image.shape[2] if image.ndim == 3 else 1
+    return image if channels == 4 else cv2.cvtColor(image, TO_FOUR_CHANNELS[channels])
 
 
 def _crop_middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Scale an image to the smallest size that covers height and width, and crop its middle."""
     scale = max(height / image.shape[0], width / image.shape[1])
     sides = max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale))
     if sides != (image.shape[1], image.shape[0]):

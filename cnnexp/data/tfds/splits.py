@@ -38,7 +38,7 @@ def resolve_split(split: str, shard_lengths: Mapping[str, Sequence[int]], name: 
         UsageError: The specification is not in the syntax of TFDS, or it selects a split that does not exist,
             images beyond the end, no images, or an image twice.
     """
-    sizes = {known: sum(lengths) for known, lengths in shard_lengths.items()}
+    sizes = {split_name: sum(lengths) for split_name, lengths in shard_lengths.items()}
     parts = (
         [Part(split, 0, sizes[split])] if split in sizes else _resolve_parts(split, shard_lengths, name, key)
     )
@@ -65,24 +65,25 @@ def check_disjoint(train: Sequence[Part], test: Sequence[Part], train_split: str
     if overlap := _first_overlap(product(train, test)):
         raise UsageError(
             f"data.test_split={test_split}: overlaps data.train_split={train_split} in {overlap}; "
-            f"{_hold_out(overlap.split)}"
+            f"{_advise_holding_out(overlap.split)}"
         )
 
 
 def _resolve_parts(split: str, shard_lengths: Mapping[str, Sequence[int]], name: str, key: str) -> list[Part]:
+    """Resolve a specification with TFDS itself; see `resolve_split` for the arguments."""
     import tensorflow_datasets as tfds
 
-    sizes = {known: sum(lengths) for known, lengths in shard_lengths.items()}
+    sizes = {split_name: sum(lengths) for split_name, lengths in shard_lengths.items()}
     try:
         instruction = tfds.core.ReadInstruction.from_spec(split)
     except (ValueError, NotImplementedError):
         raise UsageError(f"{key}={split}: must be a split in the syntax of TFDS: {SYNTAX}") from None
     for part in split.split("+"):
         if (split_name := part.partition("[")[0].strip()) not in {*sizes, "all"}:
-            raise UsageError(f"{key}={split}: {_unknown_split(split_name, list(sizes), name, key)}")
+            raise UsageError(f"{key}={split}: {_describe_unknown_split(split_name, list(sizes), name, key)}")
     infos = [
-        tfds.core.SplitInfo(name=known, shard_lengths=list(lengths), num_bytes=0)
-        for known, lengths in shard_lengths.items()
+        tfds.core.SplitInfo(name=split_name, shard_lengths=list(lengths), num_bytes=0)
+        for split_name, lengths in shard_lengths.items()
     ]
     try:
         ranges = instruction.to_absolute(tfds.core.SplitDict(infos))
@@ -96,14 +97,14 @@ def _resolve_parts(split: str, shard_lengths: Mapping[str, Sequence[int]], name:
     ]
 
 
-def _unknown_split(split: str, known: Sequence[str], name: str, key: str) -> str:
-    message = f"{name} has no split {split!r}; {suggestion(split, known)}"
-    if key == "data.test_split" and nearest_name(split, known) is None:
-        message += f"; or {_hold_out('train' if 'train' in known else known[0])}"
+def _describe_unknown_split(split: str, splits: Sequence[str], name: str, key: str) -> str:
+    message = f"{name} has no split {split!r}; {suggestion(split, splits)}"
+    if key == "data.test_split" and nearest_name(split, splits) is None:
+        message += f"; or {_advise_holding_out('train' if 'train' in splits else splits[0])}"
     return message
 
 
-def _hold_out(split: str) -> str:
+def _advise_holding_out(split: str) -> str:
     return f"hold a part out: data.train_split='{split}[:80%]' data.test_split='{split}[80%:]'"
 
 
@@ -112,4 +113,4 @@ def _list_sizes(name: str, sizes: Mapping[str, int]) -> str:
 
 
 def _first_overlap(pairs: Iterable[tuple[Part, Part]]) -> Part | None:
-    return next((overlap for one, other in pairs if (overlap := one.overlap(other))), None)
+    return next((overlap for a, b in pairs if (overlap := a.overlap(b))), None)
