@@ -16,7 +16,7 @@ class SeveralOption(click.Option):
     """An option that takes all words up to the next option, and may be repeated: `--by KEY KEY`.
 
     Args:
-        marks: characters of which every value but the first has one; empty: any word is a value.
+        marks: characters, one of which every value after the first must contain; empty: any word is a value.
         **settings: of `click.Option`.
     """
 
@@ -24,8 +24,8 @@ class SeveralOption(click.Option):
         super().__init__(*names, multiple=True, **settings)
         self.marks = marks
 
-    def takes(self, word: str) -> bool:
-        """Return whether a word that follows the first value is one more value."""
+    def accepts(self, word: str) -> bool:
+        """Return whether a word after the first value is a further value of this option."""
         return not word.startswith("-") and (not self.marks or any(mark in word for mark in self.marks))
 
 
@@ -56,58 +56,58 @@ class Command(PrintedHelp):
         try:
             super().parse_args(ctx, self._repeat_options(args))
         except click.UsageError as error:
-            fail(ctx, _line(error, ctx, args))
+            fail(ctx, _describe_error(error, ctx, args))
         if ctx.args and not ctx.resilient_parsing:
             fail(ctx, f"{' '.join(ctx.args)}: unexpected argument")
         return ctx.args
 
     def _repeat_options(self, words: Sequence[str]) -> list[str]:
         """Write `--by A B` as `--by A --by B`."""
-        several = {
-            name: option
+        options = {
+            option_name: option
             for option in self.params
             if isinstance(option, SeveralOption)
-            for name in option.opts
+            for option_name in option.opts
         }
-        written: list[str] = []
-        current, first = "", False
+        repeated: list[str] = []
+        name, is_first_value = "", False  # of the option whose values are being read
         for word in words:
-            if word in several:
-                current, first = word, True
-            elif current and not first and several[current].takes(word):
-                written.append(current)
-            elif current and not first:
-                current = ""
+            if word in options:
+                name, is_first_value = word, True
+            elif name and not is_first_value and options[name].accepts(word):
+                repeated.append(name)
+            elif name and not is_first_value:
+                name = ""
             else:
-                first = False
-                current = "" if word.startswith("-") else current
-            written.append(word)
-        return written
+                is_first_value = False
+                name = "" if word.startswith("-") else name
+            repeated.append(word)
+        return repeated
 
 
 class Group(PrintedHelp, click.Group):
     """A group that names the nearest command, and imports a command when it is used.
 
     Args:
-        commands: by its name, where each command is (`MODULE:NAME`) and what it does, in a sentence.
-        metavar: what errors call the command's name.
+        commands: for each name, where the command is defined (`MODULE:NAME`) and what it does, in a sentence.
+        metavar: the placeholder of the command's name in help and errors.
         **settings: of `click.Group`.
     """
 
     def __init__(self, commands: Mapping[str, tuple[str, str]], metavar: str = "COMMAND", **settings: Any):
         options = {"context_settings": HELP, "no_args_is_help": False, "subcommand_metavar": f"{metavar} …"}
         super().__init__(**{**options, **settings})
-        self._places, self._metavar = dict(commands), metavar
+        self._locations, self._metavar = dict(commands), metavar
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands, in the order of the help text."""
-        return list(self._places)
+        return list(self._locations)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command."""
-        if cmd_name not in self._places:
+        if cmd_name not in self._locations:
             return None
-        module, _, name = self._places[cmd_name][0].partition(":")
+        module, _, name = self._locations[cmd_name][0].partition(":")
         return getattr(import_module(module), name)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -119,9 +119,9 @@ class Group(PrintedHelp, click.Group):
         try:
             rest = super().parse_args(ctx, args)
         except click.UsageError as error:
-            fail(ctx, _line(error, ctx, args))
+            fail(ctx, _describe_error(error, ctx, args))
         if not args and not ctx.resilient_parsing:
-            fail(ctx, f"{self._metavar}: missing; allowed: {', '.join(self._places)}")
+            fail(ctx, f"{self._metavar}: missing; allowed: {', '.join(self._locations)}")
         return rest
 
     def resolve_command(
@@ -132,20 +132,20 @@ class Group(PrintedHelp, click.Group):
         Raises:
             UsageError: for an unknown name.
         """
-        if args[0] not in self._places and not ctx.resilient_parsing:
-            fail(ctx, f"{args[0]}: {suggestion(args[0], self._places)}")
+        if args[0] not in self._locations and not ctx.resilient_parsing:
+            fail(ctx, f"{args[0]}: {suggestion(args[0], self._locations)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table of commands, without importing any of them."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in self._places.items()])
+            formatter.write_dl([(name, summary) for name, (_, summary) in self._locations.items()])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete the name of a command, without importing any of them, or an option of the group."""
         if ctx.args or ctx._protected_args:  # an unknown command, behind which nothing can be completed
             return []
-        names = [name for name in self._places if name.startswith(incomplete)]
+        names = [name for name in self._locations if name.startswith(incomplete)]
         options = click.Command.shell_complete(self, ctx, incomplete) if incomplete.startswith("-") else []
         return [*map(CompletionItem, names), *options]
 
@@ -178,10 +178,10 @@ def option_names(command: click.Command, ctx: click.Context) -> list[str]:
     return sorted(option_name(option) for option in options)
 
 
-def _line(error: click.UsageError, ctx: click.Context, words: Sequence[str]) -> str:
-    """Say in one line what click found wrong."""
+def _describe_error(error: click.UsageError, ctx: click.Context, words: Sequence[str]) -> str:
+    """Describe an error of click in one line."""
     if isinstance(error, click.NoSuchOption):
-        return _unknown_option(error.option_name, ctx, words)
+        return _describe_unknown_option(error.option_name, ctx, words)
     if isinstance(error, click.BadOptionUsage):
         typed = next((word for word in words if word.startswith(f"{error.option_name}=")), None)
         return f"{typed}: takes no value" if typed else f"{error.option_name}: a value is missing"
@@ -193,7 +193,7 @@ def _line(error: click.UsageError, ctx: click.Context, words: Sequence[str]) -> 
     return error.message
 
 
-def _unknown_option(option: str, ctx: click.Context, words: Sequence[str]) -> str:
+def _describe_unknown_option(option: str, ctx: click.Context, words: Sequence[str]) -> str:
     word = next((word for word in words if word.partition("=")[0] == option), option)
     key, equals, _ = word.lstrip("-").partition("=")
     if equals and any(p.name == "overrides" for p in ctx.command.params):

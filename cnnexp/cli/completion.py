@@ -109,7 +109,7 @@ def script(shell: str) -> str:
     return SHELLS[shell](any_group, {}, "cnnexp", VARIABLE).source().strip()
 
 
-def answer(group: click.Command, instruction: str) -> int:
+def print_completions(group: click.Command, instruction: str) -> int:
     """Print the words that a shell asked for, and return the exit code."""
     return shell_complete(group, {}, "cnnexp", VARIABLE, instruction)
 
@@ -128,9 +128,9 @@ def complete_override(word: str, before: Sequence[str], config_dir: Path | None)
     chosen = dict(text.split("=", 1) for text in before if "=" in text)
     key, equals, value = word.partition("=")
     if not equals:
-        return _beginning(word, _keys(word, chosen))
+        return _keep_matching(word, _keys(word, chosen))
     finished, comma, last = value.rpartition(",")
-    return [f"{key}={finished}{comma}{name}" for name in _beginning(last, _values(key, folders, chosen))]
+    return [f"{key}={finished}{comma}{name}" for name in _keep_matching(last, _values(key, folders, chosen))]
 
 
 def _keys(word: str, chosen: dict[str, str]) -> list[str]:
@@ -176,5 +176,5 @@ def _group_names(group: str, folders: Iterable[Path]) -> list[str]:
     return sorted(names)
 
 
-def _beginning(word: str, candidates: Iterable[str]) -> list[str]:
+def _keep_matching(word: str, candidates: Iterable[str]) -> list[str]:
     return sorted(candidate for candidate in candidates if candidate.startswith(word))

@@ -83,9 +83,9 @@ def main() -> None:
 def _invoke(words: list[str]) -> int:
     """Run a command, and return its exit code."""
     if instruction := os.environ.get("_CNNEXP_COMPLETE"):
-        from cnnexp.cli.completion import answer
+        from cnnexp.cli.completion import print_completions
 
-        return answer(cnnexp, instruction)
+        return print_completions(cnnexp, instruction)
     try:
         # Not `cnnexp.main()`, which has its own messages and exit codes for a closed pipe and for Ctrl-C.
         with cnnexp.make_context("cnnexp", words) as context:

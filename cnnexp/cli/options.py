@@ -98,7 +98,7 @@ class AtLeastOne(click.ParamType):
         if not re.fullmatch(r"[+-]?\d+", str(value)):
             self.fail(f"{value}: must be a whole number", param, ctx)
         if int(value) < 1:
-            self.fail(f"{value}: must be at least 1", param, ctx)
+            self.fail(f"{value}: must be at least 1 (got {value})", param, ctx)
         return int(value)
 
 

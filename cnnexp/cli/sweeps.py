@@ -20,9 +20,9 @@ from cnnexp.core.errors import UsageError
 RESUME = "run the same command again to resume"
 METHODS = ("grid", "random", "bayes")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-INSTEAD = {  # of options of Hydra that would break a sweep, what to use
+ADVICE = {  # for options of Hydra that would break a sweep
     "--config-path": "use --config-dir DIR to add your own configuration files",
-    "--experimental-rerun": "the commands of a sweep are kept in results_dir/name/commands.txt",
+    "--experimental-rerun": "the commands of a sweep are stored in results_dir/name/commands.txt",
     "--shell-completion": 'run: eval "$(cnnexp completion bash)" (or zsh, fish)',
 }
 
@@ -38,7 +38,7 @@ def _parameters() -> list[click.Parameter]:
     """Make the options and arguments of all commands that take KEY=VALUE words."""
     unused = [
         click.Option([name, *short], is_flag=False, flag_value="", hidden=True)
-        for name, short in zip(INSTEAD, (["-cp"], [], ["-sc"]), strict=True)
+        for name, short in zip(ADVICE, (["-cp"], [], ["-sc"]), strict=True)
     ]
     return [
         click.Argument(["overrides"], metavar="[KEY=VALUE]...", nargs=-1, shell_complete=_complete_override),
@@ -66,7 +66,7 @@ def _parameters() -> list[click.Parameter]:
             metavar="NAME",
             help="The main configuration file, instead of `config`.",
         ),
-        # Every command is a sweep, and one run a sweep of one: these two change nothing.
+        # Every command is a sweep, and a single run is a sweep of one: these two change nothing.
         click.Option(["--multirun", "-m"], is_flag=True, hidden=True, expose_value=False),
         click.Option(["--run", "-r"], is_flag=True, hidden=True, expose_value=False),
         *unused,
@@ -120,7 +120,7 @@ def wandb_sweep(method: str, agents: int, **options: Any) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    """What was typed behind one of these commands."""
+    """The options and overrides of one of these commands."""
 
     overrides: tuple[str, ...]
     cfg: str | None
@@ -134,7 +134,7 @@ class _Options:
     shell_completion: str | None
 
     def __post_init__(self) -> None:
-        for name, advice in INSTEAD.items():
+        for name, advice in ADVICE.items():
             if getattr(self, name.removeprefix("--").replace("-", "_")) is not None:
                 raise UsageError(f"{name}: not supported; {advice}")
         if self.cfg and self.info:
@@ -144,13 +144,13 @@ class _Options:
                 raise UsageError(f"--{name}: needs --cfg job, hydra or all")
 
     @property
-    def places(self) -> tuple[str, ...]:
-        """The options that say where configurations are found, as they are typed."""
+    def config_options(self) -> tuple[str, ...]:
+        """The options that say where configuration files are, as they are typed."""
         return self._typed("config_dir", "config_name")
 
     @property
-    def printing(self) -> tuple[str, ...]:
-        """The options that have Hydra print something, and nothing trained."""
+    def printing_options(self) -> tuple[str, ...]:
+        """The options with which Hydra prints something and trains nothing, as they are typed."""
         return (*(["--resolve"] if self.resolve else []), *self._typed("cfg", "package", "info"))
 
     def _typed(self, *names: str) -> tuple[str, ...]:
@@ -159,7 +159,18 @@ class _Options:
 
 
 def _compose(options: _Options, action: Sequence[str]) -> int:
-    """Hand a sweep to Hydra, which hands it to our launcher; what it refuses becomes one line."""
+    """Have Hydra compose a sweep and pass it to `CnnexpLauncher`.
+
+    Args:
+        options: of the command.
+        action: overrides that tell the launcher what to do.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: an option, an override or a configuration file is wrong.
+    """
     _check_environment()
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -178,8 +189,8 @@ def _compose(options: _Options, action: Sequence[str]) -> int:
     groups = Groups((*([options.config_dir] if options.config_dir else []), conf))
     words = agent_overrides(options.overrides)
     checked = check_overrides(_choose_groups(words, conf), groups)
-    COMMAND_LINE.set(CommandLine(options=options.places, overrides=tuple(words)))
-    sys.argv = ["cnnexp run", *options.places, *options.printing, *checked, *action]
+    COMMAND_LINE.set(CommandLine(options=options.config_options, overrides=tuple(words)))
+    sys.argv = ["cnnexp run", *options.config_options, *options.printing_options, *checked, *action]
     try:
         _start_hydra(conf, options.package)
     except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
@@ -218,7 +229,7 @@ def _check_environment() -> None:
 
 
 def _refuse_other_plugins(_: object) -> None:
-    """Refuse to train without our launcher, for which Hydra calls this function."""
+    """Refuse to train without `CnnexpLauncher`; only another launcher would call this function."""
     raise UsageError(
         "hydra/sweeper, hydra/launcher: a configuration file chooses plugins other than cnnexp's; "
         "choose where a sweep is trained with launcher=local, slurm or ray"

@@ -33,7 +33,7 @@ USED_FRACTION = 0.8  # of the memory: estimates err, and XLA's own buffers need 
 # Copies of a stack's state on CPU: one of its own, one of the loop over runs, and those of a checkpoint.
 COPIES = 5
 # Runs of a stack per CPU device, where they take turns: more of them would only delay the first results.
-MOST_IN_TURN = 32
+MAX_RUNS_PER_CPU_DEVICE = 32
 
 
 def kept_bytes(config: RunConfig) -> int:
@@ -60,10 +60,10 @@ def largest_stack(config: RunConfig) -> int:
     kept, working, images = kept_bytes(config), working_bytes(config), resident_bytes(config.data)
     if devices[0].platform == "cpu":  # devices share the memory, and the runs of each take turns
         fit = (USED_FRACTION * available_memory() - len(devices) * (working + images)) // (COPIES * kept)
-        most = min(int(fit), MOST_IN_TURN * len(devices))
+        largest = min(int(fit), MAX_RUNS_PER_CPU_DEVICE * len(devices))
     else:
-        most = int((USED_FRACTION * device_memory() - images) // (kept + working)) * len(devices)
-    return max(1, min(most, config.sweep.max_stack or most))
+        largest = int((USED_FRACTION * device_memory() - images) // (kept + working)) * len(devices)
+    return max(1, min(largest, config.sweep.max_stack or largest))
 
 
 def refuse_too_large(configs: Sequence[RunConfig]) -> None:
@@ -144,7 +144,7 @@ def _too_large(config: RunConfig) -> str:
     return f"{what}; {machine_memory_text() if on_cpu else f'the accelerator has {short_number(memory)}B'}"
 
 
-MOST_PAST_RUNS = 200  # that a forecast reads
+MAX_PAST_RUNS = 200  # that a forecast reads
 COMPILE_SECONDS = 2.5  # of one program that is not in the cache
 EFFICIENCY = 0.2  # rate of training small networks over that of a large matrix product, within a factor of 3
 
@@ -175,9 +175,7 @@ def forecast(results_dir: Path) -> Forecast:
     device = provenance()["device"]
     folders = (path.parent for path in results_dir.glob("*/*/summary.json"))
     summaries = (read_json(f / "summary.json") for f in folders if has_ended(f) and not find_corrupt_files(f))
-    past = list(
-        islice((s for s in summaries if s.get("device") == device and s.get("flops")), MOST_PAST_RUNS)
-    )
+    past = list(islice((s for s in summaries if s.get("device") == device and s.get("flops")), MAX_PAST_RUNS))
     rates: dict[tuple[int, int], list[float]] = {}
     for summary in past:
         key = (summary["params/total"], summary["macs"])

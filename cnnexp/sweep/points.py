@@ -19,6 +19,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 
 from cnnexp.config import RunConfig, parse
+from cnnexp.core.text import pluralize
 
 MAX_RUNS = 200_000  # in one sweep
 
@@ -274,6 +275,22 @@ def rerun_commands(points: Sequence[SweepPoint]) -> list[str]:
         shlex.join(["cnnexp", "run", *rest, f"seed={','.join(dict.fromkeys(values))}"])
         for rest, values in seeds.items()
     ]
+
+
+def describe_failures(failed: Mapping[str, str], points: Mapping[str, SweepPoint]) -> str:
+    """Describe the runs without a result: the reasons, and the commands that run just these again.
+
+    Args:
+        failed: the first line of the error of each failed run, by its id.
+        points: the points of the sweep by their run ids.
+    """
+    commands = rerun_commands([points[run_id] for run_id in failed])
+    shown = [f"  {command}" for command in commands[:10]]
+    if len(commands) > 10:
+        shown.append(f"  … and {pluralize(len(commands) - 10, 'more cell')}")
+    reasons = ", ".join(dict.fromkeys(failed.values()))
+    number = f"{len(failed)} of {pluralize(len(points), 'run')}"
+    return "\n".join([f"{number} failed ({reasons}); to run just these again:", *shown])
 
 
 def _split_override(override: str) -> tuple[str, str]:

@@ -37,7 +37,7 @@ from cnnexp.sweep.multiprocess import (
     translate_lost_process,
 )
 from cnnexp.sweep.plan import Plan, Stack, group_by_checkpoint, plan_sweep, stacks_for
-from cnnexp.sweep.points import Cells, SweepPoint, rerun_commands
+from cnnexp.sweep.points import Cells, SweepPoint, describe_failures
 from cnnexp.sweep.progress import SweepProgress
 from cnnexp.sweep.signals import Interrupted, ProcessLost, StopSignals
 from cnnexp.sweep.validate import check_configs
@@ -52,8 +52,8 @@ def run_sweep(points: Sequence[SweepPoint], command: str | None = None) -> dict[
     """Train the runs that have no result in the store.
 
     Args:
-        points: the runs of the sweep.
-        command: as a person typed it, to be kept beside the runs.
+        points: the points of the sweep, one for each run.
+        command: the command as it was typed, to be stored beside the runs.
 
     Returns:
         The validation accuracy of every run by its id, NaN without one.
@@ -81,7 +81,7 @@ def run_sweep(points: Sequence[SweepPoint], command: str | None = None) -> dict[
                 with runner.record_failures(stack):
                     runner.worker.train(stack)
     if runner.failed:
-        raise SweepFailed(failure_report(runner.failed, by_id))
+        raise SweepFailed(describe_failures(runner.failed, by_id))
     return {run_id: validation_accuracy(run) for run_id, run in plan.runs.items()}
 
 
@@ -185,14 +185,15 @@ class SweepRunner:
             Interrupted: a signal asked to stop, or another process has died.
             OSError: the disk is full or fails, so no other stack can be written either.
         """
-        alone = jax.process_count() == 1  # else the others are in the middle of the stack, and all must end
+        # Several processes are all in the middle of the stack, and must end together.
+        is_only_process = jax.process_count() == 1
         try:
             with self._prefer_lease_lost():
                 yield
         except Interrupted:
             raise
         except LeaseLost as error:
-            if not alone:
+            if not is_only_process:
                 raise ProcessLost from error
             self._progress.tell(
                 f"{error}: other workers may have taken over {pluralize(len(stack.runs), 'run')}"
@@ -204,15 +205,15 @@ class SweepRunner:
                 raise
             if isinstance(error, OSError) and is_disk_error(error):
                 raise
-            if alone and _is_out_of_memory(error) and len(stack.runs) > 1:
+            if is_only_process and _is_out_of_memory(error) and len(stack.runs) > 1:
                 self._progress.tell(
                     f"out of memory with {len(stack.runs)} runs in a stack: continuing with half as many"
                 )
                 self._queue.appendleft(stack)
                 self._halve_stacks(stack.shape)
                 return
-            self._fail(stack, error)
-            if not alone:
+            self._record_failure(stack, error)
+            if not is_only_process:
                 raise
 
     @contextmanager
@@ -233,8 +234,8 @@ class SweepRunner:
         saved, _ = group_by_checkpoint(resumable)
         saved_ids = {run_id for part in saved for run_id in part.runs}
         rest = {run_id: run for run_id, run in stack.runs.items() if run_id not in saved_ids}
-        first, *others = [*saved, *([replace(stack, runs=rest)] if rest else [])]
-        self._queue.extendleft(reversed(others))
+        first, *later = [*saved, *([replace(stack, runs=rest)] if rest else [])]
+        self._queue.extendleft(reversed(later))
         return first
 
     def _start_again(self, stack: Stack) -> None:
@@ -264,7 +265,7 @@ class SweepRunner:
             for part in (stack.halves() if stack.shape == shape and len(stack.runs) > 1 else [stack])
         )
 
-    def _fail(self, stack: Stack, error: Exception) -> None:
+    def _record_failure(self, stack: Stack, error: Exception) -> None:
         line = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         trace = traceback.format_exc()
         for run_id, run in stack.runs.items():
@@ -289,16 +290,6 @@ def _is_out_of_memory(error: Exception) -> bool:
         isinstance(error, jax.errors.JaxRuntimeError)
         and any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory"))
     )
-
-
-def failure_report(failed: Mapping[str, str], points: Mapping[str, SweepPoint]) -> str:
-    """Describe the runs without a result, with the reasons and with commands that run just these again."""
-    commands = rerun_commands([points[run_id] for run_id in failed])
-    shown = commands[:10] + [f"… and {len(commands) - 10} more cells"] * (len(commands) > 10)
-    reasons = ", ".join(dict.fromkeys(failed.values()))
-    again = "\n".join(f"  {command}" for command in shown)
-    number = f"{len(failed)} of {pluralize(len(points), 'run')}"
-    return f"{number} failed ({reasons}); to run just these again:\n{again}"
 
 
 def validation_accuracy(run: RunConfig) -> float:

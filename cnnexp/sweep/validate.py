@@ -1,4 +1,4 @@
-"""What is refused before anything is computed, in one line that says what is allowed."""
+"""Checks of a sweep before anything is computed, and one-line explanations of Hydra's errors."""
 
 import re
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from cnnexp.sweep.points import Groups
 from cnnexp.tracking.target import resolve_mode
 from cnnexp.training.schedule import resolve_duration
 
-MARKS = ("commands.txt", "leases")  # what the folder of a sweep has from its first moment on
+SWEEP_FILES = ("commands.txt", "leases")  # that a sweep writes to its folder first
 
 
 def check_configs(configs: Sequence[RunConfig]) -> None:
-    """Refuse a sweep of which any run cannot be trained, as far as can be told without starting JAX.
+    """Refuse a sweep if any of its runs cannot be trained, as far as is known without starting JAX.
 
     Raises:
         UsageError: with the first reason found.
@@ -37,10 +37,10 @@ def check_configs(configs: Sequence[RunConfig]) -> None:
 
 
 def check_sweep(configs: Sequence[RunConfig]) -> None:
-    """Refuse what concerns all runs at once.
+    """Check the keys that all runs of a sweep have in common.
 
     Raises:
-        UsageError: a key of the whole sweep has several values, or nowhere to send it.
+        UsageError: such a key has several values, or the runs cannot be tracked as configured.
     """
     for mode in {config.tracking.mode for config in configs}:
         resolve_mode(mode)
@@ -52,10 +52,10 @@ def check_sweep(configs: Sequence[RunConfig]) -> None:
 
 
 def refuse_unwritable(configs: Sequence[RunConfig]) -> None:
-    """Refuse folders that nothing can be written to.
+    """Refuse folders that cannot be written to.
 
     Raises:
-        UsageError: with the key.
+        UsageError: names the key.
     """
     folder = sweep_folder(configs[0])
     check_writable(folder, f"results_dir={shorten_value(folder.parent)} name={shorten_value(folder.name)}")
@@ -64,10 +64,10 @@ def refuse_unwritable(configs: Sequence[RunConfig]) -> None:
 
 
 def refuse_foreign_folder(folder: Path) -> None:
-    """Refuse a folder that holds something, but nothing of a sweep.
+    """Refuse to store a sweep in a folder with files of another program.
 
     Raises:
-        UsageError: it is another program's folder, a file, or no folder that could be made.
+        UsageError: it is such a folder, or a file, or cannot be read.
     """
     typed_keys = f"results_dir={shorten_value(folder.parent)} name={shorten_value(folder.name)}"
     try:
@@ -78,7 +78,7 @@ def refuse_foreign_folder(folder: Path) -> None:
         raise UsageError(f"{typed_keys}: cannot be used as a folder of runs ({error.strerror})") from None
     if (
         existing_files
-        and not any((folder / mark).exists() for mark in MARKS)
+        and not any((folder / name).exists() for name in SWEEP_FILES)
         and not list_run_folders(folder)
     ):
         raise UsageError(
@@ -87,29 +87,31 @@ def refuse_foreign_folder(folder: Path) -> None:
 
 
 def explain(error: Exception, groups: Groups, words: Sequence[str]) -> str:
-    """Return one line for an error of Hydra, OmegaConf or YAML about a configuration.
+    """Explain in one line an error of Hydra, OmegaConf or YAML about a configuration.
 
     Args:
-        error: that one of them raised.
-        groups: where configurations are found.
-        words: the overrides of the command.
+        error: the exception that one of them raised.
+        groups: the groups and folders of configuration files.
+        words: the overrides of the command, as they were typed.
     """
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        return _no_such_file(str(error.missing_cfg_file).removesuffix(".yaml"), groups)
+        return _explain_missing_file(str(error.missing_cfg_file).removesuffix(".yaml"), groups)
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         return f"{mark.name}: line {mark.line + 1} is not YAML: {error.problem}"
     if isinstance(error, UnicodeDecodeError):
-        return f"{_not_utf8(groups.folders[0])}: is not UTF-8 ({error.reason} in byte {error.start})"
+        return (
+            f"{_find_file_not_utf8(groups.folders[0])}: is not UTF-8 ({error.reason} in byte {error.start})"
+        )
     if match := re.match(r"In '(.*)': \w+ raised while composing config", text):
         return f"{match[1]}.yaml: must be a mapping of keys to values, as the shipped files are"
     if isinstance(error, InterpolationResolutionError | UnsupportedInterpolationType):
-        return _interpolation(error, words)
+        return _explain_interpolation(error, words)
     if match := re.match(r"Could not override '([\w./@-]+)'", text):
         if match[1].startswith("hydra.sweeper."):
-            return _no_sweeper_key(match[1])
-        return str(make_unknown_key_error(match[1], _chosen(groups, words)))
+            return _explain_sweeper_key(match[1])
+        return str(make_unknown_key_error(match[1], _chosen_names(groups, words)))
     if match := re.match(r"Could not append to config. An item is already at '([\w.]+)'", text):
         return f"+{match[1]}: is already set; write {match[1]}=VALUE"
     if match := re.match(r"Could not delete from config. '([\w.]+)' does not exist", text):
@@ -121,8 +123,8 @@ def explain(error: Exception, groups: Groups, words: Sequence[str]) -> str:
     return re.sub(r"\s*\n\s*", "; ", text.strip())
 
 
-def _not_utf8(folder: Path) -> Path:
-    """Return the file that could not be read, or else the folder that it lies in."""
+def _find_file_not_utf8(folder: Path) -> Path:
+    """Return the configuration file that is not UTF-8, or its folder if none can be named."""
     for file in folder.glob("**/*.yaml"):
         try:
             file.read_text(encoding="utf-8")
@@ -131,29 +133,29 @@ def _not_utf8(folder: Path) -> Path:
     return folder
 
 
-def _no_such_file(name: str, groups: Groups) -> str:
+def _explain_missing_file(name: str, groups: Groups) -> str:
     group, _, inner = name.partition("/")
     if not inner:
         return f"--config-name {name}: no such file in {groups.folders[0]}"
     return f"{group}={inner}: {suggestion(inner, groups.names(group))}"
 
 
-def _no_sweeper_key(key: str) -> str:
+def _explain_sweeper_key(key: str) -> str:
     sweeper = "cnnexp" if key.startswith("hydra.sweeper.parts") else "optuna"
     if key.count(".") > 2:
         return f"{key}: no such key; to add it, write +{key}=VALUE"
-    return f"{key}: belongs to another sweeper; set hydra/sweeper={sweeper} to use it"
+    return f"{key}: belongs to another sweeper; to use it, set hydra/sweeper={sweeper}"
 
 
-def _interpolation(error: Exception, words: Sequence[str]) -> str:
-    """`${...}` that leads nowhere, with the word that it was typed in if there is one."""
+def _explain_interpolation(error: Exception, words: Sequence[str]) -> str:
+    """Explain why `${...}` cannot be resolved, naming the override that it was typed in if there is one."""
     key = str(getattr(error, "full_key", ""))
     word = next((word for word in words if word.lstrip("+").partition("=")[0] == key), key)
     text = str(error).splitlines()[0]
     if match := re.match(r"Interpolation key '(.*)' not found", text):
         return f"{word}: refers to the key {match[1]!r}, which does not exist"
     if match := re.match(r"Unsupported interpolation type (\S+)", text):
-        return f"{word}: no such resolver {match[1]!r}; allowed: ${{KEY}}, ${{oc.env:VARIABLE}}"
+        return f"{word}: no such resolver {match[1]!r}; must be ${{KEY}} or ${{oc.env:VARIABLE}}"
     if match := re.search(r"while resolving interpolation: (.*)", text):
         return f"{word}: {match[1].strip(chr(34))}"
     if "Recursive" in text or "parent node" in text:
@@ -161,8 +163,8 @@ def _interpolation(error: Exception, words: Sequence[str]) -> str:
     return f"{word}: {text}"
 
 
-def _chosen(groups: Groups, words: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The choices on which the keys of their sections depend."""
+def _chosen_names(groups: Groups, words: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the names of the sections whose keys depend on the name."""
     pairs = groups.defaults | dict(word.split("=", 1) for word in words if "=" in word)
     return {section: {"name": str(pairs[section])} for section in ("model", "data", "launcher")}
 

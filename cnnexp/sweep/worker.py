@@ -116,10 +116,10 @@ def restore_stack(stack: Stack, trainer: StackTrainer, report: Callable[[str], N
         return at_start
     histories = _intact_histories(stack, saved.histories, report)
     chosen = broadcast_from_primary(list(histories))
-    places = np.array([runs.index(run_id) for run_id in chosen], int)
+    rows = np.array([runs.index(run_id) for run_id in chosen], int)
     return RestoredStack(
         stack=replace(stack, runs={run_id: stack.runs[run_id] for run_id in chosen}),
-        state=jax.tree.map(lambda leaf: leaf[places], saved.state),
+        state=jax.tree.map(lambda leaf: leaf[rows], saved.state),
         step=int(to_host(saved.state.step)[0]),
         histories=histories,
         not_saved={run_id: run for run_id, run in stack.runs.items() if run_id not in chosen},
@@ -197,17 +197,19 @@ class Worker:
         saved, last = time.monotonic(), trainer.setup.duration.steps
         loop = trainer.train(list(stack.runs.values()), state)
         del restored, state  # the loop donates the state at its first step
-        for at in loop:
+        for loop_state in loop:
             self._leases.check()
-            if at.rows is not None:
-                self._record(stack, at, trainer, (time.perf_counter() - started) / len(stack.runs))
-            self._progress.show_step(stack, at.step, last)
-            if at.step == last:
+            if loop_state.rows is not None:
+                self._record(stack, loop_state, trainer, (time.perf_counter() - started) / len(stack.runs))
+            self._progress.show_step(stack, loop_state.step, last)
+            if loop_state.step == last:
                 break
             is_due = time.monotonic() - saved >= stack.config.sweep.checkpoint_seconds
             stops, saves = _decide(self._signals, is_due=is_due)
             if saves:
-                checkpoints.save(at.step, at.state, {i: w.history for i, w in self._writers.items()})
+                checkpoints.save(
+                    loop_state.step, loop_state.state, {i: w.history for i, w in self._writers.items()}
+                )
                 saved = time.monotonic()
             if stops:
                 self.mark_interrupted()
@@ -223,23 +225,23 @@ class Worker:
         for writer in self._writers.values():
             writer.interrupt()
 
-    def _record(self, stack: Stack, at: LoopState, trainer: StackTrainer, seconds: float) -> None:
+    def _record(self, stack: Stack, loop_state: LoopState, trainer: StackTrainer, seconds: float) -> None:
         """Write the evaluations of the runs in progress, and the results of those that end here."""
         ended: list[str] = []
-        rows = dict(zip(stack.runs, at.rows or (), strict=True))
-        at_end = at.step == trainer.setup.duration.steps
-        kernels = trainer.inspect_kernels(at) if at_end else None
-        for index, (run_id, diverged_at) in enumerate(zip(stack.runs, at.diverged_at, strict=True)):
+        rows = dict(zip(stack.runs, loop_state.rows or (), strict=True))
+        at_end = loop_state.step == trainer.setup.duration.steps
+        kernels = trainer.inspect_kernels(loop_state) if at_end else None
+        for index, (run_id, diverged_at) in enumerate(zip(stack.runs, loop_state.diverged_at, strict=True)):
             if run_id not in self._writers:
                 continue
             row, writer = rows[run_id], self._writers[run_id]
             measures: dict[str, float] = {}
             if kernels is not None:
                 sample, measures = kernels[index]
-                writer.write_kernels(at.step, sample)
+                writer.write_kernels(loop_state.step, sample)
             writer.log(row)
             if diverged_at is None and not math.isfinite(row["train/loss"]):
-                diverged_at = at.step
+                diverged_at = loop_state.step
             if diverged_at is not None or at_end:
                 status = "finished" if diverged_at is None else "diverged"
                 summary = summary_of(stack.runs[run_id], row, status=status, seconds=seconds)
@@ -271,13 +273,13 @@ def _follow_stack(stack: Stack, trainer: StackTrainer, folder: Path, signals: St
     if not stack.runs:
         return
     checkpoints = StackCheckpoints(folder, list(stack.runs), since=restored.step, writes=False)
-    for at in trainer.train(list(stack.runs.values()), restored.state):
-        if at.step == trainer.setup.duration.steps:
-            trainer.inspect_kernels(at)  # a program of all processes
+    for loop_state in trainer.train(list(stack.runs.values()), restored.state):
+        if loop_state.step == trainer.setup.duration.steps:
+            trainer.inspect_kernels(loop_state)  # a program of all processes
             break
         stops, saves = _decide(signals, is_due=False)
         if saves:
-            checkpoints.save(at.step, at.state, {})
+            checkpoints.save(loop_state.step, loop_state.state, {})
         if stops:
             raise Interrupted(signals.signal)
 

@@ -22,7 +22,7 @@ from cnnexp.sweep.points import SweepPoint
 from cnnexp.sweep.progress import SweepProgress
 from cnnexp.sweep.run import (
     check_and_prepare,
-    failure_report,
+    describe_failures,
     run_sweep,
     start_progress,
     validation_accuracy,
@@ -58,8 +58,8 @@ class Assignment:
         ]
         deadline, failed = time.monotonic() + 1.1 * LEASE_SECONDS, None
         while points:
-            others = claimed_runs(points[0])
-            if free := [point for point in points if point.config.run_id not in others]:
+            claimed = claimed_runs(points[0])
+            if free := [point for point in points if point.config.run_id not in claimed]:
                 try:
                     run_sweep(free)
                 except SweepFailed as error:
@@ -70,32 +70,38 @@ class Assignment:
                 break
             else:
                 time.sleep(BEAT_SECONDS)
-            points = [point for point in points if point.config.run_id in others]
+            points = [point for point in points if point.config.run_id in claimed]
         if failed:
             raise failed
 
 
 def claimed_runs(point: SweepPoint, within: float | None = None) -> set[str]:
-    """Return the runs of a sweep that are claimed by living workers; see `Leases.claimed_by_others`."""
+    """Return the ids of the runs that living workers claim, of the sweep of a point.
+
+    Args:
+        point: any point of the sweep.
+        within: see `Leases.claimed_by_others`.
+    """
     with Leases(sweep_folder(point.config)) as leases:
         return leases.claimed_by_others(within)
 
 
-def assign(plan: Plan, points: Mapping[str, SweepPoint], most: int | None = None) -> list[Assignment]:
+def assign(
+    plan: Plan, points: Mapping[str, SweepPoint], max_assignments: int | None = None
+) -> list[Assignment]:
     """Divide what a plan has to train among workers, without the runs claimed by others.
 
     Args:
         plan: of the sweep.
         points: of the sweep, by their ids.
-        most: number of assignments; None: one for each stack. If there are more stacks, each assignment has
-            several, and costly stacks are in different ones.
+        max_assignments: the largest number of assignments; None: one for each stack. If there are more
+            stacks, an assignment has several, and the most costly stacks are in different assignments.
     """
-    others = claimed_runs(
-        next(iter(points.values())), within=2.5 * BEAT_SECONDS
-    )  # without workers just killed
+    # Workers that were just killed claim no runs.
+    claimed = claimed_runs(next(iter(points.values())), within=2.5 * BEAT_SECONDS)
     stacks = sorted(plan.stacks, key=lambda stack: -stack.flops)
-    free = [ids for stack in stacks if (ids := [run_id for run_id in stack.runs if run_id not in others])]
-    number = min(len(free), most or len(free))
+    free = [ids for stack in stacks if (ids := [run_id for run_id in stack.runs if run_id not in claimed])]
+    number = min(len(free), max_assignments or len(free))
     parts = [[run_id for ids in free[i::number] for run_id in ids] for i in range(number)]
     return [Assignment(tuple(points[run_id] for run_id in part), os.getcwd()) for part in parts]
 
@@ -144,7 +150,7 @@ class StoreWatcher:
         """
         self.failed |= dict.fromkeys(self._unfinished, "ended without a result")
         if self.failed:
-            raise SweepFailed(failure_report(self.failed, self._points))
+            raise SweepFailed(describe_failures(self.failed, self._points))
         return self.accuracies()
 
     def accuracies(self) -> dict[str, float]:

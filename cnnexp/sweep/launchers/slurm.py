@@ -75,7 +75,7 @@ def submit(points: Sequence[SweepPoint], command: str | None) -> dict[str, float
     job_ids: list[str] = []  # of the array, if there was anything to submit
 
     def send(plan: Plan, by_id: Mapping[str, SweepPoint], progress: "SweepProgress") -> Iterator[bool]:
-        assignments = assign(plan, by_id, most=launcher.tasks)
+        assignments = assign(plan, by_id, max_assignments=launcher.tasks)
         job_ids.extend(_submit_array(assignments, launcher))
         progress.tell(_describe_submission(job_ids, assignments, plan))
         checked, working = 0.0, True
