@@ -11,8 +11,8 @@ from functools import partial
 
 import pandas as pd
 
-from cnnexp.analysis.claims import make_claims, measure, measure_fraction, measure_steps, more_than
-from cnnexp.analysis.dataframe import Cell, name_nets, select_cell, values_of
+from cnnexp.analysis.claims import make_claims, measure, measure_fraction, measure_steps, more_than, name_nets
+from cnnexp.analysis.dataframe import Cell, select_cell, values_of
 from cnnexp.analysis.estimates import GAP, best_cell, cell_at, difference, interaction, value
 from cnnexp.analysis.estimates import locality_beyond_chance as beyond_chance
 from cnnexp.plots.axes import Published

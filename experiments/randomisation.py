@@ -7,8 +7,8 @@ generalisation. The lead of convolutions over dense networks disappears with the
 (Greydanus 2020). With ten classes, a label noise of 0.9 makes labels uniformly random.
 """
 
-from cnnexp.analysis.claims import between, less_than, make_claims, measure, more_than
-from cnnexp.analysis.dataframe import Cell, Not, name_nets
+from cnnexp.analysis.claims import between, less_than, make_claims, measure, more_than, name_nets
+from cnnexp.analysis.dataframe import Cell, Not
 from cnnexp.analysis.estimates import difference, extreme_value, interaction, value
 from cnnexp.plots.axes import Published
 from cnnexp.plots.figures import draw_by_condition

@@ -14,9 +14,17 @@ that were tried: k + d, for example, merely doubles from k = 4 to 16 with d = 8,
 
 from functools import partial
 
-from cnnexp.analysis.claims import between, less_than, make_claims, measure, measure_steps, more_than
+from cnnexp.analysis.claims import (
+    between,
+    less_than,
+    make_claims,
+    measure,
+    measure_steps,
+    more_than,
+    name_nets,
+)
 from cnnexp.analysis.curves import images_exponent, images_ratio
-from cnnexp.analysis.dataframe import NET_NAMES, Cell, name_nets
+from cnnexp.analysis.dataframe import Cell
 from cnnexp.analysis.estimates import cell_at, difference, within
 from cnnexp.plots.growth import Growth, draw_growth
 from cnnexp.report.experiments import Experiment
@@ -55,14 +63,13 @@ def growth(name: str, key: str):
 def against_bound(key: str, name: str) -> tuple[str, dict]:
     """Claim that a network's images grow no faster than its upper bound, or no slower than its lower one."""
     tying, upper, _ = BOUNDS[name]
+    ((net, cell),) = name_nets(signals(key), tying).items()
     side, kind, bound = ("above", "upper", f"O({name})") if upper else ("below", "lower", f"Ω({name})")
-    sentence = (
-        f"In {LABELS[key]}, the number of images that a {NET_NAMES[tying]} needs grows with an exponent "
-    )
+    sentence = f"In {LABELS[key]}, the number of images that a {net} needs grows with an exponent "
     sentence += f"less than {MARGIN:g} {side} that of its {kind} bound, {bound}."
     return sentence, measure(
         f"exponent in {key} of the images to 90%, {tying}, minus that of the bound",
-        images_exponent(KEYS[key], {**signals(key), "model.tying": tying}, 0.9, growth(name, key)),
+        images_exponent(KEYS[key], cell, 0.9, growth(name, key)),
         expected=less_than(MARGIN) if upper else more_than(-MARGIN),
         published=bound,
         exploratory=CHANGED,

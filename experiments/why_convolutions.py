@@ -12,7 +12,8 @@ from cnnexp.analysis import estimates
 from cnnexp.analysis.claims import between, make_claims, measure, measure_counts, measure_halvings
 from cnnexp.analysis.curves import cost_ratio, images_saved
 from cnnexp.analysis.estimates import GAP, difference, factorial_effect, interaction
-from cnnexp.plots.figures import draw_by_condition, draw_by_count, draw_by_images, draw_matrices
+from cnnexp.plots.figures import draw_by_condition, draw_by_count, draw_by_images
+from cnnexp.plots.layers import draw_matrices
 from cnnexp.report.experiments import Experiment
 
 CHANGED = "training was lengthened from 400 to 800 steps, and the learning rates, the pixel noise and the "

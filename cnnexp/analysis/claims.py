@@ -11,6 +11,7 @@ from cnnexp.analysis.dataframe import Cell, Estimate
 from cnnexp.analysis.estimates import difference
 
 Unit = Literal["points", "x", ""]
+NET_NAMES = {"shared": "convolution", "local": "locally connected network", "dense": "dense network"}
 SEEN_SEEDS = (0, 1, 2, 3, 4)  # of the small sizes of the experiments: their results were known to the authors
 
 
@@ -123,6 +124,23 @@ def name_limit(limit: float, unit: Unit) -> tuple[str, ...]:
         number = f"{abs(limit) * 100:g}"
         return f"{number} point", f"{number}%"
     return (f"{abs(limit):g}x",) if unit == "x" else (f"{abs(limit):g} ",)
+
+
+def name_nets(cell: Cell, *tyings: str) -> dict[str, Cell]:
+    """Name the networks of several tyings under the same conditions.
+
+    Args:
+        cell: The keys that the networks have in common.
+        *tyings: Some of `NET_NAMES`; all if none is given.
+
+    Returns:
+        The cells by the English names of the networks, as sentences of claims use them.
+
+    Example:
+        >>> name_nets({"data.crop": 0}, "shared")
+        {'convolution': {'data.crop': 0, 'model.tying': 'shared'}}
+    """
+    return {NET_NAMES[tying]: {**cell, "model.tying": tying} for tying in tyings or NET_NAMES}
 
 
 def measure(quantity: str, estimate: Estimate, **fields: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ METRIC, MOVED, LEVEL = "metric", "moved", "change/confidence"  # columns
 CONDITION_KEYS = {*DataSection.model_fields, *STORAGE_KEYS}
 
 
-def compare_sweeps(one: pd.DataFrame, other: pd.DataFrame, tuned: Collection[str] = ()) -> pd.DataFrame:
+def compare_sweeps(first: pd.DataFrame, second: pd.DataFrame, tuned: Collection[str] = ()) -> pd.DataFrame:
     """Compare the metrics of two sweeps, cell by cell.
 
     A cell is a combination of values of the keys that vary and have a value in both sweeps; keys that only
@@ -26,19 +26,19 @@ def compare_sweeps(one: pd.DataFrame, other: pd.DataFrame, tuned: Collection[str
     Where the data differ (see `find_differing_data`), no difference is computed.
 
     Args:
-        one: One row per run.
-        other: The same of the second sweep.
+        first: One row per run of the first sweep.
+        second: One row per run of the second sweep.
         tuned: Keys that were chosen for each cell, so that they tell no cells apart.
 
     Returns:
         One row per cell and metric; `moved` is true where the interval of the change excludes zero.
     """
-    keys = [key for key in _common_keys(one, other) if key not in tuned]
-    different = bool(find_differing_data(one, other))
-    cells = [] if different else list(_common_cells(one, other, keys))
+    keys = [key for key in _common_keys(first, second) if key not in tuned]
+    different = bool(find_differing_data(first, second))
+    cells = [] if different else list(_common_cells(first, second, keys))
     pairs = [
-        (values | {METRIC: metric}, *_means_by_seed(metric, cell, match))
-        for values, cell, match in cells or [({}, one, other)]
+        (values | {METRIC: metric}, *_means_by_seed(metric, cell, matching_cell))
+        for values, cell, matching_cell in cells or [({}, first, second)]
         for metric in METRICS
     ]
     comparisons = sum(min(len(a), len(b)) > 1 for _, a, b in pairs)
@@ -53,7 +53,7 @@ def compare_sweeps(one: pd.DataFrame, other: pd.DataFrame, tuned: Collection[str
     return pd.DataFrame(rows)
 
 
-def find_differing_data(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
+def find_differing_data(first: pd.DataFrame, second: pd.DataFrame) -> list[str]:
     """List the keys by which all data of one sweep differ from all data of another.
 
     The list is empty where some data are the same. Corruptions of the images, and the number of training
@@ -61,28 +61,36 @@ def find_differing_data(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
     """
     keys = [
         key
-        for key in config_keys(one)
-        if key.startswith("data.") and key in other and key.removeprefix("data.") not in CONDITION_KEYS
+        for key in config_keys(first)
+        if key.startswith("data.") and key in second and key.removeprefix("data.") not in CONDITION_KEYS
     ]
-    sets = [set(zip(*(runs[key].map(normalize_value) for key in keys), strict=True)) for runs in (one, other)]
-    if not keys or sets[0] & sets[1]:
+    data_sets = [
+        set(zip(*(runs[key].map(normalize_value) for key in keys), strict=True)) for runs in (first, second)
+    ]
+    if not keys or data_sets[0] & data_sets[1]:
         return []
-    return [key for key in keys if key_values(one, key) != key_values(other, key)] or keys
+    return [key for key in keys if collect_values(first, key) != collect_values(second, key)] or keys
 
 
-def find_differing_keys(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
+def find_differing_keys(first: pd.DataFrame, second: pd.DataFrame) -> list[str]:
     """List the configuration keys of which two sweeps have no value in common."""
-    keys = dict.fromkeys([*config_keys(one), *config_keys(other)])
-    return [key for key in keys if not key_values(one, key) & key_values(other, key)]
+    keys = dict.fromkeys([*config_keys(first), *config_keys(second)])
+    return [key for key in keys if not collect_values(first, key) & collect_values(second, key)]
 
 
-def key_values(table: pd.DataFrame, key: str) -> set[str]:
+def collect_values(table: pd.DataFrame, key: str) -> set[str]:
     """Collect the values of a configuration key as text; empty where the sweep lacks the key."""
     return set(table[key].map(normalize_value)) if key in table else set()
 
 
 def format_comparison(table: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
-    """Format what `compare_sweeps` returned as text, with the names of the sweeps as titles."""
+    """Format what `compare_sweeps` returned as text.
+
+    Args:
+        table: The comparison.
+        first: The name of the first sweep, for a title.
+        second: The name of the second sweep.
+    """
     keys = list(table.columns[: list(table.columns).index(METRIC)])
     texts = {format_key(key): table[key].map(format_value) for key in keys}
     texts[METRIC] = table[METRIC].map(METRICS.get)
@@ -113,24 +121,25 @@ def _change(a: pd.Series, b: pd.Series, confidence: float) -> Interval:
     return Interval(change, float(limits.low), float(limits.high))
 
 
-def _common_keys(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
+def _common_keys(first: pd.DataFrame, second: pd.DataFrame) -> list[str]:
     keys = []
-    for key in config_keys(one):
-        if key in other:
-            a, b = key_values(one, key), key_values(other, key)
+    for key in config_keys(first):
+        if key in second:
+            a, b = collect_values(first, key), collect_values(second, key)
             if len(a | b) > 1 and a & b:
                 keys.append(key)
     return keys
 
 
 def _common_cells(
-    one: pd.DataFrame, other: pd.DataFrame, keys: Sequence[str]
+    first: pd.DataFrame, second: pd.DataFrame, keys: Sequence[str]
 ) -> Iterator[tuple[dict[str, object], pd.DataFrame, pd.DataFrame]]:
     if not keys:
         return
-    first, second = (
-        dict(iter(table.groupby([table[key].map(normalize_value) for key in keys]))) for table in (one, other)
+    first_cells, second_cells = (
+        dict(iter(table.groupby([table[key].map(normalize_value) for key in keys])))
+        for table in (first, second)
     )
-    for values in first:
-        if values in second:
-            yield dict(zip(keys, values, strict=True)), first[values], second[values]
+    for values in first_cells:
+        if values in second_cells:
+            yield dict(zip(keys, values, strict=True)), first_cells[values], second_cells[values]

@@ -21,26 +21,6 @@ Rows = Cell | Callable[[pd.DataFrame], pd.DataFrame]  # a cell, or a function th
 Estimate = Callable[[pd.DataFrame], np.ndarray]  # one number per seed, or the two bounds of each
 
 
-NET_NAMES = {"shared": "convolution", "local": "locally connected network", "dense": "dense network"}
-
-
-def name_nets(cell: Cell, *tyings: str) -> dict[str, Cell]:
-    """Name the networks of several tyings under the same conditions.
-
-    Args:
-        cell: The keys that the networks have in common.
-        *tyings: Some of `NET_NAMES`; all if none is given.
-
-    Returns:
-        The cells by the English names of the networks, as sentences of claims use them.
-
-    Example:
-        >>> name_nets({"data.crop": 0}, "shared")
-        {'convolution': {'data.crop': 0, 'model.tying': 'shared'}}
-    """
-    return {NET_NAMES[tying]: {**cell, "model.tying": tying} for tying in tyings or NET_NAMES}
-
-
 @dataclass(frozen=True)
 class Not:
     """In a cell: any value of a key but this one."""
@@ -268,12 +248,11 @@ def read_finished_runs(folder: Path) -> tuple[list[StoredRun], list[Path]]:
         UsageError: The sweep does not exist, or has no finished run.
     """
     if not list_run_folders(folder):
-        parent = folder.parent
-        there = list_sweeps(parent)
-        known = (
-            suggestion(folder.name, there) if there else f"no sweep in {parent}/ yet; run: cnnexp run --help"
+        sweeps = list_sweeps(folder.parent)
+        hint = f"no sweep in {folder.parent}/ yet; type: cnnexp run --help"
+        raise UsageError(
+            f"{folder.name}: no such sweep; {suggestion(folder.name, sweeps) if sweeps else hint}"
         )
-        raise UsageError(f"{folder.name}: no such sweep; {known}")
     runs, corrupt = read_sweep(folder)
     if not any(run.status == "finished" for run in runs):
         broken = f" ({len({file.parent for file in corrupt})} more have corrupt files)" if corrupt else ""

@@ -18,15 +18,15 @@ METRICS = {
     "test/accuracy": "test accuracy",
     "gap/accuracy": "gap",
 }
-MIN_SEEDS_FOR_IQM = 4  # values without whose lowest and highest quarter the mean is another one
+MIN_SEEDS_FOR_IQM = 4  # with fewer, the interquartile mean is the mean
 
 
 def summarize_cells(table: pd.DataFrame, keys: Sequence[str] | None = None) -> pd.DataFrame:
-    """A row a cell: the keys that vary, counts, seeds, and each metric's mean and interval limits.
+    """Summarise each cell in one row: its keys, counts, seeds, and each metric's mean and interval limits.
 
     Args:
-        table: a frame.
-        keys: that tell cells apart; None: all that vary.
+        table: One row per run.
+        keys: The keys that tell cells apart; all that vary if None.
     """
     keys = list(keys or varying_keys(table) or ["model.name"])
     rows = []
@@ -39,9 +39,9 @@ def summarize_cells(table: pd.DataFrame, keys: Sequence[str] | None = None) -> p
         }
         row["seeds"] = cell["seed"].nunique()
         for metric in METRICS:
-            found = interval(cell.groupby("seed")[metric].mean().to_numpy())
-            low, high = np.clip(found[1:], -1 if metric.startswith("gap") else 0, 1)  # of Student's t
-            row |= {metric: found.value, f"{metric}/low": low, f"{metric}/high": high}
+            estimate = interval(cell.groupby("seed")[metric].mean().to_numpy())
+            low, high = np.clip(estimate[1:], -1 if metric.startswith("gap") else 0, 1)  # of Student's t
+            row |= {metric: estimate.value, f"{metric}/low": low, f"{metric}/high": high}
         row["test/accuracy/iqm"] = interquartile_mean(cell.groupby("seed")["test/accuracy"].mean().to_numpy())
         rows.append(row)
     return pd.DataFrame(rows)
@@ -79,7 +79,7 @@ def compare_tyings(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def format_cells(cells: pd.DataFrame) -> pd.DataFrame:
-    """The cells as a person reads them: an interval in one column, short names."""
+    """Format the rows of `summarize_cells` for people: an interval in one column, short names."""
     shown = {format_key(key): cells[key].map(format_value) for key in distinguishing_keys(cells)}
     for column, title in (("params/total", "parameters"), ("macs", "MACs")):
         if column in cells:
@@ -94,40 +94,50 @@ def format_cells(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def distinguishing_keys(cells: pd.DataFrame) -> list[str]:
-    """The fewest keys that tell all cells apart, and those that were tuned.
+    """List the fewest keys that tell all cells apart, and those that were tuned.
 
     Where parts of a sweep have data or networks of their own, many keys change together. Lists are left out
     first, then what only some cells have, then what has the longest values; names of data and networks last.
     """
     keys = [key for key in cells.columns if "." in key]
-    telling = [key for key in keys if key not in TUNED]
-    texts = cells[telling].map(format_value)
+    kept = [key for key in keys if key not in TUNED]
+    texts = cells[kept].map(format_value)
 
-    def worth(key: str) -> tuple[bool, bool, bool, int]:
+    def rank(key: str) -> tuple[bool, bool, bool, int]:
         values = list(texts[key])
         is_list = any(text.startswith("[") for text in values)
         return key.endswith(".name"), not is_list, all(values), -max(map(len, values))
 
-    for key in sorted(telling, key=worth):
-        others = [other for other in telling if other != key]
+    for key in sorted(kept, key=rank):
+        others = [other for other in kept if other != key]
         if key != "model.tying" and others and not texts.duplicated(others).any():
-            telling = others
-    return [key for key in keys if key in telling or key in TUNED]
+            kept = others
+    return [key for key in keys if key in kept or key in TUNED]
 
 
 def format_key(key: str) -> str:
-    """What a configuration key is called in a table: `tying` for `model.tying`, `model` for `model.name`."""
+    """Shorten a configuration key for a table: `tying` for `model.tying`, `model` for `model.name`."""
     group, _, name = key.rpartition(".")
     return group if name == "name" else name
 
 
 def format_percent(value: float, low: float, high: float) -> str:
-    """An accuracy, or a difference of two, with its interval, in hundredths."""
+    """Format an accuracy, or a difference of two, with its interval, in hundredths.
+
+    Example:
+        >>> format_percent(0.5, 0.25, 0.75)
+        '50.0 [25.0, 75.0]'
+    """
     return f"{100 * value:.1f}" + ("" if pd.isna(low) else f" [{100 * low:.1f}, {100 * high:.1f}]")
 
 
 def markdown_table(table: pd.DataFrame, marked: Collection[str] = ()) -> str:
-    """A table of text in Markdown, which shows the text as it is, except in columns `marked` as Markdown."""
+    """Format a table in Markdown, which shows its text as it is.
+
+    Args:
+        table: The texts.
+        marked: The columns whose text is Markdown already.
+    """
     shown = [name if name in marked else markdown_text(name) for name in table.columns]
     lines = [shown, ["---"] * len(table.columns)]
     for row in table.itertuples(index=False):
@@ -137,11 +147,11 @@ def markdown_table(table: pd.DataFrame, marked: Collection[str] = ()) -> str:
 
 
 def latex_table(table: pd.DataFrame, columns: str | None = None) -> str:
-    """A table of text in LaTeX, with the rules of the package booktabs.
+    """Format a table in LaTeX, with the rules of the package booktabs.
 
     Args:
-        table: the texts.
-        columns: their format; None: numbers to the right, others to the left.
+        table: The texts.
+        columns: LaTeX's format of the columns; if None, numbers to the right and others to the left.
     """
     escaped = table.rename(columns=_latex).map(lambda value: _latex(format_value(value)))
     numbers = [column for column in table.columns if all(map(_is_number, table[column]))]
@@ -150,7 +160,12 @@ def latex_table(table: pd.DataFrame, columns: str | None = None) -> str:
 
 
 def print_table(shown: pd.DataFrame, title: str | None = None) -> None:
-    """Draw a table in the terminal, numbers to the right."""
+    """Print a table in the terminal, numbers to the right.
+
+    Args:
+        shown: The texts.
+        title: The line above the table.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -167,12 +182,12 @@ def print_table(shown: pd.DataFrame, title: str | None = None) -> None:
 
 
 def encode_table(table: pd.DataFrame, shown: pd.DataFrame, form: Format) -> bytes:
-    """A table in a format of files.
+    """Encode a table in a file format.
 
     Args:
-        table: every number, for programs.
-        shown: the same as text, for people.
-        form: not `table`, which the terminal draws.
+        table: Every number, for the formats that programs read.
+        shown: The same as text, for the formats that people read.
+        form: Any but `table`, which is for the terminal.
     """
     if form == "parquet":
         file = io.BytesIO()
@@ -184,7 +199,7 @@ def encode_table(table: pd.DataFrame, shown: pd.DataFrame, form: Format) -> byte
 
 
 def format_value(value: object) -> str:
-    """A value as people read it: `10,000`, and `local, shared` for the tyings of two layers."""
+    """Format a value for people: `10,000`, and `local, shared` for the tyings of two layers."""
     if isinstance(value, float):
         return "" if pd.isna(value) else f"{value:g}"
     if isinstance(value, int) and not isinstance(value, bool) and value >= 10_000:

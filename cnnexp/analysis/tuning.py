@@ -1,4 +1,4 @@
-"""Fair tuning: each cell at its own best learning rate and weight decay, chosen on validation images."""
+"""Fair tuning: the best learning rate and weight decay of each cell, chosen on validation images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,8 +41,11 @@ def choose_hyperparameters(table: pd.DataFrame, diverged: pd.DataFrame | None = 
     Without validation images nothing is chosen: each value stays a cell of its own, and a warning says so.
 
     Args:
-        table: The finished runs, candidate row per run.
+        table: The finished runs, one row per run.
         diverged: The runs whose loss became infinite or NaN; they are not in `table`.
+
+    Returns:
+        The kept runs, the choices, and what is doubtful about them.
     """
     varying = varying_keys(table)
     keys = [key for key in TUNED if key in varying]
@@ -59,30 +62,11 @@ def choose_hyperparameters(table: pd.DataFrame, diverged: pd.DataFrame | None = 
     for values, cell in table.groupby(cell_keys, sort=True, dropna=False) if cell_keys else [((), table)]:
         cell_values = dict(zip(cell_keys, values, strict=True))
         candidates = _accuracies(cell, keys, _diverged_values(diverged, cell_values, keys))
-        chosen = max(
-            candidates,
-            key=lambda candidate: (
-                candidates[candidate].mean(),
-                -_distance_from_middle(candidate, list(candidates)),
-            ),
-        )
-        runs = _runs_with_values(cell, keys, chosen)
-        cells_lacking_seeds += (
-            len({len(_runs_with_values(cell, keys, candidate)) for candidate in candidates}) > 1
-        )
-        edges = [
-            _describe_edge(key, chosen[key_index], key_index, chosen, candidates)
-            for key_index, key in enumerate(keys)
-        ]
+        runs, choice = _choose(cell, keys, candidates)
         kept.append(runs)
-        choices.append(
-            {
-                **cell_values,
-                **dict(zip(keys, chosen, strict=True)),
-                CHOSEN_BY: runs[CHOSEN_BY].mean(),
-                "at_edge": " ".join(filter(None, edges)),
-            }
-        )
+        choices.append({**cell_values, **choice})
+        seed_counts = {len(_runs_with_values(cell, keys, candidate)) for candidate in candidates}
+        cells_lacking_seeds += len(seed_counts) > 1
     warnings = _edge_warnings(keys, choices)
     if cells_lacking_seeds:
         warnings.append(
@@ -90,6 +74,33 @@ def choose_hyperparameters(table: pd.DataFrame, diverged: pd.DataFrame | None = 
             "the choice uses the seeds that all values have"
         )
     return Tuning(table=pd.concat(kept), keys=keys, choices=pd.DataFrame(choices), warnings=warnings)
+
+
+def _choose(
+    cell: pd.DataFrame, keys: list[str], candidates: Mapping[Values, pd.Series]
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Choose the candidate with the best mean accuracy, of equal ones that nearest to the middle.
+
+    Args:
+        cell: The runs of a cell.
+        keys: The keys that were tuned.
+        candidates: The validation accuracies of each candidate, by seed.
+
+    Returns:
+        The runs of the chosen candidate, and its row of `Tuning.choices` without the keys of the cell.
+    """
+    chosen = max(
+        candidates,
+        key=lambda candidate: (
+            candidates[candidate].mean(),
+            -_distance_from_middle(candidate, list(candidates)),
+        ),
+    )
+    runs = _runs_with_values(cell, keys, chosen)
+    edges = [_describe_edge(key, chosen[i], i, chosen, candidates) for i, key in enumerate(keys)]
+    choice = dict(zip(keys, chosen, strict=True))
+    choice |= {CHOSEN_BY: runs[CHOSEN_BY].mean(), "at_edge": " ".join(filter(None, edges))}
+    return runs, choice
 
 
 def _accuracies(cell: pd.DataFrame, keys: list[str], diverged: set[Texts]) -> dict[Values, pd.Series]:

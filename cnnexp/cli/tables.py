@@ -10,11 +10,11 @@ from cnnexp.analysis.compare import (
     LEVEL,
     METRIC,
     MOVED,
+    collect_values,
     compare_sweeps,
     find_differing_data,
     find_differing_keys,
     format_comparison,
-    key_values,
 )
 from cnnexp.analysis.dataframe import (
     CONDITION,
@@ -186,7 +186,7 @@ def _print_differences(names: Sequence[str], frames: Sequence[pd.DataFrame]) -> 
     for name, frame in zip(names, frames, strict=True):
         print(f"{name}: {pluralize(len(frame), 'run')}, {pluralize(frame['seed'].nunique(), 'seed')}")
     for key in find_differing_keys(*frames):
-        values = (", ".join(sorted(key_values(frame, key))) or "absent" for frame in frames)
+        values = (", ".join(sorted(collect_values(frame, key))) or "absent" for frame in frames)
         print(f"{key}: {' against '.join(values)}")
 
 

@@ -93,7 +93,7 @@ class Line:
 
     Attributes:
         tying: The tying whose colour and mark the line has.
-        cells: The cells, by their places on the axis: numbers, or names in their order from left to right.
+        cells: The cells, by their positions on the axis: numbers, or names in their order from left to right.
         label: The entry in the legend, if any.
     """
 
@@ -104,7 +104,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Level:
-    """A cell that has no place on the axis, drawn as a horizontal line.
+    """A cell without a position on the axis, drawn as a horizontal line.
 
     Attributes:
         tying: The tying whose colour the level has.
@@ -125,7 +125,7 @@ class Published:
 
     Attributes:
         source: The paper and its data set, for the legend.
-        accuracies: By tying, the accuracies at places of the axis: numbers, or names of rows.
+        accuracies: By tying, the accuracies at positions of the axis: numbers, or names of rows.
     """
 
     source: str
@@ -139,9 +139,9 @@ class Panel:
     Attributes:
         label: The name of the axis.
         lines: Cells along the axis.
-        levels: Cells that have no place on the axis.
-        published: Published accuracies, by places of the axis.
-        rotation: Of the names of places, in degrees.
+        levels: Cells without a position on the axis.
+        published: Published accuracies, by positions of the axis.
+        rotation: Rotation of the names on the axis, in degrees.
     """
 
     label: str
@@ -152,30 +152,30 @@ class Panel:
 
 
 def plot_accuracy_panels(
-    table: pd.DataFrame, panels: Sequence[Panel], more: Mapping[str, str] | None = None
+    table: pd.DataFrame, panels: Sequence[Panel], metrics: Mapping[str, str] | None = None
 ) -> Figure:
     """Draw accuracies and gaps along several axes: one column per axis, or one row where there is one axis.
 
     Args:
         table: One row per run.
         panels: What each axis shows.
-        more: Further metrics of the lines, and what their axes are called.
+        metrics: Further metrics of the lines, and what their axes are called.
     """
-    more = more or {}
+    metrics = metrics or {}
     figure = Figure(figsize=(TEXT_WIDTH_INCHES, 3.0 if len(panels) == 1 else 4.6), layout="constrained")
     if len(panels) == 1:
-        columns = [list(figure.subplots(1, 2 + len(more)))]
+        columns = [list(figure.subplots(1, 2 + len(metrics)))]
     else:
-        columns = figure.subplots(2 + len(more), len(panels), sharex="col", sharey="row").T.tolist()
+        columns = figure.subplots(2 + len(metrics), len(panels), sharex="col", sharey="row").T.tolist()
     for panel, column in zip(panels, columns, strict=True):
-        _draw_panel(table, panel, column, list(more))
+        _draw_panel(table, panel, column, list(metrics))
         for axes in column if len(panels) == 1 else column[-1:]:
             axes.set_xlabel(panel.label)
-    accuracy, gap, *others = columns[0]
+    accuracy, gap, *metric_axes = columns[0]
     accuracy.plot([], [], color=GREY, label="training images", **HOLLOW)
     accuracy.set(ylabel="accuracy", ylim=(0, 1.04))
     gap.set_ylabel(GAP_LABEL)
-    for axes, name in zip(others, more.values(), strict=True):
+    for axes, name in zip(metric_axes, metrics.values(), strict=True):
         axes.set_ylabel(name)
     entries = [column[0].get_legend_handles_labels() for column in columns]
     handles, labels = ([item for entry in entries for item in entry[side]] for side in (0, 1))
@@ -183,39 +183,40 @@ def plot_accuracy_panels(
     return figure
 
 
-def _draw_panel(table: pd.DataFrame, panel: Panel, column: Sequence[Axes], more: Sequence[str]) -> None:
-    accuracy, gap, *others = column
+def _draw_panel(table: pd.DataFrame, panel: Panel, column: Sequence[Axes], metrics: Sequence[str]) -> None:
+    """Draw a panel into one column of axes: accuracy, gap, and one for each further metric."""
+    accuracy, gap, *metric_axes = column
     names = {name: None for line in panel.lines for name in line.cells if isinstance(name, str)}
-    places = {name: float(x) for x, name in enumerate(names)}
+    positions = {name: float(x) for x, name in enumerate(names)}
     for line in panel.lines:
-        x = np.array([places[place] if isinstance(place, str) else place for place in line.cells])
+        x = np.array([positions[key] if isinstance(key, str) else key for key in line.cells])
         style = get_style(line.tying)
         cells = [select_cell(table, cell) for cell in line.cells.values()]
         draw_cells(accuracy, gap, x, cells, label=line.label, **style)
-        for axes, metric in zip(others, more, strict=True):
+        for axes, metric in zip(metric_axes, metrics, strict=True):
             draw_intervals(axes, x, [interval_over_seeds(cell, metric) for cell in cells], **style)
     for level in panel.levels:
-        look = {"color": get_style(level.tying)["color"], "linestyle": level.linestyle}
+        style = {"color": get_style(level.tying)["color"], "linestyle": level.linestyle}
         runs = select_cell(table, level.cell)
-        draw_level(accuracy, runs, TEST, label=level.label, **look)
-        draw_level(gap, runs, GAP, **look)
+        draw_level(accuracy, runs, TEST, label=level.label, **style)
+        draw_level(gap, runs, GAP, **style)
     if panel.published:
-        draw_published(accuracy, panel.published, places)
-    if places:
+        draw_published(accuracy, panel.published, positions)
+    if positions:
         for axes in column:
-            axes.set_xticks(list(places.values()), list(places), rotation=panel.rotation)
+            axes.set_xticks(list(positions.values()), list(positions), rotation=panel.rotation)
 
 
 def draw_cells(
     accuracy: Axes, gap: Axes, x: np.ndarray, cells: Sequence[pd.DataFrame], *, label: str = "", **style: Any
 ) -> None:
-    """Draw train (hollow, dotted) and test accuracy, and the gap, of one cell at each place of an axis.
+    """Draw train (hollow, dotted) and test accuracy, and the gap, of one cell at each position of an axis.
 
     Args:
         accuracy: The axes of both accuracies.
         gap: The axes of the generalisation gap.
         x: Places on the axis.
-        cells: The runs at each place.
+        cells: The runs at each position.
         label: The entry in the legend, if any.
         **style: Matplotlib's properties of the line.
     """
@@ -228,7 +229,15 @@ def draw_cells(
 
 
 def draw_level(axes: Axes, runs: pd.DataFrame, metric: str, *, label: str = "", **style: Any) -> None:
-    """Draw a line at the mean of a cell that has no place on the axis, and a band over its interval."""
+    """Draw a line at the mean of a cell without a position on the axis, and a band over its interval.
+
+    Args:
+        axes: The axes.
+        runs: The runs of the cell.
+        metric: The column that is drawn.
+        label: The entry in the legend, if any.
+        **style: Matplotlib's properties of the line.
+    """
     value, low, high = interval_over_seeds(runs, metric)
     axes.axhline(value, label=label, **style)
     if low < high:
@@ -236,39 +245,39 @@ def draw_level(axes: Axes, runs: pd.DataFrame, metric: str, *, label: str = "", 
 
 
 def draw_published(
-    axes: Axes, published: Published, places: Mapping[str, float] | None = None, *, sideways: bool = False
+    axes: Axes, published: Published, positions: Mapping[str, float] | None = None, *, sideways: bool = False
 ) -> None:
     """Draw published accuracies as stars in the colours of their tyings, under one entry of the legend.
 
     Args:
         axes: The axes of accuracy.
         published: The values.
-        places: Where the names are that the values go by; values of other names are left out. If None or
-            empty, the values go by numbers.
-        sideways: Accuracies lie along the axis of x, as where each row is a condition.
+        positions: The positions of names on the axis; values of other names are not drawn. If None or
+            empty, the values have numbers for positions.
+        sideways: Whether accuracies lie along the x axis, as where each row is a condition.
     """
     star = {"marker": "*", "linestyle": "none", "markersize": 8, "zorder": 3}
     for tying, accuracies in published.accuracies.items():
         for name, accuracy in accuracies.items():
-            if not places or name in places:
-                place = places[name] if places else name
-                point = (accuracy, place) if sideways else (place, accuracy)
+            if not positions or name in positions:
+                position = positions[name] if positions else name
+                point = (accuracy, position) if sideways else (position, accuracy)
                 axes.plot(*point, color=get_style(tying)["color"], **star)
     axes.plot([], [], color=GREY, label=published.source, **star)
 
 
 def draw_intervals(axes: Axes, x: np.ndarray, intervals: Sequence[Interval], **style: Any) -> None:
-    """Draw estimates with their intervals as bars; one seed has no bar."""
+    """Draw estimates with their intervals as bars; one seed has no bar.
+
+    Args:
+        axes: The axes.
+        x: The position of each estimate.
+        intervals: The estimates.
+        **style: Matplotlib's properties of the line.
+    """
     values, low, high = np.array(intervals, float).T
     error = np.nan_to_num([values - low, high - values])
     axes.errorbar(x, values, yerr=error, capsize=2, elinewidth=0.8, **style)
-
-
-def compute_intervals(runs: pd.DataFrame, x: str, metric: str) -> tuple[np.ndarray, list[Interval]]:
-    """Compute the interval of a metric over seeds at each value of a column, in rising order."""
-    cells = runs.groupby(x)
-    places = np.sort(runs[x].unique())
-    return places, [interval_over_seeds(cells.get_group(place), metric) for place in places]
 
 
 def interval_over_seeds(runs: pd.DataFrame, metric: str) -> Interval:

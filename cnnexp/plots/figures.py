@@ -13,10 +13,9 @@ from matplotlib.style import context
 from matplotlib.ticker import NullLocator
 
 from cnnexp.analysis.dataframe import Cell, Rows, select_cell, select_rows, values_of
+from cnnexp.analysis.statistics import Interval
 from cnnexp.analysis.tables import format_key, format_value
 from cnnexp.core.text import figure_text
-from cnnexp.nn.geometry import Geometry
-from cnnexp.nn.tying import Tying
 from cnnexp.plots.axes import (
     DARK,
     GAP,
@@ -28,24 +27,25 @@ from cnnexp.plots.axes import (
     TEXT_WIDTH_INCHES,
     TRAIN,
     Published,
-    compute_intervals,
     draw_intervals,
     draw_published,
     get_style,
     interval_over_seeds,
     tying_sort_key,
 )
-from cnnexp.plots.layers import draw_matrix
 
-MAX_TICKS = 6  # of an axis, at most
+MAX_TICKS = 6  # of an axis
 MAX_PNG_SIDE_PIXELS = 1_600  # pixels, of a small picture
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A figure of a report: how to draw it from the frame, and the sentence below it.
+    """A figure of a report that is not drawn yet.
 
-    `needs` says whether a frame has the runs that it shows.
+    Attributes:
+        draw: Draws it from the dataframe of a sweep.
+        caption: The sentence below it.
+        needs: Returns whether a dataframe has the runs that it shows.
     """
 
     draw: Callable[[pd.DataFrame], Figure]
@@ -63,7 +63,15 @@ class RenderedFigure:
 
 
 def render(drawing: Drawing, table: pd.DataFrame) -> RenderedFigure:
-    """Draw a figure on white and on black, by Matplotlib's defaults and not the user's `matplotlibrc`."""
+    """Draw a figure on white and on black, by Matplotlib's defaults and not the user's `matplotlibrc`.
+
+    Args:
+        drawing: The figure.
+        table: One row per run.
+
+    Returns:
+        The encoded images.
+    """
     with context(["default", PAPER]):
         figure = drawing.draw(table)
         png, pdf = _encode_figure(figure, "png"), _encode_figure(figure, "pdf")
@@ -72,16 +80,16 @@ def render(drawing: Drawing, table: pd.DataFrame) -> RenderedFigure:
 
 
 def shrink_png(png: bytes) -> bytes:
-    """The same picture at half its size or less, in few colours: some ten kilobytes."""
+    """Reduce a picture to half its size or less and to 64 colours: some ten kilobytes."""
     from PIL import Image
 
     picture = Image.open(io.BytesIO(png)).convert("RGB")
     scale = min(0.5, MAX_PNG_SIDE_PIXELS / max(picture.size))
-    half = picture.resize([round(scale * side) for side in picture.size], Image.Resampling.LANCZOS)
+    smaller = picture.resize([round(scale * side) for side in picture.size], Image.Resampling.LANCZOS)
     file = io.BytesIO()
     # Median cut, Pillow's own choice, spends the palette on greys: rare colours, a mark's, lose their hue.
-    few = half.quantize(64, method=Image.Quantize.MAXCOVERAGE, kmeans=3)
-    few.save(file, format="png", optimize=True)
+    quantized = smaller.quantize(64, method=Image.Quantize.MAXCOVERAGE, kmeans=3)
+    quantized.save(file, format="png", optimize=True)
     return file.getvalue()
 
 
@@ -111,7 +119,7 @@ def plot_accuracy_and_gap(
         label: The name of the axis; if None, that of the column.
         base: Of the logarithm.
         lines: Join the cells of a line; otherwise each cell is a mark.
-        published: Published accuracies, by places of the axis.
+        published: Published accuracies, by positions of the axis.
     """
     figure = Figure(figsize=(TEXT_WIDTH_INCHES, 2.7), layout="constrained")
     accuracy, gap = figure.subplots(1, 2, sharex=True)
@@ -123,7 +131,7 @@ def plot_accuracy_and_gap(
             (gap, GAP, {"linestyle": "-"}),
         ):
             look = look if lines else look | {"linestyle": "none"}
-            draw_intervals(axes, *compute_intervals(runs, x, metric), **style, **look)
+            draw_intervals(axes, *_compute_intervals(runs, x, metric), **style, **look)
     if published:
         draw_published(accuracy, published)
     accuracy.plot([], [], color=GREY, label="training images", **HOLLOW)
@@ -139,6 +147,22 @@ def plot_accuracy_and_gap(
     gap.set_ylabel(GAP_LABEL)
     figure.legend(*accuracy.get_legend_handles_labels(), loc="outside right center")
     return figure
+
+
+def _compute_intervals(runs: pd.DataFrame, x: str, metric: str) -> tuple[np.ndarray, list[Interval]]:
+    """Compute the interval of a metric over seeds at each value of a column, in rising order.
+
+    Args:
+        runs: One row per run.
+        x: The column whose values are the positions.
+        metric: The column that is averaged.
+
+    Returns:
+        The positions and the intervals.
+    """
+    cells = runs.groupby(x)
+    positions = np.sort(runs[x].unique())
+    return positions, [interval_over_seeds(cells.get_group(position), metric) for position in positions]
 
 
 def plot_accuracy_by_condition(
@@ -161,8 +185,8 @@ def plot_accuracy_by_condition(
     figure = Figure(figsize=(TEXT_WIDTH_INCHES, 0.8 + 0.32 * len(rows)), layout="constrained")
     accuracy, gap = figure.subplots(1, 2, sharey=True)
     tyings = sorted(table["model.tying"].astype(str).unique(), key=tying_sort_key)
-    for place, tying in enumerate(tyings):
-        offset = 0.5 * ((place + 0.5) / len(tyings) - 0.5)
+    for index, tying in enumerate(tyings):
+        offset = 0.5 * ((index + 0.5) / len(tyings) - 0.5)
         for row, runs in enumerate(rows.values()):
             _draw_marks(accuracy, gap, row + offset, runs[runs["model.tying"].astype(str) == tying], tying)
         accuracy.plot([], [], label=figure_text(format_value(tying)), **get_style(tying), linestyle="none")
@@ -170,10 +194,10 @@ def plot_accuracy_by_condition(
     accuracy.set(xlabel="accuracy", xlim=(0, 1.04), ylim=(len(rows) - 0.5, -0.5))
     gap.set_xlabel(GAP_LABEL)
     if published:
-        places = {name: row + 0.36 for row, name in enumerate(rows)}  # below the marks of the row
-        draw_published(accuracy, published, places, sideways=True)
-    place = {"loc": "outside lower center", "ncols": 3} if published else {"loc": "outside right center"}
-    figure.legend(*accuracy.get_legend_handles_labels(), **place)
+        positions = {name: row + 0.36 for row, name in enumerate(rows)}  # below the marks of the row
+        draw_published(accuracy, published, positions, sideways=True)
+    location = {"loc": "outside lower center", "ncols": 3} if published else {"loc": "outside right center"}
+    figure.legend(*accuracy.get_legend_handles_labels(), **location)
     return figure
 
 
@@ -189,19 +213,6 @@ def _draw_marks(accuracy: Axes, gap: Axes, height: float, runs: pd.DataFrame, ty
         error = np.nan_to_num([[value - low], [high - value]])
         look = {**get_style(tying), "linestyle": "none", **look}
         axes.errorbar([value], [height], xerr=error, capsize=2, elinewidth=0.8, **look)
-
-
-def plot_equivalent_matrices(table: pd.DataFrame) -> Figure:
-    """Draw the dense matrices that a dense, a local and a shared layer are equivalent to."""
-    geometry = Geometry(in_shape=(6, 6, 1), features=1, kernel_size=(3, 3))
-    figure = Figure(figsize=(TEXT_WIDTH_INCHES, 2.9), layout="constrained")
-    for axes, tying in zip(figure.subplots(1, 3), ("dense", "local", "shared"), strict=True):
-        draw_matrix(axes, geometry, Tying.parse(tying))
-        axes.title.set_fontsize(8)
-        axes.xaxis.label.set_fontsize(7)
-        axes.grid(visible=False)
-    figure.axes[0].set_ylabel("output unit")
-    return figure
 
 
 def draw_by_images(runs: Rows | None = None) -> Drawing:
@@ -277,16 +288,6 @@ def draw_by_condition(
         caption=f"Accuracy (hollow: on the training images) and gap {scope}: mean and 95% interval over "
         f"seeds{stars}.",
         needs=lambda table: len(select_rows(table, runs)) > 0,
-    )
-
-
-def draw_matrices() -> Drawing:
-    """Make the figure of the dense matrices that layers are equivalent to."""
-    return Drawing(
-        draw=plot_equivalent_matrices,
-        caption="The dense matrix that each layer is equivalent to (3x3 kernels on a 6x6 image). White "
-        "entries are missing connections (sparsity). Entries of the same colour are the same weight "
-        "(sharing).",
     )
 
 

@@ -42,14 +42,15 @@ def plot_data(configs: Sequence[RunConfig], images: Images | ImageFiles) -> Figu
 
 def _distinct(configs: Sequence[RunConfig], split: str) -> list[RunConfig | None]:
     """List the distinct configurations that change a split, after None for the clean images."""
-    done = {_describe_changes(config.data, split): config for config in configs}
-    return [None, *(config for what, config in done.items() if what)]
+    by_changes = {_describe_changes(config.data, split): config for config in configs}
+    return [None, *(config for changes, config in by_changes.items() if changes)]
 
 
 def _describe_changes(data: Data, split: str) -> str:
+    """List the corruptions and augmentations of a split, with their strengths; empty if there are none."""
     prefix = f"corruption/{split}/"
-    done = {key: value for key, value in corruption_summary(data).items() if key.startswith(prefix)}
-    named = [(key.removeprefix(prefix), value) for key, value in done.items()]
+    changes = {key: value for key, value in corruption_summary(data).items() if key.startswith(prefix)}
+    named = [(key.removeprefix(prefix), value) for key, value in changes.items()]
     return ", ".join(name if value is True else f"{name} {value}" for name, value in named)
 
 
@@ -61,8 +62,8 @@ class _Row:
         labels = np.asarray(images.train_labels if split == "train" else images.test_labels)
         single = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
         chosen = balanced_order(single, 0)[:EXAMPLES]
-        self._places = chosen[np.argsort(single[chosen], kind="stable")].astype(np.int32)
-        self._labels = labels[self._places]
+        self._indices = chosen[np.argsort(single[chosen], kind="stable")].astype(np.int32)
+        self._labels = labels[self._indices]
 
     def draw(self, axes: Sequence[Axes]) -> None:
         title = self._split
@@ -91,10 +92,10 @@ class _Row:
             corruptions = Corruptions(
                 data, key, CorruptionStrengths.from_config(data), self._images.normalisation
             )
-            image_ids = -1 - self._places if self._split == "test" else self._places
+            image_ids = -1 - self._indices if self._split == "test" else self._indices
             step = np.zeros((), np.int32) if self._split == "train" else None
-            seen = corruptions.images(pixels, image_ids, split=self._split, step=step)
-            pixels = np.asarray(seen) * std + mean
+            corrupted = corruptions.images(pixels, image_ids, split=self._split, step=step)
+            pixels = np.asarray(corrupted) * std + mean
             if self._split == "train":
                 labels = np.asarray(corruptions.labels(labels, image_ids, self._classes()))
         width = np.where(high > low, high - low, 1)  # a constant channel is drawn black
@@ -108,9 +109,9 @@ class _Row:
 
     def _pixels(self) -> np.ndarray:
         if isinstance(self._images, ImageFiles):
-            return self._images.records[self._split].read(self._places.tolist())[0]
+            return self._images.records[self._split].read(self._indices.tolist())[0]
         split = self._images.train_images if self._split == "train" else self._images.test_images
-        return np.asarray(split[self._places])
+        return np.asarray(split[self._indices])
 
 
 def _label_text(label: np.ndarray | np.integer) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, ListedColormap
@@ -14,6 +15,8 @@ from matplotlib.figure import Figure
 from cnnexp.models.spec import LayerSpec, NetworkSpec
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying, count_layer, kernel_index
+from cnnexp.plots.axes import TEXT_WIDTH_INCHES
+from cnnexp.plots.figures import Drawing
 from cnnexp.store.runs import read_kernels
 
 MAX_IMAGE_SIDE = 12  # pixels: the equivalent matrix has the fourth power of that many entries
@@ -34,12 +37,12 @@ def plot_network(layers: NetworkSpec) -> Figure | None:
     Returns:
         The figure; None for a network without convolutions.
     """
-    drawn = [layer for layer in layers if not layer.geometry.covers_image]
-    if not drawn:
+    convolutions = [layer for layer in layers if not layer.geometry.covers_image]
+    if not convolutions:
         return None
-    figure = Figure(figsize=(9, 4.7 * len(drawn)), layout="constrained")
-    grid = figure.subplots(len(drawn), 2, squeeze=False)
-    for layer, (matrix, positions) in zip(drawn, grid, strict=True):
+    figure = Figure(figsize=(9, 4.7 * len(convolutions)), layout="constrained")
+    grid = figure.subplots(len(convolutions), 2, squeeze=False)
+    for layer, (matrix, positions) in zip(convolutions, grid, strict=True):
         geometry = _shrink_geometry(layer.geometry)
         draw_matrix(matrix, geometry, layer.tying)
         matrix.set_ylabel(f"{layer.name}: output unit")
@@ -47,10 +50,38 @@ def plot_network(layers: NetworkSpec) -> Figure | None:
     return figure
 
 
+def draw_matrices() -> Drawing:
+    """Make the figure of the dense matrices that layers are equivalent to."""
+    return Drawing(
+        draw=plot_equivalent_matrices,
+        caption="The dense matrix that each layer is equivalent to (3x3 kernels on a 6x6 image). White "
+        "entries are missing connections (sparsity). Entries of the same colour are the same weight "
+        "(sharing).",
+    )
+
+
+def plot_equivalent_matrices(table: pd.DataFrame) -> Figure:
+    """Draw the dense matrices that a dense, a local and a shared layer are equivalent to."""
+    geometry = Geometry(in_shape=(6, 6, 1), features=1, kernel_size=(3, 3))
+    figure = Figure(figsize=(TEXT_WIDTH_INCHES, 2.9), layout="constrained")
+    for axes, tying in zip(figure.subplots(1, 3), ("dense", "local", "shared"), strict=True):
+        draw_matrix(axes, geometry, Tying.parse(tying))
+        axes.title.set_fontsize(8)
+        axes.xaxis.label.set_fontsize(7)
+        axes.grid(visible=False)
+    figure.axes[0].set_ylabel("output unit")
+    return figure
+
+
 def draw_matrix(axes: Axes, geometry: Geometry, tying: Tying) -> None:
     """Draw the equivalent matrix of one input and one output channel.
 
     Each weight has a colour; white is no connection.
+
+    Args:
+        axes: The axes.
+        geometry: Shapes of the layer.
+        tying: Its tying.
     """
     numbers = number_weights(geometry, tying)
     axes.imshow(
@@ -97,15 +128,15 @@ def number_weights(geometry: Geometry, tying: Tying) -> Int[np.ndarray, "positio
     """
     if tying.kind == "dense":
         return 1 + np.arange(geometry.positions * geometry.pixels).reshape(geometry.positions, -1)
-    seen = geometry.window_index()
+    windows = geometry.window_index()
     if geometry.connectivity == "random":
         rng = np.random.default_rng(0)
-        drawn = np.stack([rng.permutation(geometry.pixels)[: seen.shape[1]] for _ in seen])
-        seen = np.where(seen == geometry.pixels, seen, drawn)
+        random_pixels = np.stack([rng.permutation(geometry.pixels)[: windows.shape[1]] for _ in windows])
+        windows = np.where(windows == geometry.pixels, windows, random_pixels)
     kernels = kernel_index(geometry, Tying("local") if tying.kind == "low_rank" else tying).ravel()
-    numbers = 1 + kernels[:, None] * seen.shape[1] + np.arange(seen.shape[1])
+    numbers = 1 + kernels[:, None] * windows.shape[1] + np.arange(windows.shape[1])
     matrix = np.zeros((geometry.positions, geometry.pixels + 1), int)
-    np.put_along_axis(matrix, seen, numbers, axis=1)
+    np.put_along_axis(matrix, windows, numbers, axis=1)
     return matrix[:, :-1]
 
 
@@ -178,16 +209,16 @@ def plot_kernels(networks: Mapping[str, Mapping[str, Float[np.ndarray, "_ _ _ _ 
     Args:
         networks: the kernels of each network by layer, by the network's label.
     """
-    drawn = [
+    labelled_mosaics = [
         (name, layer, draw_kernel_mosaic(_select_middle(k)))
         for name, layers in networks.items()
         for layer, k in layers.items()
     ]
-    heights = [min(MAX_HEIGHT_FRACTION, mosaic.shape[0] / mosaic.shape[1]) for *_, mosaic in drawn]
+    heights = [min(MAX_HEIGHT_FRACTION, mosaic.shape[0] / mosaic.shape[1]) for *_, mosaic in labelled_mosaics]
     width = 7.4
     figure = Figure(figsize=(width, sum(width * height + 0.35 for height in heights)), layout="constrained")
-    mosaics = figure.subplots(len(drawn), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, (name, layer, mosaic) in zip(mosaics, drawn, strict=True):
+    mosaics = figure.subplots(len(labelled_mosaics), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (name, layer, mosaic) in zip(mosaics, labelled_mosaics, strict=True):
         axes.imshow(mosaic, interpolation="nearest")
         axes.set_anchor("W")
         axes.set_title(f"{name}: {layer}", fontsize=10, loc="left")

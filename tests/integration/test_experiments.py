@@ -81,7 +81,13 @@ def invented(config: RunConfig, random: np.random.Generator) -> StoredRun:
     )
 
 
-SLOW_SIZES = ("sample_complexity_paper", "why_convolutions_paper")  # of hundreds of runs
+SLOW_SIZES = (  # over 5 seconds of CPU time
+    "kernel_stride_tying_paper",
+    "sample_complexity_paper",
+    "sample_complexity_small",
+    "tying_dial_paper",
+    "why_convolutions_paper",
+)
 
 
 @pytest.mark.parametrize(
