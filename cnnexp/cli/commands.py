@@ -10,6 +10,7 @@ from click.shell_completion import CompletionItem
 from cnnexp.core.errors import UsageError, suggestion
 
 HELP = {"help_option_names": ["--help", "-h"]}
+RESUME = "run the same command again to resume"  # advice of an interrupted command
 
 
 class SeveralOption(click.Option):

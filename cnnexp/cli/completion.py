@@ -100,10 +100,10 @@ def command(shell: str) -> None:
 
     In bash: eval "$(cnnexp completion bash)"
     """
-    print(script(shell))
+    print(make_script(shell))
 
 
-def script(shell: str) -> str:
+def make_script(shell: str) -> str:
     """Return the script that a shell evaluates."""
     any_group = click.Group("cnnexp")  # the script holds the name of the program alone
     return SHELLS[shell](any_group, {}, "cnnexp", VARIABLE).source().strip()
@@ -128,45 +128,49 @@ def complete_override(word: str, before: Sequence[str], config_dir: Path | None)
     chosen = dict(text.split("=", 1) for text in before if "=" in text)
     key, equals, value = word.partition("=")
     if not equals:
-        return _keep_matching(word, _keys(word, chosen))
-    finished, comma, last = value.rpartition(",")
-    return [f"{key}={finished}{comma}{name}" for name in _keep_matching(last, _values(key, folders, chosen))]
+        return _keep_matching(word, _list_keys(word, chosen))
+    before_comma, comma, last = value.rpartition(",")
+    return [
+        f"{key}={before_comma}{comma}{name}"
+        for name in _keep_matching(last, _list_values(key, folders, chosen))
+    ]
 
 
-def _keys(word: str, chosen: dict[str, str]) -> list[str]:
+def _list_keys(word: str, chosen: dict[str, str]) -> list[str]:
     from cnnexp.config import SECTIONS, RunConfig, find_section_class
 
     section, dot, _ = word.partition(".")
     if dot and section in SECTIONS:
         return [
-            f"{section}.{key}=" for key in find_section_class(section, _name(section, chosen)).model_fields
+            f"{section}.{key}="
+            for key in find_section_class(section, _section_name(section, chosen)).model_fields
         ]
     top = [key for key in RunConfig.model_fields if key not in SECTIONS]
     keys = dict.fromkeys([*SECTIONS, *GROUPS_WITHOUT_SECTION, *top])
     return [*(f"{key}=" for key in keys), *(f"{section}." for section in SECTIONS), *HYDRA]
 
 
-def _name(section: str, chosen: dict[str, str]) -> str:
+def _section_name(section: str, chosen: dict[str, str]) -> str:
     return chosen.get(section) or chosen.get(f"{section}.name") or ""
 
 
-def _values(key: str, folders: Iterable[Path], chosen: dict[str, str]) -> list[str]:
+def _list_values(key: str, folders: Iterable[Path], chosen: dict[str, str]) -> list[str]:
     from cnnexp.config import SECTIONS, find_section_class
     from cnnexp.config.describe import bounded_annotation, list_named_values
 
     if key in (*SECTIONS, *GROUPS_WITHOUT_SECTION):
-        return _group_names(key, folders)
+        return _list_group_names(key, folders)
     if key == "hydra/sweeper":
         return ["cnnexp", "optuna"]
     section, _, name = key.partition(".")
     if section not in SECTIONS:
         return []
-    field = find_section_class(section, _name(section, chosen)).model_fields.get(name)
+    field = find_section_class(section, _section_name(section, chosen)).model_fields.get(name)
     values = list_named_values(bounded_annotation(field)) if field else []
     return list(dict.fromkeys(value for value in values if "(" not in value))  # a shell reads brackets itself
 
 
-def _group_names(group: str, folders: Iterable[Path]) -> list[str]:
+def _list_group_names(group: str, folders: Iterable[Path]) -> list[str]:
     names = {
         path.relative_to(folder / group).with_suffix("").as_posix()
         for folder in folders

@@ -5,13 +5,12 @@ import sys
 
 import click
 
-from cnnexp.cli.commands import Group
+from cnnexp.cli.commands import RESUME, Group
 from cnnexp.cli.options import version_option
 from cnnexp.core.errors import UsageError
 from cnnexp.core.terminal import CLOSED_PIPE, DISK_ERROR, describe_disk_error, is_disk_error, prepare_terminal
 
 USAGE_ERROR, FAILED, INTERRUPTED = 2, 1, 130
-RESUME = "run the same command again to resume"
 
 COMMANDS = {
     "run": ("cnnexp.cli.sweeps:run", "Train one run or a sweep."),

@@ -13,11 +13,10 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from cnnexp.cli.commands import Command
+from cnnexp.cli.commands import RESUME, Command
 from cnnexp.cli.options import AtLeastOne, Folder, OneOf, Text, version_option
 from cnnexp.core.errors import UsageError
 
-RESUME = "run the same command again to resume"
 METHODS = ("grid", "random", "bayes")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 ADVICE = {  # for options of Hydra that would break a sweep

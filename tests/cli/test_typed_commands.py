@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cnnexp.cli import main as cli
-from cnnexp.cli.completion import script
+from cnnexp.cli.completion import make_script
 from cnnexp.store.runs import read_commands
 from cnnexp.sweep.plan import Stack
 from cnnexp.sweep.points import SweepPoint, rerun_commands
@@ -230,6 +230,6 @@ def test_bash_completes_a_line_from_where_it_breaks_words(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_scripts_of_other_shells_ask_the_same(shell: str) -> None:
-    assert f"_CNNEXP_COMPLETE={shell}_complete cnnexp" in script(shell)
+    assert f"_CNNEXP_COMPLETE={shell}_complete cnnexp" in make_script(shell)
     if found := shutil.which(shell):
-        assert subprocess.run([found, "-n", "-c", script(shell)], timeout=60).returncode == 0
+        assert subprocess.run([found, "-n", "-c", make_script(shell)], timeout=60).returncode == 0
