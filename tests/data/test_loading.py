@@ -7,6 +7,7 @@ import pytest
 from sklearn.datasets import load_digits as sklearn_digits
 
 from cnnexp.core.errors import UsageError
+from cnnexp.data.images import Images
 from cnnexp.data.loading import load_images as load
 from cnnexp.data.sampling import balanced_order
 from cnnexp.data.shapes import check_prepared, infer_shape, resolve_train_size
@@ -42,14 +43,12 @@ def test_digits_apart_occupy_disjoint_columns_in_each_split(configure: Configure
         infer_shape(digits(configure, apart=True, canvas=9))
 
 
-def test_images_are_a_function_of_the_seed(configure: Configure) -> None:
-    first, second = load(digits(configure)), load(digits(configure))
-    assert all((a == b).all() for a, b in zip(first[:4], second[:4], strict=True))
-    assert (load(digits(configure, seed=1)).train_images != first.train_images).any()
+def test_images_are_a_function_of_the_seed(configure: Configure, images: Images) -> None:
+    assert all((a == b).all() for a, b in zip(images[:4], load(digits(configure))[:4], strict=True))
+    assert (load(digits(configure, seed=1)).train_images != images.train_images).any()
 
 
-def test_statistics_come_from_the_training_pixels(configure: Configure) -> None:
-    images = load(digits(configure))
+def test_statistics_come_from_the_training_pixels(images: Images) -> None:
     assert images.normalisation.mean == pytest.approx(images.train_images.astype(float).mean(), rel=1e-5)
     assert images.normalisation.std == pytest.approx(images.train_images.astype(float).std(), rel=1e-5)
 

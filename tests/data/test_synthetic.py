@@ -1,5 +1,6 @@
 """Synthetic tasks: their known answers hold, and a larger number of images extends a smaller one."""
 
+from functools import cache
 from typing import Any
 
 import mnist1d.data
@@ -32,6 +33,7 @@ def section(name: str, **changes: Any) -> Any:
     return DATA_VARIANTS[name].model_validate({**COMMON, "name": name, **TASKS[name], **sizes, **changes})
 
 
+@cache
 def task(name: str, **changes: Any) -> Images:
     return load_images(section(name, **changes))
 
@@ -85,6 +87,7 @@ def test_labels_of_k_patterns_depend_on_consecutive_bits_at_one_position(functio
     assert (parity == images.train_labels).all() == (function == "parity")
 
 
+@pytest.mark.slow
 def test_mnist1d_matches_the_mnist1d_package_class_by_class() -> None:
     """Mean, deviation and correlation of each class, against as many signals from the `mnist1d` package."""
     assert make_templates() == pytest.approx(mnist1d.data.get_templates()["x"])

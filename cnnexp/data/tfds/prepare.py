@@ -45,12 +45,7 @@ def prepare(name: str, source: Path | None, data_dir: str | Path | None) -> Prep
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
-    builder = _make_builder(name, data_dir)
-    if source is None and builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-        raise UsageError(
-            f"{name}: its files must be downloaded by hand; run: cnnexp data prepare {name} --from DIR "
-            f"({' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())})"
-        )
+    builder = _make_builder(name, source, data_dir)
     config = tfds.download.DownloadConfig(manual_dir=source) if source else None
     with without_tensorflow(), _refuse_unreachable_downloads(name, source):
         try:
@@ -67,18 +62,24 @@ def prepare(name: str, source: Path | None, data_dir: str | Path | None) -> Prep
     return PreparedSet(name=name, folder=Path(builder.data_path))
 
 
-def _make_builder(name: str, data_dir: str | Path | None) -> Any:
+def _make_builder(name: str, source: Path | None, data_dir: str | Path | None) -> Any:
+    """Make the TFDS builder of a set; see `prepare` for the arguments and errors."""
     import tensorflow_datasets as tfds
 
     set_name, _, config = name.partition("/")
     names = tfds.list_builders(with_community_datasets=False)
     if set_name not in names:
         raise UsageError(f"data set {name}: {suggestion(set_name, names)}")
-    builder = tfds.builder_cls(set_name)
-    configs = [entry.name for entry in builder.BUILDER_CONFIGS]
+    configs = [entry.name for entry in tfds.builder_cls(set_name).BUILDER_CONFIGS]
     if configs and config not in configs:
         raise UsageError(f"data set {name}: {suggestion(name, [f'{set_name}/{entry}' for entry in configs])}")
-    return tfds.builder(name, data_dir=resolve_data_dir(data_dir), file_format=FORMAT)
+    builder = tfds.builder(name, data_dir=resolve_data_dir(data_dir), file_format=FORMAT)
+    if source is None and builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        raise UsageError(
+            f"{name}: its files must be downloaded by hand; run: cnnexp data prepare {name} --from DIR "
+            f"({' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())})"
+        )
+    return builder
 
 
 @contextmanager
