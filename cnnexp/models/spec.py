@@ -215,17 +215,7 @@ def _specify_convolution(
         raise UsageError(f"model.{error} (layer {name})") from None
     for key in ("tying", "bias"):
         _check_size(key, value[key], geometry, name)
-    h, w = geometry.out_size
-    kind, pool_size = value["pool"], _pair(value["pool_size"], in_shape)
-    if kind == "none":
-        pool_size = (1, 1)
-    if kind == "global_average":
-        kind, pool_size = "average", (h, w)
-    if h < pool_size[0] or w < pool_size[1]:
-        raise UsageError(
-            f"model.pool_size={value['pool_size']}: pooling the {h}x{w} output of layer {name} leaves "
-            f"nothing; allowed: 1 to {min(h, w)}, or model.pool=none"
-        )
+    pool, pool_size = _resolve_pool(value, geometry, name)
     return LayerSpec(
         name=name,
         geometry=geometry,
@@ -233,12 +223,28 @@ def _specify_convolution(
         bias=value["bias"],
         activation=model.activation,
         threshold=model.threshold,
-        pool=kind,
+        pool=pool,
         pool_size=pool_size,
         lowering=model.lowering,
         dtype=model.dtype,
         param_dtype=model.param_dtype,
     )
+
+
+def _resolve_pool(value: dict[str, Any], geometry: Geometry, name: str) -> tuple[Pool, tuple[int, int]]:
+    """Return the kind and the window of the pooling after a layer, of which the output must hold one."""
+    h, w = geometry.out_size
+    kind, size = value["pool"], _pair(value["pool_size"], geometry.in_shape)
+    if kind == "none":
+        size = (1, 1)
+    if kind == "global_average":
+        kind, size = "average", (h, w)
+    if h < size[0] or w < size[1]:
+        raise UsageError(
+            f"model.pool_size={value['pool_size']}: pooling the {h}x{w} output of layer {name} leaves "
+            f"nothing; allowed: 1 to {min(h, w)}, or model.pool=none"
+        )
+    return kind, size
 
 
 def _check_size(key: str, text: str, geometry: Geometry, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -117,29 +117,32 @@ def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPr
 
         return map_over_runs(evaluate_run)((state, hyperparameters, per_run_data))
 
-    def compile_window(split: str) -> Callable[..., Metrics]:
-        @jax.jit
-        @partial(spread, in_specs=(RUNS, RUNS, RUNS, WHOLE, WHOLE))
-        def add(
-            state: State,
-            hyperparameters: Hyperparameters,
-            valid: Array,
-            batches: RawBatch,
-            normalisation: Normalisation,
-        ) -> Metrics:
-            def add_run(run: tuple[State, Hyperparameters, Array]) -> Metrics:
-                state, hyperparameters, valid = run
-                window = EvalWindow(batches, valid, normalisation)
-                return evaluate_window(state, window, hyperparameters, setup, split=split)
-
-            return map_over_runs(add_run)((state, hyperparameters, valid))
-
-        return add
-
     init_runs = jax.jit(spread(jax.vmap(partial(init, setup=setup)), in_specs=(RUNS, RUNS)))
     return StackPrograms(
-        init_runs, advance, evaluate_stack, {split: compile_window(split) for split in SPLITS}
+        init_runs, advance, evaluate_stack, {split: _compile_window(setup, spread, split) for split in SPLITS}
     )
+
+
+def _compile_window(setup: Setup, spread: Callable[..., Any], split: str) -> Callable[..., Metrics]:
+    """Compile the sums over a streamed window of a split; `spread` is `jax.shard_map` on the mesh."""
+
+    @jax.jit
+    @partial(spread, in_specs=(RUNS, RUNS, RUNS, WHOLE, WHOLE))
+    def add(
+        state: State,
+        hyperparameters: Hyperparameters,
+        valid: Array,
+        batches: RawBatch,
+        normalisation: Normalisation,
+    ) -> Metrics:
+        def add_run(run: tuple[State, Hyperparameters, Array]) -> Metrics:
+            state, hyperparameters, valid = run
+            window = EvalWindow(batches, valid, normalisation)
+            return evaluate_window(state, window, hyperparameters, setup, split=split)
+
+        return map_over_runs(add_run)((state, hyperparameters, valid))
+
+    return add
 
 
 def _make_source(
