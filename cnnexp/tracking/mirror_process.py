@@ -40,14 +40,14 @@ class RunSender:
         pending: the folders in which something is to be sent.
         errors: what failed, by folder, since the folder was last added.
         sent: the number of runs that were sent completely.
-        known: the number of these that the server had before this sweep.
+        moved: the number of these that the server had before, and that moved to the group of this sweep.
     """
 
     def __init__(self, target: Target):
         self.target = target
         self.pending: dict[str, None] = {}
         self.errors: dict[str, Exception] = {}
-        self.sent = self.known = 0
+        self.sent = self.moved = 0
         self._runs: dict[str, WandbRun | TrackioRun] = {}
 
     def add(self, folders: Sequence[str]) -> None:
@@ -87,7 +87,7 @@ class RunSender:
             return
         if run.is_complete:
             self.sent += 1
-            self.known += run.existed
+            self.moved += run.was_on_server
             del self._runs[folder]
 
     def raise_first(self) -> None:
@@ -191,7 +191,7 @@ def describe_sent(sender: RunSender, sweep: Path, seconds: float) -> str:
     if target.mode == "offline":
         return f"W&B: {runs} written offline; {target.advice(sweep)}"
     moved = f"moved to the group {sweep.name} and kept the steps that it had"
-    known = f"; the server already had {sender.known} of them, which {moved}" if sender.known else ""
+    known = f"; the server already had {sender.moved} of them, which {moved}" if sender.moved else ""
     return f"W&B: {runs} sent to project {target.project} in {seconds:.0f} s{known}"
 
 

@@ -35,7 +35,7 @@ class TrackioRun:
         target: the project.
     """
 
-    existed = False  # see `WandbRun`
+    was_on_server = False  # see `WandbRun`
 
     def __init__(self, folder: Path, target: Target):
         self._folder, self._target = folder, target

@@ -29,15 +29,15 @@ class WandbRun:
         target: where it is sent to.
 
     Attributes:
-        existed: whether the server had the run before this folder sent anything of it, from another sweep or
-            an earlier attempt. The run moves to this sweep's group and keeps the steps that it had.
+        was_on_server: whether the server had the run before this folder sent anything of it, from another
+            sweep or an earlier attempt. The run moves to this sweep's group and keeps the steps that it had.
     """
 
     def __init__(self, folder: Path, target: Target):
         self._folder, self._target = folder, target
         self._sent = 0  # rows
         self._wandb_run: Any = None
-        self.existed = False
+        self.was_on_server = False
 
     @property
     def is_complete(self) -> bool:
@@ -86,7 +86,7 @@ class WandbRun:
             tags=[shorten(tag, LABEL_LIMIT) for tag in (run.config["experiment"],) if tag],
             config={**run.config, "cell": cell},
         )
-        self.existed = wandb_run.starting_step > 0 and ledger.get("run") != run_id
+        self.was_on_server = wandb_run.starting_step > 0 and ledger.get("run") != run_id
         self._record("running", run_id)
         for axis in AXES:
             wandb_run.define_metric(axis, hidden=axis != "step")
