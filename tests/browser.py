@@ -46,7 +46,7 @@ def dom_of(address: str, *options: str) -> str:
 
     Skips without a browser, except where CI promises one.
     """
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    browser = next((match for name in BROWSERS if (match := shutil.which(name))), None)
     if browser is None and not os.environ.get("CI_HAS_BROWSER"):
         pytest.skip("no Chromium on this machine")
     assert browser is not None
@@ -68,9 +68,9 @@ def looked_at(page: Path, width: int, *, dark: bool = False) -> dict[str, Any]:
     options = ["--blink-settings=preferredColorScheme=0"] if dark else []
     with _served(page.parent) as address:
         dom = dom_of(f"{address}/frame.html", *options)
-    found = re.search(r'<pre id="found">(\{.*\})</pre>', unescape(dom), re.DOTALL)
-    assert found, dom[-500:]
-    return json.loads(found[1])
+    match = re.search(r'<pre id="found">(\{.*\})</pre>', unescape(dom), re.DOTALL)
+    assert match, dom[-500:]
+    return json.loads(match[1])
 
 
 @contextmanager

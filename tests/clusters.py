@@ -126,3 +126,11 @@ def require_installed(name: str, programs: Iterable[object]) -> None:
 
     if not all(programs) and not os.environ.get(f"CI_HAS_{name.upper()}"):
         pytest.skip(f"{name} is not installed")
+
+
+def write_modules(folder: Path) -> Path:
+    """Write modules with the names of installed packages, and return the file that importing them makes."""
+    mark = folder / "imported"
+    for name in ("wandb", "jax", "flax", "numpy", "pydantic", "queue", "psutil"):
+        (folder / f"{name}.py").write_text(f"open({str(mark)!r}, 'a').write({name!r}); raise SystemExit(9)\n")
+    return mark

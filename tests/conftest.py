@@ -16,6 +16,7 @@ from cnnexp.data.images import Images
 from cnnexp.data.loading import images_key, load, load_images
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.sweep import worker
+from cnnexp.sweep.points import Job
 
 Configure = Callable[..., RunConfig]
 SMALL: dict[str, Any] = {
@@ -144,7 +145,8 @@ def load_once(data: Data) -> Images:
     return _DRAWN[key]
 
 
-def _load_for_worker(data: Data) -> Images | ImageFiles:
+def load_for_worker(data: Data) -> Images | ImageFiles:
+    """Replace `load` in a worker: digits are drawn once."""
     return load_once(data) if isinstance(data, Digits) else load(data)
 
 
@@ -159,18 +161,41 @@ SMALL_SWEEP = [
 ]
 
 
+def call_cnnexp(*words: str) -> int:
+    """Carry out a command in this process, and return its exit code.
+
+    What the command changes of the process (`sys.argv` and a variable of Hydra) is restored.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYDRA_FULL_ERROR", "1")
+        patch.setattr(sys, "argv", ["cnnexp", *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    return int(stop.value.code or 0)
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run `cnnexp run` in an empty folder, and return its exit code; `base` replaces `SMALL_SWEEP`."""
-    monkeypatch.setattr(worker, "load", _load_for_worker)
+    monkeypatch.setattr(worker, "load", load_for_worker)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
 
     def command(*overrides: str, base: Sequence[str] = SMALL_SWEEP) -> int:
-        monkeypatch.setattr(sys, "argv", ["cnnexp", "run", *base, *overrides])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return int(stop.value.code or 0)
+        return call_cnnexp("run", *base, *overrides)
 
     return command
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[Job]]:
+    """Collect the jobs of each `cnnexp run`, which are not trained."""
+    commands: list[list[Job]] = []
+
+    def launch(jobs: Sequence[Job], command: str | None = None) -> dict[str, float]:
+        commands.append(list(jobs))
+        return {job.config.run_id: 0.5 for job in jobs}
+
+    monkeypatch.setattr("cnnexp.sweep.launchers.choose_launch", lambda name: launch)
+    return commands

@@ -63,7 +63,7 @@ def failures(kills: int) -> list[Failure]:
         return lambda server: setattr(server, "failing", how)
 
     def die(server: WandbServer) -> None:
-        server.left = 30
+        server.answers_left = 30
 
     return [
         Failure("healthy"),
@@ -146,7 +146,7 @@ def one(failure: Failure, work: Path, overrides: list[str]) -> tuple[float, str,
         stop.set()
         kill_those_that_hang()
         arrived = sum(len(run.history) for run in server.runs.values())
-        server.failing = server.left = None
+        server.failing = server.answers_left = None
         sync = [sys.executable, "-m", "cnnexp", "sync", "sweep", "--results-dir", str(work / "store")]
         timed(sync, environment)
         lines = [line for line in said.splitlines() if line.startswith("W&B")]

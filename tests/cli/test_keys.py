@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cnnexp.cli import main as cli
 from cnnexp.config import SECTIONS, VARIANTS, RunConfig
 from cnnexp.config.describe import describe_keys
+from tests.conftest import call_cnnexp
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = {
@@ -20,13 +20,9 @@ SCHEMAS = {
 }
 
 
-def help_text(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+def read_help(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     monkeypatch.setenv("COLUMNS", "110")
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(sys, "argv", ["cnnexp", "run", *words, "--help"])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 0
+    assert call_cnnexp("run", *words, "--help") == 0
     return capsys.readouterr().out
 
 
@@ -41,7 +37,7 @@ def test_help_has_every_key_of_the_chosen_groups_with_its_value_and_meaning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    text = help_text(["model=mlp", "optim=sgd", "launcher=slurm"], monkeypatch, capsys)
+    text = read_help(["model=mlp", "optim=sgd", "launcher=slurm"], monkeypatch, capsys)
     for section, name in (("model", "mlp"), ("data", "digits"), ("optim", ""), ("launcher", "slurm")):
         for key in describe_keys(SCHEMAS[f"{section}={name}"]):
             assert f"{section}.{key.name}=" in text
@@ -57,7 +53,7 @@ def test_help_names_every_experiment_with_its_question(
     (tmp_path / "my" / "experiment").mkdir(parents=True)
     (tmp_path / "my" / "experiment" / "mine.yaml").write_text("# @package _global_\n# Is it so?\nseed: 1\n")
     monkeypatch.chdir(tmp_path)
-    text = help_text(["--config-dir", "my"], monkeypatch, capsys)
+    text = read_help(["--config-dir", "my"], monkeypatch, capsys)
     assert "  mine: Is it so?\n" in text
     for file in (ROOT / "conf" / "experiment").glob("*.yaml"):
         assert re.search(rf"^  {file.stem}: [A-Z][^=]*[?.]$", text, re.MULTILINE), file.stem

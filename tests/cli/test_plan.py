@@ -1,7 +1,6 @@
 """From overrides to cells and stacks, and what `cnnexp plan` says of them."""
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,14 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 
-from cnnexp.cli import main as cli
 from cnnexp.config import RunConfig, parse
 from cnnexp.store.checkpoints import RUNS, StackCheckpoints
 from cnnexp.store.files import write_json
 from cnnexp.store.runs import sweep_folder
 from cnnexp.sweep.cost import kept_bytes, largest_stack
-from cnnexp.sweep.plan import group_by_checkpoint, group_by_shape, split_group
-from cnnexp.sweep.points import Cells, SweepPoint, rerun_commands, to_dict
-from tests.conftest import Configure
+from cnnexp.sweep.plan import group_by_shape, split_group
+from cnnexp.sweep.points import Cells, Job, rerun_commands
+from tests.conftest import Configure, call_cnnexp
 
 CONF = str(Path("conf").resolve())
 
@@ -26,7 +24,7 @@ def by_id(configs: list[RunConfig]) -> dict[str, RunConfig]:
     return {config.run_id: config for config in configs}
 
 
-def composed(*overrides: str) -> RunConfig:
+def compose_by_hydra(*overrides: str) -> RunConfig:
     with initialize_config_dir(CONF, version_base=None):
         return parse(to_dict(compose("config", overrides=list(overrides))))
 
@@ -44,13 +42,13 @@ def composed(*overrides: str) -> RunConfig:
         ([{"tracking": {"project": "other"}}, {"sweep": {"max_stack": 3}}], 1),
     ],
 )
-def test_runs_that_differ_in_traced_values_share_a_program(
+def test_runs_that_differ_in_traced_values_have_one_program(
     configure: Configure, changes: list[dict[str, Any]], programs: int
 ) -> None:
     assert len(group_by_shape({str(i): configure(**change) for i, change in enumerate(changes)})) == programs
 
 
-def test_sizes_in_epochs_differ_in_steps_and_so_in_programs(configure: Configure) -> None:
+def test_training_sizes_measured_in_epochs_need_one_program_each(configure: Configure) -> None:
     def run(size: int) -> RunConfig:
         return configure(data={"train_size": size}, train={"steps": None, "epochs": 1.0, "eval_every": 1.0})
 
@@ -95,23 +93,20 @@ def test_cells_are_named_by_what_varies_and_rerun_by_one_command_each(configure:
 
 
 @pytest.fixture
-def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """What `cnnexp plan` prints in an empty folder; it must leave it empty."""
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run `cnnexp plan` in an empty folder, which must stay empty, and return the lines it prints."""
     monkeypatch.chdir(tmp_path)
 
     def command(*overrides: str, code: int = 0) -> list[str]:
-        monkeypatch.setattr(sys, "argv", ["cnnexp", "plan", *overrides])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        assert stop.value.code == code
+        assert call_cnnexp("plan", *overrides) == code
         assert not list(tmp_path.iterdir())
         return capsys.readouterr().out.splitlines()
 
     return command
 
 
-def test_plan_has_a_line_a_cell_the_impossible_ones_with_reasons_and_totals_last(planned: Any) -> None:
-    lines = planned(
+def test_plan_prints_one_line_per_cell_then_impossible_cells_with_reasons_then_totals(plan: Any) -> None:
+    lines = plan(
         "model.kernel_size=3,99", "model.tying=shared,local", "seed=range(5)", "data.train_size=64", code=2
     )
     assert lines[0].split() == ["cell", "weights", "MACs", "memory", "runs", "done", "stack", "time"]
@@ -125,25 +120,15 @@ def test_plan_has_a_line_a_cell_the_impossible_ones_with_reasons_and_totals_last
     assert "estimated from a calibration" in lines[-1]
 
 
-def test_a_stack_without_a_saved_state_does_not_resume(configure: Configure) -> None:
-    runs = by_id([configure(seed=seed) for seed in range(2)])
-    checkpoints = StackCheckpoints(sweep_folder(next(iter(runs.values()))), list(runs))
-    write_json(checkpoints.folder / RUNS, {"runs": list(runs)})  # the worker was killed while it saved
-    assert group_by_checkpoint(runs) == ([], runs)
-    checkpoints.save(1, {"weights": np.zeros(2)})
-    (stack,), rest = group_by_checkpoint(runs)
-    assert (stack.resumes, rest) == (checkpoints.folder, {})
+def test_composing_fast_equals_composing_by_hydra(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: list[Job] = []
 
-
-def test_composing_fast_equals_composing_by_hydra(planned: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[SweepPoint] = []
-
-    def keep(points: list[SweepPoint]) -> dict[str, float]:
-        seen.extend(points)
-        return {point.config.run_id: math.nan for point in points}
+    def keep(jobs: list[Job]) -> dict[str, float]:
+        composed.extend(jobs)
+        return {job.config.run_id: math.nan for job in jobs}
 
     monkeypatch.setattr("cnnexp.cli.plan.print_plan", keep)
-    planned(
+    plan(
         "optim=sgd,adamw",
         "model.tying=shared,'tiled(2)'",
         "model.kernel_size=3,[3,5]",
@@ -152,6 +137,6 @@ def test_composing_fast_equals_composing_by_hydra(planned: Any, monkeypatch: pyt
         "results_dir=other",
         "optim.learning_rate=0.1,1e-3",
     )
-    assert len(seen) == 2 * 2 * 2 * 2 * 2
-    for point in seen:
-        assert point.config == composed(*point.overrides)
+    assert len(composed) == 2 * 2 * 2 * 2 * 2
+    for job in composed:
+        assert job.config == compose_by_hydra(*job.overrides)

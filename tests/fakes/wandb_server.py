@@ -15,92 +15,23 @@ from urllib.parse import unquote, urlparse
 
 import yaml
 
+from tests.fakes.wandb_records import (
+    ENTITY,
+    RecordedRun,
+    Refused,
+    make_project_node,
+    make_sweep_node,
+    refuse_too_long,
+)
+
 KEY = "0123456789abcdef0123456789abcdef01234567"
-ENTITY = "team"
-CREATED = "2026-01-01T00:00:00Z"
-
-
-class RecordedRun:
-    """What arrived of one run: `history` as the server has it, by line, as the client's offsets say."""
-
-    def __init__(self, name: str, project: str):
-        self.name, self.project = name, project
-        self.config: dict[str, Any] = {}
-        self.summary: dict[str, Any] = {}
-        self.history: list[dict[str, Any]] = []
-        self.events: list[dict[str, Any]] = []
-        self.meta: dict[str, Any] = {"tags": []}
-        self.state, self.preempting = "running", False
-        self.files: dict[str, bytes] = {}
-
-    @property
-    def steps(self) -> list[int]:
-        """The steps in the order of their lines."""
-        return [row["_step"] for row in self.history]
-
-    def node(self) -> dict[str, Any]:
-        """The run as a query answers with it."""
-        lines = [json.dumps(json.dumps(row)) for row in self.history[-1:]]
-        return {
-            "__typename": "Run",
-            "id": f"R:{self.name}",
-            "name": self.name,
-            "displayName": self.meta.get("displayName", self.name),
-            "description": None,
-            "sweepName": None,
-            "tags": self.meta["tags"],
-            "config": json.dumps({key: {"value": value} for key, value in self.config.items()}),
-            "summaryMetrics": json.dumps(self.summary),
-            "historyLineCount": len(self.history),
-            "historyTail": f"[{','.join(lines)}]",
-            "eventsLineCount": len(self.events),
-            "eventsTail": "[]",
-            "logLineCount": 0,
-            "wandbConfig": json.dumps({"t": 1}),
-            "state": self.state,
-            "stopped": False,
-            "project": project_node(self.project),
-        }
-
-
-def project_node(name: str) -> dict[str, Any]:
-    """A project as a query answers with it."""
-    entity = {"id": "E", "name": ENTITY}
-    none = {"edges": []}
-    user = {"id": "U", "username": "user", "name": "user", "email": "", "entity": ENTITY, "admin": False}
-    user |= {"__typename": "User", "flags": "{}", "deletedAt": None, "apiKeys": none, "teams": none}
-    more = {"entityName": ENTITY, "createdAt": CREATED, "isBenchmark": False, "user": user}
-    return {
-        "__typename": "Project",
-        "id": f"P:{name}",
-        "internalId": "1",
-        "name": name,
-        "entity": entity,
-        **more,
-    }
-
-
-def sweep_node(method: str, config: str, project: str) -> dict[str, Any]:
-    """A sweep as a query answers with it."""
-    page = {"edges": [], "pageInfo": {"endCursor": None, "hasNextPage": False}}
-    absent = ("displayName", "description", "bestLoss", "runCountExpected", "controller", "scheduler")
-    times = dict.fromkeys(("createdAt", "heartbeatAt", "updatedAt"), CREATED)
-    node: dict[str, Any] = {
-        "__typename": "Sweep",
-        "id": "S",
-        "name": "sweep1",
-        "state": "RUNNING",
-        "runCount": 0,
-    }
-    node |= {"method": method, "config": config, "project": project_node(project), **times}
-    return node | dict.fromkeys(absent) | {"priorRuns": page, "runs": page, "agents": page}
 
 
 class WandbServer:
     """Serves on a port of loopback. `failing` is what every request meets:
 
-    None: it is answered; "silent": it is not; a number: that HTTP status. `left`: requests that are answered
-    before the server goes silent.
+    None: it is answered; "silent": it is not; a number: that HTTP status. `answers_left`: requests that are
+    answered before the server goes silent.
     """
 
     def __init__(self) -> None:
@@ -110,7 +41,7 @@ class WandbServer:
         self.operations: list[str] = []
         self.keys: set[str] = set()
         self.failing: str | int | None = None
-        self.left: int | None = None
+        self.answers_left: int | None = None
         self.lock = threading.RLock()
         self.stopped = threading.Event()
         handler = type("Handler", (_Handler,), {"recorder": self})
@@ -119,7 +50,7 @@ class WandbServer:
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
     def close(self) -> None:
-        """Let go of the port."""
+        """Close the port."""
         self.stopped.set()
         self._http.shutdown()
         self._http.server_close()
@@ -144,38 +75,40 @@ class WandbServer:
             return self._upsert(values)
         if operation == "RunResumeStatus":
             run = self.runs.get(values["name"])
-            return {"model": {**project_node(values["project"]), "bucket": run.node() if run else None}}
+            return {
+                "model": {**make_project_node(values["project"]), "bucket": run.make_node() if run else None}
+            }
         if operation == "CreateRunFiles":
             files = [{"name": f, "uploadUrl": f"{self.url}/up/{values['run']}/{f}"} for f in values["files"]]
             return {"createRunFiles": {"runID": f"R:{values['run']}", "uploadHeaders": [], "files": files}}
         if operation in ("UpsertView2", "upsertView"):
             return self._upsert_view(values)
         if operation == "SweepWithRuns":
-            return {"project": {**project_node(values["project"]), "sweep": self.sweep["node"]}}
+            return {"project": {**make_project_node(values["project"]), "sweep": self.sweep["node"]}}
         if operation in ("UpsertSweep", "CreateAgent", "Heartbeat", "AgentHeartbeat"):
             return self._sweep(operation, values)
         if operation == "CreateProject":
-            return {"upsertModel": {"project": project_node(values["input"]["name"]), "inserted": True}}
+            return {"upsertModel": {"project": make_project_node(values["input"]["name"]), "inserted": True}}
         if operation == "GetProjects":
             pages = {"endCursor": None, "hasNextPage": False}
             names = sorted({run.project for run in self.runs.values()})
-            edges = [{"node": project_node(name), "cursor": name} for name in names]
+            edges = [{"node": make_project_node(name), "cursor": name} for name in names]
             return {"models": {"edges": edges, "pageInfo": pages}}
         if operation == "SpecificReport":
             return {"view": self.views[values["reportId"]]}
         if operation == "View":
-            found = [{"node": view} for view in self.views.values() if view["name"] == values["viewName"]]
-            return {"project": {**project_node(values["name"]), "allViews": {"edges": found}}}
+            views = [{"node": view} for view in self.views.values() if view["name"] == values["viewName"]]
+            return {"project": {**make_project_node(values["name"]), "allViews": {"edges": views}}}
         raise KeyError(operation)
 
     def _sweep(self, operation: str, values: dict[str, Any]) -> dict[str, Any]:
-        """The points of a grid, whatever the method, given to whichever agent asks."""
+        """Give the points of a grid, whatever the method, to the agent that asks."""
         if operation == "UpsertSweep":
             config = yaml.safe_load(values["config"])
             choices = {key: entry["values"] for key, entry in config["parameters"].items()}
             points = [dict(zip(choices, point, strict=True)) for point in product(*choices.values())]
             self.sweep = {"config": values["config"], "left": points}
-            self.sweep["node"] = sweep_node(config["method"], values["config"], values["projectName"])
+            self.sweep["node"] = make_sweep_node(config["method"], values["config"], values["projectName"])
             return {"upsertSweep": {"sweep": self.sweep["node"], "configValidationWarnings": []}}
         if operation == "CreateAgent":
             return {"createAgent": {"agent": {"id": "A"}}}
@@ -193,9 +126,9 @@ class WandbServer:
     def _upsert_view(self, values: dict[str, Any]) -> dict[str, Any]:
         named = [number for number, view in self.views.items() if view["name"] == values.get("name")]
         number = values.get("id") or (named[0] if named else f"Vmlldzo{len(self.views)}")
-        given = {key: values.get(key) for key in ("type", "name", "displayName", "description", "spec")}
-        project = {**project_node(values["projectName"]), "entityName": ENTITY}
-        self.views[number] = {"id": number, **given, "project": project, "user": {"username": "user"}}
+        fields = {key: values.get(key) for key in ("type", "name", "displayName", "description", "spec")}
+        project = {**make_project_node(values["projectName"]), "entityName": ENTITY}
+        self.views[number] = {"id": number, **fields, "project": project, "user": {"username": "user"}}
         return {"upsertView": {"view": self.views[number], "inserted": "id" not in values}}
 
     def _upsert(self, values: dict[str, Any]) -> dict[str, Any]:
@@ -205,10 +138,10 @@ class WandbServer:
         run.meta |= {key: values[key] for key in META if values.get(key) is not None}
         for key, entry in json.loads(values.get("config") or "{}").items():
             run.config[key] = entry["value"] if isinstance(entry, dict) else entry
-        return {"upsertBucket": {"bucket": run.node(), "inserted": inserted}}
+        return {"upsertBucket": {"bucket": run.make_node(), "inserted": inserted}}
 
     def stream(self, project: str, name: str, body: dict[str, Any]) -> None:
-        """Take lines of a run's files, at the offsets that the client gives."""
+        """Record lines of a run's files, at the offsets that the client gives."""
         run = self.runs.setdefault(name, RecordedRun(name, project))
         for file, part in (body.get("files") or {}).items():
             if file in ("wandb-history.jsonl", "wandb-events.jsonl"):
@@ -225,35 +158,12 @@ class WandbServer:
             run.state = failed if body.get("exitcode") else "finished"
 
 
-class Refused(Exception):
-    """What the server says against a request: its message, under the name of the answer's field."""
-
-
-# The limits of W&B's own server, which it does not tell until a run arrives. Of a tag its words are known
-# ("invalid tag '…'. must be between 1 and 64 characters"); those of the others are like them.
-LIMITS = {"name": 128, "displayName": 128, "groupName": 128, "jobType": 64, "project": 128}
-
-
-def refuse_too_long(values: dict[str, Any]) -> None:
-    """Refuse a run of which a name is too long.
-
-    Raises:
-        Refused: with the first of them.
-    """
-    for key, limit in LIMITS.items():
-        if len(values.get(key) or "") > limit:
-            raise Refused(f"invalid {key} '{values[key]}'. must be at most {limit} characters")
-    for tag in values.get("tags") or ():
-        if not 1 <= len(tag) <= 64:
-            raise Refused(f"invalid tag '{tag}'. must be between 1 and 64 characters")
-
-
 META = ("displayName", "groupName", "jobType", "tags", "commit", "notes")
 
 
 @contextmanager
 def wandb_server() -> Iterator[WandbServer]:
-    """A server for as long as the context lasts."""
+    """Serve for as long as the context lasts."""
     server = WandbServer()
     try:
         yield server
@@ -306,17 +216,17 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._answer({})
 
-    def _graphql(self, asked: dict[str, Any]) -> None:
-        given = self.headers.get("Authorization", "")
-        key = base64.b64decode(given.removeprefix("Basic ")).decode().removeprefix("api:")
+    def _graphql(self, request: dict[str, Any]) -> None:
+        authorization = self.headers.get("Authorization", "")
+        key = base64.b64decode(authorization.removeprefix("Basic ")).decode().removeprefix("api:")
         self.recorder.keys.add(key)
         if key != KEY:
             self._answer({"errors": [{"message": "invalid api key"}]}, 401)
             return
-        match = re.search(r"\b(?:query|mutation)\s+(\w+)", asked.get("query", ""))
+        match = re.search(r"\b(?:query|mutation)\s+(\w+)", request.get("query", ""))
         try:
             self._answer(
-                {"data": self.recorder.query(match[1] if match else "", asked.get("variables") or {})}
+                {"data": self.recorder.query(match[1] if match else "", request.get("variables") or {})}
             )
         except Refused as error:
             field = "upsertBucket"
@@ -326,9 +236,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _meets_failure(self) -> bool:
         server = self.recorder
-        if server.left is not None:
-            server.left -= 1
-            if server.left < 0:
+        if server.answers_left is not None:
+            server.answers_left -= 1
+            if server.answers_left < 0:
                 server.failing = server.failing or "silent"
         if server.failing is None:
             return False

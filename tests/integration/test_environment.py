@@ -22,6 +22,7 @@ from cnnexp.store import files as atomic
 from cnnexp.store.checkpoints import StackCheckpoints
 from cnnexp.store.runs import read_runs
 from cnnexp.sweep.devices import refuse_missing_devices
+from tests.conftest import call_cnnexp
 from tests.report.test_report import write_run
 
 NO_UTF8 = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
@@ -36,20 +37,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "why_convolutions"
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Carry out a command in this process; returns its exit code."""
-
-    def main(*words: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["cnnexp", *words])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return int(stop.value.code or 0)
-
-    return main
-
-
-def failing(number: int) -> Callable[..., Any]:
+def raise_os_error(number: int) -> Callable[..., Any]:
     def fail(*arguments: Any, **options: Any) -> Any:
         raise OSError(number, os.strerror(number), str(next(iter(arguments), "")))
 
@@ -57,9 +45,8 @@ def failing(number: int) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO])
-def test_a_disk_that_refuses_is_one_line_and_nothing_is_left_of_what_failed(
+def test_a_failed_write_is_reported_in_one_line_and_leaves_no_partial_file(
     sweep: str,
-    command: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     number: int,
@@ -68,33 +55,33 @@ def test_a_disk_that_refuses_is_one_line_and_nothing_is_left_of_what_failed(
     commands += [("show", "model.features=[2]", "data.images=100", "data.test_images=50")]
     for words in commands if number == errno.ENOSPC else commands[1:2]:
         with monkeypatch.context() as patch:
-            patch.setattr(atomic.os, "fsync", failing(number))
-            assert command(*words) == terminal.DISK_ERROR
-        said = capsys.readouterr().err.splitlines()
-        assert len(said) == 1 and os.strerror(number) in said[0] and "safe" in said[0], said
+            patch.setattr(atomic.os, "fsync", raise_os_error(number))
+            assert call_cnnexp(*words) == terminal.DISK_ERROR
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and os.strerror(number) in lines[0] and "safe" in lines[0], lines
     assert not [path for path in Path().rglob("*") if path.name.startswith(".")]
     assert not Path("table.csv").exists()
 
 
 @pytest.mark.parametrize("where", ["history", "checkpoint"])
-def test_a_sweep_on_a_full_disk_says_so_in_one_line_and_goes_on_when_there_is_room(
+def test_a_sweep_on_a_full_disk_ends_with_one_line_and_resumes_when_there_is_room(
     run: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    full = failing(errno.ENOSPC)
+    full = raise_os_error(errno.ENOSPC)
     with monkeypatch.context() as patch:
         if where == "history":
             patch.setattr("cnnexp.store.run_writer.append_bytes", full)
         else:
             patch.setattr(os, "posix_fallocate", full)
         assert run("seed=0,1", "sweep.checkpoint_seconds=0") == terminal.DISK_ERROR
-    said = capfd.readouterr().err
-    lines = [line for line in said.splitlines() if "runs/h" not in line and "ETA" not in line]
-    assert len(lines) == 1 and "No space left on device" in lines[0] and "Traceback" not in said, said
+    printed = capfd.readouterr().err
+    lines = [line for line in printed.splitlines() if "runs/h" not in line and "ETA" not in line]
+    assert len(lines) == 1 and "No space left on device" in lines[0] and "Traceback" not in printed, printed
     assert run("seed=0,1") == 0
     assert [stored.status for stored in read_runs(Path("results/default"))] == ["finished"] * 2
 
 
-def test_a_bug_keeps_its_traceback(command: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (FileNotFoundError(errno.ENOENT, "no such file"), OSError("no number"), ValueError("x")):
         with monkeypatch.context() as patch:
             patch.setattr(cli, "_invoke", lambda words, error=error: (_ for _ in ()).throw(error))
@@ -106,7 +93,7 @@ def test_a_bug_keeps_its_traceback(command: Callable[..., int], monkeypatch: pyt
 def test_a_closed_pipe_ends_a_command_quietly(
     sweep: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commands = [("results", sweep), ("results", sweep, "--format", "csv"), ("report", sweep)]
+    commands = [("results", sweep), ("results", sweep, "--format", "csv")]
     commands += [("compare", sweep, sweep), ("run", "--help"), ("data", "list"), ("plan", "seed=0,1")]
     for words in commands:
         read, write = os.pipe()
@@ -117,44 +104,44 @@ def test_a_closed_pipe_ends_a_command_quietly(
             with pytest.raises(SystemExit) as stop:
                 cli.main()
             terminal._flush()  # as at the exit
-        assert stop.value.code in (0, terminal.CLOSED_PIPE), words  # 0: all was said before it was written
+        assert stop.value.code in (0, terminal.CLOSED_PIPE), words  # 0: all was printed before it was written
         assert not capsys.readouterr().err, words
 
 
-def _cnnexp(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def start_cnnexp(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
     options["env"] = {**os.environ, "PYTHONUNBUFFERED": "", **options.get("env", {})}
     arguments = [sys.executable, "-m", "cnnexp", *words]
     return subprocess.run(arguments, stderr=subprocess.PIPE, check=False, **options)
 
 
-def test_nothing_is_said_at_the_exit_of_what_nobody_reads() -> None:
+def test_a_process_with_a_closed_or_full_stdout_prints_no_traceback_at_exit() -> None:
     read, write = os.pipe()
     os.close(read)
-    done = _cnnexp("--help", stdout=write)
+    done = start_cnnexp("--help", stdout=write)
     os.close(write)
     assert done.stderr == b"", done.stderr
     with open("/dev/full", "wb") as full:
-        done = _cnnexp("completion", "bash", stdout=full)
+        done = start_cnnexp("completion", "bash", stdout=full)
     assert done.returncode == terminal.DISK_ERROR and done.stderr.count(b"\n") == 1, done.stderr
 
 
 @pytest.mark.parametrize("environment", [NO_UTF8, {"PYTHONIOENCODING": "latin-1"}])
-def test_any_terminal_shows_what_it_can_and_names_are_utf8(
+def test_a_terminal_without_utf8_prints_replacements_and_files_keep_utf8_names(
     sweep: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "results").rename(tmp_path / "é…")
     encoding = environment.get("PYTHONIOENCODING", "ascii")
     options: dict[str, Any] = {"env": environment, "stdout": subprocess.PIPE, "cwd": tmp_path}
-    done = _cnnexp("--help", **options)
+    done = start_cnnexp("--help", **options)
     assert done.returncode == 0 and b"COMMAND ?" in done.stdout, done.stderr
-    done = _cnnexp("data", "list", "--data-dir", "é…", **options)
+    done = start_cnnexp("data", "list", "--data-dir", "é…", **options)
     assert done.returncode == 0 and "é?".encode(encoding, errors="replace") in done.stdout, done.stderr
     output = ["--format", "csv", "-o", "é…/table.csv"]
-    done = _cnnexp("results", sweep, "--results-dir", "é…", *output, **options)
+    done = start_cnnexp("results", sweep, "--results-dir", "é…", *output, **options)
     assert done.returncode == 0 and (tmp_path / "é…" / "table.csv").exists(), done.stderr
 
 
-def test_words_of_the_command_line_are_utf8_where_their_bytes_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_of_the_command_line_are_decoded_as_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsencode", lambda text: text.encode("latin-1"))
     assert terminal._as_utf8("Ã©") == "é".encode()  # typed in a terminal of UTF-8, decoded as Latin-1
     assert terminal._as_utf8("é") == "é".encode()  # typed in a terminal of Latin-1
@@ -197,7 +184,7 @@ def test_a_cache_that_cannot_be_written_costs_one_warning(
     assert cache_folder("jax") == tmp_path / "cnnexp" / "jax"
     entry = tmp_path / "cnnexp" / "set.npz"
     with monkeypatch.context() as patch:
-        patch.setattr(np, "savez", failing(errno.ENOSPC))
+        patch.setattr(np, "savez", raise_os_error(errno.ENOSPC))
         for _ in range(3):
             write_cache(entry, {"x": np.zeros(3)})
     assert capsys.readouterr().err.count("No space left on device") == 1
@@ -208,7 +195,7 @@ def test_a_cache_that_cannot_be_written_costs_one_warning(
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend 'cuda'"), AssertionError()])
-def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_a_missing_device_is_refused(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     import jax
 
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
@@ -217,7 +204,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, 
         refuse_missing_devices()
 
 
-def test_orbax_says_nothing_of_what_is_raised(
+def test_an_error_of_orbax_is_raised_and_not_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     import orbax.checkpoint as ocp

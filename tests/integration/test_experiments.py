@@ -4,7 +4,6 @@ import itertools
 import math
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cnnexp.analysis.dataframe import make_dataframe
-from cnnexp.analysis.verdicts import judge
-from cnnexp.cli import main as cli
 from cnnexp.config import RunConfig
 from cnnexp.core import machine as paths
 from cnnexp.nn.geometry import Geometry
@@ -30,78 +27,72 @@ from cnnexp.report.report import MAX_NETWORKS
 from cnnexp.store.runs import StoredRun
 from cnnexp.sweep.points import SweepPoint
 from cnnexp.sweep.provenance import summary_of
+from tests.conftest import call_cnnexp
 
 ROOT = Path(__file__).parents[2]
 SIZES = sorted(path.stem for path in (ROOT / "conf/experiment_size").glob("*.yaml"))
 
 
 @pytest.fixture
-def configs(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The configurations of an experiment at a size, with one learning rate."""
+def compose(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Compose the configurations of an experiment at a size, with one learning rate."""
 
-    def composed(experiment: str, size: str) -> list[RunConfig]:
-        seen: list[SweepPoint] = []
+    def compose_size(experiment: str, size: str) -> list[RunConfig]:
+        jobs_of_plan: list[Job] = []
         untuned = "optim.learning_rate=0.01"
 
-        def keep(points: list[SweepPoint]) -> dict[str, float]:
-            seen.extend(points)
-            return {point.config.run_id: math.nan for point in points}
+        def keep(jobs: list[Job]) -> dict[str, float]:
+            jobs_of_plan.extend(jobs)
+            return {job.config.run_id: math.nan for job in jobs}
 
         monkeypatch.setattr("cnnexp.cli.plan.print_plan", keep)
-        monkeypatch.setattr(
-            sys, "argv", ["cnnexp", "plan", f"experiment={experiment}", f"size={size}", untuned]
-        )
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        assert stop.value.code == 0
-        return [point.config for point in seen]
+        assert call_cnnexp("plan", f"experiment={experiment}", f"size={size}", untuned) == 0
+        return [job.config for job in jobs_of_plan]
 
-    return composed
+    return compose_size
 
 
-def invented(config: RunConfig, random: np.random.Generator) -> StoredRun:
-    """A run as the store would have it, with counts that are true and accuracies that are not."""
+def invent_table(configs: list[RunConfig], random: np.random.Generator) -> pd.DataFrame:
+    """Invent the table of a sweep: counts are true, accuracies are random."""
+    summaries: dict[str, dict[str, Any]] = {}  # of runs that differ in their seed: counting takes long
+    runs = []
+    for config in configs:
+        cell = config.model_copy(update={"seed": 0}).model_dump_json()
+        if cell not in summaries:
+            last: dict[str, int | float] = {"step": 10, "epoch": 1.0}
+            summaries[cell] = summary_of(config, last, status="finished", seconds=1.0)
+        runs.append(invent_run(config, summaries[cell], random))
+    return make_dataframe(runs)
+
+
+def invent_run(config: RunConfig, counts: dict[str, Any], random: np.random.Generator) -> StoredRun:
     train, test = random.uniform(0.6, 1), random.uniform(0.2, 0.6)
     metrics = {"train/accuracy": train, "test/accuracy": test, "gap/accuracy": train - test}
     metrics |= {"validation/accuracy": test}
     history = [{"step": step, "epoch": 0.0, "test/accuracy": step / 10} for step in (0, 5)]
-    last = {"step": 10, "epoch": 1.0} | metrics
-    summary = summary_of(config, last, status="finished", seconds=1.0)
-    summary |= {
-        f"learned/{measure}/conv_0": random.uniform() for measure in ("distance", "zeros", "locality")
-    }
-    values = config.model_dump()
+    learned = {f"learned/{measure}/conv_0": random.uniform() for measure in ("distance", "zeros", "locality")}
     return StoredRun(
         run_id=config.run_id,
         folder=Path(),
-        config=values,
-        summary=summary,
-        history=[*history, last],
+        config=config.model_dump(),
+        summary=counts | metrics | learned | {"run_id": config.run_id, "seed": config.seed},
+        history=[*history, {"step": 10, "epoch": 1.0} | metrics],
         status="finished",
     )
-
-
-SLOW_SIZES = (  # over 5 seconds of CPU time
-    "kernel_stride_tying_paper",
-    "sample_complexity_paper",
-    "sample_complexity_small",
-    "tying_dial_paper",
-    "why_convolutions_paper",
-)
 
 
 @pytest.mark.parametrize(
     "size",
     [
-        pytest.param(size, marks=[pytest.mark.slow] if size in SLOW_SIZES else [])
+        pytest.param(size, marks=[pytest.mark.slow] if size.endswith("_paper") else [])
         for size in SIZES
         if not size.endswith("_demo")
     ],
 )
-def test_every_size_measures_every_claim_and_draws_every_figure(configs: Any, size: str) -> None:
+def test_every_size_measures_every_claim_and_draws_every_figure(compose: Any, size: str) -> None:
     name, _, size = size.rpartition("_")
     random = np.random.default_rng(0)
-    table = make_dataframe([invented(config, random) for config in configs(name, size)])
+    table = invent_table(compose(name, size), random)
     experiment = load_experiment(name)
     verdicts = judge(experiment.claims, table)
     assert [verdict.claim.sentence for verdict in verdicts if verdict.interval is None] == []
@@ -136,8 +127,8 @@ def test_only_values_within_the_limits_of_axes_are_visible() -> None:
     assert count_visible_values(axes) == 2
 
 
-def estimate_of(name: str, sentence: str) -> Any:
-    """Of the one claim of an experiment that begins so."""
+def find_estimate(name: str, sentence: str) -> Any:
+    """Find the estimate of the one claim of an experiment that begins with a sentence."""
     (claim,) = (one for one in load_experiment(name).claims if one.sentence.startswith(sentence))
     return claim.estimate
 
@@ -150,25 +141,23 @@ def estimate_of(name: str, sentence: str) -> Any:
         ("locality_sharing_ladder", "A shallow dense network is more than 2 points", "optim.l1", 0.00002),
     ],
 )
-def test_what_is_chosen_is_chosen_on_validation_images(
-    configs: Any, name: str, sentence: str, key: str, chosen: float
+def test_a_tuned_value_is_chosen_on_validation_images(
+    compose: Any, name: str, sentence: str, key: str, chosen: float
 ) -> None:
     random = np.random.default_rng(0)
-    table = make_dataframe([invented(config, random) for config in configs(name, "small")])
+    table = invent_table(compose(name, "small"), random)
     tried = table[key].notna() & (table["model.tying"] != "shared")
     # The larger, the better on test images and the worse on those of validation.
     table["test/accuracy"] = 0.5 + 0.01 * table[key].rank(method="dense").where(tried, 0)
     table["validation/accuracy"] = 1 - table["test/accuracy"]
     worst_on_test = table.loc[tried & (table[key] == chosen), "test/accuracy"].iloc[0]
-    found = estimate_of(name, sentence)(table)
-    assert found == pytest.approx(np.full(5, worst_on_test - 0.5))
+    estimate = find_estimate(name, sentence)(table)
+    assert estimate == pytest.approx(np.full(5, worst_on_test - 0.5))
 
 
-def test_few_weights_are_not_taken_for_local_ones(configs: Any) -> None:
+def test_sparse_weights_in_random_places_are_not_measured_as_local(compose: Any) -> None:
     random = np.random.default_rng(0)
-    table = make_dataframe(
-        [invented(config, random) for config in configs("locality_sharing_ladder", "small")]
-    )
+    table = invent_table(compose("locality_sharing_ladder", "small"), random)
     kernels = random.normal(size=(1000, 16, 16))
     kernels[np.abs(kernels) < np.quantile(np.abs(kernels), 0.9)] = 0
     inside = [
@@ -176,7 +165,7 @@ def test_few_weights_are_not_taken_for_local_ones(configs: Any) -> None:
     ]
     table["learned/zeros/conv_0"] = 0.9
     table["learned/locality/conv_0"] = np.max(inside, axis=0).sum() / (kernels**2).sum()
-    beyond_chance = estimate_of("locality_sharing_ladder", "The weights that beta-LASSO leaves")(table)
+    beyond_chance = find_estimate("locality_sharing_ladder", "The weights that beta-LASSO leaves")(table)
     assert len(beyond_chance) == 5 and np.abs(beyond_chance).max() < 0.02
 
 
@@ -192,6 +181,7 @@ def test_pictures_of_kernels_show_tiles_and_stay_small() -> None:
     assert len(shrink_png(render(drawing, pd.DataFrame()).png)) < 300_000
 
 
+@pytest.mark.slow
 def test_a_new_experiment_is_two_small_files(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

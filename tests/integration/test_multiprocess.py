@@ -1,4 +1,4 @@
-"""A run whose batches several devices share, of one process or two, is the run of one device."""
+"""Training on several devices, in one process or two, gives the results of one device."""
 
 import os
 import signal
@@ -52,13 +52,13 @@ def list_meshes() -> str:
 
 
 @pytest.mark.slow
-def test_devices_go_to_runs_first_then_to_the_batches_that_they_can_divide() -> None:
+def test_devices_divide_runs_first_and_then_batches_of_a_divisible_size() -> None:
     assert list_meshes() == "1x8 2x4 3x2 4x2 5x1 6x1 7x1 8x1 8x1 1x6 2x3 3x2 4x2 5x1 6x1 7x1 8x1 8x1"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "stream"), [("0", "always"), ("0,1,2", "never")])
-def test_eight_devices_share_runs_and_batches(tmp_path: Path, seeds: str, stream: str) -> None:
+def test_eight_devices_train_what_one_device_trains(tmp_path: Path, seeds: str, stream: str) -> None:
     images = ["data.images=200", "data.test_images=50"]
     if stream == "always":
         images = ["data=tfds", f"data.name={NAME}", f"data.data_dir={prepare_digits(tmp_path).parents[1]}"]
@@ -80,12 +80,15 @@ def test_a_profile_is_written_and_changes_nothing(tmp_path: Path) -> None:
     assert compute_largest_difference(traced, plain) == 0
 
 
-def test_the_only_piece_of_a_training_is_traced(run: Any) -> None:
+@pytest.mark.slow
+def test_a_training_of_one_piece_is_profiled(run: Any) -> None:
     assert run("train.steps=2", "train.eval_every=2", "train.profile=trace") == 0
     assert list(Path("trace").glob("plugins/profile/*/perfetto_trace.json.gz"))
 
 
-def test_deterministic_kernels_are_asked_for_once_and_not_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deterministic_kernels_are_set_once_and_refused_after_jax_has_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     jax.devices()
     monkeypatch.setenv("XLA_FLAGS", DETERMINISTIC)
     configure_jax(deterministic=True)
@@ -95,7 +98,7 @@ def test_deterministic_kernels_are_asked_for_once_and_not_too_late(monkeypatch: 
         configure_jax(deterministic=True)
 
 
-def test_runs_that_processes_cannot_share_are_refused(
+def test_several_processes_refuse_runs_whose_batches_they_cannot_divide(
     configure: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jax, "process_count", lambda: 3)
@@ -140,7 +143,7 @@ def test_two_processes_train_what_one_device_trains(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_processes_end_when_one_is_killed_or_asked_to_stop_and_go_on(tmp_path: Path) -> None:
+def test_both_processes_stop_when_one_is_killed_or_terminated_and_resume(tmp_path: Path) -> None:
     sweep = [
         *["data.images=200", "data.test_images=50", *SWEEP, "model.tying=shared"],
         # Enough steps that the runs have not ended when the test notices that they have begun.
@@ -151,8 +154,8 @@ def test_processes_end_when_one_is_killed_or_asked_to_stop_and_go_on(tmp_path: P
     wait_for_worker(disturbed, "shared")
     second.kill()
     second.wait()
-    said = wait_for_exit(first, disturbed, code=75, log="run0.txt")
-    assert "cnnexp: another process was lost; run the same command again" in said
+    printed = wait_for_exit(first, disturbed, code=75, log="run0.txt")
+    assert "cnnexp: another process was lost; run the same command again" in printed
     assert read_states(disturbed)["shared 0"]["status"] == "interrupted"
     again = start_two_processes(disturbed, *sweep)
     rows = read_states(disturbed)["shared 0"]["rows"]
@@ -174,15 +177,15 @@ def test_processes_end_when_one_is_killed_or_asked_to_stop_and_go_on(tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_what_one_process_meets_ends_both(tmp_path: Path) -> None:
+def test_a_full_disk_of_one_process_stops_both(tmp_path: Path) -> None:
     sweep = ["data.images=200", "data.test_images=50", *SWEEP, "model.tying=shared", "train.steps=100000"]
     processes = start_two_processes(tmp_path, *sweep)
     wait_for_worker(tmp_path, "shared")
     (history,) = tmp_path.glob("results/sweep/*/history.jsonl")
     history.unlink()
     history.symlink_to("/dev/full")
-    said = wait_for_both(processes, tmp_path, code=DISK_ERROR)  # long before the last step
-    assert "No space left on device" in said and "another process has failed" in said
+    printed = wait_for_both(processes, tmp_path, code=DISK_ERROR)  # long before the last step
+    assert "No space left on device" in printed and "another process has failed" in printed
     history.unlink()  # whoever reads it would never come to its end
     history.touch()
     assert read_states(tmp_path)["shared 0"]["status"] in ("running", "interrupted")  # to be resumed
@@ -191,10 +194,13 @@ def test_what_one_process_meets_ends_both(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_processes_that_see_different_stores_are_refused(tmp_path: Path) -> None:
-    here, there = tmp_path / "here", tmp_path / "there"
-    processes = start_two_processes(here, "data.images=200", "data.test_images=50", *SWEEP, second=there)
-    for number, folder in enumerate((here, there)):
-        said = wait_for_exit(processes[number], folder, code=2, log=f"run{number}.txt")
+    first_folder, second_folder = tmp_path / "here", tmp_path / "there"
+    processes = start_two_processes(
+        first_folder, "data.images=200", "data.test_images=50", *SWEEP, second=second_folder
+    )
+    for number, folder in enumerate((first_folder, second_folder)):
+        printed = wait_for_exit(processes[number], folder, code=2, log=f"run{number}.txt")
         assert (
-            "cnnexp: results_dir=results: not all 2 processes see the files that the first one writes" in said
+            "cnnexp: results_dir=results: not all 2 processes see the files that the first one writes"
+            in printed
         )

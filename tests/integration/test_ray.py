@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests import clusters
-from tests.clusters import compute_largest_difference, read_states, start_run, wait_for_exit, wait_for_worker
+from tests.clusters import (
+    compute_largest_difference,
+    read_states,
+    start_run,
+    wait_for_exit,
+    wait_for_worker,
+    write_modules,
+)
 from tests.conftest import SMALL_SWEEP
 
 SWEEP = [*clusters.SWEEP, "train.steps=3000", "train.eval_every=200"]
@@ -19,24 +26,26 @@ SWEEP = [*clusters.SWEEP, "train.steps=3000", "train.eval_every=200"]
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_sweep_with_a_killed_worker_ends_as_the_local_one(tmp_path: Path) -> None:
-    there, here = tmp_path / "ray", tmp_path / "local"
-    sweep = start_run(there, *SWEEP, "launcher=ray")
-    worker = wait_for_worker(there, "local")
+def test_a_sweep_with_a_killed_and_a_terminated_worker_has_the_numbers_of_the_local_one(
+    tmp_path: Path,
+) -> None:
+    on_ray, on_this_machine = tmp_path / "ray", tmp_path / "local"
+    sweep = start_run(on_ray, *SWEEP, "launcher=ray")
+    worker = wait_for_worker(on_ray, "local")
     os.kill(worker, signal.SIGKILL)
-    told = wait_for_worker(there, "shared")
-    os.kill(told, signal.SIGTERM)  # as where a node is about to go
-    assert "Ray: 2 tasks for 2 stacks" in wait_for_exit(sweep, there)
-    found = read_states(there)
-    assert {state["status"] for state in found.values()} == {"finished"}
-    assert worker not in {found[f"local {seed}"]["pid"] for seed in "01"}
-    wait_for_exit(start_run(here, *SWEEP), here)
-    assert compute_largest_difference(there, here) <= 1e-5
+    terminated = wait_for_worker(on_ray, "shared")
+    os.kill(terminated, signal.SIGTERM)  # as where a node is about to go
+    assert "Ray: 2 tasks for 2 stacks" in wait_for_exit(sweep, on_ray)
+    states = read_states(on_ray)
+    assert {state["status"] for state in states.values()} == {"finished"}
+    assert worker not in {states[f"local {seed}"]["pid"] for seed in "01"}
+    wait_for_exit(start_run(on_this_machine, *SWEEP), on_this_machine)
+    assert compute_largest_difference(on_ray, on_this_machine) <= 1e-5
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_an_interrupted_sweep_is_saved_and_goes_on_elsewhere(tmp_path: Path) -> None:
+def test_an_interrupted_sweep_is_saved_and_resumes_without_ray(tmp_path: Path) -> None:
     sweep = [*SWEEP, "model.tying=shared"]
     sent = start_run(tmp_path, *sweep, "launcher=ray")
     wait_for_worker(tmp_path, "shared")
@@ -45,6 +54,17 @@ def test_an_interrupted_sweep_is_saved_and_goes_on_elsewhere(tmp_path: Path) -> 
     assert {state["status"] for state in read_states(tmp_path).values()} == {"interrupted"}
     wait_for_exit(start_run(tmp_path, *sweep), tmp_path)
     assert {state["status"] for state in read_states(tmp_path).values()} == {"finished"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_workers_of_ray_import_installed_packages_and_not_modules_of_the_working_folder(
+    tmp_path: Path,
+) -> None:
+    mark = write_modules(tmp_path)
+    wait_for_exit(start_run(tmp_path, *SMALL_SWEEP, "launcher=ray", "name=sweep"), tmp_path)
+    assert {state["status"] for state in read_states(tmp_path).values()} == {"finished"}
+    assert not mark.exists()
 
 
 CLUSTER = """
@@ -58,7 +78,7 @@ until [ -e $RAY_TMPDIR/ray/ray_current_cluster ]; do sleep 0.1; done
 
 
 @pytest.mark.slow
-def test_a_running_cluster_trains_and_tells_why_it_cannot(tmp_path: Path) -> None:
+def test_a_running_cluster_trains_or_reports_why_it_cannot(tmp_path: Path) -> None:
     """In a network and among processes of its own, as Ray listens on all interfaces."""
     alone = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if not shutil.which("ip") or subprocess.run([*alone, "true"], capture_output=True).returncode:
@@ -80,18 +100,18 @@ def test_a_running_cluster_trains_and_tells_why_it_cannot(tmp_path: Path) -> Non
         within = start_run(
             tmp_path, *sweep, environment=environment, wrapper=[*alone, "bash", "-c", CLUSTER, "sh"]
         )
-        said = wait_for_exit(within, tmp_path, code=1)
+        printed = wait_for_exit(within, tmp_path, code=1)
     assert {state["status"] for state in read_states(tmp_path).values()} == {"finished"}
-    assert said.count(f"Ray: FileNotFoundError: [Errno 2] No such file or directory: '{tmp_path}") == 1
-    assert "cnnexp: 2 of 2 runs failed (ended without a result)" in said
+    assert printed.count(f"Ray: FileNotFoundError: [Errno 2] No such file or directory: '{tmp_path}") == 1
+    assert "cnnexp: 2 of 2 runs failed (ended without a result)" in printed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("address", ["auto", "ray://127.0.0.1:1"])
-def test_a_cluster_that_is_not_there_is_one_line(tmp_path: Path, address: str) -> None:
+def test_a_missing_cluster_is_reported_in_one_line(tmp_path: Path, address: str) -> None:
     sent = start_run(tmp_path, *SWEEP, "launcher=ray", f"launcher.address={address}")
-    said = wait_for_exit(sent, tmp_path, code=2)
+    printed = wait_for_exit(sent, tmp_path, code=2)
     assert (
-        said.startswith(f"cnnexp: launcher.address={address}: no Ray cluster at this address")
-        and said.count("\n") == 1
+        printed.startswith(f"cnnexp: launcher.address={address}: no Ray cluster at this address")
+        and printed.count("\n") == 1
     )

@@ -1,4 +1,4 @@
-"""A sweep that is stopped, killed, shared or damaged ends with the numbers of one left alone."""
+"""A sweep that is interrupted, killed, divided or corrupted ends with the numbers of one without trouble."""
 
 import json
 import os
@@ -28,16 +28,20 @@ from cnnexp.training import loop
 from cnnexp.training.loop import LoopState, StackTrainer
 from tests.clusters import compute_largest_difference, start_run, wait_for_exit, wait_for_worker
 
-SWEEP = ["model.tying=shared,local", "seed=0,1,2", "sweep.checkpoint_seconds=0", "train.steps=12"]
+STEPS = 4
+SWEEP = ["model.tying=shared,local", "seed=0,1", "sweep.checkpoint_seconds=0", f"train.steps={STEPS}"]
+STATES_OF_STACK = STEPS + 1
 
 
-def numbers(name: str) -> dict[str, tuple[dict[str, Any], list[Any]]]:
-    """All that must not depend on what happened on the way."""
+def read_results(name: str) -> dict[str, tuple[dict[str, Any], list[Any]]]:
+    """Read all that must not depend on interruptions."""
 
-    def lasting(stored: StoredRun) -> dict[str, Any]:
+    def without_time(stored: StoredRun) -> dict[str, Any]:
         return {key: value for key, value in stored.summary.items() if key != "wall_seconds"}
 
-    return {stored.run_id: (lasting(stored), stored.history) for stored in read_runs(Path("results") / name)}
+    return {
+        stored.run_id: (without_time(stored), stored.history) for stored in read_runs(Path("results") / name)
+    }
 
 
 @pytest.fixture
@@ -47,52 +51,62 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "PIECE_SECONDS", 0.0)
 
 
+def terminate_training(patch: pytest.MonkeyPatch, *, at: int) -> list[int]:
+    """Send SIGTERM to this process before a state of the training; returns the counter of states."""
+    train, states = StackTrainer.train, [0]
+
+    def train_and_terminate(self: Any, *arguments: Any) -> Any:
+        for state in train(self, *arguments):
+            if states[0] == at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            states[0] += 1
+            yield state
+
+    patch.setattr(StackTrainer, "train", train_and_terminate)
+    return states
+
+
 @pytest.mark.usefixtures("small_pieces")
-@pytest.mark.parametrize("moments", [(5, 17), pytest.param((0, 12), marks=pytest.mark.slow)])
-def test_a_sweep_interrupted_anywhere_is_saved_asks_to_be_requeued_and_resumes(
-    run: Any, monkeypatch: pytest.MonkeyPatch, moments: tuple[int, int]
+@pytest.mark.parametrize(
+    "interruptions",  # numbers of states of the training, of two stacks
+    [(2, STATES_OF_STACK + 2), pytest.param((0, STEPS), marks=pytest.mark.slow)],
+)
+def test_a_sweep_interrupted_at_any_state_exits_with_75_and_resumes_to_the_same_numbers(
+    run: Any, monkeypatch: pytest.MonkeyPatch, interruptions: tuple[int, int]
 ) -> None:
     assert run(*SWEEP, "name=alone") == 0
-    healthy = StackTrainer.train
-    for moment in moments:  # of two stacks of 13 each
-        name, seen = f"name=stopped{moment}", [0]
-
-        def interrupted(self: Any, *arguments: Any, moment: int = moment, seen: list[int] = seen) -> Any:
-            for each in healthy(self, *arguments):
-                if seen[0] == moment:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                seen[0] += 1
-                yield each
-
-        monkeypatch.setattr(StackTrainer, "train", interrupted)
-        assert run(*SWEEP, name) == 75
-        statuses = [stored.status for stored in read_runs(Path(f"results/stopped{moment}"))]
-        assert "interrupted" in statuses or statuses.count("finished") == 3
-        assert run(*SWEEP, name) == 0
-        assert numbers(f"stopped{moment}") == numbers("alone")
-        assert not list(Path(f"results/stopped{moment}").glob("checkpoints/*"))
-        if 0 < moment < 12:
-            assert seen[0] < 2 * 13 + 2  # it resumed: few moments more than those of two whole stacks
+    for at in interruptions:
+        name = f"stopped{at}"
+        with monkeypatch.context() as patch:
+            states = terminate_training(patch, at=at)
+            assert run(*SWEEP, f"name={name}") == 75
+            statuses = [stored.status for stored in read_runs(Path("results") / name)]
+            assert "interrupted" in statuses or statuses.count("finished") == 2
+            assert run(*SWEEP, f"name={name}") == 0
+        assert read_results(name) == read_results("alone")
+        assert not list(Path(f"results/{name}").glob("checkpoints/*"))
+        if at % STATES_OF_STACK == 2:  # it resumed: hardly any state was trained twice
+            assert states[0] <= 2 * STATES_OF_STACK + 1
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_part_of_an_interrupted_stack_goes_on_and_a_damaged_history_starts_anew(
+def test_intact_runs_of_an_interrupted_stack_resume_and_those_with_a_corrupt_history_restart(
     run: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sweep = ["seed=0,1,2", "sweep.checkpoint_seconds=0", "train.steps=9"]
+    sweep = ["seed=0,1,2", "sweep.checkpoint_seconds=0", "train.steps=6"]
     assert run(*sweep, "name=alone") == 0
-    healthy = StackTrainer.train
+    train = StackTrainer.train
 
-    def killed(self: Any, *arguments: Any) -> Any:
-        for number, moment in enumerate(healthy(self, *arguments)):
-            if number == 6:
+    def train_and_stop(self: Any, *arguments: Any) -> Any:
+        for number, state in enumerate(train(self, *arguments)):
+            if number == 4:
                 raise KeyboardInterrupt
-            yield moment
+            yield state
 
-    monkeypatch.setattr(StackTrainer, "train", killed)
+    monkeypatch.setattr(StackTrainer, "train", train_and_stop)
     assert run(*sweep, "name=broken") == 130
-    monkeypatch.setattr(StackTrainer, "train", healthy)
+    monkeypatch.setattr(StackTrainer, "train", train)
     folders = [stored.folder for stored in read_runs(Path("results/broken"))]
     (folders[0] / "history.jsonl").write_text("{]")
     history = folders[1] / "history.jsonl"
@@ -106,15 +120,15 @@ def test_part_of_an_interrupted_stack_goes_on_and_a_damaged_history_starts_anew(
         if file.is_file():
             file.write_bytes(b"nothing of the kind")
     assert run(*sweep, "name=broken") == 0
-    assert numbers("broken") == numbers("alone")
+    assert read_results("broken") == read_results("alone")
 
 
-def test_what_is_damaged_is_set_aside_named_and_done_again(
+def test_runs_with_corrupt_files_are_named_renamed_and_trained_again(
     run: Any,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert run("seed=0,1,2,3") == 0
-    before = numbers("default")
+    before = read_results("default")
     folders = [stored.folder for stored in read_runs(Path("results/default"))]
     summary = (folders[0] / "summary.json").read_bytes()
     (folders[0] / "summary.json").write_bytes(summary[:40])
@@ -127,22 +141,22 @@ def test_what_is_damaged_is_set_aside_named_and_done_again(
     ]
     capfd.readouterr()
     assert run("seed=0,1,2,3") == 0
-    told = capfd.readouterr().err
+    printed = capfd.readouterr().err
     for folder, name in zip(folders, ("summary.json", "status.json", "history.jsonl"), strict=False):
-        assert f"corrupt file {folder / name} (" in told
+        assert f"corrupt file {folder / name} (" in printed
     assert (folders[0] / "summary.json.damaged1").read_bytes() == summary[:40]
-    assert numbers("default") == before
+    assert read_results("default") == before
 
 
-def test_a_second_signal_ends_the_process_as_ever() -> None:
+def test_a_second_signal_raises_a_keyboard_interrupt() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     try:
-        _two_signals()
+        send_two_signals()
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _two_signals() -> None:
+def send_two_signals() -> None:
     with StopSignals() as interruption:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
@@ -151,7 +165,9 @@ def _two_signals() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
-def test_only_the_last_two_checkpoints_are_kept_and_an_unreadable_one_is_passed_over(tmp_path: Path) -> None:
+def test_only_the_last_two_checkpoints_are_kept_and_a_corrupt_one_falls_back_to_the_other(
+    tmp_path: Path,
+) -> None:
     checkpoints = StackCheckpoints(tmp_path, ["a", "b"])
     for step in (1, 2, 3):
         checkpoints.save(
@@ -173,7 +189,9 @@ def test_only_the_last_two_checkpoints_are_kept_and_an_unreadable_one_is_passed_
     assert list(iterate_stacks(tmp_path)) == []
 
 
-def test_a_checkpoint_out_of_reach_is_not_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_corrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import orbax.checkpoint as ocp
 
     checkpoints = StackCheckpoints(tmp_path, ["a"])
@@ -189,7 +207,7 @@ def test_a_checkpoint_out_of_reach_is_not_set_aside(tmp_path: Path, monkeypatch:
     assert damaged == []
 
 
-def test_a_stack_that_another_worker_saved_since_it_was_queued_goes_on_from_there(
+def test_a_queued_stack_resumes_from_a_checkpoint_that_another_worker_wrote_since(
     configure: Any, tmp_path: Path
 ) -> None:
     runs = {run.run_id: run for run in (configure(seed=seed, results_dir=str(tmp_path)) for seed in range(4))}
@@ -208,7 +226,7 @@ def test_a_stack_that_another_worker_saved_since_it_was_queued_goes_on_from_ther
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_with_another_number_of_devices(tmp_path: Path) -> None:
+def test_an_interrupted_sweep_resumes_on_another_number_of_devices(tmp_path: Path) -> None:
     sweep = [
         "data.images=200",
         "data.test_images=50",
@@ -229,15 +247,15 @@ def test_a_sweep_goes_on_with_another_number_of_devices(tmp_path: Path) -> None:
     assert compute_largest_difference(moved, alone) <= 1e-5
 
 
-def test_a_moment_is_what_the_training_goes_on_from(configure: Any, images: Any) -> None:
+def test_training_resumes_bit_for_bit_from_a_saved_state(configure: Any, images: Any) -> None:
     configs = [configure(seed=seed) for seed in (0, 1)]
     trainer = StackTrainer(configs[0], images)
     whole = list(trainer.train(configs))
-    assert [moment.step for moment in whole] == [0, 2, 4, 5]
+    assert [state.step for state in whole] == [0, 2, 4, 5]
     saved: list[Any] = []
-    for moment in trainer.train(configs):
-        if moment.step == 2:
-            saved.append(jax.tree.map(np.asarray, _unkeyed(moment)))
+    for state in trainer.train(configs):
+        if state.step == 2:
+            saved.append(jax.tree.map(np.asarray, _unkeyed(state)))
             break
     keyed = jax.tree.map(jax.numpy.asarray, saved[0])
     state = keyed._replace(
@@ -245,11 +263,11 @@ def test_a_moment_is_what_the_training_goes_on_from(configure: Any, images: Any)
         noise_key=jax.random.wrap_key_data(keyed.noise_key),
     )
     rest = list(trainer.train(configs, state))
-    assert [moment.rows for moment in rest] == [moment.rows for moment in whole[2:]]
+    assert [state.rows for state in rest] == [state.rows for state in whole[2:]]
 
 
-def _unkeyed(moment: LoopState) -> Any:
-    state = moment.state
+def _unkeyed(loop_state: LoopState) -> Any:
+    state = loop_state.state
     return state._replace(
         order_key=jax.random.key_data(state.order_key), noise_key=jax.random.key_data(state.noise_key)
     )
@@ -259,18 +277,19 @@ def _unkeyed(moment: LoopState) -> Any:
 @pytest.mark.timeout(900)
 def test_killed_at_random_moments_a_sweep_ends_with_the_same_numbers() -> None:
     check = [sys.executable, str(Path("scripts/check/resume.py")), "--kills=3", "train.steps=200"]
+    check += ["data.train_size=128", "data.images=300", "optim.learning_rate=0.001"]
     done = subprocess.run(check, capture_output=True, text=True)
     assert done.returncode == 0 and "runs that differ: none" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
+def test_two_processes_divide_the_runs_of_a_sweep(tmp_path: Path) -> None:
     sizes = ["data.images=200", "data.test_images=50", "data.train_size=64", "model.features=[2]"]
     command = [sys.executable, "-m", "cnnexp", "run", *sizes, "model.tying=shared,local,dense", "seed=0,1"]
     command += ["train.steps=300", "tracking.mode=disabled"]
     both = [subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    told = [process.communicate()[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
+    errors = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
     stored = read_runs(tmp_path / "results" / "default")
     assert [one.status for one in stored] == ["finished"] * 6
     pids = [json.loads((one.folder / "status.json").read_text())["pid"] for one in stored]

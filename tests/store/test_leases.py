@@ -1,5 +1,6 @@
-"""No two workers train the same run, on one machine or several, and what a dead one held is free again."""
+"""No two workers train the same run, on one machine or several, and the leases of a dead worker are free."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -17,15 +18,16 @@ from cnnexp.store import leases as module
 from cnnexp.store.files import read_json
 from cnnexp.store.leases import LEASE_SECONDS, SELF_EXPIRY_SECONDS, LeaseLost, Leases
 from cnnexp.store.runs import ENDED
+from tests.clusters import wait_until
 
 
-def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on this process is on another machine, which cannot see the others' processes."""
+def move_to_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process be on another machine, which cannot see the processes of the first."""
     monkeypatch.setattr(module, "_host", lambda: "another")
 
 
-def silent_for(monkeypatch: pytest.MonkeyPatch, leases: Leases, seconds: float) -> None:
-    """As if a worker had been stopped for so long: it neither writes nor counts the time."""
+def silence(monkeypatch: pytest.MonkeyPatch, leases: Leases, seconds: float) -> None:
+    """Let a worker be stopped since a time: it neither writes nor counts the time."""
     now = time.time() - seconds
     monkeypatch.setattr(leases, "_beat", lambda: None)
     os.utime(leases._worker, (now, now))
@@ -48,7 +50,7 @@ def test_leases_of_two_workers_never_overlap_and_end_with_their_process(tmp_path
         assert third.acquire({"a"}) == {"a"}
 
 
-def test_company_is_any_living_worker_and_a_lease_that_cannot_be_given_back_is_kept(
+def test_idle_workers_count_as_alive_and_a_lease_that_cannot_be_released_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Leases(tmp_path) as first:
@@ -69,18 +71,18 @@ def test_a_silent_worker_of_another_machine_keeps_its_runs_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Leases(tmp_path) as silent:
-        silent.acquire({"a"})
-        elsewhere(monkeypatch)
+        silent.take({"a"})
+        move_to_another_machine(monkeypatch)
         with Leases(tmp_path) as other:
-            silent_for(monkeypatch, silent, LEASE_SECONDS - 5)
-            assert other.acquire({"a"}) == set() and other.claimed_by_others() == {"a"}
-            silent_for(monkeypatch, silent, LEASE_SECONDS + 5)
-            assert other.acquire({"a"}) == {"a"}
-            silent.acquire(())
+            silence(monkeypatch, silent, LEASE_SECONDS - 5)
+            assert other.take({"a"}) == set() and other.claimed_by_others() == {"a"}
+            silence(monkeypatch, silent, LEASE_SECONDS + 5)
+            assert other.take({"a"}) == {"a"}
+            silent.take(())
             assert silent.claimed_by_others() == {"a"}  # giving back what it lost leaves the new lease alone
 
 
-def test_a_worker_that_was_stopped_for_too_long_may_not_go_on(
+def test_a_worker_that_was_stopped_for_too_long_loses_its_leases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Leases(tmp_path) as leases:
@@ -94,8 +96,8 @@ def test_a_worker_that_was_stopped_for_too_long_may_not_go_on(
         assert leases.acquire({"a"}) == {"a"}
 
 
-def stopped_for(leases: Leases, seconds: float) -> None:
-    """As if a worker had been stopped until now: it knows of the time as soon as it asks."""
+def pretend_stopped(leases: Leases, seconds: float) -> None:
+    """Let a worker be stopped until now: it notices the time at its next call."""
     past = time.time() - seconds
     os.utime(leases._worker, (past, past))
     leases._last_beat_monotonic -= seconds
@@ -106,18 +108,18 @@ def test_an_idle_worker_that_was_stopped_is_alive_before_it_takes_a_run(
 ) -> None:
     assert SELF_EXPIRY_SECONDS <= LEASE_SECONDS - 20  # what it writes at its end comes before the others
     with Leases(tmp_path) as idle:
-        stopped_for(idle, LEASE_SECONDS + 5)
-        assert idle.acquire({"a"}) == {"a"}
-        stopped_for(idle, LEASE_SECONDS + 5)
-        assert idle.acquire({"a", "b"}) == {"a", "b"}
-        elsewhere(monkeypatch)
+        pretend_stopped(idle, LEASE_SECONDS + 5)
+        assert idle.take({"a"}) == {"a"}
+        pretend_stopped(idle, LEASE_SECONDS + 5)
+        assert idle.take({"a", "b"}) == {"a", "b"}
+        move_to_another_machine(monkeypatch)
         with Leases(tmp_path) as other:
             assert other.acquire({"a", "b"}) == set()
 
 
-def test_a_worker_whose_file_was_removed_as_that_of_a_dead_one_goes_on(tmp_path: Path) -> None:
+def test_a_worker_whose_file_was_removed_takes_leases_again(tmp_path: Path) -> None:
     with Leases(tmp_path) as idle:
-        stopped_for(idle, LEASE_SECONDS + 5)
+        pretend_stopped(idle, LEASE_SECONDS + 5)
         with Leases(tmp_path):
             pass
         assert not idle._worker.exists()
@@ -142,7 +144,7 @@ with module.Leases(Path(sys.argv[1])) as leases:
 """
 
 
-def test_a_process_that_was_stopped_finds_its_run_taken(
+def test_a_stopped_process_finds_its_run_taken_by_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LEASE_SECONDS", 2.0)
@@ -150,17 +152,16 @@ def test_a_process_that_was_stopped_finds_its_run_taken(
     command = [sys.executable, "-c", STOPPED, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None and worker.stdout.readline() == "a\n"
-        elsewhere(monkeypatch)
+        move_to_another_machine(monkeypatch)
         with Leases(tmp_path) as other:
             assert other.acquire({"a"}) == set()
             worker.send_signal(signal.SIGSTOP)
-            time.sleep(3)
-            assert other.acquire({"a"}) == {"a"}
+            wait_until(lambda: other.take({"a"}) == {"a"}, "the end of the lease", seconds=30)
             worker.send_signal(signal.SIGCONT)
             assert worker.communicate(timeout=30)[0] == "lost set()\n"
 
 
-def test_a_process_that_cannot_be_seen_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_the_system_hides_counts_as_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     import psutil
 
     def hidden(pid: int) -> None:
@@ -191,13 +192,13 @@ def test_a_file_that_was_replaced_on_another_machine_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "status.json").write_text('{"status": "finished"}')
-    opened, asked = os.open, [0]
+    open_file, calls = os.open, [0]
 
     def stale_at_first(*arguments: Any) -> int:
-        asked[0] += 1
-        if asked[0] == 1:
+        calls[0] += 1
+        if calls[0] == 1:
             raise OSError(errno.ESTALE, "Stale file handle")
-        return opened(*arguments)
+        return open_file(*arguments)
 
     monkeypatch.setattr(os, "open", stale_at_first)
     assert read_json(tmp_path / "status.json") == {"status": "finished"}
@@ -216,26 +217,35 @@ def test_an_ended_run_leaves_no_lease_behind(tmp_path: Path) -> None:
 
 
 RACE = """
-import sys, time
+import sys
 from pathlib import Path
 from cnnexp.store.leases import Leases
 
-folder, start, runs = Path(sys.argv[1]), float(sys.argv[2]), [f"run{n}" for n in range(60)]
-with Leases(folder) as leases:
-    time.sleep(max(0.0, start - time.time()))
-    for run in runs:  # one by one, so that the workers get in one another's way
-        mine = leases.acquire({*leases._held, run})
-    print(" ".join(sorted(mine)), flush=True)
-    time.sleep(max(0.0, start + 3 - time.time()))
+taken = set()
+with Leases(Path(sys.argv[1])) as leases:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for number in range(60):  # one by one, so that the workers get in one another's way
+        taken = leases.take({*taken, f"run{number}"})
+    print(" ".join(sorted(taken)), flush=True)
+    sys.stdin.readline()
 """
 
 
-def test_workers_that_race_for_what_a_dead_one_held_get_each_run_once(tmp_path: Path) -> None:
+def test_workers_that_race_for_the_runs_of_a_dead_worker_take_each_run_once(tmp_path: Path) -> None:
     (tmp_path / "leases").mkdir()
     for number in range(60):
         (tmp_path / "leases" / f"run{number}.0").write_text("{}")
         os.utime(tmp_path / "leases" / f"run{number}.0", (0, 0))
-    command = [sys.executable, "-c", RACE, str(tmp_path), str(time.time() + 2)]
-    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    got = Counter(run for worker in workers for run in worker.communicate()[0].split())
-    assert len(got) == 60 and set(got.values()) == {1}
+    command = [sys.executable, "-c", RACE, str(tmp_path)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with contextlib.ExitStack() as processes:
+        workers = [processes.enter_context(subprocess.Popen(command, **pipes)) for _ in range(4)]
+        assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 4
+        for worker in workers:
+            worker.stdin.write("\n")
+        taken = Counter(run for worker in workers for run in worker.stdout.readline().split())
+        for worker in workers:
+            worker.stdin.write("\n")
+    assert [worker.returncode for worker in workers] == [0] * 4
+    assert len(taken) == 60 and set(taken.values()) == {1}

@@ -1,4 +1,4 @@
-"""A disk damages files and fills up: nothing is lost, no wrong number is shown, nothing is blocked."""
+"""Corrupt files and a full disk: nothing is lost, no wrong number is shown, nothing is blocked."""
 
 import errno
 import json
@@ -51,8 +51,8 @@ def write(configure: Any, tmp_path: Path) -> Callable[..., RunWriter]:
     return writer
 
 
-def flips(path: Path, number: int) -> Iterator[str]:
-    """Flip bits of a file, one after another, evenly spread; it is left as it was."""
+def flip_bits(path: Path, number: int) -> Iterator[str]:
+    """Flip evenly spread bits of a file, one at a time, and restore it at the end."""
     content = path.read_bytes()
     for index in range(number):
         place = index * len(content) // number
@@ -64,28 +64,28 @@ def flips(path: Path, number: int) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("ended", [True, False])
-def test_a_flipped_bit_of_a_run_is_noticed_or_changes_nothing(write: Any, ended: bool) -> None:
+def test_a_flipped_bit_of_a_run_is_detected_or_changes_nothing(write: Any, ended: bool) -> None:
     writer = write(ended=ended)
     if not ended:
         writer.interrupt()
     folder = writer.folder
 
-    def found() -> tuple[Any, list[Any]]:
+    def read_all() -> tuple[Any, list[Any]]:
         status = read_json(folder / "status.json")
         return read_run(folder), [status.get(key) for key in ("status", "started", "updated")]
 
-    whole = found()
-    assert find_corrupt_files(folder) == []
+    whole = read_all()
+    assert corrupt_files(folder) == []
     for path in sorted(folder.iterdir()):
-        for flipped in flips(path, 40):
+        for flipped in flip_bits(path, 40):
             if path.name == "kernels.npz":
                 assert read_kernels(folder) == (-1, {}), flipped
             else:
-                assert find_corrupt_files(folder) == [path] or found() == whole, flipped
-    assert find_corrupt_files(folder) == []
+                assert corrupt_files(folder) == [path] or read_all() == whole, flipped
+    assert corrupt_files(folder) == []
 
 
-def test_a_file_of_the_wrong_type_is_noticed_and_leaves_the_other_runs(write: Any, tmp_path: Path) -> None:
+def test_a_file_of_the_wrong_type_is_detected_and_other_runs_are_read(write: Any, tmp_path: Path) -> None:
     folder, other = write(0).folder, write(1).folder
     contents: list[bytes | None] = [b"", b"[]", b'"text"', b"null", b"\xff\xfe", b"[" * 100_000, None]
     for path in [path for path in sorted(folder.iterdir()) if path.name != "kernels.npz"]:
@@ -103,7 +103,7 @@ def test_a_file_of_the_wrong_type_is_noticed_and_leaves_the_other_runs(write: An
     assert read_bytes(folder / "pipe") is None and read_json(Path("/dev/zero")) == {}
 
 
-def test_times_and_forecasts_do_not_come_from_damaged_files(write: Any, tmp_path: Path) -> None:
+def test_forecasts_ignore_corrupt_files(write: Any, tmp_path: Path) -> None:
     summary = {
         "device": provenance()["device"],
         "flops": 1e9,
@@ -120,7 +120,7 @@ def test_times_and_forecasts_do_not_come_from_damaged_files(write: Any, tmp_path
     assert forecast(tmp_path).source.startswith("1 past run ")
 
 
-def test_commands_keep_their_bytes_whatever_they_are(configure: Any, tmp_path: Path) -> None:
+def test_commands_are_stored_with_their_exact_bytes(configure: Any, tmp_path: Path) -> None:
     config = configure(results_dir=str(tmp_path))
     file = sweep_folder(config) / "commands.txt"
     for command in ("cnnexp run name=é", "cnnexp run name=\udce9", "cnnexp run name=é", "cnnexp run seed=1"):
@@ -135,9 +135,7 @@ def test_commands_keep_their_bytes_whatever_they_are(configure: Any, tmp_path: P
 
 
 @pytest.mark.parametrize("content", [b"[]", b"\xff", b"", b'{"host": 1, "pid": "x"}', None])
-def test_a_lease_that_says_nothing_counts_as_long_as_its_age_and_blocks_nothing(
-    tmp_path: Path, content: bytes | None
-) -> None:
+def test_an_old_lease_with_unreadable_content_is_free(tmp_path: Path, content: bytes | None) -> None:
     folder = tmp_path / "leases"
     folder.mkdir()
     lease = folder / "a.0"
@@ -161,7 +159,7 @@ def _state(step: int) -> dict[str, np.ndarray]:
     return {"x": np.full((2, 500), float(step)), "step": np.array([step, step])}
 
 
-def _restored(stack: StackCheckpoints) -> tuple[int | None, list[str]]:
+def restore_step(stack: StackCheckpoints) -> tuple[int | None, list[str]]:
     damaged: list[Path] = []
     saved = restore(stack.folder, _state(0), on_corrupt=damaged.append)
     if saved is None:
@@ -172,47 +170,51 @@ def _restored(stack: StackCheckpoints) -> tuple[int | None, list[str]]:
     return step, [path.name for path in damaged]
 
 
-def test_a_flipped_bit_of_a_checkpoint_is_noticed_and_the_one_before_it_used(stack: StackCheckpoints) -> None:
-    assert _restored(stack) == (2, [])
+def test_a_flipped_bit_of_a_checkpoint_is_detected_and_the_one_before_it_restored(
+    stack: StackCheckpoints,
+) -> None:
+    assert restore_step(stack) == (2, [])
     files = [path for path in sorted(stack.folder.glob("2/**/*")) if path.is_file()]
     for path in files:
-        for flipped in flips(path, 2):
-            assert _restored(stack) == (1, ["2"]), flipped
-    for flipped in flips(stack.folder / "2.json", 60):
-        assert _restored(stack) in [(1, ["2"]), (2, [])], flipped
+        for flipped in flip_bits(path, 2):
+            assert restore_step(stack) == (1, ["2"]), flipped
+    for flipped in flip_bits(stack.folder / "2.json", 60):
+        assert restore_step(stack) in [(1, ["2"]), (2, [])], flipped
     for wrong in (b"", b"[]", b'{"files": {}, "histories": {}}', b"\xff"):
         (stack.folder / "2.json").write_bytes(wrong)
-        assert _restored(stack) == (1, ["2"])
+        assert restore_step(stack) == (1, ["2"])
 
 
-def test_which_run_a_row_is_cannot_change(stack: StackCheckpoints, tmp_path: Path) -> None:
+def test_a_flipped_bit_never_changes_which_runs_a_stack_has(stack: StackCheckpoints, tmp_path: Path) -> None:
     runs = stack.folder / "runs.json"
-    for flipped in flips(runs, 20):
-        told = list(iterate_stacks(tmp_path)), list_corrupt_stacks(tmp_path)
-        assert told in [([], [stack.folder]), ([(stack.folder, ["a", "b"])], [])], flipped
+    for flipped in flip_bits(runs, 20):
+        stacks = list(iterate_stacks(tmp_path)), corrupt_stacks(tmp_path)
+        assert stacks in [([], [stack.folder]), ([(stack.folder, ["a", "b"])], [])], flipped
     runs.write_text('{"runs": ["b", "a"]}', encoding="utf-8")
     assert not list(iterate_stacks(tmp_path)) and list_corrupt_stacks(tmp_path) == [stack.folder]
 
 
 def test_a_checkpoint_without_its_manifest_was_not_saved(stack: StackCheckpoints, tmp_path: Path) -> None:
-    (stack.folder / "2.json").unlink()  # as when it was killed just before
+    (stack.folder / "2.json").unlink()  # as when the process was killed just before
     shutil.copytree(stack.folder / "1", stack.folder / "3.orbax-checkpoint-tmp")
-    assert _restored(stack) == (1, [])
+    assert restore_step(stack) == (1, [])
     again = StackCheckpoints(tmp_path, ["a", "b"], since=1)
     again.save(2, _state(2), {"a": FilePrefix(2, 7)})
-    assert _restored(again) == (2, [])
+    assert restore_step(again) == (2, [])
     again.save(3, _state(3), {"a": FilePrefix(3, 7)})
-    left = sorted(path.name for path in stack.folder.iterdir())
-    assert left == ["2", "2.json", "3", "3.json", "runs.json"]
+    names = sorted(path.name for path in stack.folder.iterdir())
+    assert names == ["2", "2.json", "3", "3.json", "runs.json"]
 
 
-def test_a_stack_that_starts_anew_keeps_nothing_of_before(stack: StackCheckpoints, tmp_path: Path) -> None:
+def test_a_stack_that_restarts_removes_its_earlier_checkpoints(
+    stack: StackCheckpoints, tmp_path: Path
+) -> None:
     anew = StackCheckpoints(tmp_path, ["a", "b"])
     anew.save(1, _state(1), {"a": FilePrefix(1, 7)})
-    assert _restored(anew) == (1, []) and not (anew.folder / "2").exists()
+    assert restore_step(anew) == (1, []) and not (anew.folder / "2").exists()
 
 
-def test_no_checkpoint_is_begun_for_which_there_is_no_room(
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_not_started(
     stack: StackCheckpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(number: int) -> None:
@@ -225,12 +227,12 @@ def test_no_checkpoint_is_begun_for_which_there_is_no_room(
         refuse(number)
         with pytest.raises(OSError, match=os.strerror(number)):
             stack.save(3, _state(3))
-    assert _restored(stack) == (2, [])
-    left = sorted(path.name for path in stack.folder.iterdir())
-    assert left == ["1", "1.json", "2", "2.json", "runs.json"]
+    assert restore_step(stack) == (2, [])
+    names = sorted(path.name for path in stack.folder.iterdir())
+    assert names == ["1", "1.json", "2", "2.json", "runs.json"]
     refuse(errno.EOPNOTSUPP)  # a file system that cannot reserve
     stack.save(3, _state(3), {"a": FilePrefix(3, 7)})
-    assert _restored(stack) == (3, [])
+    assert restore_step(stack) == (3, [])
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(
@@ -251,7 +253,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(
     assert file.read_bytes() == b"old\nnew\n"
 
 
-def test_what_a_killed_writer_left_is_cleared(write: Any) -> None:
+def test_partial_files_of_a_killed_writer_are_removed(write: Any) -> None:
     writer = write(ended=False)
     (writer.folder / ".summary.json.123.abcd").write_bytes(b"part")
     (writer.folder / "wandb.json").write_bytes(b"{}")
@@ -269,7 +271,7 @@ def test_a_status_of_an_earlier_version_is_read(write: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_no_damage_to_a_sweep_breaks_a_command_or_changes_a_number() -> None:
-    check = [sys.executable, str(Path("scripts/check/store_fuzz.py")), "--checkpoints=12", "--others=16"]
+def test_no_corruption_of_a_sweep_breaks_a_command_or_changes_a_number() -> None:
+    check = [sys.executable, str(Path("scripts/check/store_fuzz.py")), "--checkpoints=8", "--others=12"]
     done = subprocess.run(check, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "checkpoints: 12 of 12" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "checkpoints: 8 of 8" in done.stdout, done.stdout + done.stderr

@@ -14,7 +14,7 @@ ROOT = Path(cnnexp.__file__).parent.parent
 COMMANDS = ROOT / "cnnexp" / "cli"
 
 
-def names_of_frames() -> list[str]:
+def list_frames() -> list[str]:
     """Name the functions of cnnexp and of its Hydra plugins that are being called, outermost first.
 
     Frames of other packages (Hydra, JAX) are left out. Of the command line only the innermost counts: the
@@ -32,15 +32,15 @@ def names_of_frames() -> list[str]:
 def test_few_frames_lie_between_the_command_and_the_training_step(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passed: list[list[str]] = []
+    stacks: list[list[str]] = []
     train_step = train.train_step
 
     def recording_step(*arguments: Any) -> train.State:
-        passed.append(names_of_frames())
+        stacks.append(list_frames())
         return train_step(*arguments)
 
     monkeypatch.setattr(train, "train_step", recording_step)
     assert run() == 0
-    frames = passed[0]
+    frames = stacks[0]
     assert frames[-1] == "train.step", frames  # the body of the compiled loop, which calls `train_step`
     assert len(frames) <= MOST_FRAMES, frames

@@ -1,6 +1,5 @@
 """Values that would hang or end the process, or that mean nothing, are refused before anything is made."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from jax import random
 
-from cnnexp.cli import main as cli
 from cnnexp.core.errors import UsageError
 from cnnexp.data.sampling import batch_indices
 from cnnexp.models.spec import specify_network
@@ -20,15 +18,15 @@ from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying, count_kernels, kernel_index
 from cnnexp.sweep.points import count_points
 from cnnexp.sweep.validate import check_images, check_run
-from cnnexp.training.schedule import resolve_duration
-from tests.conftest import Configure
+from cnnexp.training.schedule import duration_of
+from tests.conftest import Configure, call_cnnexp
 from tests.layer_cases import few, geometries
 
 TASK = {"name": "k_patterns", "length": 50, "pattern": 3, "function": "parity"}
 
 
 @pytest.mark.parametrize(
-    ("section", "values", "said"),
+    ("section", "values", "message"),
     [
         (
             "train",
@@ -92,18 +90,20 @@ TASK = {"name": "k_patterns", "length": 50, "pattern": 3, "function": "parity"}
         ),
     ],
 )
-def test_refused(configure: Configure, section: str, values: dict[str, Any], said: str) -> None:
+def test_a_value_that_is_too_large_is_refused_in_one_line(
+    configure: Configure, section: str, values: dict[str, Any], message: str
+) -> None:
     def check() -> None:
         config = configure(**{section: values})
         check_images(config)
         check_run(config)
 
-    with pytest.raises(UsageError, match=f"^{said}") as refused:
+    with pytest.raises(UsageError, match=f"^{message}") as refused:
         check()
     assert "\n" not in str(refused.value)
 
 
-def test_the_largest_values_that_mean_something_are_taken(configure: Configure) -> None:
+def test_the_largest_allowed_values_are_accepted(configure: Configure) -> None:
     for section, values in (
         ("train", {"steps": 214_748_364, "eval_every": 215.0}),
         ("train", {"tied_steps": 5}),
@@ -123,11 +123,11 @@ def test_the_largest_values_that_mean_something_are_taken(configure: Configure) 
     assert last.positions == 1  # where all tyings are the same, so that any is taken
 
 
-def test_evaluations_closer_than_a_step_are_at_every_step(configure: Configure) -> None:
-    assert resolve_duration(configure(train={"eval_every": 1e-300})).evaluate_after == (0, 1, 2, 3, 4, 5)
+def test_an_evaluation_interval_below_one_step_evaluates_after_every_step(configure: Configure) -> None:
+    assert duration_of(configure(train={"eval_every": 1e-300})).evaluate_after == (0, 1, 2, 3, 4, 5)
 
 
-def test_the_order_of_images_begins_anew_behind_the_last_that_is_allowed() -> None:
+def test_the_order_of_images_repeats_after_the_largest_allowed_number_of_images() -> None:
     key, size = random.key(0), 2**16
     first, last, behind = (
         batch_indices(key, jnp.int32(step), batch_size=size, train_size=jnp.int32(1000))
@@ -140,7 +140,7 @@ def test_the_order_of_images_begins_anew_behind_the_last_that_is_allowed() -> No
 
 @given(geometries())
 @few
-def test_taps_inside_are_counted_without_arrays(geometry: Geometry) -> None:
+def test_unpadded_entries_and_kernels_are_counted_without_arrays(geometry: Geometry) -> None:
     inside = [int((geometry.axis_index(axis) < geometry.in_shape[axis]).sum()) for axis in (0, 1)]
     assert geometry.count_unpadded_entries() == inside[0] * inside[1]
     with pytest.MonkeyPatch.context() as patch:
@@ -152,13 +152,13 @@ def test_taps_inside_are_counted_without_arrays(geometry: Geometry) -> None:
         assert count_kernels(geometry, tying) == kernel_index(geometry, tying).max() + 1
 
 
-def test_an_image_of_a_billion_pixels_is_counted_in_no_time() -> None:
+def test_the_counts_of_an_image_of_a_billion_pixels_need_no_array() -> None:
     geometry = Geometry(in_shape=(10**9, 1, 1), features=1, kernel_size=(3, 1))
     assert geometry.count_unpadded_entries() == 3 * 10**9 - 2
     assert count_kernels(geometry, Tying("local")) == 10**9
 
 
-def test_jobs_are_counted_as_hydra_makes_them() -> None:
+def test_the_number_of_jobs_is_that_of_hydra() -> None:
     parser = OverridesParser.create()
     for overrides, number in (
         (["seed=0"], 1),
@@ -175,7 +175,7 @@ def test_jobs_are_counted_as_hydra_makes_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (
             "run seed=range(100000000)",
@@ -200,9 +200,9 @@ def test_jobs_are_counted_as_hydra_makes_them() -> None:
         ),
     ],
 )
-def test_the_command_says_so_and_writes_nothing(
+def test_a_command_that_asks_for_too_much_prints_one_line_and_writes_nothing(
     arguments: str,
-    said: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -210,10 +210,7 @@ def test_the_command_says_so_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setattr("cnnexp.sweep.cost._matmul_rate", lambda: 1e9)
-    monkeypatch.setattr(sys, "argv", ["cnnexp", *arguments.split(" ")])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
+    assert call_cnnexp(*arguments.split(" ")) == 2
     error = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert error.startswith(f"cnnexp: {said}") and error.count("\n") == 1
+    assert error.startswith(f"cnnexp: {message}") and error.count("\n") == 1
     assert not list(tmp_path.iterdir())

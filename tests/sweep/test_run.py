@@ -9,20 +9,32 @@ from typing import Any
 import jax
 import pytest
 
-from cnnexp.store.runs import StoredRun, read_commands, read_runs
-from tests.conftest import SMALL_SWEEP
+from cnnexp.store.runs import StoredRun, read_runs
+from cnnexp.sweep import worker
+from cnnexp.sweep.points import Job
+from cnnexp.training import loop, train
+from tests.conftest import SMALL_SWEEP, call_cnnexp, load_for_worker
 
 
-def runs_of(name: str = "default") -> dict[tuple[Any, ...], StoredRun]:
-    stored = read_runs(Path("results") / name)
-    return {(run.config["model"].get("tying"), run.config["seed"]): run for run in stored}
+def read_by_tying_and_seed(sweep: Path) -> dict[tuple[Any, ...], StoredRun]:
+    return {(run.config["model"].get("tying"), run.config["seed"]): run for run in read_runs(sweep)}
 
 
-def test_sweep_reaches_the_store_with_every_promised_key(run: Any) -> None:
-    assert run("model.tying=shared,local", "seed=0,1") == 0
-    runs = runs_of()
-    assert set(runs) == {("shared", 0), ("shared", 1), ("local", 0), ("local", 1)}
-    summary = runs["local", 1].summary
+@pytest.fixture(scope="module")
+def first_sweep(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Any, ...], StoredRun]:
+    """Two stacks, shared and local, of two seeds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "load", load_for_worker)
+        patch.chdir(tmp_path_factory.mktemp("first"))
+        patch.setenv("WANDB_MODE", "disabled")
+        assert call_cnnexp("run", *SMALL_SWEEP, "model.tying=shared,local", "seed=0,1") == 0
+        return read_by_tying_and_seed(Path("results/default"))
+
+
+def test_a_sweep_stores_every_promised_key(first_sweep: dict[tuple[Any, ...], StoredRun]) -> None:
+    assert set(first_sweep) == {("shared", 0), ("shared", 1), ("local", 0), ("local", 1)}
+    stored = first_sweep["local", 1]
+    summary = stored.summary
     promised = (
         "run_id status experiment seed params/total params/conv_0 params/head macs connections steps epochs"
     )
@@ -32,78 +44,76 @@ def test_sweep_reaches_the_store_with_every_promised_key(run: Any) -> None:
     assert summary["gap/accuracy"] == summary["train/accuracy"] - summary["test/accuracy"]
     assert summary["gap/loss"] == summary["test/loss"] - summary["train/loss"]
     assert summary["steps"] == 6 and summary["epochs"] == 3
-    assert [row["step"] for row in runs["local", 1].history] == [0, 3, 6]
-    assert runs["local", 1].history[-1]["test/loss"] == summary["test/loss"]
+    assert [row["step"] for row in stored.history] == [0, 3, 6]
+    assert stored.history[-1]["test/loss"] == summary["test/loss"]
     assert summary["params/total"] == 16 * 16 * 9 * 2 + 2 + 8 * 8 * 2 * 10 + 10
 
 
-def test_finished_runs_are_not_run_again_and_missing_ones_are(run: Any) -> None:
-    run("seed=0,1")
-    before = {key: (r.folder / "summary.json").stat().st_mtime_ns for key, r in runs_of().items()}
-    (runs_of()["shared", 1].folder / "status.json").unlink()
-    run("seed=0,1,2")
-    after = {key: (r.folder / "summary.json").stat().st_mtime_ns for key, r in runs_of().items()}
+def test_the_same_stack_again_is_bit_identical_and_only_missing_runs_are_trained(
+    run: Any, first_sweep: dict[tuple[Any, ...], StoredRun]
+) -> None:
+    def read_times() -> dict[tuple[Any, ...], int]:
+        runs = read_by_tying_and_seed(Path("results/default"))
+        return {key: (stored.folder / "summary.json").stat().st_mtime_ns for key, stored in runs.items()}
+
+    assert run("seed=0,1") == 0
+    again = read_by_tying_and_seed(Path("results/default"))
+    for key, stored in again.items():
+        assert stored.run_id == first_sweep[key].run_id and stored.history == first_sweep[key].history
+    before = read_times()
+    (again["shared", 1].folder / "status.json").unlink()
+    assert run("seed=0,1,2") == 0
+    after = read_times()
     assert after["shared", 0] == before["shared", 0]
     assert after["shared", 1] != before["shared", 1]
     assert ("shared", 2) in after
 
 
-def test_a_run_has_the_same_result_alone_and_in_any_order(run: Any) -> None:
-    run("seed=0,1", "model.tying=shared,local", "name=together")
+def test_a_run_has_the_same_result_alone_and_in_any_order(
+    run: Any, first_sweep: dict[tuple[Any, ...], StoredRun]
+) -> None:
     run("model.tying=local,shared", "seed=1,0", "name=reversed")
     run("seed=1", "name=alone")
-    together, other, alone = runs_of("together"), runs_of("reversed"), runs_of("alone")
-    for key, stored in together.items():
-        assert stored.run_id == other[key].run_id
-        assert stored.summary["test/loss"] == pytest.approx(other[key].summary["test/loss"], abs=1e-5)
-    assert alone["shared", 1].run_id == together["shared", 1].run_id
-    assert alone["shared", 1].summary["test/loss"] == pytest.approx(
-        together["shared", 1].summary["test/loss"], abs=1e-5
-    )
+    for name, number in (("reversed", 4), ("alone", 1)):
+        runs = read_by_tying_and_seed(Path("results") / name)
+        assert len(runs) == number
+        for key, stored in runs.items():
+            assert stored.run_id == first_sweep[key].run_id
+            expected = first_sweep[key].summary["test/loss"]
+            assert stored.summary["test/loss"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_same_command_twice_is_bit_identical(run: Any) -> None:
-    run("seed=0,1", "name=first")
-    run("seed=0,1", "name=second")
-    first, second = runs_of("first"), runs_of("second")
-    for key in first:
-        assert first[key].history == second[key].history
-
-
-def test_run_id_hashes_what_decides_the_result_and_nothing_else(run: Any) -> None:
-    run("name=a")
-    run("name=b", "tracking.project=other", "results_dir=elsewhere")
-    run("name=c", "optim.learning_rate=0.01")
-    first, elsewhere = runs_of("a"), read_runs(Path("elsewhere") / "b")
-    assert [r.run_id for r in first.values()] == [r.run_id for r in elsewhere]
-    assert [r.run_id for r in runs_of("c").values()] != [r.run_id for r in first.values()]
+def test_run_id_hashes_what_decides_the_result_and_nothing_else(run: Any, launched: list[list[Job]]) -> None:
+    for overrides in ([], ["name=b", "tracking.project=other", "results_dir=elsewhere"]):
+        assert run(*overrides) == 0
+    assert run("optim.learning_rate=0.01") == 0
+    first, elsewhere, other_rate = (job.config.run_id for (job,) in launched)
+    assert first == elsewhere != other_rate
 
 
 def test_runs_that_differ_in_traced_numbers_have_one_program(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cnnexp.training import train
-
-    traced, train_step = [0], train.train_step
+    calls, train_step = [0], train.train_step
 
     def counting_step(*arguments: Any) -> train.State:
-        traced[0] += 1
+        calls[0] += 1
         return train_step(*arguments)
 
-    def traces_of(*overrides: str) -> int:
-        traced[0] = 0
+    def count_traces(*overrides: str) -> int:
+        calls[0] = 0
         assert run(*overrides) == 0
-        return traced[0]
+        return calls[0]
 
     monkeypatch.setattr(train, "train_step", counting_step)
-    one = traces_of("name=one")
-    assert traces_of("optim.learning_rate=0.001,0.1", "seed=0,1", "data.train_size=32,64", "name=many") == one
-    assert traces_of("model.tying=shared,local", "name=shapes") == 2 * one
-    losses = [stored.summary["train/loss"] for stored in read_runs(Path("results/many"))]
+    numbers = ["optim.learning_rate=0.001,0.1", "seed=0,1", "data.train_size=32,64"]
+    one_program = count_traces(*numbers, "name=numbers")
+    assert count_traces("model.tying=shared,local", "name=shapes") == 2 * one_program > 0
+    losses = [stored.summary["train/loss"] for stored in read_runs(Path("results/numbers"))]
     assert len(set(losses)) == 8
 
 
-def test_a_run_that_diverges_ends_with_its_step_and_its_neighbours_go_on(run: Any) -> None:
+def test_a_run_that_diverges_stores_its_step_and_leaves_the_rest_of_its_stack_unchanged(run: Any) -> None:
     assert run("optim=sgd", "optim.learning_rate=0.01,1e30", "name=both") == 0
     assert run("optim=sgd", "optim.learning_rate=0.01", "name=alone") == 0
     (alone,) = read_runs(Path("results/alone"))
@@ -112,14 +122,15 @@ def test_a_run_that_diverges_ends_with_its_step_and_its_neighbours_go_on(run: An
     summary = both["diverged"].summary
     assert summary["status"] == "diverged" and 0 < summary["diverged_step"] < 3
     assert both["finished"].summary["diverged_step"] is None
-    assert [row["step"] for row in both["diverged"].history] == [0, 3]  # it ends where it is seen
+    assert [row["step"] for row in both["diverged"].history] == [
+        0,
+        3,
+    ]  # it ends at the evaluation that notices
 
 
-def test_out_of_memory_halves_the_stack_and_goes_on(
+def test_out_of_memory_halves_the_stack_and_the_sweep_finishes(
     run: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from cnnexp.training import loop
-
     healthy, sizes = loop.StackTrainer.train, []
 
     def small_memory(self: Any, runs: Any, resumed: Any) -> Any:
@@ -135,11 +146,9 @@ def test_out_of_memory_halves_the_stack_and_goes_on(
     assert [stored.status for stored in read_runs(Path("results/default"))] == ["finished"] * 7
 
 
-def test_on_error_stop_ends_the_sweep_and_the_last_lines_say_how_to_go_on(
+def test_on_error_stop_ends_the_sweep_and_the_last_line_is_the_command_that_resumes_it(
     run: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from cnnexp.training import loop
-
     def broken(self: Any, runs: Any, resumed: Any) -> Any:
         raise FloatingPointError("broken on purpose")
 
@@ -154,14 +163,14 @@ def test_on_error_stop_ends_the_sweep_and_the_last_lines_say_how_to_go_on(
 def test_optuna_searches_by_validation_accuracy_in_stacks(
     run: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=5", "hydra.sweeper.n_jobs=3"]
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2"]
     search += ["optim.learning_rate=tag(log,interval(1e-4,1e-1))", "model.activation=relu,tanh"]
     assert run(*search) == 2
     assert "set data.validation_size" in capsys.readouterr().err
     assert run(*search, "data.validation_size=50") == 0
     stored = read_runs(Path("results/default"))
     best = max(one.summary["validation/accuracy"] for one in stored)
-    assert len(stored) == 5 and f"validation accuracy {best:.4f}" in capsys.readouterr().out
+    assert len(stored) == 3 and f"validation accuracy {best:.4f}" in capsys.readouterr().out
     assert all(1e-4 <= one.config["optim"]["learning_rate"] <= 1e-1 for one in stored)
 
 
@@ -182,11 +191,9 @@ def test_eight_devices_give_the_same_results_as_one(tmp_path: Path) -> None:
         assert first.summary["test/loss"] == pytest.approx(second.summary["test/loss"], abs=1e-5)
 
 
-def test_a_stack_that_raises_is_kept_told_and_does_not_end_the_sweep(
+def test_a_stack_that_raises_is_stored_as_failed_and_the_other_stacks_finish(
     run: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from cnnexp.training import loop
-
     healthy = loop.StackTrainer.train
 
     def sometimes(self: Any, runs: Any, resumed: Any) -> Any:
@@ -197,10 +204,10 @@ def test_a_stack_that_raises_is_kept_told_and_does_not_end_the_sweep(
 
     monkeypatch.setattr(loop.StackTrainer, "train", sometimes)
     assert run("model.tying=shared,local") == 1
-    runs = runs_of()
+    runs = read_by_tying_and_seed(Path("results/default"))
     assert runs["local", 0].status == "finished"
     assert runs["shared", 0].status == "failed"
-    assert [row["step"] for row in runs["shared", 0].history] == [0]  # what it wrote is kept
+    assert [row["step"] for row in runs["shared", 0].history] == [0]  # its evaluations so far are kept
     assert "broken on purpose" in (runs["shared", 0].folder / "error.txt").read_text()
     assert "broken on purpose" in capfd.readouterr().err
 
@@ -221,28 +228,29 @@ def test_keys_of_another_model_are_refused(run: Any) -> None:
 
 def test_a_sigmoid_head_trains_in_single_mode(run: Any) -> None:
     assert run("model.head=sigmoid", "hydra.mode=RUN") == 0
-    (stored,) = runs_of().values()
+    (stored,) = read_by_tying_and_seed(Path("results/default")).values()
     assert stored.config["model"]["head"] == "sigmoid"
     first, *_, last = stored.history
     assert last["train/loss"] < first["train/loss"]
 
 
-def test_a_sweep_is_the_union_of_its_parts(run: Any) -> None:
+def test_a_sweep_is_the_union_of_its_parts(run: Any, launched: list[list[Job]]) -> None:
     parts = "hydra.sweeper.parts={noise:{data.pixel_noise:'0.1,0.2'},wide:{model.features:'[3]'}}"
     assert run("seed=0,1", "model.tying=shared,local", "hydra.sweeper.params={data.noise:0.2}", parts) == 0
-    runs = read_runs(Path("results/default"))
-    cells = {(stored.config["data"]["pixel_noise"], *stored.config["model"]["features"]) for stored in runs}
+    values = [job.config.model_dump() for job in launched.pop()]
+    cells = {(config["data"]["pixel_noise"], *config["model"]["features"]) for config in values}
     assert cells == {(0.1, 2), (0.2, 2), (0.0, 2)}  # the command line outranks a part
-    assert len(runs) == 3 * 4
-    assert {stored.config["data"]["noise"] for stored in runs} == {0.2}
-    (command,) = read_commands(Path("results/default"))
-    assert command.startswith("cnnexp run ") and "model.tying=shared,local" in command
+    assert len(values) == 3 * 4
+    assert {config["data"]["noise"] for config in values} == {0.2}
 
 
-def test_sizes_of_an_experiment(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_size_of_an_experiment_is_composed_or_refused_with_the_nearest_name(
+    run: Any, launched: list[list[Job]], capsys: pytest.CaptureFixture[str]
+) -> None:
     once = ["data.train_size=16", "seed=0", "train.steps=1", "train.eval_every=1", "model.tying=shared"]
     once += ["model.features=[2,2]"]
     assert run("experiment=why_convolutions", "size=demo", *once, "data.validation_size=0") == 0
-    assert len(read_runs(Path("results/why_convolutions"))) == 1
+    ((job,),) = launched
+    assert job.config.name == "why_convolutions"
     assert run("experiment=why_convolutions", "size=papper") == 2
     assert "size=papper: did you mean 'paper'? allowed: demo, paper, small" in capsys.readouterr().err

@@ -1,0 +1,92 @@
+"""Without a server: files of W&B's client, and Trackio."""
+
+import contextlib
+import re
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cnnexp.store.files import read_json
+from tests.browser import dom_of
+from tests.fakes.wandb_server import KEY
+from tests.tracking.shell import SWEEP, Shell, assert_complete, read_stored
+from tests.wandb_file import read_wandb_file
+
+
+@pytest.mark.slow
+def test_without_a_key_runs_are_written_offline_and_sync_refuses_to_send(shell: Shell) -> None:
+    del shell.environment["WANDB_API_KEY"]
+    shell.environment["NETRC"] = "/nonexistent"
+    shell.run("seed=0,1", mode="auto")
+    shell.wait_for_mirrors()
+    assert len(list(SWEEP.glob("wandb/offline-run-*"))) == 2
+    done = shell("sync", "default")
+    assert done.returncode == 2 and "no W&B key is configured" in done.stderr
+    shell.environment["WANDB_API_KEY"] = KEY
+    shell.sync("default")
+    assert_complete(shell.server)
+
+
+@pytest.mark.slow
+def test_offline_files_have_every_evaluation_once(shell: Shell) -> None:
+    done = shell.run("seed=0,1", mode="offline")
+    assert f"wandb sync {SWEEP.resolve()}/wandb/offline-run-*" in done.stderr
+    runs = read_stored()
+    files = list(SWEEP.glob("wandb/offline-run-*/*.wandb"))
+    mirrored = {sent["id"]: sent for sent in map(read_wandb_file, files)}
+    assert set(mirrored) == set(runs)
+    for run_id, sent in mirrored.items():
+        assert sent["group"] == "default" and sent["project"] == "cnnexp" and sent["exit"] == 0
+        assert [row["_step"] for row in sent["history"]] == [0, 3, 6]
+        for line, row in zip(sent["history"], runs[run_id].history, strict=True):
+            assert {key: line[key] for key in row} == row
+        assert sent["config"]["model"] == runs[run_id].config["model"]
+        assert sent["summary"]["params/total"] == runs[run_id].summary["params/total"]
+        (ledger,) = read_json(runs[run_id].folder / "wandb.json").values()
+        assert ledger["rows"] == 3
+    shell.run("seed=0,1", mode="offline")  # nothing is written twice
+    assert len(list(SWEEP.glob("wandb/offline-run-*"))) == 2
+    shell.sync("default", "--to", "elsewhere")
+    assert len(list(Path("elsewhere/wandb").glob("offline-run-*"))) == 3  # two runs and their sweep
+
+
+@pytest.mark.slow
+def test_trackio_shows_the_runs_in_a_browser(shell: Shell) -> None:
+    shell.environment |= {"TRACKIO_SPACE_ID": "some/space", "TRACKIO_SERVER_URL": "http://127.0.0.1:9"}
+    done = shell.run("seed=0,1", "tracking.project=my.model", mode="local")
+    assert "cnnexp dashboard --local --project my.model" in done.stderr
+    database = Path("results/trackio/mymodel.db")
+
+    def read_rows() -> list[tuple[str, int]]:
+        with contextlib.closing(sqlite3.connect(database)) as opened:
+            return sorted(opened.execute("SELECT run_name, step FROM metrics"))
+
+    expected = sorted((run.run_id, row["step"]) for run in read_stored().values() for row in run.history)
+    assert read_rows() == expected
+    for ledger in SWEEP.glob("*/trackio.json"):
+        ledger.unlink()  # as if the mirror had been killed after the last row
+    shell.sync("default", "--to", "trackio")
+    assert read_rows() == expected
+    assert not shell.server.operations
+    page = read_page_of_trackio(shell)
+    for run_id in read_stored():
+        assert run_id in page
+    assert "accuracy" in page
+
+
+def read_page_of_trackio(shell: Shell) -> str:
+    command = [sys.executable, "-m", "cnnexp", "dashboard", "--local", "--project", "my.model"]
+    with subprocess.Popen(
+        command, env=shell.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            address = next(
+                m[0] for line in server.stdout if (m := re.search(r"http://127\.0\.0\.1:\d+\S*", line))
+            )
+            return dom_of(address)
+        finally:
+            server.kill()
