@@ -16,7 +16,7 @@ from cnnexp.data.images import Images
 from cnnexp.data.loading import images_key, load, load_images
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.sweep import worker
-from cnnexp.sweep.points import Job
+from cnnexp.sweep.points import SweepPoint
 
 Configure = Callable[..., RunConfig]
 SMALL: dict[str, Any] = {
@@ -189,11 +189,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[Job]]:
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[SweepPoint]]:
     """Collect the jobs of each `cnnexp run`, which are not trained."""
-    commands: list[list[Job]] = []
+    commands: list[list[SweepPoint]] = []
 
-    def launch(jobs: Sequence[Job], command: str | None = None) -> dict[str, float]:
+    def launch(jobs: Sequence[SweepPoint], command: str | None = None) -> dict[str, float]:
         commands.append(list(jobs))
         return {job.config.run_id: 0.5 for job in jobs}
 

@@ -13,8 +13,8 @@ from cnnexp.store.checkpoints import RUNS, StackCheckpoints
 from cnnexp.store.files import write_json
 from cnnexp.store.runs import sweep_folder
 from cnnexp.sweep.cost import kept_bytes, largest_stack
-from cnnexp.sweep.plan import group_by_shape, split_group
-from cnnexp.sweep.points import Cells, Job, rerun_commands
+from cnnexp.sweep.plan import group_by_checkpoint, group_by_shape, split_group
+from cnnexp.sweep.points import Cells, SweepPoint, rerun_commands, to_dict
 from tests.conftest import Configure, call_cnnexp
 
 CONF = str(Path("conf").resolve())
@@ -120,10 +120,20 @@ def test_plan_prints_one_line_per_cell_then_impossible_cells_with_reasons_then_t
     assert "estimated from a calibration" in lines[-1]
 
 
-def test_composing_fast_equals_composing_by_hydra(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    composed: list[Job] = []
+def test_a_stack_without_a_saved_state_does_not_resume(configure: Configure) -> None:
+    runs = by_id([configure(seed=seed) for seed in range(2)])
+    checkpoints = StackCheckpoints(sweep_folder(next(iter(runs.values()))), list(runs))
+    write_json(checkpoints.folder / RUNS, {"runs": list(runs)})  # the worker was killed while it saved
+    assert group_by_checkpoint(runs) == ([], runs)
+    checkpoints.save(1, {"weights": np.zeros(2)})
+    (stack,), rest = group_by_checkpoint(runs)
+    assert (stack.resumes, rest) == (checkpoints.folder, {})
 
-    def keep(jobs: list[Job]) -> dict[str, float]:
+
+def test_composing_fast_equals_composing_by_hydra(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: list[SweepPoint] = []
+
+    def keep(jobs: list[SweepPoint]) -> dict[str, float]:
         composed.extend(jobs)
         return {job.config.run_id: math.nan for job in jobs}
 

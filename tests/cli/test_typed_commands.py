@@ -58,7 +58,7 @@ def test_a_sweep_stores_its_command_as_typed_and_prints_it_again_when_runs_fail(
 @pytest.mark.parametrize("experiment", ["my", "embedding"])
 @pytest.mark.usefixtures("folder")
 def test_commands_that_rerun_some_jobs_compose_exactly_these(
-    launched: list[list[Job]], experiment: str
+    launched: list[list[SweepPoint]], experiment: str
 ) -> None:
     own = ["--config-dir", "my"] if experiment == "my" else []
     sweep = ["model.tying=shared,local", "optim.learning_rate=0.1,0.2", "seed=0,1"] if own else []
@@ -72,7 +72,7 @@ def test_commands_that_rerun_some_jobs_compose_exactly_these(
 
 
 @pytest.mark.usefixtures("folder")
-def test_parameters_of_hydras_own_sweeper_are_accepted(launched: list[list[Job]]) -> None:
+def test_parameters_of_hydras_own_sweeper_are_accepted(launched: list[list[SweepPoint]]) -> None:
     assert call_cnnexp("run", "+hydra.sweeper.params.optim.learning_rate='0.1,0.2'", "experiment=null") == 0
     assert call_cnnexp("run", "launcher=slurm", "launcher.sbatch={exclude: node7}") == 0
     assert call_cnnexp("run", "-m", "hydra.mode=MULTIRUN", "--config-dir", "my", "experiment=my") == 0
@@ -83,7 +83,7 @@ def test_parameters_of_hydras_own_sweeper_are_accepted(launched: list[list[Job]]
 
 
 def test_a_tilde_is_the_home_folder_only_at_the_start_of_a_path(
-    folder: Path, launched: list[list[Job]], monkeypatch: pytest.MonkeyPatch
+    folder: Path, launched: list[list[SweepPoint]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(folder / "home"))
     assert call_cnnexp("run", "results_dir='~/x'") == 0

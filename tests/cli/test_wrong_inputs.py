@@ -209,7 +209,7 @@ def composed() -> dict[str, dict[str, object]]:
 
     words = [f"{section}={name}" for section, names in VARIANTS.items() for name in names]
     with initialize_config_dir(str(packaged_folder("conf")), version_base="1.3"):
-        configurations = {word: plain(compose("config", [word])) for word in words if word != "data=tfds"}
-        configurations["data=tfds"] = plain(compose("config", ["data=mnist"]))
-        configurations["experiment=null"] = plain(compose("config", []))
+        configurations = {word: to_dict(compose("config", [word])) for word in words if word != "data=tfds"}
+        configurations["data=tfds"] = to_dict(compose("config", ["data=mnist"]))
+        configurations["experiment=null"] = to_dict(compose("config", []))
     return configurations

@@ -38,10 +38,10 @@ def compose(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Compose the configurations of an experiment at a size, with one learning rate."""
 
     def compose_size(experiment: str, size: str) -> list[RunConfig]:
-        jobs_of_plan: list[Job] = []
+        jobs_of_plan: list[SweepPoint] = []
         untuned = "optim.learning_rate=0.01"
 
-        def keep(jobs: list[Job]) -> dict[str, float]:
+        def keep(jobs: list[SweepPoint]) -> dict[str, float]:
             jobs_of_plan.extend(jobs)
             return {job.config.run_id: math.nan for job in jobs}
 

@@ -14,7 +14,6 @@ import pytest
 from cnnexp.core import machine as paths
 from cnnexp.report import experiments
 from cnnexp.report.output import write_report
-from cnnexp.report.render import POLICY, render_html
 from cnnexp.store.checkpoints import StackCheckpoints, read_stack_runs
 from cnnexp.store.files import refuse_links
 from cnnexp.store.run_writer import RunWriter
@@ -103,7 +102,7 @@ def test_names_of_files_in_a_status_cannot_leave_the_folder_of_the_run(sweep: Pa
     names = ("../../../precious", str(tmp_path / "precious"), "precious", "summary.json")
     sums = dict.fromkeys(names, 0)
     change_file(run / "status.json", crc32=sums)
-    assert corrupt_files(run) == [run / "summary.json"]
+    assert find_corrupt_files(run) == [run / "summary.json"]
 
 
 def test_names_of_runs_and_of_their_folders_are_plain_words(sweep: Path, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from cnnexp.cli import main as cli
 from cnnexp.core.errors import UsageError
 from cnnexp.core.text import markdown_block, markdown_code, markdown_text
 from cnnexp.plots.figures import plot_accuracy_and_gap
-from cnnexp.report.html import POLICY, render_html
 from cnnexp.report.output import write_report
+from cnnexp.report.render import POLICY, render_html
 from cnnexp.store.runs import (
     list_run_folders,
 )

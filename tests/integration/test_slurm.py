@@ -182,7 +182,7 @@ def test_a_job_that_slurm_refuses_is_reported_in_one_line(slurm: dict[str, str],
     [(30, 30), ("30", 30), ("30:01", 31), ("4:00:00", 240), ("1-0", 1440), ("2-12:30", 3630), ("0:00:01", 1)],
 )
 def test_a_time_limit_is_read_as_slurm_reads_it(time: int | str, minutes: int) -> None:
-    assert minutes_of(time) == minutes
+    assert parse_minutes(time) == minutes
 
 
 @pytest.mark.parametrize("time", ["0", "4h", "", "1:2:3:4"])
@@ -194,7 +194,10 @@ def test_other_forms_of_a_time_limit_are_refused(time: str) -> None:
 def test_a_signal_time_longer_than_the_time_limit_is_refused(run: Any, capsys: pytest.CaptureFixture) -> None:
     assert run("launcher=slurm", "launcher.time=2") == 2
     printed = capsys.readouterr().err
-    assert "launcher.signal_seconds=90 launcher.time=2: allowed: less than 90 s, or more time: " in printed
+    assert (
+        "launcher.signal_seconds=90 launcher.time=2: with this time, signal_seconds must be less than 90 "
+        in printed
+    )
     assert printed.count("\n") == 1
 
 

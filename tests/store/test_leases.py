@@ -71,14 +71,14 @@ def test_a_silent_worker_of_another_machine_keeps_its_runs_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Leases(tmp_path) as silent:
-        silent.take({"a"})
+        silent.acquire({"a"})
         move_to_another_machine(monkeypatch)
         with Leases(tmp_path) as other:
             silence(monkeypatch, silent, LEASE_SECONDS - 5)
-            assert other.take({"a"}) == set() and other.claimed_by_others() == {"a"}
+            assert other.acquire({"a"}) == set() and other.claimed_by_others() == {"a"}
             silence(monkeypatch, silent, LEASE_SECONDS + 5)
-            assert other.take({"a"}) == {"a"}
-            silent.take(())
+            assert other.acquire({"a"}) == {"a"}
+            silent.acquire(())
             assert silent.claimed_by_others() == {"a"}  # giving back what it lost leaves the new lease alone
 
 
@@ -109,9 +109,9 @@ def test_an_idle_worker_that_was_stopped_is_alive_before_it_takes_a_run(
     assert SELF_EXPIRY_SECONDS <= LEASE_SECONDS - 20  # what it writes at its end comes before the others
     with Leases(tmp_path) as idle:
         pretend_stopped(idle, LEASE_SECONDS + 5)
-        assert idle.take({"a"}) == {"a"}
+        assert idle.acquire({"a"}) == {"a"}
         pretend_stopped(idle, LEASE_SECONDS + 5)
-        assert idle.take({"a", "b"}) == {"a", "b"}
+        assert idle.acquire({"a", "b"}) == {"a", "b"}
         move_to_another_machine(monkeypatch)
         with Leases(tmp_path) as other:
             assert other.acquire({"a", "b"}) == set()
@@ -156,7 +156,7 @@ def test_a_stopped_process_finds_its_run_taken_by_another(
         with Leases(tmp_path) as other:
             assert other.acquire({"a"}) == set()
             worker.send_signal(signal.SIGSTOP)
-            wait_until(lambda: other.take({"a"}) == {"a"}, "the end of the lease", seconds=30)
+            wait_until(lambda: other.acquire({"a"}) == {"a"}, "the end of the lease", seconds=30)
             worker.send_signal(signal.SIGCONT)
             assert worker.communicate(timeout=30)[0] == "lost set()\n"
 
@@ -226,7 +226,7 @@ with Leases(Path(sys.argv[1])) as leases:
     print("ready", flush=True)
     sys.stdin.readline()
     for number in range(60):  # one by one, so that the workers get in one another's way
-        taken = leases.take({*taken, f"run{number}"})
+        taken = leases.acquire({*taken, f"run{number}"})
     print(" ".join(sorted(taken)), flush=True)
     sys.stdin.readline()
 """

@@ -75,14 +75,14 @@ def test_a_flipped_bit_of_a_run_is_detected_or_changes_nothing(write: Any, ended
         return read_run(folder), [status.get(key) for key in ("status", "started", "updated")]
 
     whole = read_all()
-    assert corrupt_files(folder) == []
+    assert find_corrupt_files(folder) == []
     for path in sorted(folder.iterdir()):
         for flipped in flip_bits(path, 40):
             if path.name == "kernels.npz":
                 assert read_kernels(folder) == (-1, {}), flipped
             else:
-                assert corrupt_files(folder) == [path] or read_all() == whole, flipped
-    assert corrupt_files(folder) == []
+                assert find_corrupt_files(folder) == [path] or read_all() == whole, flipped
+    assert find_corrupt_files(folder) == []
 
 
 def test_a_file_of_the_wrong_type_is_detected_and_other_runs_are_read(write: Any, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_flipped_bit_of_a_checkpoint_is_detected_and_the_one_before_it_restore
 def test_a_flipped_bit_never_changes_which_runs_a_stack_has(stack: StackCheckpoints, tmp_path: Path) -> None:
     runs = stack.folder / "runs.json"
     for flipped in flip_bits(runs, 20):
-        stacks = list(iterate_stacks(tmp_path)), corrupt_stacks(tmp_path)
+        stacks = list(iterate_stacks(tmp_path)), list_corrupt_stacks(tmp_path)
         assert stacks in [([], [stack.folder]), ([(stack.folder, ["a", "b"])], [])], flipped
     runs.write_text('{"runs": ["b", "a"]}', encoding="utf-8")
     assert not list(iterate_stacks(tmp_path)) and list_corrupt_stacks(tmp_path) == [stack.folder]

@@ -18,9 +18,9 @@ from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying, count_kernels, kernel_index
 from cnnexp.sweep.points import count_points
 from cnnexp.sweep.validate import check_images, check_run
-from cnnexp.training.schedule import duration_of
+from cnnexp.training.schedule import resolve_duration
 from tests.conftest import Configure, call_cnnexp
-from tests.layer_cases import few, geometries
+from tests.layer_cases import geometries
 
 TASK = {"name": "k_patterns", "length": 50, "pattern": 3, "function": "parity"}
 
@@ -124,7 +124,7 @@ def test_the_largest_allowed_values_are_accepted(configure: Configure) -> None:
 
 
 def test_an_evaluation_interval_below_one_step_evaluates_after_every_step(configure: Configure) -> None:
-    assert duration_of(configure(train={"eval_every": 1e-300})).evaluate_after == (0, 1, 2, 3, 4, 5)
+    assert resolve_duration(configure(train={"eval_every": 1e-300})).evaluate_after == (0, 1, 2, 3, 4, 5)
 
 
 def test_the_order_of_images_repeats_after_the_largest_allowed_number_of_images() -> None:
@@ -139,7 +139,6 @@ def test_the_order_of_images_repeats_after_the_largest_allowed_number_of_images(
 
 
 @given(geometries())
-@few
 def test_unpadded_entries_and_kernels_are_counted_without_arrays(geometry: Geometry) -> None:
     inside = [int((geometry.axis_index(axis) < geometry.in_shape[axis]).sum()) for axis in (0, 1)]
     assert geometry.count_unpadded_entries() == inside[0] * inside[1]

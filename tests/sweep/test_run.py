@@ -11,7 +11,7 @@ import pytest
 
 from cnnexp.store.runs import StoredRun, read_runs
 from cnnexp.sweep import worker
-from cnnexp.sweep.points import Job
+from cnnexp.sweep.points import SweepPoint
 from cnnexp.training import loop, train
 from tests.conftest import SMALL_SWEEP, call_cnnexp, load_for_worker
 
@@ -83,7 +83,9 @@ def test_a_run_has_the_same_result_alone_and_in_any_order(
             assert stored.summary["test/loss"] == pytest.approx(expected, abs=1e-5)
 
 
-def test_run_id_hashes_what_decides_the_result_and_nothing_else(run: Any, launched: list[list[Job]]) -> None:
+def test_run_id_hashes_what_decides_the_result_and_nothing_else(
+    run: Any, launched: list[list[SweepPoint]]
+) -> None:
     for overrides in ([], ["name=b", "tracking.project=other", "results_dir=elsewhere"]):
         assert run(*overrides) == 0
     assert run("optim.learning_rate=0.01") == 0
@@ -234,7 +236,7 @@ def test_a_sigmoid_head_trains_in_single_mode(run: Any) -> None:
     assert last["train/loss"] < first["train/loss"]
 
 
-def test_a_sweep_is_the_union_of_its_parts(run: Any, launched: list[list[Job]]) -> None:
+def test_a_sweep_is_the_union_of_its_parts(run: Any, launched: list[list[SweepPoint]]) -> None:
     parts = "hydra.sweeper.parts={noise:{data.pixel_noise:'0.1,0.2'},wide:{model.features:'[3]'}}"
     assert run("seed=0,1", "model.tying=shared,local", "hydra.sweeper.params={data.noise:0.2}", parts) == 0
     values = [job.config.model_dump() for job in launched.pop()]
@@ -245,7 +247,7 @@ def test_a_sweep_is_the_union_of_its_parts(run: Any, launched: list[list[Job]]) 
 
 
 def test_a_size_of_an_experiment_is_composed_or_refused_with_the_nearest_name(
-    run: Any, launched: list[list[Job]], capsys: pytest.CaptureFixture[str]
+    run: Any, launched: list[list[SweepPoint]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     once = ["data.train_size=16", "seed=0", "train.steps=1", "train.eval_every=1", "model.tying=shared"]
     once += ["model.features=[2,2]"]

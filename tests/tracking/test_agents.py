@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from cnnexp.core.errors import UsageError
 from cnnexp.store.runs import read_runs
-from cnnexp.sweep.agents import agent_overrides, parameters_of
+from cnnexp.sweep.agents import agent_overrides, split_overrides
 from cnnexp.tracking.target import Target
 from cnnexp.tracking.wandb_run import WandbRun
 from tests.conftest import SMALL_SWEEP
@@ -96,9 +96,9 @@ def test_parameters_of_an_agent_become_overrides(monkeypatch: pytest.MonkeyPatch
     assert agent_overrides(["a=1"])[:3] == ["a=1", "seed=2", 'model.tying="tiled(2)"']
     parts = [["a=1", "b=1", "c=3"], ["a=2", "b=1", "c=3"], ["a=1", "c=3"], ["a=2", "b=2", "c=3"]]
     jobs = {"job": {"values": ["a=1 b=1", "a=2 b=1", "a=1", "a=2 b=2"]}}
-    assert parameters_of(parts) == (jobs, ["c=3"])
-    assert parameters_of([["a=1", "a=0"], ["a=2", "a=0"]]) == ({"job": {"values": [""]}}, ["a=0"])
-    parameters, fixed = parameters_of(
+    assert split_overrides(parts) == (jobs, ["c=3"])
+    assert split_overrides([["a=1", "a=0"], ["a=2", "a=0"]]) == ({"job": {"values": [""]}}, ["a=0"])
+    parameters, fixed = split_overrides(
         [["seed=1", "a.b=[1,2]", "c='x y'"], ["seed=2", "a.b=[1,2]", "c='x y'"]]
     )
     assert parameters == {"seed": {"values": [1, 2]}}

@@ -42,7 +42,7 @@ def test_a_mirror_that_hangs_or_is_killed_or_cannot_start_does_not_stop_the_swee
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("no more processes")
 
-    with Mirror(TRACKING, tmp_path / "runs", tell=printed.append) as mirror:
+    with Mirror(TRACKING, tmp_path / "runs", print_line=printed.append) as mirror:
         (process,) = list_mirrors()
         process.suspend()
         started = time.monotonic()
@@ -71,7 +71,7 @@ def test_only_messages_of_a_mirror_are_printed_and_each_once(
         subprocess, "Popen", lambda _, **options: popen([sys.executable, "-c", program], **options)
     )
     printed: list[str] = []
-    with Mirror(TRACKING, tmp_path / "runs", tell=printed.append) as mirror:
+    with Mirror(TRACKING, tmp_path / "runs", print_line=printed.append) as mirror:
         mirror.notify([tmp_path / "runs" / "run0"])
     assert printed == ["W&B: hello"]
 
@@ -83,7 +83,7 @@ def test_a_mirror_killed_again_and_again_leaves_every_step_once(
     shell.apply_environment(monkeypatch)
     writer, kills, requests, step = RunWriter(configure(name="default")), 0, 0, 0
     tracking, deadline = Tracking(mode="online", project="p", entity=None), time.monotonic() + 200
-    with Mirror(tracking, writer.folder.parent, tell=lambda line: None) as mirror:
+    with Mirror(tracking, writer.folder.parent, print_line=lambda line: None) as mirror:
         while kills < 3:  # each after the server has received more than at the last kill
             assert time.monotonic() < deadline
             writer.log(ROW | {"step": step})
@@ -128,7 +128,7 @@ def test_the_mirror_imports_installed_packages_and_not_modules_of_the_working_fo
     writer.interrupt()
     printed: list[str] = []
     with Mirror(
-        Tracking(mode="auto", project="p", entity=None), writer.folder.parent, tell=printed.append
+        Tracking(mode="auto", project="p", entity=None), writer.folder.parent, print_line=printed.append
     ) as mirror:
         mirror.notify([writer.folder])
         (process,) = list_mirrors()

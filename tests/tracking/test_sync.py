@@ -48,7 +48,7 @@ def test_sync_sends_what_every_outage_held_back(
         with monkeypatch.context() as patch:
             shell.apply_environment(patch)
             writer = RunWriter(configure(name=name))
-            with Mirror(tracking, writer.folder.parent, tell=printed.append) as mirror:
+            with Mirror(tracking, writer.folder.parent, print_line=printed.append) as mirror:
                 for step in range(3):
                     writer.log(ROW | {"step": step})
                     mirror.notify([writer.folder])
@@ -85,7 +85,7 @@ def test_sync_prints_why_it_failed_and_follows_until_the_server_answers(shell: S
     shell.environment["WANDB_BASE_URL"] = "http://127.0.0.1:9"
     done = shell("sync", "default")
     assert done.returncode == 1
-    assert "127.0.0.1:9 cannot be reached; to try again, type: cnnexp sync default" in done.stderr
+    assert "127.0.0.1:9 cannot be reached; to try again, run: cnnexp sync default" in done.stderr
     follow = [sys.executable, "-m", "cnnexp", "sync", "default", "--follow"]
     with subprocess.Popen(follow, env=shell.environment, text=True, stdout=subprocess.PIPE) as following:
         assert following.stdout is not None
@@ -116,7 +116,7 @@ def test_sync_sends_failed_runs_once_and_corrupt_ones_after_their_repair(
         record_failure(configure(seed=seed), "no memory")
     diverged.finish("diverged", {})
     done = shell("sync", "test")
-    assert done.returncode == 1 and "try again, type: cnnexp sync test" in done.stderr
+    assert done.returncode == 1 and "try again, run: cnnexp sync test" in done.stderr
     sent = shell.server.runs
     runs = {run.folder.name: run for run in (empty, failed, diverged)}
     assert {name: sent[name].state for name in runs} == {

@@ -37,10 +37,10 @@ def test_servers_and_keys_are_read_from_the_files_of_the_client(
 
     monkeypatch.setattr(urllib.request, "urlopen", distrust)
     assert target.Reachability()
-    assert target.sync_command(Path("else where/x"), "out") == (
+    assert target.format_sync_command(Path("else where/x"), "out") == (
         "cnnexp sync x --to out --results-dir 'else where'"
     )
-    assert target.sync_command(tmp_path / "results" / "x") == "cnnexp sync x"
+    assert target.format_sync_command(tmp_path / "results" / "x") == "cnnexp sync x"
 
 
 def test_modes_are_those_of_the_client(monkeypatch: pytest.MonkeyPatch) -> None:

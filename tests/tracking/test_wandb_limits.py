@@ -13,7 +13,7 @@ from cnnexp.core.errors import UsageError
 from cnnexp.store.run_writer import RunWriter
 from cnnexp.store.runs import read_run
 from cnnexp.tracking.target import LABEL_LIMIT, NAME_LIMIT, shorten
-from cnnexp.tracking.wandb_run import cell_name
+from cnnexp.tracking.wandb_run import name_cell
 from tests.clusters import write_modules
 from tests.conftest import Configure
 from tests.fakes.wandb_records import refuse_too_long
