@@ -20,7 +20,7 @@ from cnnexp.sweep.points import count_points
 from cnnexp.sweep.validate import check_images, check_run
 from cnnexp.training.schedule import resolve_duration
 from tests.conftest import Configure, call_cnnexp
-from tests.layer_cases import geometries
+from tests.layer_cases import FEW, geometries
 
 TASK = {"name": "k_patterns", "length": 50, "pattern": 3, "function": "parity"}
 
@@ -139,6 +139,7 @@ def test_the_order_of_images_repeats_after_the_largest_allowed_number_of_images(
 
 
 @given(geometries())
+@FEW
 def test_unpadded_entries_and_kernels_are_counted_without_arrays(geometry: Geometry) -> None:
     inside = [int((geometry.axis_index(axis) < geometry.in_shape[axis]).sum()) for axis in (0, 1)]
     assert geometry.count_unpadded_entries() == inside[0] * inside[1]
