@@ -15,7 +15,8 @@ from cnnexp.core.errors import UsageError
 from cnnexp.core.text import short_number
 from cnnexp.data.images import Images
 from cnnexp.data.pipelines import ImageFiles
-from cnnexp.models.spec import NetworkSpec, describe_matching, specify_network, total_count
+from cnnexp.models.layers import NetworkSpec
+from cnnexp.models.spec import describe_matching, specify_network, total_count
 from cnnexp.report.tables import COUNT_COLUMNS, LAYER_COLUMNS, tabulate_layers
 from cnnexp.store.files import write_bytes
 

@@ -24,22 +24,14 @@ from cnnexp.config.data import (
 )
 from cnnexp.config.describe import describe_requirement, most_specific_errors
 from cnnexp.config.execution import LAUNCHER_VARIANTS, Launcher, LocalLauncher, Sweep, Tracking
-from cnnexp.config.sections import (
-    MLP,
-    AllowedText,
-    Folder,
-    Optim,
-    Section,
-    Seed,
-    SimpleCNN,
-    Train,
-)
+from cnnexp.config.model import MLP, Model, ResNet, SimpleCNN
+from cnnexp.config.sections import AllowedText, Folder, Optim, Section, Seed, Train
 from cnnexp.core.errors import UsageError, nearest_name, shorten_value, suggestion
 
 RESULT_FORMAT = 4  # part of a run's identity: raise it when the same configuration gives other numbers
 
 VARIANTS: dict[str, dict[str, type[Section]]] = {
-    "model": {"simple_cnn": SimpleCNN, "mlp": MLP},
+    "model": {"simple_cnn": SimpleCNN, "resnet": ResNet, "mlp": MLP},
     "data": dict(DATA_VARIANTS),
     "launcher": dict(LAUNCHER_VARIANTS),
 }
@@ -52,9 +44,9 @@ SECTIONS: dict[str, type[Section]] = {
     "tracking": Tracking,
     "launcher": LocalLauncher,
 }
-# Keys that are newer than stored results: where they are null, they are no part of a run's identity.
-OMITTED_IF_NULL: dict[str, tuple[str, ...]] = {
-    "model": ("threshold",),
+# Keys that came after the first results were kept: at their defaults they are no part of a run's identity.
+OMITTED_AT_DEFAULT: dict[str, tuple[str, ...]] = {
+    "model": ("threshold", "norm", "norm_tying", "norm_groups", "dropout"),
     "optim": ("l1", "l1_threshold"),
     "train": ("share_every", "tied_steps"),
 }
@@ -66,7 +58,6 @@ TRACED_KEYS: dict[str, tuple[str, ...]] = {
     "train": ("label_smoothing", "share_every", "tied_steps"),
     "data": (*STRENGTH_KEYS, *TRACED_OPTIONS),
 }
-Model = Annotated[SimpleCNN | MLP, Field(discriminator="name")]
 
 
 class RunConfig(Section):
@@ -85,7 +76,7 @@ class RunConfig(Section):
         description="The seed of a run, which determines its initial weights, the subset of training "
         "images and their order.",
     )
-    model: Model = Field(description="The network.")
+    model: Model = Field(discriminator="name", description="The network.")
     data: Data = Field(description="The images, their number, and their corruptions.")
     optim: Optim = Field(description="The optimiser.")
     train: Train = Field(description="How long to train, and how often to evaluate.")
@@ -99,9 +90,10 @@ class RunConfig(Section):
         for section, keys in EXECUTION_KEYS.items():
             for key in keys:
                 values[section].pop(key, None)
-        for section, keys in OMITTED_IF_NULL.items():
+        for section, keys in OMITTED_AT_DEFAULT.items():
+            fields = type(getattr(self, section)).model_fields
             for key in keys:
-                if values[section][key] is None:
+                if key in fields and values[section][key] == fields[key].default:
                     del values[section][key]
         return {"format": RESULT_FORMAT, **values}
 

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from cnnexp.config.sections import AllowedText, BiasText, Section, TyingText
+from cnnexp.config.model import BiasText, NormTyingText, TyingText
+from cnnexp.config.sections import AllowedText, Section
 from cnnexp.core.errors import format_value, shorten_value, suggestion
-from cnnexp.nn.tying import BIAS_NAMES, TYING_NAMES
+from cnnexp.nn.tying import BIAS_NAMES, NORM_TYING_NAMES, TYING_NAMES
 
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 TYPES = {int: "integer", float: "number", str: "text"}
@@ -99,7 +100,7 @@ def list_named_values(kind: Any) -> list[str]:
     >>> list_named_values(bool | None)
     ['true', 'false', 'null']
     """
-    for text, names in ((TyingText, TYING_NAMES), (BiasText, BIAS_NAMES)):
+    for text, names in ((TyingText, TYING_NAMES), (BiasText, BIAS_NAMES), (NormTyingText, NORM_TYING_NAMES)):
         if kind == text:
             return list(names)
     if kind is bool:

@@ -4,12 +4,10 @@ import os
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from cnnexp.core.errors import format_value, suggestion
-from cnnexp.nn.geometry import Connectivity, Padding, Pool
-from cnnexp.nn.tying import BIAS_NAMES, TYING_NAMES, Tying, bias_tying
+from cnnexp.core.errors import format_value
 
 
 @dataclass(frozen=True)
@@ -26,30 +24,7 @@ Positive = Annotated[float, Field(gt=0)]
 Deviation = Annotated[float, Field(ge=0)]
 ProperFraction = Annotated[float, Field(ge=0, lt=1)]
 Item = TypeVar("Item")
-PerLayer = Annotated[list[Item], Field(min_length=1)]  # a value for each layer
 Text = Annotated[str, Field(min_length=1)]
-Pair = Annotated[list[Size], Field(min_length=2, max_length=2)]
-Activation = Literal["relu", "gelu", "tanh", "shrink", "identity"]
-Head = Literal["softmax", "sigmoid"]
-Lowering = Literal["auto", "conv", "matmul"]
-DType = Literal["float32", "bfloat16", "float16"]
-Precision = Literal["default", "high", "highest", "bfloat16", "tensorfloat32", "float32"]
-
-
-def _parse_tying(text: object) -> str:
-    try:
-        return str(Tying.parse(str(text)))
-    except ValueError:
-        raise PydanticCustomError("tying", suggestion(text, TYING_NAMES)) from None  # pyright: ignore[reportArgumentType]
-
-
-def _parse_bias(value: object) -> str:
-    text = str(value)
-    try:
-        tying = bias_tying(Tying("shared"), text)
-        return text if tying is None or text == "same" else str(tying)
-    except ValueError:
-        raise PydanticCustomError("tying", suggestion(text, BIAS_NAMES)) from None  # pyright: ignore[reportArgumentType]
 
 
 def _expand_home(text: str) -> str:
@@ -61,140 +36,12 @@ def _expand_home(text: str) -> str:
 
 # A `~` at the beginning stands for a home directory.
 Folder = Annotated[str, Field(min_length=1), AfterValidator(_expand_home), AllowedText("a folder")]
-TyingText = Annotated[str, BeforeValidator(_parse_tying), AllowedText(", ".join(TYING_NAMES))]
-BiasText = Annotated[str, BeforeValidator(_parse_bias), AllowedText(", ".join(BIAS_NAMES))]
 
 
 class Section(BaseModel):
     """A part of the configuration: unknown keys and values of another type are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class ModelSection(Section):
-    """The keys of every network."""
-
-    hidden: list[Size] = Field(
-        default=[], description="Widths of the dense layers before the head; an empty list: the head alone."
-    )
-    activation: Activation = Field(
-        default="relu",
-        description="The nonlinearity after each layer except the head. `shrink` moves values towards zero "
-        "by a trainable threshold.",
-    )
-    threshold: Positive | None = Field(
-        default=None,
-        description="The initial threshold of `activation=shrink`; null for the other activations.",
-    )
-    head: Head = Field(
-        default="softmax",
-        description="The output of the network. `softmax` predicts one label per image; `sigmoid` predicts "
-        "each of several labels independently.",
-    )
-    dtype: DType | None = Field(
-        default=None, description="The data type in which layers compute; null: that of the parameters."
-    )
-    param_dtype: DType = Field(default="float32", description="The data type in which parameters are stored.")
-    precision: Precision = Field(
-        default="float32",
-        description="The precision of matrix products. `float32` has the same precision on CPU, GPU and "
-        "TPU; `default`, `high` and `tensorfloat32` are faster on GPU and TPU.",
-    )
-
-    @model_validator(mode="after")
-    def _check_threshold(self) -> "ModelSection":
-        if (self.activation == "shrink") == (self.threshold is None):
-            keys = f"model.activation={self.activation} model.threshold={format_value(self.threshold)}"
-            raise ValueError(f"{keys}: a threshold belongs to shrink; set both, or neither")
-        return self
-
-
-class SimpleCNN(ModelSection):
-    """Any number of blocks (tied convolution, activation, pooling), then dense layers and a head.
-
-    A value sets all layers; a list sets each layer. A pair within the list is (height, width), so
-    `kernel_size: [[5, 3], 3]` is a rectangular kernel, then a square one.
-    """
-
-    name: Literal["simple_cnn"] = Field(
-        default="simple_cnn", description="The network: tied convolutions, dense layers and a head."
-    )
-    features: Size | PerLayer[Size] = Field(
-        default=[16, 32],
-        description="Output channels of the convolutional layers. The length of the list is the number of"
-        " layers.",
-    )
-    kernel_size: Size | PerLayer[Size | Pair] = Field(
-        default=3,
-        description="Side of the window that one output position sees, in pixels: one value, a list with "
-        "one value per layer, or a list with (height, width) pairs such as [[5,3],3]. For signals (images "
-        "of width 1), the length of the window.",
-    )
-    stride: Size | PerLayer[Size | Pair] = Field(
-        default=1, description="Distance between the windows of neighbouring output positions, in pixels."
-    )
-    dilation: Size | PerLayer[Size | Pair] = Field(
-        default=1, description="Distance between neighbouring pixels of a window; 1: a window without gaps."
-    )
-    padding: Padding | PerLayer[Padding] = Field(
-        default="SAME",
-        description="The padding at the border. `SAME` pads with zeros and keeps the size, `VALID` uses "
-        "only windows inside the image, `CIRCULAR` wraps around.",
-    )
-    tying: TyingText | PerLayer[TyingText] = Field(
-        default="shared",
-        description="How output positions use kernels. `shared`: one kernel for all positions, a "
-        "convolution. `tiled(t)`: kernels repeat with period t. `blocked(g)`: one kernel for each cell of "
-        "a g x g grid. `low_rank(r)`: each position mixes r kernels. `local`: one kernel for each "
-        "position. `dense`: one kernel for each position, as large as the image.",
-    )
-    connectivity: Connectivity | PerLayer[Connectivity] = Field(
-        default="local",
-        description="The inputs that a position sees. `local`: the pixels of a window. `random`: as many "
-        "pixels from anywhere in the image, drawn once by the seed.",
-    )
-    bias: BiasText | PerLayer[BiasText] = Field(
-        default="shared",
-        description="How output positions use biases. `same`: tied as the weights are. `shared`: one bias "
-        "per feature. `none`: no bias.",
-    )
-    pool: Pool | PerLayer[Pool] = Field(
-        default="max",
-        description="The pooling after each layer. `global_average` averages over the whole image.",
-    )
-    pool_size: Size | PerLayer[Size] = Field(
-        default=2, description="Side of the pooling windows, which do not overlap, in pixels."
-    )
-    match: Literal["none", "params", "macs"] = Field(
-        default="none",
-        description="Whether `features` is scaled. `params`, `macs`: until the network has as many "
-        "parameters or multiply-accumulates as the same network with the tying `match_tying`, within 5%. "
-        "`none`: not scaled.",
-    )
-    match_tying: TyingText = Field(
-        default="shared",
-        description="The tying of the reference network for `match`. With `tying=shared match=params "
-        "match_tying=local`, a convolution is widened until it has as many parameters as the locally "
-        "connected network. Without `match`, this key has no effect.",
-    )
-    lowering: Lowering = Field(
-        default="auto",
-        description="How layers are computed; the result is the same up to rounding. `conv` uses XLA's "
-        "convolutions, `matmul` extracts patches and multiplies matrices. `auto` selects `matmul` on a "
-        "CPU and where each position has its own kernel, and `conv` otherwise.",
-    )
-
-
-class MLP(ModelSection):
-    """A multilayer perceptron on the pixels: dense layers and a head."""
-
-    name: Literal["mlp"] = Field(
-        default="mlp", description="The network: dense layers on the pixels, and a head."
-    )
-    hidden: list[Size] = Field(
-        default=[256, 256],
-        description="Widths of the dense layers before the head; an empty list: the head alone.",
-    )
 
 
 class Optim(Section):

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from cnnexp.models.spec import LayerSpec, NetworkSpec
+from cnnexp.models.layers import LayerSpec, NetworkSpec
 from cnnexp.nn.embedding import distance_to_shared, embed
 from cnnexp.nn.feature_maps import Layout, pool, transpose_layout
+from cnnexp.nn.normalisation import TiedNorm, embed_norm
 from cnnexp.nn.probes import locality
 from cnnexp.nn.tied_conv import TiedConv
-from cnnexp.nn.tying import Tying
+from cnnexp.nn.tying import Tying, norm_tying
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "tanh": jnp.tanh, "identity": lambda x: x}
 SAMPLE_SIDE, SAMPLE_FILTERS = 8, 4  # positions along a side, and output channels, whose kernels are kept
@@ -22,17 +23,21 @@ MONOTONE = ("relu", "tanh", "identity")  # activations that commute with a maxim
 
 
 class TiedNetwork(nnx.Module):
-    """Tied layers, one after the other; each is an attribute under its name in the specification.
+    """Tied layers, each of which is an attribute under its name in the specification.
 
     Args:
         layers: The specification of the layers.
-        rngs: Its stream `params` draws the parameters.
+        rngs: Its stream `params` draws the parameters, and `dropout` the units that are dropped.
     """
 
     def __init__(self, layers: NetworkSpec, *, rngs: nnx.Rngs):
         self.layers = layers
         for layer in layers:
             setattr(self, layer.name, _build_layer(layer, rngs))
+            if layer.norm != "none":
+                setattr(self, f"{layer.name}_norm", _build_norm(layer))
+            if layer.dropout:
+                setattr(self, f"{layer.name}_dropout", nnx.Dropout(layer.dropout, rngs=rngs))
             if layer.threshold is not None:
                 setattr(
                     self,
@@ -42,16 +47,34 @@ class TiedNetwork(nnx.Module):
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
         """Return the logits of the head for normalised images."""
+        sources = {name for spec in self.layers for name in (spec.source, spec.shortcut)}
+        outputs: dict[str, tuple[Array, Layout]] = {}
         x, layout = images, cast(Layout, "NHWC")
         for spec in self.layers:
-            layer, activation = get_layer(self, spec), self._get_activation(spec)
-            fastest = layer.layout or layout
-            x, layout = layer(transpose_layout(x, layout, fastest), fastest), fastest
-            if spec.pool == "max" and spec.activation in MONOTONE:  # the same result from fewer numbers
-                x = activation(pool(x, spec.pool, spec.pool_size, layout))
-            else:
-                x = pool(activation(x), spec.pool, spec.pool_size, layout)
+            x, layout = (x, layout) if spec.source is None else outputs[spec.source]
+            x, layout = self._apply(spec, x, layout, outputs)
+            if spec.name in sources:
+                outputs[spec.name] = x, layout
         return transpose_layout(x, layout, "NHWC").reshape(images.shape[0], -1)
+
+    def _apply(
+        self, spec: LayerSpec, x: Array, layout: Layout, outputs: dict[str, tuple[Array, Layout]]
+    ) -> tuple[Array, Layout]:
+        """Apply a layer and what follows it, in the layout that is fastest for the layer."""
+        layer, activation = get_layer(self, spec), self._get_activation(spec)
+        fastest = layer.layout or layout
+        x, layout = layer(transpose_layout(x, layout, fastest), fastest), fastest
+        if spec.norm != "none":
+            x = cast(TiedNorm, getattr(self, f"{spec.name}_norm"))(x, layout)
+        if spec.shortcut is not None:
+            x = x + _fit_shortcut(*outputs[spec.shortcut], spec, layout)
+        if spec.pool == "max" and spec.activation in MONOTONE:  # the same result from fewer numbers
+            x = activation(pool(x, spec.pool, spec.pool_size, layout))
+        else:
+            x = pool(activation(x), spec.pool, spec.pool_size, layout)
+        if spec.dropout:
+            x = cast(nnx.Dropout, getattr(self, f"{spec.name}_dropout"))(x)
+        return x, layout
 
     def _get_activation(self, layer: LayerSpec) -> Callable[[Array], Array]:
         if layer.threshold is None:
@@ -79,15 +102,43 @@ def _build_layer(layer: LayerSpec, rngs: nnx.Rngs) -> TiedConv:
     )
 
 
+def _build_norm(layer: LayerSpec) -> TiedNorm:
+    return TiedNorm(
+        layer.geometry,
+        layer.norm,
+        tying=layer.norm_tying,
+        groups=layer.norm_groups,
+        param_dtype=jnp.dtype(layer.param_dtype),
+    )
+
+
+def _fit_shortcut(x: Array, old: Layout, spec: LayerSpec, layout: Layout) -> Array:
+    """Bring the input of a residual block into the shape of its output."""
+    x = transpose_layout(x, old, "NHWC")
+    height, width, features = spec.geometry.out_shape
+    x = x[:, :: -(-x.shape[1] // height), :: -(-x.shape[2] // width)]
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, features - x.shape[3])))
+    return transpose_layout(x, "NHWC", layout)
+
+
 def embed_network(
-    net: TiedNetwork, *, tying: Tying | str, bias: str | None = None, rngs: nnx.Rngs | None = None
+    net: TiedNetwork,
+    *,
+    tying: Tying | str,
+    bias: str | None = None,
+    norm: str = "same",
+    rngs: nnx.Rngs | None = None,
 ) -> TiedNetwork:
     """Embed every convolution of a network into another tying; the new network computes the same function.
+
+    Where scales and biases of a batch normalisation become freer, this is so in evaluation mode: in training,
+    the new network takes its statistics over fewer positions.
 
     Args:
         net: The network to embed; its dense layers are taken as they are.
         tying: The tying of the new layers.
         bias: The tying of the new biases; None keeps that of each layer.
+        norm: The tying of the new normalisations; `same` is `tying`.
         rngs: Draws the differences between the kernels of `low_rank` layers; see `embed`.
 
     Raises:
@@ -100,11 +151,16 @@ def embed_network(
         else embed(get_layer(net, layer), tying=tying, bias=bias, rngs=rngs)
         for layer in net.layers
     }
-    layers = tuple(_specify_embedded(layer, embedded[layer.name]) for layer in net.layers)
+    layers = tuple(_specify_embedded(layer, embedded[layer.name], norm) for layer in net.layers)
     new = TiedNetwork(layers, rngs=nnx.Rngs(0))
     for name, layer in embedded.items():
         setattr(new, name, layer)
-    for layer in net.layers:
+    for layer in layers:
+        if layer.norm != "none":
+            name = f"{layer.name}_norm"
+            setattr(new, name, embed_norm(getattr(net, name), tying=layer.norm_tying))
+        if layer.dropout:
+            setattr(new, f"{layer.name}_dropout", getattr(net, f"{layer.name}_dropout"))
         if layer.threshold is not None:
             setattr(new, f"{layer.name}_threshold", getattr(net, f"{layer.name}_threshold"))
     return new
@@ -167,6 +223,11 @@ def get_layer(net: TiedNetwork, layer: LayerSpec) -> TiedConv:
     return cast(TiedConv, getattr(net, layer.name))
 
 
-def _specify_embedded(layer: LayerSpec, new: TiedConv) -> LayerSpec:
+def _specify_embedded(layer: LayerSpec, new: TiedConv, norm: str) -> LayerSpec:
     bias = "none" if new.bias_tying is None else str(new.bias_tying)
-    return replace(layer, tying=new.tying, bias="same" if new.bias_tying == new.tying else bias)
+    return replace(
+        layer,
+        tying=new.tying,
+        bias="same" if new.bias_tying == new.tying else bias,
+        norm_tying=norm_tying(new.tying, norm),
+    )

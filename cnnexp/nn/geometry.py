@@ -11,6 +11,7 @@ Padding = Literal["SAME", "VALID", "CIRCULAR"]
 COUNT_BLOCK = 2**20  # windows, or entries of a kernel, whose arrays are in memory at once
 Connectivity = Literal["local", "random"]
 Pool = Literal["max", "average", "global_average", "none"]
+Norm = Literal["none", "batch", "layer", "group"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ Kind = Literal["shared", "tiled", "blocked", "low_rank", "local", "dense"]
 SIZED = ("tiled", "blocked", "low_rank")
 TYING_NAMES = ["shared", "tiled(t)", "blocked(g)", "low_rank(r[,free][,full])", "local", "dense"]
 BIAS_NAMES = ["same", "shared", "tiled(t)", "blocked(g)", "local", "none"]
+NORM_TYING_NAMES = [name for name in BIAS_NAMES if name != "none"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,28 @@ def bias_shape(geometry: Geometry, tying: Tying, bias: str) -> tuple[int, int]:
     """Return the shape `(R, c_out)` of the bank of biases; R is 0 where there is no bias."""
     parsed = bias_tying(tying, bias)
     return (0 if parsed is None else count_kernels(geometry, parsed), geometry.features)
+
+
+def norm_tying(tying: Tying, norm: str) -> Tying:
+    """Parse the tying of a normalisation: `same` is that of the weights.
+
+    Mixed kernels divide the positions into no groups, so that for `low_rank` `same` is `shared`.
+
+    Raises:
+        ValueError: The text is not a tying of a normalisation.
+    """
+    if norm == "same":
+        same = {"low_rank": Tying("shared"), "dense": Tying("local")}
+        return same.get(tying.kind, tying)
+    parsed = Tying.parse(norm)
+    if parsed.kind in ("low_rank", "dense"):
+        raise ValueError(f"not a tying of a normalisation: {norm}; allowed: {', '.join(NORM_TYING_NAMES)}")
+    return parsed
+
+
+def norm_shape(geometry: Geometry, tying: Tying) -> tuple[int, int]:
+    """Return the shape `(R, c_out)` of the scales of a normalisation, and of its biases."""
+    return count_kernels(geometry, tying), geometry.features
 
 
 def fan_in(geometry: Geometry, tying: Tying) -> int:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 
-from cnnexp.models.spec import LayerSpec, NetworkSpec
+from cnnexp.models.layers import LayerSpec, NetworkSpec
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying, count_layer, kernel_index
 from cnnexp.plots.axes import TEXT_WIDTH_INCHES

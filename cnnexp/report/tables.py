@@ -14,7 +14,7 @@ from cnnexp.analysis.tuning import CHOSEN_BY, Tuning
 from cnnexp.analysis.verdicts import Verdict
 from cnnexp.config import RunConfig
 from cnnexp.core.text import duration_text, pluralize
-from cnnexp.models.spec import LayerSpec, NetworkSpec
+from cnnexp.models.layers import LayerSpec, NetworkSpec
 from cnnexp.report.report import Report
 from cnnexp.store.files import read_json
 from cnnexp.store.runs import STATUS

@@ -21,7 +21,8 @@ from cnnexp.core.machine import (
 )
 from cnnexp.core.text import pluralize, short_number
 from cnnexp.data.loading import resident_bytes
-from cnnexp.models.spec import LayerSpec, specify_network, total_count
+from cnnexp.models.layers import LayerSpec
+from cnnexp.models.spec import specify_network, total_count
 from cnnexp.store.files import read_json
 from cnnexp.store.runs import find_corrupt_files, has_ended
 from cnnexp.sweep.provenance import provenance

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cnnexp.config import OMITTED_IF_NULL, TRACED_KEYS, RunConfig
+from cnnexp.config import OMITTED_AT_DEFAULT, TRACED_KEYS, RunConfig
 from cnnexp.config.data import STRENGTH_KEYS
 from cnnexp.store.checkpoints import has_checkpoint, iterate_stacks, list_corrupt_stacks
 from cnnexp.store.runs import COMMANDS, find_corrupt_files, has_ended, run_folder, sweep_folder
@@ -135,7 +135,7 @@ def shape_of_program(run: RunConfig) -> str:
             value = values[section].pop(key, None)
             if key in STRENGTH_KEYS:  # the program depends on whether there is any, not on how much
                 values[section][key] = bool(value)
-            elif key in OMITTED_IF_NULL.get(section, ()):
+            elif key in OMITTED_AT_DEFAULT.get(section, ()):
                 values[section][key] = value is not None
     duration = resolve_duration(run)  # in steps: runs of as many steps have one program
     for key in ("epochs", "steps", "eval_every"):

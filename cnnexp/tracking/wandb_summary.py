@@ -19,7 +19,8 @@ from cnnexp.core.errors import UsageError
 from cnnexp.data.loading import images_key, load
 from cnnexp.data.shapes import check_prepared
 from cnnexp.data.tfds.prepared import resolve_data_dir
-from cnnexp.models.spec import NetworkSpec, specify_network
+from cnnexp.models.layers import NetworkSpec
+from cnnexp.models.spec import specify_network
 from cnnexp.plots.images import plot_data
 from cnnexp.plots.layers import plot_network
 from cnnexp.report.output import write_report

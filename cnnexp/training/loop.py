@@ -212,7 +212,7 @@ class StackTrainer:
 
 
 def _inspect(state: State, setup: Setup) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    network = merge_network(state.params, state.fixed, setup)
+    network = merge_network(state.params, state.variables, setup)
     return sample_kernels(network), measure_learned(network)
 
 

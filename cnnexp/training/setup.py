@@ -1,5 +1,6 @@
 """What training and evaluation have in common: static setup, state, corrupted batches, logits, losses."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,12 +13,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from cnnexp.config import RunConfig
-from cnnexp.config.sections import Head
+from cnnexp.config.model import Head
 from cnnexp.data.corruptions import Corruptions
 from cnnexp.data.images import Integers, Normalisation
 from cnnexp.data.pipelines import RawBatch
+from cnnexp.models.layers import NetworkSpec
 from cnnexp.models.network import TiedNetwork
-from cnnexp.models.spec import NetworkSpec, specify_network
+from cnnexp.models.spec import specify_network
+from cnnexp.nn.normalisation import TiedNorm
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.schedule import Duration, resolve_duration
 
@@ -27,7 +30,8 @@ class State(NamedTuple):
 
     Attributes:
         params: The trained parameters of the network.
-        fixed: Arrays that are drawn from the key and never trained: the wiring of random connectivity.
+        variables: What the optimiser does not train: running averages of normalisations, keys of dropout, the
+            wiring of random connectivity, and any other variable of the network.
         opt_state: The state of the optimiser.
         step: Number of steps taken.
         diverged_at: The first step whose loss was not finite; -1 before that.
@@ -36,7 +40,7 @@ class State(NamedTuple):
     """
 
     params: PyTree[Float[Array, "..."]]
-    fixed: PyTree
+    variables: PyTree
     opt_state: optax.OptState
     step: Int[Array, ""]
     diverged_at: Int[Array, ""]
@@ -52,7 +56,8 @@ class Setup:
         config: The configuration of the run. Its seed and the values of `cnnexp.config.TRACED_KEYS` are not
             read.
         network: The specification of the layers.
-        graph: The static part of the network, as Flax NNX splits it.
+        graph: The static part of the network in training mode, as Flax NNX splits it.
+        evaluation_graph: The same in evaluation mode: with running averages, without dropout.
         duration: The number of steps, the batch size, and when the run is evaluated.
         axis_name: The mapped axis whose devices split every batch; None where one device has it all.
     """
@@ -60,6 +65,7 @@ class Setup:
     config: RunConfig
     network: NetworkSpec
     graph: nnx.GraphDef[TiedNetwork]
+    evaluation_graph: nnx.GraphDef[TiedNetwork]
     duration: Duration
     axis_name: str | None
 
@@ -73,21 +79,59 @@ def make_setup(config: RunConfig, axis_name: str | None = None) -> Setup:
     """
     network = specify_network(config)
     model = nnx.eval_shape(lambda: TiedNetwork(network, rngs=nnx.Rngs(0)))
-    graph, _, _ = nnx.split(model, nnx.Param, ...)
-    duration = resolve_duration(config)
-    return Setup(config=config, network=network, graph=graph, duration=duration, axis_name=axis_name)
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, TiedNorm | nnx.BatchNorm):  # statistics of the whole batch
+            module.axis_name = axis_name
+    model.train()
+    graph = nnx.split(model, nnx.Param, ...)[0]
+    model.eval()
+    return Setup(
+        config=config,
+        network=network,
+        graph=graph,
+        evaluation_graph=nnx.split(model, nnx.Param, ...)[0],
+        duration=resolve_duration(config),
+        axis_name=axis_name,
+    )
 
 
-def merge_network(params: Any, fixed: Any, setup: Setup) -> TiedNetwork:
-    """Put a network together from the `params` and `fixed` of a `State`."""
-    return nnx.merge(setup.graph, params, fixed)
+def merge_network(params: Any, variables: Any, setup: Setup) -> TiedNetwork:
+    """Put a network together, in evaluation mode, from the `params` and `variables` of a `State`."""
+    return nnx.merge(setup.evaluation_graph, params, variables)
 
 
 def apply_network(
-    params: Any, fixed: Any, images: Float[Array, "b h w c"], setup: Setup
+    params: Any, variables: Any, images: Float[Array, "b h w c"], setup: Setup
 ) -> Float[Array, "b classes"]:
-    """Compute the logits of normalised images, in float32."""
-    return merge_network(params, fixed, setup)(images).astype(jnp.float32)
+    """Compute the logits of normalised images in evaluation mode, in float32."""
+    return merge_network(params, variables, setup)(images).astype(jnp.float32)
+
+
+def apply_in_training(
+    params: Any, variables: Any, images: Float[Array, "b h w c"], setup: Setup
+) -> tuple[Float[Array, "b classes"], Any]:
+    """Compute the logits of normalised images in training mode, in float32.
+
+    Devices that split a batch use different keys, so that they do not drop the same units.
+
+    Returns:
+        The logits, and the variables as they are after the step.
+    """
+    _, device = locate_device(setup.axis_name)
+
+    def localise(variable: nnx.Variable) -> nnx.Variable:
+        is_key = isinstance(variable, nnx.RngKey) and setup.axis_name is not None
+        return variable.replace(jax.random.fold_in(variable[...], device)) if is_key else variable
+
+    network = nnx.merge(setup.graph, params, _map_variables(localise, variables), copy=True)
+    logits = network(images).astype(jnp.float32)
+    _, _, updated = nnx.split(network, nnx.Param, ...)
+    keep_keys = lambda old, new: old if isinstance(old, nnx.RngKey) else new  # noqa: E731
+    return logits, _map_variables(keep_keys, variables, updated)
+
+
+def _map_variables(function: Callable[..., Any], *trees: Any) -> Any:
+    return jax.tree.map(function, *trees, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
 def matmul_precision(setup: Setup) -> AbstractContextManager[None]:

@@ -27,6 +27,7 @@ from cnnexp.training.optimizers import Hyperparameters, make_optimizer
 from cnnexp.training.setup import (
     Setup,
     State,
+    apply_in_training,
     apply_network,
     compute_losses,
     corrupt_batch,
@@ -40,6 +41,7 @@ from cnnexp.training.setup import (
 
 # Images per batch of an evaluation. On CPU the activations of a batch must stay in its caches.
 EVALUATION_BATCH_ON_CPU, EVALUATION_BATCH = 128, 512
+DROPOUT = 1  # folded into the key of the parameters, for that of dropout
 
 
 class Metrics(NamedTuple):
@@ -59,10 +61,11 @@ def init(key: Key[Array, ""], hyperparameters: Hyperparameters, setup: Setup) ->
     """
     keys = split_run_key(key)
     build = TiedNetwork if setup.config.train.tied_steps is None else build_from_convolution
-    network = build(setup.network, rngs=nnx.Rngs(params=keys.init))
-    _, params, fixed = nnx.split(network, nnx.Param, ...)
+    dropout = jax.random.fold_in(keys.init, DROPOUT)
+    network = build(setup.network, rngs=nnx.Rngs(params=keys.init, dropout=dropout))
+    _, params, variables = nnx.split(network, nnx.Param, ...)
     opt_state = _optimizer(hyperparameters, setup).init(_in_float32(params))
-    return State(params, fixed, opt_state, jnp.int32(0), jnp.int32(-1), keys.order, keys.noise)
+    return State(params, variables, opt_state, jnp.int32(0), jnp.int32(-1), keys.order, keys.noise)
 
 
 def train_step(
@@ -88,11 +91,12 @@ def train_step(
     corrupt = partial(corrupt_batch, state, normalisation, hyperparameters, setup)
     images, labels = corrupt(batch, split="train", step=state.step, first=offset)
 
-    def mean_loss(params: Any) -> Float[Array, ""]:
-        logits = apply_network(params, state.fixed, images, setup)
-        return compute_losses(setup.config.model.head, logits, labels, hyperparameters.label_smoothing).mean()
+    def mean_loss(params: Any) -> tuple[Float[Array, ""], Any]:
+        logits, variables = apply_in_training(params, state.variables, images, setup)
+        loss = compute_losses(setup.config.model.head, logits, labels, hyperparameters.label_smoothing)
+        return loss.mean(), variables
 
-    loss, gradients = jax.value_and_grad(mean_loss)(state.params)
+    (loss, variables), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
     if setup.axis_name:
         loss, gradients = lax.pmean((loss, gradients), setup.axis_name)
     gradients = _keep_tied(gradients, state, hyperparameters, setup)
@@ -103,6 +107,7 @@ def train_step(
     diverges = (state.diverged_at < 0) & ~jnp.isfinite(loss)
     return state._replace(
         params=params,
+        variables=variables,
         opt_state=opt_state,
         step=state.step + 1,
         diverged_at=jnp.where(diverges, state.step, state.diverged_at),
@@ -216,7 +221,7 @@ def _keep_tied(gradients: Any, state: State, hyperparameters: Hyperparameters, s
     if setup.config.train.tied_steps is None:
         return gradients
     is_tied = state.step < hyperparameters.tied_steps
-    tie = partial(_change_layers, tie_gradient, state.fixed, setup)
+    tie = partial(_change_layers, tie_gradient, state.variables, setup)
     return lax.cond(is_tied, tie, lambda tree: tree, gradients)
 
 
@@ -225,20 +230,20 @@ def _share_kernels(params: Any, state: State, hyperparameters: Hyperparameters, 
     if setup.config.train.share_every is None:
         return params
     is_due = (state.step + 1) % hyperparameters.share_every == 0
-    average = partial(_change_layers, average_kernels, state.fixed, setup)
+    average = partial(_change_layers, average_kernels, state.variables, setup)
     return lax.cond(is_due, average, lambda tree: tree, params)
 
 
-def _change_layers(change: Callable[[TiedConv], None], fixed: Any, setup: Setup, tree: Any) -> Any:
+def _change_layers(change: Callable[[TiedConv], None], variables: Any, setup: Setup, tree: Any) -> Any:
     """Apply a change to every spatial layer of a network.
 
     Args:
         change: Changes the variables of a layer in place.
-        fixed: The arrays of the network that are never trained.
+        variables: The variables of the network that are not trained.
         setup: The static part of the run.
         tree: The parameters, or their gradients, which have the same structure.
     """
-    network = merge_network(tree, fixed, setup)
+    network = merge_network(tree, variables, setup)
     for layer in get_spatial_layers(network).values():
         change(layer)
     return nnx.split(network, nnx.Param, ...)[1]
@@ -284,7 +289,7 @@ def _sum_batches(
         batch, valid = batch_at(number)
         valid &= number < batches  # in the last turn some devices may have no batch left
         images, labels = corrupt(batch)
-        logits = apply_network(state.params, state.fixed, images, setup)
+        logits = apply_network(state.params, state.variables, images, setup)
         loss = jnp.where(valid, compute_losses(setup.config.model.head, logits, labels), 0)
         hits = is_correct(logits, labels) & valid
         return Metrics(sums.loss + loss.sum(), sums.accuracy + hits.sum())

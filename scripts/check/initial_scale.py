@@ -18,8 +18,9 @@ from hydra import compose, initialize_config_dir
 from cnnexp.config import RunConfig, parse
 from cnnexp.core.machine import packaged_folder
 from cnnexp.data.loading import load_images
+from cnnexp.models.layers import NetworkSpec
 from cnnexp.models.network import ACTIVATIONS, TiedNetwork, get_layer
-from cnnexp.models.spec import NetworkSpec, specify_network
+from cnnexp.models.spec import specify_network
 from cnnexp.nn.feature_maps import Layout, pool, transpose_layout
 from cnnexp.sweep.points import to_dict
 

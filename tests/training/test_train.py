@@ -120,7 +120,7 @@ def test_evaluation_counts_every_image_once(configure: Configure) -> None:
         state = init(jax.random.key(0), numbers, setup)
         mean, std = data.images.normalisation
         normalised = (data.images.test_images.astype(jnp.float32) - mean) / std
-        logits = apply_network(state.params, state.fixed, normalised, setup)
+        logits = apply_network(state.params, state.variables, normalised, setup)
         return evaluate(state, data, numbers, setup)["test"], logits
 
     test, logits = evaluate_both_ways(select_data(config, images))

@@ -1,0 +1,120 @@
+"""Residual networks, normalisation and dropout: counts of the papers, and training of every kind."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from cnnexp.config import parse
+from cnnexp.core.errors import UsageError
+from cnnexp.data.shapes import infer_shape
+from cnnexp.models.network import TiedNetwork, embed_network
+from cnnexp.models.spec import specify_layers, specify_network, total_count
+from tests.conftest import SMALL, Configure
+from tests.models.test_network import CIFAR
+
+RESNET: dict[str, Any] = {"name": "resnet", "depth": 8, "width": 4}
+
+
+def configure_resnet(**changes: Any) -> Any:
+    """A small residual network on the small images of the tests."""
+    model = RESNET | {key: changes.pop(key) for key in [*changes] if key not in SMALL}
+    return parse({**SMALL, **changes, "model": model})
+
+
+def residual_spec(**model: Any) -> Any:
+    """The layers of a residual network on CIFAR-10."""
+    return specify_layers(configure_resnet(**model).model, CIFAR)
+
+
+@pytest.mark.parametrize(
+    ("depth", "shortcut", "params"),
+    # With the biases and scales of batch normalisation; He (2016) rounds them to 0.27M, 0.46M and 0.85M.
+    [
+        (20, "identity", 269_722),
+        (32, "identity", 464_154),
+        (56, "identity", 853_018),
+        (20, "projection", 272_474),
+    ],
+)
+def test_parameters_are_those_of_the_paper(depth: int, shortcut: str, params: int) -> None:
+    layers = residual_spec(depth=depth, width=16, shortcut=shortcut)
+    assert total_count(layers, "params") == params
+
+
+def reference_forward(net: TiedNetwork, x: jax.Array, blocks: int, projection: bool) -> jax.Array:
+    """The network of He (2016) written out with `lax.conv`, from the parameters of ours."""
+
+    def normalise(name: str, y: jax.Array) -> jax.Array:
+        norm = getattr(net, f"{name}_norm")
+        y = (y - norm.mean[...]) / jnp.sqrt(norm.var[...] + 1e-5)
+        return y * norm.scale[...] + norm.bias[...]
+
+    def convolve(name: str, y: jax.Array, stride: int = 1) -> jax.Array:
+        kernel = getattr(net, name).bank[...][0]
+        y = jax.lax.conv_general_dilated(
+            y, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return normalise(name, y)
+
+    x = jax.nn.relu(convolve("stem", x))
+    for stage in range(3):
+        for block in range(blocks):
+            name, stride = f"stage_{stage}_block_{block}", 2 if stage and not block else 1
+            y = jax.nn.relu(convolve(f"{name}_conv_0", x, stride))
+            y = convolve(f"{name}_conv_1", y)
+            if stride == 2 and projection:
+                x = convolve(f"{name}_shortcut", x, 2)
+            elif stride == 2:
+                x = jnp.pad(x[:, ::2, ::2], ((0, 0),) * 3 + ((0, x.shape[-1]),))
+            x = jax.nn.relu(x + y)
+    return x.mean((1, 2)) @ net.head.bank[...][0, 0, 0] + net.head.bias[...][0]
+
+
+@pytest.mark.parametrize("shortcut", ["identity", "projection"])
+def test_a_residual_network_is_that_of_the_paper(shortcut: str) -> None:
+    net = TiedNetwork(residual_spec(depth=14, width=2, shortcut=shortcut), rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (4, *CIFAR.image))
+    for _ in range(2):
+        net(x)  # statistics that are not those of the start
+    net.eval()
+    expected = reference_forward(net, x, 2, shortcut == "projection")
+    np.testing.assert_allclose(net(x), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "model", [{}, {"tying": ["shared", "tiled(2)", "local"]}, {"shortcut": "projection"}]
+)
+@pytest.mark.parametrize("norm", [{"norm": "batch"}, {"norm": "group", "norm_groups": 2}, {"norm": "none"}])
+def test_counts_are_those_of_the_network(model: dict[str, Any], norm: dict[str, Any]) -> None:
+    layers = specify_network(configure_resnet(**model, **norm))
+    network = nnx.eval_shape(lambda: TiedNetwork(layers, rngs=nnx.Rngs(0)))
+    params = jax.tree.leaves(nnx.state(network, nnx.Param))
+    assert total_count(layers, "params") == sum(leaf.size for leaf in params)
+
+
+@pytest.mark.parametrize("tying", ["tiled(2)", "local"])
+def test_an_embedded_residual_network_computes_the_same_function(tying: str) -> None:
+    config = configure_resnet(width=2)
+    net = TiedNetwork(specify_network(config), rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), (4, *infer_shape(config.data).image))
+    for seed in range(2):
+        net(jax.random.normal(jax.random.key(seed), x.shape))
+    embedded = embed_network(net, tying=tying)
+    net.eval()
+    embedded.eval()
+    np.testing.assert_allclose(embedded(x), net(x), rtol=1e-4, atol=1e-4)
+
+
+def test_shapes_that_cannot_be_are_refused(configure: Configure) -> None:
+    with pytest.raises(UsageError, match=r"model.depth=9: must be 2 \+ 6 n, such as 8 or 20"):
+        configure_resnet(depth=9)
+    with pytest.raises(UsageError, match="must be one value, or a list of 3"):
+        configure_resnet(tying=["local", "shared"])
+    with pytest.raises(UsageError, match=r"model.norm_groups=3: must divide the 4 channels of layer stem"):
+        specify_network(configure_resnet(norm="group", norm_groups=3))
+    with pytest.raises(UsageError, match=r"model.norm_tying=dense"):
+        configure(model={"norm_tying": "dense"})
