@@ -8,7 +8,7 @@ experiment. The channel-norm task asks which of two channels of a Gaussian image
 Zhang and Arora 2021); a convolution needs the same number of images at any size.
 
 The number of images that a network needs is the point at which its curve of test accuracy over training
-images first reaches a target, see `log_images_bounds`. The exponent of a bound is the one over the k, or d,
+images first reaches a target, see `bound_log_images`. The exponent of a bound is the one over the k, or d,
 that were tried: k + d, for example, merely doubles from k = 4 to 16 with d = 8, as k^0.5 would.
 """
 

@@ -96,34 +96,36 @@ def fit_mean_power_law(
     )
 
 
-def log_images_bounds(
+def bound_log_images(
     sizes: Float[np.ndarray, " sizes"],
     accuracies: Float[np.ndarray, "seeds sizes"],
     target: float | Float[np.ndarray, " seeds"],
 ) -> Float[np.ndarray, "seeds 2"]:
-    """Compute bounds of log2 of the images at which each seed's curve first reaches a target.
-
-    Between sizes the curve is a line over the logarithm, and both bounds are the point at which it crosses
-    the target. Where the target is not reached, it takes more images than were tried (the upper bound is
-    infinite); where it is reached with the fewest, between one image and those.
+    """Bound log2 of the number of training images at which the curve of each seed first reaches a target.
 
     Args:
-        sizes: Numbers of training images.
-        accuracies: The accuracy of each seed at each of them.
+        sizes: Numbers of training images, in ascending order.
+        accuracies: The accuracy of each seed at each size.
         target: The accuracy to be reached, the same for all seeds or one per seed.
+
+    Returns:
+        The lower and the upper bound of each seed. If the target is first reached between two sizes, both are
+        the point at which the curve, linear in log2 of the size, crosses it. If it is already reached at the
+        smallest size, the bounds are 0 (one image) and log2 of that size; if it is reached at no size, they
+        are log2 of the largest size and infinity.
     """
-    logs, needed = np.log2(sizes), np.empty((len(accuracies), 2))
+    log_sizes, bounds = np.log2(sizes), np.empty((len(accuracies), 2))
     targets = np.broadcast_to(target, len(accuracies))
     for seed, (curve, seed_target) in enumerate(zip(accuracies, targets, strict=True)):
         reached = np.flatnonzero(curve >= seed_target)
         if not len(reached):
-            needed[seed] = logs[-1], np.inf
-        elif (i := reached[0]) == 0:
-            needed[seed] = 0.0, logs[0]
+            bounds[seed] = log_sizes[-1], np.inf
+        elif (first := reached[0]) == 0:
+            bounds[seed] = 0.0, log_sizes[0]
         else:
-            fraction = (seed_target - curve[i - 1]) / (curve[i] - curve[i - 1])
-            needed[seed] = logs[i - 1] + fraction * (logs[i] - logs[i - 1])
-    return needed
+            fraction = (seed_target - curve[first - 1]) / (curve[first] - curve[first - 1])
+            bounds[seed] = log_sizes[first - 1] + fraction * (log_sizes[first] - log_sizes[first - 1])
+    return bounds
 
 
 def subtract_bounds(
@@ -133,20 +135,20 @@ def subtract_bounds(
     return np.stack([minuend[:, 0] - subtrahend[:, 1], minuend[:, 1] - subtrahend[:, 0]], axis=1)
 
 
-def log_images_bounds_by_cell(
+def bound_log_images_by_cell(
     table: pd.DataFrame, accuracy: float, *cells: Cell
 ) -> Float[np.ndarray, "cells seeds 2"]:
-    """Compute bounds of log2 of the images to a test accuracy, for the seeds that all cells have."""
+    """Bound log2 of the images to a test accuracy in each cell, for the seeds that all cells have."""
     sizes, accuracies = collect_curves(table, TEST, *cells)
     if not accuracies.size:
         return np.empty((len(cells), 0, 2))
-    return np.array([log_images_bounds(sizes, curves, accuracy) for curves in accuracies.swapaxes(0, 1)])
+    return np.array([bound_log_images(sizes, curves, accuracy) for curves in accuracies.swapaxes(0, 1)])
 
 
-def slope_bounds(
+def bound_slope(
     x: Float[np.ndarray, " points"], bounds: Float[np.ndarray, "points seeds 2"]
 ) -> Float[np.ndarray, "seeds 2"]:
-    """Compute bounds of the least-squares slope of points that are known within bounds.
+    """Bound the least-squares slope of points that are known within bounds.
 
     A point pulls the slope up where its weight is positive: there the slope's lower bound takes the point's
     lower bound, and elsewhere its upper bound.
@@ -185,7 +187,7 @@ def images_needed(
         target: The accuracy to be reached.
         confidence: The level of the interval.
     """
-    bounds = log_images_bounds(sizes, accuracies, target)
+    bounds = bound_log_images(sizes, accuracies, target)
     _, low, high = bounded_interval(bounds, confidence)
     value = bounds.mean(0)[int(np.isfinite(bounds[:, 1]).all())]
     return Interval(*(float(2.0**limit) for limit in (value, low, high)))
@@ -208,7 +210,7 @@ def images_saved(net: Cell, reference: Cell, images: int | None = None) -> Estim
         if len(sizes) < 2 or images not in (None, *sizes):
             return np.empty(0)
         last = list(sizes).index(images) if images else len(sizes) - 1
-        needed = log_images_bounds(sizes, accuracies[:, 1], accuracies[:, 0, last])
+        needed = bound_log_images(sizes, accuracies[:, 1], accuracies[:, 0, last])
         return np.log2(sizes[last]) - needed[:, ::-1]
 
     return estimate
@@ -223,9 +225,9 @@ def images_ratio(numerator: Cell, denominator: Cell, accuracy: float) -> Estimat
         accuracy: The test accuracy for which images are needed.
 
     Returns:
-        An estimate with bounds, see `log_images_bounds`.
+        An estimate with bounds, see `bound_log_images`.
     """
-    return lambda table: subtract_bounds(*log_images_bounds_by_cell(table, accuracy, numerator, denominator))
+    return lambda table: subtract_bounds(*bound_log_images_by_cell(table, accuracy, numerator, denominator))
 
 
 def images_exponent(
@@ -250,7 +252,7 @@ def images_exponent(
             return np.empty(0)
         logs = np.log2(values)
         cells = [{**cell, key: value} for value in values]
-        exponent = slope_bounds(logs, log_images_bounds_by_cell(table, accuracy, *cells))
+        exponent = bound_slope(logs, bound_log_images_by_cell(table, accuracy, *cells))
         if bound is None:
             return exponent
         return exponent - np.polyfit(logs, np.log2([bound(value) for value in values]), 1)[0]

@@ -12,11 +12,11 @@ from cnnexp.store.runs import describe_corrupt_file
 from cnnexp.sweep.cost import (
     COMPILE_SECONDS,
     Forecast,
+    estimate_state_bytes,
+    estimate_step_bytes,
     forecast,
-    kept_bytes,
     memory_warning,
     refuse_too_large,
-    working_bytes,
 )
 from cnnexp.sweep.plan import Plan, plan_sweep
 from cnnexp.sweep.points import Cells, SweepPoint
@@ -118,7 +118,7 @@ def _plan_cells(plan: Plan, cells: Cells, time_forecast: Forecast) -> list[CellP
                 name=name,
                 weights=total_count(layers, "weights"),
                 macs=total_count(layers, "macs"),
-                memory=kept_bytes(config) + working_bytes(config),
+                memory=estimate_state_bytes(config) + estimate_step_bytes(config),
                 runs=len(members),
                 done=len(members) - len(missing),
                 stacks=tuple(sorted({stack_of[run_id] for run_id in missing})),

@@ -51,36 +51,40 @@ class Pictures:
 
 
 def print_networks(configs: Sequence[RunConfig]) -> dict[str, float]:
-    """Print one table per network and write its picture, then describe the images.
+    """Print a table of each network and write its picture; then describe each set of images likewise.
+
+    Args:
+        configs: The configurations of the runs. A network or a set that several runs share appears once.
 
     Returns:
-        The number of parameters of every run by its id.
+        The number of parameters of every run by its id, as a command returns one number per run to Hydra.
     """
     from matplotlib.style import context
 
-    with context("default"):  # whatever the user's matplotlibrc says
-        return _print_networks(configs)
-
-
-def _print_networks(configs: Sequence[RunConfig]) -> dict[str, float]:
     console, pictures = Console(), Pictures(Path("show"))
     networks: dict[NetworkSpec, RunConfig] = {}
     for config in configs:
         networks.setdefault(specify_network(config), config)
-    for layers, config in networks.items():
-        console.print(_make_layer_table(layers, config, wide=console.width >= WIDE_COLUMNS))
-        if matched := describe_matching(config):
-            model = config.model.model_dump()
-            console.print(
-                f"{model['match']} matched to {model['match_tying']}: target {matched['match/target']:,}, "
-                f"ratio reached {matched['match/ratio']:.4f}",
-                highlight=False,
-            )
-        console.print(_draw_network(layers, config, pictures), highlight=False, soft_wrap=True)
-    console.print(f"[dim]{LEGEND}[/]", highlight=False)
-    for line in _describe_images(configs, pictures):
-        console.print(line, highlight=False, soft_wrap=isinstance(line, str))
+    with context("default"):  # pictures are the same whatever the user's matplotlibrc says
+        for layers, config in networks.items():
+            _print_network(layers, config, console, pictures)
+        console.print(f"[dim]{LEGEND}[/]", highlight=False)
+        for line in _describe_images(configs, pictures):
+            console.print(line, highlight=False, soft_wrap=isinstance(line, str))
     return {config.run_id: float(total_count(specify_network(config), "params")) for config in configs}
+
+
+def _print_network(layers: NetworkSpec, config: RunConfig, console: Console, pictures: Pictures) -> None:
+    """Print the table of a network, how its size was matched, and the path of its picture."""
+    console.print(_make_layer_table(layers, config, wide=console.width >= WIDE_COLUMNS))
+    if matched := describe_matching(config):
+        model = config.model.model_dump()
+        console.print(
+            f"{model['match']} matched to {model['match_tying']}: target {matched['match/target']:,}, "
+            f"ratio reached {matched['match/ratio']:.4f}",
+            highlight=False,
+        )
+    console.print(_draw_network(layers, config, pictures), highlight=False, soft_wrap=True)
 
 
 def _make_layer_table(layers: NetworkSpec, config: RunConfig, *, wide: bool) -> Table:

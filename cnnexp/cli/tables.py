@@ -115,16 +115,25 @@ def _tuned_cells(runs: Sequence[StoredRun], conditions: Sequence[str], by: Seque
 
 
 def _format_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """Format the runs for people, sorted by the keys that vary and the seed.
+
+    Args:
+        table: One row per run, see `make_dataframe`.
+
+    Returns:
+        One row of strings per run: its shortened id, the keys that vary, its seed, number of parameters,
+        accuracies in percent, and seconds.
+    """
     keys = varying_keys(table)
-    texts = {"run": table["run_id"].str[:ID_CHARACTERS]}
-    texts |= {format_key(key): table[key].map(format_value) for key in keys}
-    texts["seed"] = table["seed"].astype(str)
-    texts["parameters"] = table["params/total"].map("{:,}".format)
-    texts |= {title: (100 * table[metric]).map("{:.1f}".format) for metric, title in METRICS.items()}
+    columns = {"run": table["run_id"].str[:ID_CHARACTERS]}
+    columns |= {format_key(key): table[key].map(format_value) for key in keys}
+    columns["seed"] = table["seed"].astype(str)
+    columns["parameters"] = table["params/total"].map("{:,}".format)
+    columns |= {title: (100 * table[metric]).map("{:.1f}".format) for metric, title in METRICS.items()}
     if "wall_seconds" in table:
-        texts["seconds"] = table["wall_seconds"].map("{:.1f}".format)
-    order = table.sort_values([*keys, "seed"]).index
-    return pd.DataFrame(texts).loc[order]
+        columns["seconds"] = table["wall_seconds"].map("{:.1f}".format)
+    order = table.sort_values([*keys, "seed"]).index  # of the numbers, as "10" would sort before "9"
+    return pd.DataFrame(columns).loc[order]
 
 
 def print_comparison(first: Path, second: Path, *, form: Format = "table") -> None:

@@ -76,10 +76,13 @@ class Tracking(Section):
 
 
 def parse_minutes(time: int | str) -> int:
-    """Convert a time limit of Slurm to minutes, rounded up.
+    """Convert a time limit in the syntax of Slurm to minutes, rounded up.
 
     Args:
-        time: Minutes, `M:SS`, `H:MM:SS`, `D-HH`, or `D-HH:MM:SS`.
+        time: `M`, `M:SS`, `H:MM:SS`, `D-H`, `D-H:MM` or `D-H:MM:SS`.
+
+    Returns:
+        The minutes, at least 1.
 
     Raises:
         ValueError: The time has none of these forms, or is below one minute.
@@ -88,17 +91,14 @@ def parse_minutes(time: int | str) -> int:
     if match is None:
         raise ValueError(f"launcher.time={time}: must be minutes, H:MM:SS or D-HH:MM:SS")
     days, *fields = match.groups()
-    parts = [int(field) for field in fields if field is not None]
-    if days is not None:
-        hours, minutes, seconds = (*parts, 0, 0)[:3]
-    elif len(parts) == 3:
-        hours, minutes, seconds = parts
-    else:
-        hours, (minutes, seconds) = 0, (*parts, 0)[:2]
-    total = (int(days or 0) * 24 + hours) * 60 + minutes + (seconds > 0)
-    if total < 1:
+    numbers = [int(field) for field in fields if field is not None]
+    if days is None and len(numbers) < 3:  # `M` or `M:SS`
+        numbers.insert(0, 0)
+    hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    total_minutes = (int(days or 0) * 24 + hours) * 60 + minutes + (1 if seconds else 0)
+    if total_minutes < 1:
         raise ValueError(f"launcher.time={time}: must be at least 1 minute")
-    return total
+    return total_minutes
 
 
 def _check_coordinator(address: str) -> str:

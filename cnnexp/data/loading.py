@@ -117,7 +117,7 @@ def images_key(data: Data) -> str:
     return data.model_dump_json(include={*loading_keys, "name", "stream"})
 
 
-def resident_bytes(data: Data) -> int:
+def resident_image_bytes(data: Data) -> int:
     """Return the memory that the images take on each device: 0 where they stream."""
     return 0 if isinstance(data, TFDSImages) and _streams(data) else infer_shape(data).bytes
 

@@ -169,12 +169,12 @@ def permute(
 ) -> UInt32[Array, "*n"]:
     """Return where the random permutation of each epoch sends a position in [0, size).
 
-    This is a swap-or-not network (Hoang, Morris and Rogaway 2012): each round pairs every position with
-    its mirror image about a random centre, and a random bit of the pair decides whether the two are swapped.
+    This is a swap-or-not network (Hoang, Morris and Rogaway 2012): each round draws a random number, pairs
+    positions that add up to it modulo the size, and swaps the two of a pair if a random bit of the pair is 1.
     Single positions are computed without the whole permutation.
 
     Args:
-        words: Random bits of each round.
+        words: Two random words of each round, from which the sum of the pairs and their bits are drawn.
         epoch: The number of each permutation.
         position: The positions to permute.
         size: The number of positions of a permutation.
@@ -182,14 +182,16 @@ def permute(
     """
     position, epoch = jnp.broadcast_arrays(position, epoch)
 
-    def swap_or_not(position: Array, word: Array) -> tuple[Array, None]:
-        centre = jnp.floor(_uniform(_hash(epoch ^ word[0])) * size.astype(jnp.float32)).astype(jnp.uint32)
-        centre = jnp.minimum(centre, size - 1)
-        mirror = jnp.where(position <= centre, centre - position, centre + (size - position))
-        swap = _hash(jnp.maximum(position, mirror) ^ _hash(epoch ^ word[1])) >> 31
-        return jnp.where(swap == 1, mirror, position), None
+    def apply_round(position: Array, round_words: Array) -> tuple[Array, None]:
+        fraction = _uniform(_hash(epoch ^ round_words[0]))
+        pair_sum = jnp.floor(fraction * size.astype(jnp.float32)).astype(jnp.uint32)
+        pair_sum = jnp.minimum(pair_sum, size - 1)  # the product may be rounded up to the size
+        partner = jnp.where(position <= pair_sum, pair_sum - position, pair_sum + (size - position))
+        # Both positions of a pair compute the same bit, as they hash the larger of the two.
+        swap_bit = _hash(jnp.maximum(position, partner) ^ _hash(epoch ^ round_words[1])) >> 31
+        return jnp.where(swap_bit == 1, partner, position), None
 
-    return lax.scan(swap_or_not, position, words, unroll=1 if rolled else len(words))[0]
+    return lax.scan(apply_round, position, words, unroll=1 if rolled else len(words))[0]
 
 
 def _hash(word: UInt32[Array, "..."]) -> UInt32[Array, "..."]:

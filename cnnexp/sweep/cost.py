@@ -20,7 +20,7 @@ from cnnexp.core.machine import (
     machine_memory_text,
 )
 from cnnexp.core.text import pluralize, short_number
-from cnnexp.data.loading import resident_bytes
+from cnnexp.data.loading import resident_image_bytes
 from cnnexp.models.layers import LayerSpec
 from cnnexp.models.spec import specify_network, total_count
 from cnnexp.store.files import read_json
@@ -37,13 +37,13 @@ COPIES = 5
 MAX_RUNS_PER_CPU_DEVICE = 32
 
 
-def kept_bytes(config: RunConfig) -> int:
+def estimate_state_bytes(config: RunConfig) -> int:
     """Estimate the bytes that a run holds throughout: its parameters and the state of the optimiser."""
     slots = SLOT_BYTES * config.optim.slots
     return sum(layer.params * (ITEMSIZE[layer.param_dtype] + slots) for layer in specify_network(config))
 
 
-def working_bytes(config: RunConfig) -> int:
+def estimate_step_bytes(config: RunConfig) -> int:
     """Estimate the bytes that a run needs within a step.
 
     These are gradients, and the input, patches and output of each layer, which the backward pass reads.
@@ -58,12 +58,13 @@ def working_bytes(config: RunConfig) -> int:
 def largest_stack(config: RunConfig) -> int:
     """Estimate how many runs can train together: what the devices' memory and `sweep.max_stack` allow."""
     devices = jax.local_devices()
-    kept, working, images = kept_bytes(config), working_bytes(config), resident_bytes(config.data)
+    state, step = estimate_state_bytes(config), estimate_step_bytes(config)
+    images = resident_image_bytes(config.data)
     if devices[0].platform == "cpu":  # devices share the memory, and the runs of each take turns
-        fit = (USED_FRACTION * available_memory() - len(devices) * (working + images)) // (COPIES * kept)
+        fit = (USED_FRACTION * available_memory() - len(devices) * (step + images)) // (COPIES * state)
         largest = min(int(fit), MAX_RUNS_PER_CPU_DEVICE * len(devices))
     else:
-        largest = int((USED_FRACTION * device_memory() - images) // (kept + working)) * len(devices)
+        largest = int((USED_FRACTION * device_memory() - images) // (state + step)) * len(devices)
     return max(1, min(largest, config.sweep.max_stack or largest))
 
 
@@ -80,29 +81,37 @@ def refuse_too_large(configs: Sequence[RunConfig]) -> None:
     seen: set[tuple[str, str]] = set()
     for config in configs:
         shape = config.model.model_dump_json(), config.data.model_dump_json()
-        if shape not in seen and least_bytes(config) > device_memory():
+        if shape not in seen and estimate_min_bytes(config) > device_memory():
             raise UsageError(_too_large(config))
         seen.add(shape)
 
 
 def memory_warning(config: RunConfig) -> str | None:
     """Return a warning if a run may be too large for the free memory of this machine; else None."""
-    needed, free = least_bytes(config), free_device_memory()
+    needed, free = estimate_min_bytes(config), free_device_memory()
     if needed <= USED_FRACTION * free:
         return None
     return f"one run needs about {short_number(needed)}B of memory, but only {short_number(free)}B is free"
 
 
-def least_bytes(config: RunConfig, batch_size: int | None = None) -> int:
-    """Estimate the least bytes that one run needs on a device: all images, and a batch in all layers."""
+def estimate_min_bytes(config: RunConfig, batch_size: int | None = None) -> int:
+    """Estimate the fewest bytes of memory that one run needs on a device.
+
+    These are the images, unless batches are read from disk, and for each layer its parameters, gradients and
+    optimiser state, and its inputs and outputs for one batch.
+
+    Args:
+        config: The configuration of the run.
+        batch_size: A batch size to assume instead of `data.batch_size`.
+    """
     batch = batch_size or config.data.batch_size
-    return resident_bytes(config.data) + sum(
-        _layer_bytes(layer, config, batch) for layer in specify_network(config)
+    return resident_image_bytes(config.data) + sum(
+        _min_layer_bytes(layer, config, batch) for layer in specify_network(config)
     )
 
 
-def _layer_bytes(layer: LayerSpec, config: RunConfig, batch: int) -> int:
-    """Estimate the bytes of parameters, gradients and optimiser, and of each image's input and output.
+def _min_layer_bytes(layer: LayerSpec, config: RunConfig, batch: int) -> int:
+    """Estimate the fewest bytes that one layer needs on a device, see `estimate_min_bytes`.
 
     On CPU, convolutions also need patches in memory; accelerators do without for shared kernels.
     """
@@ -110,8 +119,9 @@ def _layer_bytes(layer: LayerSpec, config: RunConfig, batch: int) -> int:
     if config.train.parallel == "data" and not on_cpu:
         batch = -(-batch // jax.device_count())
     patches = _patch_bytes(layer) if on_cpu and layer.lowering != "conv" else 0
-    held = 2 * ITEMSIZE[layer.param_dtype] + SLOT_BYTES * config.optim.slots
-    return layer.params * held + batch * (_units_bytes(layer, outputs=1) + patches)
+    # A parameter, its gradient, and what the optimiser keeps for it.
+    bytes_per_parameter = 2 * ITEMSIZE[layer.param_dtype] + SLOT_BYTES * config.optim.slots
+    return layer.params * bytes_per_parameter + batch * (_units_bytes(layer, outputs=1) + patches)
 
 
 def _units_bytes(layer: LayerSpec, outputs: int = 3) -> int:
@@ -133,13 +143,13 @@ def _itemsize(layer: LayerSpec) -> int:
 def _too_large(config: RunConfig) -> str:
     """Name the key that makes a run smaller, and the memory that the run needs and that exists."""
     batch, memory = config.data.batch_size, device_memory()
-    needs = f"one run needs about {short_number(least_bytes(config))}B of memory"
-    if (images := resident_bytes(config.data)) > memory:
+    needs = f"one run needs about {short_number(estimate_min_bytes(config))}B of memory"
+    if (images := resident_image_bytes(config.data)) > memory:
         what = f"data: the images alone need about {short_number(images)}B of memory"
-    elif least_bytes(config, batch_size=1) <= memory:
+    elif estimate_min_bytes(config, batch_size=1) <= memory:
         what = f"data.batch_size={batch}: {needs}"
     else:
-        largest = max(specify_network(config), key=lambda layer: _layer_bytes(layer, config, batch))
+        largest = max(specify_network(config), key=lambda layer: _min_layer_bytes(layer, config, batch))
         what = f"model: {needs}, most of it for layer {largest.name}"
     on_cpu = jax.default_backend() == "cpu"
     return f"{what}; {machine_memory_text() if on_cpu else f'the accelerator has {short_number(memory)}B'}"

@@ -78,7 +78,7 @@ def run_sweep(points: Sequence[SweepPoint], command: str | None = None) -> dict[
         runner = SweepRunner(plan.runs, leases, signals, progress, mirror)
         with announce_end():
             for stack in runner.lease_stacks(plan.stacks):
-                with runner.record_failures(stack):
+                with runner.handle_failures(stack):
                     runner.worker.train(stack)
     if runner.failed:
         raise SweepFailed(describe_failures(runner.failed, by_id))
@@ -163,7 +163,7 @@ class SweepRunner:
         self._queue.extend(planned)
         while self._queue:
             stack = self._queue.popleft()
-            self._signals.raise_if_asked()
+            self._signals.raise_if_stop_requested()
             leased = self._leases.acquire(stack.runs)
             todo = {i: run for i, run in stack.runs.items() if i in leased and not has_ended(run_folder(run))}
             if todo:
@@ -176,8 +176,8 @@ class SweepRunner:
         _drop_ended_checkpoints(self.runs)
 
     @contextmanager
-    def record_failures(self, stack: Stack) -> Iterator[None]:
-        """Record what training a stack raises, so that the sweep continues with the next one.
+    def handle_failures(self, stack: Stack) -> Iterator[None]:
+        """Mark a stack as failed if its training raises, so that the sweep continues with the next one.
 
         A stack that is too large for the memory is queued again in halves, as are the others of its shape.
 
@@ -212,7 +212,7 @@ class SweepRunner:
                 self._queue.appendleft(stack)
                 self._halve_stacks(stack.shape)
                 return
-            self._record_failure(stack, error)
+            self._mark_failed(stack, error)
             if not is_only_process:
                 raise
 
@@ -254,8 +254,8 @@ class SweepRunner:
             free = set(unfinished) - self._leases.claimed_by_others()
             if not unfinished or free:
                 return stacks_for({run_id: run for run_id, run in unfinished.items() if run_id in free})
-            self._signals.asked.wait(WAIT_SECONDS)
-            self._signals.raise_if_asked()
+            self._signals.stop_requested.wait(WAIT_SECONDS)
+            self._signals.raise_if_stop_requested()
 
     def _halve_stacks(self, shape: str) -> None:
         self.worker.drop_programs()
@@ -265,16 +265,22 @@ class SweepRunner:
             for part in (stack.halves() if stack.shape == shape and len(stack.runs) > 1 else [stack])
         )
 
-    def _record_failure(self, stack: Stack, error: Exception) -> None:
-        line = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    def _mark_failed(self, stack: Stack, error: Exception) -> None:
+        """Mark the runs of a stack that have no result yet as failed, and store why.
+
+        Args:
+            stack: the stack whose training raised.
+            error: the exception that it raised, which is still being handled.
+        """
+        summary = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         trace = traceback.format_exc()
         for run_id, run in stack.runs.items():
             if not has_ended(run_folder(run)):
                 record_failure(run, trace)
-                self.failed[run_id] = line
+                self.failed[run_id] = summary
         self._mirror.notify([run_folder(run) for run in stack.runs.values()])
         self.worker.drop_programs()
-        self._progress.show_failure(stack, line, run_folder(stack.config) / "error.txt")
+        self._progress.show_failure(stack, summary, run_folder(stack.config) / "error.txt")
 
 
 def _drop_ended_checkpoints(runs: Mapping[str, RunConfig]) -> None:

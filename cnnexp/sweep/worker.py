@@ -213,7 +213,7 @@ class Worker:
                 saved = time.monotonic()
             if stops:
                 self.mark_interrupted()
-                raise Interrupted(self._signals.signal)
+                raise Interrupted(self._signals.signal_number)
         checkpoints.delete()
 
     def drop_programs(self) -> None:
@@ -281,7 +281,7 @@ def _follow_stack(stack: Stack, trainer: StackTrainer, folder: Path, signals: St
         if saves:
             checkpoints.save(loop_state.step, loop_state.state, {})
         if stops:
-            raise Interrupted(signals.signal)
+            raise Interrupted(signals.signal_number)
 
 
 def _decide(signals: StopSignals, *, is_due: bool) -> tuple[bool, bool]:
@@ -289,5 +289,5 @@ def _decide(signals: StopSignals, *, is_due: bool) -> tuple[bool, bool]:
 
     A signal to any process stops all of them. The primary process decides whether a checkpoint is due.
     """
-    stops = any_process(signals.asked.is_set())
+    stops = any_process(signals.stop_requested.is_set())
     return stops, stops or broadcast_from_primary(is_due)

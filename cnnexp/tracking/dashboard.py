@@ -19,7 +19,7 @@ from cnnexp.store.runs import read_runs, read_sweep
 from cnnexp.tracking.target import NAME_LIMIT, Target, hide_credentials, shorten
 
 ADDRESSES = "dashboard.json"  # in the sweep's folder: where its workspace and its report were saved
-COLUMNS = [
+PINNED_COLUMNS = [
     "run:displayName",
     "config:model.tying.value",
     "config:model.kernel_size.value",
@@ -77,12 +77,17 @@ def make_sections(folder: Path) -> dict[str, list[Any]]:
 
 
 def make_workspace(folder: Path, target: Target) -> workspaces.Workspace:
-    """Make the workspace of a sweep: only its runs, grouped panels, and the verdicts with their figures."""
-    verdicts = [
+    """Make the W&B workspace of a sweep: its runs, the verdicts on its claims, its figures, and panels.
+
+    Args:
+        folder: The sweep's folder.
+        target: The entity and the project at W&B.
+    """
+    verdict_panels = [
         reports.MarkdownPanel(markdown=format_verdicts(folder)),
-        reports.MediaBrowser(title="figures", media_keys=_figures(folder)),
+        reports.MediaBrowser(title="figures", media_keys=_figure_keys(folder)),
     ]
-    sections = {"Verdicts": verdicts, **make_sections(folder)}
+    sections = {"Verdicts": verdict_panels, **make_sections(folder)}
     return workspaces.Workspace(
         entity=target.entity or "",
         project=target.project,
@@ -91,9 +96,9 @@ def make_workspace(folder: Path, target: Target) -> workspaces.Workspace:
             workspaces.Section(name=name, panels=panels, is_open=True) for name, panels in sections.items()
         ],
         runset_settings=workspaces.RunsetSettings(
-            filters=[workspaces.Metric("Group") == _group(folder)],
+            filters=[workspaces.Metric("Group") == _group_name(folder)],
             order=[workspaces.Ordering(workspaces.Summary("test/accuracy.last"), ascending=False)],
-            pinned_columns=COLUMNS,
+            pinned_columns=PINNED_COLUMNS,
         ),
     )
 
@@ -101,11 +106,13 @@ def make_workspace(folder: Path, target: Target) -> workspaces.Workspace:
 def make_wandb_report(folder: Path, target: Target) -> reports.Report:
     """Make the W&B report of a sweep: the verdicts, figures, panels of all sections, and runs."""
     # Without a name, a run set is that of the report's own project; for a name the package asks the server.
-    runs = reports.Runset(name=folder.name, filters=f"Group == {_group(folder)!r}", pinned_columns=COLUMNS)
+    runs = reports.Runset(
+        name=folder.name, filters=f"Group == {_group_name(folder)!r}", pinned_columns=PINNED_COLUMNS
+    )
     blocks: list[Any] = [reports.MarkdownBlock(text=format_verdicts(folder))]
     for name, panels in make_sections(folder).items():
         blocks += [reports.H2(text=name), reports.PanelGrid(runsets=[runs], panels=panels)]
-    figures = reports.MediaBrowser(title="figures", media_keys=_figures(folder))
+    figures = reports.MediaBrowser(title="figures", media_keys=_figure_keys(folder))
     blocks += [reports.H2(text="Figures"), reports.PanelGrid(runsets=[runs], panels=[figures])]
     return reports.Report(
         project=target.project,
@@ -184,7 +191,7 @@ def _title(folder: Path) -> str:
     return shorten(f"cnnexp {folder.name}", NAME_LIMIT)
 
 
-def _group(folder: Path) -> str:
+def _group_name(folder: Path) -> str:
     """Return the group of the sweep's runs at W&B, see `WandbRun`."""
     return shorten(folder.name, NAME_LIMIT)
 
@@ -195,7 +202,8 @@ def _lies_in(url: object, target: Target) -> bool:
     return unquote(path).split("/")[1:3] == [target.entity, target.project]
 
 
-def _figures(folder: Path) -> list[str]:
+def _figure_keys(folder: Path) -> list[str]:
+    """List the keys under which W&B has the figures of the sweep's report."""
     return [f"figures/{file.stem}" for file in sorted((folder / "report").glob("*.png"))]
 
 

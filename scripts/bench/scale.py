@@ -101,7 +101,7 @@ def work(runs: Mapping[str, RunConfig], order: int | None, profiled: bool) -> No
         leases = contexts.enter_context(Leases(sweep_folder(next(iter(runs.values())))))
         runner = SweepRunner(runs, leases, signals, Mock(SweepProgress), Mock(Mirror))
         for stack in runner.lease_stacks(stacks):
-            with runner.record_failures(stack):
+            with runner.handle_failures(stack):
                 runner.worker.train(stack)
     if profiled:
         pstats.Stats(profile).sort_stats("tottime").print_stats(12)

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 
 from cnnexp.analysis.curves import (
+    bound_log_images,
     collect_curves,
     fit_mean_power_law,
     fit_power_law,
     images_needed,
-    log_images_bounds,
     subtract_bounds,
 )
 from cnnexp.analysis.estimates import correlation, difference, factorial_effect, pair_cells
@@ -93,10 +93,10 @@ def test_power_laws_are_found_again(scale: float, exponent: float, offset: float
 
 def test_images_needed_are_read_off_the_curve_and_censored() -> None:
     curve = np.array([[0.2, 0.4, 0.8, 0.9]])
-    assert log_images_bounds(SIZES, curve, 0.6) == pytest.approx(np.array([[9, 9]]))  # half way: 512
-    assert log_images_bounds(SIZES, curve, 0.1) == pytest.approx(np.array([[0, 6]]))
-    assert log_images_bounds(SIZES, curve, 0.95).tolist() == [[12, np.inf]]
-    assert log_images_bounds(SIZES, curve, np.array([0.8])) == pytest.approx(np.array([[10, 10]]))
+    assert bound_log_images(SIZES, curve, 0.6) == pytest.approx(np.array([[9, 9]]))  # half way: 512
+    assert bound_log_images(SIZES, curve, 0.1) == pytest.approx(np.array([[0, 6]]))
+    assert bound_log_images(SIZES, curve, 0.95).tolist() == [[12, np.inf]]
+    assert bound_log_images(SIZES, curve, np.array([0.8])) == pytest.approx(np.array([[10, 10]]))
     curves_ = curve + np.array([[0.0], [0.02], [-0.02], [0.01]])
     found = images_needed(SIZES, curves_, 0.6)
     assert found.low < 512 < found.high < 700

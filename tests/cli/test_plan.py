@@ -12,7 +12,7 @@ from cnnexp.config import RunConfig, parse
 from cnnexp.store.checkpoints import RUNS, StackCheckpoints
 from cnnexp.store.files import write_json
 from cnnexp.store.runs import sweep_folder
-from cnnexp.sweep.cost import kept_bytes, largest_stack
+from cnnexp.sweep.cost import estimate_state_bytes, largest_stack
 from cnnexp.sweep.plan import group_by_checkpoint, group_by_shape, split_group
 from cnnexp.sweep.points import Cells, SweepPoint, rerun_commands, to_dict
 from tests.conftest import Configure, call_cnnexp
@@ -67,10 +67,10 @@ def test_stacks_are_of_nearly_equal_sizes_and_fit_in_memory(
     assert many > 1 and largest_stack(configure()) == 1
 
 
-def test_kept_bytes_are_those_of_parameters_and_optimiser(configure: Configure) -> None:
+def test_state_bytes_are_those_of_parameters_and_optimiser(configure: Configure) -> None:
     params = (3 * 3 * 4 + 4) + (5 * 5 * 4 * 10 + 10)
-    assert kept_bytes(configure(optim={"name": "sgd"})) == 2 * 4 * params
-    assert kept_bytes(configure(optim={"name": "adamw"})) == 3 * 4 * params
+    assert estimate_state_bytes(configure(optim={"name": "sgd"})) == 2 * 4 * params
+    assert estimate_state_bytes(configure(optim={"name": "adamw"})) == 3 * 4 * params
 
 
 def test_cells_are_named_by_what_varies_and_rerun_by_one_command_each(configure: Configure) -> None:

@@ -160,7 +160,7 @@ def send_two_signals() -> None:
     with StopSignals() as interruption:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
-        assert interruption.asked.is_set()
+        assert interruption.stop_requested.is_set()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 

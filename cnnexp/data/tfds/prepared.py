@@ -16,7 +16,7 @@ from cnnexp.data.images import DataShape
 from cnnexp.data.tfds.splits import Part, check_disjoint, resolve_split
 
 FORMAT = "array_record"  # has random access, and is read without TensorFlow
-Model = TypeVar("Model", bound=BaseModel)
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 class _ProtoJSON(BaseModel):
@@ -77,12 +77,12 @@ class PreparedSet:
     @cached_property
     def info(self) -> "_Info":
         """The contents of `dataset_info.json`."""
-        return self._parse_file("dataset_info.json", _Info)
+        return self._read_json("dataset_info.json", _Info)
 
     @cached_property
     def features(self) -> "dict[str, _Feature]":
         """The features of an example by their names."""
-        return self._parse_file("features.json", _FeaturesFile).features_dict.features
+        return self._read_json("features.json", _FeaturesFile).features_dict.features
 
     @property
     def bytes(self) -> int:
@@ -144,7 +144,7 @@ class PreparedSet:
         }
         for file in files:
             if not file.exists():
-                raise self.corrupt(file, "the file is missing")
+                raise self.corrupt_error(file, "the file is missing")
         return files
 
     def keys(self) -> tuple[str, str]:
@@ -195,20 +195,31 @@ class PreparedSet:
             varied=0 in (height, width),
         )
 
-    def _parse_file(self, name: str, model: type[Model]) -> Model:
-        file = self.folder / name
-        try:
-            return model.model_validate_json(file.read_bytes())
-        except OSError as error:
-            raise self.corrupt(file, f"cannot be read ({error.strerror})") from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            raise self.corrupt(
-                file, f"not a description as TFDS writes it ({key + ': ' if key else ''}{first['msg']})"
-            ) from None
+    def _read_json(self, file_name: str, schema: type[Schema]) -> Schema:
+        """Read and check a JSON file in the folder of the set.
 
-    def corrupt(self, file: Path, reason: str) -> UsageError:
+        Args:
+            file_name: The name of the file.
+            schema: The Pydantic class of its contents.
+
+        Returns:
+            The contents, as an instance of the class.
+
+        Raises:
+            UsageError: The file cannot be read, or its contents are invalid.
+        """
+        file = self.folder / file_name
+        try:
+            return schema.model_validate_json(file.read_bytes())
+        except OSError as error:
+            raise self.corrupt_error(file, f"cannot be read ({error.strerror})") from None
+        except ValidationError as error:
+            first_error = error.errors()[0]
+            where = ".".join(map(str, first_error["loc"]))
+            reason = f"{where}: {first_error['msg']}" if where else first_error["msg"]
+            raise self.corrupt_error(file, f"not a description as TFDS writes it ({reason})") from None
+
+    def corrupt_error(self, file: Path, reason: str) -> UsageError:
         """Return the error that names a corrupt file, the reason, and what to type."""
         return UsageError(f"{file}: {reason}; remove {self.folder} and run: cnnexp data prepare {self.name}")
 

@@ -126,18 +126,20 @@ class Records:
             try:
                 source = ArrayRecordDataSource([str(file)])
                 if len(source) != length:
-                    return self._prepared.corrupt(file, f"{len(source)} records, expected {length}")
+                    return self._prepared.corrupt_error(file, f"{len(source)} records, expected {length}")
                 for start in range(0, length, 2048):
                     source.__getitems__(list(range(start, min(length, start + 2048))))
             except Exception as cause:
-                return self._prepared.corrupt(file, f"corrupt ({_first_line(cause)})")
-        return self._prepared.corrupt(self._prepared.folder, _first_line(error))
+                return self._prepared.corrupt_error(file, f"corrupt ({_first_line(cause)})")
+        return self._prepared.corrupt_error(self._prepared.folder, _first_line(error))
 
     def _decoding_error(self, index: int, error: Exception) -> UsageError:
         """Return the error that names the file of a record, by its number among the records of all shards."""
         for file, length in self._shards.items():
             if index < length:
-                return self._prepared.corrupt(file, f"record {index} is not an image ({_first_line(error)})")
+                return self._prepared.corrupt_error(
+                    file, f"record {index} is not an image ({_first_line(error)})"
+                )
             index -= length
         raise IndexError(index)
 

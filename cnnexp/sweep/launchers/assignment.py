@@ -191,14 +191,14 @@ def watch(
                 return watcher.accuracies()
             started = time.monotonic()
             unfinished = watcher.poll()
-            if signals.asked.is_set() or (watcher.failed and stop):
-                cancel(signals.asked.is_set())
-                signals.raise_if_asked()
+            if signals.stop_requested.is_set() or (watcher.failed and stop):
+                cancel(signals.stop_requested.is_set())
+                signals.raise_if_stop_requested()
                 break
             if not unfinished or not (working or unfinished & claimed_runs(points[0])):
                 break
             seconds = time.monotonic() - started
-            signals.asked.wait(max(POLL_SECONDS, seconds / POLL_FRACTION))
+            signals.stop_requested.wait(max(POLL_SECONDS, seconds / POLL_FRACTION))
         watcher.poll()
     return watcher.result()
 

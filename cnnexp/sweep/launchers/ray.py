@@ -60,7 +60,7 @@ def run_on_ray(points: Sequence[SweepPoint], command: str | None) -> dict[str, f
                     reported.add(error)
                 yield bool(tasks)
 
-        def cancel(asked: bool) -> None:
+        def cancel(stop_requested: bool) -> None:
             for task in tasks:
                 ray.cancel(task, force=False)  # sends SIGINT, at which the worker saves
             ray.wait(tasks, num_returns=len(tasks), timeout=SAVE_SECONDS)
@@ -131,5 +131,5 @@ def _train(assignment: Assignment, cpus: float) -> None:
     except SweepFailed:
         pass  # the store has the errors
     except Interrupted as error:
-        if error.signal != signal.SIGINT:  # which `cancel` sends; others end the worker, not the sweep
+        if error.signal_number != signal.SIGINT:  # which `cancel` sends; others end the worker, not the sweep
             raise

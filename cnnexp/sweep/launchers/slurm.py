@@ -46,7 +46,7 @@ class RequeuedAssignment:
         try:
             self.assignment()
         except Interrupted as error:
-            if error.signal == signal.SIGUSR2 or _is_preempted():
+            if error.signal_number == signal.SIGUSR2 or _is_preempted():
                 signal.raise_signal(signal.SIGUSR2)  # submitit's handler is restored: it requeues and exits
             print("interrupted and saved", file=sys.stderr)
             sys.exit(REQUEUE)
@@ -84,8 +84,8 @@ def submit(points: Sequence[SweepPoint], command: str | None) -> dict[str, float
                 working, checked = any(map(_is_queued, job_ids)), time.monotonic()
             yield working
 
-    def cancel(asked: bool) -> None:
-        if not asked:
+    def cancel(stop_requested: bool) -> None:
+        if not stop_requested:
             _call("scancel", *job_ids)
             return
         for job in job_ids:
