@@ -209,9 +209,10 @@ def images_saved(net: Cell, reference: Cell, images: int | None = None) -> Estim
         sizes, accuracies = collect_curves(table, TEST, reference, net)
         if len(sizes) < 2 or images not in (None, *sizes):
             return np.empty(0)
-        last = list(sizes).index(images) if images else len(sizes) - 1
-        needed = bound_log_images(sizes, accuracies[:, 1], accuracies[:, 0, last])
-        return np.log2(sizes[last]) - needed[:, ::-1]
+        index = list(sizes).index(images) if images else len(sizes) - 1
+        reference_curves, net_curves = accuracies.swapaxes(0, 1)
+        needed = bound_log_images(sizes, net_curves, target=reference_curves[:, index])
+        return np.log2(sizes[index]) - needed[:, ::-1]  # what needs the most images saves the fewest
 
     return estimate
 
@@ -231,7 +232,7 @@ def images_ratio(numerator: Cell, denominator: Cell, accuracy: float) -> Estimat
 
 
 def images_exponent(
-    key: str, cell: Cell, accuracy: float, bound: Callable[[float], float] | None = None
+    key: str, cell: Cell, accuracy: float, proven_growth: Callable[[float], float] | None = None
 ) -> Estimate:
     """Estimate the exponent with which the training images that a net needs grow with a key.
 
@@ -239,8 +240,8 @@ def images_exponent(
         key: The key, for example `data.dimension`.
         cell: The net, without the key.
         accuracy: The test accuracy for which images are needed.
-        bound: The growth that a theorem states, as a function of the key; its exponent over the values that
-            were tried is subtracted.
+        proven_growth: The growth that a theorem states, as a function of the key; its exponent over the
+            values that were tried is subtracted.
 
     Returns:
         An estimate with bounds of the least-squares slope of log2 of the images over log2 of the key.
@@ -250,12 +251,13 @@ def images_exponent(
         values = values_of(select_cell(table, cell), key)
         if len(values) < 2:
             return np.empty(0)
-        logs = np.log2(values)
+        log_values = np.log2(values)
         cells = [{**cell, key: value} for value in values]
-        exponent = bound_slope(logs, bound_log_images_by_cell(table, accuracy, *cells))
-        if bound is None:
+        exponent = bound_slope(log_values, bound_log_images_by_cell(table, accuracy, *cells))
+        if proven_growth is None:
             return exponent
-        return exponent - np.polyfit(logs, np.log2([bound(value) for value in values]), 1)[0]
+        log_growth = np.log2([proven_growth(value) for value in values])
+        return exponent - np.polyfit(log_values, log_growth, 1)[0]
 
     return estimate
 
@@ -278,11 +280,12 @@ def cost_ratio(cost: str, numerator: Cell, denominator: Cell, accuracy: float = 
     def estimate(table: pd.DataFrame) -> np.ndarray:
         all_images = {"data.train_size": table["data.train_size"].max()}
         cells = {**numerator, **all_images}, {**denominator, **all_images}
-        bounds = []
+        bounds = []  # the lower and the upper one, each of shape (seeds, cells)
         for side in ("low", "high"):
             steps = table[f"steps_to/{accuracy:g}/{side}"].clip(lower=1)
-            costs = np.log2(steps * (1 if cost == "steps" else table[cost]))
-            bounds.append(pair_cells(table.assign(cost=costs), "cost", *cells))
-        return subtract_bounds(*np.stack(bounds, axis=-1).swapaxes(0, 1))
+            log_costs = np.log2(steps * (1 if cost == "steps" else table[cost]))
+            bounds.append(pair_cells(table.assign(log_cost=log_costs), "log_cost", *cells))
+        numerator_bounds, denominator_bounds = np.stack(bounds, axis=-1).swapaxes(0, 1)
+        return subtract_bounds(numerator_bounds, denominator_bounds)
 
     return estimate

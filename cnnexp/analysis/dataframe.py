@@ -138,6 +138,7 @@ def select_rows(table: pd.DataFrame, rows: Rows | None) -> pd.DataFrame:
     return rows(table) if callable(rows) else select_cell(table, rows or {})
 
 
+# A condition on runs, as `--where` takes it: a column, a relation and an operand.
 CONDITION = re.compile(r"([\w./]+)\s*(<=|>=|!=|=|<|>)\s*(.+)")
 
 
@@ -146,7 +147,11 @@ def select_runs(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
 
     Args:
         table: One row per run.
-        conditions: For example `model.tying=shared,local`, `data.train_size<=512` and `seed!=0`.
+        conditions: For example `model.tying=shared,local`, `data.train_size<=512` and `seed!=0`, as the user
+            gave them with `--where`.
+
+    Returns:
+        The rows of these runs, at least one.
 
     Raises:
         UsageError: A condition cannot be parsed, names no column, or no run fulfils it.
@@ -155,33 +160,34 @@ def select_runs(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
         match = CONDITION.fullmatch(condition.strip())
         if match is None:
             raise UsageError(f"--where {condition}: allowed: COLUMN=VALUE[,VALUE…], and !=, <, <=, >, >=")
-        column, relation, text = match.groups()
+        column, relation, operand = match.groups()
         if column not in table:
             raise UsageError(
                 f"--where {column}: no such column; {suggestion(column, map(str, table.columns))}"
             )
-        selected = table[_condition_mask(table[column], relation, text)]
+        selected = table[_condition_mask(table[column], relation, operand)]
         if selected.empty:
-            values = suggestion(text, sorted(set(table[column].astype(str))))
-            raise UsageError(f"--where {condition}: no such run; {values}")
+            values = sorted(set(table[column].astype(str)))
+            raise UsageError(f"--where {condition}: no such run; {suggestion(operand, values)}")
         table = selected
     return table
 
 
-def _condition_mask(values: pd.Series, relation: str, text: str) -> pd.Series:
+def _condition_mask(values: pd.Series, relation: str, operand: str) -> pd.Series:
+    """Return for each value whether it is related to a number, or with = and != to one of several values."""
     if relation in ("=", "!="):
         numbers = pd.to_numeric(values, errors="coerce")
         equal = pd.Series(False, index=values.index)
-        for choice in re.split(r",(?![^(\[]*[)\]])", text):  # not the commas within brackets
+        for choice in re.split(r",(?![^(\[]*[)\]])", operand):  # not the commas within brackets
             number = pd.to_numeric(choice, errors="coerce")
             equal |= (values.map(_without_quotes) == _without_quotes(choice)) | (numbers == number)
         return equal if relation == "=" else ~equal
     try:
-        limit = float(text)
+        limit = float(operand)
         numbers = pd.to_numeric(values)
     except ValueError:
         raise UsageError(
-            f"--where {values.name}{relation}{text}: allowed: = and != for what is no number"
+            f"--where {values.name}{relation}{operand}: allowed: = and != for what is no number"
         ) from None
     return {"<": numbers < limit, "<=": numbers <= limit, ">": numbers > limit, ">=": numbers >= limit}[
         relation

@@ -57,7 +57,11 @@ class Tying:
 
     @classmethod
     def parse(cls, text: "str | Tying") -> "Tying":
-        """Parse the text of a tying, such as `tiled(2)` or `low_rank(4,free)`.
+        """Parse the text of a tying: its kind, and in brackets the size and options of `low_rank`.
+
+        Args:
+            text: For example `shared`, `tiled(2)` or `low_rank(4,free)`; or a tying, which is returned. The
+                options are `free` (not `softmax`) and `full` (not `separable`).
 
         Raises:
             ValueError: The text is not a tying.
@@ -65,17 +69,18 @@ class Tying:
         if isinstance(text, Tying):
             return text
         match = re.fullmatch(r"(\w+)\s*(?:\(\s*(\d+)((?:\s*,\s*\w+)*)\s*\))?", text.strip())
-        kind, size, words = match.groups() if match else (text, None, None)
-        options = set(re.findall(r"\w+", words or ""))
+        kind, size, listed_options = match.groups() if match else (text, None, None)
+        options = set(re.findall(r"\w+", listed_options or ""))
         known_options = {"softmax", "free", "separable", "full"} if kind == "low_rank" else set()
-        if (
-            kind not in get_args(Kind)
-            or (size is not None) != (kind in SIZED)
-            or options - known_options
-            or size == "0"
-        ):
+        has_valid_size = size not in (None, "0") if kind in SIZED else size is None
+        if kind not in get_args(Kind) or not has_valid_size or not options <= known_options:
             raise ValueError(f"not a tying: {text}; allowed: {', '.join(TYING_NAMES)}")
-        return cls(cast(Kind, kind), int(size or 1), "free" not in options, "full" not in options)
+        return cls(
+            kind=cast(Kind, kind),
+            size=int(size or 1),
+            softmax="free" not in options,
+            separable="full" not in options,
+        )
 
     @property
     def selects_one_kernel(self) -> bool:

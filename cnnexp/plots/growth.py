@@ -27,8 +27,8 @@ class Growth:
         key: The key.
         cell: The other keys, except the tying.
         accuracy: The test accuracy for which images are needed.
-        bounds: By tying, how a proven bound grows with the key; drawn from the first point of the net's line,
-            beside the exponent of the line.
+        proven_growth: By tying, how a proven bound grows with the key; drawn from the first point of the
+            net's line, beside the exponent of the line.
         tyings: The tyings of the nets, in the order of the legend.
     """
 
@@ -36,7 +36,7 @@ class Growth:
     key: str
     cell: Cell
     accuracy: float
-    bounds: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
+    proven_growth: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
     tyings: Sequence[str] = ("dense", "local", "shared")
 
 
@@ -66,7 +66,7 @@ def plot_growth(table: pd.DataFrame, panels: Sequence[Growth]) -> Figure:
     columns = figure.subplots(1, len(panels), sharey=True)
     for panel, axes in zip(panels, columns, strict=True):
         for row, tying in enumerate(panel.tyings):
-            _draw_net(axes, table, panel, tying, row)
+            _draw_tying(axes, table, panel, tying, row)
         axes.set(xlabel=panel.label, title=f"images for {panel.accuracy:.0%}")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=4)
@@ -83,22 +83,31 @@ def plot_growth(table: pd.DataFrame, panels: Sequence[Growth]) -> Figure:
     return figure
 
 
-def _draw_net(axes: Axes, table: pd.DataFrame, panel: Growth, tying: str, row: int) -> None:
-    net: Cell = {**panel.cell, "model.tying": tying}
-    color = get_style(tying)["color"]
-    values = values_of(select_cell(table, net), panel.key)
-    first = draw_images_needed(
-        axes, table, {value: {**net, panel.key: value} for value in values}, panel.accuracy, tying
-    )
-    if bound := panel.bounds.get(tying):
-        growth = np.array([bound(value) for value in values])
-        axes.plot(values, first * growth / growth[0], ":", color=color)
-        text = f"{tying}: {_format_exponent(table, panel, net)}"
+def _draw_tying(axes: Axes, table: pd.DataFrame, panel: Growth, tying: str, row: int) -> None:
+    """Draw the line of the nets of one tying, and if a bound is proven for it, its growth and the exponent.
+
+    Args:
+        axes: The axes of the panel.
+        table: One row per run.
+        panel: What the panel shows.
+        tying: The tying.
+        row: The row of the text with the exponent, from the top of the axes.
+    """
+    cell: Cell = {**panel.cell, "model.tying": tying}
+    values = values_of(select_cell(table, cell), panel.key)
+    cells = {value: {**cell, panel.key: value} for value in values}
+    first_images = draw_images_needed(axes, table, cells, panel.accuracy, tying)
+    if proven_growth := panel.proven_growth.get(tying):
+        color = get_style(tying)["color"]
+        growth = np.array([proven_growth(value) for value in values])
+        axes.plot(values, first_images * growth / growth[0], ":", color=color)
+        text = f"{tying}: {_format_exponent(table, panel, cell)}"
         axes.text(0.03, 0.98 - 0.07 * row, text, color=color, transform=axes.transAxes, va="top", fontsize=6)
 
 
-def _format_exponent(table: pd.DataFrame, panel: Growth, net: Cell) -> str:
-    bounds = images_exponent(panel.key, net, panel.accuracy)(table)
+def _format_exponent(table: pd.DataFrame, panel: Growth, cell: Cell) -> str:
+    """Format the exponent of the images that a net needs, with its interval; a dash if it is unknown."""
+    bounds = images_exponent(panel.key, cell, panel.accuracy)(table)
     if not len(bounds):
         return "–"
     value, low, high = bounded_interval(bounds)

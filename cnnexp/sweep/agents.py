@@ -40,8 +40,8 @@ def start_wandb_sweep(points: Sequence[SweepPoint], method: str, agents: int) ->
 
     Args:
         points: the points of the Hydra sweep; overrides in which they differ become parameters.
-        method: grid, random or bayes.
-        agents: the number of processes that carry it out, each one run at a time.
+        method: how W&B chooses the next point: grid, random or bayes.
+        agents: the number of agents; each trains one run at a time.
 
     Returns:
         The sweep's address: ENTITY/PROJECT/ID.
@@ -53,7 +53,7 @@ def start_wandb_sweep(points: Sequence[SweepPoint], method: str, agents: int) ->
     import wandb
 
     first = points[0].config
-    resolve_mode("online")
+    resolve_mode("online")  # raises if no key is configured
     hide_credentials()
     check_configs([point.config for point in points])
     if method == "bayes" and not first.data.validation_size:
@@ -64,10 +64,11 @@ def start_wandb_sweep(points: Sequence[SweepPoint], method: str, agents: int) ->
     specification = _specify_wandb_sweep(points, method)
     sweep_id = wandb.sweep(specification, entity=tracking.entity, project=tracking.project)
     address = "/".join(part for part in (tracking.entity, tracking.project, sweep_id) if part)
-    run_limit = ["--count", str(-(-len(points) // agents))] * (method != "grid")
+    # Only a grid ends by itself; of the other methods each agent takes its share of as many runs.
+    run_limit = [] if method == "grid" else ["--count", str(math.ceil(len(points) / agents))]
     # -P: a `wandb.py` of this folder is not imported.
-    agent = [sys.executable, "-P", "-m", "wandb", "agent", *run_limit, address]
-    processes = [subprocess.Popen(agent) for _ in range(agents)]
+    command = [sys.executable, "-P", "-m", "wandb", "agent", *run_limit, address]
+    processes = [subprocess.Popen(command) for _ in range(agents)]
     failed = sum(process.wait() != 0 for process in processes)
     if failed:
         raise SweepFailed(

@@ -66,12 +66,12 @@ def leave_processes(code: int, error: BaseException | None = None) -> None:
         code: to end with, unless another process has failed before with its own.
         error: to print first.
     """
-    client = _coordination_client()
+    client = _get_coordination_client()
     if client is None:
         return
     if error is not None:
         traceback.print_exception(error)
-    code = _code_of_others(client) or code
+    code = _read_exit_code(client) or code
     if code != REQUEUE:
         with suppress(jax.errors.JaxRuntimeError):  # another process was faster, or the service is gone
             client.key_value_set(EXIT_CODE_KEY, str(code))
@@ -88,7 +88,8 @@ def _stop_polling(stopped: threading.Event, poll: threading.Thread) -> None:
 
 
 def _end_with_others(stopped: threading.Event) -> None:
-    while (code := _code_of_others(_coordination_client())) is None:
+    """Wait until another process has failed, and end this one with the same exit code; or until `stopped`."""
+    while (code := _read_exit_code(_get_coordination_client())) is None:
         if stopped.wait(POLL_SECONDS):
             return
     if is_primary():
@@ -97,13 +98,15 @@ def _end_with_others(stopped: threading.Event) -> None:
     os._exit(code)
 
 
-def _coordination_client() -> Any:
+def _get_coordination_client() -> Any:
+    """Return this process's client of JAX's coordination service; None if the process trains alone."""
     from jax._src import distributed  # JAX has no public access to the key-value store of its service
 
     return distributed.global_state.client
 
 
-def _code_of_others(client: Any) -> int | None:
+def _read_exit_code(client: Any) -> int | None:
+    """Read the exit code of the first process that failed; None if there is none."""
     try:
         return int(client.key_value_try_get(EXIT_CODE_KEY))
     except (jax.errors.JaxRuntimeError, AttributeError):  # no process has failed, or the service is gone

@@ -265,15 +265,23 @@ class Cells:
         return " ".join(words) or "the run"
 
 
-def rerun_commands(points: Sequence[SweepPoint]) -> list[str]:
-    """Return the commands that run just these points: one command for each cell."""
-    seeds: dict[tuple[str, ...], list[str]] = {}
+def format_rerun_commands(points: Sequence[SweepPoint]) -> list[str]:
+    """Format the commands that run just these points: one command for each cell, with its seeds.
+
+    Args:
+        points: points of one sweep.
+
+    Returns:
+        The commands, quoted for a shell.
+    """
+    seeds_of_cell: dict[tuple[str, ...], list[str]] = {}  # by the words that choose the cell
     for point in points:
-        rest = (*point.context, *(o for o in point.overrides if not o.startswith(("seed=", "hydra."))))
-        seeds.setdefault(rest, []).append(str(point.config.seed))
+        # Overrides of Hydra's own keys make the sweep; `context` has those that a single run needs.
+        overrides = [text for text in point.overrides if not text.startswith(("seed=", "hydra."))]
+        seeds_of_cell.setdefault((*point.context, *overrides), []).append(str(point.config.seed))
     return [
-        shlex.join(["cnnexp", "run", *rest, f"seed={','.join(dict.fromkeys(values))}"])
-        for rest, values in seeds.items()
+        shlex.join(["cnnexp", "run", *words, f"seed={','.join(dict.fromkeys(seeds))}"])
+        for words, seeds in seeds_of_cell.items()
     ]
 
 
@@ -284,7 +292,7 @@ def describe_failures(failed: Mapping[str, str], points: Mapping[str, SweepPoint
         failed: the first line of the error of each failed run, by its id.
         points: the points of the sweep by their run ids.
     """
-    commands = rerun_commands([points[run_id] for run_id in failed])
+    commands = format_rerun_commands([points[run_id] for run_id in failed])
     shown = [f"  {command}" for command in commands[:10]]
     if len(commands) > 10:
         shown.append(f"  … and {pluralize(len(commands) - 10, 'more cell')}")

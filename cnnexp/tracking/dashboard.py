@@ -141,38 +141,49 @@ def write_dry_run(folder: Path, target: Target) -> Path:
 
 
 def save_dashboard(folder: Path, target: Target) -> dict[str, str]:
-    """Save the workspace and the report at W&B, in place of those saved before.
+    """Save the workspace and the report at W&B, in place of those of this sweep that were saved before.
 
-    The stored addresses of earlier ones are used only if they lead to a workspace and a report of this sweep.
+    Args:
+        folder: The sweep's folder, in which the addresses are stored for the next time.
+        target: The entity and the project at W&B; without an entity, the user's default one.
 
     Returns:
-        The addresses of both by their kinds.
+        The addresses, by "workspace" and "report".
     """
     import wandb
 
     warn_excluded_runs(*read_sweep(folder))
     hide_credentials()
     target = replace(target, entity=target.entity or wandb.Api().default_entity)
-    addresses = {kind: url for kind, url in read_json(folder / ADDRESSES).items() if _lies_in(url, target)}
+    stored = read_json(folder / ADDRESSES)
+    addresses = {kind: url for kind, url in stored.items() if _is_in_project(url, target)}
     workspace, report = make_workspace(folder, target), make_wandb_report(folder, target)
     if "workspace" in addresses:
-        saved_workspace = workspaces.Workspace.from_url(addresses["workspace"])
-        if saved_workspace.name == workspace.name:
-            saved_workspace.sections = workspace.sections
-            saved_workspace.runset_settings = workspace.runset_settings
-            workspace = saved_workspace
+        workspace = _update_saved_workspace(addresses["workspace"], workspace)
     if "report" in addresses:
-        saved_report: Any = reports.Report.from_url(addresses["report"])
-        identity = (saved_report.title, saved_report.project, saved_report.entity)
-        if identity == (report.title, report.project, report.entity):
-            saved_report.blocks = report.blocks
-            report = saved_report
-    for kind, view in (("workspace", workspace), ("report", report)):
-        addresses[kind] = view.save().url
-        write_json(
-            folder / ADDRESSES, addresses
-        )  # at once, as the next may fail, and nothing must be made twice
+        report = _update_saved_report(addresses["report"], report)
+    for kind, page in (("workspace", workspace), ("report", report)):
+        addresses[kind] = page.save().url
+        write_json(folder / ADDRESSES, addresses)  # at once, as saving the report may fail
     return addresses
+
+
+def _update_saved_workspace(url: str, workspace: Any) -> Any:
+    """Return the workspace saved at an address with new contents; the new one if another sweep's is there."""
+    saved: Any = workspaces.Workspace.from_url(url)
+    if saved.name != workspace.name:
+        return workspace
+    saved.sections, saved.runset_settings = workspace.sections, workspace.runset_settings
+    return saved
+
+
+def _update_saved_report(url: str, report: Any) -> Any:
+    """Return the report saved at an address with new contents; the new one if another sweep's is there."""
+    saved: Any = reports.Report.from_url(url)
+    if (saved.title, saved.project, saved.entity) != (report.title, report.project, report.entity):
+        return report
+    saved.blocks = report.blocks
+    return saved
 
 
 def format_verdicts(folder: Path) -> str:
@@ -196,7 +207,7 @@ def _group_name(folder: Path) -> str:
     return shorten(folder.name, NAME_LIMIT)
 
 
-def _lies_in(url: object, target: Target) -> bool:
+def _is_in_project(url: object, target: Target) -> bool:
     """Return whether an address leads to the target's project."""
     path = urlparse(url).path if isinstance(url, str) else ""
     return unquote(path).split("/")[1:3] == [target.entity, target.project]

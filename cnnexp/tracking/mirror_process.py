@@ -1,8 +1,9 @@
 """The process that follows runs in the store and sends what is new to W&B through W&B's own client.
 
-A sweep starts it and writes lines of JSON to its standard input: first where runs are sent to, then lists of
-the folders in which something is new. It closes the input at the end. This process writes lines of JSON to
-its standard output, too: `{"message": "..."}`, which the sweep prints.
+A sweep starts it and writes lines of JSON to its standard input: first the target, the sweep's folder and
+the id of its process, then lists of the runs' folders in which something is new. It closes the input at the
+end. This process writes lines of JSON to its standard output, too: `{"message": "..."}`, which the sweep
+prints.
 
 It may be killed at any moment, and ends by itself if the client fails again and again. The next process
 resumes where it stopped.
@@ -90,7 +91,7 @@ class RunSender:
             self.moved += run.was_on_server
             del self._runs[folder]
 
-    def raise_first(self) -> None:
+    def raise_first_error(self) -> None:
         """Raise the first error of a single run, if there is any."""
         for error in self.errors.values():
             raise error
@@ -134,33 +135,48 @@ def follow(
 
 
 def main() -> None:
-    """Read the target, send the runs in the folders that are named line by line, and report what was sent."""
+    """Read the first line of the input, send runs until it is closed, and report what was sent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep handles Ctrl-C and closes the pipe
     _lower_priority()
     os.environ["WANDB_SILENT"] = "true"
     hide_credentials()
     first_line = json.loads(sys.stdin.readline())
-    target, folder = Target(**first_line["target"]), Path(first_line["folder"])
-    sender, started = RunSender(target), time.monotonic()
-    # Offline, `cnnexp sync --to` writes the summary of the sweep; under an agent each run is a sweep.
-    summarizes = target.mode == "online" and target.agent_run is None
-    machine_run = cache(lambda: start_machine_run(folder, target, first_line["process"]))
-    code = DONE
+    sender, sweep = RunSender(Target(**first_line["target"])), Path(first_line["folder"])
+    started, code = time.monotonic(), DONE
     try:
-        follow(sender, _read_ahead(), on_send=machine_run if summarizes else None)
-        if summarizes and sender.sent:
-            machine_run().finish()
-            if not sender.errors and all_runs_ended(folder):
-                send_summary(folder, target)
-        sender.raise_first()
+        _send_all(sender, sweep, first_line["process"])
     except BaseException as error:  # whatever W&B does, the sweep only prints a line
         code = REFUSED if _is_refusal(error) else OUTAGE
         unsent = f"; not sent yet: {pluralize(sender.unsent, 'run')}" if sender.unsent else ""
         _print_message(f"W&B: {describe_error(error)}{unsent}")
     if sender.sent:
-        _print_message(describe_sent(sender, folder, time.monotonic() - started))
+        _print_message(describe_sent(sender, sweep, time.monotonic() - started))
     sys.stdout.flush()
     os._exit(code)  # the client's own threads may hang
+
+
+def _send_all(sender: RunSender, sweep: Path, process: int) -> None:
+    """Send runs until the input is closed, and at W&B also the use of the machine and a summary of the sweep.
+
+    Args:
+        sender: sends the runs.
+        sweep: the folder of the sweep.
+        process: the id of the process that trains, whose use of the machine is sent.
+
+    Raises:
+        Exception: what `follow` raises, or the error of a single run.
+    """
+    target = sender.target
+    # Offline, `cnnexp sync --to` sends the summary later. Under an agent of W&B, each run is its own sweep.
+    has_summary = target.mode == "online" and target.agent_run is None
+    # Started once, when the first run is about to be sent.
+    start_or_get_machine_run = cache(lambda: start_machine_run(sweep, target, process))
+    follow(sender, _read_ahead(), on_send=start_or_get_machine_run if has_summary else None)
+    if has_summary and sender.sent:
+        start_or_get_machine_run().finish()
+        if not sender.errors and all_runs_ended(sweep):
+            send_summary(sweep, target)
+    sender.raise_first_error()
 
 
 def _lower_priority() -> None:

@@ -87,7 +87,7 @@ def _send(folder: Path, sender: RunSender, *, with_summary: bool) -> None:
                 raise ConnectionError(f"{server.host} cannot be reached")
             sender.send_one()
             advance(1)
-    sender.raise_first()
+    sender.raise_first_error()
     for file in (file for files in corrupt.values() for file in files):
         print(f"cnnexp: {describe_corrupt_file(file)}; its run is not sent", file=sys.stderr)
     if corrupt:

@@ -14,7 +14,7 @@ from cnnexp.store.files import write_json
 from cnnexp.store.runs import sweep_folder
 from cnnexp.sweep.cost import estimate_state_bytes, largest_stack
 from cnnexp.sweep.plan import group_by_checkpoint, group_by_shape, split_group
-from cnnexp.sweep.points import Cells, SweepPoint, rerun_commands, to_dict
+from cnnexp.sweep.points import Cells, SweepPoint, format_rerun_commands, to_dict
 from tests.conftest import Configure, call_cnnexp
 
 CONF = str(Path("conf").resolve())
@@ -86,7 +86,7 @@ def test_cells_are_named_by_what_varies_and_rerun_by_one_command_each(configure:
     ids = [point.config.run_id for point in points]
     assert [cells.name(run_id) for run_id in ids] == ["tying=shared"] * 2 + ["tying=local"] * 2
     assert cells.common_name(ids[:2]) == "tying=shared" and cells.common_name(ids) == "(2 cells)"
-    assert rerun_commands(points) == [
+    assert format_rerun_commands(points) == [
         "cnnexp run train.steps=5 model.tying=shared seed=0,1",
         "cnnexp run train.steps=5 model.tying=local seed=0,1",
     ]
@@ -120,7 +120,10 @@ def test_plan_prints_one_line_per_cell_then_impossible_cells_with_reasons_then_t
     assert "estimated from a calibration" in lines[-1]
 
 
-def test_a_stack_without_a_saved_state_does_not_resume(configure: Configure) -> None:
+def test_a_stack_without_a_saved_state_does_not_resume(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     runs = by_id([configure(seed=seed) for seed in range(2)])
     checkpoints = StackCheckpoints(sweep_folder(next(iter(runs.values()))), list(runs))
     write_json(checkpoints.folder / RUNS, {"runs": list(runs)})  # the worker was killed while it saved

@@ -14,7 +14,7 @@ from cnnexp.cli import main as cli
 from cnnexp.cli.completion import make_script
 from cnnexp.store.runs import read_commands
 from cnnexp.sweep.plan import Stack
-from cnnexp.sweep.points import SweepPoint, rerun_commands
+from cnnexp.sweep.points import SweepPoint, format_rerun_commands
 from cnnexp.sweep.run import SweepRunner
 from tests.conftest import SMALL_SWEEP, call_cnnexp
 
@@ -66,7 +66,7 @@ def test_commands_that_rerun_some_jobs_compose_exactly_these(
     assert call_cnnexp("run", *own, f"experiment={experiment}", *sweep) == 0
     jobs = launched.pop()
     some = [jobs[0], jobs[-1], jobs[len(jobs) // 2]]
-    for text in rerun_commands(some):
+    for text in format_rerun_commands(some):
         assert call_cnnexp(*shlex.split(text)[1:]) == 0
     assert run_ids([job for jobs in launched for job in jobs]) == run_ids(some)
 
