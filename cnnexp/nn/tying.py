@@ -57,7 +57,7 @@ class Tying:
 
     @classmethod
     def parse(cls, text: "str | Tying") -> "Tying":
-        """Parse the text of a tying: its kind, and in brackets the size and options of `low_rank`.
+        """Parse the text of a tying: its kind, and in brackets its size and, for `low_rank`, its options.
 
         Args:
             text: For example `shared`, `tiled(2)` or `low_rank(4,free)`; or a tying, which is returned. The

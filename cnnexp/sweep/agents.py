@@ -64,7 +64,7 @@ def start_wandb_sweep(points: Sequence[SweepPoint], method: str, agents: int) ->
     specification = _specify_wandb_sweep(points, method)
     sweep_id = wandb.sweep(specification, entity=tracking.entity, project=tracking.project)
     address = "/".join(part for part in (tracking.entity, tracking.project, sweep_id) if part)
-    # Only a grid ends by itself; of the other methods each agent takes its share of as many runs.
+    # A grid ends by itself. For the other methods, the agents share as many runs as the sweep has points.
     run_limit = [] if method == "grid" else ["--count", str(math.ceil(len(points) / agents))]
     # -P: a `wandb.py` of this folder is not imported.
     command = [sys.executable, "-P", "-m", "wandb", "agent", *run_limit, address]
