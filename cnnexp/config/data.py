@@ -2,9 +2,21 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
-from cnnexp.config.sections import AllowedText, Count, Deviation, Folder, ProperFraction, Section, Seed, Size
+from cnnexp.config.sections import (
+    AllowedText,
+    Count,
+    Deviation,
+    Folder,
+    ProperFraction,
+    Section,
+    Seed,
+    Size,
+    Text,
+)
+from cnnexp.core.errors import format_value
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Permutation = Literal["none", "fixed", "per_image"]
@@ -247,6 +259,96 @@ class TFDSImages(DataSection):
     batch_size: Size = Field(default=128, description=BATCH_SIZE)
 
 
+def _refuse_missing(text: str) -> str:
+    if text == "???":  # Hydra's word for a value that must be typed
+        raise PydanticCustomError("missing", "a value is missing")
+    return text
+
+
+DataPath = Annotated[Folder, AfterValidator(_refuse_missing)]
+TestFraction = Annotated[float, Field(gt=0, lt=1)]
+Checksum = Annotated[str, Field(pattern=r"^x[0-9a-f]{16}$"), AllowedText("a checksum")]
+Option = bool | int | float | str | None
+Options = dict[str, Option | list[Option]]
+
+
+class ArrayData(DataSection):
+    """Images and labels of the user, which are read into memory."""
+
+    test_fraction: TestFraction | None = Field(
+        default=None,
+        description="The fraction of the images that is drawn as the test split, with the class frequencies "
+        "of all images, if the data have no test split. null: 0.2.",
+    )
+    seed: Seed = Field(default=0, description="The seed that draws the test split.")
+    checksum: Checksum | None = Field(
+        default=None,
+        description="The checksum of the images and labels, a part of a run's identity. null: it is "
+        "computed. If it is set, other images are refused.",
+    )
+
+
+class NPZ(ArrayData):
+    """Arrays in a NumPy archive.
+
+    Their names are train_images, train_labels, test_images and test_labels, or images and labels.
+    """
+
+    name: Literal["npz"] = Field(
+        default="npz", description="The data set: arrays of images and labels in an .npz file."
+    )
+    path: Annotated[DataPath, AllowedText("a file")] = Field(description="The .npz file.")
+
+
+class ImageFolder(ArrayData):
+    """PNG and JPEG files, in one folder per class.
+
+    The folders of the classes lie in `path`, or in its folders train and test.
+    """
+
+    name: Literal["folder"] = Field(
+        default="folder", description="The data set: PNG and JPEG files, in one folder per class."
+    )
+    path: DataPath = Field(description="The folder that holds the folders of the classes, or train and test.")
+    channels: Literal["auto", 1, 3] = Field(
+        default="auto",
+        description="The number of channels of the images: 1, grey; 3, red, green and blue; auto, 1 if all "
+        "files are grey, otherwise 3.",
+    )
+    size: Size | None = Field(
+        default=None,
+        description="The side that images are resized to, in pixels; null: images keep their size.",
+    )
+
+
+class CustomData(ArrayData):
+    """Arrays that a function of the user returns.
+
+    The function returns a dictionary or NamedTuple of arrays with the names of those in an .npz file.
+    """
+
+    name: Literal["custom"] = Field(
+        default="custom", description="The data set: arrays that a Python function returns."
+    )
+    file: Annotated[Folder, AllowedText("a file")] | None = Field(
+        default=None, description="The Python file that defines the function. Set either this or `target`."
+    )
+    function: Text = Field(default="load", description="The name of the function in `file`.")
+    target: Annotated[str, Field(pattern=r"^[\w.]+:\w+$"), AllowedText("MODULE:FUNCTION")] | None = Field(
+        default=None,
+        description="The function and the module to import it from, as MODULE:FUNCTION. Set either this or "
+        "`file`.",
+    )
+    options: Options = Field(default={}, description="The arguments of the function, by their names.")
+
+    @model_validator(mode="after")
+    def _check_source(self) -> "CustomData":
+        if (self.file is None) == (self.target is None):
+            keys = f"data.file={format_value(self.file)} data.target={format_value(self.target)}"
+            raise ValueError(f"{keys}: images come from one function; set one, null the other")
+        return self
+
+
 TFDS_VARIANT = "tfds"  # the variant of every name that is not the name of another
 DATA_VARIANTS: dict[str, type[DataSection]] = {
     "digits": Digits,
@@ -254,6 +356,9 @@ DATA_VARIANTS: dict[str, type[DataSection]] = {
     "channel_norm": ChannelNorm,
     "k_patterns": KPatterns,
     "mnist1d": MNIST1D,
+    "npz": NPZ,
+    "folder": ImageFolder,
+    "custom": CustomData,
     TFDS_VARIANT: TFDSImages,
 }
 
@@ -269,6 +374,9 @@ Data = Annotated[
     | Annotated[ChannelNorm, Tag("channel_norm")]
     | Annotated[KPatterns, Tag("k_patterns")]
     | Annotated[MNIST1D, Tag("mnist1d")]
+    | Annotated[NPZ, Tag("npz")]
+    | Annotated[ImageFolder, Tag("folder")]
+    | Annotated[CustomData, Tag("custom")]
     | Annotated[TFDSImages, Tag(TFDS_VARIANT)],
     Discriminator(_select_variant),
 ]
@@ -278,7 +386,8 @@ IMAGE_CORRUPTIONS = ("resolution", "image_noise", "shift", "pixel_noise", "salt_
 TRAINING_CORRUPTIONS = ("label_noise", "crop", "flip")  # of training images, whatever `corrupt` is
 STRENGTH_KEYS = IMAGE_CORRUPTIONS + TRAINING_CORRUPTIONS
 TRACED_OPTIONS = ("block", "corrupt")
-STORAGE_KEYS = ("data_dir", "stream")  # the location of the images does not change them
+# The location of the images does not change them.
+STORAGE_KEYS = ("data_dir", "stream", "path", "file", "target")
 
 
 def corruption_summary(data: DataSection) -> dict[str, float | int | str]:

@@ -157,6 +157,8 @@ BOUND_REQUIREMENTS: dict[str, tuple[str, Callable[[Any], str]]] = {
 LENGTH_REQUIREMENTS = {"too_short": ("min_length", "at least"), "too_long": ("max_length", "at most")}
 PATTERN_REQUIREMENTS = {
     "name": "letters, digits, '_', '-' and '.', beginning with a letter or digit",
+    "data.checksum": "x and 16 hexadecimal digits, as a stored configuration has it",
+    "data.target": "MODULE:FUNCTION",
     "data.name": "the name of a data set as TFDS writes it, such as cifar10 or emnist/letters",
 }
 

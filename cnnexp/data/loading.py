@@ -1,16 +1,16 @@
 """Loading a configured data set: into memory, or as files that stream where it is too large for that."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jaxtyping import Int
 
 from cnnexp.config import RunConfig
-from cnnexp.config.data import Data, DataSection, Digits, TFDSImages
+from cnnexp.config.data import ArrayData, Data, DataSection
 from cnnexp.core.machine import device_memory
-from cnnexp.data.datasets.digits import load_digits
-from cnnexp.data.datasets.synthetic import load_task
-from cnnexp.data.datasets.tfds import TFDSSet
-from cnnexp.data.images import Images, check_images
+from cnnexp.data.datasets import find_dataset
+from cnnexp.data.images import Images
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.sampling import Split, draw_split
 from cnnexp.data.shapes import infer_shape, resolve_train_size
@@ -24,9 +24,7 @@ def load(data: Data) -> Images | ImageFiles:
     Raises:
         UsageError: The set is not prepared, or one of its files is corrupt.
     """
-    if isinstance(data, TFDSImages) and _streams(data):
-        return TFDSSet(data).files()
-    return load_images(data)
+    return find_dataset(data).open_files() if _streams(data) else load_images(data)
 
 
 def load_images(data: Data) -> Images:
@@ -35,13 +33,11 @@ def load_images(data: Data) -> Images:
     Raises:
         UsageError: The set is not prepared, or one of its files is corrupt.
     """
-    if isinstance(data, TFDSImages):
-        return TFDSSet(data).images()
-    return load_digits(data) if isinstance(data, Digits) else load_task(data)
+    return find_dataset(data).load()
 
 
 def read_and_check(data: Data) -> list[str]:
-    """Read a prepared set that was not read before, and check it; other data sets need no check.
+    """Read a set that was not read before, and check it; images that are made need no check.
 
     Returns:
         One warning per reason to doubt results on these images.
@@ -49,14 +45,15 @@ def read_and_check(data: Data) -> list[str]:
     Raises:
         UsageError: A file is corrupt, or the images or labels contradict the description of the set.
     """
-    if not isinstance(data, TFDSImages):
+    dataset = find_dataset(data)
+    if not dataset.is_read:
         return []
-    dataset = TFDSSet(data)
+    images = None
     if _streams(data):
-        dataset.files()
+        dataset.open_files()
     else:
-        dataset.images()
-    return dataset.check().make_warnings(data.name, dataset.shape)
+        images = dataset.load()
+    return dataset.make_checks(images).make_warnings(data.name, dataset.infer_shape())
 
 
 def describe(data: Data, images: Images | ImageFiles | None = None) -> str:
@@ -66,11 +63,28 @@ def describe(data: Data, images: Images | ImageFiles | None = None) -> str:
         data: The configured data set.
         images: The set if it is loaded already; otherwise it is loaded.
     """
-    if isinstance(data, TFDSImages):
-        checks = TFDSSet(data).check()
-    else:
-        checks = check_images(images if isinstance(images, Images) else load_images(data))
+    checks = find_dataset(data).make_checks(images if isinstance(images, Images) else None)
     return checks.describe(data.name, infer_shape(data))
+
+
+def add_checksums(runs: Sequence[RunConfig]) -> list[RunConfig]:
+    """Return runs with the checksum of their images, if the images are those of the user.
+
+    It is part of a run's identity, so that a run on changed images is another run. Images are read once.
+
+    Raises:
+        UsageError: The images cannot be read.
+    """
+    checksums: dict[str, str | None] = {}
+    completed = []
+    for run in runs:
+        if (key := images_key(run.data)) not in checksums:
+            checksums[key] = find_dataset(run.data).read_checksum()
+        if isinstance(run.data, ArrayData) and run.data.checksum is None:
+            data = run.data.model_copy(update={"checksum": checksums[key]})
+            run = run.model_copy(update={"data": data})
+        completed.append(run)
+    return completed
 
 
 def draw_run_split(images: Images | ImageFiles, data: Data, seed: int) -> Split:
@@ -119,11 +133,13 @@ def images_key(data: Data) -> str:
 
 def resident_image_bytes(data: Data) -> int:
     """Return the memory that the images take on each device: 0 where they stream."""
-    return 0 if isinstance(data, TFDSImages) and _streams(data) else infer_shape(data).bytes
+    return 0 if _streams(data) else infer_shape(data).bytes
 
 
-def _streams(data: TFDSImages) -> bool:
+def _streams(data: Data) -> bool:
     """Return whether batches are read from disk, because that is configured or the images are too large."""
+    if not find_dataset(data).can_stream:
+        return False
     if data.stream != "auto":
         return data.stream == "always"
     # On CPU, every device holds a copy in the same memory.

@@ -77,7 +77,10 @@ def check_overrides(words: Sequence[str], groups: Groups) -> list[str]:
                 checked = [text for text in checked if not text.startswith("experiment=")]
                 continue
             _check_names(word, override, groups.names(key))
-        if key in ("launcher.sbatch", "launcher.resources") and override.type == OverrideType.CHANGE:
+        if (
+            key in ("launcher.sbatch", "launcher.resources", "data.options")
+            and override.type == OverrideType.CHANGE
+        ):
             word = f"++{word}"  # Hydra would refuse the user's own keys
         if key != "hydra.mode":
             checked.append(word)

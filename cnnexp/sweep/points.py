@@ -19,6 +19,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 
 from cnnexp.config import RunConfig, parse
+from cnnexp.config.data import ArrayData
 from cnnexp.core.text import pluralize
 
 MAX_RUNS = 200_000  # in one sweep
@@ -111,9 +112,23 @@ def compose_points(
     context = COMMAND_LINE.get().context
     if master.hydra.sweeper.get("parts"):
         context += ("hydra.sweeper.parts=null",)  # a point belongs to one part, and has its overrides
+    configs = _add_checksums([parse(composer.compose(point)) for point in points])
     return [
-        SweepPoint(config=parse(composer.compose(p)), overrides=tuple(p), context=context) for p in points
+        SweepPoint(config=config, overrides=tuple(point), context=context)
+        for config, point in zip(configs, points, strict=True)
     ]
+
+
+def _add_checksums(configs: list[RunConfig]) -> list[RunConfig]:
+    """Add the checksums of images of the user, which are part of the identity of a run."""
+    if not any(isinstance(config.data, ArrayData) for config in configs):
+        return configs
+    from cnnexp.data.loading import add_checksums  # imports JAX, which `--help` does without
+    from cnnexp.sweep.devices import configure_jax
+
+    # A function of the user may compute with JAX.
+    configure_jax(deterministic=any(config.sweep.deterministic for config in configs))
+    return add_checksums(configs)
 
 
 def compose_values(loader: ConfigLoader, master: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:

@@ -38,7 +38,7 @@ import sys, time, psutil
 from cnnexp.data.datasets.tfds import TFDSSet
 from scripts_bench_data import section
 started, before = time.perf_counter(), psutil.Process().memory_info().rss
-images = TFDSSet(section(sys.argv[1], sys.argv[2] or None)).images()
+images = TFDSSet(section(sys.argv[1], sys.argv[2] or None)).load()
 print(time.perf_counter() - started, (psutil.Process().memory_info().rss - before) / 1e6,
       (images.train_images.nbytes + images.test_images.nbytes) / 1e6)
 """
@@ -70,7 +70,7 @@ def print_loading(name: str, data_dir: str | None) -> None:
 
 def memory_pipeline(found: TFDSSet, size: int) -> Callable[[], object]:
     """One compiled loop over batches gathered from device memory; their sum keeps them alive."""
-    images = jax.device_put(found.images())
+    images = jax.device_put(found.load())
     assert isinstance(images, Images)
 
     @jax.jit
@@ -89,7 +89,7 @@ def memory_pipeline(found: TFDSSet, size: int) -> Callable[[], object]:
 
 def stream_pipeline(found: TFDSSet, size: int) -> Callable[[], object]:
     """Batches read ahead by Grain, put on the device and normalised there."""
-    files = found.files()
+    files = found.open_files()
     order = np.random.default_rng(0).permutation(len(files.train_labels)).astype(np.int32)
     normalise = jax.jit(lambda pixels: files.normalisation.normalise(pixels.astype(jnp.float32)))
 
@@ -109,7 +109,7 @@ def tf_data_pipeline(found: TFDSSet, size: int, file: Path) -> Callable[[], obje
     """What a TFDS user writes: records, shuffled, parsed, decoded, batched, prefetched."""
     import tensorflow as tf  # pyright: ignore
 
-    records = found.files().records["train"]
+    records = found.open_files().records["train"]
     with tf.io.TFRecordWriter(str(file)) as writer:
         for record in records.raw(range(len(records))):
             writer.write(record)

@@ -15,7 +15,8 @@ import mnist1d.data
 import numpy as np
 
 from cnnexp.config.data import MNIST1D
-from cnnexp.data.datasets.synthetic import make_draw_images, make_mnist1d_task
+from cnnexp.data.datasets.mnist1d import make_mnist1d_task
+from cnnexp.data.datasets.synthetic import make_draw_images
 
 PAPER = {
     "length": 40,

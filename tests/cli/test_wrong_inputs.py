@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cnnexp.config import SECTIONS, VARIANTS, RunConfig, parse
@@ -27,6 +28,18 @@ CONFIGURATIONS = {  # of a user, in the folder `my/experiment`
     "latin": 'experiment: "caf\xe9"\n',
     "mine": "experiment: mine\nmodel:\n  features: [4]\ntrain: {steps: 5}\n",
 }
+MY_DATA = """
+import numpy as np
+
+def load(size=8):
+    return {"images": np.zeros((10, size, size), np.uint8), "labels": np.arange(10) % 2}
+
+def nothing():
+    pass
+
+def needs(path):
+    pass
+"""
 INTERNALS = re.compile(  # names of parsers and libraries, and of classes of errors
     r"token recognition|mismatched input|no viable|extraneous input|pydantic|OmegaConf|DictConfig|full_key"
     r"|object_type|HYDRA_FULL_ERROR|Traceback|\w+(Error|Exception)\b|(?i:input should)|None\b"
@@ -63,6 +76,11 @@ def furnished(tmp_path_factory: pytest.TempPathFactory, configure: Configure) ->
     (folder / "afile").write_text("")
     (folder / "foreign").mkdir()
     (folder / "foreign" / "thesis.tex").write_text("")
+    (folder / "my_data.py").write_text(MY_DATA)
+    (folder / "classes" / "a").mkdir(parents=True)
+    (folder / "classes" / "b").mkdir()
+    np.savez(folder / "few.npz", images=np.zeros((9, 8, 8), np.uint8), labels=np.arange(9) % 2)
+    np.savez(folder / "wrong.npz", images=np.zeros((9, 8, 8), np.uint8), label=np.arange(9) % 2)
     (folder / "my" / "experiment").mkdir(parents=True)
     for name, text in CONFIGURATIONS.items():
         encoding = "latin-1" if name == "latin" else "utf-8"
@@ -199,6 +217,14 @@ def test_every_top_level_key_refuses_impossible_values_in_one_line(
         assert "\n" not in str(error.value) and not INTERNALS.search(str(error.value))
 
 
+COMPLETED = {  # by the values that have no default
+    "data=tfds": ["data=mnist"],
+    "data=npz": ["data=npz", "data.path=a.npz"],
+    "data=folder": ["data=folder", "data.path=a"],
+    "data=custom": ["data=custom", "data.file=a.py"],
+}
+
+
 @pytest.fixture(scope="module")
 def composed() -> dict[str, dict[str, object]]:
     """Compose every name of every section that has several, by Hydra."""
@@ -209,7 +235,6 @@ def composed() -> dict[str, dict[str, object]]:
 
     words = [f"{section}={name}" for section, names in VARIANTS.items() for name in names]
     with initialize_config_dir(str(packaged_folder("conf")), version_base="1.3"):
-        configurations = {word: to_dict(compose("config", [word])) for word in words if word != "data=tfds"}
-        configurations["data=tfds"] = to_dict(compose("config", ["data=mnist"]))
+        configurations = {word: to_dict(compose("config", COMPLETED.get(word, [word]))) for word in words}
         configurations["experiment=null"] = to_dict(compose("config", []))
     return configurations

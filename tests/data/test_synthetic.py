@@ -10,7 +10,7 @@ from mnist1d_reference import PAPER
 from scipy import stats
 
 from cnnexp.config.data import DATA_VARIANTS, DataSection
-from cnnexp.data.datasets.synthetic import make_templates
+from cnnexp.data.datasets.mnist1d import make_templates
 from cnnexp.data.images import Images
 from cnnexp.data.loading import load_images
 from cnnexp.data.shapes import infer_shape

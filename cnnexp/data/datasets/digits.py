@@ -9,12 +9,46 @@ from jax import lax, random
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from cnnexp.config.data import Digits
+from cnnexp.core.errors import UsageError
 from cnnexp.data.datasets.synthetic import make_draw_images
-from cnnexp.data.images import Images, make_images
+from cnnexp.data.images import DataShape, Images, make_images
+from cnnexp.data.registry import Dataset, register
 from cnnexp.data.sampling import stratified_sample
-from cnnexp.data.shapes import BANDS, DIGIT, DIGIT_TEST_IMAGES, DIGIT_VALIDATION_IMAGES
 
 CLASSES = 10
+DIGIT = 8  # side of scikit-learn's digits, in pixels
+# Base images of scattered canvases; digits as they are have no validation split of their own.
+DIGIT_TRAIN_IMAGES, DIGIT_VALIDATION_IMAGES, DIGIT_TEST_IMAGES = 1_257, 180, 360
+BANDS = 3  # regions of columns for training, validation and test digits where these lie apart
+
+
+@register(Digits)
+class DigitsSet(Dataset[Digits]):
+    """The handwritten digits, unmodified or scattered."""
+
+    def infer_shape(self) -> DataShape:
+        """Find the shape of the images, which the keys determine."""
+        data, min_canvas = self.data, DIGIT + BANDS - 1  # one column per band
+        if data.apart and (not data.scatter or data.canvas < min_canvas):
+            raise UsageError(
+                f"data.apart=true: needs data.scatter=true and data.canvas of at least {min_canvas} "
+                f"(got data.scatter={str(data.scatter).lower()} data.canvas={data.canvas})"
+            )
+        if data.digits > 1 and not data.scatter:
+            raise UsageError(f"data.digits={data.digits}: must be 1 unless data.scatter=true")
+        side = data.canvas if data.scatter else DIGIT
+        return DataShape(
+            image=(side, side, 1),
+            classes=CLASSES,
+            train_images=data.images if data.scatter else DIGIT_TRAIN_IMAGES + DIGIT_VALIDATION_IMAGES,
+            validation_images=data.validation_images if data.scatter else 0,
+            test_images=data.test_images if data.scatter else DIGIT_TEST_IMAGES,
+            multi_label=data.scatter and data.digits > 1,
+        )
+
+    def load(self) -> Images:
+        """Load or draw the images."""
+        return load_digits(self.data)
 
 
 class DigitSplit(NamedTuple):

@@ -6,12 +6,15 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from cnnexp.config.data import TFDSImages
+from cnnexp.core.errors import UsageError
 from cnnexp.core.machine import cache_folder, cores, warn_once
 from cnnexp.core.terminal import progress_bar
 from cnnexp.data.images import (
@@ -26,8 +29,8 @@ from cnnexp.data.images import (
     pixel_moments,
 )
 from cnnexp.data.pipelines import ImageFiles
-from cnnexp.data.shapes import infer_shape
-from cnnexp.data.tfds.prepared import PreparedSet, find_prepared_set
+from cnnexp.data.registry import Dataset, register
+from cnnexp.data.tfds.prepared import KNOWN_SETS, PreparedSet, find_prepared_set, is_prepared
 from cnnexp.data.tfds.records import Records
 
 BATCH = 1024  # images that are read and checked at once
@@ -35,25 +38,57 @@ BATCH = 1024  # images that are read and checked at once
 Arrays = dict[str, np.ndarray]
 
 
-class TFDSSet:
-    """A prepared set as one configuration reads it.
-
-    Args:
-        data: The configuration.
-
-    Raises:
-        UsageError: The set is not prepared.
-    """
+@register(TFDSImages)
+class TFDSSet(Dataset[TFDSImages]):
+    """A prepared set as one configuration reads it."""
 
     def __init__(self, data: TFDSImages):
-        self.prepared: PreparedSet = find_prepared_set(data.name, data.data_dir)
-        self.shape: DataShape = infer_shape(data)
-        self._splits = {"train": data.train_split, "test": data.test_split}
-        self._size = data.size
+        super().__init__(data)
         self._checks: ImageChecks | None = None
 
-    def check(self) -> ImageChecks:
+    @cached_property
+    def prepared(self) -> PreparedSet:
+        """The files of the set; a UsageError is raised if the set is not prepared."""
+        return find_prepared_set(self.data.name, self.data.data_dir)
+
+    @cached_property
+    def shape(self) -> DataShape:
+        """The shape that `infer_shape` finds."""
+        return self.infer_shape()
+
+    def infer_shape(self) -> DataShape:
+        """Find the shape of the set by its name or its description on disk.
+
+        Raises:
+            UsageError: The set is neither known nor prepared, or its images differ in size and `data.size`
+                is not set.
+        """
+        data = self.data
+        return _find_shape(data.name, data.data_dir, data.train_split, data.test_split, data.size)
+
+    def check_available(self) -> None:
+        """Check that the set is prepared and has the splits.
+
+        Raises:
+            UsageError: It is not, or has not.
+        """
+        self.prepared.train_and_test_parts(self.data.train_split, self.data.test_split)
+
+    @property
+    def can_stream(self) -> bool:
+        """Records have random access, so that they can be read while a network is trained."""
+        return True
+
+    @property
+    def is_read(self) -> bool:
+        """The images are read from files."""
+        return True
+
+    def make_checks(self, images: Images | None = None) -> ImageChecks:
         """Return the checks of the set; the first time, the whole set is read.
+
+        Args:
+            images: Not used, as the checks are cached.
 
         Raises:
             UsageError: A file is corrupt, or the images or labels contradict the description of the set.
@@ -68,7 +103,7 @@ class TFDSSet:
         write_cache(self._cache_file("checks"), self._checks._asdict())
         return self._checks
 
-    def images(self) -> Images:
+    def load(self) -> Images:
         """Load the set into memory; after the first time from a cache, which is about twenty times faster."""
         file = self._cache_file("images")
         arrays = read_cache(file)
@@ -84,15 +119,19 @@ class TFDSSet:
             normalisation=Normalisation(arrays["mean"], arrays["std"]),
         )
 
-    def files(self) -> ImageFiles:
+    def open_files(self) -> ImageFiles:
         """Open the set to stream it from disk."""
-        checks = self.check()
+        checks = self.make_checks()
         return ImageFiles(
             records=self._records(),
             train_labels=checks.train_labels,
             test_labels=checks.test_labels,
             normalisation=Normalisation(checks.mean, checks.std),
         )
+
+    @property
+    def _splits(self) -> dict[str, str]:
+        return {"train": self.data.train_split, "test": self.data.test_split}
 
     def _read(self) -> Arrays:
         """Read the images of both splits and their checks, by the names that they have in the cache."""
@@ -105,7 +144,7 @@ class TFDSSet:
 
     def _records(self) -> dict[str, Records]:
         return {
-            name: Records(self.prepared, split, self.shape.image, resize=self._size is not None)
+            name: Records(self.prepared, split, self.shape.image, resize=self.data.size is not None)
             for name, split in self._splits.items()
         }
 
@@ -118,10 +157,26 @@ class TFDSSet:
             (file.name, file.stat().st_size, file.stat().st_mtime_ns)
             for file in sorted(self.prepared.folder.iterdir())
         ]
-        origin = (str(self.prepared.folder.resolve()), stamps, self._splits, self._size)
+        origin = (str(self.prepared.folder.resolve()), stamps, self._splits, self.data.size)
         digest = hashlib.sha256(repr(origin).encode()).hexdigest()[:12]
         name = f"{self.prepared.name.replace('/', '-')}-{self.prepared.folder.name}-{digest}-{kind}.npz"
         return folder / name
+
+
+@lru_cache(maxsize=64)
+def _find_shape(
+    name: str, data_dir: str | None, train_split: str, test_split: str, size: int | None
+) -> DataShape:
+    if name in KNOWN_SETS and not is_prepared(name, data_dir):
+        shape = KNOWN_SETS[name]
+    else:
+        prepared = find_prepared_set(name, data_dir)
+        shape = prepared.shape(*prepared.train_and_test_parts(train_split, test_split))
+    if size is None and shape.varied:
+        raise UsageError(
+            f"data.size: the images of {name} have several sizes; set it to the side of the resized images"
+        )
+    return shape if size is None else replace(shape, image=(size, size, shape.image[2]))
 
 
 def check_records(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from cnnexp.core.errors import UsageError
+from cnnexp.data.decoding import crop_middle
 from cnnexp.data.tfds.prepared import PreparedSet
 
 AS_STORED = cv2.IMREAD_IGNORE_ORIENTATION  # like TFDS, which does not rotate images by their EXIF tag
@@ -92,7 +93,7 @@ class Records:
         if channels == 4:
             image = _add_alpha(image)
         if self._resize:
-            image = _crop_middle(image, height, width)
+            image = crop_middle(image, height, width)
         if image.shape[:2] != (height, width):
             raise ValueError(f"{image.shape[0]}x{image.shape[1]} pixels in a set of {height}x{width}")
         if channels == 1:
@@ -150,16 +151,6 @@ def _add_alpha(image: np.ndarray) -> np.ndarray:
         image = (image >> 8).astype(np.uint8)
     channels = image.shape[2] if image.ndim == 3 else 1
     return image if channels == 4 else cv2.cvtColor(image, TO_FOUR_CHANNELS[channels])
-
-
-def _crop_middle(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Scale an image to the smallest size that covers height and width, and crop its middle."""
-    scale = max(height / image.shape[0], width / image.shape[1])
-    sides = max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale))
-    if sides != (image.shape[1], image.shape[0]):
-        image = cv2.resize(image, sides, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    top, left = (sides[1] - height) // 2, (sides[0] - width) // 2
-    return image[top : top + height, left : left + width]
 
 
 def _first_line(error: Exception) -> str:
