@@ -3,8 +3,30 @@
 import os
 import sys
 from contextlib import suppress
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
+_EXPORTS = {  # public names by their modules, which are imported at first use, as JAX takes a second
+    "register_model": "cnnexp.models.custom",
+    "tying_of": "cnnexp.models.custom",
+    "TiedConv": "cnnexp.nn.tied_conv",
+    "Tying": "cnnexp.nn.tying",
+    "embed": "cnnexp.nn.embedding",
+    "Experiment": "cnnexp.report.experiments",
+    "Claim": "cnnexp.analysis.claims",
+}
+__all__ = list(_EXPORTS)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'cnnexp' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_EXPORTS]
 
 
 def _import_matplotlib() -> None:

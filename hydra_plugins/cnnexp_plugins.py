@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cnnexp.config import SECTIONS, VARIANTS, RunConfig, default_values
 
@@ -147,12 +147,22 @@ def _store_defaults(store: ConfigStore) -> None:
     """Give Hydra the defaults of the schema, on which the files in conf/ build."""
     for section, schema in SECTIONS.items():
         for name, variant in VARIANTS.get(section, {"default": schema}).items():
-            node = default_values(variant)
+            node = _open_mappings(default_values(variant))
             store.store(group=f"schema/{section}", name=name, node=node, provider="cnnexp")
     store.store(group="schema", name="run", node=default_values(RunConfig), provider="cnnexp")
 
 
 _TARGET = "hydra_plugins.cnnexp_plugins."
+
+
+def _open_mappings(values: dict[str, Any]) -> dict[str, Any]:
+    """Let mappings such as `model.options` take any key, which Hydra refuses otherwise."""
+    return {
+        key: OmegaConf.create(value, flags={"struct": False}) if isinstance(value, dict) else value
+        for key, value in values.items()
+    }
+
+
 _store = ConfigStore.instance()
 _store_defaults(_store)
 _store.store(

@@ -15,6 +15,7 @@ from cnnexp.core.errors import UsageError
 from cnnexp.core.text import short_number
 from cnnexp.data.images import Images
 from cnnexp.data.pipelines import ImageFiles
+from cnnexp.data.shapes import infer_shape
 from cnnexp.models.layers import NetworkSpec
 from cnnexp.models.spec import describe_matching, specify_network, total_count
 from cnnexp.report.tables import COUNT_COLUMNS, LAYER_COLUMNS, tabulate_layers
@@ -88,7 +89,7 @@ def _print_network(layers: NetworkSpec, config: RunConfig, console: Console, pic
 
 
 def _make_layer_table(layers: NetworkSpec, config: RunConfig, *, wide: bool) -> Table:
-    inputs = "x".join(map(str, layers[0].geometry.in_shape))
+    inputs = "x".join(map(str, infer_shape(config.data).image))
     params = total_count(layers, "params")
     title = f"{config.model.name} on {config.data.name}, images of {inputs}: {params:,} parameters"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)

@@ -24,14 +24,14 @@ from cnnexp.config.data import (
 )
 from cnnexp.config.describe import describe_requirement, most_specific_errors
 from cnnexp.config.execution import LAUNCHER_VARIANTS, Launcher, LocalLauncher, Sweep, Tracking
-from cnnexp.config.model import MLP, Model, ResNet, SimpleCNN
+from cnnexp.config.model import MLP, CustomModel, Model, ResNet, SimpleCNN
 from cnnexp.config.sections import AllowedText, Folder, Optim, Section, Seed, Train
 from cnnexp.core.errors import UsageError, nearest_name, shorten_value, suggestion
 
 RESULT_FORMAT = 4  # part of a run's identity: raise it when the same configuration gives other numbers
 
 VARIANTS: dict[str, dict[str, type[Section]]] = {
-    "model": {"simple_cnn": SimpleCNN, "resnet": ResNet, "mlp": MLP},
+    "model": {"simple_cnn": SimpleCNN, "resnet": ResNet, "mlp": MLP, "custom": CustomModel},
     "data": dict(DATA_VARIANTS),
     "launcher": dict(LAUNCHER_VARIANTS),
 }
@@ -93,8 +93,10 @@ class RunConfig(Section):
         for section, keys in OMITTED_AT_DEFAULT.items():
             fields = type(getattr(self, section)).model_fields
             for key in keys:
-                if key in fields and values[section][key] == fields[key].default:
+                if key in fields and key in values[section] and values[section][key] == fields[key].default:
                     del values[section][key]
+        if isinstance(self.model, CustomModel):
+            values["model"] = self.model.identity()
         return {"format": RESULT_FORMAT, **values}
 
     @property

@@ -1,12 +1,13 @@
 """The model sections: the networks and their layers."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from cnnexp.config.sections import AllowedText, Item, Positive, ProperFraction, Section, Size
+from cnnexp.config.sections import AllowedText, Item, Positive, ProperFraction, Section, Size, Text
 from cnnexp.core.errors import format_value, suggestion
+from cnnexp.core.plugins import MODELS, checksum_source, load_function
 from cnnexp.nn.geometry import Connectivity, Norm, Padding, Pool
 from cnnexp.nn.tying import BIAS_NAMES, NORM_TYING_NAMES, TYING_NAMES, Tying, bias_tying, norm_tying
 
@@ -239,4 +240,63 @@ class MLP(ModelSection):
     )
 
 
-Model = SimpleCNN | ResNet | MLP
+class CustomModel(Section):
+    """A network of the user: a function that returns a Flax NNX module.
+
+    It is called as `make(shape, classes, *, rngs, **options)`, where `shape` is height, width and channels.
+    """
+
+    name: Literal["custom"] = Field(
+        default="custom", description="The network: a Flax NNX module that a function of yours returns."
+    )
+    target: Text | None = Field(
+        default=None,
+        description="The function that makes the network: `module:function`, searched for in the working "
+        "folder and the installed packages, or a name registered with `cnnexp.register_model`.",
+    )
+    file: Text | None = Field(
+        default=None,
+        description="The file with the function, instead of `target`: `my_net.py`, in which it is called "
+        "`make`, or `my_net.py:function`.",
+    )
+    options: dict[str, Any] = Field(
+        default={}, description="Arguments of the function by their names, such as {width: 16}."
+    )
+    tying: TyingText | PerLayer[TyingText] | None = Field(
+        default=None,
+        description="How output positions use kernels, as in `simple_cnn`: the argument `tying` of the "
+        "function. null: its default.",
+    )
+    head: Head = Field(default="softmax", description=ModelSection.model_fields["head"].description)
+    precision: Precision = Field(
+        default="float32", description=ModelSection.model_fields["precision"].description
+    )
+
+    @model_validator(mode="after")
+    def _check_function(self) -> "CustomModel":
+        if (self.target is None) == (self.file is None):
+            raise ValueError(
+                f"model.target={format_value(self.target)} model.file={format_value(self.file)}: "
+                "a custom network is made by one function; set either of them"
+            )
+        return self
+
+    @property
+    def function(self) -> tuple[str, str]:
+        """The key that names the function, and its value."""
+        return ("model.file", self.file) if self.file is not None else ("model.target", self.target or "")
+
+    def identity(self) -> dict[str, Any]:
+        """Return all that decides the network: the source of its function, wherever the file lies."""
+        key, target = self.function
+        function = load_function(key, target, registry=MODELS)
+        values = self.model_dump(exclude={"target", "file"})
+        return values | {"function": function.__qualname__, "source": checksum_source(function)}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of the function, but for `rngs`."""
+        return self.options | ({} if self.tying is None else {"tying": self.tying})
+
+
+Model = SimpleCNN | ResNet | MLP | CustomModel

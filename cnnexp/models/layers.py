@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cnnexp.config.model import Activation, DType, Lowering, Model, ModelSection, ResNet, SimpleCNN
+from cnnexp.config.model import MLP, Activation, DType, Lowering, ModelSection, ResNet, SimpleCNN
 from cnnexp.core.errors import UsageError, format_value
 from cnnexp.data.images import DataShape
 from cnnexp.nn.geometry import Geometry, Norm, Pool
@@ -90,10 +90,43 @@ class LayerSpec:
         return norm + (self.threshold is not None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OtherLayers(LayerSpec):
+    """All that is not a tied layer in a network of the user, as one layer from the image to the classes.
+
+    Attributes:
+        other_params: Its parameters.
+        other_macs: The multiply-accumulates of its matrix products and convolutions for one image.
+        activations: The numbers that these put out for one image.
+    """
+
+    other_params: int
+    other_macs: int
+    activations: int
+
+    @property
+    def params(self) -> int:
+        """Number of parameters."""
+        return self.other_params
+
+    @property
+    def counts(self) -> Counts:
+        """Parameters and MACs; connections are taken to be as many as MACs, as in a layer without padding."""
+        pairs = self.geometry.in_units * self.geometry.out_units
+        return Counts(
+            params=self.other_params,
+            weights=self.other_params,
+            connections=self.other_macs,
+            sparsity=1 - self.other_macs / pairs,
+            sharing=self.other_macs / max(self.other_params, 1),
+            macs=self.other_macs,
+        )
+
+
 NetworkSpec = tuple[LayerSpec, ...]
 
 
-def list_layers(model: Model, shape: DataShape) -> NetworkSpec:
+def list_layers(model: SimpleCNN | ResNet | MLP, shape: DataShape) -> NetworkSpec:
     """List the layers of a model on images of a given shape, without matching its features."""
     if isinstance(model, SimpleCNN):
         layers = _list_convolutions(model, shape.image)

@@ -19,6 +19,7 @@ from cnnexp.nn.tying import Tying, norm_tying
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "tanh": jnp.tanh, "identity": lambda x: x}
 SAMPLE_SIDE, SAMPLE_FILTERS = 8, 4  # positions along a side, and output channels, whose kernels are kept
+MAX_NAME_CHARACTERS = 64  # names of layers become names of files and metrics
 MONOTONE = ("relu", "tanh", "identity")  # activations that commute with a maximum
 
 
@@ -185,12 +186,23 @@ def build_from_convolution(layers: NetworkSpec, *, rngs: nnx.Rngs) -> TiedNetwor
     return net
 
 
-def get_spatial_layers(net: TiedNetwork) -> dict[str, TiedConv]:
-    """Return the layers with more than one output position by their names."""
-    return {layer.name: get_layer(net, layer) for layer in net.layers if layer.geometry.positions > 1}
+def list_tied_layers(net: nnx.Module) -> dict[str, TiedConv]:
+    """Return the tied layers of any network by their names: the path of attributes to each, joined by `_`."""
+    if isinstance(net, TiedNetwork):
+        return {layer.name: get_layer(net, layer) for layer in net.layers}
+    return {
+        "_".join(map(str, path))[-MAX_NAME_CHARACTERS:] or "network": module
+        for path, module in nnx.iter_modules(net)
+        if isinstance(module, TiedConv)
+    }
 
 
-def measure_learned(net: TiedNetwork) -> dict[str, Float[Array, ""]]:
+def get_spatial_layers(net: nnx.Module) -> dict[str, TiedConv]:
+    """Return the tied layers with more than one output position by their names."""
+    return {name: layer for name, layer in list_tied_layers(net).items() if layer.geometry.positions > 1}
+
+
+def measure_learned(net: nnx.Module) -> dict[str, Float[Array, ""]]:
     """Measure the kernels of a trained network.
 
     Returns:
@@ -210,7 +222,7 @@ def measure_learned(net: TiedNetwork) -> dict[str, Float[Array, ""]]:
     return measures
 
 
-def sample_kernels(net: TiedNetwork) -> dict[str, Float[Array, "rows columns kh kw filters"]]:
+def sample_kernels(net: nnx.Module) -> dict[str, Float[Array, "rows columns kh kw filters"]]:
     """Return a few kernels of every layer with more than one output position, by its name."""
     return {
         name: layer.sample_kernels(SAMPLE_SIDE, SAMPLE_FILTERS)

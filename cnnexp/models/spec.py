@@ -6,7 +6,7 @@ Nothing is allocated, so that a sweep is planned without importing JAX.
 from functools import cache
 
 from cnnexp.config import RunConfig
-from cnnexp.config.model import Model, SimpleCNN
+from cnnexp.config.model import CustomModel, Model, SimpleCNN
 from cnnexp.core.errors import UsageError
 from cnnexp.data.images import DataShape
 from cnnexp.data.shapes import infer_shape
@@ -28,6 +28,10 @@ def specify_layers(model: Model, shape: DataShape) -> NetworkSpec:
     """
     if shape.multi_label and model.head == "softmax":
         raise UsageError("model.head=softmax: these images have several labels at once; allowed: sigmoid")
+    if isinstance(model, CustomModel):
+        from cnnexp.models.custom import specify_custom_layers  # which imports JAX, and the user's module
+
+        return specify_custom_layers(model, shape)
     if isinstance(model, SimpleCNN) and model.match != "none":
         model = _match_features(model, shape)
     return list_layers(model, shape)
@@ -84,6 +88,11 @@ def specify_network(config: RunConfig) -> NetworkSpec:
         UsageError: As for `specify_layers`; or the training shares kernels, and a layer mixes them.
     """
     layers = specify_layers(config.model, infer_shape(config.data))
+    if isinstance(config.model, CustomModel) and config.train.tied_steps is not None:
+        raise UsageError(
+            f"train.tied_steps={config.train.tied_steps}: a custom network has no convolution to begin from; "
+            "allowed with it: null"
+        )
     for key in ("share_every", "tied_steps"):
         value = getattr(config.train, key)
         mixed = [layer for layer in layers if not layer.tying.selects_one_kernel]

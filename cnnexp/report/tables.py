@@ -14,7 +14,7 @@ from cnnexp.analysis.tuning import CHOSEN_BY, Tuning
 from cnnexp.analysis.verdicts import Verdict
 from cnnexp.config import RunConfig
 from cnnexp.core.text import duration_text, pluralize
-from cnnexp.models.layers import LayerSpec, NetworkSpec
+from cnnexp.models.layers import LayerSpec, NetworkSpec, OtherLayers
 from cnnexp.report.report import Report
 from cnnexp.store.files import read_json
 from cnnexp.store.runs import STATUS
@@ -193,11 +193,12 @@ def tabulate_layers(layers: NetworkSpec, config: RunConfig) -> list[dict[str, An
         The values of `LAYER_COLUMNS` for each row; memory is in bytes.
     """
     rows = [_tabulate_layer(layer, config) for layer in layers]
+    tied = all(not isinstance(layer, OtherLayers) for layer in layers)
     unit_pairs = sum(layer.geometry.in_units * layer.geometry.out_units for layer in layers)
     sums = {column: sum(row[column] for row in rows) for column in COUNT_COLUMNS}
     ratios = {
-        "sparsity": 1 - sums["connections"] / unit_pairs,
-        "sharing": sums["connections"] / sums["weights"],
+        "sparsity": 1 - sums["connections"] / unit_pairs if tied else "",
+        "sharing": sums["connections"] / sums["weights"] if tied else "",
     }
     rows.append({"layer": "total", "output": "", "tying": ""} | sums | ratios)
     return rows
@@ -209,6 +210,9 @@ def _tabulate_layer(layer: LayerSpec, config: RunConfig) -> dict[str, Any]:
     tying = "dense" if flat else f"{layer.tying} {geometry.kernel_size[0]}x{geometry.kernel_size[1]}"
     if geometry.connectivity == "random" and not flat:
         tying += " random"
+    other = isinstance(layer, OtherLayers)
+    if other:
+        tying = "not tied"
     return {
         "layer": layer.name,
         "output": "x".join(map(str, geometry.out_shape))
@@ -218,8 +222,8 @@ def _tabulate_layer(layer: LayerSpec, config: RunConfig) -> dict[str, Any]:
         "params": counts.params,
         "weights": counts.weights,
         "connections": counts.connections,
-        "sparsity": counts.sparsity,
-        "sharing": counts.sharing,
+        "sparsity": "" if other else counts.sparsity,
+        "sharing": "" if other else counts.sharing,
         "MACs": counts.macs,
         "memory": _count_bytes(layer, config),
     }

@@ -21,7 +21,7 @@ from cnnexp.core.machine import (
 )
 from cnnexp.core.text import pluralize, short_number
 from cnnexp.data.loading import resident_image_bytes
-from cnnexp.models.layers import LayerSpec
+from cnnexp.models.layers import LayerSpec, OtherLayers
 from cnnexp.models.spec import specify_network, total_count
 from cnnexp.store.files import read_json
 from cnnexp.store.runs import find_corrupt_files, has_ended
@@ -125,6 +125,8 @@ def _min_layer_bytes(layer: LayerSpec, config: RunConfig, batch: int) -> int:
 
 
 def _units_bytes(layer: LayerSpec, outputs: int = 3) -> int:
+    if isinstance(layer, OtherLayers):
+        return _itemsize(layer) * (layer.geometry.in_units + outputs * layer.activations)
     geometry = layer.geometry
     return _itemsize(layer) * (geometry.in_units + outputs * geometry.out_units)
 

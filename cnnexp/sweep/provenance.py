@@ -13,6 +13,7 @@ import jax
 import cnnexp
 from cnnexp.config import RunConfig
 from cnnexp.config.data import corruption_summary
+from cnnexp.config.model import CustomModel
 from cnnexp.models.spec import describe_matching, specify_network, total_count
 from cnnexp.training.schedule import estimate_flops, resolve_duration
 
@@ -53,6 +54,11 @@ def product_precision(precision: str, dtype: str, platform: str) -> str:
     if platform == "tpu":
         return "bfloat16_3x" if precision in ("high", "tensorfloat32") else "bfloat16"
     return "bfloat16" if precision == "bfloat16" else "tensorfloat32"
+
+
+def _product_dtype(config: RunConfig) -> str:
+    model = config.model
+    return "float32" if isinstance(model, CustomModel) else model.dtype or model.param_dtype
 
 
 def _device_model(device: Any) -> str:
@@ -110,8 +116,6 @@ def summary_of(
         "epochs": last["epoch"],
         "wall_seconds": seconds,
         "flops": estimate_flops(config) * last["step"] / resolve_duration(config).steps,
-        "product_precision": product_precision(
-            config.model.precision, config.model.dtype or config.model.param_dtype, platform_name
-        ),
+        "product_precision": product_precision(config.model.precision, _product_dtype(config), platform_name),
         **origin,
     }

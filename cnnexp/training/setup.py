@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,8 @@ from cnnexp.config.model import Head
 from cnnexp.data.corruptions import Corruptions
 from cnnexp.data.images import Integers, Normalisation
 from cnnexp.data.pipelines import RawBatch
+from cnnexp.models.custom import build_network
 from cnnexp.models.layers import NetworkSpec
-from cnnexp.models.network import TiedNetwork
 from cnnexp.models.spec import specify_network
 from cnnexp.nn.normalisation import TiedNorm
 from cnnexp.training.optimizers import Hyperparameters
@@ -64,8 +64,8 @@ class Setup:
 
     config: RunConfig
     network: NetworkSpec
-    graph: nnx.GraphDef[TiedNetwork]
-    evaluation_graph: nnx.GraphDef[TiedNetwork]
+    graph: nnx.GraphDef[nnx.Module]
+    evaluation_graph: nnx.GraphDef[nnx.Module]
     duration: Duration
     axis_name: str | None
 
@@ -78,7 +78,7 @@ def make_setup(config: RunConfig, axis_name: str | None = None) -> Setup:
         axis_name: A mapped axis whose devices split every batch; their number divides the batch size.
     """
     network = specify_network(config)
-    model = nnx.eval_shape(lambda: TiedNetwork(network, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: build_network(config, network, rngs=nnx.Rngs(0)))
     for _, module in nnx.iter_modules(model):
         if isinstance(module, TiedNorm | nnx.BatchNorm):  # statistics of the whole batch
             module.axis_name = axis_name
@@ -95,7 +95,7 @@ def make_setup(config: RunConfig, axis_name: str | None = None) -> Setup:
     )
 
 
-def merge_network(params: Any, variables: Any, setup: Setup) -> TiedNetwork:
+def merge_network(params: Any, variables: Any, setup: Setup) -> Any:
     """Put a network together, in evaluation mode, from the `params` and `variables` of a `State`."""
     return nnx.merge(setup.evaluation_graph, params, variables)
 
@@ -124,7 +124,7 @@ def apply_in_training(
         return variable.replace(jax.random.fold_in(variable[...], device)) if is_key else variable
 
     network = nnx.merge(setup.graph, params, _map_variables(localise, variables), copy=True)
-    logits = network(images).astype(jnp.float32)
+    logits = cast(Any, network)(images).astype(jnp.float32)
     _, _, updated = nnx.split(network, nnx.Param, ...)
     keep_keys = lambda old, new: old if isinstance(old, nnx.RngKey) else new  # noqa: E731
     return logits, _map_variables(keep_keys, variables, updated)

@@ -20,7 +20,8 @@ from cnnexp.config import RunConfig
 from cnnexp.data.images import Integers, Normalisation
 from cnnexp.data.pipelines import EvalWindow, InMemory, RawBatch, TrainWindow
 from cnnexp.data.sampling import split_run_key
-from cnnexp.models.network import TiedNetwork, build_from_convolution, get_spatial_layers
+from cnnexp.models.custom import build_network
+from cnnexp.models.network import get_spatial_layers
 from cnnexp.nn.embedding import average_kernels, tie_gradient
 from cnnexp.nn.tied_conv import TiedConv
 from cnnexp.training.optimizers import Hyperparameters, make_optimizer
@@ -60,9 +61,9 @@ def init(key: Key[Array, ""], hyperparameters: Hyperparameters, setup: Setup) ->
         setup: The static part of the run.
     """
     keys = split_run_key(key)
-    build = TiedNetwork if setup.config.train.tied_steps is None else build_from_convolution
     dropout = jax.random.fold_in(keys.init, DROPOUT)
-    network = build(setup.network, rngs=nnx.Rngs(params=keys.init, dropout=dropout))
+    rngs = nnx.Rngs(keys.init, params=keys.init, dropout=dropout)
+    network = build_network(setup.config, setup.network, rngs=rngs)
     _, params, variables = nnx.split(network, nnx.Param, ...)
     opt_state = _optimizer(hyperparameters, setup).init(_in_float32(params))
     return State(params, variables, opt_state, jnp.int32(0), jnp.int32(-1), keys.order, keys.noise)
