@@ -27,6 +27,7 @@ from cnnexp.config.execution import LAUNCHER_VARIANTS, Launcher, LocalLauncher, 
 from cnnexp.config.model import MLP, CustomModel, Model, ResNet, SimpleCNN
 from cnnexp.config.sections import AllowedText, Folder, Optim, Section, Seed, Train
 from cnnexp.core.errors import UsageError, nearest_name, shorten_value, suggestion
+from cnnexp.core.user_code import compute_code_checksum
 
 RESULT_FORMAT = 4  # part of a run's identity: raise it when the same configuration gives other numbers
 
@@ -47,14 +48,17 @@ SECTIONS: dict[str, type[Section]] = {
 # Keys that came after the first results were kept: at their defaults they are no part of a run's identity.
 OMITTED_AT_DEFAULT: dict[str, tuple[str, ...]] = {
     "model": ("threshold", "norm", "norm_tying", "norm_groups", "dropout"),
-    "optim": ("l1", "l1_threshold"),
+    "optim": ("l1", "l1_threshold", "options", "schedule_options", "clip", "decay_biases", "code"),
     "train": ("share_every", "tied_steps"),
 }
+# Keys that may hold import paths of the user's code, whose checksum is the key `code` of the section.
+CODE_KEYS: dict[str, tuple[str, ...]] = {"optim": ("name", "schedule")}
 # Keys that do not change a result, and are no part of a run's identity.
 EXECUTION_KEYS: dict[str, tuple[str, ...]] = {"data": STORAGE_KEYS, "train": ("parallel", "profile")}
-# Traced values: runs that differ only in their seed, their subset and these have a common program.
+# Traced values: runs that differ only in their seed, their subset and these have a common program. Numbers
+# among the options of the optimiser are traced as well, see `cnnexp.training.optimizers`.
 TRACED_KEYS: dict[str, tuple[str, ...]] = {
-    "optim": ("learning_rate", "weight_decay", "momentum", "l1", "l1_threshold"),
+    "optim": ("learning_rate", "weight_decay", "momentum", "l1", "l1_threshold", "clip"),
     "train": ("label_smoothing", "share_every", "tied_steps"),
     "data": (*STRENGTH_KEYS, *TRACED_OPTIONS),
 }
@@ -113,7 +117,7 @@ def parse(values: Mapping[str, Any]) -> RunConfig:
         UsageError: A key, type or value is not allowed; the message names the first of them.
     """
     try:
-        return RunConfig.model_validate(_with_default_duration(values))
+        return RunConfig.model_validate(_with_code_checksums(_with_default_duration(values)))
     except ValidationError as error:
         raise UsageError(_describe_first_error(error.errors(), values)) from None
 
@@ -132,6 +136,18 @@ def _with_default_duration(values: Mapping[str, Any]) -> dict[str, Any]:
             with suppress(OverflowError):  # the schema refuses so large an integer
                 train[key] = float(number)
     return {**values, "train": train}
+
+
+def _with_code_checksums(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with the checksum of the user's code, so that changed code is another run."""
+    sections = dict(values)
+    for name, keys in CODE_KEYS.items():
+        section = sections.get(name)
+        if isinstance(section, Mapping) and section.get("code") is None:
+            paths = [str(section[key]) for key in keys if section.get(key)]
+            if checksum := compute_code_checksum(paths):
+                sections[name] = {**section, "code": checksum}
+    return sections
 
 
 def default_values(section: type[Section]) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """The sections `model`, `optim` and `train`, and the types of keys that all sections use."""
 
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from cnnexp.core.errors import format_value
@@ -38,6 +40,23 @@ def _expand_home(text: str) -> str:
 Folder = Annotated[str, Field(min_length=1), AfterValidator(_expand_home), AllowedText("a folder")]
 
 
+def _normalize_arguments(value: Any) -> Any:
+    """Return the arguments of a function as JSON stores them; keys are text, and numbers finite."""
+    if isinstance(value, Mapping):
+        return {str(key): _normalize_arguments(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_normalize_arguments(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PydanticCustomError("arguments", "numbers must be finite")
+    return value
+
+
+# The arguments of a function, by their names; they are checked against its signature where it is known.
+Arguments = Annotated[
+    dict[str, Any], BeforeValidator(_normalize_arguments), AllowedText("{ARGUMENT: VALUE, ...}")
+]
+
+
 class Section(BaseModel):
     """A part of the configuration: unknown keys and values of another type are refused."""
 
@@ -45,10 +64,13 @@ class Section(BaseModel):
 
 
 class Optim(Section):
-    """The optimiser, from Optax."""
+    """The optimiser, from Optax or from the user."""
 
-    name: Literal["sgd", "adamw"] = Field(
-        default="adamw", description="The optimiser: SGD with momentum, or Adam with decoupled weight decay."
+    name: Annotated[Text, AllowedText("a name of Optax, MODULE:FUNCTION or FILE.py:FUNCTION")] = Field(
+        default="adamw",
+        description="The optimiser: one of Optax or `optax.contrib` by its name, such as sgd, adamw, adam, "
+        "lion, lamb, rmsprop or muon; or the import path of a function that returns a "
+        "`GradientTransformation`. Modules and files are also searched in the working folder.",
     )
     learning_rate: Positive = Field(
         default=1e-3,
@@ -56,14 +78,40 @@ class Optim(Section):
     )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         default=0.0,
-        description="The weight decay of all parameters: decoupled from the gradient in AdamW, added to "
-        "it in SGD.",
+        description="The weight decay: decoupled from the gradient in AdamW and other optimisers with an "
+        "argument `weight_decay`, added to the gradient in the others, such as SGD.",
     )
-    momentum: ProperFraction = Field(default=0.9, description="The momentum of SGD, or `b1` of AdamW.")
-    schedule: Literal["constant", "cosine"] = Field(
+    decay_biases: bool = Field(
+        default=True,
+        description="Whether the weight decay also applies to biases and to the scales of normalisation.",
+    )
+    momentum: ProperFraction = Field(
+        default=0.9,
+        description="The momentum of SGD, or `b1` of AdamW. Other optimisers have `options` instead.",
+    )
+    options: Arguments = Field(
+        default={},
+        description="Further arguments of the optimiser by their names in Optax, such as "
+        "`optim.options.b2=0.98`. Runs that differ in numbers among them train together.",
+    )
+    clip: Positive | None = Field(
+        default=None,
+        description="The largest global norm of the gradient: a longer one is shortened to it; null: none.",
+    )
+    schedule: Annotated[
+        Text, AllowedText("constant, cosine, wsd, a name of Optax, MODULE:FUNCTION or FILE.py:FUNCTION")
+    ] = Field(
         default="constant",
         description="How the learning rate changes after the warm-up: `constant` keeps it, `cosine` "
-        "lowers it along half a cosine to zero at the last step.",
+        "lowers it along half a cosine to zero at the last step, `wsd` keeps it and lowers it linearly to "
+        "zero over the last steps. Or a schedule of Optax by its name, such as linear_schedule or "
+        "exponential_decay, or the import path of a function that returns one; its values are multiplied by "
+        "`learning_rate`.",
+    )
+    schedule_options: Arguments = Field(
+        default={},
+        description="The arguments of the schedule by their names in Optax. Steps default to those of the "
+        "run, and the initial and peak values to 1, a multiple of `learning_rate`.",
     )
     warmup: ProperFraction = Field(
         default=0.0,
@@ -80,6 +128,12 @@ class Optim(Section):
         "l1` are set to zero; null: no thresholding.",
     )
 
+    code: Text | None = Field(
+        default=None,
+        description="The checksum of the user's code in `name` and `schedule`, which is filled in: runs with "
+        "changed code are other runs.",
+    )
+
     @model_validator(mode="after")
     def _check_l1(self) -> "Optim":
         if self.l1_threshold is not None and self.l1 is None:
@@ -87,11 +141,6 @@ class Optim(Section):
                 f"optim.l1_threshold={self.l1_threshold}: is a multiple of optim.l1; set that too"
             )
         return self
-
-    @property
-    def slots(self) -> int:
-        """Numbers that the optimiser stores per parameter: the trace of SGD, the two moments of AdamW."""
-        return 1 if self.name == "sgd" else 2
 
 
 class Train(Section):

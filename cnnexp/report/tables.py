@@ -18,6 +18,7 @@ from cnnexp.models.layers import LayerSpec, NetworkSpec, OtherLayers
 from cnnexp.report.report import Report
 from cnnexp.store.files import read_json
 from cnnexp.store.runs import STATUS
+from cnnexp.training.named_optimizers import count_slots
 
 VERDICT_COLUMNS = [
     "claim",
@@ -232,4 +233,5 @@ def _tabulate_layer(layer: LayerSpec, config: RunConfig) -> dict[str, Any]:
 def _count_bytes(layer: LayerSpec, config: RunConfig) -> int:
     """Count the bytes of a layer's parameters and of the optimiser's state for them."""
     itemsize = {"float32": 4, "bfloat16": 2, "float16": 2}[layer.param_dtype]
-    return layer.counts.params * (itemsize + 4 * config.optim.slots)  # optimisers keep float32
+    slots = count_slots(config.optim, loads_user_code=False)  # the results may be somebody else's
+    return round(layer.counts.params * (itemsize + 4 * slots))  # optimisers keep float32

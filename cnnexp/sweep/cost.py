@@ -26,6 +26,7 @@ from cnnexp.models.spec import specify_network, total_count
 from cnnexp.store.files import read_json
 from cnnexp.store.runs import find_corrupt_files, has_ended
 from cnnexp.sweep.provenance import provenance
+from cnnexp.training.named_optimizers import count_slots
 from cnnexp.training.schedule import estimate_flops
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -39,8 +40,10 @@ MAX_RUNS_PER_CPU_DEVICE = 32
 
 def estimate_state_bytes(config: RunConfig) -> int:
     """Estimate the bytes that a run holds throughout: its parameters and the state of the optimiser."""
-    slots = SLOT_BYTES * config.optim.slots
-    return sum(layer.params * (ITEMSIZE[layer.param_dtype] + slots) for layer in specify_network(config))
+    slots = SLOT_BYTES * count_slots(config.optim)
+    return round(
+        sum(layer.params * (ITEMSIZE[layer.param_dtype] + slots) for layer in specify_network(config))
+    )
 
 
 def estimate_step_bytes(config: RunConfig) -> int:
@@ -120,8 +123,8 @@ def _min_layer_bytes(layer: LayerSpec, config: RunConfig, batch: int) -> int:
         batch = -(-batch // jax.device_count())
     patches = _patch_bytes(layer) if on_cpu and layer.lowering != "conv" else 0
     # A parameter, its gradient, and what the optimiser keeps for it.
-    bytes_per_parameter = 2 * ITEMSIZE[layer.param_dtype] + SLOT_BYTES * config.optim.slots
-    return layer.params * bytes_per_parameter + batch * (_units_bytes(layer, outputs=1) + patches)
+    bytes_per_parameter = 2 * ITEMSIZE[layer.param_dtype] + SLOT_BYTES * count_slots(config.optim)
+    return round(layer.params * bytes_per_parameter) + batch * (_units_bytes(layer, outputs=1) + patches)
 
 
 def _units_bytes(layer: LayerSpec, outputs: int = 3) -> int:

@@ -27,9 +27,15 @@ SWEEPER_KEYS = {
     "cnnexp": ("params", "parts"),
     "optuna": ("direction", "n_trials", "n_jobs", "storage", "study_name", "sampler", "params"),
 }
+MAPPINGS = (
+    "launcher.sbatch",
+    "launcher.resources",
+    "data.options",
+    "optim.options",
+    "optim.schedule_options",
+)
 USER_MAPPINGS = (  # their keys are the user's own
-    "launcher.sbatch.",
-    "launcher.resources.",
+    *(f"{mapping}." for mapping in MAPPINGS),
     "hydra.sweeper.params.",
     "hydra.sweeper.parts.",
 )
@@ -77,10 +83,8 @@ def check_overrides(words: Sequence[str], groups: Groups) -> list[str]:
                 checked = [text for text in checked if not text.startswith("experiment=")]
                 continue
             _check_names(word, override, groups.names(key))
-        if (
-            key in ("launcher.sbatch", "launcher.resources", "data.options")
-            and override.type == OverrideType.CHANGE
-        ):
+        is_option = key.startswith(("optim.options.", "optim.schedule_options."))
+        if (key in MAPPINGS or is_option) and override.type == OverrideType.CHANGE:
             word = f"++{word}"  # Hydra would refuse the user's own keys
         if key != "hydra.mode":
             checked.append(word)

@@ -11,6 +11,7 @@ from cnnexp.config.data import STRENGTH_KEYS
 from cnnexp.store.checkpoints import has_checkpoint, iterate_stacks, list_corrupt_stacks
 from cnnexp.store.runs import COMMANDS, find_corrupt_files, has_ended, run_folder, sweep_folder
 from cnnexp.sweep.cost import largest_stack
+from cnnexp.training.named_optimizers import list_traced_options
 from cnnexp.training.schedule import estimate_flops, resolve_duration
 
 
@@ -137,6 +138,8 @@ def shape_of_program(run: RunConfig) -> str:
                 values[section][key] = bool(value)
             elif key in OMITTED_AT_DEFAULT.get(section, ()):
                 values[section][key] = value is not None
+    for name in list_traced_options(run.optim):
+        values["optim"]["options"][name] = "traced"
     duration = resolve_duration(run)  # in steps: runs of as many steps have one program
     for key in ("epochs", "steps", "eval_every"):
         del values["train"][key]

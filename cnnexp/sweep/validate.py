@@ -17,6 +17,7 @@ from cnnexp.models.spec import specify_network
 from cnnexp.store.runs import list_run_folders, sweep_folder
 from cnnexp.sweep.points import Groups
 from cnnexp.tracking.target import resolve_mode
+from cnnexp.training.named_optimizers import check_optimizer
 from cnnexp.training.schedule import resolve_duration
 
 SWEEP_FILES = ("commands.txt", "leases")  # that a sweep writes to its folder first
@@ -193,6 +194,7 @@ def check_run(config: RunConfig) -> None:
     if batch > images:
         raise UsageError(f"data.batch_size={batch}: must be at most {images}, the number of training images")
     steps = resolve_duration(config).steps
+    check_optimizer(config.optim, steps)
     for key in ("tied_steps", "share_every"):
         value = getattr(config.train, key)
         if value is not None and value > steps:

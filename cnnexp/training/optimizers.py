@@ -1,20 +1,29 @@
-"""Optax optimisers whose hyperparameters are traced: runs that differ only in these use one program."""
+"""The optimiser of a run. Its numbers are traced: runs that differ only in these use one program."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from cnnexp.config import RunConfig
 from cnnexp.config.sections import Optim
 from cnnexp.data.corruptions import CorruptionStrengths
+from cnnexp.training.learning_rates import make_learning_rate
+from cnnexp.training.named_optimizers import (
+    BANK_AXES,
+    OptimizerNumbers,
+    list_traced_options,
+    make_named_optimizer,
+)
 
 
 class Hyperparameters(NamedTuple):
-    """Numbers that may differ between the runs of a stack: those that `cnnexp.config.TRACED_KEYS` lists."""
+    """Numbers that may differ between the runs of a stack.
+
+    They are those that `cnnexp.config.TRACED_KEYS` lists, and those of `list_traced_options`.
+    """
 
     learning_rate: Float[Array, "..."]
     weight_decay: Float[Array, "..."]
@@ -25,6 +34,8 @@ class Hyperparameters(NamedTuple):
     share_every: Int[Array, "..."]
     tied_steps: Int[Array, "..."]
     strengths: CorruptionStrengths
+    clip: Float[Array, "..."]
+    options: dict[str, Float[Array, "..."]]
 
     @classmethod
     def from_config(cls, config: RunConfig) -> "Hyperparameters":
@@ -38,47 +49,40 @@ class Hyperparameters(NamedTuple):
             share_every=jnp.int32(train.share_every or 0),
             tied_steps=jnp.int32(train.tied_steps or 0),
             strengths=CorruptionStrengths.from_config(config.data),
+            clip=jnp.float32(optim.clip or 0),
+            options={name: jnp.float32(optim.options[name]) for name in list_traced_options(optim)},
         )
-
-
-BANK_AXES = 5  # a bank of kernels has this many axes, a bias fewer
 
 
 def make_optimizer(
     optim: Optim, hyperparameters: Hyperparameters, steps: int
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Build the configured optimiser.
 
-    Weight decay is decoupled from the gradient in AdamW and added to it in SGD. It applies to all parameters,
-    biases included.
+    Weight decay is decoupled from the gradient in AdamW and other optimisers that have it as an argument, and
+    added to the gradient in the others. It applies to all parameters, or to those of `select_decayed`.
 
     Args:
-        optim: The kind of optimiser and the shape of its schedule.
+        optim: The kind of optimiser, its static arguments and the shape of its schedule.
         hyperparameters: The numbers of the run, which may be traced.
         steps: The length of the run, which the schedule spans.
+
+    Raises:
+        UsageError: There is no such optimiser or schedule, or it does not take the configured arguments.
     """
-    warmup = round(optim.warmup * steps)
-    if optim.schedule == "cosine":
-        start = 0.0 if warmup else 1.0
-        relative_rate = optax.warmup_cosine_decay_schedule(start, 1.0, warmup, max(steps, warmup + 1))
-    else:
-        relative_rate = optax.linear_schedule(0.0, 1.0, warmup) if warmup else optax.constant_schedule(1.0)
-
-    def learning_rate(step: ArrayLike) -> Array:
-        return hyperparameters.learning_rate * relative_rate(step)
-
-    if optim.name == "sgd":
-        optimizer = optax.chain(
-            optax.add_decayed_weights(hyperparameters.weight_decay),
-            optax.sgd(learning_rate, momentum=hyperparameters.momentum),
-        )
-    else:
-        optimizer = optax.adamw(
-            learning_rate, b1=hyperparameters.momentum, weight_decay=hyperparameters.weight_decay
-        )
-    if optim.l1 is None:
-        return optimizer
-    return optax.chain(optimizer, beta_lasso(learning_rate, hyperparameters.l1, hyperparameters.l1_threshold))
+    learning_rate = make_learning_rate(optim, hyperparameters.learning_rate, steps)
+    numbers = OptimizerNumbers(
+        hyperparameters.learning_rate,
+        hyperparameters.weight_decay,
+        hyperparameters.momentum,
+        hyperparameters.options,
+    )
+    parts = [make_named_optimizer(optim, numbers, learning_rate)]
+    if optim.clip is not None:
+        parts.insert(0, optax.clip_by_global_norm(hyperparameters.clip))
+    if optim.l1 is not None:
+        parts.append(beta_lasso(learning_rate, hyperparameters.l1, hyperparameters.l1_threshold))
+    return optax.with_extra_args_support(parts[0] if len(parts) == 1 else optax.chain(*parts))
 
 
 def beta_lasso(

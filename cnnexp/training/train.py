@@ -102,7 +102,7 @@ def train_step(
         loss, gradients = lax.pmean((loss, gradients), setup.axis_name)
     gradients = _keep_tied(gradients, state, hyperparameters, setup)
     updates, opt_state = _optimizer(hyperparameters, setup).update(
-        _in_float32(gradients), state.opt_state, _in_float32(state.params)
+        _in_float32(gradients), state.opt_state, _in_float32(state.params), value=loss
     )
     params = _share_kernels(optax.apply_updates(state.params, updates), state, hyperparameters, setup)
     diverges = (state.diverged_at < 0) & ~jnp.isfinite(loss)
@@ -208,7 +208,7 @@ def evaluation_batch_size() -> int:
     return EVALUATION_BATCH_ON_CPU if jax.default_backend() == "cpu" else EVALUATION_BATCH
 
 
-def _optimizer(hyperparameters: Hyperparameters, setup: Setup) -> optax.GradientTransformation:
+def _optimizer(hyperparameters: Hyperparameters, setup: Setup) -> optax.GradientTransformationExtraArgs:
     return make_optimizer(setup.config.optim, hyperparameters, setup.duration.steps)
 
 

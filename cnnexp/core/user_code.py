@@ -1,0 +1,134 @@
+"""Code of the user, named in the configuration as `MODULE:NAME` or `FILE.py:NAME`."""
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from cnnexp.core.errors import UsageError, suggestion
+
+
+def is_import_path(name: str) -> bool:
+    """Return whether a name is `MODULE:FUNCTION`, not the name of something built in."""
+    return ":" in name
+
+
+def load_function(key: str, path: str) -> Callable[..., Any]:
+    """Import a function of the user, see `load_object`.
+
+    Raises:
+        UsageError: It cannot be imported, or is no function.
+    """
+    function = load_object(key, path)
+    if not callable(function):
+        raise UsageError(f"{key}={path}: must be a function (got {type(function).__name__})")
+    return function
+
+
+def load_object(key: str, path: str) -> Any:
+    """Import what a user defines. Modules are also searched in the working folder, after all others.
+
+    Args:
+        key: The configuration key, for errors.
+        path: `MODULE:NAME`, such as `mylab.optimizers:lion`, or `FILE.py:NAME`.
+
+    Raises:
+        UsageError: There is no such module, file or name, or it cannot be imported.
+    """
+    source, _, name = path.rpartition(":")
+    if not source or not name.isidentifier():
+        raise UsageError(f"{key}={path}: must be MODULE:FUNCTION or FILE.py:FUNCTION")
+    module = _import_module(f"{key}={path}", source)
+    if not hasattr(module, name):
+        names = sorted(attribute for attribute in vars(module) if not attribute.startswith("_"))
+        raise UsageError(f"{key}={path}: {source} defines no {name}; {suggestion(name, names)}")
+    return getattr(module, name)
+
+
+def compute_code_checksum(paths: Iterable[str]) -> str | None:
+    """Compute a checksum of the files that user code comes from, without executing them.
+
+    Args:
+        paths: Names as the configuration has them; those that are no import paths are ignored.
+
+    Returns:
+        None where no name is an import path, or a file is missing.
+    """
+    sources = sorted({path.rpartition(":")[0] for path in paths if is_import_path(path)})
+    try:
+        contents = [_locate_source(source).read_bytes() for source in sources]
+    except (ImportError, OSError, ValueError, AttributeError):
+        return None  # the import of the code explains why
+    return hashlib.sha256(b"\0".join(contents)).hexdigest()[:12] if contents else None
+
+
+def _locate_source(source: str) -> Path:
+    """Return the file of a module or the file itself.
+
+    Raises:
+        ImportError: There is no such module, or it has no file.
+    """
+    if source.endswith(".py"):
+        return Path(source).expanduser()
+    _search_working_folder()
+    spec = importlib.util.find_spec(source)
+    if spec is None or spec.origin is None:
+        raise ImportError(source)
+    return Path(spec.origin)
+
+
+def _import_module(typed: str, source: str) -> ModuleType:
+    try:
+        return _load_file(Path(source)) if source.endswith(".py") else _load_module(source)
+    except FileNotFoundError:
+        raise UsageError(f"{typed}: there is no file {Path(source).resolve()}") from None
+    except ModuleNotFoundError as error:
+        missing = error.name or source
+        if source == missing or source.startswith(f"{missing}."):
+            raise UsageError(
+                f"{typed}: there is no module {missing} in {Path.cwd()} or among the installed packages"
+            ) from None
+        raise UsageError(f"{typed}: {source} imports {missing}, which is not installed") from None
+    except Exception as error:
+        raise UsageError(f"{typed}: {source} cannot be imported ({describe_exception(error)})") from error
+
+
+def describe_exception(error: Exception) -> str:
+    """Return the first line of an exception's message, or its name if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _load_module(name: str) -> ModuleType:
+    _search_working_folder()
+    return importlib.import_module(name)
+
+
+def _search_working_folder() -> None:
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.append(folder)  # last: a file of the user never replaces a package
+        importlib.invalidate_caches()
+
+
+def _load_file(path: Path) -> ModuleType:
+    path = path.expanduser().resolve()
+    name = f"cnnexp_user_{path.stem}_{abs(hash(path))}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
