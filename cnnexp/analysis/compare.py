@@ -8,7 +8,7 @@ import pandas as pd
 
 from cnnexp.analysis.dataframe import config_keys, normalize_value
 from cnnexp.analysis.statistics import CONFIDENCE, Interval, interval
-from cnnexp.analysis.tables import METRICS, format_key, format_percent, format_value
+from cnnexp.analysis.tables import format_estimate, format_key, format_value, list_metrics, title_metric
 from cnnexp.config.data import STORAGE_KEYS, DataSection
 
 METRIC, MOVED, LEVEL = "metric", "moved", "change/confidence"  # columns
@@ -39,7 +39,8 @@ def compare_sweeps(first: pd.DataFrame, second: pd.DataFrame, tuned: Collection[
     pairs = [
         (values | {METRIC: metric}, *_means_by_seed(metric, cell, matching_cell))
         for values, cell, matching_cell in cells or [({}, first, second)]
-        for metric in METRICS
+        for metric in list_metrics(first)
+        if metric in list_metrics(second)
     ]
     comparisons = sum(min(len(a), len(b)) > 1 for _, a, b in pairs)
     level = 1 - (1 - CONFIDENCE) / max(comparisons, 1)
@@ -93,10 +94,10 @@ def format_comparison(table: pd.DataFrame, first: str, second: str) -> pd.DataFr
     """
     keys = list(table.columns[: list(table.columns).index(METRIC)])
     texts = {format_key(key): table[key].map(format_value) for key in keys}
-    texts[METRIC] = table[METRIC].map(METRICS.get)
+    texts[METRIC] = table[METRIC].map(title_metric)
     for title, name in ((first, "first"), (second, "second"), ("change", "change")):
-        columns = (table[name], table[f"{name}/low"], table[f"{name}/high"])
-        texts[title] = pd.Series([format_percent(*triple) for triple in zip(*columns, strict=True)])
+        columns = (table[METRIC], table[name], table[f"{name}/low"], table[f"{name}/high"])
+        texts[title] = pd.Series([format_estimate(*row) for row in zip(*columns, strict=True)])
     texts[MOVED] = table[MOVED].map({True: "moved", False: ""})
     return pd.DataFrame(texts)
 

@@ -24,8 +24,10 @@ from cnnexp.analysis.dataframe import (
     varying_keys,
 )
 from cnnexp.analysis.statistics import locality_by_chance
+from cnnexp.analysis.tuning import select_criterion
 
-TEST, GAP, VALIDATION = "test/accuracy", "gap/accuracy", "validation/accuracy"
+TEST, GAP = "test/accuracy", "gap/accuracy"
+PRECISION, LABELS = "test/average_precision", "test/label_accuracy"  # with several labels per image
 CIFAR_SHAPE = 32, 3  # height and width in pixels, channels: images without a canvas
 CellRule = Cell | Callable[[pd.DataFrame], Cell]  # a cell, or a function that chooses it from the dataframe
 
@@ -257,7 +259,7 @@ def cell_at(key: str, position: int, cell: Cell) -> Callable[[pd.DataFrame], Cel
 
 
 def best_cell(key: str, cell: Cell, positions: slice | None = None) -> Callable[[pd.DataFrame], Cell]:
-    """Add a key to a cell, at the value whose mean accuracy on validation images is highest.
+    """Add a key to a cell, at the value that is best on validation images, see `select_criterion`.
 
     Args:
         key: The key.
@@ -269,7 +271,7 @@ def best_cell(key: str, cell: Cell, positions: slice | None = None) -> Callable[
         cells = [{**cell, key: value} for value in values_of(table, key)[positions or slice(None)]]
         if not cells:
             return {**cell, key: np.nan}  # which no run has
-        accuracies = pair_cells(table, VALIDATION, *cells)
+        accuracies = pair_cells(table, select_criterion(table), *cells)
         return cells[accuracies.mean(0).argmax() if len(accuracies) else 0]
 
     return choose

@@ -18,6 +18,8 @@ METRICS = {
     "test/accuracy": "test accuracy",
     "gap/accuracy": "gap",
 }
+# Further metrics that are fractions, which tables show in hundredths like the accuracy.
+FRACTIONS = ("label_accuracy", "average_precision", "top5")
 MIN_SEEDS_FOR_IQM = 4  # with fewer, the interquartile mean is the mean
 
 
@@ -38,13 +40,37 @@ def summarize_cells(table: pd.DataFrame, keys: Sequence[str] | None = None) -> p
             name: int(cell[name].iloc[0]) for name in ("params/total", "macs") if cell[name].nunique() == 1
         }
         row["seeds"] = cell["seed"].nunique()
-        for metric in METRICS:
-            estimate = interval(cell.groupby("seed")[metric].mean().to_numpy())
-            low, high = np.clip(estimate[1:], -1 if metric.startswith("gap") else 0, 1)  # of Student's t
+        for metric in list_metrics(table):
+            estimate = interval(cell.groupby("seed")[metric].mean().dropna().to_numpy())
+            low, high = estimate[1:]
+            if is_fraction(metric):  # the interval of Student's t may leave the range
+                low, high = np.clip((low, high), -1 if metric.startswith("gap") else 0, 1)
             row |= {metric: estimate.value, f"{metric}/low": low, f"{metric}/high": high}
         row["test/accuracy/iqm"] = interquartile_mean(cell.groupby("seed")["test/accuracy"].mean().to_numpy())
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def list_metrics(table: pd.DataFrame) -> dict[str, str]:
+    """List the metrics that tables show, with their titles: `METRICS`, and further ones on test images.
+
+    Args:
+        table: One row per run, or the rows of `summarize_cells`.
+    """
+    names = [column.removeprefix("test/") for column in map(str, table.columns) if column.startswith("test/")]
+    measured = [name for name in names if f"train/{name}" in table or f"test/{name}/low" in table]
+    further = [name for name in measured if "/" not in name and name not in ("loss", "accuracy")]
+    return METRICS | {f"test/{name}": title_metric(f"test/{name}") for name in further}
+
+
+def title_metric(metric: str) -> str:
+    """Return the title of a metric in tables."""
+    return METRICS.get(metric) or metric.replace("/", " ").replace("_", " ")
+
+
+def is_fraction(metric: str) -> bool:
+    """Return whether a metric is an accuracy or another fraction, or a difference of two."""
+    return metric in METRICS or metric.partition("/")[2] in FRACTIONS
 
 
 def compare_tyings(table: pd.DataFrame) -> pd.DataFrame:
@@ -85,9 +111,10 @@ def format_cells(cells: pd.DataFrame) -> pd.DataFrame:
         if column in cells:
             shown[title] = cells[column].map(lambda n: "several" if pd.isna(n) else f"{int(n):,}")
     shown["seeds"] = cells["seeds"].astype(str)
-    for metric, title in METRICS.items():
+    for metric, title in list_metrics(cells).items():
         triples = zip(cells[metric], cells[f"{metric}/low"], cells[f"{metric}/high"], strict=True)
-        shown[title] = pd.Series([format_percent(*triple) for triple in triples], index=cells.index)
+        estimates = [format_estimate(metric, *triple) for triple in triples]
+        shown[title] = pd.Series(estimates, index=cells.index)
         if metric == "test/accuracy" and cells["seeds"].max() >= MIN_SEEDS_FOR_IQM:
             shown["test IQM"] = (100 * cells[f"{metric}/iqm"]).map("{:.1f}".format)
     return pd.DataFrame(shown)
@@ -129,6 +156,15 @@ def format_percent(value: float, low: float, high: float) -> str:
         '50.0 [25.0, 75.0]'
     """
     return f"{100 * value:.1f}" + ("" if pd.isna(low) else f" [{100 * low:.1f}, {100 * high:.1f}]")
+
+
+def format_estimate(metric: str, value: float, low: float = np.nan, high: float = np.nan) -> str:
+    """Format a metric with its interval, if it has one: fractions in hundredths, others as they are."""
+    if pd.isna(value):
+        return ""
+    if is_fraction(metric):
+        return format_percent(value, low, high)
+    return f"{value:.4g}" + ("" if pd.isna(low) else f" [{low:.4g}, {high:.4g}]")
 
 
 def markdown_table(table: pd.DataFrame, marked: Collection[str] = ()) -> str:

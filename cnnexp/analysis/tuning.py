@@ -10,6 +10,7 @@ from cnnexp.analysis.dataframe import TUNED, normalize_value, varying_keys
 from cnnexp.analysis.statistics import standard_error
 
 CHOSEN_BY = "validation/accuracy"
+CHOSEN_BY_OF_SEVERAL_LABELS = "validation/average_precision"
 Values = tuple[Any, ...]  # of the tuned keys
 Texts = tuple[str, ...]  # the same, see `normalize_value`
 
@@ -21,16 +22,31 @@ class Tuning:
     Attributes:
         table: The runs of the chosen values.
         keys: The keys that were tuned; empty where the sweep varies none of them.
-        choices: One row per cell: its keys, the chosen values, the mean of `CHOSEN_BY` at these, and
+        choices: One row per cell: its keys, the chosen values, the mean of `criterion` at these, and
             `at_edge`: the keys chosen at the smallest or largest value tried, with "(flat)" where the next
             value is as good within chance.
         warnings: What is doubtful about the choices, one line each.
+        criterion: The column by which they were chosen, see `select_criterion`.
     """
 
     table: pd.DataFrame
     keys: list[str]
     choices: pd.DataFrame
     warnings: list[str]
+    criterion: str = CHOSEN_BY
+
+
+def select_criterion(table: pd.DataFrame) -> str:
+    """Return the column by which hyperparameters are chosen: the accuracy on validation images.
+
+    Runs that have measured the average precision, as those with several labels per image do, are compared by
+    it: the exact match of all labels is close to zero for most of them.
+
+    Args:
+        table: One row per run.
+    """
+    column = CHOSEN_BY_OF_SEVERAL_LABELS
+    return column if column in table and not table[column].isna().any() else CHOSEN_BY
 
 
 def choose_hyperparameters(table: pd.DataFrame, diverged: pd.DataFrame | None = None) -> Tuning:
@@ -51,7 +67,8 @@ def choose_hyperparameters(table: pd.DataFrame, diverged: pd.DataFrame | None = 
     keys = [key for key in TUNED if key in varying]
     if not keys:
         return Tuning(table=table, keys=[], choices=pd.DataFrame(), warnings=[])
-    if CHOSEN_BY not in table or table[CHOSEN_BY].isna().any():
+    criterion = select_criterion(table)
+    if criterion not in table or table[criterion].isna().any():
         warning = (
             f"{' and '.join(keys)} varied, but nothing was chosen without validation images; each "
             "value is a cell of its own; set data.validation_size"
@@ -61,8 +78,9 @@ def choose_hyperparameters(table: pd.DataFrame, diverged: pd.DataFrame | None = 
     kept, choices, cells_lacking_seeds = [], [], 0
     for values, cell in table.groupby(cell_keys, sort=True, dropna=False) if cell_keys else [((), table)]:
         cell_values = dict(zip(cell_keys, values, strict=True))
-        candidates = _accuracies(cell, keys, _diverged_values(diverged, cell_values, keys))
-        runs, choice = _choose(cell, keys, candidates)
+        diverged_values = _diverged_values(diverged, cell_values, keys)
+        candidates = _collect_candidates(cell, keys, criterion, diverged_values)
+        runs, choice = _choose(cell, keys, criterion, candidates)
         kept.append(runs)
         choices.append({**cell_values, **choice})
         seed_counts = {len(_runs_with_values(cell, keys, candidate)) for candidate in candidates}
@@ -73,18 +91,25 @@ def choose_hyperparameters(table: pd.DataFrame, diverged: pd.DataFrame | None = 
             f"in {cells_lacking_seeds} of {len(choices)} cells some values lack seeds; "
             "the choice uses the seeds that all values have"
         )
-    return Tuning(table=pd.concat(kept), keys=keys, choices=pd.DataFrame(choices), warnings=warnings)
+    return Tuning(
+        table=pd.concat(kept),
+        keys=keys,
+        choices=pd.DataFrame(choices),
+        warnings=warnings,
+        criterion=criterion,
+    )
 
 
 def _choose(
-    cell: pd.DataFrame, keys: list[str], candidates: Mapping[Values, pd.Series]
+    cell: pd.DataFrame, keys: list[str], criterion: str, candidates: Mapping[Values, pd.Series]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Choose the candidate with the best mean accuracy, of equal ones that nearest to the middle.
 
     Args:
         cell: The runs of a cell.
         keys: The keys that were tuned.
-        candidates: The validation accuracies of each candidate, by seed.
+        criterion: The column by which they are chosen.
+        candidates: That column of each candidate, by seed.
 
     Returns:
         The runs of the chosen candidate, and its row of `Tuning.choices` without the keys of the cell.
@@ -99,12 +124,14 @@ def _choose(
     runs = _runs_with_values(cell, keys, chosen)
     edges = [_describe_edge(key, chosen[i], i, chosen, candidates) for i, key in enumerate(keys)]
     choice = dict(zip(keys, chosen, strict=True))
-    choice |= {CHOSEN_BY: runs[CHOSEN_BY].mean(), "at_edge": " ".join(filter(None, edges))}
+    choice |= {criterion: runs[criterion].mean(), "at_edge": " ".join(filter(None, edges))}
     return runs, choice
 
 
-def _accuracies(cell: pd.DataFrame, keys: list[str], diverged: set[Texts]) -> dict[Values, pd.Series]:
-    """Collect the validation accuracy of each value that may be chosen, for the seeds that all have."""
+def _collect_candidates(
+    cell: pd.DataFrame, keys: list[str], criterion: str, diverged: set[Texts]
+) -> dict[Values, pd.Series]:
+    """Collect the criterion of each value that may be chosen, for the seeds that all have."""
     candidates = dict(list(cell.groupby(keys, dropna=False)))  # not all optimisers have all keys
     converged = {
         values: runs
@@ -112,7 +139,7 @@ def _accuracies(cell: pd.DataFrame, keys: list[str], diverged: set[Texts]) -> di
         if tuple(map(normalize_value, values)) not in diverged
     }
     candidates = converged or candidates
-    means = {values: runs.groupby("seed")[CHOSEN_BY].mean() for values, runs in candidates.items()}
+    means = {values: runs.groupby("seed")[criterion].mean() for values, runs in candidates.items()}
     common = set.intersection(*(set(mean.index) for mean in means.values()))
     return {values: mean[sorted(common)] if common else mean for values, mean in means.items()}
 

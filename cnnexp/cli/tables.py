@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -27,12 +28,13 @@ from cnnexp.analysis.dataframe import (
 )
 from cnnexp.analysis.statistics import CONFIDENCE
 from cnnexp.analysis.tables import (
-    METRICS,
     Format,
     encode_table,
     format_cells,
+    format_estimate,
     format_key,
     format_value,
+    list_metrics,
     print_table,
     summarize_cells,
 )
@@ -129,7 +131,8 @@ def _format_runs(table: pd.DataFrame) -> pd.DataFrame:
     columns |= {format_key(key): table[key].map(format_value) for key in keys}
     columns["seed"] = table["seed"].astype(str)
     columns["parameters"] = table["params/total"].map("{:,}".format)
-    columns |= {title: (100 * table[metric]).map("{:.1f}".format) for metric, title in METRICS.items()}
+    for metric, title in list_metrics(table).items():
+        columns[title] = table[metric].map(partial(format_estimate, metric))
     if "wall_seconds" in table:
         columns["seconds"] = table["wall_seconds"].map("{:.1f}".format)
     order = table.sort_values([*keys, "seed"]).index  # of the numbers, as "10" would sort before "9"

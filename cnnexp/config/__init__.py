@@ -49,10 +49,13 @@ SECTIONS: dict[str, type[Section]] = {
 OMITTED_AT_DEFAULT: dict[str, tuple[str, ...]] = {
     "model": ("threshold", "norm", "norm_tying", "norm_groups", "dropout"),
     "optim": ("l1", "l1_threshold", "options", "schedule_options", "clip", "decay_biases", "code"),
-    "train": ("share_every", "tied_steps"),
+    "train": ("share_every", "tied_steps", "loss", "metrics", "code"),
 }
 # Keys that may hold import paths of the user's code, whose checksum is the key `code` of the section.
-CODE_KEYS: dict[str, tuple[str, ...]] = {"optim": ("name", "schedule")}
+CODE_KEYS: dict[str, tuple[str, ...]] = {
+    "optim": ("name", "schedule"),
+    "train": ("loss", "metrics"),
+}
 # Keys that do not change a result, and are no part of a run's identity.
 EXECUTION_KEYS: dict[str, tuple[str, ...]] = {"data": STORAGE_KEYS, "train": ("parallel", "profile")}
 # Traced values: runs that differ only in their seed, their subset and these have a common program. Numbers
@@ -144,10 +147,14 @@ def _with_code_checksums(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, keys in CODE_KEYS.items():
         section = sections.get(name)
         if isinstance(section, Mapping) and section.get("code") is None:
-            paths = [str(section[key]) for key in keys if section.get(key)]
+            paths = [str(path) for key in keys for path in _as_list(section.get(key))]
             if checksum := compute_code_checksum(paths):
                 sections[name] = {**section, "code": checksum}
     return sections
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def default_values(section: type[Section]) -> dict[str, Any]:

@@ -164,6 +164,17 @@ class Train(Section):
         default=0.0,
         description="The fraction of each training target that is spread evenly over all classes.",
     )
+    loss: Text | None = Field(
+        default=None,
+        description="The import path, MODULE:FUNCTION or FILE.py:FUNCTION, of a function of logits and "
+        "labels that returns the loss of each image. null: the cross-entropy that belongs to `model.head`.",
+    )
+    metrics: list[Text] = Field(
+        default=[],
+        description="Further metrics: label_accuracy, average_precision, top5, or import paths of functions "
+        "of logits and labels that return a number for each image. With several labels per image the first "
+        "two are always measured.",
+    )
     share_every: Size | None = Field(
         default=None,
         description="The number of steps after which, repeatedly, the kernels of all positions are "
@@ -178,6 +189,10 @@ class Train(Section):
         default="none",
         description="How to use devices if there are fewer runs than devices. `none`: some devices stay "
         "idle. `data`: several devices split the batches of each run.",
+    )
+    code: Text | None = Field(
+        default=None,
+        description="The checksum of the user's code in `loss` and `metrics`, which is filled in.",
     )
     profile: Folder | None = Field(
         default=None,

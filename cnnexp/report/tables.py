@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from cnnexp.analysis.dataframe import constant_keys, varying_keys
-from cnnexp.analysis.tables import distinguishing_keys, format_key, format_percent, format_value
-from cnnexp.analysis.tuning import CHOSEN_BY, Tuning
+from cnnexp.analysis.tables import distinguishing_keys, format_key, format_percent, format_value, title_metric
+from cnnexp.analysis.tuning import Tuning
 from cnnexp.analysis.verdicts import Verdict
 from cnnexp.config import RunConfig
 from cnnexp.core.text import duration_text, pluralize
@@ -104,11 +104,11 @@ def tabulate_comparison(comparison: pd.DataFrame) -> pd.DataFrame:
 
 def tabulate_tuning(tuning: Tuning) -> pd.DataFrame:
     """Tabulate the chosen hyperparameters, one row per cell."""
-    choices = tuning.choices
-    shown = choices.assign(**{CHOSEN_BY: (100 * choices[CHOSEN_BY]).map("{:.1f}".format)})
-    shown = shown[[*distinguishing_keys(shown), CHOSEN_BY, "at_edge"]].map(format_value)
+    choices, criterion = tuning.choices, tuning.criterion
+    shown = choices.assign(**{criterion: (100 * choices[criterion]).map("{:.1f}".format)})
+    shown = shown[[*distinguishing_keys(shown), criterion, "at_edge"]].map(format_value)
     titles = {column: format_key(column) for column in shown.columns}
-    titles |= {CHOSEN_BY: "validation accuracy", "at_edge": "at the edge"}
+    titles |= {criterion: title_metric(criterion), "at_edge": "at the edge"}
     return shown.rename(columns=titles)
 
 

@@ -24,6 +24,7 @@ from hydra.errors import OverrideParseException
 
 from cnnexp.core.errors import SweepFailed, UsageError, format_value
 from cnnexp.core.text import pluralize
+from cnnexp.data.shapes import infer_shape
 from cnnexp.sweep.overrides import quote_tyings
 from cnnexp.sweep.points import COMMAND_LINE, SweepPoint
 from cnnexp.sweep.validate import check_configs
@@ -32,7 +33,6 @@ from cnnexp.tracking.target import NAME_LIMIT, hide_credentials, resolve_mode, s
 POINT_PARAMETER = "job"  # at W&B: the overrides of one sweep point
 # An agent's run is one point, whatever the sweep of an experiment would vary.
 ONE_POINT = ("hydra.sweeper.params=null", "hydra.sweeper.parts=null")
-METRIC = {"name": "validation/accuracy.last", "goal": "maximize"}
 
 
 def start_wandb_sweep(points: Sequence[SweepPoint], method: str, agents: int) -> str:
@@ -88,7 +88,9 @@ def _specify_wandb_sweep(points: Sequence[SweepPoint], method: str) -> dict[str,
         "parameters": parameters,
         "command": ["${env}", *run, *COMMAND_LINE.get().context, *fixed, f"name={name}"],
     }
-    return specification | ({"metric": METRIC} if method == "bayes" else {})
+    name = "average_precision" if infer_shape(points[0].config.data).multi_label else "accuracy"
+    metric = {"name": f"validation/{name}.last", "goal": "maximize"}
+    return specification | ({"metric": metric} if method == "bayes" else {})
 
 
 def split_overrides(points: Sequence[Sequence[str]]) -> tuple[dict[str, Any], list[str]]:

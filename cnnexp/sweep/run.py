@@ -299,5 +299,6 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def validation_accuracy(run: RunConfig) -> float:
-    """Read a run's validation accuracy; NaN without one."""
-    return read_json(run_folder(run) / "summary.json").get("validation/accuracy", math.nan)
+    """Read a run's validation accuracy, with several labels per image its average precision; else NaN."""
+    summary = read_json(run_folder(run) / "summary.json")
+    return summary.get("validation/average_precision", summary.get("validation/accuracy", math.nan))

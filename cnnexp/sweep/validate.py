@@ -17,6 +17,7 @@ from cnnexp.models.spec import specify_network
 from cnnexp.store.runs import list_run_folders, sweep_folder
 from cnnexp.sweep.points import Groups
 from cnnexp.tracking.target import resolve_mode
+from cnnexp.training.metrics import resolve_loss, resolve_metrics
 from cnnexp.training.named_optimizers import check_optimizer
 from cnnexp.training.schedule import resolve_duration
 
@@ -195,6 +196,8 @@ def check_run(config: RunConfig) -> None:
         raise UsageError(f"data.batch_size={batch}: must be at most {images}, the number of training images")
     steps = resolve_duration(config).steps
     check_optimizer(config.optim, steps)
+    resolve_loss(config)
+    resolve_metrics(config)
     for key in ("tied_steps", "share_every"):
         value = getattr(config.train, key)
         if value is not None and value > steps:

@@ -76,7 +76,7 @@ class StreamSource:
         order: Array,
         mesh: Mesh,
     ):
-        self._programs, self._files, self._mesh = programs, files, mesh
+        self._programs, self._files, self._mesh, self._setup = programs, files, mesh, setup
         self._last_step, self._batch_size = setup.duration.steps, setup.duration.batch_size
         self._normalisation = put_on_devices(files.normalisation, WHOLE, mesh)
         self._look_up_batch = _make_batch_lookup(subsets, order, self._batch_size)
@@ -122,7 +122,7 @@ class StreamSource:
         image_bytes = int(np.prod(self._files.records[source].shape))
         window_batches = max(1, min(len(padded), WINDOW_BYTES // (size * image_bytes)))
         batches = self._files.batches(source, lambda number: padded[number], 0, len(padded))
-        loss, hits = 0.0, 0
+        sums: Metrics | None = None
         for start in range(0, len(padded), window_batches):
             read = [next(batches) for _ in range(min(window_batches, len(padded) - start))]
             indices, pixels = _stack_batches(read, window_batches)
@@ -132,11 +132,26 @@ class StreamSource:
             is_read[: len(read)] = is_image[start : start + len(read)]
             valid = put_on_devices(split.by_run[:, indices] & is_read, RUNS, self._mesh)
             raw = put_on_devices(raw, WHOLE, self._mesh)
-            sums = self._programs.add_window[name](state, hyperparameters, valid, raw, self._normalisation)
-            window_loss, window_hits = to_host(sums)
-            loss, hits = loss + window_loss.astype(np.float64), hits + window_hits.astype(np.int64)
-        count = split.by_run.sum(1)
-        return Metrics(loss / count, hits / count)
+            add_window = self._programs.add_window[name]
+            window = _widen(to_host(add_window(state, hyperparameters, valid, raw, self._normalisation)))
+            sums = window if sums is None else jax.tree.map(np.add, sums, window)
+        assert sums is not None
+        return self._average(sums, split.by_run.sum(1))
+
+    def _average(self, sums: Metrics, count: Int[np.ndarray, " runs"]) -> Metrics:
+        """Turn sums with a leading axis of runs into metrics, on the host."""
+        further = {
+            name: np.asarray(jax.vmap(metric.compute)(sums.further[name], count))
+            for name, metric in self._setup.metrics.items()
+        }
+        return Metrics(sums.loss / count, sums.accuracy / count, further)
+
+
+def _widen(sums: Metrics) -> Metrics:
+    """Convert sums of a window to 64 bits, in which windows are added up."""
+    return jax.tree.map(
+        lambda leaf: leaf.astype(np.int64 if np.issubdtype(leaf.dtype, np.integer) else np.float64), sums
+    )
 
 
 BatchSource = MemorySource | StreamSource

@@ -1,7 +1,7 @@
 """The training of a stack of runs, from the first step to the last."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -230,15 +230,17 @@ def _make_rows(setup: Setup, runs: Sequence[RunConfig], metrics: dict[str, Metri
     columns = {
         f"{split}/{name}": np.asarray(values, np.float64).tolist()
         for split, means in to_host(metrics).items()
-        for name, values in means._asdict().items()
+        for name, values in means.by_name().items()
     }
     return [
-        _make_row(run, {key: values[index] for key, values in columns.items()}, step, images, macs)
+        _make_row(
+            run, {key: values[index] for key, values in columns.items()}, setup.metrics, step, images, macs
+        )
         for index, run in enumerate(runs)
     ]
 
 
-def _make_row(run: RunConfig, means: Row, step: int, images: int, macs: int) -> Row:
+def _make_row(run: RunConfig, means: Row, further: Iterable[str], step: int, images: int, macs: int) -> Row:
     progress: Row = {
         "step": step,
         "epoch": images / resolve_train_size(run.data),
@@ -249,6 +251,7 @@ def _make_row(run: RunConfig, means: Row, step: int, images: int, macs: int) -> 
         "gap/loss": means["test/loss"] - means["train/loss"],
         "gap/accuracy": means["train/accuracy"] - means["test/accuracy"],
     }
+    gaps |= {f"gap/{name}": means[f"train/{name}"] - means[f"test/{name}"] for name in further}
     return progress | means | gaps
 
 

@@ -26,6 +26,7 @@ TRACE_ERRORS = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConver
 UNSUITABLE = {
     "dpsgd": "it needs the gradient of each image",
     "lbfgs": "it needs the loss at other parameters within a step",
+    "optimistic_adam": "Optax has replaced it by optimistic_adam_v2",
     "schedule_free_adamw": "it needs other parameters in evaluation",
     "schedule_free_sgd": "it needs other parameters in evaluation",
 }
@@ -65,7 +66,7 @@ def make_named_optimizer(
     mask = None if optim.decay_biases else select_decayed
     arguments = _fill_arguments(optim, numbers, learning_rate, parameters)
     options = check_arguments("optim.options", optim.options, parameters) | dict(numbers.options)
-    for name in options.keys() & arguments.keys() - {"muon_weight_dimension_numbers"}:
+    for name in options.keys() & arguments.keys() - {"key"}:
         raise UsageError(f"optim.options.{name}: is set by other keys of optim, such as optim.weight_decay")
     optimizer = function(**(arguments | options))
     if not isinstance(optimizer, optax.GradientTransformation):
@@ -91,6 +92,7 @@ def _fill_arguments(
     arguments: dict[str, Any] = {
         "learning_rate": learning_rate if is_scheduled else numbers.learning_rate,
         "muon_weight_dimension_numbers": describe_matrices,
+        "key": 0,  # of the noise of `noisy_sgd`, the same in all runs
     }
     if optim.name in MOMENTUM_ARGUMENTS:
         arguments[MOMENTUM_ARGUMENTS[optim.name]] = numbers.momentum

@@ -1,6 +1,6 @@
 """What training and evaluation have in common: static setup, state, corrupted batches, logits, losses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -21,6 +21,7 @@ from cnnexp.models.custom import build_network
 from cnnexp.models.layers import NetworkSpec
 from cnnexp.models.spec import specify_network
 from cnnexp.nn.normalisation import TiedNorm
+from cnnexp.training.metrics import Loss, Metric, resolve_loss, resolve_metrics
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.schedule import Duration, resolve_duration
 
@@ -60,6 +61,8 @@ class Setup:
         evaluation_graph: The same in evaluation mode: with running averages, without dropout.
         duration: The number of steps, the batch size, and when the run is evaluated.
         axis_name: The mapped axis whose devices split every batch; None where one device has it all.
+        loss: The loss of the user; None where there is none.
+        metrics: The metrics beside loss and accuracy, by their names in the store.
     """
 
     config: RunConfig
@@ -68,6 +71,8 @@ class Setup:
     evaluation_graph: nnx.GraphDef[nnx.Module]
     duration: Duration
     axis_name: str | None
+    loss: Loss | None
+    metrics: Mapping[str, Metric]
 
 
 def make_setup(config: RunConfig, axis_name: str | None = None) -> Setup:
@@ -92,6 +97,8 @@ def make_setup(config: RunConfig, axis_name: str | None = None) -> Setup:
         evaluation_graph=nnx.split(model, nnx.Param, ...)[0],
         duration=resolve_duration(config),
         axis_name=axis_name,
+        loss=resolve_loss(config),
+        metrics=resolve_metrics(config),
     )
 
 
@@ -213,6 +220,18 @@ def compute_losses(
     if head == "softmax":
         return optax.softmax_cross_entropy(logits, targets)
     return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+
+
+def measure_losses(
+    setup: Setup,
+    logits: Float[Array, "b classes"],
+    labels: Int[Array, "b ..."],
+    smoothing: float | Float[Array, ""] = 0.0,
+) -> Float[Array, " b"]:
+    """Compute the loss of each image: that of the user, or else of the head of the network."""
+    if setup.loss is not None:
+        return setup.loss(logits, labels, smoothing).astype(jnp.float32)
+    return compute_losses(setup.config.model.head, logits, labels, smoothing)
 
 
 def is_correct(logits: Float[Array, "b classes"], labels: Int[Array, "b ..."]) -> Bool[Array, " b"]:

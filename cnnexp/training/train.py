@@ -30,12 +30,12 @@ from cnnexp.training.setup import (
     State,
     apply_in_training,
     apply_network,
-    compute_losses,
     corrupt_batch,
     is_correct,
     locate_device,
     make_setup,
     matmul_precision,
+    measure_losses,
     merge_network,
     take_local_part,
 )
@@ -46,10 +46,22 @@ DROPOUT = 1  # folded into the key of the parameters, for that of dropout
 
 
 class Metrics(NamedTuple):
-    """Means over a split, in evaluation mode, by the names they have in the store."""
+    """Means over a split, in evaluation mode, by the names they have in the store.
+
+    Attributes:
+        loss: The mean loss.
+        accuracy: The fraction of images whose label is right; of several labels, all of them.
+        further: The metrics of `Setup.metrics` by name. In a sum over images, the sums that they are computed
+            from.
+    """
 
     loss: Float[Array, "..."]
     accuracy: Float[Array, "..."]
+    further: dict[str, Any]
+
+    def by_name(self) -> dict[str, Any]:
+        """Return all metrics by the names that they have in the store."""
+        return {"loss": self.loss, "accuracy": self.accuracy, **self.further}
 
 
 def init(key: Key[Array, ""], hyperparameters: Hyperparameters, setup: Setup) -> State:
@@ -94,7 +106,7 @@ def train_step(
 
     def mean_loss(params: Any) -> tuple[Float[Array, ""], Any]:
         logits, variables = apply_in_training(params, state.variables, images, setup)
-        loss = compute_losses(setup.config.model.head, logits, labels, hyperparameters.label_smoothing)
+        loss = measure_losses(setup, logits, labels, hyperparameters.label_smoothing)
         return loss.mean(), variables
 
     (loss, variables), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
@@ -167,7 +179,8 @@ def evaluate_window(
         split: `train`, `validation` or `test`.
 
     Returns:
-        The sum of the losses, and the number of correct answers in place of the accuracy.
+        The sum of the losses, the number of correct answers in place of the accuracy, and the sums from which
+        the further metrics are computed.
     """
 
     def batch_at(number: Array) -> tuple[RawBatch, Array]:
@@ -175,6 +188,12 @@ def evaluate_window(
 
     corrupt = partial(corrupt_batch, state, window.normalisation, hyperparameters, setup, split=split)
     return _sum_batches(state, batch_at, len(window.valid), corrupt, setup)
+
+
+def average(sums: Metrics, count: Any, setup: Setup) -> Metrics:
+    """Turn the sums over a number of images into metrics."""
+    further = {name: metric.compute(sums.further[name], count) for name, metric in setup.metrics.items()}
+    return Metrics(sums.loss / count, sums.accuracy / count, further)
 
 
 def make_train(
@@ -264,7 +283,7 @@ def _evaluate_split(
 
     corrupt = partial(corrupt_batch, state, source.normalisation, hyperparameters, setup, split=split)
     sums = _sum_batches(state, batch_at, -(-count // size), corrupt, setup)
-    return Metrics(sums.loss / count, sums.accuracy / count)
+    return average(sums, count, setup)
 
 
 def _sum_batches(
@@ -285,16 +304,23 @@ def _sum_batches(
     """
     devices, device = locate_device(setup.axis_name)
 
-    def add(turn: Array, sums: Metrics) -> Metrics:
+    def measure(turn: Array) -> Metrics:
         number = turn * devices + device
         batch, valid = batch_at(number)
         valid &= number < batches  # in the last turn some devices may have no batch left
         images, labels = corrupt(batch)
         logits = apply_network(state.params, state.variables, images, setup)
-        loss = jnp.where(valid, compute_losses(setup.config.model.head, logits, labels), 0)
+        loss = jnp.where(valid, measure_losses(setup, logits, labels), 0)
         hits = is_correct(logits, labels) & valid
-        return Metrics(sums.loss + loss.sum(), sums.accuracy + hits.sum())
+        further = {name: metric.add(logits, labels, valid) for name, metric in setup.metrics.items()}
+        return Metrics(loss.sum(), hits.sum(), further)
+
+    def add(turn: Array, sums: Metrics) -> Metrics:
+        return jax.tree.map(jnp.add, sums, measure(turn))
 
     with matmul_precision(setup):
-        sums = lax.fori_loop(0, -(-batches // devices), add, Metrics(jnp.float32(0), jnp.int32(0)))
+        shapes = jax.eval_shape(measure, jnp.int32(0)).further if setup.metrics else {}
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        start = Metrics(jnp.float32(0), jnp.int32(0), zeros)
+        sums = lax.fori_loop(0, -(-batches // devices), add, start)
     return sums if setup.axis_name is None else lax.psum(sums, setup.axis_name)

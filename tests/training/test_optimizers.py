@@ -115,12 +115,15 @@ def test_every_optimiser_of_optax_is_accepted_or_refused_in_a_line(name: str) ->
 
 def test_muon_orthogonalises_every_kernel_of_a_bank(configure: Configure) -> None:
     optimizer = make(configure, name="muon", learning_rate=1.0)
-    params = in_float32({"bank": np.random.default_rng(0).normal(size=(2, 3, 3, 2, 4)), "bias": np.ones(4)})
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
-    assert isinstance(updates, dict)
+    params: dict[str, Any] = in_float32(
+        {"bank": np.random.default_rng(0).normal(size=(2, 3, 3, 2, 4)), "bias": np.ones(4)}
+    )
+    updates: Any = optimizer.update(params, optimizer.init(params), params)[0]
     for kernel in np.asarray(updates["bank"]).reshape(2, 18, 4):
         assert np.linalg.svd(kernel, compute_uv=False) == pytest.approx([1] * 4, abs=0.35)
-    assert np.asarray(updates["bias"]) == pytest.approx(-np.ones(4), abs=1e-3)  # a step of Adam
+    adam = optax.adamw(1.0, nesterov=True, weight_decay=0.0)
+    expected, _ = adam.update(params["bias"], adam.init(params["bias"]), params["bias"])
+    assert np.asarray(updates["bias"]) == pytest.approx(np.asarray(expected))
 
 
 def test_weight_decay_leaves_out_biases_and_scales(configure: Configure) -> None:
@@ -142,11 +145,11 @@ def test_weight_decay_leaves_out_biases_and_scales(configure: Configure) -> None
 
 def test_clipping_shortens_only_gradients_that_are_too_long(configure: Configure) -> None:
     params = in_float32(PARAMS)
-    length = float(optax.global_norm(params))
+    length = float(optax.tree.norm(params))
     for clip in (0.5, 2 * length):
         optimizer = make(configure, name="sgd", learning_rate=1.0, momentum=0.0, clip=clip)
         updates, _ = optimizer.update(params, optimizer.init(params), params)
-        assert float(optax.global_norm(updates)) == pytest.approx(min(clip, length), rel=1e-5)
+        assert float(optax.tree.norm(updates)) == pytest.approx(min(clip, length), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +179,7 @@ def test_clipping_shortens_only_gradients_that_are_too_long(configure: Configure
 )
 def test_schedules_span_the_run(optim: dict[str, Any], rates: dict[int, float]) -> None:
     schedule = make_relative_rate(Optim(**optim), STEPS)
-    assert {step: float(schedule(step)) for step in rates} == pytest.approx(rates, abs=1e-6)
+    assert {step: float(jnp.asarray(schedule(step))) for step in rates} == pytest.approx(rates, abs=1e-6)
 
 
 def test_runs_that_differ_in_numbers_of_options_have_one_program(configure: Configure) -> None:
