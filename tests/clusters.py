@@ -78,23 +78,24 @@ def read_states(folder: Path) -> dict[str, dict[str, Any]]:
     return states
 
 
-def find_worker(folder: Path, tying: str, exclude: Iterable[int] = ()) -> int:
-    """Return the process that trains both runs of a tying once each has a few evaluations, else 0.
+def find_worker(folder: Path, tying: str, exclude: Iterable[int] = (), number: int = 2) -> int:
+    """Return the process that trains all runs of a tying once each has a few evaluations, else 0.
 
     Args:
         folder: the working folder of the sweep.
         tying: of the runs.
         exclude: processes that are not returned.
+        number: of these runs.
     """
     runs = [state for name, state in read_states(folder).items() if name.startswith(f"{tying} ")]
     processes = {state["pid"] if state["status"] == "running" else 0 for state in runs}
-    in_progress = len(runs) >= 2 and len(processes) == 1 and min(state["rows"] for state in runs) >= 3
+    in_progress = len(runs) >= number and len(processes) == 1 and min(state["rows"] for state in runs) >= 3
     return processes.pop() if in_progress and not processes & {0, *exclude} else 0
 
 
-def wait_for_worker(folder: Path, tying: str, exclude: Iterable[int] = ()) -> int:
+def wait_for_worker(folder: Path, tying: str, exclude: Iterable[int] = (), number: int = 2) -> int:
     """Wait for `find_worker` to find a process, and return it."""
-    return wait_until(lambda: find_worker(folder, tying, exclude), f"the {tying} runs")
+    return wait_until(lambda: find_worker(folder, tying, exclude, number), f"the {tying} runs")
 
 
 def compute_largest_difference(first: Path, second: Path) -> float:

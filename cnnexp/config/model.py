@@ -193,7 +193,7 @@ class ResNet(ModelSection):
         "n blocks, such as 8, 20, 32, 44, 56 and 110 for 3 stages.",
     )
     width: Size = Field(default=16, description="Output channels of the first stage.")
-    stages: Size = Field(default=3, description="The number of stages.")
+    stages: Annotated[int, Field(ge=1, le=8)] = Field(default=3, description="The number of stages.")
     kernel_size: Size = Field(default=3, description="Side of the window of each layer, in pixels.")
     tying: TyingText | PerLayer[TyingText] = Field(
         default="shared",

@@ -95,7 +95,9 @@ class Mirror:
             return
         self._process, self._died_at, self._outgoing = process, None, queue.SimpleQueue()
         for pump, lines in ((_write_lines, self._outgoing), (_read_lines, self._incoming)):
-            threading.Thread(target=pump, args=(process, lines), daemon=True).start()
+            thread = threading.Thread(target=pump, args=(process, lines), daemon=True)
+            thread.start()
+        self._reader = thread
         self._send({"target": asdict(self._target), "folder": str(self._folder), "process": os.getpid()})
 
     def _send(self, values: object) -> None:
@@ -127,6 +129,7 @@ class Mirror:
         self._outgoing.put(None)
         self._wait_for(process)
         if process.poll() is None:
+            _CONTINUING.append(process)
             verb = "sent" if self._target.mode == "online" else "written"
             advice = self._target.advice(self._folder)
             self._print_line(f"W&B: the rest is being {verb} in the background; {advice}")
@@ -147,8 +150,13 @@ class Mirror:
         while process.poll() is None and time.monotonic() <= ended + wait:
             time.sleep(0.02)
             self._print_messages()
-        time.sleep(0.02)
+        if process.poll() is not None:
+            self._reader.join(timeout=1)  # its last lines
         self._print_messages()
+
+
+# Processes that continue in the background: Python warns of one that nothing refers to.
+_CONTINUING: list["subprocess.Popen[str]"] = []
 
 
 def _write_lines(process: "subprocess.Popen[str]", lines: "queue.SimpleQueue[str | None]") -> None:

@@ -218,6 +218,7 @@ def test_every_top_level_key_refuses_impossible_values_in_one_line(
 
 
 COMPLETED = {  # by the values that have no default
+    "model=custom": ["model=custom", "model.file=a.py"],
     "data=tfds": ["data=mnist"],
     "data=npz": ["data=npz", "data.path=a.npz"],
     "data=folder": ["data=folder", "data.path=a"],

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cnnexp.analysis.dataframe import make_dataframe
+from cnnexp.analysis.verdicts import judge
 from cnnexp.config import RunConfig
 from cnnexp.core import machine as paths
 from cnnexp.nn.geometry import Geometry

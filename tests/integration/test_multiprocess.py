@@ -151,7 +151,7 @@ def test_both_processes_stop_when_one_is_killed_or_terminated_and_resume(tmp_pat
     ]
     disturbed, alone = tmp_path / "disturbed", tmp_path / "alone"
     first, second = start_two_processes(disturbed, *sweep)
-    wait_for_worker(disturbed, "shared")
+    wait_for_worker(disturbed, "shared", number=1)
     second.kill()
     second.wait()
     printed = wait_for_exit(first, disturbed, code=75, log="run0.txt")
@@ -180,7 +180,7 @@ def test_both_processes_stop_when_one_is_killed_or_terminated_and_resume(tmp_pat
 def test_a_full_disk_of_one_process_stops_both(tmp_path: Path) -> None:
     sweep = ["data.images=200", "data.test_images=50", *SWEEP, "model.tying=shared", "train.steps=100000"]
     processes = start_two_processes(tmp_path, *sweep)
-    wait_for_worker(tmp_path, "shared")
+    wait_for_worker(tmp_path, "shared", number=1)
     (history,) = tmp_path.glob("results/sweep/*/history.jsonl")
     history.unlink()
     history.symlink_to("/dev/full")

@@ -1,11 +1,13 @@
 """Sweeps through a real Ray on this machine."""
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,11 +23,19 @@ from tests.clusters import (
 )
 from tests.conftest import SMALL_SWEEP
 
+pytestmark = pytest.mark.timeout(900)  # with the time of waiting for each other
 SWEEP = [*clusters.SWEEP, "train.steps=3000", "train.eval_every=200"]
 
 
+@pytest.fixture(autouse=True)
+def one_cluster_at_a_time() -> Iterator[None]:
+    """Keep these tests of other workers waiting: `launcher.address=auto` finds any cluster of the machine."""
+    with Path(tempfile.gettempdir(), "cnnexp-ray-tests.lock").open("w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_sweep_with_a_killed_and_a_terminated_worker_has_the_numbers_of_the_local_one(
     tmp_path: Path,
 ) -> None:
@@ -44,7 +54,6 @@ def test_a_sweep_with_a_killed_and_a_terminated_worker_has_the_numbers_of_the_lo
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_an_interrupted_sweep_is_saved_and_resumes_without_ray(tmp_path: Path) -> None:
     sweep = [*SWEEP, "model.tying=shared"]
     sent = start_run(tmp_path, *sweep, "launcher=ray")
@@ -57,7 +66,6 @@ def test_an_interrupted_sweep_is_saved_and_resumes_without_ray(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_workers_of_ray_import_installed_packages_and_not_modules_of_the_working_folder(
     tmp_path: Path,
 ) -> None:

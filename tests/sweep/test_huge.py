@@ -179,7 +179,7 @@ def test_the_number_of_jobs_is_that_of_hydra() -> None:
     [
         (
             "run seed=range(100000000)",
-            "seed=range(100000000): 100,000,000 runs; allowed: at most 200,000 in one sweep",
+            "seed=range(100000000): must be at most 200,000 runs in one sweep (got 100,000,000)",
         ),
         (
             "run model.features=[1000000000]",

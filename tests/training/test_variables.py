@@ -10,7 +10,7 @@ from cnnexp.training.loop import StackTrainer
 from cnnexp.training.setup import merge_network
 from tests.clusters import compute_largest_difference, start_run, wait_for_exit
 from tests.conftest import SMALL_SWEEP, Configure, load_once
-from tests.training.test_train import histories
+from tests.training.test_train import stack_rows
 
 # Without biases: before a batch normalisation their gradient is rounding error, which Adam would enlarge.
 NORMALISED = {"norm": "batch", "dropout": 0.25, "features": [3], "tying": "tiled(2)", "bias": "none"}
@@ -18,9 +18,9 @@ NORMALISED = {"norm": "batch", "dropout": 0.25, "features": [3], "tying": "tiled
 
 def test_a_stack_and_a_resumed_run_give_what_a_run_alone_gives(configure: Configure) -> None:
     configs = [configure(model=NORMALISED, seed=seed) for seed in (0, 1)]
-    whole = histories(configs)
+    whole = stack_rows(configs)
     for number, config in enumerate(configs):
-        alone = [rows[0] for rows in histories([config])]
+        alone = [rows[0] for rows in stack_rows([config])]
         assert [row["test/loss"] for row in alone] == pytest.approx(
             [rows[number]["test/loss"] for rows in whole], abs=1e-5
         )
@@ -47,7 +47,7 @@ def test_evaluation_uses_running_averages_and_drops_nothing(configure: Configure
 
 def test_dropout_is_drawn_anew_at_each_step_and_for_each_seed(configure: Configure) -> None:
     plain, dropped = (
-        histories([configure(model={"features": [3], "dropout": p}, seed=s) for s in (0, 1)])
+        stack_rows([configure(model={"features": [3], "dropout": p}, seed=s) for s in (0, 1)])
         for p in (0.0, 0.5)
     )
     assert plain[0] == dropped[0]  # before training, nothing differs
