@@ -8,6 +8,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 _EXPORTS = {  # public names by their modules, which are imported at first use, as JAX takes a second
+    "load_run": "cnnexp.load",
+    "load_sweep": "cnnexp.load",
     "register_model": "cnnexp.models.custom",
     "tying_of": "cnnexp.models.custom",
     "TiedConv": "cnnexp.nn.tied_conv",

@@ -13,8 +13,11 @@ import pandas as pd
 
 from cnnexp.core.errors import UsageError, suggestion
 from cnnexp.core.text import pluralize
+from cnnexp.store.measurements import Evaluation, format_conditions, read_evaluations, read_probes
 from cnnexp.store.runs import StoredRun, list_run_folders, list_sweeps, read_sweep
 
+# Whether a run stored its weights can differ between the seeds of a cell, and changes no number.
+NOT_COMPARED = ("train.keep",)
 GROUPS = ("model", "data", "optim", "train")  # of configuration keys, in the order in which people read them
 Cell = Mapping[str, object]  # configuration keys and their values, as the dataframe has them
 Rows = Cell | Callable[[pd.DataFrame], pd.DataFrame]  # a cell, or a function that selects rows
@@ -33,22 +36,45 @@ TUNED = ("optim.learning_rate", "optim.weight_decay")
 # What computed a run, beside its configuration: the column of the summary, and how it is named.
 MADE_ON = {"device_kind": "device", "product_precision": "precision of products"}
 MAX_NAMED_RUNS = 20  # corrupt runs, in a message
+EVALUATION = "evaluation"  # the column with the conditions of an evaluation
+OF_NETWORK = ("params/", "version/", "probe/")  # columns that do not depend on the images of an evaluation
 TARGETS = (0.25, 0.5, 0.75, 0.9)  # of test accuracy, whose steps are counted
 
 
-def make_dataframe(runs: Iterable[StoredRun], status: str = "finished") -> pd.DataFrame:
+def make_dataframe(
+    runs: Iterable[StoredRun], status: str = "finished", *, evaluations: bool = False
+) -> pd.DataFrame:
     """Make a dataframe of the runs with a status.
 
     Its columns are the dotted configuration keys, the summary, and what the history says:
     `test/accuracy_while_training` is the mean of the test accuracy over all steps, on lines between the
     evaluations, and is larger for the curve that rises sooner; `steps_to/0.5/low` and `steps_to/0.5/high` are
-    bounds of the steps to a test accuracy of 0.5, see `steps_to`.
+    bounds of the steps to a test accuracy of 0.5, see `steps_to`. Columns `probe/…` are what `cnnexp probe`
+    measured.
 
     Args:
         runs: The runs of a sweep.
         status: The status of the runs that are included.
+        evaluations: Whether to add one row per run and evaluation under other conditions (`cnnexp eval`). The
+            column `evaluation` names the conditions, and is empty in the rows of the trainings.
     """
-    return pd.DataFrame([_row(run) for run in runs if run.status == status])
+    rows = [(run, _row(run)) for run in runs if run.status == status]
+    if not evaluations:
+        return pd.DataFrame([row for _, row in rows])
+    evaluated = [
+        _evaluated_row(row, evaluation)
+        for run, row in rows
+        for evaluation in read_evaluations(run.folder)
+        if all(row.get(key) != value for key, value in evaluation.conditions.items())
+    ]
+    return pd.DataFrame([*({**row, EVALUATION: ""} for _, row in rows), *evaluated])
+
+
+def _evaluated_row(row: Mapping[str, Any], evaluation: Evaluation) -> dict[str, Any]:
+    """Return the row of an evaluation: that of its run, with other conditions and metrics."""
+    kept = {key: value for key, value in row.items() if "/" not in key or key.startswith(OF_NETWORK)}
+    name = {EVALUATION: format_conditions(evaluation.conditions)}
+    return kept | dict(evaluation.metrics) | dict(evaluation.conditions) | name
 
 
 def varying_keys(table: pd.DataFrame) -> list[str]:
@@ -72,7 +98,8 @@ def _count_distinct(values: pd.Series) -> int:
 
 def config_keys(table: pd.DataFrame) -> list[str]:
     """List the dotted configuration keys that decide a result, in reading order."""
-    keys = [(key.partition(".")[0], key) for key in table.columns if "/" not in key and "." in key]
+    dotted = [key for key in table.columns if "/" not in key and "." in key and key not in NOT_COMPARED]
+    keys = [(key.partition(".")[0], key) for key in dotted]
     return [key for group in GROUPS for first, key in keys if first == group]
 
 
@@ -209,7 +236,7 @@ def _row(run: StoredRun) -> dict[str, Any]:
         bounds = zip(("low", "high"), steps_to(curve, target), strict=True)
         extra |= {f"steps_to/{target:g}/{side}": bound for side, bound in bounds}
     name = {"run_id": run.run_id}  # the first column, which no stored key may replace
-    return name | _dotted(run.config) | run.summary | extra | name
+    return name | _dotted(run.config) | run.summary | extra | read_probes(run.folder) | name
 
 
 def steps_to(curve: Sequence[tuple[int | float, int | float]], target: float) -> tuple[float, float]:

@@ -25,6 +25,14 @@ COMMANDS = {
     "wandb-sweep": ("cnnexp.cli.sweeps:wandb_sweep", "Run a sweep through W&B agents."),
     "report": ("cnnexp.cli.stored:report", "Write the table, figures and verdicts of a sweep."),
     "results": ("cnnexp.cli.stored:results", "Print the runs of a sweep, or its cells, as a table."),
+    "eval": (
+        "cnnexp.cli.trained:evaluate",
+        "Evaluate the trained networks of a sweep under other conditions.",
+    ),
+    "probe": (
+        "cnnexp.cli.trained:probe",
+        "Measure equivariance, kernels and receptive fields of the trained networks of a sweep.",
+    ),
     "compare": (
         "cnnexp.cli.stored:compare",
         "Compare two sweeps: which numbers changed beyond their intervals.",

@@ -21,6 +21,7 @@ from cnnexp.sweep.cost import (
 from cnnexp.sweep.plan import Plan, plan_sweep
 from cnnexp.sweep.points import Cells, SweepPoint
 from cnnexp.sweep.validate import check_images, check_run, check_sweep
+from cnnexp.sweep.weights_limit import choose_kept
 
 HEADER = ("cell", "weights", "MACs", "memory", "runs", "done", "stack", "time")
 
@@ -158,4 +159,6 @@ def _print_totals(plan: Plan, cells: Sequence[CellPlan], impossible: int, time_f
     if impossible:
         line += f"; {pluralize(impossible, 'cell is', 'cells are')} impossible"
     print(line)
+    if plan.runs:
+        print(choose_kept(plan.runs).describe())
     print(f"about {duration_text(seconds)}, estimated from {time_forecast.source}")

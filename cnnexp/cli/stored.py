@@ -64,6 +64,7 @@ def report(name: str, results_dir: Path, publish: Path | None) -> None:
     metavar="[KEY]",
     help="Print one row per cell of these keys, or of all varying keys if none is named.",
 )
+@click.option("--evaluations", is_flag=True, help="Add the evaluations of `cnnexp eval`.")
 @format_option
 @click.option("--output", "-o", type=FilePath(), metavar="FILE", help="Write the table to a file.")
 def results(
@@ -71,6 +72,7 @@ def results(
     results_dir: Path,
     conditions: tuple[str, ...],
     keys: tuple[str, ...],
+    evaluations: bool,
     form: Any,
     output: Path | None,
 ) -> None:
@@ -81,7 +83,9 @@ def results(
     if output:
         _check_output(output)
     by = [key for key in keys if key != ALL_VARYING] if keys else None
-    print_results(folder, conditions=list(conditions), by=by, form=form, output=output)
+    print_results(
+        folder, conditions=list(conditions), by=by, form=form, output=output, evaluations=evaluations
+    )
 
 
 def _check_output(output: Path) -> None:

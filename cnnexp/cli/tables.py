@@ -19,6 +19,7 @@ from cnnexp.analysis.compare import (
 )
 from cnnexp.analysis.dataframe import (
     CONDITION,
+    EVALUATION,
     TUNED,
     make_dataframe,
     read_finished_runs,
@@ -54,6 +55,7 @@ def print_results(
     by: Sequence[str] | None = None,
     form: Format = "table",
     output: Path | None = None,
+    evaluations: bool = False,
 ) -> None:
     """Print one row per run, or one row per cell where `by` is given.
 
@@ -65,12 +67,14 @@ def print_results(
             these.
         form: The format of the table.
         output: A file to write instead of printing.
+        evaluations: Whether to add evaluations under other conditions, see `make_dataframe`. Cells are then
+            shown at every learning rate and weight decay.
 
     Raises:
         UsageError: The sweep, a column or a run does not exist.
     """
     runs, corrupt = read_finished_runs(folder)
-    table = make_dataframe(runs)
+    table = make_dataframe(runs, evaluations=evaluations)
     for key in by or ():
         if key not in table:
             raise UsageError(f"--by {key}: no such column; {suggestion(key, map(str, table.columns))}")
@@ -78,7 +82,11 @@ def print_results(
         table = select_runs(table, conditions)
         texts = _format_runs(table)
     else:
-        table = _tuned_cells(runs, conditions, by)
+        table = (
+            summarize_cells(select_runs(table, conditions), [*by, EVALUATION] if by else None)
+            if evaluations
+            else _tuned_cells(runs, conditions, by)
+        )
         texts = format_cells(table)
     warn_excluded_runs(runs, corrupt)
     if form == "parquet" and output is None and sys.stdout.isatty():

@@ -57,7 +57,7 @@ CODE_KEYS: dict[str, tuple[str, ...]] = {
     "train": ("loss", "metrics"),
 }
 # Keys that do not change a result, and are no part of a run's identity.
-EXECUTION_KEYS: dict[str, tuple[str, ...]] = {"data": STORAGE_KEYS, "train": ("parallel", "profile")}
+EXECUTION_KEYS: dict[str, tuple[str, ...]] = {"data": STORAGE_KEYS, "train": ("parallel", "profile", "keep")}
 # Traced values: runs that differ only in their seed, their subset and these have a common program. Numbers
 # among the options of the optimiser are traced as well, see `cnnexp.training.optimizers`.
 TRACED_KEYS: dict[str, tuple[str, ...]] = {

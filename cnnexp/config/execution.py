@@ -34,6 +34,11 @@ class Sweep(Section):
     checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
         default=30.0, description="The time between two checkpoints of a stack, in seconds."
     )
+    max_weights_gb: Annotated[float, Field(ge=0)] = Field(
+        default=1.0,
+        description="The largest total size of the weights that a sweep stores, in gigabytes. If all do not "
+        "fit, the runs with the smallest seeds keep theirs, in every cell alike.",
+    )
     deterministic: bool = Field(
         default=False,
         description="Whether to use only deterministic GPU kernels, which are slower but give bitwise "

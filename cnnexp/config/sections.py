@@ -194,6 +194,11 @@ class Train(Section):
         default=None,
         description="The checksum of the user's code in `loss` and `metrics`, which is filled in.",
     )
+    keep: Literal["last", "best", "none"] = Field(
+        default="last",
+        description="The trained weights that a run stores. `last`: those after the last step. `best`: those "
+        "with the highest accuracy on the validation images. `none`: no weights.",
+    )
     profile: Folder | None = Field(
         default=None,
         description="The folder for a profile of a few steps, which TensorBoard and Perfetto can open; "

@@ -1,6 +1,6 @@
 """A network of tied layers, built from its specification."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import cast
 
@@ -48,6 +48,24 @@ class TiedNetwork(nnx.Module):
 
     def __call__(self, images: Float[Array, "b h w c"]) -> Float[Array, "b classes"]:
         """Return the logits of the head for normalised images."""
+        x, layout = images, cast(Layout, "NHWC")
+        for _, x, layout in self._iterate_outputs(images):  # noqa: B007  (the last output)
+            pass
+        return transpose_layout(x, layout, "NHWC").reshape(images.shape[0], -1)
+
+    def feature_maps(self, images: Float[Array, "b h w c"], layer: str) -> Float[Array, "b oh ow o"]:
+        """Return the output of a layer, after its activation and pooling, for normalised images.
+
+        Raises:
+            ValueError: The network has no such layer.
+        """
+        for name, x, layout in self._iterate_outputs(images):
+            if name == layer:
+                return transpose_layout(x, layout, "NHWC")
+        raise ValueError(f"layer={layer}; allowed: {', '.join(spec.name for spec in self.layers)}")
+
+    def _iterate_outputs(self, images: Float[Array, "b h w c"]) -> Iterator[tuple[str, Array, Layout]]:
+        """Apply the layers one by one; yield the name of each, its output, and the layout of the output."""
         sources = {name for spec in self.layers for name in (spec.source, spec.shortcut)}
         outputs: dict[str, tuple[Array, Layout]] = {}
         x, layout = images, cast(Layout, "NHWC")
@@ -56,7 +74,7 @@ class TiedNetwork(nnx.Module):
             x, layout = self._apply(spec, x, layout, outputs)
             if spec.name in sources:
                 outputs[spec.name] = x, layout
-        return transpose_layout(x, layout, "NHWC").reshape(images.shape[0], -1)
+            yield spec.name, x, layout
 
     def _apply(
         self, spec: LayerSpec, x: Array, layout: Layout, outputs: dict[str, tuple[Array, Layout]]

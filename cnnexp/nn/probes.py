@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 from cnnexp.nn.tied_conv import TiedConv
 
 Maps = Float[Array, "b h w c"]  # images or feature maps
+FIELD_THRESHOLD = 1 - 0.9545  # of the largest gradient: two deviations of a Gaussian
 
 
 class KernelDistances(NamedTuple):
@@ -145,3 +146,31 @@ def equivalent_matrix(
     zeros = jnp.zeros(in_shape)
     jacobian = jax.jacrev(lambda x: layer(x[None])[0].ravel())(zeros)
     return jacobian.reshape(-1, math.prod(in_shape))
+
+
+def effective_receptive_field(function: Callable[[Maps], Maps], images: Maps) -> Float[Array, "h w"]:
+    """Measure how much each pixel of the input matters to the central unit of the output (Luo 2016).
+
+    Args:
+        function: A layer, or the part of a network whose output has height and width.
+        images: The images, over which the mean is taken.
+
+    Returns:
+        The mean absolute gradient of the central unit, summed over the channels of input and output, as a
+        fraction of its largest value; all zeros where the unit depends on no pixel.
+    """
+
+    def central_unit(x: Maps) -> Float[Array, ""]:
+        maps = function(x)
+        return maps[:, maps.shape[1] // 2, maps.shape[2] // 2].sum()
+
+    gradient = jnp.abs(jax.grad(central_unit)(images)).sum(3).mean(0)
+    return gradient / jnp.maximum(gradient.max(), jnp.finfo(gradient.dtype).tiny)
+
+
+def receptive_field_size(field: Float[Array, "h w"]) -> Float[Array, ""]:
+    """Return the side, in pixels, of the square with the area of an effective receptive field.
+
+    A pixel belongs to the field if its value is more than `FIELD_THRESHOLD` of the largest one (Luo 2016).
+    """
+    return jnp.sqrt((field > FIELD_THRESHOLD * field.max()).sum().astype(field.dtype))

@@ -3,6 +3,7 @@
 The folder of a stack has one of Orbax's folders for each saved step. Beside it, and written last, is the
 manifest of the step: the checksums of all its files, and how far the histories of the runs had been written.
 A step without a manifest was not saved; a step whose files differ from its manifest is corrupt.
+The best weights so far of runs that keep these lie in the same folder, one file for each run and step.
 """
 
 import errno
@@ -20,6 +21,7 @@ from typing import Any
 
 from cnnexp.store.files import NO_FILE, compute_crc32, is_name, read_json, write_json
 from cnnexp.store.runs import FilePrefix, move_corrupt
+from cnnexp.store.weights import Weights, read_weights, write_weights
 
 KEPT_CHECKPOINTS = 2  # of a stack
 OVERHEAD_BYTES = 1 << 20  # of a checkpoint beyond its arrays, at most
@@ -50,13 +52,20 @@ class StackCheckpoints:
         self._runs, self._writes = list(runs), writes
         self._since, self._initialized = since, False
 
-    def save(self, step: int, state: Any, histories: Mapping[str, FilePrefix] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        histories: Mapping[str, FilePrefix] | None = None,
+        best: Mapping[str, Weights] | None = None,
+    ) -> None:
         """Save a state and drop all but the two newest checkpoints.
 
         Args:
             step: the training step.
             state: the stacked training state, a pytree of arrays.
             histories: how far the history of each run has been written.
+            best: the best weights so far of the runs that keep these.
 
         Raises:
             OSError: the disk is full, or cannot be written.
@@ -67,9 +76,14 @@ class StackCheckpoints:
         if self._writes and not self._initialized:
             write_json(self.folder / RUNS, {"runs": self._runs})
             self._drop(lambda saved: self._since is None or saved > self._since)
+            self._drop_best_after(self._since)
             self._initialized = True
         if self._writes:
             _reserve_space(self.folder, state)
+            for run_id, weights in (best or {}).items():  # before the checkpoint that needs them
+                path = _best_file(self.folder, run_id, weights.step)
+                if not path.exists():
+                    write_weights(path, weights, run_id)
         try:
             _checkpointer().save(folder.resolve(), args=ocp.args.StandardSave(state), force=True)
         except Exception as error:
@@ -80,6 +94,7 @@ class StackCheckpoints:
             write_json(_manifest(folder), {"files": _checksums(folder), "histories": prefixes})
             oldest = sorted(_steps(self.folder))[-KEPT_CHECKPOINTS:][0]
             self._drop(lambda saved: saved < oldest)
+            self._drop_best(best or {})
 
     def delete(self) -> None:
         """Delete all checkpoints of a stack that has ended, as its results are in the store."""
@@ -91,6 +106,27 @@ class StackCheckpoints:
         for step in filter(unwanted, _steps(self.folder)):
             _manifest(self.folder / str(step)).unlink(missing_ok=True)
         self._drop_unfinished()
+
+    def _drop_best_after(self, step: int | None) -> None:
+        """Remove best weights of an earlier attempt that went beyond the step from which this one resumes."""
+        for path in self.folder.glob("best-*.safetensors"):
+            number = path.stem.rpartition("-")[2]
+            if step is None or not number.isdecimal() or int(number) > step:
+                path.unlink(missing_ok=True)
+
+    def _drop_best(self, best: Mapping[str, Weights]) -> None:
+        """Remove best weights that no checkpoint needs: those that had been surpassed by the oldest one."""
+        oldest = min(_steps(self.folder), default=0)
+        for run_id in best:
+            steps = sorted(
+                int(path.stem.rpartition("-")[2])
+                for path in self.folder.glob(f"best-{run_id}-*.safetensors")
+                if path.stem.rpartition("-")[2].isdecimal()
+            )
+            needed = [step for step in steps if step <= oldest][-1:]
+            for step in steps:
+                if step < oldest and step not in needed:
+                    _best_file(self.folder, run_id, step).unlink(missing_ok=True)
 
     def _drop_unfinished(self) -> None:
         complete = {str(step) for step in _steps(self.folder)}
@@ -108,6 +144,16 @@ def iterate_stacks(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     """
     stacks = [(stack, read_stack_runs(stack)) for stack in _stack_folders(folder)]
     yield from sorted((pair for pair in stacks if pair[1]), key=lambda pair: -_modification_time(pair[0]))
+
+
+def read_best_weights(stack: Path, run_id: str, step: int) -> Weights | None:
+    """Read the weights that a run had at its best step so far.
+
+    Returns:
+        The weights; None where they were not saved, or are corrupt.
+    """
+    weights = read_weights(_best_file(stack, run_id, step), run_id)
+    return weights if weights and weights.step == step else None
 
 
 def has_checkpoint(stack: Path) -> bool:
@@ -202,6 +248,10 @@ def _checksums(checkpoint: Path) -> dict[str, int | None]:
         for path in (Path(parent, name) for name in names):
             checksums[path.relative_to(checkpoint).as_posix()] = compute_crc32(path)
     return checksums
+
+
+def _best_file(stack: Path, run_id: str, step: int) -> Path:
+    return stack / f"best-{run_id}-{step}.safetensors"
 
 
 def _manifest(checkpoint: Path) -> Path:

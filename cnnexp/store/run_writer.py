@@ -22,6 +22,7 @@ from cnnexp.store.files import (
     write_json,
     write_text,
 )
+from cnnexp.store.measurements import EVALUATIONS, PROBES
 from cnnexp.store.runs import (
     COMMANDS,
     CONFIG,
@@ -31,12 +32,14 @@ from cnnexp.store.runs import (
     STATUS,
     STATUS_CRC32,
     SUMMARY,
+    WEIGHTS,
     FilePrefix,
     Status,
     compute_status_crc32,
     run_folder,
     sweep_folder,
 )
+from cnnexp.store.weights import Weights, write_weights
 
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -79,6 +82,10 @@ class RunWriter:
         write_bytes(self.folder / KERNELS, file.getvalue())
         self._checksums[KERNELS] = zlib.crc32(file.getvalue())
 
+    def write_weights(self, weights: Weights) -> None:
+        """Store the trained weights, before the run is finished."""
+        self._checksums[WEIGHTS] = write_weights(self.folder / WEIGHTS, weights, self.folder.name)
+
     def finish(self, status: Literal["finished", "diverged"], summary: Mapping[str, Any]) -> None:
         """Write the summary and then, last, the status that makes the run count as done."""
         content = encode_json(summary)
@@ -114,7 +121,7 @@ def record_command(config: RunConfig, command: str) -> None:
 
 def _remove_earlier_attempt(folder: Path) -> None:
     """Remove the files of an earlier attempt: first the status, which has the checksums of the others."""
-    names = (STATUS, SUMMARY, KERNELS, ERROR)
+    names = (STATUS, SUMMARY, KERNELS, WEIGHTS, PROBES, EVALUATIONS, ERROR)
     for name in names:
         (folder / name).unlink(missing_ok=True)
     partial = tuple(f".{name}." for name in (*names, CONFIG, HISTORY))  # of a process killed while it wrote

@@ -41,6 +41,7 @@ from cnnexp.sweep.points import Cells, SweepPoint, describe_failures
 from cnnexp.sweep.progress import SweepProgress
 from cnnexp.sweep.signals import Interrupted, ProcessLost, StopSignals
 from cnnexp.sweep.validate import check_configs
+from cnnexp.sweep.weights_limit import limit_weights
 from cnnexp.sweep.worker import Worker, follow_primary
 from cnnexp.tracking.mirror import Mirror
 from cnnexp.training.processes import is_primary
@@ -63,15 +64,18 @@ def run_sweep(points: Sequence[SweepPoint], command: str | None = None) -> dict[
         SweepFailed: a run raised; the others were trained nevertheless, unless `sweep.on_error=stop`.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    by_id = {point.config.run_id: point for point in points}
     first = points[0].config
     with translate_lost_process(), ExitStack() as contexts:
         signals = contexts.enter_context(StopSignals())
         check_and_prepare([point.config for point in points])
+        points, kept = limit_weights(points)
+        by_id = {point.config.run_id: point for point in points}
         if not is_primary():
             follow_primary({run_id: point.config for run_id, point in by_id.items()}, signals)
             return dict.fromkeys(by_id, math.nan)
         plan, progress = start_progress(by_id, command, contexts)
+        if kept.refused:
+            progress.tell(kept.describe_refused())
         leases = contexts.enter_context(Leases(sweep_folder(first)))
         mirror = contexts.enter_context(Mirror(first.tracking, sweep_folder(first), print_line=progress.tell))
         mirror.notify([run_folder(plan.runs[run_id]) for run_id in plan.ended])

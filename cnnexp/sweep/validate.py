@@ -49,6 +49,8 @@ def check_sweep(configs: Sequence[RunConfig]) -> None:
     if len({(config.results_dir, config.name) for config in configs}) > 1:
         raise UsageError("name, results_dir: a sweep has one folder, so each must be one value")
     refuse_foreign_folder(sweep_folder(configs[0]))
+    if len({config.sweep.max_weights_gb for config in configs}) > 1:
+        raise UsageError("sweep.max_weights_gb: a sweep has one limit, so it must be one value")
     if len({config.launcher.model_dump_json() for config in configs}) > 1:
         raise UsageError("launcher: a sweep has one launcher, so each of its keys must be one value")
 
@@ -191,6 +193,10 @@ def check_run(config: RunConfig) -> None:
         UsageError: with the first reason found.
     """
     specify_network(config)
+    if config.train.keep == "best" and not config.data.validation_size:
+        raise UsageError(
+            "train.keep=best: needs validation images; data.validation_size must be at least 1 (got 0)"
+        )
     images, batch = infer_shape(config.data).train_images, config.data.batch_size
     if batch > images:
         raise UsageError(f"data.batch_size={batch}: must be at most {images}, the number of training images")

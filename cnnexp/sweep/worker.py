@@ -4,6 +4,7 @@ Where several processes train each run together, the primary one is a `Worker`, 
 others `follow_primary`.
 """
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +20,13 @@ from cnnexp.config.data import Data
 from cnnexp.data.images import Images
 from cnnexp.data.loading import images_key, load
 from cnnexp.data.pipelines import ImageFiles
-from cnnexp.store.checkpoints import StackCheckpoints, move_corrupt_checkpoint, read_stack_runs, restore
+from cnnexp.store.checkpoints import (
+    StackCheckpoints,
+    move_corrupt_checkpoint,
+    read_best_weights,
+    read_stack_runs,
+    restore,
+)
 from cnnexp.store.leases import Leases
 from cnnexp.store.run_writer import RunWriter
 from cnnexp.store.runs import (
@@ -31,6 +38,7 @@ from cnnexp.store.runs import (
     run_folder,
     sweep_folder,
 )
+from cnnexp.store.weights import Weights
 from cnnexp.sweep.devices import return_memory
 from cnnexp.sweep.multiprocess import announce_stack, announced_stacks
 from cnnexp.sweep.plan import Stack
@@ -72,6 +80,19 @@ class TrainerCache:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BestWeights:
+    """The weights that a run had at its best evaluation so far, the first of several.
+
+    Attributes:
+        accuracy: on the validation images.
+        weights: of the network.
+    """
+
+    accuracy: float
+    weights: Weights
+
+
+@dataclass(frozen=True, kw_only=True)
 class RestoredStack:
     """A stack as a checkpoint holds it.
 
@@ -80,6 +101,7 @@ class RestoredStack:
         state: to resume from; None at the start.
         step: of the checkpoint; None at the start.
         histories: what each run had written by then.
+        best: the best weights so far of the runs that keep these; none in processes that do not write.
         not_saved: runs of the stack that have to start again.
     """
 
@@ -87,6 +109,7 @@ class RestoredStack:
     state: State | None = None
     step: int | None = None
     histories: Mapping[str, bytes]
+    best: Mapping[str, BestWeights]
     not_saved: Mapping[str, RunConfig]
 
 
@@ -101,7 +124,7 @@ def restore_stack(stack: Stack, trainer: StackTrainer, report: Callable[[str], N
         report: prints a line about a corrupt file, which is then moved aside; None in processes that do not
             write the store.
     """
-    at_start = RestoredStack(stack=replace(stack, resumes=None), histories={}, not_saved={})
+    at_start = RestoredStack(stack=replace(stack, resumes=None), histories={}, best={}, not_saved={})
     runs = broadcast_from_primary(read_stack_runs(stack.resumes)) if stack.resumes else []
     if stack.resumes is None or not runs:
         return at_start
@@ -115,6 +138,7 @@ def restore_stack(stack: Stack, trainer: StackTrainer, report: Callable[[str], N
     if saved is None:
         return at_start
     histories = _intact_histories(stack, saved.histories, report)
+    best = _restore_best(stack, histories, report) if report else {}
     chosen = broadcast_from_primary(list(histories))
     rows = np.array([runs.index(run_id) for run_id in chosen], int)
     return RestoredStack(
@@ -122,6 +146,7 @@ def restore_stack(stack: Stack, trainer: StackTrainer, report: Callable[[str], N
         state=jax.tree.map(lambda leaf: leaf[rows], saved.state),
         step=int(to_host(saved.state.step)[0]),
         histories=histories,
+        best=best,
         not_saved={run_id: run for run_id, run in stack.runs.items() if run_id not in chosen},
     )
 
@@ -141,6 +166,26 @@ def _intact_histories(
             report(f"{describe_corrupt_file(path)}; its run starts again from step 0")
             move_corrupt(path)
     return intact
+
+
+def _restore_best(
+    stack: Stack, histories: dict[str, bytes], report: Callable[[str], None]
+) -> dict[str, BestWeights]:
+    """Read the best weights so far; a run whose are lost is removed from the histories, and starts again."""
+    assert stack.resumes is not None
+    best: dict[str, BestWeights] = {}
+    for run_id, history in list(histories.items()):
+        rows = [json.loads(line) for line in history.splitlines()]
+        if stack.runs[run_id].train.keep != "best" or not rows:
+            continue
+        row = max(rows, key=lambda row: row["validation/accuracy"])  # the first of several
+        weights = read_best_weights(stack.resumes, run_id, row["step"])
+        if weights is None:
+            del histories[run_id]
+            report(f"corrupt or missing best weights of run {run_id}; it starts again from step 0")
+        else:
+            best[run_id] = BestWeights(accuracy=row["validation/accuracy"], weights=weights)
+    return best
 
 
 def _move_corrupt_checkpoint(path: Path, report: Callable[[str], None] | None) -> None:
@@ -171,6 +216,7 @@ class Worker:
         self._folder, self._leases, self._signals = folder, leases, signals
         self._progress, self._mirror, self._start_again = progress, mirror, start_again
         self._writers: dict[str, RunWriter] = {}  # of the runs in progress
+        self._best: dict[str, BestWeights] = {}
         self._trainers = TrainerCache()
 
     def train(self, stack: Stack) -> None:
@@ -194,6 +240,7 @@ class Worker:
         self._leases.check()
         histories = restored.histories
         self._writers = {i: RunWriter(run, histories.get(i, b"")) for i, run in stack.runs.items()}
+        self._best = dict(restored.best)
         saved, last = time.monotonic(), trainer.setup.duration.steps
         loop = trainer.train(list(stack.runs.values()), state)
         del restored, state  # the loop donates the state at its first step
@@ -208,7 +255,10 @@ class Worker:
             stops, saves = _decide(self._signals, is_due=is_due)
             if saves:
                 checkpoints.save(
-                    loop_state.step, loop_state.state, {i: w.history for i, w in self._writers.items()}
+                    loop_state.step,
+                    loop_state.state,
+                    {i: w.history for i, w in self._writers.items()},
+                    {i: best.weights for i, best in self._best.items()},
                 )
                 saved = time.monotonic()
             if stops:
@@ -225,12 +275,18 @@ class Worker:
         for writer in self._writers.values():
             writer.interrupt()
 
+    def _is_best(self, run_id: str, row: Mapping[str, int | float]) -> bool:
+        """Return whether an evaluation is better than all before; one that is not a number never is."""
+        best = self._best.get(run_id)
+        return best is None or row["validation/accuracy"] > best.accuracy
+
     def _record(self, stack: Stack, loop_state: LoopState, trainer: StackTrainer, seconds: float) -> None:
         """Write the evaluations of the runs in progress, and the results of those that end here."""
         ended: list[str] = []
         rows = dict(zip(stack.runs, loop_state.rows or (), strict=True))
         at_end = loop_state.step == trainer.setup.duration.steps
         kernels = trainer.inspect_kernels(loop_state) if at_end else None
+        weights_of = _copy_once(loop_state)
         for index, (run_id, diverged_at) in enumerate(zip(stack.runs, loop_state.diverged_at, strict=True)):
             if run_id not in self._writers:
                 continue
@@ -240,17 +296,37 @@ class Worker:
                 sample, measures = kernels[index]
                 writer.write_kernels(loop_state.step, sample)
             writer.log(row)
+            keep = stack.runs[run_id].train.keep
+            if keep == "best" and self._is_best(run_id, row):
+                self._best[run_id] = BestWeights(
+                    accuracy=row["validation/accuracy"], weights=weights_of(index)
+                )
             if diverged_at is None and not math.isfinite(row["train/loss"]):
                 diverged_at = loop_state.step
             if diverged_at is not None or at_end:
                 status = "finished" if diverged_at is None else "diverged"
                 summary = summary_of(stack.runs[run_id], row, status=status, seconds=seconds)
+                if keep != "none":
+                    best = self._best.pop(run_id, None)
+                    writer.write_weights(best.weights if best else weights_of(index))
                 writer.finish(status, summary | measures | {"diverged_step": diverged_at})
                 ended.append(run_id)
         for run_id in ended:
             del self._writers[run_id]
         self._progress.show_evaluation(stack, rows, ended)
         self._mirror.notify([run_folder(run) for run in stack.runs.values()])
+
+
+def _copy_once(loop_state: LoopState) -> Callable[[int], Weights]:
+    """Return a function from the index of a run to its weights, which are copied from the devices once."""
+    copies: list[dict[str, np.ndarray]] = []
+
+    def weights_of(index: int) -> Weights:
+        if not copies:
+            copies.extend(loop_state.copy_weights())
+        return Weights(step=loop_state.step, arrays=copies[index])
+
+    return weights_of
 
 
 def follow_primary(runs: Mapping[str, RunConfig], signals: StopSignals) -> None:

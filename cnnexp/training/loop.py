@@ -1,7 +1,7 @@
 """The training of a stack of runs, from the first step to the last."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,6 +32,7 @@ from cnnexp.training.stacking import (
     put_on_devices,
 )
 from cnnexp.training.train import Metrics, init
+from cnnexp.training.weights import name_weights, restore_weights
 
 Row = dict[str, int | float]
 PIECE_SECONDS = 2.0  # of training between two pauses, about
@@ -64,6 +65,11 @@ class LoopState:
         """For each run the first step whose loss was not finite."""
         steps = to_host(self.padded_state.diverged_at)[: self.runs].tolist()
         return [None if step < 0 else step for step in steps]
+
+    def copy_weights(self) -> list[dict[str, np.ndarray]]:
+        """Copy the weights of each run to the host; see `name_weights`."""
+        stacked = name_weights(self.padded_state)
+        return [{name: array[run].copy() for name, array in stacked.items()} for run in range(self.runs)]
 
 
 class StackTrainer:
@@ -121,6 +127,30 @@ class StackTrainer:
                 self._adjust_pace(steps, broadcast_from_primary(time.perf_counter() - started))
                 step += steps
                 yield pause(evaluate=step == stop)
+
+    def evaluate(self, runs: Sequence[RunConfig], weights: Sequence[Mapping[str, np.ndarray]]) -> list[Row]:
+        """Evaluate trained networks, each with the numbers of its configuration.
+
+        Args:
+            runs: The configurations of the runs, one each.
+            weights: The named arrays of each run; see `restore_weights`.
+
+        Returns:
+            One row of metrics per run.
+
+        Raises:
+            ValueError: Weights are not those of the network.
+        """
+        padding = -len(runs) % self._mesh.shape["runs"]
+        padded, padded_weights = [*runs, *[runs[-1]] * padding], [*weights, *[weights[-1]] * padding]
+        hyperparameters = self._stack_hyperparameters(padded)
+        state, _ = self._start(padded, hyperparameters, None)
+        restored = [restore_weights(self.setup, arrays) for arrays in padded_weights]
+        params, variables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *restored)
+        params, variables = put_on_devices((params, variables), RUNS, self._mesh)
+        state = state._replace(params=params, variables=variables)
+        metrics = self._make_batch_source(padded, state).evaluate(state, hyperparameters)
+        return _make_rows(self.setup, runs, metrics, self.setup.duration.steps)
 
     def inspect_kernels(self, stack: LoopState) -> list[tuple[dict[str, np.ndarray], dict[str, float]]]:
         """Sample and measure the kernels of each run.

@@ -8,6 +8,7 @@ import json
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
@@ -96,14 +97,32 @@ def from_local_shards(leaf: np.ndarray, sharding: Sharding, axis: int) -> jax.Ar
 
 
 def to_host(tree: Any) -> Any:
-    """Copy arrays to NumPy; the devices of this process must together hold them whole."""
+    """Copy arrays to NumPy; the devices of this process must together hold them whole.
+
+    This computes nothing on arrays of several processes, so that one process can call it alone. Random keys
+    become their key data.
+    """
 
     def copy_leaf(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return copy_keys(leaf)
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
             return np.asarray(leaf)
         whole = np.empty(leaf.shape, leaf.dtype)
         for shard in leaf.addressable_shards:
             whole[shard.index] = np.asarray(shard.data)
+        return whole
+
+    def copy_keys(keys: jax.Array) -> np.ndarray:
+        if keys.is_fully_addressable:
+            return np.asarray(jax.random.key_data(keys))
+        whole: np.ndarray | None = None
+        for shard in keys.addressable_shards:
+            part = np.asarray(jax.random.key_data(shard.data))
+            if whole is None:
+                whole = np.empty((*keys.shape, part.shape[-1]), part.dtype)
+            whole[shard.index] = part
+        assert whole is not None
         return whole
 
     return jax.tree.map(copy_leaf, tree)

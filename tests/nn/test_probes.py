@@ -9,9 +9,11 @@ from jax import random
 from cnnexp.nn.embedding import embed
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.probes import (
+    effective_receptive_field,
     equivariance_error,
     kernel_distances,
     locality,
+    receptive_field_size,
     shift_consistency,
 )
 from cnnexp.nn.tied_conv import TiedConv
@@ -97,3 +99,19 @@ def test_shift_consistency_is_the_fraction_of_images_with_the_same_class() -> No
     # Shifted down by one row, the fill of value -1 decides the class of every image.
     filled_in = shift_consistency(by_pixel, x, [(1, 0)], fill=-1.0)
     np.testing.assert_allclose(filled_in, [(x[:, 0, 0, 0] <= 0).mean()])
+
+
+def test_the_effective_receptive_field_of_one_layer_is_its_kernel_and_grows_with_depth() -> None:
+    geometry = Geometry(in_shape=(9, 9, 1), features=1, kernel_size=(3, 3))
+    layer = build_layer(geometry, "shared")
+    layer.bank[...] = jnp.arange(1.0, 10).reshape(layer.bank.shape)
+    x = draw_inputs(geometry)
+    field = np.asarray(jax.jit(lambda x: effective_receptive_field(layer, x))(x))
+    expected = np.zeros((9, 9))
+    expected[3:6, 3:6] = np.arange(1, 10).reshape(3, 3) / 9
+    np.testing.assert_allclose(field, expected, rtol=1e-6)
+    assert float(receptive_field_size(jnp.asarray(field))) == pytest.approx(3)
+    deep = jax.jit(lambda x: effective_receptive_field(lambda x: layer(layer(layer(x))), x))(x)
+    assert 3 < float(receptive_field_size(deep)) <= 7
+    blind = jax.jit(lambda x: effective_receptive_field(lambda x: 0 * layer(x), x))(x)
+    assert float(receptive_field_size(blind)) == 0

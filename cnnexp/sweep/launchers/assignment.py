@@ -28,6 +28,7 @@ from cnnexp.sweep.run import (
     validation_accuracy,
 )
 from cnnexp.sweep.signals import StopSignals
+from cnnexp.sweep.weights_limit import limit_weights
 
 POLL_SECONDS = 1.0  # between two reads of the store, at least
 POLL_FRACTION = 0.1  # of the time that reading may take: a store of many runs is read less often
@@ -179,12 +180,15 @@ def watch(
     Raises:
         UsageError, SweepFailed, Interrupted: as `run_sweep`.
     """
-    by_id = {point.config.run_id: point for point in points}
     stop = points[0].config.sweep.on_error == "stop"
     with ExitStack() as contexts:
         signals = contexts.enter_context(StopSignals())
         check_and_prepare([point.config for point in points])
+        points, kept = limit_weights(points)
+        by_id = {point.config.run_id: point for point in points}
         plan, progress = start_progress(by_id, command, contexts)
+        if kept.refused:
+            progress.tell(kept.describe_refused())
         watcher = StoreWatcher(by_id, plan, progress)
         for working in send(plan, by_id, progress) if plan.stacks else ():
             if not wait:

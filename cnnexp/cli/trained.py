@@ -1,0 +1,47 @@
+"""The commands about trained networks: `eval` and `probe`."""
+
+from pathlib import Path
+
+import click
+
+from cnnexp.cli.commands import Command
+from cnnexp.cli.options import find_sweep, results_dir_option, sweep_argument
+from cnnexp.core.errors import UsageError
+
+
+@click.command("eval", cls=Command)
+@sweep_argument()
+@click.argument("conditions", metavar="[data.KEY=VALUE]...", nargs=-1)
+@results_dir_option
+def evaluate(name: str, conditions: tuple[str, ...], results_dir: Path) -> None:
+    """Evaluate the trained networks of the sweep NAME under other conditions.
+
+    The conditions are the keys of `cnnexp run` that corrupt images, such as data.pixel_noise=0.1,0.2. Each
+    run stores its metrics, which `cnnexp results NAME --evaluations` prints.
+    """
+    folder = find_sweep(name, results_dir)
+    if not conditions:
+        raise UsageError("data.KEY=VALUE: missing; for example: data.pixel_noise=0.1")
+    from cnnexp.cli.tables import print_results
+    from cnnexp.core.text import pluralize
+    from cnnexp.sweep.trained import evaluate_sweep
+
+    number = evaluate_sweep(folder, conditions)
+    print_results(folder, evaluations=True)
+    print(f"{pluralize(number, 'evaluation')} stored")
+
+
+@click.command("probe", cls=Command)
+@sweep_argument()
+@results_dir_option
+def probe(name: str, results_dir: Path) -> None:
+    """Probe the trained networks of the sweep NAME.
+
+    Adds the columns probe/… to its runs: the error of equivariance, the consistency under shifts, distances
+    between kernels, the locality of dense kernels, and the size of effective receptive fields.
+    """
+    folder = find_sweep(name, results_dir)
+    from cnnexp.core.text import pluralize
+    from cnnexp.sweep.trained import probe_sweep
+
+    print(f"{pluralize(probe_sweep(folder), 'run')} probed; columns probe/…: cnnexp.load_sweep('{folder}')")

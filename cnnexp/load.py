@@ -1,0 +1,254 @@
+"""Finished runs and sweeps in a notebook: their numbers, trained networks and images, read when asked for.
+
+Example usage::
+
+    import cnnexp
+
+    run = cnnexp.load_run("results/default/3f2a9c0b1d4e")
+    images = run.data()
+    accuracy = (run.network()(images.test_images).argmax(-1) == images.test_labels).mean()
+    table = cnnexp.load_sweep("results/default")
+"""
+
+import os
+import re
+import shlex
+import zlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+
+from cnnexp.analysis.dataframe import make_dataframe, read_finished_runs, warn_excluded_runs
+from cnnexp.config import RunConfig, parse
+from cnnexp.core.errors import UsageError
+from cnnexp.data.corruptions import Corruptions
+from cnnexp.data.images import Images
+from cnnexp.data.loading import draw_run_split, load_images, resolve_split_seed
+from cnnexp.data.pipelines import InMemory
+from cnnexp.data.sampling import split_run_key
+from cnnexp.models.network import TiedNetwork
+from cnnexp.store.files import read_bytes, read_json
+from cnnexp.store.runs import (
+    CONFIG,
+    ENDED,
+    STATUS,
+    WEIGHTS,
+    StoredRun,
+    describe_corrupt_file,
+    find_corrupt_files,
+    read_commands,
+    read_run,
+)
+from cnnexp.store.weights import Weights, decode_weights
+from cnnexp.training.optimizers import Hyperparameters
+from cnnexp.training.setup import make_setup
+from cnnexp.training.weights import build_network
+
+IMAGES_AT_ONCE = 1024  # that are normalised and corrupted
+
+
+class RunImages(NamedTuple):
+    """The images of a run as its network sees them: normalised, corrupted, without augmentation.
+
+    Labels are those that the run was trained on and measured with: class numbers `(n,)`, or 0 and 1 for each
+    class `(n, classes)`.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    validation_images: np.ndarray
+    validation_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+class LoadedRun:
+    """A run of the store. Everything is read from its folder when it is asked for.
+
+    Args:
+        folder: The folder of the run.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __repr__(self) -> str:
+        return f"LoadedRun({str(self.folder)!r})"
+
+    @cached_property
+    def _stored(self) -> StoredRun:
+        for path in find_corrupt_files(self.folder):
+            raise UsageError(f"{describe_corrupt_file(path)}; run the sweep again to train this run again")
+        return read_run(self.folder)
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run, which is the name of its folder."""
+        return self._stored.run_id
+
+    @property
+    def status(self) -> str:
+        """The status: `finished`, `diverged`, `running`, `interrupted` or `failed`."""
+        return self._stored.status
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The configuration."""
+        return parse(self._stored.config)
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The last metrics, the counts, and the versions that produced them; empty until the run ended."""
+        return self._stored.summary
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """The evaluations: one row per evaluation, one column per metric."""
+        return pd.DataFrame(self._stored.history)
+
+    def weights(self) -> Weights:
+        """Read the stored weights.
+
+        Raises:
+            UsageError: The run has none, or they are corrupt.
+        """
+        path = self.folder / WEIGHTS
+        content = read_bytes(path)
+        if content is None:
+            raise UsageError(f"{path}: no weights are stored; {self._training_advice()}")
+        checksums = read_json(self.folder / STATUS).get("crc32")
+        checksum = checksums.get(WEIGHTS) if isinstance(checksums, dict) else None
+        decoded = decode_weights(content)
+        if decoded is None or checksum != zlib.crc32(content) or decoded[0] != self.folder.name:
+            raise UsageError(f"corrupt file {path} (checksum mismatch); {self._training_advice()}")
+        return decoded[1]
+
+    def network(self) -> TiedNetwork:
+        """Build the trained network, in evaluation mode.
+
+        It takes normalised images `(b, h, w, c)`, such as those of `data`, and returns logits.
+
+        Raises:
+            UsageError: The run has no weights, or they are corrupt or those of another network.
+        """
+        try:
+            return build_network(make_setup(self.config), self.weights().arrays)
+        except ValueError as error:
+            raise UsageError(f"{self.folder / WEIGHTS}: not of this network: {error}") from None
+
+    def data(self) -> RunImages:
+        """Load the images that the run was trained on and measured with, in memory.
+
+        Raises:
+            UsageError: The data set is not prepared, or one of its files is corrupt.
+        """
+        return draw_images(self.config, load_images(self.config.data))
+
+    def _training_advice(self) -> str:
+        """Say which commands train the run again so that its weights are stored."""
+        if self.status not in ENDED:
+            return f"the run has not ended (status: {self.status})"
+        remove = f"rm -r {shlex.quote(os.fspath(self.folder))}"
+        return f"to train the run again with its weights: {' && '.join([remove, *self._commands()])}"
+
+    def _commands(self) -> Iterator[str]:
+        for command in read_commands(self.folder.parent) or ["cnnexp run …"]:
+            yield f"{re.sub(r' train[.]keep=[a-z]+', '', command)} train.keep=last"
+
+
+def load_run(path: str | os.PathLike[str]) -> LoadedRun:
+    """Open a run of the store.
+
+    Args:
+        path: The folder of the run, such as `results/default/3f2a9c0b1d4e`.
+
+    Returns:
+        The run; its configuration, history, summary, network and images are read when they are asked for.
+
+    Raises:
+        UsageError: The folder holds no run.
+    """
+    folder = Path(path).expanduser()
+    if not any((folder / name).exists() for name in (CONFIG, STATUS)):
+        reason = "holds no run" if folder.is_dir() else "no such folder"
+        raise UsageError(f"{folder}: {reason}; a run is a folder RESULTS/SWEEP/RUN")
+    return LoadedRun(folder.resolve() if folder.name in ("", "..") else folder)
+
+
+def load_sweep(path: str | os.PathLike[str], *, evaluations: bool = False) -> pd.DataFrame:
+    """Read the finished runs of a sweep as a dataframe: one row per run.
+
+    Its columns are those of `cnnexp.analysis.dataframe.make_dataframe`. Runs that have not finished or are
+    corrupt are left out, and named on stderr.
+
+    Args:
+        path: The folder of the sweep, such as `results/default`.
+        evaluations: Whether to add the rows of `cnnexp eval`, which the column `evaluation` tells apart.
+
+    Raises:
+        UsageError: There is no such sweep, or none of its runs has finished.
+    """
+    runs, corrupt = read_finished_runs(Path(path).expanduser())
+    warn_excluded_runs(runs, corrupt)
+    return make_dataframe(runs, evaluations=evaluations)
+
+
+def draw_test_images(config: RunConfig, images: Images, number: int) -> np.ndarray:
+    """Return the first test images as the network of a run sees them."""
+    indices = np.arange(min(number, len(images.test_labels)), dtype=np.int32)
+    source = InMemory(images, indices, np.int32(len(indices)), indices)
+    return _corrupt(_make_corruptions(config, images), source, "test", indices, classes=1)[0]
+
+
+def draw_images(config: RunConfig, images: Images) -> RunImages:
+    """Draw the images of a run from its data set, and normalise and corrupt them as its network sees them.
+
+    Args:
+        config: The configuration of the run.
+        images: The data set, in memory.
+    """
+    split = draw_run_split(images, config.data, resolve_split_seed(config))
+    size = config.data.train_size or len(split.order)
+    source = InMemory(images, split.order, np.int32(size), split.validation)
+    corruptions = _make_corruptions(config, images)
+    classes = make_setup(config).network[-1].geometry.features
+    indices_of_split = {
+        "train": split.order[:size],
+        "validation": split.validation,
+        "test": np.arange(len(images.test_labels), dtype=np.int32),
+    }
+    arrays: list[np.ndarray] = []
+    for name, indices in indices_of_split.items():
+        batches = [
+            _corrupt(corruptions, source, name, indices[start : start + IMAGES_AT_ONCE], classes)
+            for start in range(0, max(1, len(indices)), IMAGES_AT_ONCE)
+        ]
+        arrays += [np.concatenate(leaves) for leaves in zip(*batches, strict=True)]
+    return RunImages(*arrays)
+
+
+def _make_corruptions(config: RunConfig, images: Images) -> Corruptions:
+    return Corruptions(
+        config.data,
+        split_run_key(jax.random.key(config.seed)).noise,
+        Hyperparameters.from_config(config).strengths,
+        images.normalisation,
+    )
+
+
+def _corrupt(
+    corruptions: Corruptions, source: InMemory, split: str, indices: np.ndarray, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return images of a split and their labels as `cnnexp.training.setup.corrupt_batch` does."""
+    batch = source.batch(split, jax.numpy.asarray(indices))
+    corrupted_as = "test" if split == "test" else "train"
+    pixels = corruptions.images(batch.pixels, batch.image_ids, split=corrupted_as, step=None, first=0)
+    labels = jax.numpy.asarray(batch.labels)
+    if split == "train":
+        labels = corruptions.labels(labels, batch.image_ids, classes)
+    return np.asarray(pixels), np.asarray(labels)

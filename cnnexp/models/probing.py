@@ -1,0 +1,81 @@
+"""Probes of a trained network: each measurement of `cnnexp.nn.probes` as named numbers."""
+
+from functools import partial
+from itertools import pairwise
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from cnnexp.models.layers import LayerSpec, NetworkSpec
+from cnnexp.models.network import TiedNetwork, get_spatial_layers
+from cnnexp.nn.probes import (
+    effective_receptive_field,
+    equivariance_error,
+    kernel_distances,
+    locality,
+    receptive_field_size,
+    shift_consistency,
+)
+
+NEIGHBOURS = ((0, 1), (1, 0), (0, -1), (-1, 0))  # shifts by one pixel
+MAX_POSITIONS = 1024  # of a layer whose kernels are compared in pairs
+
+
+def probe_function(net: TiedNetwork, images: Float[Array, "b h w c"]) -> dict[str, Float[Array, ""]]:
+    """Measure the function that a network computes.
+
+    Args:
+        net: The network, in evaluation mode.
+        images: Images as the network sees them.
+
+    Returns:
+        By names of columns: `probe/shift_consistency` is the fraction of images whose predicted class a shift
+        by one pixel does not change, the mean of four directions; and for each layer with feature maps, up
+        to which the network is taken: `probe/equivariance_error/<layer>` is the error for a shift by one
+        pixel of the output down and across, and `probe/receptive_field/<layer>` the side of the effective
+        receptive field in pixels.
+    """
+    measures = {"probe/shift_consistency": shift_consistency(net, images, NEIGHBOURS).mean()}
+    for layer in net.layers:
+        if min(layer.out_shape[:2]) < 2:  # a shift moves nothing
+            continue
+        part = partial(net.feature_maps, layer=layer.name)
+        error = equivariance_error(part, images, (1, 1), _total_stride(net.layers, layer))
+        measures[f"probe/equivariance_error/{layer.name}"] = error
+        size = receptive_field_size(effective_receptive_field(part, images))
+        measures[f"probe/receptive_field/{layer.name}"] = size
+    return {name: jnp.asarray(value, jnp.float32) for name, value in measures.items()}
+
+
+def probe_kernels(net: TiedNetwork) -> dict[str, float]:
+    """Measure the kernels of a network.
+
+    Returns:
+        By names of columns, for each layer with several positions: `probe/kernel_distance/<layer>/near` and
+        `/far` are the distances of kernels at neighbouring and at the most distant positions (see
+        `kernel_distances`), of layers with at most `MAX_POSITIONS` positions; `probe/locality/<layer>` is the
+        locality of a dense layer for a window as large as the kernel.
+    """
+    measures: dict[str, float] = {}
+    for name, layer in get_spatial_layers(net).items():
+        if 1 < layer.geometry.positions <= MAX_POSITIONS:
+            distances = kernel_distances(layer)
+            measures[f"probe/kernel_distance/{name}/near"] = float(distances.kernel[0])
+            measures[f"probe/kernel_distance/{name}/far"] = float(distances.kernel[-1])
+        (kh, kw), (h, w, _) = layer.geometry.kernel_size, layer.geometry.in_shape
+        if layer.tying.kind == "dense" and kh <= h and kw <= w:
+            measures[f"probe/locality/{name}"] = float(locality(layer, (kh, kw)))
+    return measures
+
+
+def _total_stride(layers: NetworkSpec, layer: LayerSpec) -> tuple[int, int]:
+    """Return the pixels of the image per pixel of a layer's output, down and across."""
+    by_name = {spec.name: spec for spec in layers}
+    before = {spec.name: previous for previous, spec in pairwise(layers)}
+    down = across = 1
+    spec: LayerSpec | None = layer
+    while spec is not None:
+        (stride_down, stride_across), (pool_down, pool_across) = spec.geometry.stride, spec.pool_size
+        down, across = down * stride_down * pool_down, across * stride_across * pool_across
+        spec = before.get(spec.name) if spec.source is None else by_name[spec.source]
+    return down, across

@@ -1,0 +1,130 @@
+"""Trained weights as safetensors: named arrays with a few texts, and nothing that can be executed.
+
+A file is the length of its header, the header as JSON, and the bytes of the arrays, one after another; see
+https://huggingface.co/docs/safetensors. A file that is not exactly this is corrupt.
+"""
+
+import json
+import math
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from cnnexp.store.files import parse_json, read_bytes, write_bytes
+
+NAME = re.compile(r"[A-Za-z0-9_]{1,64}(\.[A-Za-z0-9_]{1,64}){0,15}")  # the path of an array in a network
+TYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(jnp.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+NAMES = {dtype: name for name, dtype in TYPES.items()}
+LENGTH_BYTES = 8  # of the length of the header
+MAX_HEADER_BYTES = 10_000_000
+ALIGNMENT_BYTES = 8  # of the first array, which readers map into memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The weights of a network.
+
+    Attributes:
+        step: The training step after which the network had them.
+        arrays: The arrays by their paths in the network, such as `conv_0.bank`.
+    """
+
+    step: int
+    arrays: Mapping[str, np.ndarray]
+
+
+def encode_weights(weights: Weights, run_id: str) -> bytes:
+    """Encode weights as the content of a safetensors file.
+
+    Args:
+        weights: The weights.
+        run_id: The id of their run, which the metadata of the file names.
+    """
+    arrays = {name: np.ascontiguousarray(array) for name, array in sorted(weights.arrays.items())}
+    body = b"".join(array.tobytes() for array in arrays.values())
+    metadata = {"format": "cnnexp", "run": run_id, "step": str(weights.step), "crc32": str(zlib.crc32(body))}
+    header: dict[str, Any] = {"__metadata__": metadata}
+    start = 0
+    for name, array in arrays.items():
+        offsets = [start, start + array.nbytes]
+        shape = list(weights.arrays[name].shape)  # of `array`, a scalar has one axis
+        header[name] = {"dtype": NAMES[array.dtype], "shape": shape, "data_offsets": offsets}
+        start = offsets[1]
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % ALIGNMENT_BYTES)
+    return len(encoded).to_bytes(LENGTH_BYTES, "little") + encoded + body
+
+
+def decode_weights(content: bytes) -> tuple[str, Weights] | None:
+    """Decode the content of a file that may come from somebody else.
+
+    Returns:
+        The id of the run that the file names, and the weights; None where the content is not what
+        `encode_weights` makes.
+    """
+    length = int.from_bytes(content[:LENGTH_BYTES], "little")
+    if not 0 < length <= min(MAX_HEADER_BYTES, len(content) - LENGTH_BYTES):
+        return None
+    header = parse_json(content[LENGTH_BYTES : LENGTH_BYTES + length])
+    body = memoryview(content)[LENGTH_BYTES + length :]
+    metadata = header.pop("__metadata__", None)
+    if not isinstance(metadata, dict) or metadata.get("crc32") != str(zlib.crc32(body)):
+        return None
+    run_id, step = metadata.get("run"), metadata.get("step")
+    if not isinstance(run_id, str) or not isinstance(step, str) or not re.fullmatch(r"\d{1,18}", step):
+        return None
+    arrays: dict[str, np.ndarray] = {}
+    start = 0
+    for name, entry in header.items():
+        array = _decode_array(name, entry, body, start)
+        if array is None:
+            return None
+        arrays[name] = array
+        start += array.nbytes
+    return (run_id, Weights(step=int(step), arrays=arrays)) if start == len(body) else None
+
+
+def _decode_array(name: str, entry: object, body: memoryview, start: int) -> np.ndarray | None:
+    """Decode the array that begins at an offset; None where its entry in the header is not of that array."""
+    if not NAME.fullmatch(name) or not isinstance(entry, dict):
+        return None
+    dtype, shape = TYPES.get(str(entry.get("dtype"))), entry.get("shape")
+    if dtype is None or not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        return None
+    end = start + math.prod(shape) * dtype.itemsize
+    if entry.get("data_offsets") != [start, end] or end > len(body):
+        return None
+    return np.frombuffer(body[start:end], dtype).reshape(shape)
+
+
+def write_weights(path: Path, weights: Weights, run_id: str) -> int:
+    """Write weights to a file in one step; return the checksum of the file."""
+    content = encode_weights(weights, run_id)
+    write_bytes(path, content)
+    return zlib.crc32(content)
+
+
+def read_weights(path: Path, run_id: str) -> Weights | None:
+    """Read weights; None where the file is missing, corrupt, or has those of another run."""
+    decoded = decode_weights(read_bytes(path) or b"")
+    return decoded[1] if decoded and decoded[0] == run_id else None

@@ -1,0 +1,209 @@
+"""Finished runs and sweeps in a notebook, and trained networks measured again."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cnnexp
+from cnnexp.core.errors import UsageError
+from cnnexp.store.measurements import PROBES, read_evaluations
+from cnnexp.store.runs import WEIGHTS, find_corrupt_files, has_ended, list_run_folders
+from cnnexp.sweep import trained, worker
+from cnnexp.training.loop import StackTrainer
+from tests.conftest import SMALL_SWEEP, call_cnnexp, load_for_worker, load_once
+
+WORDS = [
+    "model.tying=shared,local",
+    "data.pixel_noise=0.2",
+    "data.validation_size=20",
+    "train.label_smoothing=0.1",
+]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train two cells of two seeds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker, "load", load_for_worker)
+        folder = tmp_path_factory.mktemp("swept")
+        patch.chdir(folder)
+        patch.setenv("WANDB_MODE", "disabled")
+        assert call_cnnexp("run", *SMALL_SWEEP, *WORDS, "seed=0,1") == 0
+    return folder / "results" / "default"
+
+
+@pytest.fixture
+def sweep(swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copy the sweep to the working folder, where a test changes it."""
+    shutil.copytree(swept, tmp_path / "results" / "default")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trained, "load", load_for_worker)
+    monkeypatch.setattr(trained, "load_images", load_once)
+    monkeypatch.setattr("cnnexp.load.load_images", load_once)
+    return Path("results/default")
+
+
+def test_a_loaded_network_has_bit_for_bit_the_metrics_of_the_summary(sweep: Path) -> None:
+    runs = [cnnexp.load_run(folder) for folder in list_run_folders(sweep)]
+    assert len(runs) == 4
+    for run in runs:
+        trainer = StackTrainer(run.config, load_once(run.config.data), 1)
+        (row,) = trainer.evaluate([run.config], [run.weights().arrays])
+        metrics = {key: value for key, value in row.items() if "/" in key}
+        assert metrics == {key: run.summary[key] for key in metrics} and "test/loss" in metrics
+        assert run.weights().step == run.summary["steps"]
+
+
+def test_a_run_has_its_configuration_history_network_and_images(sweep: Path) -> None:
+    run = cnnexp.load_run(str(list_run_folders(sweep)[0]))
+    assert run.status == "finished" and run.config.run_id == run.run_id
+    assert run.history["step"].tolist() == [0, 3, 6]
+    images = run.data()
+    for split in ("train", "validation", "test"):
+        logits = run.network()(getattr(images, f"{split}_images"))
+        hits = np.asarray(logits).argmax(1) == getattr(images, f"{split}_labels")
+        assert np.float32(hits.mean()) == pytest.approx(run.summary[f"{split}/accuracy"], abs=1e-6)
+    assert len(images.train_images) == 64 and len(images.validation_images) == 20
+
+
+def test_a_sweep_is_a_dataframe(sweep: Path) -> None:
+    table = cnnexp.load_sweep(sweep)
+    assert sorted(table["seed"]) == [0, 0, 1, 1] and "model.tying" in table
+
+
+def test_what_is_no_run_or_no_sweep_is_refused_in_one_line(sweep: Path, tmp_path: Path) -> None:
+    for path, words in (("nowhere", "no such folder"), (str(sweep), "holds no run")):
+        with pytest.raises(UsageError, match=words):
+            cnnexp.load_run(path)
+    with pytest.raises(UsageError, match="no such sweep"):
+        cnnexp.load_sweep(tmp_path / "results" / "defalt")
+    with pytest.raises(AttributeError, match="no attribute 'load_rum'"):
+        cnnexp.load_rum  # noqa: B018
+
+
+def test_corrupt_or_missing_weights_are_named_with_the_command_and_keep_the_result(sweep: Path) -> None:
+    folder = list_run_folders(sweep)[0]
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert find_corrupt_files(folder) == [] and has_ended(folder)
+    run = cnnexp.load_run(folder)
+    with pytest.raises(UsageError, match=r"corrupt file .*weights\.safetensors") as corrupt:
+        run.network()
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(UsageError, match="no weights are stored") as missing:
+        run.network()
+    for error in (corrupt, missing):
+        text = str(error.value)
+        assert f"rm -r {folder} && cnnexp run" in text and text.endswith(" train.keep=last")
+        assert "\n" not in text
+    assert run.summary["test/accuracy"] >= 0
+
+
+def test_importing_cnnexp_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, cnnexp; print([m for m in ('jax', 'pandas', 'numpy', 'pydantic') if m in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+def test_eval_adds_rows_under_other_conditions_and_leaves_the_training_alone(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = cnnexp.load_sweep(sweep)
+    assert call_cnnexp("eval", "default", "data.pixel_noise=0,0.2,2", "data.corrupt=test") == 0
+    assert "12 evaluations stored" in capsys.readouterr().out
+    assert cnnexp.load_sweep(sweep).equals(before)
+    table = cnnexp.load_sweep(sweep, evaluations=True)
+    assert len(table) == 4 + 12
+    rows = table[table["evaluation"] == "data.corrupt=test data.pixel_noise=2.0"]
+    assert rows["data.pixel_noise"].tolist() == [2.0] * 4 and set(rows["data.corrupt"]) == {"test"}
+    trained_rows = table[table["evaluation"] == ""].set_index("run_id")
+    same_noise = table[table["evaluation"] == "data.corrupt=test"].set_index("run_id")
+    for (
+        run_id
+    ) in same_noise.index:  # noise of the training is drawn alike, and only that of training images is off
+        assert same_noise["test/loss"][run_id] == trained_rows["test/loss"][run_id]
+        assert same_noise["train/loss"][run_id] != trained_rows["train/loss"][run_id]
+    assert call_cnnexp("eval", "default", "data.pixel_noise=0.2") == 0  # as it was trained
+    assert len(cnnexp.load_sweep(sweep, evaluations=True)) == 16
+
+
+def test_evaluations_can_be_printed_by_cell(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call_cnnexp("eval", "default", "data.shift=1") == 0
+    capsys.readouterr()
+    assert call_cnnexp("results", "default", "--evaluations", "--by", "model.tying", "--format", "csv") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and "evaluation" in lines[0] and any("data.shift=1" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "data.KEY=VALUE: missing"),
+        (["model.tying=local"], "model.tying=local: would need another training"),
+        (["data.canvas=12"], "data.canvas=12: would need another training"),
+        (["data.pixel_nois=1"], "did you mean 'data.pixel_noise'?"),
+        (["data.pixel_noise=-1"], "data.pixel_noise=-1: must be at least 0 (got -1)"),
+        (["data.pixel_noise"], "data.pixel_noise: must be KEY=VALUE"),
+        (["data.pixel_noise=range(0)"], "must have at least one value"),
+    ],
+)
+def test_eval_refuses_what_it_cannot_mean_in_one_line_and_writes_nothing(
+    sweep: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call_cnnexp("eval", "default", *words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert all(not read_evaluations(folder) for folder in list_run_folders(sweep))
+
+
+def test_probe_adds_columns_that_differ_between_tyings(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (list_run_folders(sweep)[0] / WEIGHTS).unlink()
+    assert call_cnnexp("probe", "default") == 0
+    printed = capsys.readouterr()
+    assert "3 runs probed" in printed.out and "left out: 1 run without weights" in printed.err
+    table = cnnexp.load_sweep(sweep)
+    columns = [str(column) for column in table if str(column).startswith("probe/")]
+    assert {"probe/shift_consistency", "probe/receptive_field/conv_0"} <= set(columns)
+    assert table["probe/shift_consistency"].isna().sum() == 1
+    by_tying = table.groupby("model.tying")[columns].mean()
+    assert by_tying["probe/kernel_distance/conv_0/far"]["local"] > 1
+    assert by_tying["probe/kernel_distance/conv_0/far"]["shared"] < 1e-5
+    error = by_tying["probe/equivariance_error/conv_0"]
+    assert 0 < error["shared"] < error["local"]
+    assert 2 <= by_tying["probe/receptive_field/conv_0"]["shared"] <= 5
+
+
+def test_foreign_probes_become_no_columns(sweep: Path) -> None:
+    (list_run_folders(sweep)[0] / PROBES).write_text(json.dumps({"measures": {"model.tying": 1}, "crc32": 0}))
+    assert not [column for column in cnnexp.load_sweep(sweep) if str(column).startswith("probe/")]
+
+
+def test_a_sweep_without_weights_is_refused_with_the_command(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in list_run_folders(sweep):
+        (folder / WEIGHTS).unlink()
+    for words in (["probe", "default"], ["eval", "default", "data.shift=1"]):
+        assert call_cnnexp(*words) == 2
+        error = capsys.readouterr().err
+        assert "no weights are stored" in error and error.count("\n") == 1
+
+
+def test_keeping_none_and_the_limit_store_no_weights(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("train.keep=none", "name=none") == 0
+    assert run("sweep.max_weights_gb=0", "name=limited") == 0
+    assert "1 run does not store weights" in capsys.readouterr().err
+    assert run("train.keep=last", "name=kept") == 0
+    names = {name: list(Path("results", name).glob(f"*/{WEIGHTS}")) for name in ("none", "limited", "kept")}
+    assert [len(files) for files in names.values()] == [0, 0, 1]
+    ids = {folder.name for name in names for folder in list_run_folders(Path("results", name))}
+    assert len(ids) == 1
