@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
@@ -59,12 +60,12 @@ class RunImages(NamedTuple):
     class `(n, classes)`.
     """
 
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    validation_images: np.ndarray
-    validation_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
+    train_images: jax.Array
+    train_labels: jax.Array
+    validation_images: jax.Array
+    validation_labels: jax.Array
+    test_images: jax.Array
+    test_labels: jax.Array
 
 
 class LoadedRun:
@@ -198,10 +199,10 @@ def load_sweep(path: str | os.PathLike[str], *, evaluations: bool = False) -> pd
     return make_dataframe(runs, evaluations=evaluations)
 
 
-def draw_test_images(config: RunConfig, images: Images, number: int) -> np.ndarray:
+def draw_test_images(config: RunConfig, images: Images, number: int) -> jax.Array:
     """Return the first test images as the network of a run sees them."""
     indices = np.arange(min(number, len(images.test_labels)), dtype=np.int32)
-    source = InMemory(images, indices, np.int32(len(indices)), indices)
+    source = InMemory(images, indices, np.asarray(len(indices), np.int32), indices)
     return _corrupt(_make_corruptions(config, images), source, "test", indices, classes=1)[0]
 
 
@@ -214,7 +215,7 @@ def draw_images(config: RunConfig, images: Images) -> RunImages:
     """
     split = draw_run_split(images, config.data, resolve_split_seed(config))
     size = config.data.train_size or len(split.order)
-    source = InMemory(images, split.order, np.int32(size), split.validation)
+    source = InMemory(images, split.order, np.asarray(size, np.int32), split.validation)
     corruptions = _make_corruptions(config, images)
     classes = make_setup(config).network[-1].geometry.features
     indices_of_split = {
@@ -222,13 +223,13 @@ def draw_images(config: RunConfig, images: Images) -> RunImages:
         "validation": split.validation,
         "test": np.arange(len(images.test_labels), dtype=np.int32),
     }
-    arrays: list[np.ndarray] = []
+    arrays: list[jax.Array] = []
     for name, indices in indices_of_split.items():
         batches = [
             _corrupt(corruptions, source, name, indices[start : start + IMAGES_AT_ONCE], classes)
             for start in range(0, max(1, len(indices)), IMAGES_AT_ONCE)
         ]
-        arrays += [np.concatenate(leaves) for leaves in zip(*batches, strict=True)]
+        arrays += [jnp.concatenate(leaves) for leaves in zip(*batches, strict=True)]
     return RunImages(*arrays)
 
 
@@ -243,12 +244,12 @@ def _make_corruptions(config: RunConfig, images: Images) -> Corruptions:
 
 def _corrupt(
     corruptions: Corruptions, source: InMemory, split: str, indices: np.ndarray, classes: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[jax.Array, jax.Array]:
     """Return images of a split and their labels as `cnnexp.training.setup.corrupt_batch` does."""
-    batch = source.batch(split, jax.numpy.asarray(indices))
+    batch = source.batch(split, jnp.asarray(indices))
     corrupted_as = "test" if split == "test" else "train"
     pixels = corruptions.images(batch.pixels, batch.image_ids, split=corrupted_as, step=None, first=0)
-    labels = jax.numpy.asarray(batch.labels)
+    labels = jnp.asarray(batch.labels)
     if split == "train":
         labels = corruptions.labels(labels, batch.image_ids, classes)
-    return np.asarray(pixels), np.asarray(labels)
+    return pixels, labels

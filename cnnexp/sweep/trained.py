@@ -4,10 +4,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
-import numpy as np
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -86,7 +85,10 @@ def parse_conditions(words: Sequence[str]) -> list[dict[str, Value]]:
     check_discrete(overrides)
     combinations = [point for batch in BasicSweeper.split_arguments(overrides, None) for point in batch]
     parser = OverridesParser.create()
-    return [{o.key_or_group: o.value() for o in parser.parse_overrides(point)} for point in combinations]
+    return [
+        {override.key_or_group: cast(Value, override.value()) for override in parser.parse_overrides(point)}
+        for point in combinations
+    ]
 
 
 def change_conditions(config: RunConfig, conditions: Mapping[str, Value]) -> RunConfig:
@@ -206,5 +208,5 @@ def probe_sweep(folder: Path) -> int:
     return len(runs)
 
 
-def _probe(params: Any, variables: Any, images: np.ndarray, setup: Setup) -> dict[str, jax.Array]:
-    return probe_function(merge_network(params, variables, setup), jax.numpy.asarray(images))
+def _probe(params: Any, variables: Any, images: jax.Array, setup: Setup) -> dict[str, jax.Array]:
+    return probe_function(merge_network(params, variables, setup), images)

@@ -42,7 +42,8 @@ def test_probes_are_read_as_they_were_written_without_what_is_not_finite(tmp_pat
     ],
 )
 def test_foreign_probes_are_left_out(tmp_path: Path, measures: Any) -> None:
-    (tmp_path / PROBES).write_text(json.dumps({"measures": measures, "crc32": checksum(measures or {})}))
+    crc32 = checksum(measures if isinstance(measures, dict) else {})
+    (tmp_path / PROBES).write_text(json.dumps({"measures": measures, "crc32": crc32}))
     assert read_probes(tmp_path) == {}
 
 
