@@ -32,7 +32,6 @@ from cnnexp.data.images import Images
 from cnnexp.data.loading import draw_run_split, load_images, resolve_split_seed
 from cnnexp.data.pipelines import InMemory
 from cnnexp.data.sampling import split_run_key
-from cnnexp.models.network import TiedNetwork
 from cnnexp.store.files import read_bytes, read_json
 from cnnexp.store.runs import (
     CONFIG,
@@ -129,8 +128,8 @@ class LoadedRun:
             raise UsageError(f"corrupt file {path} (checksum mismatch); {self._training_advice()}")
         return decoded[1]
 
-    def network(self) -> TiedNetwork:
-        """Build the trained network, in evaluation mode.
+    def network(self) -> Any:
+        """Build the trained network, in evaluation mode: a `TiedNetwork`, or the module of a custom model.
 
         It takes normalised images `(b, h, w, c)`, such as those of `data`, and returns logits.
 

@@ -1,9 +1,12 @@
 """Probes of a trained network: each measurement of `cnnexp.nn.probes` as named numbers."""
 
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import cast
 
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
 from cnnexp.models.layers import LayerSpec, NetworkSpec
@@ -21,7 +24,7 @@ NEIGHBOURS = ((0, 1), (1, 0), (0, -1), (-1, 0))  # shifts by one pixel
 MAX_POSITIONS = 1024  # of a layer whose kernels are compared in pairs
 
 
-def probe_function(net: TiedNetwork, images: Float[Array, "b h w c"]) -> dict[str, Float[Array, ""]]:
+def probe_function(net: nnx.Module, images: Float[Array, "b h w c"]) -> dict[str, Float[Array, ""]]:
     """Measure the function that a network computes.
 
     Args:
@@ -30,15 +33,17 @@ def probe_function(net: TiedNetwork, images: Float[Array, "b h w c"]) -> dict[st
 
     Returns:
         By names of columns: `probe/shift_consistency` is the fraction of images whose predicted class a shift
-        by one pixel does not change, the mean of four directions; and for each layer with feature maps, up
-        to which the network is taken: `probe/equivariance_error/<layer>` is the error for a shift by one
+        by one pixel does not change, the mean of four directions; and for each layer with feature maps of a
+        `TiedNetwork`, up to which the network is taken: `probe/equivariance_error/<layer>` is the error for a shift by one
         pixel of the output down and across, and `probe/receptive_field/<layer>` the side of the effective
         receptive field in pixels.
     """
-    measures = {"probe/shift_consistency": shift_consistency(net, images, NEIGHBOURS).mean()}
-    for layer in net.layers:
+    logits = cast(Callable[[Array], Array], net)
+    measures = {"probe/shift_consistency": shift_consistency(logits, images, NEIGHBOURS).mean()}
+    for layer in net.layers if isinstance(net, TiedNetwork) else ():
         if min(layer.out_shape[:2]) < 2:  # a shift moves nothing
             continue
+        assert isinstance(net, TiedNetwork)
         part = partial(net.feature_maps, layer=layer.name)
         error = equivariance_error(part, images, (1, 1), _total_stride(net.layers, layer))
         measures[f"probe/equivariance_error/{layer.name}"] = error
@@ -47,7 +52,7 @@ def probe_function(net: TiedNetwork, images: Float[Array, "b h w c"]) -> dict[st
     return {name: jnp.asarray(value, jnp.float32) for name, value in measures.items()}
 
 
-def probe_kernels(net: TiedNetwork) -> dict[str, float]:
+def probe_kernels(net: nnx.Module) -> dict[str, float]:
     """Measure the kernels of a network.
 
     Returns:

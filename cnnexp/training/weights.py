@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cnnexp.models.network import TiedNetwork
+from cnnexp.models.custom import build_network as make_network
 from cnnexp.training.processes import to_host
 from cnnexp.training.setup import Setup, State, merge_network
 
@@ -36,7 +36,8 @@ def restore_weights(setup: Setup, arrays: Mapping[str, np.ndarray]) -> tuple[Any
     Raises:
         ValueError: The names, shapes or types are not those of the network.
     """
-    model = nnx.eval_shape(lambda: TiedNetwork(setup.network, rngs=nnx.Rngs(params=0, dropout=0)))
+    rngs = nnx.Rngs(0, params=0, dropout=0)  # the streams of `cnnexp.training.train.init`
+    model = nnx.eval_shape(lambda: make_network(setup.config, setup.network, rngs=rngs))
     _, params, variables = nnx.split(model, nnx.Param, ...)
     names = {*_flatten(params), *_flatten(variables)}
     if names != set(arrays):
@@ -45,7 +46,7 @@ def restore_weights(setup: Setup, arrays: Mapping[str, np.ndarray]) -> tuple[Any
     return _fill(params, arrays), _fill(variables, arrays)
 
 
-def build_network(setup: Setup, arrays: Mapping[str, np.ndarray]) -> TiedNetwork:
+def build_network(setup: Setup, arrays: Mapping[str, np.ndarray]) -> Any:
     """Build a network in evaluation mode from its named arrays; see `restore_weights`."""
     return merge_network(*restore_weights(setup, arrays), setup)
 

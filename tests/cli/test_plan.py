@@ -115,8 +115,9 @@ def test_plan_prints_one_line_per_cell_then_impossible_cells_with_reasons_then_t
     impossible = [line for line in lines if line.startswith("impossible: kernel_size=99")]
     assert len(impossible) == 2 and "is larger than the 16x16 image" in impossible[0]
     assert (
-        lines[-2] == "2 cells, 10 runs: 0 done, 10 to train in 2 stacks of 2 programs; 2 cells are impossible"
+        lines[-3] == "2 cells, 10 runs: 0 done, 10 to train in 2 stacks of 2 programs; 2 cells are impossible"
     )
+    assert lines[-2] == "weights of 10 of 10 runs are stored, 6.94MB"
     assert "estimated from a calibration" in lines[-1]
 
 
