@@ -33,10 +33,10 @@ def probe_function(net: nnx.Module, images: Float[Array, "b h w c"]) -> dict[str
 
     Returns:
         By names of columns: `probe/shift_consistency` is the fraction of images whose predicted class a shift
-        by one pixel does not change, the mean of four directions; and for each layer with feature maps of a
-        `TiedNetwork`, up to which the network is taken: `probe/equivariance_error/<layer>` is the error for a shift by one
-        pixel of the output down and across, and `probe/receptive_field/<layer>` the side of the effective
-        receptive field in pixels.
+        by one pixel does not change, the mean of four directions. For each layer with feature maps of a
+        `TiedNetwork`, up to which the network is taken, `probe/equivariance_error/<layer>` is the error for a
+        shift by one pixel of the output down and across, and `probe/receptive_field/<layer>` the side of the
+        effective receptive field in pixels.
     """
     logits = cast(Callable[[Array], Array], net)
     measures = {"probe/shift_consistency": shift_consistency(logits, images, NEIGHBOURS).mean()}

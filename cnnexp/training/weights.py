@@ -36,8 +36,11 @@ def restore_weights(setup: Setup, arrays: Mapping[str, np.ndarray]) -> tuple[Any
     Raises:
         ValueError: The names, shapes or types are not those of the network.
     """
-    rngs = nnx.Rngs(0, params=0, dropout=0)  # the streams of `cnnexp.training.train.init`
-    model = nnx.eval_shape(lambda: make_network(setup.config, setup.network, rngs=rngs))
+
+    def build() -> nnx.Module:  # with the streams of `cnnexp.training.train.init`
+        return make_network(setup.config, setup.network, rngs=nnx.Rngs(0, params=0, dropout=0))
+
+    model = nnx.eval_shape(build)
     _, params, variables = nnx.split(model, nnx.Param, ...)
     names = {*_flatten(params), *_flatten(variables)}
     if names != set(arrays):
