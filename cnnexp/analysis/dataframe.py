@@ -38,6 +38,8 @@ MADE_ON = {"device_kind": "device", "product_precision": "precision of products"
 MAX_NAMED_RUNS = 20  # corrupt runs, in a message
 EVALUATION = "evaluation"  # the column with the conditions of an evaluation
 OF_NETWORK = ("params/", "version/", "probe/")  # columns that do not depend on the images of an evaluation
+# Further metrics that are fractions: they have steps to targets too, and tables show them in hundredths.
+FRACTIONS = ("label_accuracy", "average_precision", "top5")
 TARGETS = (0.25, 0.5, 0.75, 0.9)  # of test accuracy, whose steps are counted
 
 
@@ -49,8 +51,9 @@ def make_dataframe(
     Its columns are the dotted configuration keys, the summary, and what the history says:
     `test/accuracy_while_training` is the mean of the test accuracy over all steps, on lines between the
     evaluations, and is larger for the curve that rises sooner; `steps_to/0.5/low` and `steps_to/0.5/high` are
-    bounds of the steps to a test accuracy of 0.5, see `steps_to`. Columns `probe/…` are what `cnnexp probe`
-    measured.
+    bounds of the steps to a test accuracy of 0.5, see `steps_to`. Runs that measured one of `FRACTIONS` also
+    have `test/average_precision_while_training`, `steps_to/average_precision/0.5/low` and so on. Columns
+    `probe/…` are what `cnnexp probe` measured.
 
     Args:
         runs: The runs of a sweep.
@@ -227,16 +230,31 @@ def _without_quotes(value: object) -> str:
 
 
 def _row(run: StoredRun) -> dict[str, Any]:
-    curve = [(row["step"], row["test/accuracy"]) for row in run.history]
-    extra: dict[str, float] = {}
-    if len(curve) > 1:
-        steps, accuracies = np.array(curve, float).T
-        extra["test/accuracy_while_training"] = float(np.trapezoid(accuracies, steps) / np.ptp(steps))
-    for target in TARGETS:
-        bounds = zip(("low", "high"), steps_to(curve, target), strict=True)
-        extra |= {f"steps_to/{target:g}/{side}": bound for side, bound in bounds}
+    extra = _describe_curve(run, "accuracy", "steps_to")
+    for metric in FRACTIONS:
+        if run.history and f"test/{metric}" in run.history[0]:
+            extra |= _describe_curve(run, metric, f"steps_to/{metric}")
     name = {"run_id": run.run_id}  # the first column, which no stored key may replace
     return name | _dotted(run.config) | run.summary | extra | read_probes(run.folder) | name
+
+
+def _describe_curve(run: StoredRun, metric: str, prefix: str) -> dict[str, float]:
+    """Return the mean of a metric on test images while training, and bounds of the steps to each target.
+
+    Args:
+        run: A run with its history.
+        metric: The name of the metric, without its split.
+        prefix: The beginning of the columns that hold the bounds.
+    """
+    curve = [(row["step"], row[f"test/{metric}"]) for row in run.history]
+    columns: dict[str, float] = {}
+    if len(curve) > 1:
+        steps, values = np.array(curve, float).T
+        columns[f"test/{metric}_while_training"] = float(np.trapezoid(values, steps) / np.ptp(steps))
+    for target in TARGETS:
+        bounds = zip(("low", "high"), steps_to(curve, target), strict=True)
+        columns |= {f"{prefix}/{target:g}/{side}": bound for side, bound in bounds}
+    return columns
 
 
 def steps_to(curve: Sequence[tuple[int | float, int | float]], target: float) -> tuple[float, float]:

@@ -14,6 +14,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from cnnexp.analysis.dataframe import (
+    TARGETS,
     TUNED,
     Cell,
     Estimate,
@@ -27,7 +28,6 @@ from cnnexp.analysis.statistics import locality_by_chance
 from cnnexp.analysis.tuning import select_criterion
 
 TEST, GAP = "test/accuracy", "gap/accuracy"
-PRECISION, LABELS = "test/average_precision", "test/label_accuracy"  # with several labels per image
 CIFAR_SHAPE = 32, 3  # height and width in pixels, channels: images without a canvas
 CellRule = Cell | Callable[[pd.DataFrame], Cell]  # a cell, or a function that chooses it from the dataframe
 
@@ -240,6 +240,42 @@ def within(rows: Rows, estimate: Estimate) -> Estimate:
         estimate: The estimate, which is computed from these rows.
     """
     return lambda table: estimate(select_rows(table, rows))
+
+
+def measured_by(metric: str, estimate: Estimate) -> Estimate:
+    """Compute an estimate from another metric in place of the accuracy.
+
+    All columns of the accuracy are replaced: those of each split, the gap, and the steps to a target.
+
+    Args:
+        metric: The name of the metric, such as `average_precision` for images with several labels.
+        estimate: The estimate, which may be any that depends on accuracies.
+
+    Example:
+        >>> table = pd.DataFrame(
+        ...     {
+        ...         "seed": [0, 0],
+        ...         "model.tying": ["shared", "local"],
+        ...         "test/accuracy": [0.0, 0.0],
+        ...         "test/average_precision": [0.875, 0.75],
+        ...     }
+        ... )
+        >>> lead = difference({"model.tying": "shared"}, {"model.tying": "local"})
+        >>> measured_by("average_precision", lead)(table)
+        array([0.125])
+    """
+    columns = {f"{split}/accuracy": f"{split}/{metric}" for split in ("train", "validation", "test", "gap")}
+    columns["test/accuracy_while_training"] = f"test/{metric}_while_training"
+    for target in TARGETS:
+        for side in ("low", "high"):
+            columns[f"steps_to/{target:g}/{side}"] = f"steps_to/{metric}/{target:g}/{side}"
+
+    def compute(table: pd.DataFrame) -> np.ndarray:
+        measured = {f"test/{metric}", *(name for name in columns.values() if name in table)}
+        replaced = {column: table[name] for column, name in columns.items() if name in measured}
+        return estimate(table.assign(**replaced))
+
+    return compute
 
 
 def cell_at(key: str, position: int, cell: Cell) -> Callable[[pd.DataFrame], Cell]:

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from cnnexp.analysis.dataframe import TUNED, varying_keys
+from cnnexp.analysis.dataframe import FRACTIONS, TUNED, varying_keys
 from cnnexp.analysis.estimates import pair_cells
 from cnnexp.analysis.statistics import interquartile_mean, interval, probability_greater
 from cnnexp.core.text import markdown_text
@@ -18,8 +18,6 @@ METRICS = {
     "test/accuracy": "test accuracy",
     "gap/accuracy": "gap",
 }
-# Further metrics that are fractions, which tables show in hundredths like the accuracy.
-FRACTIONS = ("label_accuracy", "average_precision", "top5")
 MIN_SEEDS_FOR_IQM = 4  # with fewer, the interquartile mean is the mean
 
 

@@ -145,8 +145,10 @@ def user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.slow
 def test_metrics_and_loss_of_the_user_are_measured_in_memory_and_streamed(
-    configure: Configure, user_code: str
+    configure: Configure, user_code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("cnnexp.training.train.EVALUATION_BATCH_ON_CPU", 16)  # four batches
+    monkeypatch.setattr("cnnexp.training.batches.WINDOW_BYTES", 3000)  # each in a window of its own
     names = ["confidence", "mean_label"]
     train = {
         "loss": f"{user_code}:smoothed",

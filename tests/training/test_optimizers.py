@@ -11,10 +11,12 @@ import optax
 import optax.contrib
 import pytest
 
+from cnnexp.config import RunConfig
 from cnnexp.config.sections import Optim
 from cnnexp.core.errors import UsageError
 from cnnexp.sweep.plan import shape_of_program
 from cnnexp.training.learning_rates import make_relative_rate
+from cnnexp.training.loop import StackTrainer
 from cnnexp.training.named_optimizers import (
     UNSUITABLE,
     check_optimizer,
@@ -24,7 +26,7 @@ from cnnexp.training.named_optimizers import (
     select_decayed,
 )
 from cnnexp.training.optimizers import Hyperparameters, make_optimizer
-from tests.conftest import Configure
+from tests.conftest import Configure, load_once
 
 STEPS = 20
 PARAMS = {
@@ -191,6 +193,20 @@ def test_runs_that_differ_in_numbers_of_options_have_one_program(configure: Conf
     assert shape(nesterov=True) != shape(nesterov=False)
     assert shape() != shape(b2=0.9)
     assert list_traced_options(Optim(options={"b2": 0.9, "nesterov": True})) == ("b2",)
+
+
+def test_runs_with_different_options_train_in_a_stack_as_each_alone(configure: Configure) -> None:
+    optim = {"name": "adam", "clip": 0.5, "schedule": "wsd"}
+    runs = [configure(optim={**optim, "options": {"b2": b2}}, train={"steps": 8}) for b2 in (0.5, 0.99)]
+    images = load_once(runs[0].data)
+
+    def train(configs: list[RunConfig]) -> list[float]:
+        last = list(StackTrainer(configs[0], images, len(configs)).train(configs))[-1]
+        return [row["test/loss"] for row in last.rows or []]
+
+    losses = train(runs)
+    assert abs(losses[0] - losses[1]) > 1e-4
+    assert losses == pytest.approx([train([run])[0] for run in runs], abs=1e-5)
 
 
 def test_options_change_the_run_id_and_their_defaults_do_not(configure: Configure) -> None:
