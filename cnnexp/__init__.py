@@ -4,13 +4,27 @@ import os
 import sys
 from contextlib import suppress
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cnnexp.config.data import DataSection as DataSection
+    from cnnexp.data.images import DataShape as DataShape
+    from cnnexp.data.images import Images as Images
+    from cnnexp.data.images import make_images as make_images
+    from cnnexp.data.registry import Dataset as Dataset
+    from cnnexp.data.registry import register_dataset as register_dataset
 
 __version__ = "0.1.0"
 _EXPORTS = {  # public names by their modules, which are imported at first use, as JAX takes a second
     "load_run": "cnnexp.load",
     "load_sweep": "cnnexp.load",
     "register_model": "cnnexp.models.custom",
+    "register_dataset": "cnnexp.data.registry",
+    "Dataset": "cnnexp.data.registry",
+    "DataSection": "cnnexp.config.data",
+    "DataShape": "cnnexp.data.images",
+    "Images": "cnnexp.data.images",
+    "make_images": "cnnexp.data.images",
     "tying_of": "cnnexp.models.custom",
     "TiedConv": "cnnexp.nn.tied_conv",
     "Tying": "cnnexp.nn.tying",

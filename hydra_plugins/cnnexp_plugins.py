@@ -13,6 +13,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from cnnexp.config import SECTIONS, VARIANTS, RunConfig, default_values
+from cnnexp.config.data import DATA_VARIANTS
+from cnnexp.core.plugins import load_entry_points
 
 
 class CnnexpSweeper(BasicSweeper):
@@ -144,7 +146,12 @@ class CnnexpLauncher(Launcher):
 
 
 def _store_defaults(store: ConfigStore) -> None:
-    """Give Hydra the defaults of the schema, on which the files in conf/ build."""
+    """Give Hydra the defaults of the schema, on which the files in conf/ build. Plugins have no files."""
+    shipped = set(DATA_VARIANTS)
+    load_entry_points()
+    for name in DATA_VARIANTS.keys() - shipped:
+        node = _open_mappings(default_values(DATA_VARIANTS[name]))
+        store.store(group="data", name=name, node=node, provider="cnnexp")
     for section, schema in SECTIONS.items():
         for name, variant in VARIANTS.get(section, {"default": schema}).items():
             node = _open_mappings(default_values(variant))

@@ -91,7 +91,7 @@ def _print_network(layers: NetworkSpec, config: RunConfig, console: Console, pic
 def _make_layer_table(layers: NetworkSpec, config: RunConfig, *, wide: bool) -> Table:
     inputs = "x".join(map(str, infer_shape(config.data).image))
     params = total_count(layers, "params")
-    title = f"{config.model.name} on {config.data.name}, images of {inputs}: {params:,} parameters"
+    title = f"{config.model.name} on {config.data.dataset_name}, images of {inputs}: {params:,} parameters"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     shown = [column for column in LAYER_COLUMNS if wide or column != "weights"]
     for column in shown:
@@ -134,7 +134,7 @@ def _describe_images(configs: Sequence[RunConfig], pictures: Pictures) -> Iterat
         images = load(data)
         yield describe(data, images)
         yield from _class_tables(runs_of_set, images)
-        yield pictures.save(plot_data(runs_of_set, images), f"data-{data.name}")
+        yield pictures.save(plot_data(runs_of_set, images), f"data-{data.dataset_name}")
 
 
 def _class_tables(configs: Sequence[RunConfig], images: Images | ImageFiles) -> Iterator[Table]:

@@ -21,6 +21,7 @@ from cnnexp.config.data import (
     TRACED_OPTIONS,
     Data,
     Digits,
+    find_variant,
 )
 from cnnexp.config.describe import describe_requirement, most_specific_errors
 from cnnexp.config.execution import LAUNCHER_VARIANTS, Launcher, LocalLauncher, Sweep, Tracking
@@ -31,11 +32,12 @@ from cnnexp.core.user_code import compute_code_checksum
 
 RESULT_FORMAT = 4  # part of a run's identity: raise it when the same configuration gives other numbers
 
-VARIANTS: dict[str, dict[str, type[Section]]] = {
+VARIANTS: dict[str, Mapping[str, type[Section]]] = {
     "model": {"simple_cnn": SimpleCNN, "resnet": ResNet, "mlp": MLP, "custom": CustomModel},
-    "data": dict(DATA_VARIANTS),
+    "data": DATA_VARIANTS,
     "launcher": dict(LAUNCHER_VARIANTS),
 }
+UNIONS = ("model", "launcher")  # sections whose variants Pydantic names in the location of an error
 SECTIONS: dict[str, type[Section]] = {
     "model": SimpleCNN,
     "data": Digits,
@@ -192,6 +194,8 @@ def find_section_class(section: str, name: str = "") -> type[Section]:
         name: The value of its key `name`; a data set whose name is not in `DATA_VARIANTS` is a set of TFDS.
     """
     variants = VARIANTS.get(section, {})
+    if section == "data" and name:
+        return DATA_VARIANTS[find_variant(name)]
     return variants.get(name) or (variants.get(TFDS_VARIANT) if name else None) or SECTIONS[section]
 
 
@@ -234,7 +238,7 @@ def _describe_first_error(errors: list[ErrorDetails], values: Mapping[str, Any])
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
     value = _look_up(key, values)
-    key_depth = 3 if error["loc"][0] in VARIANTS else 2
+    key_depth = 3 if error["loc"][0] in UNIONS else 2
     requirement = describe_requirement(key, value, most_specific_errors(key_errors, key_depth))
     return f"{key}={shorten_value(value)}: {requirement}"
 
@@ -245,7 +249,7 @@ def _unknown_data_set(values: Mapping[str, Any]) -> str | None:
     if not isinstance(data, Mapping) or "train_split" in data:
         return None
     name = data.get("name")
-    if not isinstance(name, str) or name in DATA_VARIANTS:
+    if not isinstance(name, str) or find_variant(name) != TFDS_VARIANT:
         return None
     names = [name for name in DATA_VARIANTS if name != TFDS_VARIANT]
     return f"data.name={name}: {suggestion(name, names)}; a set of TFDS: data=tfds data.name=NAME"
@@ -254,7 +258,7 @@ def _unknown_data_set(values: Mapping[str, Any]) -> str | None:
 def _user_key(loc: tuple[int | str, ...]) -> str:
     """Return the dotted key as a person types it: without Pydantic's names of union members."""
     section, *rest = loc
-    if section in VARIANTS:
+    if section in UNIONS:
         rest = rest[1:]
     return ".".join([str(section), *(str(part) for part in rest[:1])])
 

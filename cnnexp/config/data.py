@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, SerializeAsAny, model_validator
 from pydantic_core import PydanticCustomError
 
 from cnnexp.config.sections import (
@@ -17,6 +17,7 @@ from cnnexp.config.sections import (
     Text,
 )
 from cnnexp.core.errors import format_value
+from cnnexp.core.plugins import load_entry_points
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Permutation = Literal["none", "fixed", "per_image"]
@@ -95,6 +96,11 @@ class DataSection(Section):
         description="Augmentation: mirror training images left to right with probability one half, drawn "
         "anew at each step.",
     )
+
+    @property
+    def dataset_name(self) -> str:
+        """The value of the key `name`, which every data set has."""
+        return dict(self)["name"]
 
 
 class Digits(DataSection):
@@ -330,16 +336,19 @@ class CustomData(ArrayData):
     name: Literal["custom"] = Field(
         default="custom", description="The data set: arrays that a Python function returns."
     )
-    file: Annotated[Folder, AllowedText("a file")] | None = Field(
-        default=None, description="The Python file that defines the function. Set either this or `target`."
-    )
-    function: Text = Field(default="load", description="The name of the function in `file`.")
-    target: Annotated[str, Field(pattern=r"^[\w.]+:\w+$"), AllowedText("MODULE:FUNCTION")] | None = Field(
+    file: Text | None = Field(
         default=None,
-        description="The function and the module to import it from, as MODULE:FUNCTION. Set either this or "
-        "`file`.",
+        description="The file with the function, instead of `target`: `my_data.py`, in which it is called "
+        "`load`, or `my_data.py:function`.",
     )
-    options: Options = Field(default={}, description="The arguments of the function, by their names.")
+    target: Text | None = Field(
+        default=None,
+        description="The function that returns the arrays, `module:function`, searched for in the working "
+        "folder and the installed packages.",
+    )
+    options: Options = Field(
+        default={}, description="Arguments of the function by their names, such as {side: 16}."
+    )
 
     @model_validator(mode="after")
     def _check_source(self) -> "CustomData":
@@ -363,23 +372,42 @@ DATA_VARIANTS: dict[str, type[DataSection]] = {
 }
 
 
-def _select_variant(value: object) -> str | None:
-    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
-    return name if name is None or (isinstance(name, str) and name in DATA_VARIANTS) else TFDS_VARIANT
+def register_section(section: type[DataSection]) -> None:
+    """Add the section of a data set, under the default of its key `name`.
+
+    Raises:
+        ValueError: The section has no such key, or another section has the same name.
+    """
+    if section in DATA_VARIANTS.values():
+        return
+    field = section.model_fields.get("name")
+    name = field.default if field else None
+    if not isinstance(name, str):
+        raise ValueError(f"{section.__name__}.name: must have a default, the name of the data set")
+    if name in DATA_VARIANTS:
+        raise ValueError(f"{section.__name__}.name={name}: is the name of another data set")
+    DATA_VARIANTS[name] = section
 
 
-Data = Annotated[
-    Annotated[Digits, Tag("digits")]
-    | Annotated[SignalDistribution, Tag("signal_distribution")]
-    | Annotated[ChannelNorm, Tag("channel_norm")]
-    | Annotated[KPatterns, Tag("k_patterns")]
-    | Annotated[MNIST1D, Tag("mnist1d")]
-    | Annotated[NPZ, Tag("npz")]
-    | Annotated[ImageFolder, Tag("folder")]
-    | Annotated[CustomData, Tag("custom")]
-    | Annotated[TFDSImages, Tag(TFDS_VARIANT)],
-    Discriminator(_select_variant),
-]
+def find_variant(name: str) -> str:
+    """Return the variant of the section `data` for a value of its key `name`."""
+    if name not in DATA_VARIANTS:
+        load_entry_points()
+    return name if name in DATA_VARIANTS else TFDS_VARIANT
+
+
+def _parse_section(value: object) -> DataSection:
+    if isinstance(value, DataSection):
+        return value
+    name = value.get("name") if isinstance(value, dict) else None
+    if name is None:
+        raise PydanticCustomError("missing", "a value is missing")
+    variant = find_variant(name) if isinstance(name, str) else TFDS_VARIANT
+    return DATA_VARIANTS[variant].model_validate(value)
+
+
+# The class of the section follows from its name, so that data sets can be registered.
+Data = Annotated[SerializeAsAny[DataSection], PlainValidator(_parse_section)]
 # The strengths of corruptions are traced, so that one program serves all of them; a strength of zero removes
 # the corruption from the program. `block` and `corrupt` are traced whatever their value.
 IMAGE_CORRUPTIONS = ("resolution", "image_noise", "shift", "pixel_noise", "salt_and_pepper")

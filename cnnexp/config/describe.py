@@ -158,7 +158,6 @@ LENGTH_REQUIREMENTS = {"too_short": ("min_length", "at least"), "too_long": ("ma
 PATTERN_REQUIREMENTS = {
     "name": "letters, digits, '_', '-' and '.', beginning with a letter or digit",
     "data.checksum": "x and 16 hexadecimal digits, as a stored configuration has it",
-    "data.target": "MODULE:FUNCTION",
     "data.name": "the name of a data set as TFDS writes it, such as cifar10 or emnist/letters",
 }
 

@@ -75,8 +75,9 @@ class ArraySet(Dataset[ArrayKeys]):
     def check_available(self) -> None:
         """Check that the images are those of `data.checksum`, and that they are not asked to stream."""
         if self.data.stream == "always":
+            name = self.data.dataset_name
             raise UsageError(
-                f"data.stream=always: must be auto or never for {self.name}, which is read into memory"
+                f"data.stream=always: must be auto or never for {name}, which is read into memory"
             )
         self._compare_checksum(self._summarise().checksum)
 

@@ -53,7 +53,7 @@ def read_and_check(data: Data) -> list[str]:
         dataset.open_files()
     else:
         images = dataset.load()
-    return dataset.make_checks(images).make_warnings(data.name, dataset.infer_shape())
+    return dataset.make_checks(images).make_warnings(data.dataset_name, dataset.infer_shape())
 
 
 def describe(data: Data, images: Images | ImageFiles | None = None) -> str:
@@ -64,7 +64,7 @@ def describe(data: Data, images: Images | ImageFiles | None = None) -> str:
         images: The set if it is loaded already; otherwise it is loaded.
     """
     checks = find_dataset(data).make_checks(images if isinstance(images, Images) else None)
-    return checks.describe(data.name, infer_shape(data))
+    return checks.describe(data.dataset_name, infer_shape(data))
 
 
 def add_checksums(runs: Sequence[RunConfig]) -> list[RunConfig]:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from cnnexp.config.data import DataSection
+from cnnexp.config.data import DataSection, register_section
 from cnnexp.core.errors import UsageError
 from cnnexp.data.images import DataShape, ImageChecks, Images, check_images
 from cnnexp.data.pipelines import ImageFiles
@@ -15,8 +15,8 @@ Keys = TypeVar("Keys", bound=DataSection)
 class Dataset(ABC, Generic[Keys]):
     """A data set as one configuration selects it.
 
-    A subclass defines `infer_shape` and `load`, and is registered with `register`. The other methods have
-    defaults for images that are made in memory.
+    A subclass defines `infer_shape` and `load`, and is registered with `register_dataset`. The other methods
+    have defaults for images that are made in memory.
 
     Args:
         data: The configuration.
@@ -24,11 +24,6 @@ class Dataset(ABC, Generic[Keys]):
 
     def __init__(self, data: Keys):
         self.data = data
-
-    @property
-    def name(self) -> str:
-        """The value of `data.name`."""
-        return dict(self.data)["name"]
 
     @abstractmethod
     def infer_shape(self) -> DataShape:
@@ -53,9 +48,8 @@ class Dataset(ABC, Generic[Keys]):
             UsageError: They cannot, or they cannot stream as `data.stream` asks.
         """
         if self.data.stream == "always":
-            raise UsageError(
-                f"data.stream=always: must be auto or never for {self.name}, which is made in memory"
-            )
+            name = self.data.dataset_name
+            raise UsageError(f"data.stream=always: must be auto or never for {name}, which is made in memory")
 
     def check_keys(self) -> None:
         """Check the keys of the section against each other.
@@ -105,14 +99,30 @@ _DATASETS: dict[type[DataSection], type[Dataset[Any]]] = {}
 Class = TypeVar("Class", bound=type[Dataset[Any]])
 
 
-def register(section: type[DataSection]) -> Callable[[Class], Class]:
-    """Register the decorated class as the data sets of a section.
+def register_dataset(section: type[DataSection]) -> Callable[[Class], Class]:
+    """Register the decorated class as the data sets of a section, which is then one more value of `data`.
 
     Args:
-        section: The class of the section; its subclasses are registered with it.
+        section: The class of the section. Its key `name` has the name of the data set as its default.
+
+    Example::
+
+        class Stripes(cnnexp.DataSection):
+            name: Literal["stripes"] = Field(default="stripes", description="The data set.")
+            side: int = Field(default=8, ge=2, description="The side of the images, in pixels.")
+
+        @cnnexp.register_dataset(Stripes)
+        class StripesSet(cnnexp.Dataset[Stripes]):
+            def infer_shape(self) -> cnnexp.DataShape: ...
+
+            def load(self) -> cnnexp.Images: ...
+
+    Raises:
+        ValueError: Another data set has this name.
     """
 
     def add(dataset: Class) -> Class:
+        register_section(section)
         _DATASETS[section] = dataset
         return dataset
 

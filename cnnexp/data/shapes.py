@@ -31,12 +31,12 @@ def resolve_train_size(data: Data) -> int:
         limit = f"data.validation_images={shape.validation_images}"
         raise UsageError(f"data.validation_size={data.validation_size}: must be at most {limit}")
     if not shape.validation_images and data.validation_size >= shape.train_images:
-        limit = f"{shape.train_images}, the training images of {data.name}, from which they are taken"
+        limit = f"{shape.train_images}, the training images of {data.dataset_name}, from which they are taken"
         raise UsageError(f"data.validation_size={data.validation_size}: must be less than {limit}")
     available = shape.train_images - (0 if shape.validation_images else data.validation_size)
     if data.train_size is not None and data.train_size > available:
         rest = f" besides {data.validation_size} for validation" if available < shape.train_images else ""
-        limit = f"{available}, the training images of {data.name}{rest}"
+        limit = f"{available}, the training images of {data.dataset_name}{rest}"
         raise UsageError(f"data.train_size={data.train_size}: must be at most {limit}")
     return data.train_size or available
 

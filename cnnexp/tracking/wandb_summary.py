@@ -175,5 +175,5 @@ def _draw_data(folder: Path, configs: list[RunConfig]) -> list[tuple[str, Figure
             check_prepared(data)
         except UsageError:  # the runs were trained on another machine, which has the images
             continue
-        figures.append((data.name, plot_data(same_images, load(data))))
+        figures.append((data.dataset_name, plot_data(same_images, load(data))))
     return figures

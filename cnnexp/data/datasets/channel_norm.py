@@ -8,10 +8,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from cnnexp.config.data import ChannelNorm
 from cnnexp.data.datasets.synthetic import Inputs, SyntheticSet, Task
-from cnnexp.data.registry import register
+from cnnexp.data.registry import register_dataset
 
 
-@register(ChannelNorm)
+@register_dataset(ChannelNorm)
 class ChannelNormSet(SyntheticSet[ChannelNorm]):
     """Gaussian images of three channels, the first two of which are compared."""
 

@@ -12,7 +12,7 @@ from cnnexp.config.data import Digits
 from cnnexp.core.errors import UsageError
 from cnnexp.data.datasets.synthetic import make_draw_images
 from cnnexp.data.images import DataShape, Images, make_images
-from cnnexp.data.registry import Dataset, register
+from cnnexp.data.registry import Dataset, register_dataset
 from cnnexp.data.sampling import stratified_sample
 
 CLASSES = 10
@@ -22,7 +22,7 @@ DIGIT_TRAIN_IMAGES, DIGIT_VALIDATION_IMAGES, DIGIT_TEST_IMAGES = 1_257, 180, 360
 BANDS = 3  # regions of columns for training, validation and test digits where these lie apart
 
 
-@register(Digits)
+@register_dataset(Digits)
 class DigitsSet(Dataset[Digits]):
     """The handwritten digits, unmodified or scattered."""
 

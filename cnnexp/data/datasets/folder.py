@@ -15,7 +15,7 @@ from cnnexp.core.text import short_number
 from cnnexp.data.array_set import ArraySet
 from cnnexp.data.arrays import scale_16_bits
 from cnnexp.data.decoding import Picture, crop_middle, decode_picture
-from cnnexp.data.registry import register
+from cnnexp.data.registry import register_dataset
 
 SPLIT_FOLDERS = {"train": "train", "test": "test", "validation": "validation", "val": "validation"}
 ENDINGS = (".png", ".jpg", ".jpeg")
@@ -31,7 +31,7 @@ class LabelledFile(NamedTuple):
     label: int
 
 
-@register(ImageFolder)
+@register_dataset(ImageFolder)
 class FolderSet(ArraySet[ImageFolder]):
     """The image files of a folder; the classes are the names of its folders in their order."""
 

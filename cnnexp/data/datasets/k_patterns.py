@@ -9,12 +9,12 @@ from jaxtyping import Array, Float, Int, Key
 from cnnexp.config.data import KPatterns
 from cnnexp.core.errors import UsageError
 from cnnexp.data.datasets.synthetic import Inputs, SyntheticSet, Task
-from cnnexp.data.registry import register
+from cnnexp.data.registry import register_dataset
 
 MAX_PATTERN_BITS = 31  # bits that a signed 32-bit integer holds beside its sign
 
 
-@register(KPatterns)
+@register_dataset(KPatterns)
 class PatternSet(SyntheticSet[KPatterns]):
     """Bit strings, in which the position of the k bits is the same in all inputs."""
 

@@ -13,7 +13,7 @@ from cnnexp.core.errors import UsageError, format_value
 from cnnexp.core.machine import machine_memory_text
 from cnnexp.core.text import short_number
 from cnnexp.data.datasets.synthetic import Inputs, SyntheticSet, Task
-from cnnexp.data.registry import register
+from cnnexp.data.registry import register_dataset
 
 DIGIT_POINTS = 12  # length of a digit before it is padded
 # The heights of the ten digits as the paper draws them, from left to right.
@@ -35,7 +35,7 @@ AMPLITUDE = 1 / 6
 SMOOTHING_POINTS = 2.0  # standard deviation of the Gaussian that correlates the noise
 
 
-@register(MNIST1D)
+@register_dataset(MNIST1D)
 class SignalsSet(SyntheticSet[MNIST1D]):
     """Signals of ten classes, which take turns."""
 

@@ -11,10 +11,10 @@ from cnnexp.core.errors import UsageError, shorten_value
 from cnnexp.core.machine import machine_memory_text, total_memory
 from cnnexp.core.text import short_number
 from cnnexp.data.array_set import ArraySet
-from cnnexp.data.registry import register
+from cnnexp.data.registry import register_dataset
 
 
-@register(NPZ)
+@register_dataset(NPZ)
 class NPZSet(ArraySet[NPZ]):
     """The arrays of an .npz file."""
 

@@ -8,10 +8,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from cnnexp.config.data import SignalDistribution
 from cnnexp.data.datasets.synthetic import Inputs, SyntheticSet, Task
-from cnnexp.data.registry import register
+from cnnexp.data.registry import register_dataset
 
 
-@register(SignalDistribution)
+@register_dataset(SignalDistribution)
 class SignalSet(SyntheticSet[SignalDistribution]):
     """Signals of k patches, labelled by the sign of the signal in one of them."""
 

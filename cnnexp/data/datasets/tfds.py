@@ -29,7 +29,7 @@ from cnnexp.data.images import (
     pixel_moments,
 )
 from cnnexp.data.pipelines import ImageFiles
-from cnnexp.data.registry import Dataset, register
+from cnnexp.data.registry import Dataset, register_dataset
 from cnnexp.data.tfds.prepared import KNOWN_SETS, PreparedSet, find_prepared_set, is_prepared
 from cnnexp.data.tfds.records import Records
 
@@ -38,7 +38,7 @@ BATCH = 1024  # images that are read and checked at once
 Arrays = dict[str, np.ndarray]
 
 
-@register(TFDSImages)
+@register_dataset(TFDSImages)
 class TFDSSet(Dataset[TFDSImages]):
     """A prepared set as one configuration reads it."""
 
