@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from traceback import extract_tb
 from types import ModuleType
 from typing import Any
 
@@ -95,7 +96,17 @@ def _import_module(typed: str, source: str) -> ModuleType:
             ) from None
         raise UsageError(f"{typed}: {source} imports {missing}, which is not installed") from None
     except Exception as error:
-        raise UsageError(f"{typed}: {source} cannot be imported ({describe_exception(error)})") from error
+        raise UsageError(f"{typed}: {source} cannot be imported ({_locate(error, source)})") from error
+
+
+def _locate(error: Exception, source: str) -> str:
+    """Name an exception, and the line of the user's file in which it was raised."""
+    stem = Path(source).stem if source.endswith(".py") else source.rpartition(".")[2]
+    frames = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).stem == stem]
+    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
+    where = "" if line is None else f"line {line}: "
+    message = error.msg if isinstance(error, SyntaxError) else describe_exception(error)
+    return f"{where}{type(error).__name__}: {message}"
 
 
 def describe_exception(error: Exception) -> str:

@@ -184,7 +184,7 @@ def count_slots(optim: Optim, *, loads_user_code: bool = True) -> float:
         loads_user_code: Whether an optimiser of the user may be imported; if not, it counts as Adam.
     """
     if _is_plain(optim) or (is_import_path(optim.name) and not loads_user_code):
-        return 1 if optim.name == "sgd" else 2
+        return 1.0 if optim.name == "sgd" else 2.0
     return _count_slots(_key(optim))
 
 

@@ -37,7 +37,7 @@ def test_files_of_the_working_folder_do_not_replace_packages(tmp_path: Path, mod
     [
         ("nowhere:f", "key=nowhere:f: there is no module nowhere in .* or among the installed packages"),
         ("nowhere.py:f", "key=nowhere.py:f: there is no file .*/nowhere.py"),
-        ("broken:f", "key=broken:f: broken cannot be imported .invalid syntax"),
+        ("broken:f", "key=broken:f: broken cannot be imported .line 1: SyntaxError: invalid syntax"),
         ("lacking:f", "key=lacking:f: lacking imports no_such_package, which is not installed"),
         ("json:dump2", "key=json:dump2: json defines no dump2; did you mean 'dump'"),
         ("json:decoder", "key=json:decoder: must be a function .got module"),

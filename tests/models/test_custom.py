@@ -149,9 +149,12 @@ def test_a_changed_file_is_another_run_and_a_moved_one_is_not(file: Path, tmp_pa
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"file": "no.py"}, r"model.file=no.py: there is no file .*no.py"),
-        ({"file": "my_net.py:mak"}, "my_net.py has no function 'mak'; did you mean 'make'"),
-        ({"file": "broken.py"}, "model.file=broken.py: broken.py, line 3: ZeroDivisionError"),
+        ({"file": "no.py"}, r"model.file=no.py:make: there is no file .*no.py"),
+        ({"file": "my_net.py:mak"}, "my_net.py defines no mak; did you mean 'make'"),
+        (
+            {"file": "failing.py"},
+            r"failing.py:make: failing.py cannot be imported \(line 3: ZeroDivisionError: division",
+        ),
         ({"target": "no_module:make"}, "model.target=no_module:make: there is no module no_module in"),
         ({"target": "no_name"}, "model.target=no_name: no such network"),
         ({"options": {"widht": 2}}, "model.options.widht: no such option of make; did you mean 'width'"),
@@ -166,7 +169,7 @@ def test_a_changed_file_is_another_run_and_a_moved_one_is_not(file: Path, tmp_pa
 def test_what_cannot_be_a_network_is_refused_in_one_line(
     file: Path, tmp_path: Path, model: dict[str, Any], message: str
 ) -> None:
-    (tmp_path / "broken.py").write_text("\nx = 1\ny = x / 0\n")
+    (tmp_path / "failing.py").write_text("\nx = 1\ny = x / 0\n")
     if "target" in model:
         model = {"file": None} | model
     with pytest.raises(UsageError, match=message) as error:
