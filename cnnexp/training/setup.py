@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -61,8 +62,8 @@ class Setup:
         evaluation_graph: The same in evaluation mode: with running averages, without dropout.
         duration: The number of steps, the batch size, and when the run is evaluated.
         axis_name: The mapped axis whose devices split every batch; None where one device has it all.
-        loss: The loss of the user; None where there is none.
-        metrics: The metrics beside loss and accuracy, by their names in the store.
+
+    The code of the user is imported where it is first needed: a trained network can be loaded without it.
     """
 
     config: RunConfig
@@ -71,8 +72,16 @@ class Setup:
     evaluation_graph: nnx.GraphDef[nnx.Module]
     duration: Duration
     axis_name: str | None
-    loss: Loss | None
-    metrics: Mapping[str, Metric]
+
+    @cached_property
+    def loss(self) -> Loss | None:
+        """The loss of the user; None where there is none."""
+        return resolve_loss(self.config)
+
+    @cached_property
+    def metrics(self) -> Mapping[str, Metric]:
+        """The metrics beside loss and accuracy, by their names in the store."""
+        return resolve_metrics(self.config)
 
 
 def make_setup(config: RunConfig, axis_name: str | None = None) -> Setup:
@@ -97,8 +106,6 @@ def make_setup(config: RunConfig, axis_name: str | None = None) -> Setup:
         evaluation_graph=nnx.split(model, nnx.Param, ...)[0],
         duration=resolve_duration(config),
         axis_name=axis_name,
-        loss=resolve_loss(config),
-        metrics=resolve_metrics(config),
     )
 
 

@@ -23,6 +23,7 @@ from cnnexp.training.metrics import (
     resolve_metrics,
     top5,
 )
+from cnnexp.training.setup import make_setup
 from tests.conftest import Configure, load_once
 
 SEVERAL: dict[str, Any] = {"model": {"head": "sigmoid"}, "data": {"digits": 3}}
@@ -175,6 +176,13 @@ def test_further_metrics_change_no_other_number(configure: Configure) -> None:
     assert measured.keys() - plain.keys() == {
         f"{split}/{name}" for split in ("train", "test", "gap") for name in ("average_precision", "top5")
     }
+
+
+def test_a_trained_network_needs_no_code_of_the_user(configure: Configure) -> None:
+    setup = make_setup(configure(train={"loss": "nowhere:f", "metrics": ["nowhere:g"]}))
+    for attribute in ("loss", "metrics"):
+        with pytest.raises(UsageError, match="there is no module nowhere"):
+            getattr(setup, attribute)
 
 
 @pytest.mark.parametrize(
