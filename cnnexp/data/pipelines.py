@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int, Key, UInt8
+from jaxtyping import Array, Bool, Int, Key
 
 from cnnexp.core.machine import cores
 from cnnexp.data.images import Images, Integers, Labels, Normalisation, Pixels
@@ -146,7 +146,7 @@ class ImageFiles:
 
     def batches(
         self, split: str, indices: Callable[[int], Int[np.ndarray, "..."]], start: int, stop: int
-    ) -> Iterator[tuple[Int[np.ndarray, "..."], UInt8[np.ndarray, "... h w c"]]]:
+    ) -> Iterator[tuple[Int[np.ndarray, "..."], np.ndarray]]:
         """Read the batches `start` to `stop - 1`, ahead and in parallel.
 
         A batch depends on nothing but its number, so that a killed training resumes with exactly the next.
@@ -158,7 +158,7 @@ class ImageFiles:
             stop: The number after the last.
 
         Yields:
-            The indices and the images of each batch.
+            The indices and the images `(..., h, w, c)` of each batch.
         """
         import grain
 
@@ -177,7 +177,7 @@ class ImageFiles:
 
     def _read_group(
         self, split: str, indices: Callable[[int], Int[np.ndarray, "..."]], numbers: Sequence[int]
-    ) -> tuple[Int[np.ndarray, "batches ..."], UInt8[np.ndarray, "batches ... h w c"]]:
+    ) -> tuple[Int[np.ndarray, "batches ..."], np.ndarray]:
         """Read the batches with some numbers; an image that several runs of a stack use is decoded once."""
         stacked = np.stack([indices(number) for number in numbers])
         unique, inverse = np.unique(stacked, return_inverse=True)

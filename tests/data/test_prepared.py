@@ -14,7 +14,8 @@ from cnnexp.cli.data import print_prepared
 from cnnexp.config import parse
 from cnnexp.core.errors import UsageError
 from cnnexp.data.images import Images
-from cnnexp.data.loading import describe, load, read_and_check
+from cnnexp.data.loading import describe, load, load_images, read_and_check
+from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.shapes import check_prepared, infer_shape
 from cnnexp.training.loop import StackTrainer
 from tests.conftest import Configure
@@ -140,8 +141,8 @@ CORRUPT = [
     ),
     (
         "features.json",
-        edit_json(lambda features: image(features).update(dtype="uint16")),
-        "its images must be uint8 (got uint16)",
+        edit_json(lambda features: image(features).update(dtype="float32")),
+        "its images must be uint8 or uint16 (got float32)",
     ),
     (
         "features.json",
@@ -226,6 +227,25 @@ def test_png_files_are_converted_to_the_channels_and_bits_of_the_set(
     loaded = load(tfds_data(tmp_path, "made"))
     assert isinstance(loaded, Images)
     assert np.abs(np.asarray(loaded.train_images[0], float) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_16_bits_keep_their_levels_in_memory_and_on_disk(tmp_path: Path, channels: int) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(30_000, 30_200, (40, 8, 8, channels)).astype(np.uint16)
+    labelled = [(image, number % 4) for number, image in enumerate(pixels)]
+    splits = {"train": labelled[:32], "test": labelled[32:]}
+    prepare_images(tmp_path, splits, shape=(8, 8, channels), dtype=np.uint16)
+    data = tfds_data(tmp_path, "made", stream="never")
+    images, files = load_images(data), load(data.model_copy(update={"stream": "always"}))
+    assert isinstance(files, ImageFiles)
+    levels = np.round(np.asarray(images.train_images) * 65535).astype(np.uint16)
+    assert sorted(map(bytes, levels)) == sorted(map(bytes, pixels[:32]))
+    assert (files.records["train"].read(range(32))[0] == images.train_images).all()
+    mean, std = images.normalisation
+    assert mean == pytest.approx(pixels[:32].mean((0, 1, 2)) / 65535, rel=1e-6)
+    assert std == pytest.approx(pixels[:32].std((0, 1, 2)) / 65535, rel=1e-4)
+    assert infer_shape(data).bytes == images.train_images.nbytes + images.test_images.nbytes
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8, 3)])

@@ -69,12 +69,13 @@ def prepare_images(
     classes: int = 4,
     shards: int | None = None,
     name: str = "made",
+    dtype: Any = np.uint8,
 ) -> Path:
     """Prepare a set of images, as arrays or as the bytes of PNG files, and labels; returns its folder."""
 
     def info(self: Any) -> Any:
         features = {
-            "image": tfds.features.Image(shape=shape, encoding_format="png"),
+            "image": tfds.features.Image(shape=shape, dtype=dtype, encoding_format="png"),
             "label": tfds.features.ClassLabel(num_classes=classes),
         }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))

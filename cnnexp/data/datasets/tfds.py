@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int
 
 from cnnexp.config.data import TFDSImages
 from cnnexp.core.errors import UsageError
@@ -137,7 +137,7 @@ class TFDSSet(Dataset[TFDSImages]):
         """Read the images of both splits and their checks, by the names that they have in the cache."""
         records = self._records()
         images = {
-            name: np.empty((len(split), *self.shape.image), np.uint8) for name, split in records.items()
+            name: np.empty((len(split), *self.shape.image), split.dtype) for name, split in records.items()
         }
         checks = check_records(records, self.shape.classes, images)
         return {f"{name}_images": pixels for name, pixels in images.items()} | checks._asdict()
@@ -182,7 +182,7 @@ def _find_shape(
 def check_records(
     splits: dict[str, Records],
     classes: int,
-    destination: dict[str, UInt8[np.ndarray, "n h w c"]] | None = None,
+    destination: dict[str, np.ndarray] | None = None,
 ) -> ImageChecks:
     """Read every image of the splits `train` and `test` once and check them.
 
@@ -196,7 +196,7 @@ def check_records(
     """
     labels: dict[str, list[np.ndarray]] = {name: [] for name in splits}
     hashes: dict[str, list[np.ndarray]] = {name: [] for name in splits}
-    levels = 0
+    levels, sums = 0, np.zeros((3, 1))
     with progress_bar("reading images", sum(len(records) for records in splits.values())) as advance:
         for name, records in splits.items():
             for start, images, batch_labels in _read_ahead(records):
@@ -204,19 +204,36 @@ def check_records(
                     destination[name][start : start + len(images)] = images
                 labels[name].append(batch_labels)
                 hashes[name].append(hash_images(images))
-                if name == "train":
+                if name == "train" and images.dtype == np.uint8:
                     levels = levels + count_levels(images)
+                elif name == "train":
+                    sums = sums + _sum_powers(images)
                 advance(len(images))
     joined = {name: np.concatenate(parts) for name, parts in labels.items()}
     for name, split_labels in joined.items():
         check_labels(name, split_labels, classes)
     duplicates = count_duplicates(np.concatenate(hashes["train"]), np.concatenate(hashes["test"]))
-    return ImageChecks(joined["train"], joined["test"], *pixel_moments(np.asarray(levels)), duplicates)
+    moments = _moments_of_powers(sums) if sums.any() else pixel_moments(np.asarray(levels))
+    return ImageChecks(joined["train"], joined["test"], *moments, duplicates)
+
+
+def _sum_powers(images: np.ndarray) -> Float[np.ndarray, "3 c"]:
+    """Return the number of the pixels of each channel, their sum, and the sum of their squares."""
+    pixels = images.reshape(-1, images.shape[-1]).astype(np.float64)
+    return np.stack([np.full(pixels.shape[1], float(len(pixels))), pixels.sum(0), (pixels**2).sum(0)])
+
+
+def _moments_of_powers(sums: Float[np.ndarray, "3 c"]) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of the pixels of each channel; 0 where they differ by rounding."""
+    mean, square = sums[1] / sums[0], sums[2] / sums[0]
+    variance = square - mean**2
+    variance = np.where(variance < 1e-12 * square, 0, variance)
+    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
 
 
 def _read_ahead(
     records: Records,
-) -> Iterator[tuple[int, UInt8[np.ndarray, "b h w c"], Int[np.ndarray, " b"]]]:
+) -> Iterator[tuple[int, np.ndarray, Int[np.ndarray, " b"]]]:
     """Yield batches in order, read by several threads: the index of the first image, images, and labels."""
     starts = range(0, len(records), BATCH)
 

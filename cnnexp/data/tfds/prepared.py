@@ -176,8 +176,8 @@ class PreparedSet:
         image_key, label_key = self.keys()
         image, label = self.features[image_key].image, self.features[label_key].class_label
         assert image is not None and label is not None
-        if image.dtype != "uint8":
-            raise UsageError(f"data.name={self.name}: its images must be uint8 (got {image.dtype})")
+        if image.dtype not in ("uint8", "uint16"):
+            raise UsageError(f"data.name={self.name}: its images must be uint8 or uint16 (got {image.dtype})")
         height, width, channels = (max(0, side) for side in image.shape.dimensions)
         if channels not in (0, 1, 3, 4):
             raise UsageError(
@@ -193,7 +193,14 @@ class PreparedSet:
             train_images=sum(part.stop - part.start for part in train),
             test_images=sum(part.stop - part.start for part in test),
             varied=0 in (height, width),
+            itemsize=4 if image.dtype == "uint16" else 1,
         )
+
+    @property
+    def has_16_bits(self) -> bool:
+        """Whether the images have 16 bits per pixel and channel."""
+        image = self.features[self.keys()[0]].image
+        return image is not None and image.dtype == "uint16"
 
     def _read_json(self, file_name: str, schema: type[Schema]) -> Schema:
         """Read and check a JSON file in the folder of the set.

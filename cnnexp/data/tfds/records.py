@@ -7,7 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
 from cnnexp.core.errors import UsageError
 from cnnexp.data.decoding import crop_middle
@@ -38,6 +38,7 @@ class Records:
     def __init__(self, prepared: PreparedSet, split: str, shape: tuple[int, int, int], *, resize: bool):
         self.shape = shape
         self._prepared, self._resize = prepared, resize
+        self._has_16_bits = prepared.has_16_bits
         self._image_key, self._label_key = prepared.keys()
         self._shards: dict[Path, int] = {}
         starts: dict[str, int] = {}  # where each whole split starts among the records of all shards
@@ -53,6 +54,11 @@ class Records:
     def __len__(self) -> int:
         return len(self._record_numbers)
 
+    @property
+    def dtype(self) -> type[np.generic]:
+        """The type of a pixel: bytes, or real numbers from 0 to 1 in a set of 16-bit images."""
+        return np.float32 if self._has_16_bits else np.uint8
+
     def raw(self, indices: Sequence[int]) -> list[bytes]:
         """Read records without decoding them.
 
@@ -64,7 +70,7 @@ class Records:
         except Exception as error:
             raise self._reading_error(error) from None
 
-    def read(self, indices: Sequence[int]) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
+    def read(self, indices: Sequence[int]) -> tuple[np.ndarray, Int[np.ndarray, " n"]]:
         """Read and decode images and their labels.
 
         Args:
@@ -73,7 +79,7 @@ class Records:
         Raises:
             UsageError: A record cannot be read or decoded; the message names its file.
         """
-        images, labels = np.empty((len(indices), *self.shape), np.uint8), np.empty(len(indices), np.int32)
+        images, labels = np.empty((len(indices), *self.shape), self.dtype), np.empty(len(indices), np.int32)
         parse, image_key, label_key = self._example.FromString, self._image_key, self._label_key
         for row, record in enumerate(self.raw(indices)):
             try:
@@ -84,12 +90,16 @@ class Records:
                 raise self._decoding_error(int(self._record_numbers[indices[row]]), error) from None
         return images, labels
 
-    def _decode(self, encoded: bytes) -> UInt8[np.ndarray, "h w c"]:
-        """Decode a PNG or JPEG file to the shape of the set."""
+    def _decode(self, encoded: bytes) -> np.ndarray:
+        """Decode a PNG or JPEG file to the shape and type of the set."""
         height, width, channels = self.shape
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), READ_MODES[channels])
+        mode = READ_MODES[channels]
+        if self._has_16_bits and channels != 4:  # the mode of 4 channels keeps all bits
+            mode |= cv2.IMREAD_ANYDEPTH
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), mode)
         if image is None:
             raise ValueError("neither PNG nor JPEG")
+        image = self._convert_bits(image)
         if channels == 4:
             image = _add_alpha(image)
         if self._resize:
@@ -99,6 +109,12 @@ class Records:
         if channels == 1:
             return image[..., None]
         return image[..., [2, 1, 0, 3][:channels]]  # OpenCV has blue first
+
+    def _convert_bits(self, image: np.ndarray) -> np.ndarray:
+        """Convert a stored image to the bits of the set, as TensorFlow does; 16 bits become numbers to 1."""
+        if not self._has_16_bits:
+            return (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image
+        return image.astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
 
     @cached_property
     def _example(self) -> Any:
@@ -146,9 +162,7 @@ class Records:
 
 
 def _add_alpha(image: np.ndarray) -> np.ndarray:
-    """Convert a stored image to 4 channels of 8 bits as TensorFlow does: opaque where it has no alpha."""
-    if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
+    """Convert an image to 4 channels as TensorFlow does: opaque where it has no alpha."""
     channels = image.shape[2] if image.ndim == 3 else 1
     return image if channels == 4 else cv2.cvtColor(image, TO_FOUR_CHANNELS[channels])
 
