@@ -133,6 +133,7 @@ def _load_file(path: Path) -> ModuleType:
         return sys.modules[name]
     if not path.is_file():
         raise FileNotFoundError(path)
+    _search_working_folder()  # for the modules that the file imports
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

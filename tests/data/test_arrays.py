@@ -222,7 +222,7 @@ def test_errors_in_a_function_of_the_user_name_the_line(configure: Configure) ->
     ):
         make_run(configure, "custom", file="mine.py")
     write_code("syntax.py", "def load(:\n")
-    with pytest.raises(UsageError, match=r"data\.file=syntax\.py: syntax\.py, line 1: SyntaxError"):
+    with pytest.raises(UsageError, match=r"syntax\.py cannot be imported \(line 1: SyntaxError"):
         make_run(configure, "custom", file="syntax.py")
 
 
