@@ -184,7 +184,7 @@ class OptunaSweeper(Sweeper):
         try:
             sampler = instantiate(self.sampler)
         except InstantiationException as error:
-            raise UsageError(f"hydra.sweeper.sampler: cannot be created: {_first_line(error)}") from None
+            raise UsageError(f"hydra.sweeper.sampler: cannot be created: {_describe_error(error)}") from None
         try:
             return optuna.create_study(
                 storage=self.storage,
@@ -196,12 +196,14 @@ class OptunaSweeper(Sweeper):
         except Exception as error:  # each database has its own
             if self.storage is None:
                 raise
-            raise UsageError(f"hydra.sweeper.storage={self.storage}: {_first_line(error)}") from None
+            raise UsageError(f"hydra.sweeper.storage={self.storage}: {_describe_error(error)}") from None
 
 
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error, without the names of classes in brackets."""
-    text = str(error).splitlines()[0].partition(", set env var")[0]
+def _describe_error(error: Exception) -> str:
+    """Describe an error in one line, without the names of classes in brackets."""
+    from cnnexp.core.errors import describe_exception
+
+    text = describe_exception(error).partition(", set env var")[0]
     return re.sub(r"^\([\w.]+\) ", "", text)
 
 

@@ -51,6 +51,11 @@ def shorten_value(value: object) -> str:
     return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[:MAX_VALUE_CHARACTERS]}…"
 
 
+def describe_exception(error: BaseException) -> str:
+    """Return the first line of an exception's message, or its name if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest_name(typed: str, names: Sequence[str]) -> str | None:
     """Return the name that is most similar to a typed one or abbreviated by it ("lr", "wd"), or None."""
     close = difflib.get_close_matches(typed, names, n=1, cutoff=0.6)

@@ -11,7 +11,7 @@ from traceback import extract_tb
 from types import ModuleType
 from typing import Any
 
-from cnnexp.core.errors import UsageError, suggestion
+from cnnexp.core.errors import UsageError, describe_exception, suggestion
 
 
 def is_import_path(name: str) -> bool:
@@ -107,11 +107,6 @@ def _locate(error: Exception, source: str) -> str:
     where = "" if line is None else f"line {line}: "
     message = error.msg if isinstance(error, SyntaxError) else describe_exception(error)
     return f"{where}{type(error).__name__}: {message}"
-
-
-def describe_exception(error: Exception) -> str:
-    """Return the first line of an exception's message, or its name if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _load_module(name: str) -> ModuleType:

@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from cnnexp.config import RunConfig
 from cnnexp.config.model import CustomModel
-from cnnexp.core.errors import UsageError
+from cnnexp.core.errors import UsageError, describe_exception
 from cnnexp.core.plugins import MODELS, check_options, load_function
 from cnnexp.data.images import DataShape
 from cnnexp.data.shapes import infer_shape
@@ -122,8 +122,9 @@ def _check_logits(model: CustomModel, network: nnx.Module, shape: DataShape) -> 
         logits = jax.eval_shape(lambda state, x: cast(Any, nnx.merge(graph, state))(x), state, images)
     except Exception as error:
         size = "x".join(map(str, shape.image))
-        message = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"{key}={target}: the network fails on {size} images: {message}") from error
+        raise UsageError(
+            f"{key}={target}: the network fails on {size} images: {describe_exception(error)}"
+        ) from error
     result = getattr(logits, "shape", type(logits).__name__)
     if result != (2, shape.classes):
         raise UsageError(

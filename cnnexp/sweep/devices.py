@@ -8,7 +8,7 @@ import warnings
 
 import jax
 
-from cnnexp.core.errors import UsageError
+from cnnexp.core.errors import UsageError, describe_exception
 from cnnexp.core.machine import cache_folder, cores
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
@@ -86,7 +86,7 @@ def refuse_missing_devices() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # with and without the plugin of the platform installed
-        reason = (str(error).splitlines() or ["no such device"])[0].partition(" (set JAX_PLATFORMS=")[0]
+        reason = describe_exception(error).partition(" (set JAX_PLATFORMS=")[0]
         variable = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
         raise UsageError(f"{variable}: JAX finds no such device ({reason}); must be cpu, or unset") from None
 

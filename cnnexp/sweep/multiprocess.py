@@ -22,7 +22,7 @@ import jax
 
 from cnnexp.config import RunConfig
 from cnnexp.config.execution import LocalLauncher
-from cnnexp.core.errors import UsageError
+from cnnexp.core.errors import UsageError, describe_exception
 from cnnexp.store.files import write_text
 from cnnexp.sweep.devices import jax_is_running
 from cnnexp.sweep.plan import Stack, shape_of_program
@@ -48,7 +48,7 @@ def join_processes(launcher: LocalLauncher) -> None:
     try:
         jax.distributed.initialize(*((None, None, None) if launcher.coordinator == "auto" else address))
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = describe_exception(error)
         raise UsageError(f"launcher.coordinator={launcher.coordinator}: {reason}") from None
     stopped = threading.Event()
     poll = threading.Thread(target=_end_with_others, args=(stopped,), name="end with others", daemon=True)

@@ -12,7 +12,7 @@ import jax
 
 from cnnexp.config import RunConfig
 from cnnexp.config.execution import LocalLauncher
-from cnnexp.core.errors import SweepFailed
+from cnnexp.core.errors import SweepFailed, describe_exception
 from cnnexp.core.terminal import is_disk_error
 from cnnexp.core.text import pluralize
 from cnnexp.data.loading import images_key, read_and_check
@@ -276,7 +276,7 @@ class SweepRunner:
             stack: the stack whose training raised.
             error: the exception that it raised, which is still being handled.
         """
-        summary = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        summary = f"{type(error).__name__}: {describe_exception(error)}"
         trace = traceback.format_exc()
         for run_id, run in stack.runs.items():
             if not has_ended(run_folder(run)):

@@ -10,7 +10,7 @@ from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolat
 
 from cnnexp.config import RunConfig, make_unknown_key_error
 from cnnexp.config.execution import LocalLauncher
-from cnnexp.core.errors import UsageError, shorten_value, suggestion
+from cnnexp.core.errors import UsageError, describe_exception, shorten_value, suggestion
 from cnnexp.core.machine import check_writable
 from cnnexp.data.shapes import check_corruptions, check_prepared, check_size, infer_shape
 from cnnexp.models.spec import specify_network
@@ -155,7 +155,7 @@ def _explain_interpolation(error: Exception, words: Sequence[str]) -> str:
     """Explain why `${...}` cannot be resolved, naming the override that it was typed in if there is one."""
     key = str(getattr(error, "full_key", ""))
     word = next((word for word in words if word.lstrip("+").partition("=")[0] == key), key)
-    text = str(error).splitlines()[0]
+    text = describe_exception(error)
     if match := re.match(r"Interpolation key '(.*)' not found", text):
         return f"{word}: refers to the key {match[1]!r}, which does not exist"
     if match := re.match(r"Unsupported interpolation type (\S+)", text):

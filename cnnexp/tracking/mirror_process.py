@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cnnexp.core.errors import describe_exception
 from cnnexp.core.text import pluralize
 from cnnexp.tracking.target import Reachability, Target, hide_credentials, remove_secrets
 from cnnexp.tracking.trackio_run import TrackioRun
@@ -189,8 +190,7 @@ def _lower_priority() -> None:
 
 def describe_error(error: BaseException) -> str:
     """Describe an error of W&B's client in one line, without API keys and passwords."""
-    text = (str(error).splitlines() or [""])[0] or type(error).__name__
-    return remove_secrets(text)[:200]
+    return remove_secrets(describe_exception(error))[:200]
 
 
 def describe_sent(sender: RunSender, sweep: Path, seconds: float) -> str:

@@ -9,8 +9,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from cnnexp.config.sections import Optim
-from cnnexp.core.errors import UsageError, shorten_value, suggestion
-from cnnexp.core.user_code import describe_exception, is_import_path, load_function
+from cnnexp.core.errors import UsageError, describe_exception, shorten_value, suggestion
+from cnnexp.core.user_code import is_import_path, load_function
 
 PLAIN = ("constant", "cosine")  # schedules without arguments
 

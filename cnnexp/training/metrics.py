@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cnnexp.config import RunConfig
 from cnnexp.config.model import Head
-from cnnexp.core.errors import UsageError, shorten_value, suggestion
-from cnnexp.core.user_code import describe_exception, is_import_path, load_function, load_object
+from cnnexp.core.errors import UsageError, describe_exception, shorten_value, suggestion
+from cnnexp.core.user_code import is_import_path, load_function, load_object
 from cnnexp.data.shapes import infer_shape
 
 LEVELS = 1024  # that scores are rounded to before they are ranked

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnexp.config.data import CustomData
-from cnnexp.core.errors import UsageError, shorten_value
+from cnnexp.core.errors import UsageError, describe_exception, shorten_value
 from cnnexp.core.plugins import check_options, checksum_source, load_function
 from cnnexp.data.array_set import ArraySet
 from cnnexp.data.registry import register_dataset
@@ -48,8 +48,9 @@ class CustomSet(ArraySet[CustomData]):
         except Exception as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{Path(frame.filename).name}, line {frame.lineno}"
-            first_line = (str(error).splitlines() or [""])[0]
-            raise UsageError(f"{self.origin}: {place}: {type(error).__name__}: {first_line}") from error
+            raise UsageError(
+                f"{self.origin}: {place}: {type(error).__name__}: {describe_exception(error)}"
+            ) from error
         if isinstance(arrays, Mapping):
             return arrays
         if isinstance(arrays, tuple) and hasattr(arrays, "_asdict"):

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 
-from cnnexp.core.errors import UsageError, suggestion
+from cnnexp.core.errors import UsageError, describe_exception, suggestion
 from cnnexp.data.tfds.prepared import FORMAT, PreparedSet, resolve_data_dir
 
 CONNECT_SECONDS = 3.0  # after which a server counts as unreachable; TFDS tries for minutes
@@ -56,7 +56,7 @@ def prepare(name: str, source: Path | None, data_dir: str | Path | None) -> Prep
         except NonMatchingChecksumError as error:
             raise UsageError(f"{name}: {_describe_wrong_file(error)}") from None
         except (DownloadError, ExtractError) as error:
-            raise UsageError(f"{name}: {_first_line(error)}") from None
+            raise UsageError(f"{name}: {describe_exception(error)}") from None
         except FileNotFoundError as error:  # of a set whose files are downloaded by hand
             raise UsageError(f"--from {source}: {Path(error.filename).name} is missing") from None
     return PreparedSet(name=name, folder=Path(builder.data_path))
@@ -116,10 +116,6 @@ def _describe_wrong_file(error: Exception) -> str:
     match = re.search(r"downloaded to (.*), has wrong checksum", str(error))
     file = match[1] if match else "a file"
     return f"{file} is not the published file (checksum mismatch)"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

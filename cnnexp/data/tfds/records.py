@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from jaxtyping import Int
 
-from cnnexp.core.errors import UsageError
+from cnnexp.core.errors import UsageError, describe_exception
 from cnnexp.data.decoding import crop_middle
 from cnnexp.data.tfds.prepared import PreparedSet
 
@@ -20,6 +20,7 @@ READ_MODES = {
     4: cv2.IMREAD_UNCHANGED,  # the only mode that keeps alpha
 }
 TO_FOUR_CHANNELS = {1: cv2.COLOR_GRAY2BGRA, 3: cv2.COLOR_BGR2BGRA}
+MAX_REASON_CHARACTERS = 120  # of an error of OpenCV in a message
 
 
 class Records:
@@ -147,15 +148,20 @@ class Records:
                 for start in range(0, length, 2048):
                     source.__getitems__(list(range(start, min(length, start + 2048))))
             except Exception as cause:
-                return self._prepared.corrupt_error(file, f"corrupt ({_first_line(cause)})")
-        return self._prepared.corrupt_error(self._prepared.folder, _first_line(error))
+                return self._prepared.corrupt_error(
+                    file, f"corrupt ({describe_exception(cause)[:MAX_REASON_CHARACTERS]})"
+                )
+        return self._prepared.corrupt_error(
+            self._prepared.folder, describe_exception(error)[:MAX_REASON_CHARACTERS]
+        )
 
     def _decoding_error(self, index: int, error: Exception) -> UsageError:
         """Return the error that names the file of a record, by its number among the records of all shards."""
         for file, length in self._shards.items():
             if index < length:
                 return self._prepared.corrupt_error(
-                    file, f"record {index} is not an image ({_first_line(error)})"
+                    file,
+                    f"record {index} is not an image ({describe_exception(error)[:MAX_REASON_CHARACTERS]})",
                 )
             index -= length
         raise IndexError(index)
@@ -165,7 +171,3 @@ def _add_alpha(image: np.ndarray) -> np.ndarray:
     """Convert an image to 4 channels as TensorFlow does: opaque where it has no alpha."""
     channels = image.shape[2] if image.ndim == 3 else 1
     return image if channels == 4 else cv2.cvtColor(image, TO_FOUR_CHANNELS[channels])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]

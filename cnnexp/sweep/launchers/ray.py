@@ -9,7 +9,7 @@ from contextlib import ExitStack, chdir
 from typing import TYPE_CHECKING, Any
 
 from cnnexp.config.execution import RayLauncher
-from cnnexp.core.errors import SweepFailed, UsageError
+from cnnexp.core.errors import SweepFailed, UsageError, describe_exception
 from cnnexp.core.text import pluralize
 from cnnexp.sweep.launchers.assignment import Assignment, assign, watch
 from cnnexp.sweep.plan import Plan
@@ -87,9 +87,9 @@ def _connect(launcher: RayLauncher, contexts: ExitStack) -> Any:
                     include_dashboard=None if launcher.address else False,
                 )
         except (ConnectionError, ImportError, RuntimeError, ValueError) as error:
-            reason = (str(error).splitlines() or [""])[0]
             raise UsageError(
-                f"launcher.address={launcher.address}: no Ray cluster at this address: {reason}"
+                f"launcher.address={launcher.address}: no Ray cluster at this address: "
+                f"{describe_exception(error)}"
             ) from None
         contexts.callback(ray.shutdown)
     return ray
@@ -119,7 +119,7 @@ def _error(ray: Any, task: Any) -> str:
     except ray.exceptions.RayTaskError as error:  # the last line of its text is the error in the worker
         return str(error).strip().splitlines()[-1]
     except ray.exceptions.RayError as error:
-        return str(error).strip().splitlines()[0]
+        return describe_exception(error)
     return ""
 
 
