@@ -14,8 +14,8 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 def read_wandb_file(path: Path) -> dict[str, Any]:
-    """A run's id, group, configuration, history rows, summary and exit code."""
-    out: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "exit": None}
+    """A run's id, group, configuration, history rows, summary, exit code and artifacts."""
+    out: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "exit": None, "artifacts": []}
     for payload in _payloads(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(payload)
@@ -27,6 +27,11 @@ def read_wandb_file(path: Path) -> dict[str, Any]:
             out["history"].append(_values(record.history.item))
         elif kind == "summary":
             out["summary"] |= _values(record.summary.update)
+        elif kind == "artifact":
+            artifact = record.artifact
+            named = {"name": artifact.name, "type": artifact.type}
+            files = [entry.path for entry in artifact.manifest.contents]
+            out["artifacts"].append(named | {"metadata": json.loads(artifact.metadata), "files": files})
         elif kind == "exit":
             out["exit"] = record.exit.exit_code
     return out

@@ -57,6 +57,9 @@ class Tracking(Section):
     )
     project: str = Field(default="cnnexp", description="The project in W&B or Trackio.")
     entity: str | None = Field(default=None, description="The W&B team or user; null: your default entity.")
+    artifacts: bool = Field(
+        default=False, description="Whether W&B receives the weights of each run, as a model artifact."
+    )
 
     @model_validator(mode="after")
     def _check_names(self) -> "Tracking":
@@ -71,6 +74,8 @@ class Tracking(Section):
                     f"tracking.{key}={shown}: must be 1 to 128 characters, none of them / \\ # ? % : or a "
                     "control character, without a space at either end"
                 )
+        if self.mode == "local" and self.artifacts:
+            raise ValueError("tracking.artifacts=true: Trackio receives no weights; allowed: false")
         if self.mode == "local" and not _VALID_TRACKIO_PROJECT.fullmatch(re.sub(r"[^\w-]", "", self.project)):
             raise ValueError(
                 f"tracking.project={self.project}: must have a letter, a digit, _ or -, and must not begin "

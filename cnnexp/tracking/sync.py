@@ -118,6 +118,7 @@ def target_of_sweep(folder: Path, mode: str, directory: Path | None = None) -> T
                 project=tracking.project,
                 entity=tracking.entity,
                 directory=str(directory) if directory else None,
+                artifacts=tracking.artifacts,
             )
     raise UsageError(f"{folder}: no run has a configuration that can be read")
 

@@ -43,6 +43,7 @@ class Target:
         project: the project at W&B or Trackio.
         entity: the user or team at W&B; None: the default of the key.
         directory: the folder for W&B's files; None: that of the sweep.
+        artifacts: whether W&B receives the weights of each run.
         agent_run: the id that an agent of W&B gave to its only run; None: there is no agent.
     """
 
@@ -50,6 +51,7 @@ class Target:
     project: str
     entity: str | None
     directory: str | None = None
+    artifacts: bool = False
     agent_run: str | None = None
 
     @property
@@ -88,7 +90,13 @@ def target_of_config(tracking: Tracking) -> Target:
     """Resolve the tracking section of a configuration, see `resolve_mode`."""
     agent_run = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
     mode = resolve_mode(tracking.mode)
-    return Target(mode=mode, project=tracking.project, entity=tracking.entity, agent_run=agent_run)
+    return Target(
+        mode=mode,
+        project=tracking.project,
+        entity=tracking.entity,
+        artifacts=tracking.artifacts,
+        agent_run=agent_run,
+    )
 
 
 def resolve_mode(mode: str) -> Mode:

@@ -8,7 +8,8 @@ from typing import Any
 from cnnexp.config import parse
 from cnnexp.plots.layers import read_kernel_mosaics
 from cnnexp.store.files import is_name, read_json, write_json
-from cnnexp.store.runs import ENDED, StoredRun, read_history, read_run
+from cnnexp.store.runs import ENDED, WEIGHTS, StoredRun, read_history, read_run
+from cnnexp.store.weights import read_weights
 from cnnexp.tracking.target import LABEL_LIMIT, NAME_LIMIT, Target, shorten
 
 AXES = ("step", "epoch", "images", "macs")  # of charts
@@ -121,11 +122,28 @@ class WandbRun:
         wandb_run.summary.update({key: final[key] for key in final if key not in _metrics(run)})
         if run.status == "diverged":
             wandb_run.tags = (*(wandb_run.tags or ()), "diverged")
+        if self._target.artifacts and run.status in ENDED:
+            self._log_weights(run)
         if run.status == "interrupted":  # W&B's sweep then gives it to another agent, which resumes it
             wandb_run.mark_preempting()
         wandb_run.finish(exit_code=0 if run.status in ENDED else 1)
         self._record(run.status, run_id)
         self._wandb_run, self._sent = None, 0
+
+    def _log_weights(self, run: StoredRun) -> None:
+        """Log the weights as a model artifact, if the run stored any."""
+        weights = read_weights(run.folder / WEIGHTS, run.run_id)
+        if weights is None:
+            return
+        import wandb
+
+        artifact = wandb.Artifact(
+            f"weights-{run.run_id}",
+            type="model",
+            metadata={"step": weights.step, "seed": run.config["seed"], "sweep": run.config["name"]},
+        )
+        artifact.add_file(str(run.folder / WEIGHTS), name=WEIGHTS)
+        self._wandb_run.log_artifact(artifact)
 
 
 def _metrics(run: StoredRun) -> list[str]:

@@ -90,3 +90,20 @@ def read_page_of_trackio(shell: Shell) -> str:
             return dom_of(address)
         finally:
             server.kill()
+
+
+@pytest.mark.slow
+def test_weights_are_a_model_artifact_where_asked_for(shell: Shell) -> None:
+    shell.environment["WANDB_ARTIFACT_DIR"] = shell.environment["WANDB_CACHE_DIR"] = "cache"
+    shell.environment["WANDB_DATA_DIR"] = "data"
+    shell.run("seed=0", "tracking.artifacts=true", mode="offline")
+    shell.wait_for_mirrors()
+    (stored,) = read_stored().values()
+    (file,) = SWEEP.glob("wandb/offline-run-*/*.wandb")
+    (artifact,) = read_wandb_file(file)["artifacts"]
+    assert artifact["type"] == "model" and artifact["name"] == f"weights-{stored.run_id}"
+    assert artifact["files"] == ["weights.safetensors"] and artifact["metadata"]["step"] == 6
+    shell.run("seed=0", "name=plain", mode="offline")
+    shell.wait_for_mirrors()
+    (file,) = Path("results/plain").glob("wandb/offline-run-*/*.wandb")
+    assert read_wandb_file(file)["artifacts"] == []
