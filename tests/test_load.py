@@ -207,3 +207,47 @@ def test_keeping_none_and_the_limit_store_no_weights(run: Any, capsys: pytest.Ca
     assert [len(files) for files in names.values()] == [0, 0, 1]
     ids = {folder.name for name in names for folder in list_run_folders(Path("results", name))}
     assert len(ids) == 1
+
+
+CUSTOM = """
+import jax
+from flax import nnx
+
+from cnnexp import TiedConv
+from cnnexp.nn.geometry import Geometry
+
+
+class Net(nnx.Module):
+    def __init__(self, shape, classes, rngs):
+        geometry = Geometry(in_shape=shape, features=2, kernel_size=(3, 3))
+        self.blocks = nnx.List([TiedConv(geometry, tying="local", rngs=rngs)])
+        self.norm = nnx.BatchNorm(2, rngs=rngs)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.head = nnx.Linear(2, classes, rngs=rngs)
+
+    def __call__(self, x):
+        x = self.drop(jax.nn.relu(self.norm(self.blocks[0](x))))
+        return self.head(x.mean((1, 2)))
+
+
+def make(shape, classes, *, rngs):
+    return Net(shape, classes, rngs)
+"""
+
+
+def test_a_network_of_the_user_is_loaded_evaluated_and_probed(run: Any) -> None:
+    Path("my_net.py").write_text(CUSTOM, encoding="utf-8")
+    base = [word for word in SMALL_SWEEP if not word.startswith("model.")]
+    assert run("model=custom", "model.file=my_net.py", base=base) == 0
+    (folder,) = list_run_folders(Path("results/default"))
+    loaded = cnnexp.load_run(folder)
+    assert {"blocks.0.bank", "norm.mean", "head.kernel"} <= set(loaded.weights().arrays)
+    trainer = StackTrainer(loaded.config, load_once(loaded.config.data), 1)
+    (row,) = trainer.evaluate([loaded.config], [loaded.weights().arrays])
+    assert row["test/loss"] == loaded.summary["test/loss"]
+    assert call_cnnexp("eval", "default", "data.pixel_noise=1") == 0
+    assert call_cnnexp("probe", "default") == 0
+    table = cnnexp.load_sweep("results/default", evaluations=True)
+    assert table["test/loss"].nunique() == 2
+    assert table["probe/kernel_distance/blocks_0/far"][0] > 1
+    assert 0 <= table["probe/shift_consistency"][0] <= 1
