@@ -14,6 +14,7 @@ import cnnexp
 from cnnexp.core.errors import UsageError
 from cnnexp.store.measurements import PROBES, read_evaluations
 from cnnexp.store.runs import WEIGHTS, find_corrupt_files, has_ended, list_run_folders
+from cnnexp.store.weights import Weights, write_weights
 from cnnexp.sweep import trained, worker
 from cnnexp.training.loop import StackTrainer
 from tests.conftest import SMALL_SWEEP, call_cnnexp, load_for_worker, load_once
@@ -87,13 +88,20 @@ def test_what_is_no_run_or_no_sweep_is_refused_in_one_line(sweep: Path, tmp_path
         cnnexp.load_rum  # noqa: B018
 
 
-def test_corrupt_or_missing_weights_are_named_with_the_command_and_keep_the_result(sweep: Path) -> None:
+def test_corrupt_or_missing_weights_are_named_with_the_command_and_keep_the_result(
+    sweep: Path, swept: Path
+) -> None:
     folder = list_run_folders(sweep)[0]
     content = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert find_corrupt_files(folder) == [] and has_ended(folder)
     run = cnnexp.load_run(folder)
     with pytest.raises(UsageError, match=r"corrupt file .*weights\.safetensors") as corrupt:
+        run.network()
+    intact = cnnexp.load_run(swept / folder.name).weights().arrays
+    zeros = {name: np.zeros_like(array) for name, array in intact.items()}
+    write_weights(folder / WEIGHTS, Weights(step=6, arrays=zeros), folder.name)  # whole, but not the run's
+    with pytest.raises(UsageError, match=r"corrupt file .*weights\.safetensors"):
         run.network()
     (folder / WEIGHTS).unlink()
     with pytest.raises(UsageError, match="no weights are stored") as missing:
