@@ -11,7 +11,8 @@ import pytest
 
 from cnnexp.cli import main as cli
 from cnnexp.config import RunConfig, parse
-from cnnexp.config.data import Data, Digits
+from cnnexp.config.data import Data
+from cnnexp.config.datasets import Digits
 from cnnexp.data.images import Images
 from cnnexp.data.loading import images_key, load, load_images
 from cnnexp.data.pipelines import ImageFiles

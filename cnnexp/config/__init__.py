@@ -20,9 +20,9 @@ from cnnexp.config.data import (
     TFDS_VARIANT,
     TRACED_OPTIONS,
     Data,
-    Digits,
     find_variant,
 )
+from cnnexp.config.datasets import Digits
 from cnnexp.config.describe import describe_requirement, most_specific_errors
 from cnnexp.config.execution import LAUNCHER_VARIANTS, Launcher, LocalLauncher, Sweep, Tracking
 from cnnexp.config.model import MLP, CustomModel, Model, ResNet, SimpleCNN

@@ -5,7 +5,8 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from cnnexp.config.data import ArrayData, DataSection
+from cnnexp.config.data import DataSection
+from cnnexp.config.datasets import ArrayData
 from cnnexp.core.errors import UsageError
 from cnnexp.data.arrays import compute_checksum, describe_shape, make_image_set
 from cnnexp.data.images import DataShape, Images

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Int
 
 from cnnexp.config import RunConfig
-from cnnexp.config.data import ArrayData, Data, DataSection
+from cnnexp.config.data import Data, DataSection
+from cnnexp.config.datasets import ArrayData
 from cnnexp.core.machine import device_memory
 from cnnexp.data.datasets import find_dataset
 from cnnexp.data.images import Images

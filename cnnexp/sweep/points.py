@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 
 from cnnexp.config import RunConfig, parse
-from cnnexp.config.data import ArrayData
+from cnnexp.config.datasets import ArrayData
 from cnnexp.core.text import pluralize
 
 MAX_RUNS = 200_000  # in one sweep

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cnnexp.config.data import TFDSImages
+from cnnexp.config.datasets import TFDSImages
 from cnnexp.data.datasets.tfds import TFDSSet
 from cnnexp.data.images import Images
 from cnnexp.data.sampling import batch_indices

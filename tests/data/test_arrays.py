@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from cnnexp.config import parse
-from cnnexp.config.data import ArrayData, DataSection
+from cnnexp.config.data import DataSection
+from cnnexp.config.datasets import ArrayData
 from cnnexp.core.errors import UsageError
 from cnnexp.data import array_set
 from cnnexp.data.arrays import compute_checksum, make_image_set

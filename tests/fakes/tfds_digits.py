@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
-from cnnexp.config.data import DataSection, TFDSImages
+from cnnexp.config.data import DataSection
+from cnnexp.config.datasets import TFDSImages
 from cnnexp.data.tfds.prepare import without_tensorflow
 from tests.conftest import SMALL
 

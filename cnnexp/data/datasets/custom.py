@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cnnexp.config.data import CustomData
+from cnnexp.config.datasets import CustomData
 from cnnexp.core.errors import UsageError, describe_exception, shorten_value
 from cnnexp.core.plugins import check_options, checksum_source, load_function
 from cnnexp.data.array_set import ArraySet

@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax, random
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from cnnexp.config.data import Digits
+from cnnexp.config.datasets import Digits
 from cnnexp.core.errors import UsageError
 from cnnexp.data.datasets.synthetic import make_draw_images
 from cnnexp.data.images import DataShape, Images, make_images

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cnnexp.config.data import ImageFolder
+from cnnexp.config.datasets import ImageFolder
 from cnnexp.core.errors import UsageError, shorten_value
 from cnnexp.core.machine import cores, machine_memory_text, total_memory
 from cnnexp.core.terminal import progress_bar

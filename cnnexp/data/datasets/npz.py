@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnexp.config.data import NPZ
+from cnnexp.config.datasets import NPZ
 from cnnexp.core.errors import UsageError, shorten_value
 from cnnexp.core.machine import machine_memory_text, total_memory
 from cnnexp.core.text import short_number

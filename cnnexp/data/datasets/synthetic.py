@@ -1,20 +1,23 @@
 """Synthetic tasks with known answers: each image is a pure function of its key, drawn on the device.
 
-A task is a subclass of `SyntheticSet` in a module of its own.
+A task is a subclass of `SyntheticSet`; further ones may be modules of their own.
 """
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax import random
-from jaxtyping import Array, Int, Key
+from jax import lax, random
+from jaxtyping import Array, Float, Int, Key
 
-from cnnexp.config.data import SyntheticTask
+from cnnexp.config.datasets import ChannelNorm, KPatterns, SignalDistribution, SyntheticTask
+from cnnexp.core.errors import UsageError
 from cnnexp.data.images import DataShape, Images, make_images
-from cnnexp.data.registry import Dataset
+from cnnexp.data.registry import Dataset, register_dataset
 
 # Draws an image and its label from the arrays that all images have in common, the key of the image, and its
 # number, by which classes may take turns.
@@ -23,6 +26,7 @@ DrawImage = Callable[[Any, Key[Array, ""], Int[Array, ""]], tuple[Array, Array]]
 DrawImages = Callable[[Any, Key[Array, ""], int], tuple[np.ndarray, np.ndarray]]
 
 BATCH = 1024  # images that are drawn side by side
+MAX_PATTERN_BITS = 31  # bits that a signed 32-bit integer holds beside its sign
 
 
 class Task(NamedTuple):
@@ -109,3 +113,91 @@ def make_draw_images(draw_image: DrawImage) -> DrawImages:
         return images[:count], labels[:count]
 
     return draw_images
+
+
+@register_dataset(SignalDistribution)
+class SignalSet(SyntheticSet[SignalDistribution]):
+    """Signals of k patches, labelled by the sign of the signal in one of them."""
+
+    def describe_inputs(self) -> Inputs:
+        """Return the shape of a signal; the classes are its two signs."""
+        return Inputs((self.data.patches * self.data.dimension, 1, 1), 2)
+
+    def make_task(self, task_key: Key[Array, ""]) -> Task:
+        """Draw the signal, of norm 1, that all images have in common."""
+        signal = random.normal(task_key, (self.data.dimension,))
+        return Task(partial(_draw_signal, self.data), signal / jnp.linalg.norm(signal))
+
+
+def _draw_signal(
+    data: SignalDistribution, signal: Float[Array, " d"], key: Key[Array, ""], number: Int[Array, ""]
+) -> tuple[Float[Array, "kd 1 1"], Int[Array, ""]]:
+    """Lahoti et al. 2024, section 3: x = y w* in one random patch, plus sigma N(0, I)."""
+    patch_key, noise_key = random.split(key)
+    label = number % 2
+    patch = random.randint(patch_key, (), 0, data.patches)
+    patches = data.noise * random.normal(noise_key, (data.patches, data.dimension))
+    patches = patches.at[patch].add((2 * label - 1) * signal)
+    return patches.reshape(-1, 1, 1), label
+
+
+@register_dataset(ChannelNorm)
+class ChannelNormSet(SyntheticSet[ChannelNorm]):
+    """Gaussian images of three channels, the first two of which are compared."""
+
+    def describe_inputs(self) -> Inputs:
+        """Return the shape of an image; the classes say which norm is larger."""
+        return Inputs((self.data.side, self.data.side, 3), 2)
+
+    def make_task(self, task_key: Key[Array, ""]) -> Task:
+        """Make the task, whose images have nothing in common."""
+        return Task(partial(_draw_channel_norm, self.data), None)
+
+
+def _draw_channel_norm(
+    data: ChannelNorm, common: None, key: Key[Array, ""], number: Int[Array, ""]
+) -> tuple[Float[Array, "d d 3"], Int[Array, ""]]:
+    """Li, Zhang and Arora 2021, section 1: 1 where the first channel has the larger norm; x ~ N(0, I)."""
+    image = random.normal(key, (data.side, data.side, 3))
+    norms = jnp.square(image).sum((0, 1))
+    return image, (norms[0] > norms[1]).astype(jnp.int32)
+
+
+@register_dataset(KPatterns)
+class PatternSet(SyntheticSet[KPatterns]):
+    """Bit strings, in which the position of the k bits is the same in all inputs."""
+
+    def describe_inputs(self) -> Inputs:
+        """Return the shape of a bit string; the classes are the two values of the function."""
+        return Inputs((self.data.length, 1, 1), 2)
+
+    def make_task(self, task_key: Key[Array, ""]) -> Task:
+        """Make the task; the key draws the position of the bits and the random function."""
+        return Task(partial(_draw_pattern, self.data), task_key)
+
+    def check_keys(self) -> None:
+        """Check that the pattern fits into the input and, if its function is random, into an integer."""
+        data = self.data
+        if data.pattern > data.length:
+            raise UsageError(f"data.pattern={data.pattern}: must be at most data.length={data.length}")
+        if data.function == "random" and data.pattern > MAX_PATTERN_BITS:
+            raise UsageError(
+                f"data.pattern={data.pattern}: must be at most {MAX_PATTERN_BITS} with data.function=random, "
+                "which looks the bits up in a table"
+            )
+
+
+def _draw_pattern(
+    data: KPatterns, task_key: Key[Array, ""], key: Key[Array, ""], number: Int[Array, ""]
+) -> tuple[Float[Array, "n 1 1"], Int[Array, ""]]:
+    """Malach and Shalev-Shwartz 2021, section 2: g of the k bits from bit j on; x uniform over +1 and -1."""
+    start_key, table_key = random.split(task_key)
+    start = random.randint(start_key, (), 0, data.length - data.pattern + 1)
+    bits = random.bernoulli(key, 0.5, (data.length,)).astype(jnp.int32)
+    pattern = lax.dynamic_slice(bits, (start,), (data.pattern,))
+    if data.function == "parity":
+        label = pattern.sum() % 2
+    else:  # a random bit for each pattern
+        entry = (pattern << jnp.arange(data.pattern)).sum()
+        label = random.bernoulli(random.fold_in(table_key, entry)).astype(jnp.int32)
+    return (2.0 * bits - 1.0).reshape(-1, 1, 1), label

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from cnnexp.config.data import TFDSImages
+from cnnexp.config.datasets import TFDSImages
 from cnnexp.core.errors import UsageError
 from cnnexp.core.machine import cache_folder, cores, warn_once
 from cnnexp.core.terminal import progress_bar

@@ -279,13 +279,8 @@ def _find_newest(folder: Path, name: str) -> PreparedSet | None:
 def _square_set(
     side: int, channels: int, classes: int, train: int, test: int, *, varied: bool = False
 ) -> DataShape:
-    return DataShape(
-        image=(side, side, channels),
-        classes=classes,
-        train_images=train,
-        test_images=test,
-        varied=varied,
-    )
+    image = (side, side, channels)
+    return DataShape(image=image, classes=classes, train_images=train, test_images=test, varied=varied)
 
 
 KNOWN_SETS = {
