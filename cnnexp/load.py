@@ -46,8 +46,7 @@ from cnnexp.store.runs import (
 )
 from cnnexp.store.weights import Weights, decode_weights
 from cnnexp.training.optimizers import Hyperparameters
-from cnnexp.training.setup import make_setup
-from cnnexp.training.weights import build_network
+from cnnexp.training.setup import load_network, make_setup
 
 IMAGES_AT_ONCE = 1024  # that are normalised and corrupted
 
@@ -137,7 +136,7 @@ class LoadedRun:
             UsageError: The run has no weights, or they are corrupt or those of another network.
         """
         try:
-            return build_network(make_setup(self.config), self.weights().arrays)
+            return load_network(make_setup(self.config), self.weights().arrays)
         except ValueError as error:
             raise UsageError(f"{self.folder / WEIGHTS}: not of this network: {error}") from None
 

@@ -10,18 +10,15 @@ from cnnexp.core.text import duration_text, pluralize, short_number
 from cnnexp.models.spec import specify_network, total_count
 from cnnexp.store.runs import describe_corrupt_file
 from cnnexp.sweep.cost import (
-    COMPILE_SECONDS,
-    Forecast,
+    choose_kept,
     estimate_state_bytes,
     estimate_step_bytes,
-    forecast,
     memory_warning,
     refuse_too_large,
 )
-from cnnexp.sweep.plan import Plan, plan_sweep
+from cnnexp.sweep.plan import COMPILE_SECONDS, Forecast, Plan, forecast, plan_sweep
 from cnnexp.sweep.points import Cells, SweepPoint
 from cnnexp.sweep.validate import check_images, check_run, check_sweep
-from cnnexp.sweep.weights_limit import choose_kept
 
 HEADER = ("cell", "weights", "MACs", "memory", "runs", "done", "stack", "time")
 

@@ -95,13 +95,18 @@ def parse_minutes(time: int | str) -> int:
         The minutes, at least 1.
 
     Raises:
-        ValueError: The time has none of these forms, or is below one minute.
+        ValueError: The time has none of these forms, or is below one minute, or a part of it other than the
+            first is as large as the next larger unit.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(time))
     if match is None:
         raise ValueError(f"launcher.time={time}: must be minutes, H:MM:SS or D-HH:MM:SS")
     days, *fields = match.groups()
     numbers = [int(field) for field in fields if field is not None]
+    if any(number >= 60 for number in numbers[1:]) or (days is not None and numbers[0] >= 24):
+        raise ValueError(
+            f"launcher.time={time}: must have minutes and seconds below 60, and hours below 24 after days"
+        )
     if days is None and len(numbers) < 3:  # `M` or `M:SS`
         numbers.insert(0, 0)
     hours, minutes, seconds = (*numbers, 0, 0)[:3]

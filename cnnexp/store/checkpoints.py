@@ -6,20 +6,18 @@ A step without a manifest was not saved; a step whose files differ from its mani
 The best weights so far of runs that keep these lie in the same folder, one file for each run and step.
 """
 
-import errno
 import hashlib
 import logging
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnexp.store.files import NO_FILE, compute_crc32, is_name, read_json, write_json
+from cnnexp.store.files import NO_FILE, compute_crc32, is_name, read_json, reserve_space, write_json
 from cnnexp.store.runs import FilePrefix, move_corrupt
 from cnnexp.store.weights import Weights, read_weights, write_weights
 
@@ -70,6 +68,7 @@ class StackCheckpoints:
         Raises:
             OSError: the disk is full, or cannot be written.
         """
+        import jax
         import orbax.checkpoint as ocp
 
         folder = self.folder / str(step)
@@ -79,7 +78,9 @@ class StackCheckpoints:
             self._drop_best_after(self._since)
             self._initialized = True
         if self._writes:
-            _reserve_space(self.folder, state)
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            # Without space, each of Orbax's threads would report its error on stderr.
+            reserve_space(self.folder, int(1.1 * size) + OVERHEAD_BYTES)
             for run_id, weights in (best or {}).items():  # before the checkpoint that needs them
                 path = _best_file(self.folder, run_id, weights.step)
                 if not path.exists():
@@ -269,24 +270,6 @@ def _stack_folders(folder: Path) -> list[Path]:
 
 def _digest(runs: Sequence[str]) -> str:
     return hashlib.sha256(" ".join(runs).encode()).hexdigest()[:12]
-
-
-def _reserve_space(folder: Path, state: Any) -> None:
-    """Check that there is space for a state, as each of Orbax's threads would report on stderr if not.
-
-    Raises:
-        OSError: the disk is full, or a quota is used up.
-    """
-    import jax
-
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, int(1.1 * size) + OVERHEAD_BYTES)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # of file systems that cannot reserve space
-            raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
 def _modification_time(path: Path) -> float:

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -61,6 +62,21 @@ def append_bytes(path: Path, content: bytes) -> None:
                 file.truncate(size)
             error.filename = str(path)
             raise
+
+
+def reserve_space(folder: Path, size: int) -> None:
+    """Check that there is space for a number of bytes in a folder.
+
+    Raises:
+        OSError: the disk is full, or a quota is used up.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # of file systems that cannot reserve space
+            raise OSError(error.errno, error.strerror, str(folder)) from None
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,6 +39,11 @@ BEAT_SECONDS = 5.0  # between two signs of life
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # errors of file systems without hard links
 
 
+def boot_seconds() -> float:
+    """Return a monotonic time that also counts while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class LeaseLost(Exception):
     """This worker gave no sign of life for so long that other workers may be training its runs."""
 
@@ -48,17 +53,20 @@ class Leases:
 
     Args:
         folder: the sweep's.
+        host: the name of this machine among the workers, see `identify_host`; None: its real one.
+        clock: returns monotonic seconds that also count while the machine sleeps.
 
     Raises:
         UsageError: the file system has no hard links.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, host: str | None = None, clock: Callable[[], float] = boot_seconds):
+        self.host, self._seconds = host or identify_host(), clock
         self._sweep, self._folder = folder, folder / "leases"
         self._worker = self._folder / f"worker-{uuid.uuid4().hex[:12]}"
         identity = {
             "worker": self._worker.name,
-            "host": _host(),
+            "host": self.host,
             "pid": os.getpid(),
             "on": socket.gethostname(),
         }
@@ -143,7 +151,7 @@ class Leases:
 
     def _has_expired(self) -> bool:
         """Return whether other workers may have taken these leases, which are then released."""
-        if _seconds() - self._last_beat_monotonic <= SELF_EXPIRY_SECONDS:
+        if self._seconds() - self._last_beat_monotonic <= SELF_EXPIRY_SECONDS:
             return False
         self._release(set(self._held))
         self._beat()
@@ -184,7 +192,7 @@ class Leases:
 
     def now(self) -> float:
         """Return the time of the file server's clock, in seconds since the epoch."""
-        return self._last_beat_server_time + (_seconds() - self._last_beat_monotonic)
+        return self._last_beat_server_time + (self._seconds() - self._last_beat_monotonic)
 
     def _path(self, run_id: str, generation: int) -> Path:
         return self._folder / f"{run_id}.{generation}"
@@ -192,14 +200,14 @@ class Leases:
     def _keep_beating(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
             if (
-                _seconds() - self._last_beat_monotonic <= SELF_EXPIRY_SECONDS
+                self._seconds() - self._last_beat_monotonic <= SELF_EXPIRY_SECONDS
             ):  # else `check` must report it first
                 with suppress(OSError):  # the next one may succeed
                     self._beat()
 
     def _beat(self) -> None:
         """Give a sign of life, dated by the clock of the file server, which is the same for all workers."""
-        started = _seconds()
+        started = self._seconds()
         with self._beat_lock:
             if self._ended.is_set():
                 return
@@ -235,20 +243,15 @@ class _LivenessCache:
                 if error.errno not in NO_FILE:
                     raise
                 return False  # released just now, or not a lease at all
-            age, same_host = self._leases.now() - modified, owner.get("host") == _host()
+            age, same_host = self._leases.now() - modified, owner.get("host") == self._leases.host
             self._known[lease.inode] = age <= self._within and not (
                 same_host and _has_exited(owner.get("pid"))
             )
         return self._known[lease.inode]
 
 
-def _seconds() -> float:
-    """Return a monotonic time that also counts while the machine sleeps."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
 @lru_cache(maxsize=1)
-def _host() -> str:
+def identify_host() -> str:
     """Identify the scope of process ids: one boot of a machine, and one container on it."""
     parts = [socket.gethostname()]
     for path, read in (("/proc/sys/kernel/random/boot_id", _first_line), ("/proc/self/ns/pid", os.readlink)):

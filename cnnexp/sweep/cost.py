@@ -1,14 +1,10 @@
-"""Estimates of what runs cost: memory, from shapes alone, and time, from past runs."""
+"""What runs need of memory and disk, from shapes alone, and which of them store their weights."""
 
-import statistics
-import time
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import jax
-import jax.numpy as jnp
 
 from cnnexp.config import RunConfig
 from cnnexp.config.execution import LocalLauncher
@@ -22,12 +18,10 @@ from cnnexp.core.machine import (
 from cnnexp.core.text import pluralize, short_number
 from cnnexp.data.loading import resident_image_bytes
 from cnnexp.models.layers import LayerSpec, OtherLayers
-from cnnexp.models.spec import specify_network, total_count
-from cnnexp.store.files import read_json
-from cnnexp.store.runs import find_corrupt_files, has_ended
-from cnnexp.sweep.provenance import provenance
+from cnnexp.models.spec import specify_network
+from cnnexp.nn.tying import norm_shape
+from cnnexp.sweep.points import SweepPoint
 from cnnexp.training.named_optimizers import count_slots
-from cnnexp.training.schedule import estimate_flops
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 SLOT_BYTES = 4  # per number that an optimiser keeps: float32
@@ -36,6 +30,8 @@ USED_FRACTION = 0.8  # of the memory: estimates err, and XLA's own buffers need 
 COPIES = 5
 # Runs of a stack per CPU device, where they take turns: more of them would only delay the first results.
 MAX_RUNS_PER_CPU_DEVICE = 32
+GIGABYTE = 10**9
+INDEX_BYTES = 4  # of a connection that is drawn at random
 
 
 def estimate_state_bytes(config: RunConfig) -> int:
@@ -160,63 +156,79 @@ def _too_large(config: RunConfig) -> str:
     return f"{what}; {machine_memory_text() if on_cpu else f'the accelerator has {short_number(memory)}B'}"
 
 
-MAX_PAST_RUNS = 200  # that a forecast reads
-COMPILE_SECONDS = 2.5  # of one program that is not in the cache
-EFFICIENCY = 0.2  # rate of training small networks over that of a large matrix product, within a factor of 3
-
-
 @dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """A forecast of the time that runs take.
+class KeptWeights:
+    """The runs of a sweep that store their weights.
 
     Attributes:
-        rate: floating-point operations per second of networks without past runs.
-        rates: the same by (parameters, MACs) of networks with past runs.
-        source: what the forecast is based on, in words.
+        sizes: bytes of the weights, by the ids of the runs that store them.
+        refused: bytes of the weights that would exceed the limit, by the ids of their runs.
+        limit_gb: `sweep.max_weights_gb`.
     """
 
-    rate: float
-    rates: Mapping[tuple[int, int], float]
-    source: str
+    sizes: Mapping[str, int]
+    refused: Mapping[str, int]
+    limit_gb: float
 
-    def seconds(self, run: RunConfig) -> float:
-        """Forecast the seconds of one run, without compiling its program."""
-        layers = specify_network(run)
-        key = (total_count(layers, "params"), total_count(layers, "macs"))
-        return estimate_flops(run) / self.rates.get(key, self.rate)
+    def describe(self) -> str:
+        """Say in one line how many runs store their weights, and their size."""
+        runs = len(self.sizes) + len(self.refused)
+        if not runs:
+            return "no weights are stored (train.keep=none)"
+        line = f"weights of {len(self.sizes):,} of {pluralize(runs, 'run')} are stored, "
+        line += f"{short_number(sum(self.sizes.values()))}B"
+        return f"{line}; {self.describe_refused()}" if self.refused else line
 
-
-def forecast(results_dir: Path) -> Forecast:
-    """Make a forecast from past runs in a folder on the same device, or if there are none, a calibration."""
-    device = provenance()["device"]
-    folders = (path.parent for path in results_dir.glob("*/*/summary.json"))
-    summaries = (read_json(f / "summary.json") for f in folders if has_ended(f) and not find_corrupt_files(f))
-    past = list(islice((s for s in summaries if s.get("device") == device and s.get("flops")), MAX_PAST_RUNS))
-    rates: dict[tuple[int, int], list[float]] = {}
-    for summary in past:
-        key = (summary["params/total"], summary["macs"])
-        rates.setdefault(key, []).append(summary["flops"] / max(summary["wall_seconds"], 1e-9))
-    if not past:
-        rate = EFFICIENCY * _matmul_rate()
-        source = (
-            f"a calibration at {rate / 1e9:.0f} GFLOP/s, a fifth of this device's rate for matrix products; "
-            "the true time may differ by a factor of three"
+    def describe_refused(self) -> str:
+        """Say in one line how many runs do not store their weights because of the limit."""
+        needed = sum(self.sizes.values()) + sum(self.refused.values())
+        number = pluralize(len(self.refused), "run does", "runs do")
+        return (
+            f"{number} not store weights: those of all runs take {short_number(needed)}B, "
+            f"more than sweep.max_weights_gb={self.limit_gb:g} allows"
         )
-        return Forecast(rate=rate, rates={}, source=source)
-    medians = {key: statistics.median(values) for key, values in rates.items()}
-    overall = statistics.median(rate for values in rates.values() for rate in values)
-    return Forecast(
-        rate=overall, rates=medians, source=f"{pluralize(len(past), 'past run')} in {results_dir}"
-    )
 
 
-def _matmul_rate() -> float:
-    """Measure the floating-point operations per second of a large float32 matrix product."""
-    side = 1024
-    a, product = jnp.ones((side, side)), jax.jit(jnp.matmul)
-    product(a, a).block_until_ready()
-    started, number = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - started) < 0.2:
-        product(a, a).block_until_ready()
-        number += 1
-    return number * 2 * side**3 / elapsed
+def choose_kept(runs: Mapping[str, RunConfig]) -> KeptWeights:
+    """Choose the runs that store their weights: those with the smallest seeds, until the limit is reached.
+
+    Args:
+        runs: of the sweep by their ids.
+    """
+    limit_gb = next(iter(runs.values())).sweep.max_weights_gb if runs else 0.0
+    sizes: dict[str, int] = {}
+    refused: dict[str, int] = {}
+    total = 0
+    for run_id, run in sorted(runs.items(), key=lambda item: item[1].seed):  # a stable sort
+        if run.train.keep == "none":
+            continue
+        total += (size := weights_bytes(run))
+        (refused if total > limit_gb * GIGABYTE else sizes)[run_id] = size
+    return KeptWeights(sizes=sizes, refused=refused, limit_gb=limit_gb)
+
+
+def limit_weights(points: Sequence[SweepPoint]) -> tuple[list[SweepPoint], KeptWeights]:
+    """Set `train.keep=none` in the runs that do not store their weights because of the limit.
+
+    Returns:
+        The points, and which of them store their weights.
+    """
+    kept = choose_kept({point.config.run_id: point.config for point in points})
+    return [_drop_weights(p) if p.config.run_id in kept.refused else p for p in points], kept
+
+
+def weights_bytes(config: RunConfig) -> int:
+    """Compute the bytes that the weights of a run take on disk, without the header of the file."""
+    return sum(_layer_bytes(layer) for layer in specify_network(config))
+
+
+def _layer_bytes(layer: LayerSpec) -> int:
+    averages = 2 * math.prod(norm_shape(layer.geometry, layer.norm_tying)) if layer.norm == "batch" else 0
+    wired = layer.geometry.connectivity == "random" and layer.tying.kind != "dense"
+    indices = layer.geometry.positions * math.prod(layer.geometry.kernel_size) if wired else 0
+    return (layer.params + averages) * ITEMSIZE[layer.param_dtype] + indices * INDEX_BYTES
+
+
+def _drop_weights(point: SweepPoint) -> SweepPoint:
+    train = point.config.train.model_copy(update={"keep": "none"})
+    return replace(point, config=point.config.model_copy(update={"train": train}))

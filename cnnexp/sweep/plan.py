@@ -1,18 +1,32 @@
-"""A sweep before it starts: which runs have a result, which are missing, and which train together."""
+"""A sweep before it starts: which runs are missing, which of them train together, and how long they take."""
 
 import json
 import os
+import statistics
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+
+import jax
+import jax.numpy as jnp
 
 from cnnexp.config import OMITTED_AT_DEFAULT, TRACED_KEYS, RunConfig
 from cnnexp.config.data import STRENGTH_KEYS
+from cnnexp.core.text import pluralize
+from cnnexp.models.spec import specify_network, total_count
 from cnnexp.store.checkpoints import has_checkpoint, iterate_stacks, list_corrupt_stacks
+from cnnexp.store.files import read_json
 from cnnexp.store.runs import COMMANDS, find_corrupt_files, has_ended, run_folder, sweep_folder
 from cnnexp.sweep.cost import largest_stack
+from cnnexp.sweep.provenance import provenance
 from cnnexp.training.named_optimizers import list_traced_options
 from cnnexp.training.schedule import estimate_flops, resolve_duration
+
+MAX_PAST_RUNS = 200  # that a forecast reads
+COMPILE_SECONDS = 2.5  # of one program that is not in the cache
+EFFICIENCY = 0.2  # rate of training small networks over that of a large matrix product, within a factor of 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,3 +159,60 @@ def shape_of_program(run: RunConfig) -> str:
         del values["train"][key]
     carried_out = [run.train.parallel, run.train.profile]
     return json.dumps([values, duration.steps, duration.evaluate_after, carried_out], sort_keys=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """A forecast of the time that runs take.
+
+    Attributes:
+        rate: floating-point operations per second of networks without past runs.
+        rates: the same by (parameters, MACs) of networks with past runs.
+        source: what the forecast is based on, in words.
+    """
+
+    rate: float
+    rates: Mapping[tuple[int, int], float]
+    source: str
+
+    def seconds(self, run: RunConfig) -> float:
+        """Forecast the seconds of one run, without compiling its program."""
+        layers = specify_network(run)
+        key = (total_count(layers, "params"), total_count(layers, "macs"))
+        return estimate_flops(run) / self.rates.get(key, self.rate)
+
+
+def forecast(results_dir: Path) -> Forecast:
+    """Make a forecast from past runs in a folder on the same device, or if there are none, a calibration."""
+    device = provenance()["device"]
+    folders = (path.parent for path in results_dir.glob("*/*/summary.json"))
+    summaries = (read_json(f / "summary.json") for f in folders if has_ended(f) and not find_corrupt_files(f))
+    past = list(islice((s for s in summaries if s.get("device") == device and s.get("flops")), MAX_PAST_RUNS))
+    rates: dict[tuple[int, int], list[float]] = {}
+    for summary in past:
+        key = (summary["params/total"], summary["macs"])
+        rates.setdefault(key, []).append(summary["flops"] / max(summary["wall_seconds"], 1e-9))
+    if not past:
+        rate = EFFICIENCY * _matmul_rate()
+        source = (
+            f"a calibration at {rate / 1e9:.0f} GFLOP/s, a fifth of this device's rate for matrix products; "
+            "the true time may differ by a factor of three"
+        )
+        return Forecast(rate=rate, rates={}, source=source)
+    medians = {key: statistics.median(values) for key, values in rates.items()}
+    overall = statistics.median(rate for values in rates.values() for rate in values)
+    return Forecast(
+        rate=overall, rates=medians, source=f"{pluralize(len(past), 'past run')} in {results_dir}"
+    )
+
+
+def _matmul_rate() -> float:
+    """Measure the floating-point operations per second of a large float32 matrix product."""
+    side = 1024
+    a, product = jnp.ones((side, side)), jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    started, number = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - started) < 0.2:
+        product(a, a).block_until_ready()
+        number += 1
+    return number * 2 * side**3 / elapsed

@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from cnnexp.core.text import pluralize
-from cnnexp.sweep.cost import COMPILE_SECONDS
-from cnnexp.sweep.plan import Plan, Stack
+from cnnexp.sweep.plan import COMPILE_SECONDS, Plan, Stack
 from cnnexp.sweep.points import Cells
 from cnnexp.training.schedule import resolve_duration
 

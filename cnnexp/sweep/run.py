@@ -2,51 +2,39 @@
 
 import math
 import sys
-import traceback
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-
-import jax
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 from cnnexp.config import RunConfig
 from cnnexp.config.execution import LocalLauncher
-from cnnexp.core.errors import SweepFailed, describe_exception
-from cnnexp.core.terminal import is_disk_error
-from cnnexp.core.text import pluralize
+from cnnexp.core.errors import SweepFailed
 from cnnexp.data.loading import images_key, read_and_check
-from cnnexp.store.checkpoints import StackCheckpoints, iterate_stacks
 from cnnexp.store.files import read_json, refuse_links
-from cnnexp.store.leases import LeaseLost, Leases
-from cnnexp.store.run_writer import record_command, record_failure
+from cnnexp.store.leases import Leases
+from cnnexp.store.run_writer import record_command
 from cnnexp.store.runs import (
     describe_corrupt_file,
-    has_ended,
     move_corrupt,
     run_folder,
     sweep_folder,
 )
-from cnnexp.sweep.cost import refuse_too_large
+from cnnexp.sweep.cost import limit_weights, refuse_too_large
 from cnnexp.sweep.devices import configure_jax, refuse_missing_devices
 from cnnexp.sweep.multiprocess import (
     announce_end,
     check_processes,
     join_processes,
-    means_lost_process,
     translate_lost_process,
 )
-from cnnexp.sweep.plan import Plan, Stack, group_by_checkpoint, plan_sweep, stacks_for
+from cnnexp.sweep.plan import Plan, plan_sweep
 from cnnexp.sweep.points import Cells, SweepPoint, describe_failures
 from cnnexp.sweep.progress import SweepProgress
-from cnnexp.sweep.signals import Interrupted, ProcessLost, StopSignals
+from cnnexp.sweep.runner import SweepRunner
+from cnnexp.sweep.signals import StopSignals
 from cnnexp.sweep.validate import check_configs
-from cnnexp.sweep.weights_limit import limit_weights
-from cnnexp.sweep.worker import Worker, follow_primary
+from cnnexp.sweep.worker import follow_primary
 from cnnexp.tracking.mirror import Mirror
 from cnnexp.training.processes import is_primary
-
-WAIT_SECONDS = 0.5  # between two checks of the runs claimed by other workers
 
 
 def run_sweep(points: Sequence[SweepPoint], command: str | None = None) -> dict[str, float]:
@@ -125,181 +113,6 @@ def start_progress(
     if command:
         record_command(next(iter(runs.values())), command)
     return plan, progress
-
-
-class SweepRunner:
-    """Runs a sweep in one process: which stack comes next, and what happens if one fails.
-
-    Args:
-        runs: of the sweep, by their ids.
-        leases, signals, progress, mirror: of the sweep.
-
-    Attributes:
-        worker: trains the stacks.
-        failed: by run, the first line of what was raised.
-    """
-
-    def __init__(
-        self,
-        runs: Mapping[str, RunConfig],
-        leases: Leases,
-        signals: StopSignals,
-        progress: SweepProgress,
-        mirror: Mirror,
-    ):
-        self.runs = runs
-        self.failed: dict[str, str] = {}
-        self._unfinished = dict(runs)  # as far as is known
-        self._leases, self._signals, self._progress, self._mirror = leases, signals, progress, mirror
-        self._queue: deque[Stack] = deque()
-        self._not_resumable: set[str] = set()
-        folder = sweep_folder(next(iter(runs.values())))
-        self.worker = Worker(folder, leases, signals, progress, mirror, self._start_again)
-
-    def lease_stacks(self, planned: Sequence[Stack]) -> Iterator[Stack]:
-        """Yield stacks to train, with their runs leased: first the planned ones, then those of dead workers.
-
-        Runs claimed by other workers are left to them. Ends when every run has ended.
-
-        Raises:
-            Interrupted: a signal asked to stop.
-        """
-        self._queue.extend(planned)
-        while self._queue:
-            stack = self._queue.popleft()
-            self._signals.raise_if_stop_requested()
-            leased = self._leases.acquire(stack.runs)
-            todo = {i: run for i, run in stack.runs.items() if i in leased and not has_ended(run_folder(run))}
-            if todo:
-                yield self._split_by_checkpoint(replace(stack, runs=todo, resumes=None))
-            if self.failed and stack.config.sweep.on_error == "stop":
-                return
-            if not self._queue:
-                self._leases.acquire(())
-                self._queue.extend(self._wait_for_others())
-        _drop_ended_checkpoints(self.runs)
-
-    @contextmanager
-    def handle_failures(self, stack: Stack) -> Iterator[None]:
-        """Mark a stack as failed if its training raises, so that the sweep continues with the next one.
-
-        A stack that is too large for the memory is queued again in halves, as are the others of its shape.
-
-        Raises:
-            Interrupted: a signal asked to stop, or another process has died.
-            OSError: the disk is full or fails, so no other stack can be written either.
-        """
-        # Several processes are all in the middle of the stack, and must end together.
-        is_only_process = jax.process_count() == 1
-        try:
-            with self._prefer_lease_lost():
-                yield
-        except Interrupted:
-            raise
-        except LeaseLost as error:
-            if not is_only_process:
-                raise ProcessLost from error
-            self._progress.tell(
-                f"{error}: other workers may have taken over {pluralize(len(stack.runs), 'run')}"
-            )
-            self._queue.extend(stacks_for(stack.runs))
-        except Exception as error:
-            if means_lost_process(error):
-                self.worker.mark_interrupted()
-                raise
-            if isinstance(error, OSError) and is_disk_error(error):
-                raise
-            if is_only_process and _is_out_of_memory(error) and len(stack.runs) > 1:
-                self._progress.tell(
-                    f"out of memory with {len(stack.runs)} runs in a stack: continuing with half as many"
-                )
-                self._queue.appendleft(stack)
-                self._halve_stacks(stack.shape)
-                return
-            self._mark_failed(stack, error)
-            if not is_only_process:
-                raise
-
-    @contextmanager
-    def _prefer_lease_lost(self) -> Iterator[None]:
-        """Raise `LeaseLost` in place of any other error if the leases of the stack are lost."""
-        try:
-            yield
-        except Exception:
-            self._leases.check()
-            raise
-
-    def _split_by_checkpoint(self, stack: Stack) -> Stack:
-        """Return the part of a stack to train first, and queue the rest.
-
-        Other workers may have saved some of its runs since the stack was queued.
-        """
-        resumable = {i: run for i, run in stack.runs.items() if i not in self._not_resumable}
-        saved, _ = group_by_checkpoint(resumable)
-        saved_ids = {run_id for part in saved for run_id in part.runs}
-        rest = {run_id: run for run_id, run in stack.runs.items() if run_id not in saved_ids}
-        first, *later = [*saved, *([replace(stack, runs=rest)] if rest else [])]
-        self._queue.extendleft(reversed(later))
-        return first
-
-    def _start_again(self, stack: Stack) -> None:
-        self._not_resumable.update(stack.runs)
-        self._queue.append(stack)
-
-    def _wait_for_others(self) -> list[Stack]:
-        """Wait for the runs that other workers are training; return stacks of those that they abandon."""
-        while True:
-            self._unfinished = unfinished = {
-                run_id: run
-                for run_id, run in self._unfinished.items()
-                if run_id not in self.failed and not has_ended(run_folder(run))
-            }
-            self._progress.waiting_for(len(unfinished))
-            free = set(unfinished) - self._leases.claimed_by_others()
-            if not unfinished or free:
-                return stacks_for({run_id: run for run_id, run in unfinished.items() if run_id in free})
-            self._signals.stop_requested.wait(WAIT_SECONDS)
-            self._signals.raise_if_stop_requested()
-
-    def _halve_stacks(self, shape: str) -> None:
-        self.worker.drop_programs()
-        self._queue = deque(
-            part
-            for stack in self._queue
-            for part in (stack.halves() if stack.shape == shape and len(stack.runs) > 1 else [stack])
-        )
-
-    def _mark_failed(self, stack: Stack, error: Exception) -> None:
-        """Mark the runs of a stack that have no result yet as failed, and store why.
-
-        Args:
-            stack: the stack whose training raised.
-            error: the exception that it raised, which is still being handled.
-        """
-        summary = f"{type(error).__name__}: {describe_exception(error)}"
-        trace = traceback.format_exc()
-        for run_id, run in stack.runs.items():
-            if not has_ended(run_folder(run)):
-                record_failure(run, trace)
-                self.failed[run_id] = summary
-        self._mirror.notify([run_folder(run) for run in stack.runs.values()])
-        self.worker.drop_programs()
-        self._progress.show_failure(stack, summary, run_folder(stack.config) / "error.txt")
-
-
-def _drop_ended_checkpoints(runs: Mapping[str, RunConfig]) -> None:
-    """Remove checkpoints of which every run has a result."""
-    folder = sweep_folder(next(iter(runs.values())))
-    for _, saved in iterate_stacks(folder):
-        if all(has_ended(folder / run_id) for run_id in saved):
-            StackCheckpoints(folder, saved).delete()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or (
-        isinstance(error, jax.errors.JaxRuntimeError)
-        and any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory"))
-    )
 
 
 def validation_accuracy(run: RunConfig) -> float:

@@ -28,8 +28,7 @@ from cnnexp.sweep.overrides import check_discrete, check_overrides
 from cnnexp.sweep.plan import group_by_shape, shape_of_program, split_group
 from cnnexp.sweep.points import Groups
 from cnnexp.training.loop import StackTrainer
-from cnnexp.training.setup import Setup, make_setup, merge_network
-from cnnexp.training.weights import restore_weights
+from cnnexp.training.setup import Setup, make_setup, merge_network, restore_weights
 
 # What an evaluation can change: how images are corrupted. Everything else would need another training.
 CONDITIONS = (

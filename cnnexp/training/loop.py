@@ -19,9 +19,10 @@ from cnnexp.data.shapes import resolve_train_size
 from cnnexp.models.network import measure_learned, sample_kernels
 from cnnexp.models.spec import total_count
 from cnnexp.training.batches import BatchSource, MemorySource, StreamSource
+from cnnexp.training.metrics import Metrics
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.processes import broadcast_from_primary, host_device, to_host
-from cnnexp.training.setup import Setup, State, make_setup, merge_network
+from cnnexp.training.setup import Setup, State, make_setup, merge_network, name_weights, restore_weights
 from cnnexp.training.stacking import (
     BATCH,
     RUNS,
@@ -31,8 +32,7 @@ from cnnexp.training.stacking import (
     make_device_mesh,
     put_on_devices,
 )
-from cnnexp.training.train import Metrics, init
-from cnnexp.training.weights import name_weights, restore_weights
+from cnnexp.training.train import init
 
 Row = dict[str, int | float]
 PIECE_SECONDS = 2.0  # of training between two pauses, about

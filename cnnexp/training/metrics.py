@@ -1,18 +1,19 @@
-"""Metrics beside loss and accuracy, and the loss: built-in ones by name, and functions of the user.
+"""Losses and metrics: loss and accuracy, further ones by name, and functions of the user.
 
 A metric is a sum over the images of a split, and a function of this sum. Batches, devices, and windows of
 streamed images add up their sums.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from cnnexp.config import RunConfig
@@ -30,6 +31,25 @@ ImageFunction = Callable[[Array, Array], Array]  # from logits and labels to one
 Loss = Callable[[Array, Array, float | Float[Array, ""]], Float[Array, " b"]]
 
 
+class Metrics(NamedTuple):
+    """Means over a split, in evaluation mode, by the names they have in the store.
+
+    Attributes:
+        loss: The mean loss.
+        accuracy: The fraction of images whose label is right; of several labels, all of them.
+        further: The metrics of `resolve_metrics` by name. In a sum over images, the sums from which they are
+            computed.
+    """
+
+    loss: Float[Array, "..."]
+    accuracy: Float[Array, "..."]
+    further: dict[str, Any]
+
+    def by_name(self) -> dict[str, Any]:
+        """Return all metrics by the names that they have in the store."""
+        return {"loss": self.loss, "accuracy": self.accuracy, **self.further}
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric of a split, as a sum over its images.
@@ -44,6 +64,12 @@ class Metric:
     compute: Callable[[Sums, Any], Array]
 
 
+def average(sums: Metrics, count: Any, metrics: Mapping[str, Metric]) -> Metrics:
+    """Turn the sums over a number of images into metrics; `metrics` are the further ones by name."""
+    further = {name: metric.compute(sums.further[name], count) for name, metric in metrics.items()}
+    return Metrics(sums.loss / count, sums.accuracy / count, further)
+
+
 def make_mean(function: ImageFunction) -> Metric:
     """Make the metric that is the mean over images of a function of their logits and labels."""
 
@@ -51,6 +77,39 @@ def make_mean(function: ImageFunction) -> Metric:
         return jnp.where(valid, function(logits, labels).astype(jnp.float32), 0).sum()
 
     return Metric(add, lambda total, count: total / count)
+
+
+def compute_losses(
+    head: Head,
+    logits: Float[Array, "b classes"],
+    labels: Int[Array, "b ..."],
+    smoothing: float | Float[Array, ""] = 0.0,
+) -> Float[Array, " b"]:
+    """Compute the loss of each image.
+
+    The softmax head has the cross-entropy, the sigmoid head the mean over classes of binary cross-entropies.
+
+    Args:
+        head: `softmax` or `sigmoid`.
+        logits: The outputs of the network, `(b, classes)`.
+        labels: Class numbers `(b,)`, or 0 and 1 for each class `(b, classes)`.
+        smoothing: Fraction of the target that is spread over all classes (Szegedy 2016), or over the two
+            answers of each sigmoid.
+    """
+    classes = logits.shape[-1]
+    targets = labels if labels.ndim == 2 else labels[:, None] == jnp.arange(classes)
+    answers = classes if head == "softmax" else 2
+    targets = (1 - smoothing) * targets.astype(logits.dtype) + smoothing / answers
+    if head == "softmax":
+        return optax.softmax_cross_entropy(logits, targets)
+    return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+
+
+def is_correct(logits: Float[Array, "b classes"], labels: Int[Array, "b ..."]) -> Bool[Array, " b"]:
+    """Return whether the label of an image is its likeliest class; of several labels, all must be right."""
+    if labels.ndim == 1:
+        return logits.argmax(-1) == labels
+    return ((logits > 0) == (labels > 0)).all(-1)
 
 
 def label_accuracy(logits: Float[Array, "b classes"], labels: Int[Array, "b ..."]) -> Float[Array, " b"]:

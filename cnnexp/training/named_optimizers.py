@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from cnnexp.config.sections import Optim
 from cnnexp.core.errors import UsageError, describe_exception, shorten_value, suggestion
 from cnnexp.core.user_code import is_import_path, load_function
-from cnnexp.training.learning_rates import check_arguments, make_learning_rate, make_relative_rate
+from cnnexp.training.schedule import check_arguments, make_learning_rate, make_relative_rate
 
 BANK_AXES = 5  # a bank of kernels has this many axes, a bias fewer
 MOMENTUM_ARGUMENTS = {"sgd": "momentum", "adamw": "b1"}  # that `optim.momentum` sets

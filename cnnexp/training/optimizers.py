@@ -10,13 +10,13 @@ from jaxtyping import Array, Float, Int
 from cnnexp.config import RunConfig
 from cnnexp.config.sections import Optim
 from cnnexp.data.corruptions import CorruptionStrengths
-from cnnexp.training.learning_rates import make_learning_rate
 from cnnexp.training.named_optimizers import (
     BANK_AXES,
     OptimizerNumbers,
     list_traced_options,
     make_named_optimizer,
 )
+from cnnexp.training.schedule import make_learning_rate
 
 
 class Hyperparameters(NamedTuple):

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from cnnexp.config import RunConfig
-from cnnexp.config.model import Head
 from cnnexp.data.corruptions import Corruptions
 from cnnexp.data.images import Integers, Normalisation
 from cnnexp.data.pipelines import RawBatch
@@ -22,8 +22,9 @@ from cnnexp.models.custom import build_network
 from cnnexp.models.layers import NetworkSpec
 from cnnexp.models.spec import specify_network
 from cnnexp.nn.normalisation import TiedNorm
-from cnnexp.training.metrics import Loss, Metric, resolve_loss, resolve_metrics
+from cnnexp.training.metrics import Loss, Metric, compute_losses, resolve_loss, resolve_metrics
 from cnnexp.training.optimizers import Hyperparameters
+from cnnexp.training.processes import to_host
 from cnnexp.training.schedule import Duration, resolve_duration
 
 
@@ -203,32 +204,6 @@ def take_local_part(batch: RawBatch, setup: Setup) -> tuple[RawBatch, Integers |
     return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, offset, size), batch), offset
 
 
-def compute_losses(
-    head: Head,
-    logits: Float[Array, "b classes"],
-    labels: Int[Array, "b ..."],
-    smoothing: float | Float[Array, ""] = 0.0,
-) -> Float[Array, " b"]:
-    """Compute the loss of each image.
-
-    The softmax head has the cross-entropy, the sigmoid head the mean over classes of binary cross-entropies.
-
-    Args:
-        head: `softmax` or `sigmoid`.
-        logits: The outputs of the network, `(b, classes)`.
-        labels: Class numbers `(b,)`, or 0 and 1 for each class `(b, classes)`.
-        smoothing: Fraction of the target that is spread over all classes (Szegedy 2016), or over the two
-            answers of each sigmoid.
-    """
-    classes = logits.shape[-1]
-    targets = labels if labels.ndim == 2 else labels[:, None] == jnp.arange(classes)
-    answers = classes if head == "softmax" else 2
-    targets = (1 - smoothing) * targets.astype(logits.dtype) + smoothing / answers
-    if head == "softmax":
-        return optax.softmax_cross_entropy(logits, targets)
-    return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
-
-
 def measure_losses(
     setup: Setup,
     logits: Float[Array, "b classes"],
@@ -241,8 +216,71 @@ def measure_losses(
     return compute_losses(setup.config.model.head, logits, labels, smoothing)
 
 
-def is_correct(logits: Float[Array, "b classes"], labels: Int[Array, "b ..."]) -> Bool[Array, " b"]:
-    """Return whether the label of an image is its likeliest class; of several labels, all must be right."""
-    if labels.ndim == 1:
-        return logits.argmax(-1) == labels
-    return ((logits > 0) == (labels > 0)).all(-1)
+def name_weights(state: State) -> dict[str, np.ndarray]:
+    """Copy parameters and variables to NumPy arrays by their paths in the network, such as `conv_0.bank`.
+
+    Args:
+        state: A run, or a stack of runs whose arrays then have a leading run axis.
+
+    Returns:
+        The arrays by their names. Random keys are their key data.
+    """
+    leaves = {**_flatten(state.params), **_flatten(state.variables)}
+    return {name: to_host(variable.get_value()) for name, variable in leaves.items()}
+
+
+def restore_weights(setup: Setup, arrays: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
+    """Return the `params` and `variables` of a `State` from their named arrays.
+
+    Args:
+        setup: The static part of the run.
+        arrays: The result of `name_weights` for one run.
+
+    Raises:
+        ValueError: The names, shapes or types are not those of the network.
+    """
+
+    def build() -> nnx.Module:  # with the streams of `cnnexp.training.train.init`
+        return build_network(setup.config, setup.network, rngs=nnx.Rngs(0, params=0, dropout=0))
+
+    model = nnx.eval_shape(build)
+    _, params, variables = nnx.split(model, nnx.Param, ...)
+    names = {*_flatten(params), *_flatten(variables)}
+    if names != set(arrays):
+        different = sorted(names ^ set(arrays))
+        raise ValueError(f"arrays that only the file or only the network has: {', '.join(different)}")
+    return _fill(params, arrays), _fill(variables, arrays)
+
+
+def load_network(setup: Setup, arrays: Mapping[str, np.ndarray]) -> Any:
+    """Build a network in evaluation mode from its named arrays; see `restore_weights`."""
+    return merge_network(*restore_weights(setup, arrays), setup)
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(tree)}
+
+
+def _fill(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    pairs = [
+        (path, variable.replace(_as_leaf(".".join(map(str, path)), variable.get_value(), arrays)))
+        for path, variable in nnx.to_flat_state(tree)
+    ]
+    return nnx.from_flat_state(pairs)
+
+
+def _as_leaf(name: str, template: Any, arrays: Mapping[str, np.ndarray]) -> jax.Array:
+    """Put an array on the device as a leaf of the network, if it has the leaf's shape and type."""
+    array = arrays[name]
+    if jnp.issubdtype(template.dtype, jax.dtypes.prng_key):
+        data = jax.eval_shape(jax.random.key_data, template)
+        _check_leaf(name, array, data)
+        return jax.random.wrap_key_data(jnp.asarray(array))
+    _check_leaf(name, array, template)
+    return jnp.asarray(array)
+
+
+def _check_leaf(name: str, array: np.ndarray, template: Any) -> None:
+    if array.shape != template.shape or array.dtype != template.dtype:
+        kind, expected = f"{array.dtype}{list(array.shape)}", f"{template.dtype}{list(template.shape)}"
+        raise ValueError(f"{name} has {kind} where the network has {expected}")

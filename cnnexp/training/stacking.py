@@ -12,10 +12,11 @@ from jaxtyping import Array, Bool, Int, Key
 
 from cnnexp.data.images import Images, Normalisation
 from cnnexp.data.pipelines import EvalWindow, InMemory, RawBatch, TrainWindow
+from cnnexp.training.metrics import Metrics
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.processes import shard
 from cnnexp.training.setup import Setup, State
-from cnnexp.training.train import Metrics, evaluate, evaluate_window, init, train_steps
+from cnnexp.training.train import evaluate, evaluate_window, init, train_steps
 
 Runs = TypeVar("Runs")  # a pytree with a leading run axis
 Result = TypeVar("Result")

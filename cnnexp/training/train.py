@@ -7,7 +7,7 @@ of a stack as traced `Hyperparameters`. `jax.vmap` turns a run into a stack of r
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from cnnexp.models.custom import build_network
 from cnnexp.models.network import get_spatial_layers
 from cnnexp.nn.embedding import average_kernels, tie_gradient
 from cnnexp.nn.tied_conv import TiedConv
+from cnnexp.training.metrics import Metrics, average, is_correct
 from cnnexp.training.optimizers import Hyperparameters, make_optimizer
 from cnnexp.training.setup import (
     Setup,
@@ -31,7 +32,6 @@ from cnnexp.training.setup import (
     apply_in_training,
     apply_network,
     corrupt_batch,
-    is_correct,
     locate_device,
     make_setup,
     matmul_precision,
@@ -43,25 +43,6 @@ from cnnexp.training.setup import (
 # Images per batch of an evaluation. On CPU the activations of a batch must stay in its caches.
 EVALUATION_BATCH_ON_CPU, EVALUATION_BATCH = 128, 512
 DROPOUT = 1  # folded into the key of the parameters, for that of dropout
-
-
-class Metrics(NamedTuple):
-    """Means over a split, in evaluation mode, by the names they have in the store.
-
-    Attributes:
-        loss: The mean loss.
-        accuracy: The fraction of images whose label is right; of several labels, all of them.
-        further: The metrics of `Setup.metrics` by name. In a sum over images, the sums that they are computed
-            from.
-    """
-
-    loss: Float[Array, "..."]
-    accuracy: Float[Array, "..."]
-    further: dict[str, Any]
-
-    def by_name(self) -> dict[str, Any]:
-        """Return all metrics by the names that they have in the store."""
-        return {"loss": self.loss, "accuracy": self.accuracy, **self.further}
 
 
 def init(key: Key[Array, ""], hyperparameters: Hyperparameters, setup: Setup) -> State:
@@ -190,12 +171,6 @@ def evaluate_window(
     return _sum_batches(state, batch_at, len(window.valid), corrupt, setup)
 
 
-def average(sums: Metrics, count: Any, setup: Setup) -> Metrics:
-    """Turn the sums over a number of images into metrics."""
-    further = {name: metric.compute(sums.further[name], count) for name, metric in setup.metrics.items()}
-    return Metrics(sums.loss / count, sums.accuracy / count, further)
-
-
 def make_train(
     config: RunConfig,
 ) -> Callable[[Key[Array, ""], InMemory], tuple[State, dict[str, Metrics]]]:
@@ -250,8 +225,8 @@ def _share_kernels(params: Any, state: State, hyperparameters: Hyperparameters, 
     if setup.config.train.share_every is None:
         return params
     is_due = (state.step + 1) % hyperparameters.share_every == 0
-    average = partial(_change_layers, average_kernels, state.variables, setup)
-    return lax.cond(is_due, average, lambda tree: tree, params)
+    share = partial(_change_layers, average_kernels, state.variables, setup)
+    return lax.cond(is_due, share, lambda tree: tree, params)
 
 
 def _change_layers(change: Callable[[TiedConv], None], variables: Any, setup: Setup, tree: Any) -> Any:
@@ -283,7 +258,7 @@ def _evaluate_split(
 
     corrupt = partial(corrupt_batch, state, source.normalisation, hyperparameters, setup, split=split)
     sums = _sum_batches(state, batch_at, -(-count // size), corrupt, setup)
-    return average(sums, count, setup)
+    return average(sums, count, setup.metrics)
 
 
 def _sum_batches(

@@ -48,7 +48,8 @@ from cnnexp.store.runs import has_ended, read_history, run_folder, sweep_folder
 from cnnexp.sweep.plan import plan_sweep
 from cnnexp.sweep.points import SweepPoint, to_dict
 from cnnexp.sweep.progress import SweepProgress
-from cnnexp.sweep.run import SweepRunner, start_progress
+from cnnexp.sweep.run import start_progress
+from cnnexp.sweep.runner import SweepRunner
 from cnnexp.sweep.signals import StopSignals
 from cnnexp.sweep.worker import TrainerCache
 from cnnexp.tracking.mirror import Mirror

@@ -15,7 +15,7 @@ from cnnexp.cli.completion import make_script
 from cnnexp.store.runs import read_commands
 from cnnexp.sweep.plan import Stack
 from cnnexp.sweep.points import SweepPoint, format_rerun_commands
-from cnnexp.sweep.run import SweepRunner
+from cnnexp.sweep.runner import SweepRunner
 from tests.conftest import SMALL_SWEEP, call_cnnexp
 
 MINE = "# @package _global_\nexperiment: mine\nmodel:\n  features: [2]\n"

@@ -14,7 +14,7 @@ from cnnexp.config import SECTIONS, VARIANTS, RunConfig, parse
 from cnnexp.core.errors import UsageError
 from cnnexp.store.run_writer import RunWriter
 from cnnexp.sweep.provenance import summary_of
-from cnnexp.sweep.run import SweepRunner
+from cnnexp.sweep.runner import SweepRunner
 from tests.conftest import Configure, call_cnnexp
 
 TABLE = Path(__file__).with_name("wrong_inputs.txt")

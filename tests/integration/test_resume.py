@@ -21,7 +21,7 @@ from cnnexp.store.run_writer import RunWriter
 from cnnexp.store.runs import StoredRun, find_corrupt_files, read_runs, sweep_folder
 from cnnexp.sweep.plan import stacks_for
 from cnnexp.sweep.progress import SweepProgress
-from cnnexp.sweep.run import SweepRunner
+from cnnexp.sweep.runner import SweepRunner
 from cnnexp.sweep.signals import StopSignals
 from cnnexp.tracking.mirror import Mirror
 from cnnexp.training import loop

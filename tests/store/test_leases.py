@@ -16,21 +16,32 @@ import pytest
 from cnnexp.core.errors import UsageError
 from cnnexp.store import leases as module
 from cnnexp.store.files import read_json
-from cnnexp.store.leases import LEASE_SECONDS, SELF_EXPIRY_SECONDS, LeaseLost, Leases
+from cnnexp.store.leases import LEASE_SECONDS, SELF_EXPIRY_SECONDS, LeaseLost, Leases, boot_seconds
 from cnnexp.store.runs import ENDED
 from tests.clusters import wait_until
 
 
-def move_to_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this process be on another machine, which cannot see the processes of the first."""
-    monkeypatch.setattr(module, "_host", lambda: "another")
+class Clock:
+    """A clock that a test can set forward."""
+
+    def __init__(self) -> None:
+        self.skipped = 0.0
+
+    def __call__(self) -> float:
+        return boot_seconds() + self.skipped
 
 
-def silence(monkeypatch: pytest.MonkeyPatch, leases: Leases, seconds: float) -> None:
-    """Let a worker be stopped since a time: it neither writes nor counts the time."""
-    now = time.time() - seconds
-    monkeypatch.setattr(leases, "_beat", lambda: None)
-    os.utime(leases._worker, (now, now))
+def silence(folder: Path, seconds: float) -> None:
+    """Date the last sign of life of the only worker of a sweep some seconds back."""
+    (worker,) = (folder / "leases").glob("worker-*")
+    past = time.time() - seconds
+    os.utime(worker, (past, past))
+
+
+def stop(folder: Path, clock: Clock, seconds: float) -> None:
+    """Let the only worker of a sweep be stopped until now: it notices the time at its next call."""
+    silence(folder, seconds)
+    clock.skipped += seconds
 
 
 def test_leases_of_two_workers_never_overlap_and_end_with_their_process(tmp_path: Path) -> None:
@@ -70,59 +81,50 @@ def test_idle_workers_count_as_alive_and_a_lease_that_cannot_be_released_is_kept
 def test_a_silent_worker_of_another_machine_keeps_its_runs_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "BEAT_SECONDS", 1000.0)  # it gives no sign of life
     with Leases(tmp_path) as silent:
         silent.acquire({"a"})
-        move_to_another_machine(monkeypatch)
-        with Leases(tmp_path) as other:
-            silence(monkeypatch, silent, LEASE_SECONDS - 5)
+        silence(tmp_path, LEASE_SECONDS - 5)
+        with Leases(tmp_path, host="another") as other:
             assert other.acquire({"a"}) == set() and other.claimed_by_others() == {"a"}
-            silence(monkeypatch, silent, LEASE_SECONDS + 5)
+        silence(tmp_path, LEASE_SECONDS + 5)
+        with Leases(tmp_path, host="another") as other:
             assert other.acquire({"a"}) == {"a"}
             silent.acquire(())
             assert silent.claimed_by_others() == {"a"}  # giving back what it lost leaves the new lease alone
 
 
-def test_a_worker_that_was_stopped_for_too_long_loses_its_leases(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with Leases(tmp_path) as leases:
+def test_a_worker_that_was_stopped_for_too_long_loses_its_leases(tmp_path: Path) -> None:
+    clock = Clock()
+    with Leases(tmp_path, clock=clock) as leases:
         leases.acquire({"a"})
         leases.check()
-        clock = module._seconds
-        monkeypatch.setattr(module, "_seconds", lambda: clock() + SELF_EXPIRY_SECONDS + 1)
+        clock.skipped += SELF_EXPIRY_SECONDS + 1
         with pytest.raises(LeaseLost, match="the leases were not renewed for 40 s"):
             leases.check()
         leases.check()
         assert leases.acquire({"a"}) == {"a"}
 
 
-def pretend_stopped(leases: Leases, seconds: float) -> None:
-    """Let a worker be stopped until now: it notices the time at its next call."""
-    past = time.time() - seconds
-    os.utime(leases._worker, (past, past))
-    leases._last_beat_monotonic -= seconds
-
-
-def test_an_idle_worker_that_was_stopped_is_alive_before_it_takes_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_idle_worker_that_was_stopped_is_alive_before_it_takes_a_run(tmp_path: Path) -> None:
     assert SELF_EXPIRY_SECONDS <= LEASE_SECONDS - 20  # what it writes at its end comes before the others
-    with Leases(tmp_path) as idle:
-        pretend_stopped(idle, LEASE_SECONDS + 5)
+    clock = Clock()
+    with Leases(tmp_path, clock=clock) as idle:
+        stop(tmp_path, clock, LEASE_SECONDS + 5)
         assert idle.acquire({"a"}) == {"a"}
-        pretend_stopped(idle, LEASE_SECONDS + 5)
+        stop(tmp_path, clock, LEASE_SECONDS + 5)
         assert idle.acquire({"a", "b"}) == {"a", "b"}
-        move_to_another_machine(monkeypatch)
-        with Leases(tmp_path) as other:
+        with Leases(tmp_path, host="another") as other:
             assert other.acquire({"a", "b"}) == set()
 
 
 def test_a_worker_whose_file_was_removed_takes_leases_again(tmp_path: Path) -> None:
-    with Leases(tmp_path) as idle:
-        pretend_stopped(idle, LEASE_SECONDS + 5)
+    clock = Clock()
+    with Leases(tmp_path, clock=clock) as idle:
+        stop(tmp_path, clock, LEASE_SECONDS + 5)
         with Leases(tmp_path):
             pass
-        assert not idle._worker.exists()
+        assert not list((tmp_path / "leases").glob("worker-*"))
         assert idle.acquire({"a"}) == {"a"}
         idle.check()
 
@@ -152,8 +154,7 @@ def test_a_stopped_process_finds_its_run_taken_by_another(
     command = [sys.executable, "-c", STOPPED, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None and worker.stdout.readline() == "a\n"
-        move_to_another_machine(monkeypatch)
-        with Leases(tmp_path) as other:
+        with Leases(tmp_path, host="another") as other:
             assert other.acquire({"a"}) == set()
             worker.send_signal(signal.SIGSTOP)
             wait_until(lambda: other.acquire({"a"}) == {"a"}, "the end of the lease", seconds=30)
@@ -161,7 +162,9 @@ def test_a_stopped_process_finds_its_run_taken_by_another(
             assert worker.communicate(timeout=30)[0] == "lost set()\n"
 
 
-def test_a_process_that_the_system_hides_counts_as_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_the_system_hides_counts_as_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import psutil
 
     def hidden(pid: int) -> None:
@@ -170,10 +173,11 @@ def test_a_process_that_the_system_hides_counts_as_alive(monkeypatch: pytest.Mon
     def forbidden(pid: int, number: int) -> None:
         raise PermissionError
 
-    assert not module._has_exited(os.getpid())
-    monkeypatch.setattr(psutil, "Process", hidden)  # as /proc mounted with hidepid=2 has it
-    monkeypatch.setattr(os, "kill", forbidden)
-    assert not module._has_exited(12345)
+    with Leases(tmp_path) as first, Leases(tmp_path) as second:
+        first.acquire({"a"})
+        monkeypatch.setattr(psutil, "Process", hidden)  # as /proc mounted with hidepid=2 has it
+        monkeypatch.setattr(os, "kill", forbidden)
+        assert second.claimed_by_others() == {"a"}
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])

@@ -28,8 +28,7 @@ from cnnexp.store.runs import (
     read_runs,
     sweep_folder,
 )
-from cnnexp.sweep.cost import forecast
-from cnnexp.sweep.plan import plan_sweep
+from cnnexp.sweep.plan import forecast, plan_sweep
 from cnnexp.sweep.provenance import provenance
 
 ROW = {"step": 0, "train/accuracy": 0.84, "test/accuracy": 0.5}

@@ -15,7 +15,6 @@ from cnnexp.config import RunConfig
 from cnnexp.config.sections import Optim
 from cnnexp.core.errors import UsageError
 from cnnexp.sweep.plan import shape_of_program
-from cnnexp.training.learning_rates import make_relative_rate
 from cnnexp.training.loop import StackTrainer
 from cnnexp.training.named_optimizers import (
     UNSUITABLE,
@@ -26,6 +25,7 @@ from cnnexp.training.named_optimizers import (
     select_decayed,
 )
 from cnnexp.training.optimizers import Hyperparameters, make_optimizer
+from cnnexp.training.schedule import make_relative_rate
 from tests.conftest import Configure, load_once
 
 STEPS = 20

@@ -16,10 +16,11 @@ from cnnexp.data.sampling import ROUNDS, batch_indices, permute
 from cnnexp.sweep.plan import shape_of_program
 from cnnexp.training import stacking
 from cnnexp.training.loop import LoopState, Row, StackTrainer
+from cnnexp.training.metrics import Metrics, compute_losses, is_correct
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.schedule import resolve_duration
-from cnnexp.training.setup import State, apply_network, compute_losses, is_correct, make_setup
-from cnnexp.training.train import Metrics, evaluate, evaluation_batch_size, init, make_train, train_steps
+from cnnexp.training.setup import State, apply_network, make_setup
+from cnnexp.training.train import evaluate, evaluation_batch_size, init, make_train, train_steps
 from tests.conftest import Configure, load_once
 
 

@@ -17,6 +17,7 @@ from cnnexp.core.errors import SweepFailed
 from cnnexp.store.files import read_json
 from cnnexp.store.leases import BEAT_SECONDS, LEASE_SECONDS, Leases
 from cnnexp.store.runs import ENDED, read_error_line, read_history, run_folder, sweep_folder
+from cnnexp.sweep.cost import limit_weights
 from cnnexp.sweep.plan import Plan
 from cnnexp.sweep.points import SweepPoint
 from cnnexp.sweep.progress import SweepProgress
@@ -28,7 +29,6 @@ from cnnexp.sweep.run import (
     validation_accuracy,
 )
 from cnnexp.sweep.signals import StopSignals
-from cnnexp.sweep.weights_limit import limit_weights
 
 POLL_SECONDS = 1.0  # between two reads of the store, at least
 POLL_FRACTION = 0.1  # of the time that reading may take: a store of many runs is read less often

@@ -6,9 +6,8 @@ import pytest
 
 from cnnexp.models.network import TiedNetwork
 from cnnexp.training.optimizers import Hyperparameters
-from cnnexp.training.setup import apply_network, make_setup
+from cnnexp.training.setup import apply_network, load_network, make_setup, name_weights, restore_weights
 from cnnexp.training.train import init
-from cnnexp.training.weights import build_network, name_weights, restore_weights
 from tests.conftest import Configure
 
 MODELS = [
@@ -35,7 +34,7 @@ def test_a_network_restored_from_its_named_weights_computes_the_same_bits(
     assert jax.tree.structure(params) == jax.tree.structure(state.params)
     assert jax.tree.structure(variables) == jax.tree.structure(state.variables)
     assert (apply_network(params, variables, x, setup) == expected).all()
-    network = build_network(setup, arrays)
+    network = load_network(setup, arrays)
     assert isinstance(network, TiedNetwork) and network(x).shape == expected.shape
 
 

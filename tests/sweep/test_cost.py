@@ -6,12 +6,11 @@ import jax
 import pytest
 
 from cnnexp.config import RunConfig
+from cnnexp.sweep.cost import GIGABYTE, choose_kept, limit_weights, weights_bytes
 from cnnexp.sweep.points import SweepPoint
-from cnnexp.sweep.weights_limit import GIGABYTE, choose_kept, limit_weights, weights_bytes
 from cnnexp.training.optimizers import Hyperparameters
-from cnnexp.training.setup import make_setup
+from cnnexp.training.setup import make_setup, name_weights
 from cnnexp.training.train import init
-from cnnexp.training.weights import name_weights
 from tests.conftest import Configure
 
 
