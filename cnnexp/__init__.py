@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from cnnexp.data.images import make_images as make_images
     from cnnexp.data.registry import Dataset as Dataset
     from cnnexp.data.registry import register_dataset as register_dataset
+    from cnnexp.nn.embedding import distance_to as distance_to
+    from cnnexp.nn.embedding import embed as embed
+    from cnnexp.nn.embedding import project as project
+    from cnnexp.nn.geometry import Geometry as Geometry
+    from cnnexp.nn.normalisation import TiedNorm as TiedNorm
+    from cnnexp.nn.tied_conv import TiedConv as TiedConv
+    from cnnexp.nn.tying import Tying as Tying
+    from cnnexp.nn.tying import count_layer as count_layer
 
 __version__ = "0.1.0"
 _EXPORTS = {  # public names by their modules, which are imported at first use, as JAX takes a second
@@ -27,8 +35,13 @@ _EXPORTS = {  # public names by their modules, which are imported at first use, 
     "make_images": "cnnexp.data.images",
     "tying_of": "cnnexp.models.custom",
     "TiedConv": "cnnexp.nn.tied_conv",
+    "TiedNorm": "cnnexp.nn.normalisation",
     "Tying": "cnnexp.nn.tying",
+    "Geometry": "cnnexp.nn.geometry",
+    "count_layer": "cnnexp.nn.tying",
     "embed": "cnnexp.nn.embedding",
+    "project": "cnnexp.nn.embedding",
+    "distance_to": "cnnexp.nn.embedding",
     "Experiment": "cnnexp.report.experiments",
     "Claim": "cnnexp.analysis.claims",
 }

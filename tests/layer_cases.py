@@ -1,5 +1,6 @@
 """Layers to test: every geometry, tying and bias, and layers with known weights."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -56,7 +57,7 @@ def build_layer(geometry: Geometry, tying: str, bias: str = "none", lowering: st
     """A layer with its initial weights."""
     rngs = partial(nnx.Rngs, 0)
     return compile_module(
-        lambda: TiedConv(geometry, tying=tying, bias=bias, lowering=lowering, rngs=rngs())  # pyright: ignore
+        lambda: TiedConv.from_geometry(geometry, tying=tying, bias=bias, lowering=lowering, rngs=rngs())  # pyright: ignore
     )
 
 
@@ -66,7 +67,7 @@ def build_filled_layer(
     """A layer whose weights all differ and are none of them zero."""
 
     def build() -> TiedConv:
-        return TiedConv(geometry, tying=tying, bias=bias, lowering=lowering, rngs=nnx.Rngs(0))  # pyright: ignore
+        return TiedConv.from_geometry(geometry, tying=tying, bias=bias, lowering=lowering, rngs=nnx.Rngs(0))  # pyright: ignore
 
     graph, params, fixed = nnx.split(nnx.eval_shape(build), nnx.Param, ...)
     if geometry.connectivity == "random":
@@ -87,3 +88,18 @@ def draw_inputs(geometry: Geometry, batch: int = 2) -> jax.Array:
 
 def assert_close(actual: jax.Array, expected: jax.Array, tolerance: float = 1e-5) -> None:
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def taps_by_hand(geometry: Geometry) -> list[tuple[int, int, int]]:
+    """The output position, the tap of its window, and the pixel of each tap that is not on padding."""
+    (before_h, _), (before_w, _) = geometry.pads
+    (h, w, _), (kh, kw), taps = geometry.in_shape, geometry.kernel_size, []
+    for p, (i, j) in enumerate(np.ndindex(*geometry.out_size)):
+        for tap, (a, b) in enumerate(itertools.product(range(kh), range(kw))):
+            row = i * geometry.stride[0] + a * geometry.dilation[0] - before_h
+            column = j * geometry.stride[1] + b * geometry.dilation[1] - before_w
+            if geometry.padding == "CIRCULAR":
+                row, column = row % h, column % w
+            if 0 <= row < h and 0 <= column < w:
+                taps.append((p, tap, row * w + column))
+    return taps

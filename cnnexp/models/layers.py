@@ -16,7 +16,7 @@ from cnnexp.nn.tying import (
     count_layer,
     count_weights,
     norm_shape,
-    norm_tying,
+    parse_norm_tying,
 )
 
 LAYER_KEYS = (  # keys of the configuration that take a list with one value per layer
@@ -245,7 +245,7 @@ def _specify_convolution(
         pool=pool,
         pool_size=pool_size,
         norm=model.norm,
-        norm_tying=norm_tying(Tying.parse(value["tying"]), model.norm_tying),
+        norm_tying=parse_norm_tying(Tying.parse(value["tying"]), model.norm_tying),
         norm_groups=model.norm_groups,
         dropout=model.dropout,
         lowering=model.lowering,

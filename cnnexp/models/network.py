@@ -15,7 +15,7 @@ from cnnexp.nn.feature_maps import Layout, pool, transpose_layout
 from cnnexp.nn.normalisation import TiedNorm, embed_norm
 from cnnexp.nn.probes import locality
 from cnnexp.nn.tied_conv import TiedConv
-from cnnexp.nn.tying import Tying, norm_tying
+from cnnexp.nn.tying import Tying, parse_norm_tying
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "tanh": jnp.tanh, "identity": lambda x: x}
 SAMPLE_SIDE, SAMPLE_FILTERS = 8, 4  # positions along a side, and output channels, whose kernels are kept
@@ -109,7 +109,7 @@ def shrink(x: Float[Array, "..."], threshold: Float[Array, ""]) -> Float[Array, 
 
 def _build_layer(layer: LayerSpec, rngs: nnx.Rngs) -> TiedConv:
     gain = {"relu": 2.0, "gelu": 2.0}.get(layer.activation, 1.0)
-    return TiedConv(
+    return TiedConv.from_geometry(
         layer.geometry,
         tying=layer.tying,
         bias=layer.bias,
@@ -259,5 +259,5 @@ def _specify_embedded(layer: LayerSpec, new: TiedConv, norm: str) -> LayerSpec:
         layer,
         tying=new.tying,
         bias="same" if new.bias_tying == new.tying else bias,
-        norm_tying=norm_tying(new.tying, norm),
+        norm_tying=parse_norm_tying(new.tying, norm),
     )

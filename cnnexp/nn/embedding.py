@@ -30,11 +30,8 @@ def embed(
 
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> from cnnexp.nn.embedding import embed
-      >>> from cnnexp.nn.geometry import Geometry
-      >>> from cnnexp.nn.tied_conv import TiedConv
-      >>> geometry = Geometry(in_shape=(6, 6, 1), features=2, kernel_size=(3, 3))
-      >>> convolution = TiedConv(geometry, tying="shared", rngs=nnx.Rngs(0))
+      >>> from cnnexp import TiedConv, embed
+      >>> convolution = TiedConv(1, 2, (3, 3), in_size=(6, 6), rngs=nnx.Rngs(0))
       >>> local = embed(convolution, tying="local", bias="local")
       >>> local.bank.shape, local.bias.shape
       ((36, 3, 3, 1, 2), (36, 2))
@@ -82,11 +79,8 @@ def project(layer: TiedConv, *, tying: Tying | str = "shared") -> TiedConv:
     Example usage::
 
       >>> from flax import nnx
-      >>> from cnnexp.nn.embedding import distance_to, project
-      >>> from cnnexp.nn.geometry import Geometry
-      >>> from cnnexp.nn.tied_conv import TiedConv
-      >>> geometry = Geometry(in_shape=(6, 6, 1), features=2, kernel_size=(3, 3))
-      >>> local = TiedConv(geometry, tying="local", rngs=nnx.Rngs(0))
+      >>> from cnnexp import TiedConv, distance_to, project
+      >>> local = TiedConv(1, 2, (3, 3), in_size=(6, 6), tying="local", rngs=nnx.Rngs(0))
       >>> project(local, tying="tiled(2)").bank.shape
       (4, 3, 3, 1, 2)
       >>> bool(distance_to(project(local), tying="shared") < 1e-5)
@@ -136,7 +130,7 @@ def _make_layer_like(layer: TiedConv, tying: Tying, bias: str | None) -> TiedCon
         bias = "none" if layer.bias_tying is None else str(layer.bias_tying)
         if layer.bias_tying is not None and layer.bias_tying.kind in ("low_rank", "dense"):
             bias = "local"
-    return TiedConv(
+    return TiedConv.from_geometry(
         layer.geometry,
         tying=tying,
         bias=bias,

@@ -1,8 +1,10 @@
 """The geometry of a layer: the inputs of each output position, computed from shapes alone."""
 
 import math
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import numpy as np
 from jaxtyping import Int
@@ -165,6 +167,56 @@ class Geometry:
             return (extent - 1) // 2, extent // 2
         total = max((self._count_windows(axis) - 1) * s + extent - size, 0)
         return total // 2, total - total // 2
+
+
+def make_geometry(
+    in_features: int,
+    out_features: int,
+    kernel_size: int | Sequence[int],
+    strides: int | Sequence[int] = 1,
+    *,
+    in_size: Sequence[int],
+    padding: object = "SAME",
+    kernel_dilation: int | Sequence[int] = 1,
+    connectivity: Connectivity = "local",
+) -> Geometry:
+    """Return the geometry that arguments with the names of `flax.nnx.Conv` describe; see `TiedConv`.
+
+    Raises:
+        ValueError: A size is below one, no pair, or larger than the image; or there is no such padding.
+    """
+    if padding not in get_args(Padding):
+        allowed = ", ".join(get_args(Padding))
+        raise ValueError(f"padding={padding!r}: a tied layer has no such padding; allowed: {allowed}")
+    return Geometry(
+        in_shape=(*_parse_pair("in_size", in_size), _parse_size("in_features", in_features)),
+        features=_parse_size("out_features", out_features),
+        kernel_size=_parse_pair("kernel_size", kernel_size),
+        stride=_parse_pair("strides", _repeat(strides)),
+        dilation=_parse_pair("kernel_dilation", _repeat(kernel_dilation)),
+        padding=cast(Padding, padding),
+        connectivity=connectivity,
+    )
+
+
+def _repeat(value: int | Sequence[int]) -> Sequence[int]:
+    return (value, value) if isinstance(value, int) else value
+
+
+def _parse_pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    # In `nnx.Conv`, one integer is the size of a kernel in one dimension.
+    if isinstance(value, int) or len(value) != 2:
+        raise ValueError(f"{name}={value}: must be height and width, such as (3, 3); of a signal, (n, 1)")
+    height, width = map(operator.index, value)
+    if min(height, width) < 1:
+        raise ValueError(f"{name}={(height, width)}: must be at least 1")
+    return height, width
+
+
+def _parse_size(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"{name}={value}: must be at least 1")
+    return operator.index(value)
 
 
 def _times(pair: tuple[int, int]) -> str:

@@ -36,10 +36,8 @@ def kernel_distances(layer: TiedConv) -> KernelDistances:
     Example usage::
 
       >>> from flax import nnx
-      >>> from cnnexp.nn.geometry import Geometry
-      >>> from cnnexp.nn.tied_conv import TiedConv
-      >>> geometry = Geometry(in_shape=(4, 1, 1), features=1, kernel_size=(3, 1))
-      >>> layer = TiedConv(geometry, tying="tiled(2)", rngs=nnx.Rngs(0))
+      >>> from cnnexp import TiedConv
+      >>> layer = TiedConv(1, 1, (3, 1), in_size=(4, 1), tying="tiled(2)", rngs=nnx.Rngs(0))
       >>> distances = kernel_distances(layer)
       >>> distances.offset.tolist(), distances.pairs.tolist()
       ([1.0, 2.0, 3.0], [3, 2, 1])

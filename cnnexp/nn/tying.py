@@ -17,6 +17,7 @@ from cnnexp.nn.geometry import Geometry
 
 Kind = Literal["shared", "tiled", "blocked", "low_rank", "local", "dense"]
 SIZED = ("tiled", "blocked", "low_rank")
+LOW_RANK_OPTIONS = (("softmax", "free"), ("separable", "full"))  # of the mixing weights: one of each pair
 TYING_NAMES = ["shared", "tiled(t)", "blocked(g)", "low_rank(r[,free][,full])", "local", "dense"]
 BIAS_NAMES = ["same", "shared", "tiled(t)", "blocked(g)", "local", "none"]
 NORM_TYING_NAMES = [name for name in BIAS_NAMES if name != "none"]
@@ -61,7 +62,7 @@ class Tying:
 
         Args:
             text: For example `shared`, `tiled(2)` or `low_rank(4,free)`; or a tying, which is returned. The
-                options are `free` (not `softmax`) and `full` (not `separable`).
+                options are `softmax` (the default) or `free`, and `separable` (the default) or `full`.
 
         Raises:
             ValueError: The text is not a tying.
@@ -71,10 +72,13 @@ class Tying:
         match = re.fullmatch(r"(\w+)\s*(?:\(\s*(\d+)((?:\s*,\s*\w+)*)\s*\))?", text.strip())
         kind, size, listed_options = match.groups() if match else (text, None, None)
         options = set(re.findall(r"\w+", listed_options or ""))
-        known_options = {"softmax", "free", "separable", "full"} if kind == "low_rank" else set()
-        has_valid_size = size not in (None, "0") if kind in SIZED else size is None
+        known_options = set().union(*LOW_RANK_OPTIONS) if kind == "low_rank" else set()
+        has_valid_size = int(size or 0) > 0 if kind in SIZED else size is None
         if kind not in get_args(Kind) or not has_valid_size or not options <= known_options:
             raise ValueError(f"not a tying: {text}; allowed: {', '.join(TYING_NAMES)}")
+        for pair in LOW_RANK_OPTIONS:
+            if options.issuperset(pair):
+                raise ValueError(f"not a tying: {text}; {pair[0]} and {pair[1]} contradict each other")
         return cls(
             kind=cast(Kind, kind),
             size=int(size or 1),
@@ -122,7 +126,7 @@ def mixing_shapes(geometry: Geometry, tying: Tying) -> dict[str, tuple[int, ...]
     return {"rows": (oh, rank), "columns": (ow, rank)} if tying.separable else {"positions": (oh, ow, rank)}
 
 
-def bias_tying(tying: Tying, bias: str) -> Tying | None:
+def parse_bias_tying(tying: Tying, bias: str) -> Tying | None:
     """Parse the tying of a bias: `same` is that of the weights, `none` is no bias.
 
     Raises:
@@ -138,11 +142,11 @@ def bias_tying(tying: Tying, bias: str) -> Tying | None:
 
 def bias_shape(geometry: Geometry, tying: Tying, bias: str) -> tuple[int, int]:
     """Return the shape `(R, c_out)` of the bank of biases; R is 0 where there is no bias."""
-    parsed = bias_tying(tying, bias)
+    parsed = parse_bias_tying(tying, bias)
     return (0 if parsed is None else count_kernels(geometry, parsed), geometry.features)
 
 
-def norm_tying(tying: Tying, norm: str) -> Tying:
+def parse_norm_tying(tying: Tying, norm: str) -> Tying:
     """Parse the tying of a normalisation: `same` is that of the weights.
 
     Mixed kernels divide the positions into no groups, so that for `low_rank` `same` is `shared`.

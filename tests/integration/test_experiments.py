@@ -172,11 +172,11 @@ def test_sparse_weights_in_random_places_are_not_measured_as_local(compose: Any)
 
 def test_pictures_of_kernels_show_tiles_and_stay_small() -> None:
     geometry = Geometry(in_shape=(16, 16, 1), features=4, kernel_size=(3, 3))
-    tiles = TiedConv(geometry, tying="tiled(2)", rngs=nnx.Rngs(0)).sample_kernels(8, 4)
+    tiles = TiedConv.from_geometry(geometry, tying="tiled(2)", rngs=nnx.Rngs(0)).sample_kernels(8, 4)
     assert (tiles[:-2] == tiles[2:]).all() and not (tiles[:-1] == tiles[1:]).any()
-    blocks = TiedConv(geometry, tying="blocked(2)", rngs=nnx.Rngs(0)).sample_kernels(8, 4)
+    blocks = TiedConv.from_geometry(geometry, tying="blocked(2)", rngs=nnx.Rngs(0)).sample_kernels(8, 4)
     assert (blocks[:4] == blocks[0]).all() and not (blocks[3] == blocks[4]).any()
-    dense = TiedConv(geometry, tying="dense", rngs=nnx.Rngs(0)).sample_kernels(8, 4)
+    dense = TiedConv.from_geometry(geometry, tying="dense", rngs=nnx.Rngs(0)).sample_kernels(8, 4)
     networks = {f"net {number}": {"conv_0": np.asarray(dense)} for number in range(MAX_NETWORKS)}
     drawing = Drawing(draw=lambda _: plot_kernels(networks), caption="")
     assert len(shrink_png(render(drawing, pd.DataFrame()).png)) < 300_000

@@ -23,7 +23,6 @@ NETWORK = '''
 import jax
 from flax import nnx
 from cnnexp import TiedConv
-from cnnexp.nn.geometry import Geometry
 
 
 class Calls(nnx.Variable):
@@ -33,9 +32,9 @@ class Calls(nnx.Variable):
 class Net(nnx.Module):
     def __init__(self, shape, classes, *, width, tying, rngs):
         h, w, c = shape
-        geometry = Geometry(in_shape=(h, w, width), features=width, kernel_size=(3, 3))
         self.stem = nnx.Conv(c, width, (3, 3), rngs=rngs)
-        self.blocks = nnx.List([TiedConv(geometry, tying=tying, rngs=rngs) for _ in range(2)])
+        sizes = {"kernel_size": (3, 3), "in_size": (h, w)}
+        self.blocks = nnx.List([TiedConv(width, width, **sizes, tying=tying, rngs=rngs) for _ in range(2)])
         self.norm = nnx.BatchNorm(width, rngs=rngs)
         self.dropout = nnx.Dropout(0.25, rngs=rngs)
         self.head = nnx.Linear(width, classes, rngs=rngs)

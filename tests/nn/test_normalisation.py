@@ -11,7 +11,7 @@ from flax import nnx
 from cnnexp.nn.feature_maps import transpose_layout
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.normalisation import MOMENTUM, TiedNorm, embed_norm
-from cnnexp.nn.tying import Tying, kernel_index, norm_shape, norm_tying
+from cnnexp.nn.tying import Tying, kernel_index, norm_shape, parse_norm_tying
 
 GEOMETRY = Geometry(in_shape=(6, 4, 3), features=6, kernel_size=(3, 3))
 TYINGS = ["shared", "tiled(2)", "blocked(2)", "local"]
@@ -84,11 +84,11 @@ def test_parameters_have_the_shape_that_is_counted() -> None:
 
 
 def test_mixed_kernels_have_one_group_and_dense_ones_have_one_for_each_position() -> None:
-    assert norm_tying(Tying("low_rank", 2), "same") == Tying("shared")
-    assert norm_tying(Tying("dense"), "same") == Tying("local")
-    assert norm_tying(Tying("local"), "shared") == Tying("shared")
+    assert parse_norm_tying(Tying("low_rank", 2), "same") == Tying("shared")
+    assert parse_norm_tying(Tying("dense"), "same") == Tying("local")
+    assert parse_norm_tying(Tying("local"), "shared") == Tying("shared")
     with pytest.raises(ValueError, match="low_rank"):
-        norm_tying(Tying("local"), "low_rank(2)")
+        parse_norm_tying(Tying("local"), "low_rank(2)")
 
 
 def test_devices_that_split_a_batch_use_its_statistics() -> None:

@@ -29,7 +29,7 @@ def test_a_layer_refuses_images_of_another_size(tying: str, connectivity: Connec
     geometry = Geometry(in_shape=(28, 28, 1), features=2, kernel_size=(3, 3), connectivity=connectivity)
 
     def layer(x: jax.Array, layout: Layout = "NHWC") -> jax.Array:
-        return TiedConv(geometry, tying=tying, bias="none", rngs=nnx.Rngs(0))(x, layout)
+        return TiedConv.from_geometry(geometry, tying=tying, bias="none", rngs=nnx.Rngs(0))(x, layout)
 
     assert jax.eval_shape(layer, jnp.zeros((2, 28, 28, 1))).shape == (2, 28, 28, 2)
     for shape in [(2, 32, 32, 1), (2, 28, 32, 1), (2, 24, 28, 1), (2, 28, 28, 3)]:

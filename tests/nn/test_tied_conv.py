@@ -1,6 +1,5 @@
 """A tied layer is the linear map of the formula, with the weights, connections and MACs that are counted."""
 
-import itertools
 import math
 from typing import Any
 
@@ -14,9 +13,8 @@ from hypothesis import strategies as st
 
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.ops.patches import extract_patches
-from cnnexp.nn.probes import equivalent_matrix
 from cnnexp.nn.tied_conv import TiedConv
-from cnnexp.nn.tying import Tying, count_layer, fan_in, kernel_index
+from cnnexp.nn.tying import Tying, fan_in, kernel_index
 from tests.layer_cases import (
     BIASES,
     FEW,
@@ -27,24 +25,10 @@ from tests.layer_cases import (
     compile_module,
     draw_inputs,
     geometries,
+    taps_by_hand,
 )
 
 Results = tuple[jax.Array, nnx.State, jax.Array]
-
-
-def taps_by_hand(geometry: Geometry) -> list[tuple[int, int, int]]:
-    """The output position, the tap of its window, and the pixel of each tap that is not on padding."""
-    (before_h, _), (before_w, _) = geometry.pads
-    (h, w, _), (kh, kw), taps = geometry.in_shape, geometry.kernel_size, []
-    for p, (i, j) in enumerate(np.ndindex(*geometry.out_size)):
-        for tap, (a, b) in enumerate(itertools.product(range(kh), range(kw))):
-            row = i * geometry.stride[0] + a * geometry.dilation[0] - before_h
-            column = j * geometry.stride[1] + b * geometry.dilation[1] - before_w
-            if geometry.padding == "CIRCULAR":
-                row, column = row % h, column % w
-            if 0 <= row < h and 0 <= column < w:
-                taps.append((p, tap, row * w + column))
-    return taps
 
 
 def formula(layer: TiedConv, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -210,65 +194,6 @@ def test_biases_are_added_as_they_are_tied(tying: str) -> None:
         assert_close(y, jnp.asarray(added))
 
 
-@settings(FEW, max_examples=10)
-@given(
-    geometries(connectivity=("local", "random")),
-    st.sampled_from([tying for tying in TYINGS if "low_rank" not in tying]),
-    st.sampled_from(BIASES),
-)
-def test_counts_equal_brute_force(geometry: Geometry, tying: str, bias: str) -> None:
-    @jax.jit
-    def matrix_and_params() -> tuple[jax.Array, nnx.State]:
-        layer = build_filled_layer(geometry, tying, bias)
-        return equivalent_matrix(layer, geometry.in_shape), nnx.state(layer, nnx.Param)
-
-    counts, (matrix, params) = count_layer(geometry, tying, bias), matrix_and_params()
-    matrix, weights = np.asarray(matrix), params["bank"][...].size
-    assert matrix.shape == (geometry.out_units, geometry.in_units)
-    assert counts.params == sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert counts.weights == weights
-    assert counts.connections == counts.macs == np.count_nonzero(matrix)
-    if tying != "dense":
-        assert counts.connections == len(taps_by_hand(geometry)) * geometry.in_shape[2] * geometry.features
-    assert counts.sparsity == pytest.approx(np.mean(matrix == 0), abs=1e-12)
-    assert counts.sharing == pytest.approx(np.count_nonzero(matrix) / weights)
-
-
-@FEW
-@given(
-    geometries(), st.sampled_from([tying for tying in TYINGS if "low_rank" in tying]), st.sampled_from(BIASES)
-)
-def test_counts_of_low_rank_are_those_of_its_kernels_and_mixtures(
-    geometry: Geometry, tying: str, bias: str
-) -> None:
-    counts, rank = count_layer(geometry, tying, bias), Tying.parse(tying).size
-    params = nnx.state(build_filled_layer(geometry, tying, bias), nnx.Param)
-    assert counts.params == sum(leaf.size for leaf in jax.tree.leaves(params))
-    shared = count_layer(geometry, "shared", bias)
-    assert counts.connections == shared.connections
-    assert counts.macs == rank * (shared.macs + geometry.out_units)
-    (oh, ow) = geometry.out_size
-    mixing = rank * oh * ow if "full" in tying else rank * (oh + ow)
-    assert counts.weights == rank * shared.weights + mixing
-
-
-def test_only_texts_of_tyings_are_parsed() -> None:
-    for tying in (*TYINGS, "tiled(12)"):
-        assert str(Tying.parse(tying)) == tying
-    assert str(Tying.parse(" low_rank( 2 , free , separable )")) == "low_rank(2,free)"
-    for wrong in ("tiled", "tiled(0)", "shared(2)", "tiled(2,free)", "low_rank(2,fre)", "locall", "tiled(2"):
-        with pytest.raises(ValueError, match="not a tying"):
-            Tying.parse(wrong)
-
-
-def test_tiles_alternate_and_blocks_are_regions() -> None:
-    geometry = Geometry(in_shape=(4, 6, 1), features=1, kernel_size=(1, 1))
-    tiles = kernel_index(geometry, Tying.parse("tiled(2)"))
-    assert tiles.tolist() == [[0, 1, 0, 1, 0, 1], [2, 3, 2, 3, 2, 3]] * 2
-    blocks = kernel_index(geometry, Tying.parse("blocked(2)"))
-    assert blocks.tolist() == [[0, 0, 0, 1, 1, 1]] * 2 + [[2, 2, 2, 3, 3, 3]] * 2
-
-
 @settings(FEW, max_examples=5)
 @given(geometries(connectivity=("random",)))
 def test_random_wiring_keeps_every_count_and_draws_each_pixel_once(geometry: Geometry) -> None:
@@ -320,22 +245,10 @@ def test_a_layer_computes_in_its_dtype_and_keeps_its_weights_in_float32(dtype: A
         assert relative_error(y.astype(jnp.float32), exact) < 0.02
 
 
-def test_counts_are_those_worked_out_by_hand() -> None:
-    """A 3x3 kernel from 16 to 32 features on 14x14 images."""
-    geometry = Geometry(in_shape=(14, 14, 16), features=32, kernel_size=(3, 3))
-    taps = (3 * 14 - 2) ** 2  # of 9 * 196, those on pixels
-    shared, local, dense = (count_layer(geometry, tying, "shared") for tying in ("shared", "local", "dense"))
-    assert (shared.params, local.params, dense.params) == (4_640, 903_200, 19_669_024)
-    assert shared.connections == local.connections == shared.macs == taps * 16 * 32
-    assert dense.connections == dense.weights == (14 * 14 * 16) * (14 * 14 * 32)
-    assert (dense.sparsity, dense.sharing) == (0, 1)
-    assert shared.sharing == pytest.approx(taps / 9)
-
-
 @pytest.mark.parametrize("tying", TYINGS)
 def test_initial_outputs_have_one_scale_for_all_tyings(tying: str) -> None:
     geometry = Geometry(in_shape=(8, 8, 16), features=64, kernel_size=(3, 3), padding="VALID")
-    layer = compile_module(lambda: TiedConv(geometry, tying=tying, gain=2.0, rngs=nnx.Rngs(0)))
+    layer = compile_module(lambda: TiedConv.from_geometry(geometry, tying=tying, gain=2.0, rngs=nnx.Rngs(0)))
     outputs = jax.jit(lambda x: layer(x))(draw_inputs(geometry, batch=64))
     assert float(outputs.std()) == pytest.approx(math.sqrt(2), rel=0.03)
 
@@ -349,17 +262,3 @@ def test_initial_weights_have_the_scale_of_the_fan_in_of_one_unit() -> None:
         scale = fan_in(geometry, Tying.parse(tying)) ** -0.5
         assert float(weights.std()) == pytest.approx(scale, rel=0.03)
         assert float(np.abs(weights).max()) < 2.3 * scale  # cut at two deviations
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"kernel_size": (3, 6)}, r"kernel_size=3x6 is larger than the 4x5 image"),
-        ({"stride": (0, 1)}, r"stride=\(0, 1\): must be at least 1"),
-        ({"features": 0}, r"features=0: must be at least 1"),
-    ],
-)
-def test_impossible_geometries_are_refused(wrong: dict[str, int], message: str) -> None:
-    possible = {"in_shape": (4, 5, 1), "features": 2, "kernel_size": (3, 3)}
-    with pytest.raises(ValueError, match=message):
-        Geometry(**(possible | wrong))
