@@ -12,9 +12,10 @@ from collections.abc import Callable
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cnnexp.analysis.claims import between, less_than, make_claims, measure
-from cnnexp.analysis.dataframe import Cell, values_of
-from cnnexp.analysis.estimates import best_cell, cell_at, difference, value
+from cnnexp.analysis.cells import Cell, best_cell, cell_at, values_of
+from cnnexp.analysis.claims import between, less_than, make_claims
+from cnnexp.analysis.estimates import difference, difference_along, value
+from cnnexp.analysis.measures import measure
 from cnnexp.plots.axes import Level, Line, Panel, plot_accuracy_panels
 from cnnexp.plots.figures import Drawing
 from cnnexp.report.experiments import Experiment
@@ -79,7 +80,7 @@ CLAIMS = {
             "than at the start."
         ): measure(
             f"test accuracy, {tying}, untied at the last step tried before the end − at step 0",
-            difference(name_untied(tying, -2), name_untied(tying, 0)),
+            difference_along(TIED_STEPS, -2, 0, {"model.tying": tying}),
         )
         for tying in NETS
     },

@@ -9,13 +9,14 @@ have as many parameters or MACs as the locally connected network of the same geo
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cnnexp.analysis.claims import make_claims, measure, measure_counts, measure_fraction, more_than
-from cnnexp.analysis.dataframe import Cell, select_cell
+from cnnexp.analysis.cells import Cell, select_cell
+from cnnexp.analysis.claims import make_claims, more_than
+from cnnexp.analysis.dataframe import GAP
 from cnnexp.analysis.estimates import correlation, count_ratio, difference, smallest_difference, within
+from cnnexp.analysis.measures import measure, measure_counts, measure_fraction
 from cnnexp.plots.figures import Drawing, draw_by_count, plot_accuracy_and_gap
 from cnnexp.report.experiments import Experiment
 
-GAP = "gap/accuracy"
 EQUAL_WIDTH = {"model.match": "none"}
 WINDOWS = ["model.kernel_size", "model.stride"]
 

@@ -7,16 +7,19 @@ generalisation. The lead of convolutions over dense networks disappears with the
 (Greydanus 2020). With ten classes, a label noise of 0.9 makes labels uniformly random.
 """
 
-from cnnexp.analysis.claims import between, less_than, make_claims, measure, more_than, name_nets
-from cnnexp.analysis.dataframe import Cell, Not
+from cnnexp.analysis.cells import Cell, Not, name_nets
+from cnnexp.analysis.claims import between, less_than, make_claims, more_than
 from cnnexp.analysis.estimates import difference, extreme_value, interaction, value
+from cnnexp.analysis.measures import measure, measure_difference
 from cnnexp.plots.axes import Published
 from cnnexp.plots.figures import draw_by_condition
 from cnnexp.report.experiments import Experiment
 
 GREYDANUS = "Greydanus 2020 (2011.14439), MNIST-1D, shuffled"
+PERMUTING = "Permuting the pixels of all images in the same way"
 AFTERWARDS = "the claim was added after results on the same seeds had been seen"
 IMAGES, SIGNALS = {"data.name": Not("mnist1d")}, {"data.name": "mnist1d"}
+NAMES: list[str] = ["dense", "local", "shared"]
 USUAL = {**IMAGES, "data.permutation": "none", "data.label_noise": 0.0, "data.image_noise": 0.0}
 CONDITIONS = {
     "true labels": {},
@@ -25,28 +28,22 @@ CONDITIONS = {
     "random pixels": {"data.permutation": "per_image"},
     "noise": {"data.image_noise": 1.0},
 }
-DATA = (
-    "true labels",
-    "random labels",
-    "images whose pixels are all permuted in the same way",
-    "images whose pixels are each permuted differently",
-    "images of pure noise",
-)
+DATA = {"noise": "images of pure noise", "random pixels": "images whose pixels are each permuted differently"}
+DATA["shuffled pixels"] = "images whose pixels are all permuted in the same way"
 ORDERS = {"MNIST-1D": {"data.permutation": "none"}, "shuffled": {"data.permutation": "fixed"}}
 PUBLISHED = {"dense": {"MNIST-1D": 0.68, "shuffled": 0.68}, "shared": {"MNIST-1D": 0.94, "shuffled": 0.56}}
 STARS = Published("Greydanus 2020, MNIST-1D", PUBLISHED)
 
 
-def nets(*cells: Cell) -> list[Cell]:
-    """Name the dense, local and shared networks under conditions."""
-    keys = {key: value for cell in cells for key, value in cell.items()}
-    return list(name_nets(keys, "dense", "local", "shared").values())
+def nets(cell: Cell, condition: Cell | None = None) -> list[Cell]:
+    """Name the dense, local and shared networks under a condition."""
+    return list(name_nets({**cell, **(condition or {})}, *NAMES).values())
 
 
 DENSE, LOCAL, SHARED = nets(USUAL)
 SHUFFLED_DENSE, SHUFFLED_LOCAL, SHUFFLED_SHARED = nets(USUAL, CONDITIONS["shuffled pixels"])
 DENSE_1D, _, SHARED_1D = nets(SIGNALS, ORDERS["MNIST-1D"])
-SHUFFLED_DENSE_1D, SHUFFLED_LOCAL_1D, SHUFFLED_SHARED_1D = nets(SIGNALS, ORDERS["shuffled"])
+SHUFFLED_1D = dict(zip(NAMES, nets(SIGNALS, ORDERS["shuffled"]), strict=True))
 CLAIMS = {
     **{
         f"Trained on {data}, every network fits more than 95% of its training images.": measure(
@@ -55,7 +52,7 @@ CLAIMS = {
             expected=more_than(0.95),
             published="100%",
         )
-        for condition, data in zip(CONDITIONS, DATA, strict=True)
+        for condition, data in ((name, DATA.get(name, name)) for name in CONDITIONS)
     },
     "A convolution trained on random labels has chance accuracy on test images, between 5% and 15%.": measure(
         "test accuracy of shared with random labels",
@@ -73,10 +70,7 @@ CLAIMS = {
         published="+7.2 points",
         exploratory=AFTERWARDS,
     ),
-    (
-        "Permuting the pixels of all images in the same way costs a locally connected network more "
-        "accuracy than a dense network."
-    ): measure(
+    f"{PERMUTING} costs a locally connected network more accuracy than a dense network.": measure(
         "loss of test accuracy by shuffled pixels (unmodified − shuffled), local − dense",
         interaction((LOCAL, SHUFFLED_LOCAL), (DENSE, SHUFFLED_DENSE)),
         source="the usual answer: neighbouring pixels carry the meaning",
@@ -100,10 +94,7 @@ SHUFFLE_CLAIMS = {
         difference(SHUFFLED_DENSE, SHUFFLED_SHARED),
         published="68 against 56 on MNIST-1D",
     ),
-    (
-        "Permuting the pixels of all images in the same way changes the accuracy of a dense network "
-        "by less than 2 points."
-    ): measure(
+    f"{PERMUTING} changes the accuracy of a dense network by less than 2 points.": measure(
         "test accuracy of dense, shuffled pixels − unmodified",
         difference(SHUFFLED_DENSE, DENSE),
         expected=between(-0.02, 0.02),
@@ -115,14 +106,12 @@ SHUFFLE_CLAIMS = {
         expected=more_than(0.02),
         published="94 against 68",
     ),
-    "On shuffled MNIST-1D, a dense network is more accurate than a convolution.": measure(
-        "test accuracy, dense − shared",
-        difference(SHUFFLED_DENSE_1D, SHUFFLED_SHARED_1D),
-        published="68 against 56",
+    "On shuffled MNIST-1D, a dense network is more accurate than a convolution.": measure_difference(
+        SHUFFLED_1D, "dense", "shared", published="68 against 56"
     ),
-    "On shuffled MNIST-1D, a dense network is more accurate than a locally connected network.": measure(
-        "test accuracy on shuffled MNIST-1D, dense − local", difference(SHUFFLED_DENSE_1D, SHUFFLED_LOCAL_1D)
-    ),
+    (
+        "On shuffled MNIST-1D, a dense network is more accurate than a locally connected network."
+    ): measure_difference(SHUFFLED_1D, "dense", "local", quantity="test accuracy on shuffled MNIST-1D"),
 }
 EXPERIMENT = Experiment(
     question="What can networks fit, and what can they learn, when pixels or labels are randomised?",

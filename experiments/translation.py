@@ -6,12 +6,15 @@ Two ways are tried: training images that are shifted at random, differently at e
 kernels that are replaced by their mean over positions at regular intervals (Pogodin 2021).
 """
 
+from functools import partial
+
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cnnexp.analysis.claims import less_than, make_claims, measure, more_than
-from cnnexp.analysis.dataframe import values_of
-from cnnexp.analysis.estimates import CellRule, best_cell, cell_at, difference
+from cnnexp.analysis.cells import best_cell, cell_at, values_of
+from cnnexp.analysis.claims import less_than, make_claims, more_than
+from cnnexp.analysis.estimates import difference, difference_along
+from cnnexp.analysis.measures import measure, measure_difference
 from cnnexp.plots.axes import Level, Line, Panel, Published, plot_accuracy_panels
 from cnnexp.plots.figures import Drawing
 from cnnexp.report.experiments import Experiment
@@ -32,18 +35,19 @@ def name_unshifted(tying: str, steps: int | None = None) -> dict[str, object]:
     return {"model.tying": tying, "data.crop": 0, "train.share_every": steps}
 
 
-def name_shifted(tying: str, position: int) -> CellRule:
-    """Name the networks trained with the first, second, … of the shifts tried; the first is 0."""
-    return cell_at("data.crop", position, {"model.tying": tying, "train.share_every": None})
-
-
+NETS = {tying: {"model.tying": tying, "train.share_every": None} for tying in ("shared", "local")}
+SMALLEST = {tying: cell_at("data.crop", 1, net) for tying, net in NETS.items()}
+AVERAGES = {f"local averaged every {steps} steps": name_unshifted("local", steps) for steps in (10, 100)}
+AVERAGES |= {"every 100": name_unshifted("local", 100), "never": name_unshifted("local")}
+AVERAGES |= {"local averaged at every step": name_unshifted("local", 1), "shared": name_unshifted("shared")}
+measure_averages = partial(measure_difference, AVERAGES, source=POGODIN)
 CLAIMS = {
     **{
         (
             f"A {net} is more accurate with small random shifts of its training images than without them."
         ): measure(
             f"test accuracy of {tying}, smallest shifts − no shifts",
-            difference(name_shifted(tying, 1), name_shifted(tying, 0)),
+            difference_along("data.crop", 1, 0, NETS[tying]),
             published=f"+{gain} points",
         )
         for tying, net, gain in (("shared", "convolution", 7.8), ("local", "locally connected network", 7.7))
@@ -53,7 +57,7 @@ CLAIMS = {
         "images than with the second largest."
     ): measure(
         "test accuracy of local, largest shifts − second largest",
-        difference(name_shifted("local", -1), name_shifted("local", -2)),
+        difference_along("data.crop", -1, -2, NETS["local"]),
         expected=less_than(-0.01),
         published="-1.1 points",
     ),
@@ -62,52 +66,36 @@ CLAIMS = {
         "trained without them."
     ): measure(
         "test accuracy, local with the shifts chosen on validation images − shared without shifts",
-        difference(
-            best_cell("data.crop", name_unshifted("local"), slice(1, None)), name_shifted("shared", 0)
-        ),
+        difference(best_cell("data.crop", NETS["local"], slice(1, None)), name_unshifted("shared")),
         published="+6.0 points",
         exploratory="the best shifts were chosen on validation images instead of test images" + CHANGED,
     ),
     (
         "With small random shifts of the training images, a locally connected network is less "
         "accurate than a convolution."
-    ): measure(
-        "test accuracy, shared − local, smallest shifts",
-        difference(name_shifted("shared", 1), name_shifted("local", 1)),
-        published="+2.5 points",
-    ),
+    ): measure_difference(SMALLEST, "shared", "local", scope="smallest shifts", published="+2.5 points"),
     (
         "The filters of a locally connected network differ less between positions if it is trained "
         "with random shifts than without them."
     ): measure(
         "distance from the nearest convolution, in hundredths of the kernels' norm, mean over layers; local, "
         "no shifts − second largest",
-        difference(name_shifted("local", 0), name_shifted("local", -2), "learned/distance/*"),
+        difference_along("data.crop", 0, -2, NETS["local"], "learned/distance/*"),
         source="Ott 2020 (1909.11483), figure 5, MNIST",
         exploratory="the first layer was replaced by the mean over layers" + CHANGED,
     ),
     (
         "A locally connected network that averages its kernels at every step is less than 2 points "
         "below a convolution in accuracy."
-    ): measure(
-        "test accuracy, local averaged at every step − shared",
-        difference(name_unshifted("local", 1), name_unshifted("shared")),
-        expected=more_than(-0.02),
-        published="-0.9 points",
-        source=POGODIN,
+    ): measure_averages(
+        "local averaged at every step", "shared", expected=more_than(-0.02), published="-0.9 points"
     ),
     **{
         (
             f"A locally connected network is more accurate if it averages its kernels every {steps} "
-            f"steps than {than}."
-        ): measure(
-            f"test accuracy, local averaged every {steps} steps − {'every 100' if every else 'never'}",
-            difference(name_unshifted("local", steps), name_unshifted("local", every)),
-            published=f"+{gain} points",
-            source=POGODIN,
-        )
-        for steps, every, gain in ((10, None, 4.2), (100, None, 1.1), (10, 100, 3.1))
-        for than in ["if it does so every 100 steps" if every else "if it never does"]
+            f"steps than if it {'never does' if other == 'never' else f'does so {other} steps'}."
+        ): measure_averages(f"local averaged every {steps} steps", other, published=f"+{gain} points")
+        for steps, other, gain in ((10, "never", 4.2), (100, "never", 1.1), (10, "every 100", 3.1))
     },
 }
 
@@ -116,14 +104,12 @@ def plot_shifts_and_averages(table: pd.DataFrame) -> Figure:
     """Draw accuracies and gap against the largest shift, and against how often kernels are averaged."""
     side = int(table["data.canvas"].max()) if "data.canvas" in table else 32  # of digits, or of CIFAR-10
     shifts, intervals = values_of(table, "data.crop"), values_of(table, "train.share_every")
-    crops = {
-        net: {shift / side: name_unshifted(net) | {"data.crop": shift} for shift in shifts}
+    shift_lines = [
+        Line(net, {shift / side: name_unshifted(net) | {"data.crop": shift} for shift in shifts}, label=net)
         for net in ("local", "shared")
-    }
-    shift_lines = [Line(net, cells, label=net) for net, cells in crops.items()]
-    averages = {f"{steps:g}": name_unshifted("local", steps) for steps in intervals} | {
-        "never": name_unshifted("local")
-    }
+    ]
+    averages = {f"{steps:g}": name_unshifted("local", steps) for steps in intervals}
+    averages["never"] = name_unshifted("local")
     average_lines = [Line("shared", {"convolution": name_unshifted("shared")}), Line("local", averages)]
     level = Level("shared", name_unshifted("shared"))
     panels = [

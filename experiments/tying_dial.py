@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cnnexp.analysis.claims import less_than, make_claims, measure, measure_fraction, more_than
-from cnnexp.analysis.dataframe import Cell, select_cell
-from cnnexp.analysis.estimates import GAP, TEST, correlation, difference, within
+from cnnexp.analysis.cells import Cell, select_cell
+from cnnexp.analysis.claims import less_than, make_claims, more_than
+from cnnexp.analysis.dataframe import GAP, TEST
+from cnnexp.analysis.estimates import correlation, difference, within
+from cnnexp.analysis.measures import measure, measure_fraction
 from cnnexp.analysis.tables import format_value
 from cnnexp.plots.figures import Drawing, plot_accuracy_and_gap, plot_accuracy_by_condition
 from cnnexp.report.experiments import Experiment

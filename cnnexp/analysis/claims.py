@@ -2,16 +2,13 @@
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
-from cnnexp.analysis.dataframe import Cell, Estimate
-from cnnexp.analysis.estimates import difference
+from cnnexp.analysis.estimates import Estimate
 
 Unit = Literal["points", "x", ""]
-NET_NAMES = {"shared": "convolution", "local": "locally connected network", "dense": "dense network"}
 SEEN_SEEDS = (0, 1, 2, 3, 4)  # of the small sizes of the experiments: their results were known to the authors
 
 
@@ -126,114 +123,13 @@ def name_limit(limit: float, unit: Unit) -> tuple[str, ...]:
     return (f"{abs(limit):g}x",) if unit == "x" else (f"{abs(limit):g} ",)
 
 
-def name_nets(cell: Cell, *tyings: str) -> dict[str, Cell]:
-    """Name the networks of several tyings under the same conditions.
-
-    Args:
-        cell: The keys that the networks have in common.
-        *tyings: Some of `NET_NAMES`; all if none is given.
-
-    Returns:
-        The cells by the English names of the networks, as sentences of claims use them.
-
-    Example:
-        >>> name_nets({"data.crop": 0}, "shared")
-        {'convolution': {'data.crop': 0, 'model.tying': 'shared'}}
-    """
-    return {NET_NAMES[tying]: {**cell, "model.tying": tying} for tying in tyings or NET_NAMES}
-
-
-def measure(quantity: str, estimate: Estimate, **fields: Any) -> dict[str, Any]:
-    """Say how a claim is tested.
-
-    Args:
-        quantity: What is estimated, in words.
-        estimate: The estimate, see `cnnexp.analysis.estimates`.
-        **fields: Fields of `Claim` that differ from those of the experiment's other claims.
-
-    Returns:
-        The fields of a `Claim` that `make_claims` completes.
-    """
-    return {"quantity": quantity, "estimate": estimate, **fields}
-
-
-def measure_counts(quantity: str, estimate: Estimate) -> dict[str, Any]:
-    """Say how a claim about a ratio of counts is tested: it is above 1, and seeds do not matter.
-
-    The arguments and the result are those of `measure`.
-    """
-    return measure(quantity, estimate, expected=more_than(1.0), unit="x", exact=True, exploratory="")
-
-
-def measure_halvings(quantity: str, estimate: Estimate) -> dict[str, Any]:
-    """Say how a claim of at most half a cost is tested: log2 of a ratio of costs is above 1.
-
-    The arguments and the result are those of `measure`.
-    """
-    return measure(quantity, estimate, expected=more_than(1.0), unit="")
-
-
-def measure_fraction(
-    quantity: str, estimate: Estimate, *, lowest: float = 0.0, **fields: Any
-) -> dict[str, Any]:
-    """Say how a claim about a number without a unit is tested, at most 1: a fraction or a correlation.
-
-    Args:
-        quantity: What is estimated, in words.
-        estimate: The estimate.
-        lowest: The smallest value that it can have: 0, or -1 for correlations and differences.
-        **fields: Other fields of `Claim`.
-
-    Returns:
-        The fields of a `Claim` that `make_claims` completes.
-    """
-    return measure(quantity, estimate, unit="", range=(lowest, 1.0), **fields)
-
-
-def measure_steps(
-    sentence: str,
-    nets: Mapping[str, Cell],
-    compare: Callable[[Cell, Cell], Estimate] = difference,
-    *,
-    quantity: str = "test accuracy, {more} − {less}",
-    published: Sequence[str] = (),
-    **fields: Any,
-) -> dict[str, dict[str, Any]]:
-    """Say how claims about a ladder of networks are tested: each has more of something than the next one.
-
-    Args:
-        sentence: The sentence of all these claims, with `{more}` and `{less}` for the names of two networks.
-        nets: The networks by their names, from the one that has most to the one that has least.
-        compare: Makes an estimate of two cells, see `difference`.
-        quantity: What is estimated, with the same fields as the sentence.
-        published: The published number of each claim.
-        **fields: Fields of `Claim` that differ from those of the experiment's other claims.
-
-    Returns:
-        By the claim's sentence, what `measure` returned.
-
-    Example:
-        >>> nets = {"convolution": {"model.tying": "shared"}, "dense network": {"model.tying": "dense"}}
-        >>> list(measure_steps("A {more} is more accurate than a {less}.", nets))
-        ['A convolution is more accurate than a dense network.']
-    """
-    steps = list(pairwise(nets.items()))
-    tests = {}
-    for ((more, first), (less, second)), number in zip(steps, published or [""] * len(steps), strict=True):
-        test = measure(
-            quantity.format(more=more, less=less), compare(first, second), published=number, **fields
-        )
-        tests[sentence.format(more=more, less=less)] = test
-    return tests
-
-
 def make_claims(
     tests: Mapping[str, Mapping[str, Any]], *, smallest_effect: float, **common: Any
 ) -> list[Claim]:
     """Make the claims of an experiment.
 
     Args:
-        tests: By the claim's sentence, what `measure` returned.
+        tests: By the claim's sentence, its other fields, see `cnnexp.analysis.measures`.
         smallest_effect: The smallest effect that matters, in units of the estimate: a claim expects more
             unless its own fields say otherwise.
         **common: Other fields that the claims have in common, for example `source`.
@@ -242,8 +138,8 @@ def make_claims(
         The claims in the order of their sentences.
 
     Example:
-        >>> tests = {"It is better.": measure("accuracy", lambda table: table["accuracy"].to_numpy())}
-        >>> (claim,) = make_claims(tests, smallest_effect=0.02, source="a paper")
+        >>> test = {"quantity": "accuracy", "estimate": lambda table: table["accuracy"].to_numpy()}
+        >>> (claim,) = make_claims({"It is better.": test}, smallest_effect=0.02, source="a paper")
         >>> claim.sentence, claim.expected
         ('It is better.', Expected(low=0.02, high=inf))
     """

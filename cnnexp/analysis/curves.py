@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from cnnexp.analysis.dataframe import Cell, Estimate, select_cell, values_of
-from cnnexp.analysis.estimates import TEST, pair_cells
+from cnnexp.analysis.cells import Cell, pair_cells, select_cell, values_of
+from cnnexp.analysis.dataframe import TEST
+from cnnexp.analysis.estimates import Estimate
 from cnnexp.analysis.statistics import Interval, bounded_interval, interval, jackknife
 
 MAX_EXPONENT = 5.0  # of a fitted power law

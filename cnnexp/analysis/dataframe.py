@@ -1,10 +1,8 @@
 """The store as a dataframe: one row per run, one column per configuration key or metric."""
 
-import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +17,6 @@ from cnnexp.store.runs import StoredRun, list_run_folders, list_sweeps, read_swe
 # Whether a run stored its weights can differ between the seeds of a cell, and changes no number.
 NOT_COMPARED = ("train.keep",)
 GROUPS = ("model", "data", "optim", "train")  # of configuration keys, in the order in which people read them
-Cell = Mapping[str, object]  # configuration keys and their values, as the dataframe has them
-Rows = Cell | Callable[[pd.DataFrame], pd.DataFrame]  # a cell, or a function that selects rows
-Estimate = Callable[[pd.DataFrame], np.ndarray]  # one number per seed, or the two bounds of each
-
-
-@dataclass(frozen=True)
-class Not:
-    """In a cell: any value of a key but this one."""
-
-    value: object
-
-
 # Chosen for each cell, so that they tell none apart.
 TUNED = ("optim.learning_rate", "optim.weight_decay")
 # What computed a run, beside its configuration: the column of the summary, and how it is named.
@@ -40,6 +26,7 @@ EVALUATION = "evaluation"  # the column with the conditions of an evaluation
 OF_NETWORK = ("params/", "version/", "probe/")  # columns that do not depend on the images of an evaluation
 # Further metrics that are fractions: they have steps to targets too, and tables show them in hundredths.
 FRACTIONS = ("label_accuracy", "average_precision", "top5")
+TRAIN, TEST, GAP = "train/accuracy", "test/accuracy", "gap/accuracy"  # columns
 TARGETS = (0.25, 0.5, 0.75, 0.9)  # of test accuracy, whose steps are counted
 
 
@@ -85,11 +72,6 @@ def varying_keys(table: pd.DataFrame) -> list[str]:
     return [key for key in config_keys(table) if _count_distinct(table[key]) > 1]
 
 
-def values_of(table: pd.DataFrame, key: str) -> list[Any]:
-    """List the values of a column in rising order, without missing ones."""
-    return sorted(table[key].dropna().unique().tolist())
-
-
 def constant_keys(table: pd.DataFrame) -> dict[str, str]:
     """Collect the configuration keys with a single value, and the value: the protocol of a sweep."""
     return {key: str(table[key].iloc[0]) for key in config_keys(table) if _count_distinct(table[key]) == 1}
@@ -133,100 +115,6 @@ def normalize_value(value: object) -> str:
     if value is None or value != value:
         return "None"
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def select_cell(table: pd.DataFrame, cell: Cell) -> pd.DataFrame:
-    """Select the runs whose keys have the values of a cell.
-
-    Args:
-        table: One row per run.
-        cell: Values by key: text, a number, a truth value, None where the key has no value, or `Not`.
-
-    Example:
-        >>> table = pd.DataFrame({"model.tying": ["shared", "local"], "data.crop": [0.0, 2.0]})
-        >>> select_cell(table, {"data.crop": 2})["model.tying"].tolist()
-        ['local']
-        >>> select_cell(table, {"model.tying": Not("local")})["model.tying"].tolist()
-        ['shared']
-    """
-    chosen = pd.Series(True, index=table.index)
-    for key, value in cell.items():
-        chosen &= ~_equals(table[key], value.value) if isinstance(value, Not) else _equals(table[key], value)
-    return table[chosen]
-
-
-def _equals(column: pd.Series, value: object) -> pd.Series:
-    if value is None:
-        return column.isna()
-    if isinstance(value, int | float) and not isinstance(value, bool):  # a column with gaps has floats
-        return pd.to_numeric(column, errors="coerce") == value
-    return column.astype(str) == str(value)
-
-
-def select_rows(table: pd.DataFrame, rows: Rows | None) -> pd.DataFrame:
-    """Select the runs of a cell, or those that a function selects; all if `rows` is None."""
-    return rows(table) if callable(rows) else select_cell(table, rows or {})
-
-
-# A condition on runs, as `--where` takes it: a column, a relation and an operand.
-CONDITION = re.compile(r"([\w./]+)\s*(<=|>=|!=|=|<|>)\s*(.+)")
-
-
-def select_runs(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
-    """Select the runs that fulfil all conditions.
-
-    Args:
-        table: One row per run.
-        conditions: For example `model.tying=shared,local`, `data.train_size<=512` and `seed!=0`, as the user
-            gave them with `--where`.
-
-    Returns:
-        The rows of these runs, at least one.
-
-    Raises:
-        UsageError: A condition cannot be parsed, names no column, or no run fulfils it.
-    """
-    for condition in conditions:
-        match = CONDITION.fullmatch(condition.strip())
-        if match is None:
-            raise UsageError(f"--where {condition}: allowed: COLUMN=VALUE[,VALUE…], and !=, <, <=, >, >=")
-        column, relation, operand = match.groups()
-        if column not in table:
-            raise UsageError(
-                f"--where {column}: no such column; {suggestion(column, map(str, table.columns))}"
-            )
-        selected = table[_condition_mask(table[column], relation, operand)]
-        if selected.empty:
-            values = sorted(set(table[column].astype(str)))
-            raise UsageError(f"--where {condition}: no such run; {suggestion(operand, values)}")
-        table = selected
-    return table
-
-
-def _condition_mask(values: pd.Series, relation: str, operand: str) -> pd.Series:
-    """Return for each value whether it is related to a number, or with = and != to one of several values."""
-    if relation in ("=", "!="):
-        numbers = pd.to_numeric(values, errors="coerce")
-        equal = pd.Series(False, index=values.index)
-        for choice in re.split(r",(?![^(\[]*[)\]])", operand):  # not the commas within brackets
-            number = pd.to_numeric(choice, errors="coerce")
-            equal |= (values.map(_without_quotes) == _without_quotes(choice)) | (numbers == number)
-        return equal if relation == "=" else ~equal
-    try:
-        limit = float(operand)
-        numbers = pd.to_numeric(values)
-    except ValueError:
-        raise UsageError(
-            f"--where {values.name}{relation}{operand}: allowed: = and != for what is no number"
-        ) from None
-    return {"<": numbers < limit, "<=": numbers <= limit, ">": numbers > limit, ">=": numbers >= limit}[
-        relation
-    ]
-
-
-def _without_quotes(value: object) -> str:
-    """Write `[local,shared]` for `['local', 'shared']`."""
-    return re.sub(r"['\s]", "", str(value))
 
 
 def _row(run: StoredRun) -> dict[str, Any]:

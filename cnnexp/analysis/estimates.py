@@ -1,52 +1,32 @@
 """Estimates that test claims: functions from a sweep's dataframe to one number per seed.
 
-An experiment builds them from cells, see `Cell`. A cell may also be a function of the dataframe, for values
-that only the sweep knows: the largest one tried (`cell_at`), or the best one on validation images
-(`best_cell`). Estimates of the training images and steps that a
-network needs are in `cnnexp.analysis.curves`.
+An experiment builds them from cells, see `cnnexp.analysis.cells`. Estimates of the training images and steps
+that a network needs are in `cnnexp.analysis.curves`.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
-from cnnexp.analysis.dataframe import (
-    TARGETS,
-    TUNED,
+from cnnexp.analysis.cells import (
     Cell,
-    Estimate,
+    CellRule,
     Rows,
-    select_cell,
+    cell_at,
+    pair_by_seed,
+    pair_cells,
+    resolve_cell,
     select_rows,
-    values_of,
-    varying_keys,
 )
+from cnnexp.analysis.dataframe import TARGETS, TEST
 from cnnexp.analysis.statistics import locality_by_chance
-from cnnexp.analysis.tuning import select_criterion
 
-TEST, GAP = "test/accuracy", "gap/accuracy"
+Estimate = Callable[[pd.DataFrame], np.ndarray]  # one number per seed, or the two bounds of each
+Effect = Literal["total", "first", "second", "interaction"]  # of two factors
+EFFECTS: tuple[Effect, ...] = get_args(Effect)
 CIFAR_SHAPE = 32, 3  # height and width in pixels, channels: images without a canvas
-CellRule = Cell | Callable[[pd.DataFrame], Cell]  # a cell, or a function that chooses it from the dataframe
-
-
-def pair_cells(table: pd.DataFrame, metric: str, *cells: Cell) -> Float[np.ndarray, "seeds cells"]:
-    """Collect a metric in several cells, seed by seed.
-
-    Runs are paired by seed and by every varying key that no cell names, and averaged over the latter. The
-    learning rate and weight decay were tuned for each cell, so they pair nothing.
-
-    Args:
-        table: One row per run.
-        metric: A column of the dataframe; "learned/distance/*" is the mean over the layers.
-        *cells: The cells.
-
-    Returns:
-        One row per seed that all cells have; no row where a cell has no runs.
-    """
-    return _pair_by_seed(table, metric, *cells).to_numpy(float).reshape(-1, len(cells))
 
 
 def value(cell: CellRule, metric: str = TEST) -> Estimate:
@@ -86,6 +66,24 @@ def difference(larger: CellRule, smaller: CellRule, metric: str = TEST) -> Estim
     return estimate
 
 
+def difference_along(key: str, larger: int, smaller: int, cell: Cell, metric: str = TEST) -> Estimate:
+    """Estimate the difference between two values of a key, a dial that a sweep turns.
+
+    Args:
+        key: The key.
+        larger: Index into its values in rising order, of the one that is expected to have more.
+        smaller: Index of the value that is subtracted.
+        cell: The other keys.
+        metric: A column of the dataframe.
+
+    Example:
+        >>> table = pd.DataFrame({"seed": 0, "data.crop": [0, 2, 4], "test/accuracy": [0.5, 0.75, 0.625]})
+        >>> difference_along("data.crop", 1, -1, {})(table)
+        array([0.125])
+    """
+    return difference(cell_at(key, larger, cell), cell_at(key, smaller, cell), metric)
+
+
 def interaction(first: tuple[Cell, Cell], second: tuple[Cell, Cell], metric: str = TEST) -> Estimate:
     """Estimate an interaction: the difference of the first pair of cells minus that of the second pair.
 
@@ -96,7 +94,7 @@ def interaction(first: tuple[Cell, Cell], second: tuple[Cell, Cell], metric: str
     """
 
     def estimate(table: pd.DataFrame) -> np.ndarray:
-        pairs = [_pair_by_seed(table, metric, *cells) for cells in (first, second)]
+        pairs = [pair_by_seed(table, metric, *cells) for cells in (first, second)]
         differences = pd.concat([pair[0] - pair[1] for pair in pairs], axis=1, keys=[0, 1]).dropna()
         return (differences[0] - differences[1]).to_numpy(float)
 
@@ -176,7 +174,7 @@ def correlation(metric: str, count: str = "params/total") -> Estimate:
 
 
 def factorial_effect(
-    effect: Literal["first", "second", "interaction", "total"],
+    effect: Effect,
     neither: Cell,
     first: Cell,
     second: Cell,
@@ -276,54 +274,3 @@ def measured_by(metric: str, estimate: Estimate) -> Estimate:
         return estimate(table.assign(**replaced))
 
     return compute
-
-
-def cell_at(key: str, position: int, cell: Cell) -> Callable[[pd.DataFrame], Cell]:
-    """Add a key to a cell, at one of the values that the sweep has.
-
-    Args:
-        key: The key.
-        position: Index into its values in rising order; -1 is the largest.
-        cell: The other keys.
-
-    Example:
-        >>> table = pd.DataFrame({"data.crop": [0, 2, 4]})
-        >>> cell_at("data.crop", -1, {"model.tying": "local"})(table)
-        {'model.tying': 'local', 'data.crop': 4}
-    """
-    return lambda table: {**cell, key: (values_of(table, key) or [np.nan])[position]}
-
-
-def best_cell(key: str, cell: Cell, positions: slice | None = None) -> Callable[[pd.DataFrame], Cell]:
-    """Add a key to a cell, at the value that is best on validation images, see `select_criterion`.
-
-    Args:
-        key: The key.
-        cell: The other keys.
-        positions: The values that may be chosen, of all values in rising order; all if None.
-    """
-
-    def choose(table: pd.DataFrame) -> Cell:
-        cells = [{**cell, key: value} for value in values_of(table, key)[positions or slice(None)]]
-        if not cells:
-            return {**cell, key: np.nan}  # which no run has
-        accuracies = pair_cells(table, select_criterion(table), *cells)
-        return cells[accuracies.mean(0).argmax() if len(accuracies) else 0]
-
-    return choose
-
-
-def resolve_cell(cell: CellRule, table: pd.DataFrame) -> Cell:
-    """Return a cell, or the cell that a function chooses from the dataframe."""
-    return cell(table) if callable(cell) else cell
-
-
-def _pair_by_seed(table: pd.DataFrame, metric: str, *cells: Cell) -> pd.DataFrame:
-    if metric.endswith("*"):  # the mean over layers
-        layers = [column for column in table if str(column).startswith(metric[:-1])]
-        table = table.assign(**{metric: table[layers].mean(axis=1)})
-    named = set().union(TUNED, *cells)
-    by = ["seed", *(key for key in varying_keys(table) if key not in named)]
-    columns = [select_cell(table, cell).groupby(by, dropna=False)[metric].mean() for cell in cells]
-    joined = pd.concat(columns, axis=1, keys=range(len(cells))).dropna()
-    return joined.groupby("seed").mean()

@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from cnnexp.analysis.cells import pair_cells
 from cnnexp.analysis.dataframe import FRACTIONS, TUNED, varying_keys
-from cnnexp.analysis.estimates import pair_cells
 from cnnexp.analysis.statistics import interquartile_mean, interval, probability_greater
 from cnnexp.core.text import markdown_text
 

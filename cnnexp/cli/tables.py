@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from cnnexp.analysis.cells import CONDITION, select_runs
 from cnnexp.analysis.compare import (
     LEVEL,
     METRIC,
@@ -18,12 +19,10 @@ from cnnexp.analysis.compare import (
     format_comparison,
 )
 from cnnexp.analysis.dataframe import (
-    CONDITION,
     EVALUATION,
     TUNED,
     make_dataframe,
     read_finished_runs,
-    select_runs,
     varying_keys,
     warn_excluded_runs,
 )

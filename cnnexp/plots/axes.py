@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from cnnexp.analysis.dataframe import Cell, select_cell
+from cnnexp.analysis.cells import Cell, select_cell
+from cnnexp.analysis.dataframe import GAP, TEST, TRAIN
 from cnnexp.analysis.statistics import Interval, interval
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; marks and lines differ too.
@@ -82,7 +83,6 @@ def tying_sort_key(tying: str) -> tuple[int, str]:
     return (ORDER.index(kind) if kind in ORDER else len(ORDER), f"{len(tying):3} {tying}")
 
 
-TRAIN, TEST, GAP = "train/accuracy", "test/accuracy", "gap/accuracy"
 HOLLOW = {"linestyle": ":", "marker": "o", "markerfacecolor": "none"}  # on training images
 GAP_LABEL = "generalisation gap (train − test)"
 

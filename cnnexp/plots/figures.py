@@ -12,20 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.style import context
 from matplotlib.ticker import NullLocator
 
-from cnnexp.analysis.dataframe import Cell, Rows, select_cell, select_rows, values_of
+from cnnexp.analysis.cells import Cell, Rows, select_cell, select_rows, values_of
+from cnnexp.analysis.dataframe import GAP, TEST, TRAIN
 from cnnexp.analysis.statistics import Interval
 from cnnexp.analysis.tables import format_key, format_value
 from cnnexp.core.text import figure_text
 from cnnexp.plots.axes import (
     DARK,
-    GAP,
     GAP_LABEL,
     GREY,
     HOLLOW,
     PAPER,
-    TEST,
     TEXT_WIDTH_INCHES,
-    TRAIN,
     Published,
     draw_intervals,
     draw_published,
@@ -289,13 +287,3 @@ def draw_by_condition(
         f"seeds{stars}.",
         needs=lambda table: len(select_rows(table, runs)) > 0,
     )
-
-
-def make_default_drawings(table: pd.DataFrame) -> Mapping[str, Drawing]:
-    """Choose the figures of a sweep whose experiment has none of its own."""
-    drawings = {}
-    if "data.train_size" in table and table["data.train_size"].nunique() > 1:
-        drawings["accuracy_by_images"] = draw_by_images()
-    if "model.tying" in table and table["params/total"].nunique() > 1:
-        drawings["accuracy_by_params"] = draw_by_count()
-    return drawings

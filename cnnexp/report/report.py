@@ -18,7 +18,7 @@ from cnnexp.analysis.tables import (
 from cnnexp.analysis.tuning import Tuning, choose_hyperparameters
 from cnnexp.analysis.verdicts import Verdict, judge
 from cnnexp.core.text import figure_text, pluralize
-from cnnexp.plots.figures import Drawing, RenderedFigure, make_default_drawings, render
+from cnnexp.plots.figures import Drawing, RenderedFigure, draw_by_count, draw_by_images, render
 from cnnexp.plots.layers import plot_kernels
 from cnnexp.report.experiments import Experiment, load_experiment
 from cnnexp.store.runs import StoredRun, read_commands, read_kernels
@@ -114,6 +114,16 @@ def make_report(folder: Path) -> Report:
         figures={name: (drawing.caption, render(drawing, table)) for name, drawing in drawings.items()},
         commands=read_commands(folder) or [_reconstruct_command(table, folder.name)],
     )
+
+
+def make_default_drawings(table: pd.DataFrame) -> Mapping[str, Drawing]:
+    """Choose the figures of a sweep whose experiment has none of its own."""
+    drawings = {}
+    if "data.train_size" in table and table["data.train_size"].nunique() > 1:
+        drawings["accuracy_by_images"] = draw_by_images()
+    if "model.tying" in table and table["params/total"].nunique() > 1:
+        drawings["accuracy_by_params"] = draw_by_count()
+    return drawings
 
 
 def _select_kernels(table: pd.DataFrame, runs: list[StoredRun]) -> dict[str, dict]:

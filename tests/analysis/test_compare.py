@@ -10,8 +10,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from cnnexp.analysis.cells import select_runs
 from cnnexp.analysis.compare import compare_sweeps
-from cnnexp.analysis.dataframe import select_runs
 from cnnexp.analysis.tables import format_value, latex_table
 from cnnexp.cli.tables import print_comparison, print_results
 from cnnexp.nn.geometry import Geometry

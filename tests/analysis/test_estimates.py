@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cnnexp.analysis.cells import pair_cells
 from cnnexp.analysis.curves import (
     bound_log_images,
     collect_curves,
@@ -14,7 +15,7 @@ from cnnexp.analysis.curves import (
     images_needed,
     subtract_bounds,
 )
-from cnnexp.analysis.estimates import correlation, difference, factorial_effect, pair_cells
+from cnnexp.analysis.estimates import correlation, difference, factorial_effect
 from cnnexp.analysis.statistics import (
     bounded_interval,
 )

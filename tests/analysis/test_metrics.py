@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cnnexp.analysis.cells import best_cell
 from cnnexp.analysis.curves import cost_ratio
 from cnnexp.analysis.dataframe import make_dataframe
-from cnnexp.analysis.estimates import best_cell, measured_by
+from cnnexp.analysis.estimates import measured_by
 from cnnexp.analysis.tables import format_cells, list_metrics, summarize_cells
 from cnnexp.analysis.tuning import choose_hyperparameters
 from cnnexp.store.runs import StoredRun

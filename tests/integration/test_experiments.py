@@ -108,6 +108,11 @@ def test_every_size_measures_every_claim_and_draws_every_figure(compose: Any, si
         assert figure.axes and all(count_visible_values(axes) > 1 for axes in figure.axes), caption
 
 
+@pytest.mark.parametrize("module", sorted((ROOT / "experiments").glob("*.py")), ids=lambda path: path.stem)
+def test_an_experiment_has_less_than_120_lines(module: Path) -> None:
+    assert sum(bool(line.strip()) for line in module.read_text(encoding="utf-8").splitlines()) < 120
+
+
 def count_visible_values(axes: Axes) -> int:
     """Count the distinct values that lines and images show within the limits of their axes."""
     (left, right), (bottom, top) = sorted(axes.get_xlim()), sorted(axes.get_ylim())

@@ -11,14 +11,15 @@ import yaml
 from scipy.stats import norm, t
 
 from cnnexp.analysis.compare import compare_sweeps
-from cnnexp.analysis.dataframe import make_dataframe, select_cell, select_runs, varying_keys
+from cnnexp.analysis.dataframe import make_dataframe, varying_keys
 from cnnexp.analysis.tables import distinguishing_keys
 from cnnexp.cli.tables import print_comparison, print_results
 from cnnexp.core.errors import UsageError
 from cnnexp.plots.axes import Published, get_style, tying_sort_key
-from cnnexp.plots.figures import make_default_drawings, plot_accuracy_and_gap
+from cnnexp.plots.figures import plot_accuracy_and_gap
 from cnnexp.plots.layers import draw_kernel_mosaic
 from cnnexp.report.output import print_report, write_report
+from cnnexp.report.report import make_default_drawings
 from cnnexp.store.runs import read_runs
 from tests.browser import looked_at
 
@@ -143,39 +144,6 @@ def test_report_says_what_failed_and_what_was_typed(sweep: Path) -> None:
     assert "18 finished, 1 failed" in markdown and "| dense | 1,000 |" in markdown
 
 
-@pytest.mark.parametrize(
-    ("conditions", "left"),
-    [
-        (["model.tying=shared,local"], 12),
-        (["model.tying!=shared", "seed<2"], 8),
-        (["data.train_size<=64", "seed=0"], 3),
-        (["test/accuracy>0.6"], 6),
-    ],
-)
-def test_conditions_choose_runs(sweep: Path, conditions: list[str], left: int) -> None:
-    assert len(select_runs(make_dataframe(read_runs(sweep)), conditions)) == left
-
-
-@pytest.mark.parametrize(
-    ("condition", "told"),
-    [
-        ("model.tieing=shared", "did you mean 'model.tying'"),
-        ("model.tying=shard", "did you mean 'shared'"),
-        ("model.tying<3", "= and !="),
-        ("shared", "COLUMN=VALUE"),
-    ],
-)
-def test_wrong_conditions_are_refused(sweep: Path, condition: str, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
-        select_runs(make_dataframe(read_runs(sweep)), [condition])
-
-
-def test_tying_with_commas_is_one_value() -> None:
-    table = pd.DataFrame({"model.tying": ["low_rank(4,free)", "shared"], "seed": [0, 0]})
-    assert len(select_runs(table, ["model.tying=low_rank(4,free),shared"])) == 2
-    assert len(select_runs(table, ["model.tying=low_rank(4,free)"])) == 1
-
-
 def test_results_in_every_format(
     sweep: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -287,13 +255,6 @@ def test_a_table_names_the_fewest_keys_that_tell_its_cells_apart() -> None:
     assert distinguishing_keys(cells) == ["model.tying", "data.noise", "optim.learning_rate"]
     alone = cells.drop(columns=["data.noise", "data.digits"])
     assert distinguishing_keys(alone) == ["model.tying", "model.features", "optim.learning_rate"]
-
-
-def test_a_key_that_only_some_runs_have_varies() -> None:
-    table = pd.DataFrame({"optim.l1": [None, 0.1], "train.steps": [None, None]})
-    assert varying_keys(table) == ["optim.l1"]
-    assert select_cell(table, {"optim.l1": None}).index.tolist() == [0]
-    assert select_cell(table, {"optim.l1": 0.1}).index.tolist() == [1]
 
 
 def test_a_report_compares_the_convolution_with_other_tyings(sweep: Path) -> None:

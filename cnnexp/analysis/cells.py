@@ -1,0 +1,213 @@
+"""Cells: runs of a sweep that a claim or a figure names by values of configuration keys.
+
+A cell may also be a function of the dataframe, for values that only the sweep knows: the largest one tried
+(`cell_at`), or the best one on validation images (`best_cell`).
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from cnnexp.analysis.dataframe import TUNED, varying_keys
+from cnnexp.analysis.tuning import select_criterion
+from cnnexp.core.errors import UsageError, suggestion
+
+Cell = Mapping[str, object]  # configuration keys and their values, as the dataframe has them
+Rows = Cell | Callable[[pd.DataFrame], pd.DataFrame]  # a cell, or a function that selects rows
+CellRule = Cell | Callable[[pd.DataFrame], Cell]  # a cell, or a function that chooses it from the dataframe
+NET_NAMES = {"shared": "convolution", "local": "locally connected network", "dense": "dense network"}
+# A condition on runs, as `--where` takes it: a column, a relation and an operand.
+CONDITION = re.compile(r"([\w./]+)\s*(<=|>=|!=|=|<|>)\s*(.+)")
+
+
+@dataclass(frozen=True)
+class Not:
+    """In a cell: any value of a key but this one."""
+
+    value: object
+
+
+def values_of(table: pd.DataFrame, key: str) -> list[Any]:
+    """List the values of a column in rising order, without missing ones."""
+    return sorted(table[key].dropna().unique().tolist())
+
+
+def select_cell(table: pd.DataFrame, cell: Cell) -> pd.DataFrame:
+    """Select the runs whose keys have the values of a cell.
+
+    Args:
+        table: One row per run.
+        cell: Values by key: text, a number, a truth value, None where the key has no value, or `Not`.
+
+    Example:
+        >>> table = pd.DataFrame({"model.tying": ["shared", "local"], "data.crop": [0.0, 2.0]})
+        >>> select_cell(table, {"data.crop": 2})["model.tying"].tolist()
+        ['local']
+        >>> select_cell(table, {"model.tying": Not("local")})["model.tying"].tolist()
+        ['shared']
+    """
+    chosen = pd.Series(True, index=table.index)
+    for key, value in cell.items():
+        chosen &= ~_equals(table[key], value.value) if isinstance(value, Not) else _equals(table[key], value)
+    return table[chosen]
+
+
+def _equals(column: pd.Series, value: object) -> pd.Series:
+    if value is None:
+        return column.isna()
+    if isinstance(value, int | float) and not isinstance(value, bool):  # a column with gaps has floats
+        return pd.to_numeric(column, errors="coerce") == value
+    return column.astype(str) == str(value)
+
+
+def select_rows(table: pd.DataFrame, rows: Rows | None) -> pd.DataFrame:
+    """Select the runs of a cell, or those that a function selects; all if `rows` is None."""
+    return rows(table) if callable(rows) else select_cell(table, rows or {})
+
+
+def select_runs(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
+    """Select the runs that fulfil all conditions.
+
+    Args:
+        table: One row per run.
+        conditions: For example `model.tying=shared,local`, `data.train_size<=512` and `seed!=0`, as the user
+            gave them with `--where`.
+
+    Returns:
+        The rows of these runs, at least one.
+
+    Raises:
+        UsageError: A condition cannot be parsed, names no column, or no run fulfils it.
+    """
+    for condition in conditions:
+        match = CONDITION.fullmatch(condition.strip())
+        if match is None:
+            raise UsageError(f"--where {condition}: allowed: COLUMN=VALUE[,VALUE…], and !=, <, <=, >, >=")
+        column, relation, operand = match.groups()
+        if column not in table:
+            raise UsageError(
+                f"--where {column}: no such column; {suggestion(column, map(str, table.columns))}"
+            )
+        selected = table[_condition_mask(table[column], relation, operand)]
+        if selected.empty:
+            values = sorted(set(table[column].astype(str)))
+            raise UsageError(f"--where {condition}: no such run; {suggestion(operand, values)}")
+        table = selected
+    return table
+
+
+def _condition_mask(values: pd.Series, relation: str, operand: str) -> pd.Series:
+    """Return for each value whether it is related to a number, or with = and != to one of several values."""
+    if relation in ("=", "!="):
+        numbers = pd.to_numeric(values, errors="coerce")
+        equal = pd.Series(False, index=values.index)
+        for choice in re.split(r",(?![^(\[]*[)\]])", operand):  # not the commas within brackets
+            number = pd.to_numeric(choice, errors="coerce")
+            equal |= (values.map(_without_quotes) == _without_quotes(choice)) | (numbers == number)
+        return equal if relation == "=" else ~equal
+    try:
+        limit = float(operand)
+        numbers = pd.to_numeric(values)
+    except ValueError:
+        raise UsageError(
+            f"--where {values.name}{relation}{operand}: allowed: = and != for what is no number"
+        ) from None
+    return {"<": numbers < limit, "<=": numbers <= limit, ">": numbers > limit, ">=": numbers >= limit}[
+        relation
+    ]
+
+
+def _without_quotes(value: object) -> str:
+    """Write `[local,shared]` for `['local', 'shared']`."""
+    return re.sub(r"['\s]", "", str(value))
+
+
+def name_nets(cell: Cell, *tyings: str) -> dict[str, Cell]:
+    """Name the networks of several tyings under the same conditions.
+
+    Args:
+        cell: The keys that the networks have in common.
+        *tyings: Some of `NET_NAMES`; all if none is given.
+
+    Returns:
+        The cells by the English names of the networks, as sentences of claims use them.
+
+    Example:
+        >>> name_nets({"data.crop": 0}, "shared")
+        {'convolution': {'data.crop': 0, 'model.tying': 'shared'}}
+    """
+    return {NET_NAMES[tying]: {**cell, "model.tying": tying} for tying in tyings or NET_NAMES}
+
+
+def cell_at(key: str, position: int, cell: Cell) -> Callable[[pd.DataFrame], Cell]:
+    """Add a key to a cell, at one of the values that the sweep has.
+
+    Args:
+        key: The key.
+        position: Index into its values in rising order; -1 is the largest.
+        cell: The other keys.
+
+    Example:
+        >>> table = pd.DataFrame({"data.crop": [0, 2, 4]})
+        >>> cell_at("data.crop", -1, {"model.tying": "local"})(table)
+        {'model.tying': 'local', 'data.crop': 4}
+    """
+    return lambda table: {**cell, key: (values_of(table, key) or [np.nan])[position]}
+
+
+def best_cell(key: str, cell: Cell, positions: slice | None = None) -> Callable[[pd.DataFrame], Cell]:
+    """Add a key to a cell, at the value that is best on validation images, see `select_criterion`.
+
+    Args:
+        key: The key.
+        cell: The other keys.
+        positions: The values that may be chosen, of all values in rising order; all if None.
+    """
+
+    def choose(table: pd.DataFrame) -> Cell:
+        cells = [{**cell, key: value} for value in values_of(table, key)[positions or slice(None)]]
+        if not cells:
+            return {**cell, key: np.nan}  # which no run has
+        accuracies = pair_cells(table, select_criterion(table), *cells)
+        return cells[accuracies.mean(0).argmax() if len(accuracies) else 0]
+
+    return choose
+
+
+def resolve_cell(cell: CellRule, table: pd.DataFrame) -> Cell:
+    """Return a cell, or the cell that a function chooses from the dataframe."""
+    return cell(table) if callable(cell) else cell
+
+
+def pair_cells(table: pd.DataFrame, metric: str, *cells: Cell) -> Float[np.ndarray, "seeds cells"]:
+    """Collect a metric in several cells, seed by seed.
+
+    Runs are paired by seed and by every varying key that no cell names, and averaged over the latter. The
+    learning rate and weight decay were tuned for each cell, so they pair nothing.
+
+    Args:
+        table: One row per run.
+        metric: A column of the dataframe; "learned/distance/*" is the mean over the layers.
+        *cells: The cells.
+
+    Returns:
+        One row per seed that all cells have; no row where a cell has no runs.
+    """
+    return pair_by_seed(table, metric, *cells).to_numpy(float).reshape(-1, len(cells))
+
+
+def pair_by_seed(table: pd.DataFrame, metric: str, *cells: Cell) -> pd.DataFrame:
+    """Collect a metric as `pair_cells` does: one row per seed, one column per cell."""
+    if metric.endswith("*"):  # the mean over layers
+        layers = [column for column in table if str(column).startswith(metric[:-1])]
+        table = table.assign(**{metric: table[layers].mean(axis=1)})
+    named = set().union(TUNED, *cells)
+    by = ["seed", *(key for key in varying_keys(table) if key not in named)]
+    columns = [select_cell(table, cell).groupby(by, dropna=False)[metric].mean() for cell in cells]
+    joined = pd.concat(columns, axis=1, keys=range(len(cells))).dropna()
+    return joined.groupby("seed").mean()
