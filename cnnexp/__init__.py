@@ -59,10 +59,10 @@ def __dir__() -> list[str]:
 
 
 def _import_matplotlib() -> None:
-    """Import Matplotlib whatever $MPLBACKEND names, which is kept if it is installed.
+    """Import Matplotlib even if $MPLBACKEND names a backend that is not installed.
 
-    Matplotlib raises where it names a backend that is not, as a notebook's does in another environment.
-    Figures here are drawn without any.
+    Matplotlib would raise an error, for example in an environment without the backend of a notebook. A
+    backend that is installed is kept. The figures of this package need none.
     """
     backend = os.environ.pop("MPLBACKEND")
     import matplotlib as mpl

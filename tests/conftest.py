@@ -14,7 +14,7 @@ from cnnexp.config import RunConfig, parse
 from cnnexp.config.data import Data
 from cnnexp.config.datasets import Digits
 from cnnexp.data.images import Images
-from cnnexp.data.loading import images_key, load, load_images
+from cnnexp.data.loading import images_key, load_images, load_or_open
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.sweep import worker
 from cnnexp.sweep.points import SweepPoint
@@ -148,7 +148,7 @@ def load_once(data: Data) -> Images:
 
 def load_for_worker(data: Data) -> Images | ImageFiles:
     """Replace `load` in a worker: digits are drawn once."""
-    return load_once(data) if isinstance(data, Digits) else load(data)
+    return load_once(data) if isinstance(data, Digits) else load_or_open(data)
 
 
 SMALL_SWEEP = [

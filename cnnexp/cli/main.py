@@ -6,7 +6,7 @@ import sys
 import click
 
 from cnnexp.cli.commands import RESUME, Group
-from cnnexp.cli.options import version_option
+from cnnexp.cli.options import make_version_option
 from cnnexp.core.errors import UsageError
 from cnnexp.core.terminal import CLOSED_PIPE, DISK_ERROR, describe_disk_error, is_disk_error, prepare_terminal
 
@@ -54,7 +54,7 @@ Why do convolutions work? Train sweeps over kernel size, stride and weight tying
 """
 
 
-cnnexp = Group(COMMANDS, name="cnnexp", help=HELP, params=[version_option()])
+cnnexp = Group(COMMANDS, name="cnnexp", help=HELP, params=[make_version_option()])
 
 
 def main() -> None:
@@ -102,7 +102,7 @@ def _invoke(words: list[str]) -> int:
 
 
 def _leave_other_processes(code: int, error: Exception | None = None) -> None:
-    """Tell the other processes of a training that this one ends."""
+    """Tell the other processes of a training that this one ends, and with which exit code."""
     if "jax" in sys.modules:
         from cnnexp.sweep.multiprocess import leave_processes
 

@@ -126,7 +126,7 @@ results_dir_option = click.option(
 format_option = click.option("--format", "form", type=OneOf(FORMATS), default="table", show_default=True)
 
 
-def version_option() -> click.Option:
+def make_version_option() -> click.Option:
     """Make the option that prints the version."""
     return click.Option(
         ["--version"],

@@ -141,7 +141,7 @@ def _align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _print_totals(plan: Plan, cells: Sequence[CellPlan], impossible: int, time_forecast: Forecast) -> None:
-    programs = len({stack.shape for stack in plan.stacks})
+    programs = len({stack.program_key for stack in plan.stacks})
     resumed = sum(stack.resumes is not None for stack in plan.stacks)
     seconds = sum(cell.seconds for cell in cells) + programs * COMPILE_SECONDS
     to_train = len(plan.runs) - len(plan.ended)

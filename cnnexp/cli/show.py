@@ -115,7 +115,7 @@ def _format_count(column: str, value: Any, *, wide: bool) -> str:
 
 def _describe_images(configs: Sequence[RunConfig], pictures: Pictures) -> Iterator[str | Table]:
     """Yield for each set of images a line about it, its images per class and the path of its picture."""
-    from cnnexp.data.loading import describe, images_key, load
+    from cnnexp.data.loading import describe_dataset, images_key, load_or_open
     from cnnexp.data.shapes import check_corruptions, check_prepared, check_size
     from cnnexp.plots.images import plot_data
 
@@ -131,8 +131,8 @@ def _describe_images(configs: Sequence[RunConfig], pictures: Pictures) -> Iterat
         except UsageError as error:
             yield f"no picture of the images: {error}"
             continue
-        images = load(data)
-        yield describe(data, images)
+        images = load_or_open(data)
+        yield describe_dataset(data, images)
         yield from _class_tables(runs_of_set, images)
         yield pictures.save(plot_data(runs_of_set, images), f"data-{data.dataset_name}")
 

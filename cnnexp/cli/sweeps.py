@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from cnnexp.cli.commands import RESUME, Command
-from cnnexp.cli.options import AtLeastOne, Folder, OneOf, Text, version_option
+from cnnexp.cli.options import AtLeastOne, Folder, OneOf, Text, make_version_option
 from cnnexp.core.errors import UsageError
 
 METHODS = ("grid", "random", "bayes")
@@ -69,7 +69,7 @@ def _parameters() -> list[click.Parameter]:
         click.Option(["--multirun", "-m"], is_flag=True, hidden=True, expose_value=False),
         click.Option(["--run", "-r"], is_flag=True, hidden=True, expose_value=False),
         *unused,
-        version_option(),
+        make_version_option(),
     ]
 
 

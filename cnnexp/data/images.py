@@ -162,11 +162,11 @@ class ImageChecks(NamedTuple):
         )
         if len(empty_classes):
             line += f"; no training images of {_list_classes(empty_classes)}"
-        return "; ".join([line, *self._constant_channels()])
+        return "; ".join([line, *self._describe_constant_channels()])
 
     def make_warnings(self, name: str, shape: DataShape) -> list[str]:
         """Return one line per reason to doubt results on these images."""
-        warnings, count = self._constant_channels(), len(self.test_labels)
+        warnings, count = self._describe_constant_channels(), len(self.test_labels)
         if self.duplicates > MANY_DUPLICATES * count:
             duplicates = f"{int(self.duplicates):,} of {count:,} test images are also in the training split"
             warnings.append(f"{duplicates}: test accuracy also measures memorisation")
@@ -177,7 +177,8 @@ class ImageChecks(NamedTuple):
             warnings.append(f"{images} belong to {_list_classes(untrained)}, never seen in training")
         return [f"{name}: {warning}" for warning in warnings]
 
-    def _constant_channels(self) -> list[str]:
+    def _describe_constant_channels(self) -> list[str]:
+        """Return one clause per channel that has the same value in all training images."""
         last = len(self.std) - 1
         return [
             f"channel {channel} (of 0 to {last}) is {self.mean[channel]:g} in all training images: "

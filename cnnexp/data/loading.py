@@ -19,8 +19,8 @@ from cnnexp.data.shapes import infer_shape, resolve_train_size
 IMAGE_FRACTION = 0.3  # of the memory of a device: the most that images take; training needs the rest
 
 
-def load(data: Data) -> Images | ImageFiles:
-    """Load a configured data set into memory, or open its files where it streams.
+def load_or_open(data: Data) -> Images | ImageFiles:
+    """Load a configured data set into memory; if it streams, only open its files.
 
     Raises:
         UsageError: The set is not prepared, or one of its files is corrupt.
@@ -57,7 +57,7 @@ def read_and_check(data: Data) -> list[str]:
     return dataset.make_checks(images).make_warnings(data.dataset_name, dataset.infer_shape())
 
 
-def describe(data: Data, images: Images | ImageFiles | None = None) -> str:
+def describe_dataset(data: Data, images: Images | ImageFiles | None = None) -> str:
     """Describe a data set in one line: images, classes, duplicates, and constant channels.
 
     Args:

@@ -53,7 +53,7 @@ def tying_of(options: dict[str, Any], default: str = "shared") -> Tying:
 
 
 def make_custom_network(model: CustomModel, shape: DataShape, *, rngs: nnx.Rngs) -> nnx.Module:
-    """Call the function of a custom network.
+    """Make a custom network by calling the function of the user.
 
     Raises:
         UsageError: There is no such function, it does not take the options, or it returns no module.
@@ -74,7 +74,10 @@ def build_network(config: RunConfig, layers: NetworkSpec, *, rngs: nnx.Rngs) -> 
     Args:
         config: The configuration of the run.
         layers: The specification of its layers, from `specify_network`.
-        rngs: Its stream `params` draws the parameters, and `dropout` what is dropped.
+        rngs: The stream `params` draws the parameters; the stream `dropout` draws the dropout masks.
+
+    Returns:
+        A module that maps images `(b, h, w, c)` to logits `(b, classes)`.
     """
     if isinstance(config.model, CustomModel):
         return make_custom_network(config.model, infer_shape(config.data), rngs=rngs)
@@ -88,17 +91,18 @@ def specify_custom_layers(model: CustomModel, shape: DataShape) -> NetworkSpec:
     Raises:
         UsageError: The network cannot be made, or does not map images to logits.
     """
-    return _specify(model.model_dump_json(), shape)
+    return _specify_cached(model.model_dump_json(), shape)
 
 
 @lru_cache(maxsize=256)
-def _specify(model_json: str, shape: DataShape) -> NetworkSpec:
+def _specify_cached(model_json: str, shape: DataShape) -> NetworkSpec:
+    """Specify the layers of a custom network; its section is given as JSON, which the cache can hash."""
     model = CustomModel.model_validate_json(model_json)
     network = nnx.eval_shape(lambda: make_custom_network(model, shape, rngs=nnx.Rngs(0)))
     network.eval()
     _check_logits(model, network, shape)
     tied = list_tied_layers(network)
-    layers = [_specify_tied(name, layer) for name, layer in tied.items()]
+    layers = [_specify_tied_layer(name, layer) for name, layer in tied.items()]
     params = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
     macs, activations = _count_other(network, shape)
     height, width, _ = shape.image
@@ -132,7 +136,8 @@ def _check_logits(model: CustomModel, network: nnx.Module, shape: DataShape) -> 
         )
 
 
-def _specify_tied(name: str, layer: TiedConv) -> LayerSpec:
+def _specify_tied_layer(name: str, layer: TiedConv) -> LayerSpec:
+    """Return the specification that describes a layer which exists already."""
     bias = "none" if layer.bias_tying is None else str(layer.bias_tying)
     return LayerSpec(
         name=name,

@@ -220,8 +220,8 @@ def get_spatial_layers(net: nnx.Module) -> dict[str, TiedConv]:
     return {name: layer for name, layer in list_tied_layers(net).items() if layer.geometry.positions > 1}
 
 
-def measure_learned(net: nnx.Module) -> dict[str, Float[Array, ""]]:
-    """Measure the kernels of a trained network.
+def measure_kernels(net: nnx.Module) -> dict[str, Float[Array, ""]]:
+    """Measure how far the kernels of a trained network are from a convolution, and how local and sparse.
 
     Returns:
         By names in a summary: `learned/distance/<layer>` is `distance_to_shared` of layers that may differ

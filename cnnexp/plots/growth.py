@@ -118,17 +118,17 @@ def _format_exponent(table: pd.DataFrame, panel: Growth, cell: Cell) -> str:
 def draw_images_needed(
     axes: Axes, table: pd.DataFrame, cells: Mapping[float, Cell], accuracy: float, tying: str
 ) -> float:
-    """Draw the training images to a test accuracy along an axis, with arrows where points are bounds.
+    """Draw how many training images networks need for a test accuracy; arrows mark points that are bounds.
 
     Args:
-        axes: The axes; that of y is logarithmic.
+        axes: The axes of the figure; the y axis is logarithmic.
         table: One row per run.
-        cells: The cells, by their positions on the axis.
-        accuracy: The test accuracy.
-        tying: The tying whose colour, mark and label the line has.
+        cells: The cells, by their positions on the x axis.
+        accuracy: The test accuracy to be reached, from 0 to 1.
+        tying: The tying whose colour, marker and label the line has.
 
     Returns:
-        The images at the first position.
+        The number of training images at the first position.
     """
     curves = [collect_curves(table, "test/accuracy", cell) for cell in cells.values()]
     needed = [images_needed(sizes, accuracies[:, 0], accuracy) for sizes, accuracies in curves]

@@ -162,8 +162,15 @@ def draw_kernel_mosaic(
 ) -> UInt8[np.ndarray, "height width rgb"]:
     """Draw kernels at their output positions, one mosaic per filter; red is positive, blue negative.
 
-    All have one scale, from the largest weight. Weights that are not finite are white. The kernels of signals
-    are drawn as rows, and the mosaics of their filters lie below one another.
+    All kernels have one colour scale, from the largest absolute weight. Weights that are not finite are
+    white. The kernels of one-dimensional signals are drawn as rows, with the mosaics of the filters below one
+    another.
+
+    Args:
+        kernels: The kernel at each output position (row, column), for each filter; one input channel of it.
+
+    Returns:
+        An RGB image.
     """
     is_signal = _is_signal(kernels)
     if is_signal:
@@ -194,7 +201,7 @@ def draw_kernel_mosaic(
 
 
 def read_kernel_mosaics(folder: Path, step: float) -> dict[str, UInt8[np.ndarray, "height width rgb"]]:
-    """Draw the kernels of each layer that a run stored at a step; none at other steps."""
+    """Draw the stored kernels of a run, one mosaic per layer; empty if they are not those of the step."""
     kernels_step, kernels = read_kernels(folder)
     return (
         {layer: draw_kernel_mosaic(sample) for layer, sample in kernels.items()}
@@ -229,7 +236,7 @@ def plot_kernels(networks: Mapping[str, Mapping[str, Float[np.ndarray, "_ _ _ _ 
 def _select_middle(
     kernels: Float[np.ndarray, "rows columns kh kw filters"],
 ) -> Float[np.ndarray, "_ _ kh kw filters"]:
-    """Select the positions in the middle, fewer of large kernels, so that weights can be seen."""
+    """Select positions in the middle: the larger the kernels, the fewer, so that weights are visible."""
     if _is_signal(kernels):
         return kernels
     rows, columns, kh, kw, _ = kernels.shape

@@ -88,7 +88,7 @@ class StackCheckpoints:
         try:
             _checkpointer().save(folder.resolve(), args=ocp.args.StandardSave(state), force=True)
         except Exception as error:
-            self._drop_unfinished()
+            self._delete_unfinished_steps()
             raise _as_os_error(error, folder) or error from None
         if self._writes:
             prefixes = {run: [prefix.size, prefix.crc32] for run, prefix in (histories or {}).items()}
@@ -106,7 +106,7 @@ class StackCheckpoints:
         """Remove saved steps, each manifest before its files, and the remains of killed processes."""
         for step in filter(unwanted, _steps(self.folder)):
             _manifest(self.folder / str(step)).unlink(missing_ok=True)
-        self._drop_unfinished()
+        self._delete_unfinished_steps()
 
     def _drop_best_after(self, step: int | None) -> None:
         """Remove best weights of an earlier attempt that went beyond the step from which this one resumes."""
@@ -129,7 +129,8 @@ class StackCheckpoints:
                 if step < oldest and step not in needed:
                     _best_file(self.folder, run_id, step).unlink(missing_ok=True)
 
-    def _drop_unfinished(self) -> None:
+    def _delete_unfinished_steps(self) -> None:
+        """Delete the folders of steps without a manifest, which a killed process left behind."""
         complete = {str(step) for step in _steps(self.folder)}
         for path in self.folder.glob("[0-9]*"):
             unfinished = re.fullmatch(r"\d+(\.orbax-checkpoint-tmp.*)?", path.name)

@@ -25,7 +25,7 @@ from cnnexp.config.execution import LocalLauncher
 from cnnexp.core.errors import UsageError, describe_exception
 from cnnexp.store.files import write_text
 from cnnexp.sweep.devices import jax_is_running
-from cnnexp.sweep.plan import Stack, shape_of_program
+from cnnexp.sweep.plan import Stack, make_program_key
 from cnnexp.sweep.signals import REQUEUE, Interrupted, ProcessLost
 from cnnexp.training.processes import any_process, broadcast_from_primary, is_primary
 
@@ -158,8 +158,9 @@ def announced_stacks(runs: Mapping[str, RunConfig]) -> Iterator[Stack]:
     """
     while "end" not in (order := broadcast_from_primary({})):
         chosen = {run_id: runs[run_id] for run_id in order["runs"]}
-        shape = shape_of_program(next(iter(chosen.values())))
-        yield Stack(runs=chosen, shape=shape, resumes=order["resumes"] and Path(order["resumes"]))
+        program_key = make_program_key(next(iter(chosen.values())))
+        resumes = order["resumes"] and Path(order["resumes"])
+        yield Stack(runs=chosen, program_key=program_key, resumes=resumes)
     if order["end"] == STOPPED:
         raise Interrupted
 

@@ -5,7 +5,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -31,16 +31,16 @@ EFFICIENCY = 0.2  # rate of training small networks over that of a large matrix 
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Runs of the same shapes, which one XLA program with a leading run axis trains.
+    """Runs that one XLA program with a leading run axis trains.
 
     Attributes:
         runs: by their ids, in the order of the run axis.
-        shape: all that the program depends on: stacks of one shape use the same program.
+        program_key: all that the program depends on, as text; stacks with equal keys use the same program.
         resumes: the folder of checkpoints that hold these runs, perhaps among others.
     """
 
     runs: Mapping[str, RunConfig]
-    shape: str
+    program_key: str
     resumes: Path | None = None
 
     @property
@@ -57,7 +57,7 @@ class Stack:
         """Split the stack in two; both halves start from their first step."""
         ids, middle = list(self.runs), len(self.runs) // 2
         first, second = ({id_: self.runs[id_] for id_ in part} for part in (ids[:middle], ids[middle:]))
-        return Stack(runs=first, shape=self.shape), Stack(runs=second, shape=self.shape)
+        return replace(self, runs=first, resumes=None), replace(self, runs=second, resumes=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +106,8 @@ def stacks_for(missing: Mapping[str, RunConfig]) -> list[Stack]:
     if not missing:
         return []
     stacks, rest = group_by_checkpoint(missing)
-    for shape, group in group_by_shape(rest).items():
-        stacks += split_group(group, shape, largest_stack(next(iter(group.values()))))
+    for program_key, group in group_by_program(rest).items():
+        stacks += split_group(group, program_key, largest_stack(next(iter(group.values()))))
     return stacks
 
 
@@ -119,30 +119,31 @@ def group_by_checkpoint(runs: Mapping[str, RunConfig]) -> tuple[list[Stack], dic
             continue
         saved = {run_id: rest.pop(run_id) for run_id in stack_runs if run_id in rest}
         if saved:
-            shape = shape_of_program(next(iter(saved.values())))
-            stacks.append(Stack(runs=saved, shape=shape, resumes=folder))
+            program_key = make_program_key(next(iter(saved.values())))
+            stacks.append(Stack(runs=saved, program_key=program_key, resumes=folder))
     return stacks, rest
 
 
-def group_by_shape(runs: Mapping[str, RunConfig]) -> dict[str, dict[str, RunConfig]]:
-    """Group runs by the shape of their program, in the order of their first runs."""
+def group_by_program(runs: Mapping[str, RunConfig]) -> dict[str, dict[str, RunConfig]]:
+    """Group runs by the key of their program, in the order of their first runs."""
     groups: dict[str, dict[str, RunConfig]] = {}
     for run_id, run in runs.items():
-        groups.setdefault(shape_of_program(run), {})[run_id] = run
+        groups.setdefault(make_program_key(run), {})[run_id] = run
     return groups
 
 
-def split_group(group: Mapping[str, RunConfig], shape: str, largest: int) -> Iterator[Stack]:
-    """Divide runs of one shape into the fewest stacks of at most `largest` runs, of nearly equal sizes."""
+def split_group(group: Mapping[str, RunConfig], program_key: str, largest: int) -> Iterator[Stack]:
+    """Divide runs of one program into the fewest stacks of at most `largest` runs, of nearly equal sizes."""
     number = -(-len(group) // largest)
     size = -(-len(group) // number)
     ids = list(group)
     for start in range(0, len(ids), size):
-        yield Stack(runs={run_id: group[run_id] for run_id in ids[start : start + size]}, shape=shape)
+        runs = {run_id: group[run_id] for run_id in ids[start : start + size]}
+        yield Stack(runs=runs, program_key=program_key)
 
 
-def shape_of_program(run: RunConfig) -> str:
-    """Return all that the program of a run depends on: its identity without the traced values."""
+def make_program_key(run: RunConfig) -> str:
+    """Return, as JSON, what the XLA program of a run depends on: its identity without the traced values."""
     values = run.identity()
     del values["seed"], values["data"]["train_size"], values["data"]["split_seed"]
     for section, keys in TRACED_KEYS.items():
@@ -154,7 +155,7 @@ def shape_of_program(run: RunConfig) -> str:
                 values[section][key] = value is not None
     for name in list_traced_options(run.optim):
         values["optim"]["options"][name] = "traced"
-    duration = resolve_duration(run)  # in steps: runs of as many steps have one program
+    duration = resolve_duration(run)  # in steps: runs of equally many steps have one program
     for key in ("epochs", "steps", "eval_every"):
         del values["train"][key]
     carried_out = [run.train.parallel, run.train.profile]

@@ -119,7 +119,7 @@ class SweepRunner:
                     f"out of memory with {len(stack.runs)} runs in a stack: continuing with half as many"
                 )
                 self._queue.appendleft(stack)
-                self._halve_stacks(stack.shape)
+                self._halve_stacks(stack.program_key)
                 return
             self._mark_failed(stack, error)
             if not is_only_process:
@@ -166,13 +166,13 @@ class SweepRunner:
             self._signals.stop_requested.wait(WAIT_SECONDS)
             self._signals.raise_if_stop_requested()
 
-    def _halve_stacks(self, shape: str) -> None:
+    def _halve_stacks(self, program_key: str) -> None:
         self.worker.drop_programs()
-        self._queue = deque(
-            part
-            for stack in self._queue
-            for part in (stack.halves() if stack.shape == shape and len(stack.runs) > 1 else [stack])
-        )
+        halved: deque[Stack] = deque()
+        for stack in self._queue:
+            is_divisible = stack.program_key == program_key and len(stack.runs) > 1
+            halved.extend(stack.halves() if is_divisible else [stack])
+        self._queue = halved
 
     def _mark_failed(self, stack: Stack, error: Exception) -> None:
         """Mark the runs of a stack that have no result yet as failed, and store why.

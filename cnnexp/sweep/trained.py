@@ -16,7 +16,7 @@ from cnnexp.core.errors import UsageError, suggestion
 from cnnexp.core.machine import packaged_folder
 from cnnexp.core.text import pluralize
 from cnnexp.data.images import Images
-from cnnexp.data.loading import images_key, load, load_images
+from cnnexp.data.loading import images_key, load_images, load_or_open
 from cnnexp.data.shapes import check_corruptions, check_prepared
 from cnnexp.load import LoadedRun, draw_test_images
 from cnnexp.models.probing import probe_function, probe_kernels
@@ -25,7 +25,7 @@ from cnnexp.store.measurements import Evaluation, Value, format_conditions, writ
 from cnnexp.sweep.cost import largest_stack
 from cnnexp.sweep.devices import configure_jax, refuse_missing_devices
 from cnnexp.sweep.overrides import check_discrete, check_overrides
-from cnnexp.sweep.plan import group_by_shape, shape_of_program, split_group
+from cnnexp.sweep.plan import group_by_program, make_program_key, split_group
 from cnnexp.sweep.points import Groups
 from cnnexp.training.loop import StackTrainer
 from cnnexp.training.setup import Setup, make_setup, merge_network, restore_weights
@@ -129,10 +129,10 @@ def evaluate_sweep(folder: Path, words: Sequence[str]) -> int:
     runs = read_trained_runs(folder)
     jobs = _make_jobs(runs, conditions)
     _start_jax(runs)
-    for shape, group in group_by_shape({name: job.config for name, job in jobs.items()}).items():
+    for program_key, group in group_by_program({name: job.config for name, job in jobs.items()}).items():
         for images, configs in _by_images(group):
             trainer: StackTrainer | None = None
-            for stack in split_group(configs, shape, largest_stack(next(iter(configs.values())))):
+            for stack in split_group(configs, program_key, largest_stack(next(iter(configs.values())))):
                 trainer = trainer or StackTrainer(stack.config, images, len(stack.runs))
                 weights = [jobs[name].run.weights().arrays for name in stack.runs]
                 rows = trainer.evaluate(list(stack.runs.values()), weights)
@@ -171,7 +171,7 @@ def _by_images(configs: Mapping[str, RunConfig]) -> Iterator[tuple[Any, dict[str
     for name, config in configs.items():
         groups.setdefault(images_key(config.data), {})[name] = config
     for group in groups.values():
-        yield load(next(iter(group.values())).data), group
+        yield load_or_open(next(iter(group.values())).data), group
 
 
 def _start_jax(runs: Sequence[LoadedRun]) -> None:
@@ -199,7 +199,7 @@ def probe_sweep(folder: Path) -> int:
         config = run.config
         key = images_key(config.data)
         images = images if key in images else {key: load_images(config.data)}
-        setup = setups.setdefault(shape_of_program(config), make_setup(config))
+        setup = setups.setdefault(make_program_key(config), make_setup(config))
         params, variables = restore_weights(setup, run.weights().arrays)
         seen = draw_test_images(config, images[key], PROBED_IMAGES)
         measures = jax.tree.map(float, probe(params, variables, seen, setup=setup))

@@ -17,7 +17,7 @@ import numpy as np
 from cnnexp.config import RunConfig
 from cnnexp.config.data import Data
 from cnnexp.data.images import Images
-from cnnexp.data.loading import images_key, load
+from cnnexp.data.loading import images_key, load_or_open
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.store.checkpoints import (
     StackCheckpoints,
@@ -42,7 +42,7 @@ from cnnexp.training.processes import any_process, broadcast_from_primary
 
 
 class TrainerCache:
-    """Keeps the programs and images of the last stack: stacks of one shape follow one another."""
+    """Keeps the programs and images of the last stack: stacks of one program follow one another."""
 
     def __init__(self):
         self._trainer: tuple[tuple[str, int], StackTrainer] | None = None
@@ -50,7 +50,7 @@ class TrainerCache:
 
     def trainer_for(self, stack: Stack) -> StackTrainer:
         """Return the trainer of the last stack if it fits this one, else build another."""
-        key = (stack.shape, min(len(stack.runs), jax.local_device_count()))
+        key = (stack.program_key, min(len(stack.runs), jax.local_device_count()))
         if self._trainer is None or self._trainer[0] != key:
             self.clear()
             return_memory()
@@ -65,7 +65,7 @@ class TrainerCache:
     def _load(self, data: Data) -> Images | ImageFiles:
         if self._images is None or self._images[0] != images_key(data):
             self._images = None
-            self._images = (images_key(data), load(data))
+            self._images = (images_key(data), load_or_open(data))
         return self._images[1]
 
 

@@ -65,7 +65,7 @@ class WandbRun:
         wandb_run = self._wandb_run = self._wandb_run or self._start(run)
         for row in run.history[self._sent :]:
             if row["step"] >= wandb_run.starting_step:  # the server has the earlier steps already
-                wandb_run.log(row | self._draw_kernels(row["step"]), step=int(row["step"]), commit=True)
+                wandb_run.log(row | self._load_kernel_images(row["step"]), step=int(row["step"]), commit=True)
         self._sent = len(run.history)
         if run.status != "running":
             self._finish(run)
@@ -107,8 +107,8 @@ class WandbRun:
         file = self._folder / LEDGER
         write_json(file, read_json(file) | {self._target.address: sent})
 
-    def _draw_kernels(self, step: int | float) -> dict[str, Any]:
-        """Draw the kernels, if the run stored any at this step."""
+    def _load_kernel_images(self, step: int | float) -> dict[str, Any]:
+        """Return the images of the kernels as W&B logs them; empty if the run stored none at this step."""
         mosaics = read_kernel_mosaics(self._folder, step)
         if not mosaics:
             return {}

@@ -16,7 +16,7 @@ from matplotlib.style import context
 
 from cnnexp.config import RunConfig, parse
 from cnnexp.core.errors import UsageError
-from cnnexp.data.loading import images_key, load
+from cnnexp.data.loading import images_key, load_or_open
 from cnnexp.data.shapes import check_prepared
 from cnnexp.data.tfds.prepared import resolve_data_dir
 from cnnexp.models.layers import NetworkSpec
@@ -175,5 +175,5 @@ def _draw_data(folder: Path, configs: list[RunConfig]) -> list[tuple[str, Figure
             check_prepared(data)
         except UsageError:  # the runs were trained on another machine, which has the images
             continue
-        figures.append((data.dataset_name, plot_data(same_images, load(data))))
+        figures.append((data.dataset_name, plot_data(same_images, load_or_open(data))))
     return figures

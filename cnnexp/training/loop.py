@@ -16,7 +16,7 @@ from cnnexp.data.images import Images
 from cnnexp.data.loading import draw_run_split, resolve_split_seed
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.shapes import resolve_train_size
-from cnnexp.models.network import measure_learned, sample_kernels
+from cnnexp.models.network import measure_kernels, sample_kernels
 from cnnexp.models.spec import total_count
 from cnnexp.training.batches import BatchSource, MemorySource, StreamSource
 from cnnexp.training.metrics import Metrics
@@ -129,7 +129,7 @@ class StackTrainer:
                 yield pause(evaluate=step == stop)
 
     def evaluate(self, runs: Sequence[RunConfig], weights: Sequence[Mapping[str, np.ndarray]]) -> list[Row]:
-        """Evaluate trained networks, each with the numbers of its configuration.
+        """Evaluate trained networks, each with the hyperparameters and corruptions of its configuration.
 
         Args:
             runs: The configurations of the runs, one each.
@@ -156,7 +156,7 @@ class StackTrainer:
         """Sample and measure the kernels of each run.
 
         Returns:
-            For each run, the result of `sample_kernels` by layer, and that of `measure_learned` by name.
+            For each run, the result of `sample_kernels` by layer, and that of `measure_kernels` by name.
         """
         kernels, measures = to_host(self._inspect(stack.padded_state))
         return [
@@ -243,7 +243,7 @@ class StackTrainer:
 
 def _inspect(state: State, setup: Setup) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     network = merge_network(state.params, state.variables, setup)
-    return sample_kernels(network), measure_learned(network)
+    return sample_kernels(network), measure_kernels(network)
 
 
 def _make_rows(setup: Setup, runs: Sequence[RunConfig], metrics: dict[str, Metrics], step: int) -> list[Row]:

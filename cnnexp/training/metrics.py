@@ -123,10 +123,10 @@ def top5(logits: Float[Array, "b classes"], labels: Int[Array, " b"]) -> Bool[Ar
     return (logits > of_label).sum(-1) < TOP
 
 
-def count_levels(
+def count_scores(
     logits: Float[Array, "b classes"], labels: Int[Array, "b ..."], valid: Bool[Array, " b"], head: Head
 ) -> Int[Array, "2 classes levels"]:
-    """Count the images by class and score: those that belong to the class, and all of them.
+    """Count the images by class and level of their score: those that belong to the class, and all of them.
 
     Scores are the logits, or with the softmax head the logarithms of the probabilities. They are rounded to
     `LEVELS` levels of x / (1 + |x|), which are finest around 0.
@@ -142,7 +142,7 @@ def count_levels(
 
 
 def average_precision(counts: Int[Array, "2 classes levels"], _: Any) -> Float[Array, ""]:
-    """Compute the mean over classes of the average precision, from `count_levels`.
+    """Compute the mean over classes of the average precision, from `count_scores`.
 
     The average precision of a class is the mean, over its images, of the precision among the images with at
     least their score. Classes without images are left out.
@@ -210,7 +210,7 @@ def list_metrics() -> tuple[str, ...]:
 def _build_metric(name: str, config: RunConfig, *, several: bool, classes: int) -> Metric:
     typed, head = f"train.metrics={shorten_value(config.train.metrics)}: {name}", config.model.head
     if name == "average_precision":
-        return Metric(partial(count_levels, head=head), average_precision)
+        return Metric(partial(count_scores, head=head), average_precision)
     if name == "label_accuracy":
         if head != "sigmoid":
             raise UsageError(f"{typed} needs model.head=sigmoid, which decides on each label alone")

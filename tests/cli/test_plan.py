@@ -13,7 +13,7 @@ from cnnexp.store.checkpoints import RUNS, StackCheckpoints
 from cnnexp.store.files import write_json
 from cnnexp.store.runs import sweep_folder
 from cnnexp.sweep.cost import estimate_state_bytes, largest_stack
-from cnnexp.sweep.plan import group_by_checkpoint, group_by_shape, split_group
+from cnnexp.sweep.plan import group_by_checkpoint, group_by_program, split_group
 from cnnexp.sweep.points import Cells, SweepPoint, format_rerun_commands, to_dict
 from tests.conftest import Configure, call_cnnexp
 
@@ -45,14 +45,15 @@ def compose_by_hydra(*overrides: str) -> RunConfig:
 def test_runs_that_differ_in_traced_values_have_one_program(
     configure: Configure, changes: list[dict[str, Any]], programs: int
 ) -> None:
-    assert len(group_by_shape({str(i): configure(**change) for i, change in enumerate(changes)})) == programs
+    runs = {str(i): configure(**change) for i, change in enumerate(changes)}
+    assert len(group_by_program(runs)) == programs
 
 
 def test_training_sizes_measured_in_epochs_need_one_program_each(configure: Configure) -> None:
     def run(size: int) -> RunConfig:
         return configure(data={"train_size": size}, train={"steps": None, "epochs": 1.0, "eval_every": 1.0})
 
-    assert len(group_by_shape(by_id([run(20), run(40)]))) == 2
+    assert len(group_by_program(by_id([run(20), run(40)]))) == 2
 
 
 def test_stacks_are_of_nearly_equal_sizes_and_fit_in_memory(

@@ -19,7 +19,7 @@ from cnnexp.core.errors import UsageError
 from cnnexp.data import array_set
 from cnnexp.data.arrays import compute_checksum, make_image_set
 from cnnexp.data.images import Images
-from cnnexp.data.loading import add_checksums, describe, load_images, read_and_check
+from cnnexp.data.loading import add_checksums, describe_dataset, load_images, read_and_check
 from cnnexp.data.shapes import infer_shape
 from tests.conftest import SMALL, Configure
 
@@ -71,7 +71,7 @@ def test_arrays_of_an_archive_are_the_images_and_their_shape_is_known(configure:
     assert (shape.image, shape.classes, shape.itemsize) == ((6, 5, 3), 4, 1)
     assert (shape.train_images, shape.test_images, shape.validation_images) == (40, 9, 8)
     assert images.normalisation.mean == pytest.approx(PIXELS.mean((0, 1, 2)), rel=1e-6)
-    assert "9 test images are also in the training split" in describe(data, images)
+    assert "9 test images are also in the training split" in describe_dataset(data, images)
     assert read_and_check(data) == [
         "npz: 9 of 9 test images are also in the training split: test accuracy also measures memorisation"
     ]

@@ -14,7 +14,7 @@ from cnnexp.cli import main as cli
 from cnnexp.config.data import DataSection
 from cnnexp.data.corruptions import Corruptions, CorruptionStrengths
 from cnnexp.data.images import make_images
-from cnnexp.data.loading import describe, load, read_and_check
+from cnnexp.data.loading import describe_dataset, load_or_open, read_and_check
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.plots.images import plot_data
 from tests.conftest import Configure
@@ -87,9 +87,9 @@ def test_no_corruption_changes_a_constant_channel(kind: str, configure: Configur
 def test_checks_report_the_channel_and_streams_have_the_statistics_of_memory(folder: Path) -> None:
     splits = {"train_split": "train[:80%]", "test_split": "train[80%:]"}
     data = tfds_data(folder, "made", **splits, stream="always")
-    assert describe(data).endswith(f"; {REPORT}")
+    assert describe_dataset(data).endswith(f"; {REPORT}")
     assert read_and_check(data) == [f"made: {REPORT}"]
-    files, memory = load(data), load(tfds_data(folder, "made", **splits))
+    files, memory = load_or_open(data), load_or_open(tfds_data(folder, "made", **splits))
     assert isinstance(files, ImageFiles)
     for a, b in zip(files.normalisation, memory.normalisation, strict=True):
         assert (a == b).all()

@@ -15,7 +15,7 @@ from cnnexp.core.errors import UsageError
 from cnnexp.data.corruptions import Corruptions, CorruptionStrengths, block_permutation, reduce_resolution
 from cnnexp.data.images import Normalisation
 from cnnexp.data.shapes import check_corruptions
-from cnnexp.sweep.plan import shape_of_program
+from cnnexp.sweep.plan import make_program_key
 from cnnexp.training.loop import StackTrainer
 from tests.conftest import Configure, load_once
 
@@ -181,7 +181,7 @@ def test_runs_of_several_strengths_have_one_program_and_the_losses_of_single_run
         return parse(configure(data=data).model_dump() | {"model": linear})
 
     configs = [corrupted(0.1, 1, "both"), corrupted(0.5, 2, "train"), corrupted(0.3, 5, "test")]
-    assert len({shape_of_program(config) for config in configs}) == 1
+    assert len({make_program_key(config) for config in configs}) == 1
     images = load_once(configs[0].data)
 
     def losses(runs: list[Any]) -> list[float]:

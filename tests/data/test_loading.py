@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits as sklearn_digits
 
 from cnnexp.core.errors import UsageError
 from cnnexp.data.images import Images
-from cnnexp.data.loading import load_images as load
+from cnnexp.data.loading import load_images
 from cnnexp.data.sampling import balanced_order
 from cnnexp.data.shapes import check_prepared, infer_shape, resolve_train_size
 from tests.conftest import Configure
@@ -20,7 +20,7 @@ def digits(configure: Configure, **changes: Any) -> Any:
 
 def test_digits_without_scatter_are_the_images_of_scikit_learn(configure: Configure) -> None:
     data = digits(configure, scatter=False)
-    images = load(data)
+    images = load_images(data)
     pixels = np.concatenate([images.train_images, images.test_images])
     original = np.round(255 * sklearn_digits().images / 16).astype(np.uint8)
     assert sorted(map(bytes, pixels[..., 0])) == sorted(map(bytes, original))
@@ -29,7 +29,7 @@ def test_digits_without_scatter_are_the_images_of_scikit_learn(configure: Config
 
 
 def test_digits_apart_occupy_disjoint_columns_in_each_split(configure: Configure) -> None:
-    images = load(digits(configure, noise=0.0, apart=True))  # 10 columns: a digit begins in one of 3
+    images = load_images(digits(configure, noise=0.0, apart=True))  # 10 columns: a digit begins in one of 3
     assert images.validation_images is not None
     for canvases, left, right in (
         (images.validation_images, 0, 2),
@@ -44,8 +44,8 @@ def test_digits_apart_occupy_disjoint_columns_in_each_split(configure: Configure
 
 
 def test_images_are_a_function_of_the_seed(configure: Configure, images: Images) -> None:
-    assert all((a == b).all() for a, b in zip(images[:4], load(digits(configure))[:4], strict=True))
-    assert (load(digits(configure, seed=1)).train_images != images.train_images).any()
+    assert all((a == b).all() for a, b in zip(images[:4], load_images(digits(configure))[:4], strict=True))
+    assert (load_images(digits(configure, seed=1)).train_images != images.train_images).any()
 
 
 def test_statistics_come_from_the_training_pixels(images: Images) -> None:
@@ -70,11 +70,11 @@ def test_more_images_than_available_and_streams_from_memory_are_refused(configur
 
 def test_each_digit_on_a_canvas_is_a_label(configure: Configure) -> None:
     data = digits(configure, digits=3, canvas=24)
-    images = load(data)
+    images = load_images(data)
     assert infer_shape(data).multi_label
     assert images.train_labels.shape == (120, 10)
     assert set(np.unique(images.train_labels)) == {0, 1}
     assert set(images.train_labels.sum(1)) <= {1, 2, 3}
-    single = load(digits(configure, digits=1, canvas=24, noise=0.0))
-    several = load(digits(configure, digits=3, canvas=24, noise=0.0))
+    single = load_images(digits(configure, digits=1, canvas=24, noise=0.0))
+    several = load_images(digits(configure, digits=3, canvas=24, noise=0.0))
     assert (several.train_images > 85).sum() > 1.5 * (single.train_images > 85).sum()

@@ -14,7 +14,7 @@ from cnnexp.cli.data import print_prepared
 from cnnexp.config import parse
 from cnnexp.core.errors import UsageError
 from cnnexp.data.images import Images
-from cnnexp.data.loading import describe, load, load_images, read_and_check
+from cnnexp.data.loading import describe_dataset, load_images, load_or_open, read_and_check
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.shapes import check_prepared, infer_shape
 from cnnexp.training.loop import StackTrainer
@@ -224,7 +224,7 @@ def test_png_files_are_converted_to_the_channels_and_bits_of_the_set(
     """Grey in a colour set, 16 bits, with or without alpha: as TensorFlow decodes them."""
     images = [(encode_png(stored), number % 2) for number in range(4)]
     prepare_images(tmp_path, {"train": images[:2], "test": images[2:]}, shape=expected.shape, classes=2)
-    loaded = load(tfds_data(tmp_path, "made"))
+    loaded = load_or_open(tfds_data(tmp_path, "made"))
     assert isinstance(loaded, Images)
     assert np.abs(np.asarray(loaded.train_images[0], float) - expected).max() <= 1
 
@@ -237,7 +237,7 @@ def test_images_of_16_bits_keep_their_levels_in_memory_and_on_disk(tmp_path: Pat
     splits = {"train": labelled[:32], "test": labelled[32:]}
     prepare_images(tmp_path, splits, shape=(8, 8, channels), dtype=np.uint16)
     data = tfds_data(tmp_path, "made", stream="never")
-    images, files = load_images(data), load(data.model_copy(update={"stream": "always"}))
+    images, files = load_images(data), load_or_open(data.model_copy(update={"stream": "always"}))
     assert isinstance(files, ImageFiles)
     levels = np.round(np.asarray(images.train_images) * 65535).astype(np.uint16)
     assert sorted(map(bytes, levels)) == sorted(map(bytes, pixels[:32]))
@@ -259,14 +259,14 @@ def test_an_image_of_another_size_than_the_set_is_refused(
     ]
     prepare_images(tmp_path, {"train": images[:3], "test": images[3:]}, shape=shape)
     with pytest.raises(UsageError, match=rf"\({sides[0]}x{sides[1]} pixels in a set of 8x8\)"):
-        load(tfds_data(tmp_path, "made"))
+        load_or_open(tfds_data(tmp_path, "made"))
 
 
 def test_a_record_that_is_not_an_image_is_refused(tmp_path: Path) -> None:
     good = encode_png(np.zeros((8, 8, 1), np.uint8))
     prepare_images(tmp_path, {"train": [(good, 0), (b"GIF89a...", 1)], "test": [(good, 0)]})
     with pytest.raises(UsageError, match=r"record \d is not an image \(neither PNG nor JPEG\)"):
-        load(tfds_data(tmp_path, "made"))
+        load_or_open(tfds_data(tmp_path, "made"))
 
 
 def test_classes_without_images_are_reported_and_training_works(tmp_path: Path, configure: Configure) -> None:
@@ -278,8 +278,8 @@ def test_classes_without_images_are_reported_and_training_works(tmp_path: Path, 
     ]
     prepare_images(tmp_path, {"train": images[:-1], "test": [images[0], images[1], images[-1]]}, classes=6)
     data = tfds_data(tmp_path, "made", train_size=48)
-    assert "3 classes of 3 to 30 training images" in describe(data)
-    assert describe(data).endswith("; no training images of 3 classes (0, 4, 5)")
+    assert "3 classes of 3 to 30 training images" in describe_dataset(data)
+    assert describe_dataset(data).endswith("; no training images of 3 classes (0, 4, 5)")
     assert read_and_check(data) == [
         "made: 2 of 3 test images are also in the training split: test accuracy also measures memorisation",
         "made: 1 of 3 test images belong to class 4, never seen in training",
@@ -287,7 +287,7 @@ def test_classes_without_images_are_reported_and_training_works(tmp_path: Path, 
     run = parse(
         configure().model_dump() | {"model": {"name": "mlp", "hidden": []}, "data": data.model_dump()}
     )
-    *_, last = StackTrainer(run, load(data), 1).train([run])
+    *_, last = StackTrainer(run, load_or_open(data), 1).train([run])
     assert last.rows is not None and np.isfinite(last.rows[0]["test/loss"])
 
 
@@ -295,7 +295,7 @@ def test_a_valid_set_has_no_warnings(prepared: Path) -> None:
     data = tfds_data(prepared, "made")
     check_prepared(data)
     assert read_and_check(data) == []
-    assert describe(data) == (
+    assert describe_dataset(data) == (
         "made: 20 training and 10 test images of 8x8x1, 4 classes of 5 training images; "
         "0 test images are also in the training split"
     )

@@ -14,8 +14,7 @@ from sklearn.datasets import load_digits as sklearn_digits
 from cnnexp.cli import main as cli
 from cnnexp.core.errors import UsageError
 from cnnexp.data.datasets.digits import split_digits
-from cnnexp.data.loading import count_images_per_class, draw_run_split
-from cnnexp.data.loading import load_images as load
+from cnnexp.data.loading import count_images_per_class, draw_run_split, load_images
 from cnnexp.data.sampling import draw_split, stratified_sample
 from cnnexp.data.shapes import infer_shape, resolve_train_size
 from tests.conftest import Configure
@@ -99,7 +98,7 @@ def test_each_split_of_the_digits_has_the_class_frequencies_of_all() -> None:
 def test_validation_canvases_show_neither_training_nor_test_digits(configure: Configure, apart: bool) -> None:
     """Find the digit on every canvas: no base image is on canvases of two splits."""
     data = digits(configure, noise=0.0, apart=apart, canvas=13, images=600, validation_images=300)
-    images = load(data)
+    images = load_images(data)
     assert images.validation_images is not None
     grey = np.round(85 * (1 + sklearn_digits().images / 16)).astype(np.uint8)
     base = {bytes(image): number for number, image in enumerate(grey)}
@@ -152,7 +151,7 @@ def test_validation_canvases_do_not_reduce_the_training_canvases(configure: Conf
 
 def test_images_per_class_are_counted_for_the_subsets_of_the_run(configure: Configure) -> None:
     data = digits(configure, scatter=False, train_size=50, validation_size=100)
-    counts = count_images_per_class(load(data), data, seed=2)
+    counts = count_images_per_class(load_images(data), data, seed=2)
     assert list(counts["training"]) == [5] * 10
     assert counts["validation"].sum() == 100 and counts["validation"].min() >= 9
     assert counts["test"].sum() == 360

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cnnexp.core.errors import UsageError
 from cnnexp.data.images import Images
-from cnnexp.data.loading import load
+from cnnexp.data.loading import load_or_open
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.shapes import check_prepared, infer_shape
 from cnnexp.data.tfds.prepared import PreparedSet
@@ -77,7 +77,7 @@ def test_a_split_selects_the_images_that_tfds_selects(folder: Path, split: str) 
 @pytest.mark.parametrize("stream", ["never", "always"])
 def test_a_held_out_part_of_the_training_split_is_the_test_split(folder: Path, stream: str) -> None:
     data = tfds_data(folder, "train_only", train_split="train[:80%]", test_split="train[80%:]", stream=stream)
-    shape, loaded = infer_shape(data), load(data)
+    shape, loaded = infer_shape(data), load_or_open(data)
     assert (shape.train_images, shape.test_images) == (40, 10)
     if isinstance(loaded, Images):
         pixels = [np.asarray(loaded.train_images), np.asarray(loaded.test_images)]

@@ -14,7 +14,7 @@ from cnnexp.cli import main as cli
 from cnnexp.config import RunConfig, parse
 from cnnexp.core.errors import UsageError
 from cnnexp.data.images import Images
-from cnnexp.data.loading import describe, load
+from cnnexp.data.loading import describe_dataset, load_or_open
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.shapes import check_prepared, infer_shape
 from cnnexp.data.tfds.prepared import find_prepared_set, list_prepared_sets
@@ -42,7 +42,7 @@ def configure_set(folder: Path, configure: Configure, *, seed: int = 0, **change
 
 def test_loaded_images_and_labels_are_those_that_were_prepared(prepared: Path, configure: Configure) -> None:
     data = configure_set(prepared, configure).data
-    images = load(data)
+    images = load_or_open(data)
     assert isinstance(images, Images)
     pixels, labels = digits()
     train = pixels[:TRAIN]
@@ -55,7 +55,7 @@ def test_loaded_images_and_labels_are_those_that_were_prepared(prepared: Path, c
     assert images.normalisation.mean == pytest.approx(train.mean(), rel=1e-5)
     assert images.normalisation.std == pytest.approx(train.std(), rel=1e-5)
     assert infer_shape(data).train_images == TRAIN and infer_shape(data).image == (8, 8, 1)
-    again = load(data)  # from the cache
+    again = load_or_open(data)  # from the cache
     assert all((a == b).all() for a, b in zip(images[:4], again[:4], strict=True))
 
 
@@ -67,7 +67,7 @@ def test_test_images_that_are_also_in_training_are_counted(prepared: Path, confi
     pixels, _ = digits()
     train = {bytes(image) for image in pixels[:TRAIN]}
     duplicates = sum(bytes(image) in train for image in pixels[TRAIN : TRAIN + TEST])
-    line = describe(configure_set(prepared, configure).data)
+    line = describe_dataset(configure_set(prepared, configure).data)
     assert line.startswith(f"{NAME}: 1,200 training and 300 test images of 8x8x1, 10 classes of ")
     assert line.endswith(f"; {duplicates} test images are also in the training split")
 
@@ -76,7 +76,7 @@ def test_images_of_several_sizes_are_resized_to_data_size(tmp_path: Path, config
     folder = prepare_digits(tmp_path, varied=True).parents[1]
     with pytest.raises(UsageError, match=r"data\.size: the images of tfds_digits have several sizes"):
         infer_shape(configure_set(folder, configure).data)
-    images = load(configure_set(folder, configure, size=8).data)
+    images = load_or_open(configure_set(folder, configure, size=8).data)
     assert isinstance(images, Images)
     pixels, _ = digits()
     assert sorted(map(bytes, images.train_images)) == sorted(map(bytes, pixels[:TRAIN]))
@@ -95,7 +95,7 @@ def test_training_on_a_stream_gives_the_results_of_training_in_memory(
             configure_set(prepared, configure, seed=seed, train_size=size, **changes)
             for seed, size in ((0, 200), (1, 1000), (2, 1000))
         ]
-        images = load(runs[0].data)
+        images = load_or_open(runs[0].data)
         assert isinstance(images, kind)
         return train(runs[0], images, runs)
 
@@ -110,7 +110,7 @@ def test_training_on_a_stream_gives_the_results_of_training_in_memory(
 
 def test_a_resumed_stream_continues_with_the_next_batch(prepared: Path, configure: Configure) -> None:
     run = configure_set(prepared, configure, stream="always")
-    files, saved = load(run.data), None
+    files, saved = load_or_open(run.data), None
     trainer = StackTrainer(run, files)
     for state in trainer.train([run]):
         if state.step == 2:
@@ -122,8 +122,8 @@ def test_a_resumed_stream_continues_with_the_next_batch(prepared: Path, configur
 
 
 def test_batches_hold_the_requested_images_in_order(prepared: Path, configure: Configure) -> None:
-    files = load(configure_set(prepared, configure, stream="always").data)
-    memory = load(configure_set(prepared, configure, stream="never").data)
+    files = load_or_open(configure_set(prepared, configure, stream="always").data)
+    memory = load_or_open(configure_set(prepared, configure, stream="never").data)
     assert isinstance(files, ImageFiles) and isinstance(memory, Images)
     requested = np.random.default_rng(0).integers(0, TRAIN, (9, 2, 16))
     for start in (0, 4):
@@ -152,7 +152,7 @@ def test_a_corrupt_file_is_named_and_refused(
         )
     for stream in ("never", "always"):
         with pytest.raises(UsageError) as refusal:
-            load(configure_set(folder, configure, stream=stream).data)
+            load_or_open(configure_set(folder, configure, stream=stream).data)
         assert str(file) in str(refusal.value) and f"cnnexp data prepare {NAME}" in str(refusal.value)
         assert "\n" not in str(refusal.value)
 
@@ -163,7 +163,7 @@ def test_labels_outside_the_classes_are_refused(prepared: Path, tmp_path: Path, 
     features = folder / NAME / "1.0.0" / "features.json"
     features.write_text(features.read_text().replace('"numClasses": "10"', '"numClasses": "9"'))
     with pytest.raises(UsageError, match=r"labels must be from 0 to 8 \(got 9 for image \d+\)"):
-        load(configure_set(folder, configure).data)
+        load_or_open(configure_set(folder, configure).data)
 
 
 @pytest.mark.parametrize(
@@ -193,10 +193,10 @@ def test_a_set_prepared_as_tfrecord_is_refused(prepared: Path, tmp_path: Path, c
 
 def test_a_corrupt_cache_is_replaced(prepared: Path, tmp_path: Path, configure: Configure) -> None:
     data = configure_set(prepared, configure).data
-    images = load(data)
+    images = load_or_open(data)
     (cache,) = (tmp_path / "cache").rglob("*.npz")
     cache.write_bytes(cache.read_bytes()[:-100])
-    reloaded = load(data)
+    reloaded = load_or_open(data)
     assert isinstance(images, Images) and isinstance(reloaded, Images)
     assert (images.train_images == reloaded.train_images).all()
 

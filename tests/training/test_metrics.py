@@ -18,7 +18,7 @@ from cnnexp.training.loop import Row, StackTrainer
 from cnnexp.training.metrics import (
     LEVELS,
     average_precision,
-    count_levels,
+    count_scores,
     label_accuracy,
     resolve_loss,
     resolve_metrics,
@@ -39,7 +39,7 @@ def draw(images: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 
 def measure_precision(logits: np.ndarray, labels: np.ndarray, valid: np.ndarray | None = None) -> float:
     valid = np.ones(len(logits), bool) if valid is None else valid
-    counts = count_levels(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(valid), "sigmoid")
+    counts = count_scores(jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(valid), "sigmoid")
     return float(average_precision(counts, valid.sum()))
 
 

@@ -14,7 +14,7 @@ import pytest
 from cnnexp.config import RunConfig
 from cnnexp.config.sections import Optim
 from cnnexp.core.errors import UsageError
-from cnnexp.sweep.plan import shape_of_program
+from cnnexp.sweep.plan import make_program_key
 from cnnexp.training.loop import StackTrainer
 from cnnexp.training.named_optimizers import (
     UNSUITABLE,
@@ -186,7 +186,7 @@ def test_schedules_span_the_run(optim: dict[str, Any], rates: dict[int, float]) 
 
 def test_runs_that_differ_in_numbers_of_options_have_one_program(configure: Configure) -> None:
     def shape(**options: Any) -> str:
-        return shape_of_program(configure(optim={"options": options}))
+        return make_program_key(configure(optim={"options": options}))
 
     assert shape(b2=0.9) == shape(b2=0.98)
     assert shape(b2=0.9) != shape(b2=0.9, eps=1e-6)

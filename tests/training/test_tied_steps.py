@@ -11,14 +11,14 @@ from flax import nnx
 
 from cnnexp.config import RunConfig
 from cnnexp.core.errors import UsageError
-from cnnexp.models.network import TiedNetwork, measure_learned, shrink
+from cnnexp.models.network import TiedNetwork, measure_kernels, shrink
 from cnnexp.models.spec import specify_network, total_count
 from cnnexp.nn.embedding import average_kernels, distance_to_shared
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.probes import locality
 from cnnexp.nn.tied_conv import TiedConv
 from cnnexp.nn.tying import count_layer
-from cnnexp.sweep.plan import shape_of_program
+from cnnexp.sweep.plan import make_program_key
 from cnnexp.training.loop import StackTrainer
 from cnnexp.training.optimizers import beta_lasso
 from tests.conftest import Configure, load_once
@@ -53,11 +53,11 @@ def test_a_tied_network_trains_as_the_convolution(configure: Configure, tying: s
 @pytest.mark.parametrize("tying", ["local", "dense"])
 def test_a_network_stays_a_convolution_for_its_tied_steps(configure: Configure, tying: str) -> None:
     runs = [configure(model={"tying": tying}, train={"tied_steps": steps}) for steps in (0, 2, 4, 5)]
-    assert len({shape_of_program(run) for run in runs}) == 1  # they have one program
+    assert len({make_program_key(run) for run in runs}) == 1  # they have one program
     start, *_, distances = measure_at_evaluations(runs, "distance")
     np.testing.assert_allclose(start, 0, atol=1e-6)
     assert distances[0] > distances[1] > distances[2] > 1e-4 and distances[3] < 1e-6
-    assert shape_of_program(configure(model={"tying": tying})) != shape_of_program(runs[0])
+    assert make_program_key(configure(model={"tying": tying})) != make_program_key(runs[0])
 
 
 def test_kernels_are_averaged_at_the_configured_interval(configure: Configure) -> None:
@@ -110,14 +110,14 @@ def test_kernels_of_a_network_are_measured_by_layer(configure: Configure) -> Non
         assert isinstance(layer, TiedConv)
         kernels = layer.bank[...]
         layer.bank[...] = kernels.at[: len(kernels) // 2].set(0)
-        return measure_learned(net)
+        return measure_kernels(net)
 
     measured = measure()
     assert set(measured) == {f"learned/{name}/conv_0" for name in ("distance", "zeros", "locality")}
     assert float(measured["learned/zeros/conv_0"]) == pytest.approx(0.5, abs=0.01)
     assert 0.9 < float(measured["learned/distance/conv_0"]) < 1
     shared = nnx.eval_shape(lambda: TiedNetwork(specify_network(configure()), rngs=nnx.Rngs(0)))
-    assert measure_learned(shared) == {}
+    assert measure_kernels(shared) == {}
 
 
 def test_beta_lasso_takes_the_step_worked_out_by_hand() -> None:

@@ -13,7 +13,7 @@ from cnnexp.data.images import Images
 from cnnexp.data.loading import draw_run_split
 from cnnexp.data.pipelines import InMemory
 from cnnexp.data.sampling import ROUNDS, batch_indices, permute
-from cnnexp.sweep.plan import shape_of_program
+from cnnexp.sweep.plan import make_program_key
 from cnnexp.training import stacking
 from cnnexp.training.loop import LoopState, Row, StackTrainer
 from cnnexp.training.metrics import Metrics, compute_losses, is_correct
@@ -174,7 +174,7 @@ def test_orders_are_uniformly_random(size: int) -> None:
 
 def test_runs_of_different_training_sizes_train_in_one_stack_as_alone(configure: Configure) -> None:
     configs = [configure(data={"train_size": size}) for size in (7, 30, 60)]
-    assert len({shape_of_program(config) for config in configs}) == 1
+    assert len({make_program_key(config) for config in configs}) == 1
     rows = stack_rows(configs)[-1]
     assert [row["test/loss"] for row in rows] == pytest.approx(final_losses_alone(configs), abs=1e-5)
     assert [row["epoch"] for row in rows] == pytest.approx([100 / 7, 100 / 30, 100 / 60])

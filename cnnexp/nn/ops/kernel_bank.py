@@ -80,7 +80,7 @@ def apply_kernel_bank(
     elif tying.kind == "low_rank":
         assert mixing is not None
         y = _apply_one_kernel(x, _stack_channels(bank), geometry, wiring, lowering)
-        y = _mix_channels(y, mixing, fastest)
+        y = _mix_outputs(y, mixing, fastest)
     elif _has_kernel_per_position(geometry, tying):
         kernels = bank if len(bank) == geometry.positions else bank[kernel_index(geometry, tying).ravel()]
         y = _apply_per_position(x, kernels, geometry, wiring, lowering)
@@ -148,10 +148,20 @@ def _apply_dense(
     return transpose_layout(y.reshape(*geometry.out_shape, -1), "HWCN", layout)
 
 
-def _mix_channels(
+def _mix_outputs(
     y: Float[Array, "_ _ _ _"], mixing: Float[Array, "oh ow R"], layout: Layout
 ) -> Float[Array, "_ _ _ _"]:
-    """Sum the outputs of the kernels, side by side along the channels, with the weights of each position."""
+    """Mix the outputs of R kernels at each position with the weights of that position.
+
+    Args:
+        y: The outputs of all kernels in the order of `layout`, with `R * o` channels: those of the first
+            kernel come first.
+        mixing: A, the weight of each kernel at each position.
+        layout: The order of the axes of `y` and of the result.
+
+    Returns:
+        The mixed outputs, with `o` channels.
+    """
     axis, axes = layout.index("C"), layout.lower()
     by_kernel = y.reshape(*y.shape[:axis], mixing.shape[-1], -1, *y.shape[axis + 1 :])
     return jnp.einsum(f"{axes.replace('c', 'rc')},hwr->{axes}", by_kernel, mixing)
