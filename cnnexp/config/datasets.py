@@ -186,7 +186,7 @@ Options = dict[str, Option | list[Option]]
 
 
 class ArrayData(DataSection):
-    """Images and labels of the user, which are read into memory."""
+    """Images and labels of the user."""
 
     test_fraction: TestFraction | None = Field(
         default=None,
@@ -223,10 +223,10 @@ class ImageFolder(ArrayData):
         default="folder", description="The data set: PNG and JPEG files, in one folder per class."
     )
     path: DataPath = Field(description="The folder that holds the folders of the classes, or train and test.")
-    channels: Literal["auto", 1, 3] = Field(
+    channels: Literal["auto", 1, 3, 4] = Field(
         default="auto",
-        description="The number of channels of the images: 1, grey; 3, red, green and blue; auto, 1 if all "
-        "files are grey, otherwise 3.",
+        description="The number of channels of the images: 1, grey; 3, red, green and blue; 4, also alpha, "
+        "which is otherwise laid on white; auto, 1 if all files are grey, otherwise 3.",
     )
     size: Size | None = Field(
         default=None,

@@ -1,14 +1,14 @@
-"""Arrays of the user as a data set: their names, types and shapes, the test split, and the checksum."""
+"""Images of the user as splits in random access: arrays by their names, and the drawn test split."""
 
-import hashlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
 from cnnexp.core.errors import UsageError, suggestion
-from cnnexp.data.images import DataShape, Images, make_images
+from cnnexp.data.pipelines import ImageRecords
 from cnnexp.data.sampling import stratified_sample
 
 SPLITS = ("train", "test", "validation")
@@ -26,16 +26,82 @@ OTHER_NAMES = {
     "x_val": "validation_images",
     "y_val": "validation_labels",
 }
-TEST_FRACTION = 0.2
 MAX_CLASSES = 100_000
+TEST_FRACTION = 0.2
 
-Arrays = dict[str, np.ndarray]
+
+@runtime_checkable
+class UserRecords(ImageRecords, Protocol):
+    """A split of images of the user, whose labels are in memory."""
+
+    @property
+    def labels(self) -> Int[np.ndarray, "n ..."]:
+        """The labels of all images."""
+        ...
+
+    def select(self, indices: Int[np.ndarray, " m"]) -> "UserRecords":
+        """Return the records of some of the images."""
+        ...
+
+    def read_all(self) -> np.ndarray:
+        """Read all images."""
+        ...
 
 
-def make_image_set(
-    arrays: Mapping[str, Any], origin: str, *, test_fraction: float | None = None, seed: int = 0
-) -> Images:
-    """Check arrays, and make a data set of them.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ArrayRecords:
+    """Images of an array, which may be mapped from a file; they are converted when they are read.
+
+    Attributes:
+        array: The images as they are stored.
+        labels: Their labels.
+        name: The name of the array, for errors.
+        rows: The indices in the array; None: all, in their order.
+    """
+
+    array: np.ndarray
+    labels: Int[np.ndarray, "n ..."]
+    name: str
+    rows: Int[np.ndarray, " n"] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every image."""
+        height, width, channels = (*self.array.shape[1:], 1)[:3]
+        return height, width, channels
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """The type of a pixel: bytes, or real numbers."""
+        return np.uint8 if self.array.dtype in (np.uint8, bool) else np.float32
+
+    def __len__(self) -> int:
+        return len(self.array) if self.rows is None else len(self.rows)
+
+    def read(self, indices: Sequence[int]) -> tuple[np.ndarray, Int[np.ndarray, "n ..."]]:
+        """Read images by their indices, and their labels.
+
+        Raises:
+            UsageError: A real number is not finite.
+        """
+        chosen = np.asarray(indices, np.int64)
+        rows = chosen if self.rows is None else self.rows[chosen]
+        return _convert_pixels(self.array[rows], self.name), self.labels[chosen]
+
+    def read_all(self) -> np.ndarray:
+        """Read all images; those of a file are copied, as the file may change."""
+        pixels = self.array if self.rows is None else self.array[self.rows]
+        converted = _convert_pixels(pixels, self.name)
+        return np.array(converted) if isinstance(self.array, np.memmap) else converted
+
+    def select(self, indices: Int[np.ndarray, " m"]) -> "ArrayRecords":
+        """Return the records of some of the images."""
+        rows = indices if self.rows is None else self.rows[indices]
+        return replace(self, rows=rows, labels=self.labels[indices])
+
+
+def open_arrays(arrays: Mapping[str, Any], origin: str) -> dict[str, ArrayRecords]:
+    """Check arrays, and open them as splits. Pixels are read later.
 
     Args:
         arrays: Images `(n, h, w, c)` or `(n, h, w)`: bytes from 0 to 255; 16-bit integers, which are scaled
@@ -43,61 +109,68 @@ def make_image_set(
             0 and 1 for each class `(n, classes)`. Their names are in `NAMES` or `OTHER_NAMES`; the test and
             validation splits may be missing.
         origin: The key that names the source of the arrays, with its value, for errors.
-        test_fraction: The fraction of the training images that becomes the test split if there is none; None
-            is `TEST_FRACTION`.
-        seed: The seed that draws the test split.
 
     Raises:
         UsageError: An array is missing, or no network can be trained on it.
     """
     named = _rename(arrays, origin)
     splits = [split for split in SPLITS if f"{split}_images" in named or f"{split}_labels" in named]
-    checked: Arrays = {}
-    for name in (f"{split}_{kind}" for split in splits for kind in ("images", "labels")):
-        if name not in named:
-            raise UsageError(f"{origin}: has no array {name!r}")
-        convert = _to_pixels if name.endswith("images") else _to_labels
-        checked[name] = convert(np.asarray(named[name]), f"{origin}: {name}")
+    records: dict[str, ArrayRecords] = {}
+    for split in splits:
+        images, labels = f"{split}_images", f"{split}_labels"
+        for name in (images, labels):
+            if name not in named:
+                raise UsageError(f"{origin}: has no array {name!r}")
+        records[split] = ArrayRecords(
+            array=_check_pixels(np.asanyarray(named[images]), f"{origin}: {images}"),
+            labels=_to_labels(np.asarray(named[labels]), f"{origin}: {labels}"),
+            name=f"{origin}: {images}",
+        )
     if "train" not in splits:
         raise UsageError(
             f"{origin}: has no array 'train_images' or 'images' (got {', '.join(arrays) or 'none'})"
         )
-    _check_agreement(checked, splits, origin)
-    if "test" not in splits:
-        checked |= _draw_test_split(checked, origin, test_fraction or TEST_FRACTION, seed)
-    elif test_fraction is not None:
+    _check_agreement(records, origin)
+    return records
+
+
+def complete_splits(
+    records: Mapping[str, UserRecords], origin: str, test_fraction: float | None, seed: int
+) -> dict[str, UserRecords]:
+    """Draw a test split from the training images if there is none.
+
+    Args:
+        records: The splits.
+        origin: The key that names the source of the images, with its value, for errors.
+        test_fraction: The fraction of the training images that becomes the test split; None: `TEST_FRACTION`.
+        seed: The seed that draws the test split.
+
+    Raises:
+        UsageError: There is a test split and a fraction, or a split would have no images.
+    """
+    if "test" not in records:
+        return {**records, **_draw_test_split(records["train"], origin, test_fraction or TEST_FRACTION, seed)}
+    if test_fraction is not None:
         raise UsageError(
             f"data.test_fraction={test_fraction:g}: must be null for {origin}, which has its own test split"
         )
-    return make_images(**checked)
+    return dict(records)
 
 
-def describe_shape(images: Images) -> DataShape:
-    """Return the shape of a set in memory, whose classes are those up to the largest label."""
-    labels = [images.train_labels, images.test_labels]
-    if images.validation_labels is not None:
-        labels.append(images.validation_labels)
-    is_multi_label = labels[0].ndim == 2
-    _, height, width, channels = images.train_images.shape
-    return DataShape(
-        image=(height, width, channels),
-        classes=labels[0].shape[1] if is_multi_label else 1 + max(int(array.max()) for array in labels),
-        train_images=len(images.train_images),
-        test_images=len(images.test_images),
-        validation_images=0 if images.validation_images is None else len(images.validation_images),
-        multi_label=is_multi_label,
-        itemsize=images.train_images.dtype.itemsize,
-    )
-
-
-def compute_checksum(images: Images) -> str:
-    """Return the checksum of all images and labels, with their types and shapes."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, array in images._asdict().items():
-        if name != "normalisation" and array is not None:
-            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
-    return f"x{digest.hexdigest()}"
+def _draw_test_split(train: UserRecords, origin: str, fraction: float, seed: int) -> dict[str, UserRecords]:
+    """Divide the training images into training and test images, both in their order."""
+    labels = train.labels
+    count = round(fraction * len(labels))
+    if not 0 < count < len(labels):
+        raise UsageError(
+            f"data.test_fraction={fraction:g}: must leave training and test images of the "
+            f"{len(labels)} of {origin}"
+        )
+    classes = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
+    is_test = np.zeros(len(labels), bool)
+    is_test[stratified_sample(classes, count, [seed, 0x7E57])] = True
+    parts = {"train": np.flatnonzero(~is_test), "test": np.flatnonzero(is_test)}
+    return {name: train.select(indices) for name, indices in parts.items()}
 
 
 def _rename(arrays: Mapping[str, Any], origin: str) -> dict[str, Any]:
@@ -114,25 +187,30 @@ def _rename(arrays: Mapping[str, Any], origin: str) -> dict[str, Any]:
     return named
 
 
-def _to_pixels(array: np.ndarray, what: str) -> np.ndarray:
+def _check_pixels(array: np.ndarray, name: str) -> np.ndarray:
+    """Check the shape and the type of images."""
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise UsageError(
+            f"{name}: must have the shape (images, height, width) or (images, height, width, channels) "
+            f"(got {_shape_text(array)})"
+        )
+    if array.dtype not in (np.uint8, np.uint16, bool) and not np.issubdtype(array.dtype, np.floating):
+        raise UsageError(f"{name}: must be uint8, uint16, bool or float (got {array.dtype})")
+    return array
+
+
+def _convert_pixels(array: np.ndarray, name: str) -> np.ndarray:
     """Return images `(n, h, w, c)` of bytes or real numbers."""
     if array.ndim == 3:
         array = array[..., None]
-    if array.ndim != 4 or 0 in array.shape:
-        raise UsageError(
-            f"{what}: must have the shape (images, height, width) or (images, height, width, channels) "
-            f"(got {_shape_text(array)})"
-        )
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     if array.dtype == bool:
         return np.where(array, np.uint8(255), np.uint8(0))
     if array.dtype == np.uint16:
         return scale_16_bits(array)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise UsageError(f"{what}: must be uint8, uint16, bool or float (got {array.dtype})")
     if not np.isfinite(array).all():
-        raise UsageError(f"{what}: must be finite (got {array[~np.isfinite(array)][0]})")
+        raise UsageError(f"{name}: must be finite (got {array[~np.isfinite(array)][0]})")
     return np.ascontiguousarray(array, np.float32)
 
 
@@ -156,49 +234,36 @@ def _to_labels(array: np.ndarray, what: str) -> Int[np.ndarray, "n ..."]:
     return array.astype(np.int32)
 
 
-def _check_agreement(arrays: Arrays, splits: list[str], origin: str) -> None:
+def _check_agreement(splits: Mapping[str, ArrayRecords], origin: str) -> None:
     """Check that images and labels of all splits belong together."""
-    for split in splits:
-        images, labels = (len(arrays[f"{split}_{kind}"]) for kind in ("images", "labels"))
-        if images != labels:
-            raise UsageError(f"{origin}: {split}_labels must be {images}, one per image (got {labels})")
-    for split in splits[1:]:
-        for kind in ("images", "labels"):
-            first, other = arrays[f"{splits[0]}_{kind}"], arrays[f"{split}_{kind}"]
-            if (first.dtype, first.shape[1:]) != (other.dtype, other.shape[1:]):
+    for split, records in splits.items():
+        if len(records.array) != len(records.labels):
+            number = f"{len(records.array)}, one per image (got {len(records.labels)})"
+            raise UsageError(f"{origin}: {split}_labels must be {number}")
+    first = splits["train"]
+    for split, records in splits.items():
+        for kind, (dtype, shape), (expected_dtype, expected_shape) in (
+            ("images", (records.dtype, records.shape), (first.dtype, first.shape)),
+            ("labels", _label_type(records), _label_type(first)),
+        ):
+            if (dtype, shape) != (expected_dtype, expected_shape):
                 raise UsageError(
-                    f"{origin}: {split}_{kind} must be as {splits[0]}_{kind}, {_item_text(first)} "
-                    f"(got {_item_text(other)})"
+                    f"{origin}: {split}_{kind} must be as train_{kind}, "
+                    f"{_item_text(expected_dtype, expected_shape)} (got {_item_text(dtype, shape)})"
                 )
-    labels = [arrays[f"{split}_labels"] for split in splits]
+    labels = [records.labels for records in splits.values()]
     if labels[0].ndim == 1 and max(int(array.max()) for array in labels) == 0:
         raise UsageError(f"{origin}: labels must have at least 2 classes (got only class 0)")
 
 
-def _draw_test_split(arrays: Arrays, origin: str, fraction: float, seed: int) -> Arrays:
-    """Divide the training images into training and test images, both in their order."""
-    images, labels = arrays["train_images"], arrays["train_labels"]
-    count = round(fraction * len(images))
-    if not 0 < count < len(images):
-        raise UsageError(
-            f"data.test_fraction={fraction:g}: must leave training and test images of the "
-            f"{len(images)} of {origin}"
-        )
-    classes = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
-    is_test = np.zeros(len(images), bool)
-    is_test[stratified_sample(classes, count, [seed, 0x7E57])] = True
-    return {
-        "train_images": images[~is_test],
-        "train_labels": labels[~is_test],
-        "test_images": images[is_test],
-        "test_labels": labels[is_test],
-    }
+def _label_type(records: ArrayRecords) -> tuple[Any, tuple[int, ...]]:
+    return records.labels.dtype, records.labels.shape[1:]
 
 
 def _shape_text(array: np.ndarray) -> str:
     return f"({', '.join(map(str, array.shape))}{',' if array.ndim == 1 else ''})"
 
 
-def _item_text(array: np.ndarray) -> str:
+def _item_text(dtype: Any, shape: Sequence[int]) -> str:
     """Describe the type and the shape of one image or label."""
-    return f"{array.dtype} {'x'.join(map(str, array.shape[1:]))}".strip()
+    return f"{np.dtype(dtype)} {'x'.join(map(str, shape))}".strip()

@@ -95,7 +95,7 @@ def draw_run_split(images: Images | ImageFiles, data: Data, seed: int) -> Split:
 
 def _validation_labels(images: Images | ImageFiles) -> Int[np.ndarray, "n ..."] | None:
     """Return the labels of the validation split; None where validation takes training images."""
-    labels = images.validation_labels if isinstance(images, Images) else None
+    labels = images.validation_labels
     return None if labels is None else np.asarray(labels)
 
 

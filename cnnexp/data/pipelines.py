@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from jaxtyping import Array, Bool, Int, Key
 from cnnexp.core.machine import cores
 from cnnexp.data.images import Images, Integers, Labels, Normalisation, Pixels
 from cnnexp.data.sampling import batch_indices
-from cnnexp.data.tfds.records import Records
 
 
 class RawBatch(NamedTuple):
@@ -119,6 +118,33 @@ class EvalWindow(NamedTuple):
     normalisation: Normalisation
 
 
+@runtime_checkable
+class ImageRecords(Protocol):
+    """A split of a data set in random access, safe to read from several threads."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every image."""
+        ...
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """The type of a pixel: bytes, or real numbers."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def read(self, indices: Sequence[int]) -> tuple[np.ndarray, Int[np.ndarray, "n ..."]]:
+        """Read images by their indices in the split, and their labels.
+
+        Raises:
+            UsageError: An image cannot be read; the message names its file.
+        """
+        ...
+
+
 GROUPS_AHEAD = 4  # groups of batches that are read before they are needed
 # Records are read in groups, which is several times faster than one by one.
 MAX_GROUP_RECORDS, MAX_GROUP_BYTES = 1024, 16 * 2**20
@@ -129,20 +155,36 @@ class ImageFiles:
     """A data set on disk: labels and statistics are in memory, images are read by their indices.
 
     Attributes:
-        records: The records of the splits `train` and `test`.
-        train_labels: Class numbers of the training images.
-        test_labels: Class numbers of the test images.
+        records: The records of the splits `train` and `test`, and `validation` where the set has this split.
+        train_labels: Labels of the training images.
+        test_labels: Labels of the test images.
         normalisation: The statistics of the training pixels.
+        validation_labels: Labels of the validation split; None takes validation images from the training
+            split.
     """
 
-    records: Mapping[str, Records]
+    records: Mapping[str, ImageRecords]
     train_labels: Int[np.ndarray, "train ..."]
     test_labels: Int[np.ndarray, "test ..."]
     normalisation: Normalisation
+    validation_labels: Int[np.ndarray, "validation ..."] | None = None
 
-    def labels(self, split: str) -> Int[np.ndarray, "..."]:
-        """Return the labels of a split."""
-        return self.train_labels if split == "train" else self.test_labels
+    def find_source(self, split: str) -> str:
+        """Return the records that hold a split: the training images may hold the validation images."""
+        return "train" if split == "validation" and self.validation_labels is None else split
+
+    def labels(self, source: str) -> Int[np.ndarray, "..."]:
+        """Return the labels of records by their name."""
+        if source == "validation":
+            assert self.validation_labels is not None
+            return self.validation_labels
+        return self.train_labels if source == "train" else self.test_labels
+
+    def image_ids(self, source: str, indices: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+        """Return the numbers of images by their indices in records, as `RawBatch` has them."""
+        if source == "validation":
+            return len(self.train_labels) + indices
+        return -1 - indices if source == "test" else indices
 
     def batches(
         self, split: str, indices: Callable[[int], Int[np.ndarray, "..."]], start: int, stop: int

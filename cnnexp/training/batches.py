@@ -81,7 +81,7 @@ class StreamSource:
         self._last_step, self._batch_size = setup.duration.steps, setup.duration.batch_size
         self._normalisation = put_on_devices(files.normalisation, WHOLE, mesh)
         self._look_up_batch = _make_batch_lookup(subsets, order, self._batch_size)
-        self._splits = _index_splits(subsets, len(files.test_labels))
+        self._splits = _index_splits(subsets, files)
         runs, image_bytes = len(subsets.subset), int(np.prod(setup.network[0].geometry.in_shape))
         fitting = WINDOW_BYTES // (runs * self._batch_size * image_bytes)
         self.max_steps = max(1, min(WINDOW_STEPS, self._last_step, fitting))
@@ -116,7 +116,7 @@ class StreamSource:
     def _evaluate_split(
         self, state: State, hyperparameters: Hyperparameters, name: str, split: "_Split"
     ) -> Metrics:
-        source = "test" if name == "test" else "train"
+        source = self._files.find_source(name)
         size = min(evaluation_batch_size(), len(split.indices))
         padded = np.pad(split.indices, (0, -len(split.indices) % size)).reshape(-1, size)
         is_image = np.arange(padded.size).reshape(-1, size) < len(split.indices)
@@ -127,7 +127,7 @@ class StreamSource:
         for start in range(0, len(padded), window_batches):
             read = [next(batches) for _ in range(min(window_batches, len(padded) - start))]
             indices, pixels = _stack_batches(read, window_batches)
-            image_ids = -1 - indices if source == "test" else indices
+            image_ids = self._files.image_ids(source, indices)
             raw = RawBatch(pixels, self._files.labels(source)[indices], image_ids)
             is_read = np.zeros(indices.shape, bool)
             is_read[: len(read)] = is_image[start : start + len(read)]
@@ -224,23 +224,23 @@ def _make_batch_lookup(
     return look_up_batch
 
 
-def _index_splits(subsets: Subsets, test_images: int) -> dict[str, _Split]:
+def _index_splits(subsets: Subsets, files: ImageFiles) -> dict[str, _Split]:
     """Return the images of each split that the runs of a stack evaluate.
 
     Args:
         subsets: The training and validation images of each run.
-        test_images: The number of test images, which every run evaluates.
+        files: The images; every run evaluates all test images.
     """
     subset, sizes, validation = (np.asarray(leaf) for leaf in subsets)
-    runs, total = len(subset), subset.shape[1] + validation.shape[1]
+    runs = len(subset)
     train = [indices[:size] for indices, size in zip(subset, sizes, strict=True)]
     evaluated = {"train": train} | ({"validation": list(validation)} if validation.shape[1] else {})
     splits: dict[str, _Split] = {}
     for name, indices_by_run in evaluated.items():
-        by_run = np.zeros((runs, total), bool)
+        by_run = np.zeros((runs, len(files.labels(files.find_source(name)))), bool)
         for row, indices in zip(by_run, indices_by_run, strict=True):
             row[indices] = True
         splits[name] = _Split(np.flatnonzero(by_run.any(0)).astype(np.int32), by_run)
-    everything = np.arange(test_images, dtype=np.int32)
-    splits["test"] = _Split(everything, np.ones((runs, test_images), bool))
+    everything = np.arange(len(files.test_labels), dtype=np.int32)
+    splits["test"] = _Split(everything, np.ones((runs, len(everything)), bool))
     return splits

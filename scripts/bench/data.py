@@ -31,6 +31,7 @@ from cnnexp.data.datasets.tfds import TFDSSet
 from cnnexp.data.images import Images
 from cnnexp.data.sampling import batch_indices
 from cnnexp.data.shapes import infer_shape
+from cnnexp.data.tfds.records import Records
 
 STEPS = 100  # batches of one timing
 LOAD = """
@@ -110,6 +111,7 @@ def tf_data_pipeline(found: TFDSSet, size: int, file: Path) -> Callable[[], obje
     import tensorflow as tf  # pyright: ignore
 
     records = found.open_files().records["train"]
+    assert isinstance(records, Records)
     with tf.io.TFRecordWriter(str(file)) as writer:
         for record in records.raw(range(len(records))):
             writer.write(record)

@@ -80,6 +80,7 @@ def furnished(tmp_path_factory: pytest.TempPathFactory, configure: Configure) ->
     (folder / "classes" / "a").mkdir(parents=True)
     (folder / "classes" / "b").mkdir()
     np.savez(folder / "few.npz", images=np.zeros((9, 8, 8), np.uint8), labels=np.arange(9) % 2)
+    np.savez_compressed(folder / "packed.npz", images=np.zeros((9, 8, 8), np.uint8), labels=np.arange(9) % 2)
     np.savez(folder / "wrong.npz", images=np.zeros((9, 8, 8), np.uint8), label=np.arange(9) % 2)
     (folder / "my" / "experiment").mkdir(parents=True)
     for name, text in CONFIGURATIONS.items():

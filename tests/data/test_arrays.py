@@ -16,8 +16,9 @@ from cnnexp.config import parse
 from cnnexp.config.data import DataSection
 from cnnexp.config.datasets import ArrayData
 from cnnexp.core.errors import UsageError
-from cnnexp.data import array_set
-from cnnexp.data.arrays import compute_checksum, make_image_set
+from cnnexp.data.array_set import compute_checksum, describe_shape
+from cnnexp.data.array_set import make_image_set as read_records
+from cnnexp.data.arrays import complete_splits, open_arrays
 from cnnexp.data.images import Images
 from cnnexp.data.loading import add_checksums, describe_dataset, load_images, read_and_check
 from cnnexp.data.shapes import infer_shape
@@ -44,6 +45,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def make_run(configure: Configure, name: str, **keys: Any) -> Any:
     values = configure().model_dump()
     return add_checksums([parse({**values, "data": {**COMMON, "name": name, **keys}})])[0]
+
+
+def make_image_set(arrays: Any, origin: str, test_fraction: float | None = None, seed: int = 0) -> Images:
+    return read_records(complete_splits(open_arrays(arrays, origin), origin, test_fraction, seed))
 
 
 def write_code(path: str, text: str) -> None:
@@ -129,8 +134,10 @@ def test_arrays_that_cannot_be_trained_on_are_refused(changes: dict[str, Any], m
 
 def test_an_image_may_have_several_labels() -> None:
     several = np.stack([LABELS > 1, LABELS % 2 == 0, LABELS == 0], 1)
-    images = make_image_set({"images": PIXELS, "labels": several}, "x")
-    assert array_set.describe_shape(images).multi_label and array_set.describe_shape(images).classes == 3
+    shape = describe_shape(
+        complete_splits(open_arrays({"images": PIXELS, "labels": several}, "x"), "x", None, 0)
+    )
+    assert shape.multi_label and shape.classes == 3
 
 
 def test_changed_images_are_another_run_and_moved_ones_are_not(configure: Configure) -> None:
@@ -209,10 +216,10 @@ def test_images_of_several_sizes_need_one_and_corrupt_files_are_named(configure:
     for text, reason in ((data[: len(data) // 2], "corrupt image"), (b"text", "must be a PNG or JPEG file")):
         Path("set/b/1.jpg").write_bytes(text)
         with pytest.raises(UsageError, match=f"set/b/1.jpg: {reason}"):
-            read_folder(configure, size=4)
+            read_folder(configure, size=4, test_fraction=0.5)
     Path("set/b/2.gif").write_bytes(b"")
     with pytest.raises(UsageError, match=r"set/b/2\.gif: must be an image"):
-        read_folder(configure, size=4)
+        read_folder(configure, size=4, test_fraction=0.5)
 
 
 def test_errors_in_a_function_of_the_user_name_the_line(configure: Configure) -> None:

@@ -17,7 +17,7 @@ from cnnexp.cli import main as cli
 from cnnexp.core import terminal
 from cnnexp.core.errors import UsageError
 from cnnexp.core.machine import cache_folder
-from cnnexp.data.datasets.tfds import read_cache, write_cache
+from cnnexp.data.checks import read_cache, write_cache
 from cnnexp.store import files as atomic
 from cnnexp.store.checkpoints import StackCheckpoints
 from cnnexp.store.runs import read_runs

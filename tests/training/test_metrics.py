@@ -1,6 +1,5 @@
 """Metrics beside accuracy equal those of scikit-learn, in batches too, and the user's own are measured."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ from sklearn.metrics import average_precision_score
 
 from cnnexp.config.sections import Train
 from cnnexp.core.errors import UsageError
+from cnnexp.data.arrays import ArrayRecords
 from cnnexp.data.images import Images
 from cnnexp.data.pipelines import ImageFiles
-from cnnexp.data.tfds.records import Records
 from cnnexp.training.loop import Row, StackTrainer
 from cnnexp.training.metrics import (
     LEVELS,
@@ -76,23 +75,15 @@ def test_accuracies_of_labels_and_of_five_guesses() -> None:
     assert np.asarray(top5(descending, jnp.arange(8))).tolist() == [True] * 5 + [False] * 3
 
 
-class ArrayRecords(Records):
-    """Images in memory as if they were read from disk."""
-
-    def __init__(self, pixels: Any, labels: Any):
-        self._pixels, self._labels = np.asarray(pixels), np.asarray(labels)
-        self.shape = self._pixels.shape[1:]
-
-    def read(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        return self._pixels[indices], self._labels[indices]
-
-
 def open_files(images: Images) -> ImageFiles:
     """Images in memory as if they were streamed from disk."""
     return ImageFiles(
         records={
-            "train": ArrayRecords(images.train_images, images.train_labels),
-            "test": ArrayRecords(images.test_images, images.test_labels),
+            split: ArrayRecords(array=np.asarray(pixels), labels=np.asarray(labels), name=split)
+            for split, pixels, labels in (
+                ("train", images.train_images, images.train_labels),
+                ("test", images.test_images, images.test_labels),
+            )
         },
         train_labels=np.asarray(images.train_labels),
         test_labels=np.asarray(images.test_labels),

@@ -9,12 +9,15 @@ from cnnexp.config.datasets import CustomData
 from cnnexp.core.errors import UsageError, describe_exception, shorten_value
 from cnnexp.core.plugins import check_options, checksum_source, load_function
 from cnnexp.data.array_set import ArraySet
+from cnnexp.data.arrays import ArrayRecords, open_arrays
 from cnnexp.data.registry import register_dataset
 
 
 @register_dataset(CustomData)
 class CustomSet(ArraySet[CustomData]):
     """The arrays that a function returns for the arguments `data.options`."""
+
+    is_cached = False  # the function may read files that have changed
 
     @property
     def origin(self) -> str:
@@ -32,7 +35,11 @@ class CustomSet(ArraySet[CustomData]):
         """Return the checksum of the file that defines the function."""
         return checksum_source(self._load_function())
 
-    def read_arrays(self) -> Mapping[str, Any]:
+    def open_records(self) -> Mapping[str, ArrayRecords]:
+        """Call the function, and open the arrays that it returns: they may be mapped from files."""
+        return open_arrays(self._call_function(), self.origin)
+
+    def _call_function(self) -> Mapping[str, Any]:
         """Call the function.
 
         Raises:

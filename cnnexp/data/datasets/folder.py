@@ -2,19 +2,20 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from cnnexp.config.datasets import ImageFolder
 from cnnexp.core.errors import UsageError, shorten_value
-from cnnexp.core.machine import cores, machine_memory_text, total_memory
+from cnnexp.core.machine import cores
 from cnnexp.core.terminal import progress_bar
-from cnnexp.core.text import short_number
 from cnnexp.data.array_set import ArraySet
 from cnnexp.data.arrays import scale_16_bits
-from cnnexp.data.decoding import Picture, crop_middle, decode_picture
+from cnnexp.data.decoding import Header, convert_channels, crop_middle, decode_picture, read_header
 from cnnexp.data.registry import register_dataset
 
 SPLIT_FOLDERS = {"train": "train", "test": "test", "validation": "validation", "val": "validation"}
@@ -29,6 +30,70 @@ class LabelledFile(NamedTuple):
     file: Path
     split: str
     label: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FileRecords:
+    """Image files in random access, which are decoded when they are read.
+
+    Attributes:
+        files: The files.
+        labels: The numbers of their classes.
+        shape: Height, width and channels of every image, after resizing.
+        has_16_bits: Whether pixels are real numbers from 0 to 1, as any file of the set has 16 bits.
+        resize: Whether to scale images to the shorter side of the shape and to crop their middle.
+    """
+
+    files: Sequence[Path]
+    labels: Int[np.ndarray, " n"]
+    shape: tuple[int, int, int]
+    has_16_bits: bool
+    resize: bool
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """The type of a pixel."""
+        return np.float32 if self.has_16_bits else np.uint8
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, indices: Sequence[int]) -> tuple[np.ndarray, Int[np.ndarray, " n"]]:
+        """Decode images by their indices, and return them with their labels.
+
+        Raises:
+            UsageError: A file is corrupt or has changed; the message names it.
+        """
+        images = np.empty((len(indices), *self.shape), self.dtype)
+        for row, index in enumerate(indices):
+            images[row] = self._decode(self.files[index])
+        return images, self.labels[np.asarray(indices, np.int64)]
+
+    def read_all(self) -> np.ndarray:
+        """Decode all images, by several threads."""
+        images = np.empty((len(self), *self.shape), self.dtype)
+        starts = range(0, len(self), READ_AHEAD)
+        with progress_bar("reading images", len(self)) as advance, ThreadPoolExecutor(cores()) as pool:
+            for start in starts:
+                files = self.files[start : start + READ_AHEAD]
+                for row, image in enumerate(pool.map(self._decode, files), start):
+                    images[row] = image
+                advance(len(files))
+        return images
+
+    def select(self, indices: Int[np.ndarray, " m"]) -> "FileRecords":
+        """Return the records of some of the images."""
+        return replace(self, files=[self.files[index] for index in indices], labels=self.labels[indices])
+
+    def _decode(self, file: Path) -> np.ndarray:
+        """Decode a file to the shape and type of the set."""
+        height, width, channels = self.shape
+        pixels = decode_picture(file, keep_alpha=channels == 4)
+        if self.resize:
+            pixels = crop_middle(pixels, height, width)
+        if pixels.shape[:2] != (height, width):
+            raise UsageError(f"{file}: must have {_size_text(self.shape[:2])} pixels, as when it was listed")
+        return _to_type(convert_channels(pixels, channels), has_16_bits=self.has_16_bits)
 
 
 @register_dataset(ImageFolder)
@@ -48,58 +113,40 @@ class FolderSet(ArraySet[ImageFolder]):
         ]
         return str(Path(self.data.path).resolve()), tuple(states)
 
-    def read_arrays(self) -> Mapping[str, np.ndarray]:
-        """Decode all files, and convert them to the same size, type and number of channels.
+    def open_records(self) -> Mapping[str, FileRecords]:
+        """List all files, and find the common size, type and number of channels by their headers.
 
         Raises:
-            UsageError: A file is corrupt, the sizes differ and `data.size` is not set, or the images do not
-                fit into memory.
+            UsageError: A file is no image, or the sizes differ and `data.size` is not set.
         """
-        files = list_files(Path(self.data.path), self.origin)
-        self._check_first(files)
-        pictures = self._decode(files)
-        channels = self.data.channels
+        entries = list_files(Path(self.data.path), self.origin)
+        with ThreadPoolExecutor(cores()) as pool:
+            headers = list(pool.map(lambda entry: read_header(entry.file), entries))
+        channels, size = self.data.channels, self.data.size
         if channels == "auto":
-            channels = 1 if all(picture.is_grey for picture in pictures) else 3
-        has_16_bits = any(picture.has_16_bits for picture in pictures)
-        arrays: dict[str, np.ndarray] = {}
-        for split in dict.fromkeys(entry.split for entry in files):
-            rows = [row for row, entry in enumerate(files) if entry.split == split]
-            arrays[f"{split}_images"] = np.stack(
-                [_to_type(pictures[row].convert(channels), has_16_bits=has_16_bits) for row in rows]
+            channels = 1 if all(header.is_grey for header in headers) else 3
+        height, width = self._find_size(entries, headers) if size is None else (size, size)
+        return {
+            split: FileRecords(
+                files=[entry.file for entry in entries if entry.split == split],
+                labels=np.array([entry.label for entry in entries if entry.split == split], np.int32),
+                shape=(height, width, channels),
+                has_16_bits=any(header.has_16_bits for header in headers),
+                resize=size is not None,
             )
-            arrays[f"{split}_labels"] = np.array([files[row].label for row in rows])
-        return arrays
+            for split in dict.fromkeys(entry.split for entry in entries)
+        }
 
-    def _check_first(self, files: Sequence[LabelledFile]) -> None:
-        """Refuse images that do not fit into memory, by the size of the first one."""
-        picture = self._resize(decode_picture(files[0].file))
-        if (needed := len(files) * picture.pixels.nbytes) > total_memory():
-            raise UsageError(
-                f"{self.origin}: {len(files):,} images need about {short_number(needed)}B of memory; "
-                f"{machine_memory_text()}"
-            )
-
-    def _decode(self, files: Sequence[LabelledFile]) -> list[Picture]:
-        """Decode files by several threads, and check that all images have the same size."""
-        pictures: list[Picture] = []
-        with progress_bar("reading images", len(files)) as advance, ThreadPoolExecutor(cores()) as pool:
-            for start in range(0, len(files), READ_AHEAD):
-                paths = [entry.file for entry in files[start : start + READ_AHEAD]]
-                pictures += pool.map(lambda path: self._resize(decode_picture(path)), paths)
-                advance(len(paths))
-        first = pictures[0].pixels.shape[:2]
-        for picture, entry in zip(pictures, files, strict=True):
-            if (size := picture.pixels.shape[:2]) != first:
+    def _find_size(self, entries: Sequence[LabelledFile], headers: Sequence[Header]) -> tuple[int, int]:
+        """Return the size of all images."""
+        first = headers[0].size
+        for header, entry in zip(headers, entries, strict=True):
+            if header.size != first:
                 raise UsageError(
-                    f"data.size: {files[0].file} has {_size_text(first)} pixels and {entry.file} has "
-                    f"{_size_text(size)}; set it to the side of the resized images"
+                    f"data.size: {entries[0].file} has {_size_text(first)} pixels and {entry.file} has "
+                    f"{_size_text(header.size)}; set it to the side of the resized images"
                 )
-        return pictures
-
-    def _resize(self, picture: Picture) -> Picture:
-        size = self.data.size
-        return picture if size is None else Picture(crop_middle(picture.pixels, size, size))
+        return first
 
 
 def list_files(root: Path, origin: str) -> list[LabelledFile]:

@@ -1,41 +1,21 @@
 """A prepared TFDS set as one configuration reads it: in memory or on disk, checked once and cached."""
 
 import hashlib
-import os
-import zipfile
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from cnnexp.config.datasets import TFDSImages
 from cnnexp.core.errors import UsageError
-from cnnexp.core.machine import cache_folder, cores, warn_once
-from cnnexp.core.terminal import progress_bar
-from cnnexp.data.images import (
-    DataShape,
-    ImageChecks,
-    Images,
-    Normalisation,
-    check_labels,
-    count_duplicates,
-    count_levels,
-    hash_images,
-    pixel_moments,
-)
+from cnnexp.core.machine import cache_folder
+from cnnexp.data.checks import Arrays, check_records, read_cache, write_cache
+from cnnexp.data.images import DataShape, ImageChecks, Images, Normalisation
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.registry import Dataset, register_dataset
 from cnnexp.data.tfds.prepared import KNOWN_SETS, PreparedSet, find_prepared_set, is_prepared
 from cnnexp.data.tfds.records import Records
-
-BATCH = 1024  # images that are read and checked at once
-
-Arrays = dict[str, np.ndarray]
 
 
 @register_dataset(TFDSImages)
@@ -177,107 +157,3 @@ def _find_shape(
             f"data.size: the images of {name} have several sizes; set it to the side of the resized images"
         )
     return shape if size is None else replace(shape, image=(size, size, shape.image[2]))
-
-
-def check_records(
-    splits: dict[str, Records],
-    classes: int,
-    destination: dict[str, np.ndarray] | None = None,
-) -> ImageChecks:
-    """Read every image of the splits `train` and `test` once and check them.
-
-    Args:
-        splits: The records by split.
-        classes: The number of classes; labels are from 0 to `classes - 1`.
-        destination: Arrays by split that the images are written to; None discards the images.
-
-    Raises:
-        UsageError: A file is corrupt, or a label is no class number.
-    """
-    labels: dict[str, list[np.ndarray]] = {name: [] for name in splits}
-    hashes: dict[str, list[np.ndarray]] = {name: [] for name in splits}
-    levels, sums = 0, np.zeros((3, 1))
-    with progress_bar("reading images", sum(len(records) for records in splits.values())) as advance:
-        for name, records in splits.items():
-            for start, images, batch_labels in _read_ahead(records):
-                if destination is not None:
-                    destination[name][start : start + len(images)] = images
-                labels[name].append(batch_labels)
-                hashes[name].append(hash_images(images))
-                if name == "train" and images.dtype == np.uint8:
-                    levels = levels + count_levels(images)
-                elif name == "train":
-                    sums = sums + _sum_powers(images)
-                advance(len(images))
-    joined = {name: np.concatenate(parts) for name, parts in labels.items()}
-    for name, split_labels in joined.items():
-        check_labels(name, split_labels, classes)
-    duplicates = count_duplicates(np.concatenate(hashes["train"]), np.concatenate(hashes["test"]))
-    moments = _moments_of_powers(sums) if sums.any() else pixel_moments(np.asarray(levels))
-    return ImageChecks(joined["train"], joined["test"], *moments, duplicates)
-
-
-def _sum_powers(images: np.ndarray) -> Float[np.ndarray, "3 c"]:
-    """Return the number of the pixels of each channel, their sum, and the sum of their squares."""
-    pixels = images.reshape(-1, images.shape[-1]).astype(np.float64)
-    return np.stack([np.full(pixels.shape[1], float(len(pixels))), pixels.sum(0), (pixels**2).sum(0)])
-
-
-def _moments_of_powers(sums: Float[np.ndarray, "3 c"]) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of the pixels of each channel; 0 where they differ by rounding."""
-    mean, square = sums[1] / sums[0], sums[2] / sums[0]
-    variance = square - mean**2
-    variance = np.where(variance < 1e-12 * square, 0, variance)
-    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
-
-
-def _read_ahead(
-    records: Records,
-) -> Iterator[tuple[int, np.ndarray, Int[np.ndarray, " b"]]]:
-    """Yield batches in order, read by several threads: the index of the first image, images, and labels."""
-    starts = range(0, len(records), BATCH)
-
-    def read(start: int) -> tuple[int, np.ndarray, np.ndarray]:
-        return start, *records.read(range(start, min(start + BATCH, len(records))))
-
-    workers = cores()
-    with ThreadPoolExecutor(workers) as pool:
-        for first in range(
-            0, len(starts), 2 * workers
-        ):  # in steps, which bound the memory of batches read ahead
-            yield from pool.map(read, starts[first : first + 2 * workers])
-
-
-def read_cache(file: Path | None, keys: Iterable[str] | None = None) -> Arrays | None:
-    """Read arrays from a cache file; None where it is missing or corrupt, which deletes it.
-
-    Args:
-        file: The file; None where there is no cache.
-        keys: The arrays to read; None reads all.
-    """
-    if file is None:
-        return None
-    try:
-        with file.open("rb") as opened, np.load(opened) as stored:
-            return {key: stored[key] for key in keys or stored}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # corrupt or outdated: it can be made again
-        with suppress(OSError):
-            file.unlink(missing_ok=True)
-        return None
-
-
-def write_cache(file: Path | None, arrays: Arrays) -> None:
-    """Write arrays to a cache file, as a whole or not at all; a warning says where this is impossible."""
-    if file is None:
-        return
-    temporary = file.with_suffix(f".{os.getpid()}.npz")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(temporary, **arrays)  # pyright: ignore[reportArgumentType]
-        temporary.replace(file)
-    except OSError as error:
-        warn_once(f"nothing cached in {file.parent} ({error.strerror}); the set is read again the next time")
-        with suppress(OSError):
-            temporary.unlink()
