@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from cnnexp.data.images import make_images as make_images
     from cnnexp.data.registry import Dataset as Dataset
     from cnnexp.data.registry import register_dataset as register_dataset
+    from cnnexp.nn.convert import from_conv_local as from_conv_local
+    from cnnexp.nn.convert import from_locally_connected_2d as from_locally_connected_2d
+    from cnnexp.nn.convert import from_unfold as from_unfold
+    from cnnexp.nn.convert import to_conv_local as to_conv_local
+    from cnnexp.nn.convert import to_locally_connected_2d as to_locally_connected_2d
+    from cnnexp.nn.convert import to_unfold as to_unfold
     from cnnexp.nn.embedding import distance_to as distance_to
     from cnnexp.nn.embedding import embed as embed
     from cnnexp.nn.embedding import project as project
@@ -42,6 +48,12 @@ _EXPORTS = {  # public names by their modules, which are imported at first use, 
     "embed": "cnnexp.nn.embedding",
     "project": "cnnexp.nn.embedding",
     "distance_to": "cnnexp.nn.embedding",
+    "from_conv_local": "cnnexp.nn.convert",
+    "from_locally_connected_2d": "cnnexp.nn.convert",
+    "from_unfold": "cnnexp.nn.convert",
+    "to_conv_local": "cnnexp.nn.convert",
+    "to_locally_connected_2d": "cnnexp.nn.convert",
+    "to_unfold": "cnnexp.nn.convert",
     "Experiment": "cnnexp.report.experiments",
     "Claim": "cnnexp.analysis.claims",
 }
