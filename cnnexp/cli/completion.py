@@ -1,4 +1,4 @@
-"""What completes at TAB: commands, options, keys and values, for bash, zsh and fish.
+"""Completion of commands, options, keys and values by the TAB key, for bash, zsh and fish.
 
 `cnnexp completion SHELL` prints a script that asks `cnnexp` which words can end a line; the words come from
 click's completion of commands and options, and from the schema. Nothing heavy is imported for that.
@@ -96,7 +96,7 @@ SHELLS: dict[str, type[LineComplete]] = {"bash": BashLine, "zsh": ZshLine, "fish
 @click.command("completion", cls=Command)
 @click.argument("shell", metavar="SHELL", type=OneOf(list(SHELLS)))
 def command(shell: str) -> None:
-    """Print a script for SHELL (bash, zsh or fish) that completes commands, keys and values at TAB.
+    """Print a script for SHELL (bash, zsh or fish) that completes commands, keys and values.
 
     In bash: eval "$(cnnexp completion bash)"
     """

@@ -20,7 +20,7 @@ command = Group(
     },
     metavar="ACTION",
     name="data",
-    help="Prepare and list image sets.",
+    help="Prepare image sets, and list those that are prepared.",
 )
 
 

@@ -39,8 +39,11 @@ COMMANDS = {
     ),
     "sync": ("cnnexp.cli.stored:sync", "Upload the runs of a sweep that W&B lacks."),
     "dashboard": ("cnnexp.cli.stored:dashboard", "Create a W&B workspace and report of a sweep."),
-    "data": ("cnnexp.cli.data:command", "Prepare and list image sets."),
-    "completion": ("cnnexp.cli.completion:command", "Print a script for completion with the TAB key."),
+    "data": ("cnnexp.cli.data:command", "Prepare image sets, and list those that are prepared."),
+    "completion": (
+        "cnnexp.cli.completion:command",
+        "Print a script that makes a shell complete commands.",
+    ),
 }
 HELP = """\
 Why do convolutions work? Train sweeps over kernel size, stride and weight tying, and report the results.

@@ -123,7 +123,14 @@ results_dir_option = click.option(
     show_default=True,
     help="The folder of sweeps.",
 )
-format_option = click.option("--format", "form", type=OneOf(FORMATS), default="table", show_default=True)
+format_option = click.option(
+    "--format",
+    "form",
+    type=OneOf(FORMATS),
+    default="table",
+    show_default=True,
+    help="The format of the table.",
+)
 
 
 def make_version_option() -> click.Option:
@@ -147,7 +154,10 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 def data_dir_option(kind: click.ParamType) -> Callable[..., Any]:
     """Return the decorator for the folder of prepared image sets."""
     return click.option(
-        "--data-dir", type=kind, metavar="DIR", help="Default: $TFDS_DATA_DIR or ~/tensorflow_datasets."
+        "--data-dir",
+        type=kind,
+        metavar="DIR",
+        help="The folder of prepared sets.  [default: $TFDS_DATA_DIR or ~/tensorflow_datasets]",
     )
 
 

@@ -99,7 +99,13 @@ def show(**options: Any) -> int:
 
 
 @click.command("wandb-sweep", cls=Command, params=_parameters())
-@click.option("--method", type=OneOf(METHODS), default="grid", show_default=True)
+@click.option(
+    "--method",
+    type=OneOf(METHODS),
+    default="grid",
+    show_default=True,
+    help="How W&B chooses the values of the next run.",
+)
 @click.option(
     "--agents",
     type=AtLeastOne(),

@@ -16,8 +16,8 @@ from cnnexp.core.errors import UsageError
 def evaluate(name: str, conditions: tuple[str, ...], results_dir: Path) -> None:
     """Evaluate the trained networks of the sweep NAME under other conditions.
 
-    The conditions are the keys of `cnnexp run` that corrupt images, such as data.pixel_noise=0.1,0.2. Each
-    run stores its metrics, which `cnnexp results NAME --evaluations` prints.
+    The conditions are the keys of `cnnexp run` that corrupt images, such as data.pixel_noise=0.1,0.2. The
+    metrics are stored beside each run; `cnnexp results NAME --evaluations` prints them.
     """
     folder = find_sweep(name, results_dir)
     if not conditions:
@@ -37,8 +37,8 @@ def evaluate(name: str, conditions: tuple[str, ...], results_dir: Path) -> None:
 def probe(name: str, results_dir: Path) -> None:
     """Probe the trained networks of the sweep NAME.
 
-    Adds the columns probe/… to its runs: the error of equivariance, the consistency under shifts, distances
-    between kernels, the locality of dense kernels, and the size of effective receptive fields.
+    The command adds the columns probe/… to the runs: the equivariance error, the consistency under shifts,
+    distances between kernels, the locality of dense kernels, and the size of effective receptive fields.
     """
     folder = find_sweep(name, results_dir)
     from cnnexp.core.text import pluralize

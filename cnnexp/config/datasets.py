@@ -197,7 +197,7 @@ class ArrayData(DataSection):
     checksum: Checksum | None = Field(
         default=None,
         description="The checksum of the images and labels, a part of a run's identity. null: it is "
-        "computed. If it is set, other images are refused.",
+        "computed and filled in. If it is set, other images are refused.",
     )
 
 
@@ -222,11 +222,15 @@ class ImageFolder(ArrayData):
     name: Literal["folder"] = Field(
         default="folder", description="The data set: PNG and JPEG files, in one folder per class."
     )
-    path: DataPath = Field(description="The folder that holds the folders of the classes, or train and test.")
+    path: DataPath = Field(
+        description="The folder that holds one folder per class, or the folders train and test, each with "
+        "one folder per class."
+    )
     channels: Literal["auto", 1, 3, 4] = Field(
         default="auto",
-        description="The number of channels of the images: 1, grey; 3, red, green and blue; 4, also alpha, "
-        "which is otherwise laid on white; auto, 1 if all files are grey, otherwise 3.",
+        description="The number of channels of the images. 1: greyscale. 3: red, green and blue. 4: also "
+        "alpha; otherwise, transparent pixels are blended with white. auto: 1 if all files are greyscale, "
+        "otherwise 3.",
     )
     size: Size | None = Field(
         default=None,

@@ -75,8 +75,8 @@ def allowed_text(kind: Any) -> str:
     'integer >= 1 or null'
     """
     kind, metadata = _split(kind)
-    if text := next((item.text for item in metadata if isinstance(item, AllowedText)), None):
-        return text
+    if texts := [item.text for item in metadata if isinstance(item, AllowedText)]:
+        return texts[-1]  # that of the key, where its type has another one
     if get_origin(kind) is Literal or kind in (bool, type(None)):
         return ", ".join(list_named_values(kind))
     if get_origin(kind) in (Union, UnionType):

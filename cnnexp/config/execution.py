@@ -36,8 +36,8 @@ class Sweep(Section):
     )
     max_weights_gb: Annotated[float, Field(ge=0)] = Field(
         default=1.0,
-        description="The largest total size of the weights that a sweep stores, in gigabytes. If all do not "
-        "fit, the runs with the smallest seeds keep theirs, in every cell alike.",
+        description="The largest total size of the weights that a sweep stores, in gigabytes. If those of "
+        "all runs do not fit, only the runs with the smallest seeds keep theirs.",
     )
     deterministic: bool = Field(
         default=False,

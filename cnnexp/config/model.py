@@ -88,7 +88,8 @@ class ModelSection(Section):
         "the weights are. `shared`: one per channel. `local`: one per position and channel.",
     )
     norm_groups: Size = Field(
-        default=4, description="The number of groups of channels for `norm=group`; it must divide them."
+        default=4,
+        description="The number of groups for `norm=group`; it must divide the number of channels.",
     )
     dropout: ProperFraction = Field(
         default=0.0, description="The fraction of units that are dropped after each layer except the head."
@@ -169,9 +170,9 @@ class SimpleCNN(ModelSection):
     )
     match: Literal["none", "params", "macs"] = Field(
         default="none",
-        description="Whether `features` is scaled. `params`, `macs`: until the network has as many "
-        "parameters or multiply-accumulates as the same network with the tying `match_tying`, within 5%. "
-        "`none`: not scaled.",
+        description="How `features` is scaled. `params`: so that the network has as many parameters as the "
+        "same network with the tying `match_tying`, within 5%. `macs`: the same with multiply-accumulates. "
+        "`none`: not at all.",
     )
     match_tying: TyingText = Field(
         default="shared",
@@ -188,7 +189,7 @@ class SimpleCNN(ModelSection):
 
 
 class ResNet(ModelSection):
-    """A residual network for small images (He 2016): a layer, stages of residual blocks, and a head.
+    """A residual network for small images (He 2016): a tied layer, stages of residual blocks, and a head.
 
     Stages after the first halve the image and double the channels. The last one is averaged over the image.
     """
@@ -198,8 +199,8 @@ class ResNet(ModelSection):
     )
     depth: Size = Field(
         default=8,
-        description="The number of layers with weights, shortcuts not counted: 2 + 2 n stages for stages of "
-        "n blocks, such as 8, 20, 32, 44, 56 and 110 for 3 stages.",
+        description="The number of layers with weights, shortcuts not counted. With n blocks per stage it is "
+        "2 + 2 * n * stages: 8, 14, 20, 26 and so on for 3 stages.",
     )
     width: Size = Field(default=16, description="Output channels of the first stage.")
     stages: Annotated[int, Field(ge=1, le=8)] = Field(default=3, description="The number of stages.")
@@ -213,7 +214,7 @@ class ResNet(ModelSection):
     padding: Padding = Field(default="SAME", description="The padding at the border, as in `simple_cnn`.")
     shortcut: Literal["identity", "projection"] = Field(
         default="identity",
-        description="The shortcut where a stage changes the shape. `identity`: every second pixel, with "
+        description="The shortcut where a stage changes the shape. `identity`: every second pixel, and "
         "channels of zeros (option A of He 2016). `projection`: a tied 1x1 convolution (option B).",
     )
     norm: Norm = Field(default="batch", description=ModelSection.model_fields["norm"].description)
@@ -274,7 +275,7 @@ class CustomModel(Section):
     tying: TyingText | PerLayer[TyingText] | None = Field(
         default=None,
         description="How output positions use kernels, as in `simple_cnn`: the argument `tying` of the "
-        "function. null: its default.",
+        "function. null: the default of the function.",
     )
     head: Head = Field(default="softmax", description=ModelSection.model_fields["head"].description)
     precision: Precision = Field(

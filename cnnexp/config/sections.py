@@ -87,26 +87,27 @@ class Optim(Section):
     )
     momentum: ProperFraction = Field(
         default=0.9,
-        description="The momentum of SGD, or `b1` of AdamW. Other optimisers have `options` instead.",
+        description="The momentum of SGD, or `b1` of AdamW. Other optimisers use `options` instead.",
     )
     options: Arguments = Field(
         default={},
         description="Further arguments of the optimiser by their names in Optax, such as "
-        "`optim.options.b2=0.98`. Runs that differ in numbers among them train together.",
+        "`optim.options.b2=0.98`. Runs that differ only in the numbers among them are trained together.",
     )
     clip: Positive | None = Field(
         default=None,
-        description="The largest global norm of the gradient: a longer one is shortened to it; null: none.",
+        description="The largest global norm of the gradient; a longer gradient is scaled down to it. null: "
+        "no clipping.",
     )
     schedule: Annotated[
         Text, AllowedText("constant, cosine, wsd, a name of Optax, MODULE:FUNCTION or FILE.py:FUNCTION")
     ] = Field(
         default="constant",
         description="How the learning rate changes after the warm-up: `constant` keeps it, `cosine` "
-        "lowers it along half a cosine to zero at the last step, `wsd` keeps it and lowers it linearly to "
-        "zero over the last steps. Or a schedule of Optax by its name, such as linear_schedule or "
-        "exponential_decay, or the import path of a function that returns one; its values are multiplied by "
-        "`learning_rate`.",
+        "lowers it along half a cosine to zero at the last step, `wsd` keeps it and then lowers it linearly "
+        "to zero over the last fifth of the steps. It may also be a schedule of Optax by its name, such as "
+        "linear_schedule or exponential_decay, or the import path of a function that returns a schedule; its "
+        "values are multiplied by `learning_rate`.",
     )
     schedule_options: Arguments = Field(
         default={},
@@ -130,8 +131,8 @@ class Optim(Section):
 
     code: Text | None = Field(
         default=None,
-        description="The checksum of the user's code in `name` and `schedule`, which is filled in: runs with "
-        "changed code are other runs.",
+        description="The checksum of the user's code in `name` and `schedule`. It is filled in by the "
+        "program, so that changed code is trained as new runs.",
     )
 
     @model_validator(mode="after")
@@ -192,7 +193,8 @@ class Train(Section):
     )
     code: Text | None = Field(
         default=None,
-        description="The checksum of the user's code in `loss` and `metrics`, which is filled in.",
+        description="The checksum of the user's code in `loss` and `metrics`. It is filled in by the "
+        "program, so that changed code is trained as new runs.",
     )
     keep: Literal["last", "best", "none"] = Field(
         default="last",
