@@ -27,13 +27,13 @@ CONDITION = re.compile(r"([\w./]+)\s*(<=|>=|!=|=|<|>)\s*(.+)")
 
 @dataclass(frozen=True)
 class Not:
-    """In a cell: any value of a key but this one."""
+    """A condition of a cell: any value of a key except this one."""
 
     value: object
 
 
 def values_of(table: pd.DataFrame, key: str) -> list[Any]:
-    """List the values of a column in rising order, without missing ones."""
+    """List the values of a column in ascending order, without missing ones."""
     return sorted(table[key].dropna().unique().tolist())
 
 

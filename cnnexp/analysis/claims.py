@@ -25,12 +25,12 @@ class Expected:
     high: float = math.inf
 
     def holds(self, low: float, high: float) -> bool:
-        """Tell whether all of an interval lies inside the range."""
+        """Return whether all of an interval lies inside the range."""
         above, below = self.low < low, high < self.high
         return (above or math.isinf(self.low)) and (below or math.isinf(self.high))
 
     def excludes(self, low: float, high: float) -> bool:
-        """Tell whether all of an interval lies outside the range."""
+        """Return whether all of an interval lies outside the range."""
         return high <= self.low or low >= self.high
 
     @property

@@ -219,7 +219,7 @@ def warn_excluded_runs(runs: Sequence[StoredRun], corrupt: Sequence[Path], name:
 
 
 def describe_corrupt_runs(files: Sequence[Path]) -> list[str]:
-    """Describe the runs that are left out because files of theirs are corrupt, one line each."""
+    """Describe the runs that are left out because some of their files are corrupt, one line each."""
     names: dict[str, list[str]] = {}
     for file in files:
         names.setdefault(file.parent.name, []).append(file.name)

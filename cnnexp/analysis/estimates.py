@@ -67,7 +67,7 @@ def difference(larger: CellRule, smaller: CellRule, metric: str = TEST) -> Estim
 
 
 def difference_along(key: str, larger: int, smaller: int, cell: Cell, metric: str = TEST) -> Estimate:
-    """Estimate the difference between two values of a key, a dial that a sweep turns.
+    """Estimate the difference of a metric between two values of a key that the sweep varies.
 
     Args:
         key: The key.

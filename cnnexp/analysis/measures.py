@@ -37,7 +37,7 @@ def measure_counts(quantity: str, estimate: Estimate) -> Measure:
 
 
 def measure_halvings(quantity: str, estimate: Estimate) -> Measure:
-    """Say how a claim of at most half a cost is tested: log2 of a ratio of costs is above 1.
+    """Say how the claim that a cost is at most half of another is tested: log2 of their ratio is above 1.
 
     The arguments and the result are those of `measure`.
     """
@@ -45,7 +45,7 @@ def measure_halvings(quantity: str, estimate: Estimate) -> Measure:
 
 
 def measure_fraction(quantity: str, estimate: Estimate, *, lowest: float = 0.0, **fields: Any) -> Measure:
-    """Say how a claim about a number without a unit is tested, at most 1: a fraction or a correlation.
+    """Say how a claim about a number of at most 1 without a unit is tested: a fraction or a correlation.
 
     Args:
         quantity: What is estimated, in words.

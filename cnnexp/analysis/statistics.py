@@ -85,7 +85,7 @@ def bounded_interval(bounds: Float[np.ndarray, "n 2"], confidence: float = CONFI
 def student_interval(
     values: Sequence[float] | Float[np.ndarray, " n"], confidence: float = CONFIDENCE
 ) -> Interval:
-    """Compute the mean and its interval by Student's t, which is exact for normal values however few."""
+    """Compute the mean and its interval by Student's t, which is exact for any number of normal values."""
     from scipy.stats import t
 
     array = np.asarray(values, float)

@@ -166,7 +166,7 @@ def format_estimate(metric: str, value: float, low: float = np.nan, high: float 
 
 
 def markdown_table(table: pd.DataFrame, marked: Collection[str] = ()) -> str:
-    """Format a table in Markdown, which shows its text as it is.
+    """Format a table in Markdown, escaped so that its text is shown unchanged.
 
     Args:
         table: The texts.
@@ -194,7 +194,7 @@ def latex_table(table: pd.DataFrame, columns: str | None = None) -> str:
 
 
 def print_table(shown: pd.DataFrame, title: str | None = None) -> None:
-    """Print a table in the terminal, numbers to the right.
+    """Print a table in the terminal, with numbers aligned to the right.
 
     Args:
         shown: The texts.

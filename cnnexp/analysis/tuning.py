@@ -103,7 +103,7 @@ def choose_hyperparameters(table: pd.DataFrame, diverged: pd.DataFrame | None = 
 def _choose(
     cell: pd.DataFrame, keys: list[str], criterion: str, candidates: Mapping[Values, pd.Series]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Choose the candidate with the best mean accuracy, of equal ones that nearest to the middle.
+    """Choose the candidate with the best mean accuracy; of equally good ones, the one nearest to the middle.
 
     Args:
         cell: The runs of a cell.

@@ -188,7 +188,7 @@ def _make_verdict(claim: Claim, bounds: np.ndarray, confidence: float) -> Verdic
 
 
 def p_value(bounds: Float[np.ndarray, "seeds 2"], expected: Expected) -> float:
-    """Compute the two-sided p-value of Student's t against the limits of what is expected.
+    """Compute the two-sided p-value of Student's t against the limits of the expected range.
 
     Each limit is tested with the bounds that face it. The p-value is 1 where a limit lies between the mean
     bounds. It only orders a family of claims: intervals decide.
@@ -214,7 +214,7 @@ def p_value(bounds: Float[np.ndarray, "seeds 2"], expected: Expected) -> float:
 def count_more_seeds(
     bounds: Float[np.ndarray, "seeds 2"], expected: Expected, confidence: float = CONFIDENCE
 ) -> int | None:
-    """Count the further seeds with which the interval would just leave the limits of what is expected.
+    """Estimate how many further seeds would make the interval narrow enough to decide the claim.
 
     Args:
         bounds: The lower and the upper bound of each seed's estimate; their means and spread are kept.

@@ -31,7 +31,7 @@ class SeveralOption(click.Option):
 
 
 class PrintedHelp(click.Command):
-    """A command whose help page is printed as all other output: what the terminal lacks is replaced."""
+    """A command whose help is printed with replacements for characters that the terminal lacks."""
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         """Return the option `--help`. click's own writes UTF-8 to a terminal that shows only ASCII."""

@@ -20,7 +20,7 @@ HYDRA = ("hydra/sweeper=", "hydra.searchpath=")
 
 
 class LineComplete(ShellComplete):
-    """Completion of the last word of a line, whatever a shell takes for the ends of words.
+    """Completion of the last word of a line, wherever a shell itself would split the line into words.
 
     Bash ends words at `=` and `:`, so click's own scripts cannot complete `model.tying=sh`.
     """

@@ -30,7 +30,7 @@ Options: --config-dir DIR, --config-name NAME, --cfg job|hydra|all, --resolve, -
 
 
 def print_keys(values: Mapping[str, Any], groups: Groups) -> None:
-    """Print every key with its value, what it takes and its explanation; the groups; the experiments.
+    """Print the groups, the experiments, and every key with its value, allowed values and explanation.
 
     Args:
         values: a composed configuration.

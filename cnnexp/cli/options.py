@@ -31,7 +31,7 @@ class Text(click.ParamType):
 
 
 class FilePath(Text):
-    """A path, in which `~` is a home."""
+    """A path in which `~` stands for the home folder."""
 
     name = "path"
 
@@ -85,7 +85,7 @@ class OneOf(click.Choice[str]):
 
 
 class AtLeastOne(click.ParamType):
-    """A whole number from 1 on."""
+    """A whole number that is at least 1."""
 
     name = "number"
 
@@ -103,7 +103,7 @@ class AtLeastOne(click.ParamType):
 
 
 def complete_sweep(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Return the sweeps in the folder of results whose names begin so."""
+    """Return the sweeps in the folder of results whose names begin with the typed text."""
     folder = ctx.params.get("results_dir") or Path("results")
     names = {path.parent.parent.name for path in Path(folder).glob("*/*/config.yaml")}
     return sorted(name for name in names if name.startswith(incomplete))

@@ -219,7 +219,7 @@ def _start_hydra(conf: Path, package: str | None) -> None:
 
 
 def _check_environment() -> None:
-    """Refuse variables that JAX and XLA cannot read, for which they raise, or abort.
+    """Refuse environment variables that JAX and XLA cannot read, at which they would raise an error or abort.
 
     Raises:
         UsageError: with the variable.

@@ -144,7 +144,7 @@ def _with_default_duration(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_code_checksums(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values with the checksum of the user's code, so that changed code is another run."""
+    """Return the values with the checksum of the user's code, so that changed code makes another run."""
     sections = dict(values)
     for name, keys in CODE_KEYS.items():
         section = sections.get(name)

@@ -305,7 +305,7 @@ class CustomModel(Section):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of the function, but for `rngs`."""
+        """The keyword arguments of the function, except `rngs`."""
         return self.options | ({} if self.tying is None else {"tying": self.tying})
 
 

@@ -79,7 +79,7 @@ def markdown_block(text: str) -> str:
 
 
 def figure_text(text: object) -> str:
-    r"""Escape a text for Matplotlib, which would take dollars for formulas.
+    r"""Escape a text for Matplotlib, which would read dollar signs as formulas.
 
     >>> print(figure_text("$x$"))
     \$x\$

@@ -24,7 +24,7 @@ MEMORY_FRACTION = 0.3  # of the memory of the machine: larger sets are read in p
 
 
 class Summary(NamedTuple):
-    """What is kept of every set that this process has read.
+    """The properties of a set that a process keeps after it has read the set.
 
     Attributes:
         stamp: A value that changes when the files change.

@@ -235,7 +235,7 @@ def _to_labels(array: np.ndarray, what: str) -> Int[np.ndarray, "n ..."]:
 
 
 def _check_agreement(splits: Mapping[str, ArrayRecords], origin: str) -> None:
-    """Check that images and labels of all splits belong together."""
+    """Check that the images and labels of all splits match each other."""
     for split, records in splits.items():
         if len(records.array) != len(records.labels):
             number = f"{len(records.array)}, one per image (got {len(records.labels)})"

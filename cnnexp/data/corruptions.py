@@ -159,7 +159,7 @@ class Corruptions:
     def _add_salt_and_pepper(
         self, images: Array, image_ids: Array, fraction: Array, *, is_bytes: bool
     ) -> Float[Array, "b h w c"]:
-        """Set a fraction of the pixels to white or black; for real numbers, 3 deviations from the mean."""
+        """Set a fraction of the pixels to white or black: for real numbers, to 3 deviations from the mean."""
         key = self._keys["salt_and_pepper"]
 
         def draw(image: Int[Array, ""]) -> Float[Array, "h w 1"]:
@@ -236,7 +236,7 @@ class PixelSources(NamedTuple):
         return PixelSources(row.clip(0, height - 1), column.clip(0, width - 1), self.inside & inside)
 
     def mirror(self, mirrored: Bool[Array, " b"], width: int) -> "PixelSources":
-        """Mirror left and right the images for which `mirrored` is true."""
+        """Mirror the images for which `mirrored` is true left to right."""
         return self._replace(column=jnp.where(mirrored[:, None], width - 1 - self.column, self.column))
 
 

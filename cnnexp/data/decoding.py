@@ -18,7 +18,7 @@ END_BYTES = 1024  # programs append a few bytes to the end of an image
 
 
 class Header(NamedTuple):
-    """What the first bytes of a file say of its image.
+    """The properties of an image that the first bytes of its file contain.
 
     Attributes:
         size: Height and width in pixels.
@@ -129,7 +129,7 @@ def convert_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _lay_on_white(pixels: np.ndarray) -> np.ndarray:
-    """Return images of three channels, blended with white by their fourth channel."""
+    """Blend images with white by their fourth channel, and return the other three."""
     white = np.iinfo(pixels.dtype).max
     opacity = pixels[..., 3:] / white
     return np.round(pixels[..., :3] * opacity + white * (1 - opacity)).astype(pixels.dtype)

@@ -100,7 +100,7 @@ Class = TypeVar("Class", bound=type[Dataset[Any]])
 
 
 def register_dataset(section: type[DataSection]) -> Callable[[Class], Class]:
-    """Register the decorated class as the data sets of a section, which is then one more value of `data`.
+    """Register the decorated class as the data set of a section, which becomes another value of `data`.
 
     Args:
         section: The class of the section. Its key `name` has the name of the data set as its default.

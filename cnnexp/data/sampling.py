@@ -195,7 +195,7 @@ def permute(
 
 
 def _hash(word: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """MurmurHash3's finaliser (Appleby): every bit of the word changes every bit of the result."""
+    """Apply MurmurHash3's finaliser (Appleby): every bit of the word changes every bit of the result."""
     word = (word ^ (word >> 16)) * jnp.uint32(0x85EBCA6B)
     word = (word ^ (word >> 13)) * jnp.uint32(0xC2B2AE35)
     return word ^ (word >> 16)

@@ -149,7 +149,7 @@ def _specify_tied_layer(name: str, layer: TiedConv) -> LayerSpec:
 
 
 def _count_other(network: nnx.Module, shape: DataShape) -> tuple[int, int]:
-    """Count the MACs of products and convolutions outside of tied layers, and the numbers they put out."""
+    """Count the MACs of products and convolutions outside of tied layers, and the size of their outputs."""
 
     def skip(layer: TiedConv, x: jax.Array, layout: str = "NHWC") -> jax.Array:
         sizes = dict(zip("HWC", layer.geometry.out_shape, strict=True)) | {"N": x.shape[layout.index("N")]}
@@ -164,7 +164,7 @@ def _count_other(network: nnx.Module, shape: DataShape) -> tuple[int, int]:
 
 
 def _list_products(jaxpr: Jaxpr) -> Iterator[tuple[int, int]]:
-    """Yield the MACs and the size of the output of each product, in loops as often as they are traced."""
+    """Yield the MACs and the output size of each product; a product in a loop counts once."""
     for equation in jaxpr.eqns:
         shapes: list[Any] = [
             getattr(variable.aval, "shape", ()) for variable in (*equation.invars, *equation.outvars)

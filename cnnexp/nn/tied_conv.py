@@ -36,7 +36,7 @@ class Wiring(nnx.Variable):
 
 
 class TiedConv(nnx.Module):
-    """A convolution whose kernels are tied across output positions, written as `flax.nnx.Conv`.
+    """A convolution whose kernels are tied across output positions, used like `flax.nnx.Conv`.
 
     With patch `p` of the input and a bank of `R` kernels, `y[p] = patches[p] @ K[p] + bias[p]`, where the
     kernel `K[p] = sum_r A[p, r] * bank[r]` is one kernel of the bank or, for `low_rank`, a mixture. `shared`

@@ -148,7 +148,7 @@ def plot_accuracy_and_gap(
 
 
 def _compute_intervals(runs: pd.DataFrame, x: str, metric: str) -> tuple[np.ndarray, list[Interval]]:
-    """Compute the interval of a metric over seeds at each value of a column, in rising order.
+    """Compute the interval of a metric over seeds at each value of a column, in ascending order.
 
     Args:
         runs: One row per run.

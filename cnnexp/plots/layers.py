@@ -141,7 +141,7 @@ def number_weights(geometry: Geometry, tying: Tying) -> Int[np.ndarray, "positio
 
 
 def _shrink_geometry(geometry: Geometry) -> Geometry:
-    """Reduce a geometry to one channel and an image small enough to see single weights."""
+    """Reduce a geometry to one channel and to an image so small that single weights can be seen."""
     extent, (height, width, _) = geometry.extent, geometry.in_shape
     h, w = (min(size, max(MAX_IMAGE_SIDE, k + 3)) for size, k in zip((height, width), extent, strict=True))
     return replace(geometry, in_shape=(h, w, 1), features=1)

@@ -148,7 +148,7 @@ def explain_exploratory(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def summarize_runs(report: Report) -> str:
-    """Summarise on one line how many runs there are, how they ended, and when and where they were trained."""
+    """Summarise in one line how many runs there are, how they ended, and when and where they were trained."""
     counts = Counter(run.status for run in report.runs)
     states = ", ".join(f"{number} {status}" for status, number in counts.most_common())
     corrupt = len({file.parent for file in report.corrupt})

@@ -24,7 +24,7 @@ CHUNK_BYTES = 1 << 20
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader, or a crash, meets the old text or the new text, never a part.
+    """Replace a file in one step: even after a crash, it holds the old text or the new text, never a part.
 
     Text is UTF-8 in every locale. Bytes of a command line that are not text are written as they were typed.
     """
@@ -65,7 +65,7 @@ def append_bytes(path: Path, content: bytes) -> None:
 
 
 def reserve_space(folder: Path, size: int) -> None:
-    """Check that there is space for a number of bytes in a folder.
+    """Check that the disk of a folder has space for a number of bytes.
 
     Raises:
         OSError: the disk is full, or a quota is used up.
@@ -90,7 +90,7 @@ def encode_json(values: Mapping[str, Any]) -> bytes:
 
 
 def read_bytes(path: Path) -> bytes | None:
-    """Read a file; None where there is no readable file, but nothing, a folder or a pipe.
+    """Read a file; None if it does not exist, cannot be read, or is a folder or a pipe.
 
     Raises:
         OSError: the file system does not answer.

@@ -96,7 +96,7 @@ def has_ended(folder: Path) -> bool:
 
 
 def find_corrupt_files(folder: Path) -> list[Path]:
-    """List the files of a run whose content is not what was written.
+    """List the corrupt files of a run: those whose content differs from what was written.
 
     The run's status has the checksums of its configuration, of its history once nobody adds to it, and of its
     summary. For a run that has not ended, anything that is not a file where one is to be written counts, too.

@@ -92,7 +92,7 @@ def refuse_missing_devices() -> None:
 
 
 def jax_is_running() -> bool:
-    """Tell whether JAX has chosen its devices, which it does only once."""
+    """Return whether JAX has chosen its devices, which it does only once."""
     from jax._src import xla_bridge  # JAX has no public way to ask
 
     return xla_bridge.backends_are_initialized()

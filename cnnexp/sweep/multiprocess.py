@@ -36,7 +36,7 @@ CLEAN_UP_SECONDS = 10.0  # for the primary process after another one has failed
 
 
 def join_processes(launcher: LocalLauncher) -> None:
-    """Become one of several processes that train together, if the configuration says so.
+    """Join the processes that train together, if the configuration names any.
 
     Raises:
         UsageError: the coordinator does not answer.
@@ -88,7 +88,7 @@ def _stop_polling(stopped: threading.Event, poll: threading.Thread) -> None:
 
 
 def _end_with_others(stopped: threading.Event) -> None:
-    """Wait until another process has failed, and end this one with the same exit code; or until `stopped`."""
+    """Wait until another process fails, then end this one with its exit code; return if `stopped` is set."""
     while (code := _read_exit_code(_get_coordination_client())) is None:
         if stopped.wait(POLL_SECONDS):
             return
@@ -194,7 +194,7 @@ def translate_lost_process() -> Iterator[None]:
 
 
 def means_lost_process(error: Exception) -> bool:
-    """Tell whether an error means that another process does not answer any more."""
+    """Return whether an error means that another process no longer answers."""
     text = str(error)
     names_peer = any(
         name in text for name in ("Gloo", "gloo", "NCCL", "UNAVAILABLE", "oordination", "arrier")

@@ -138,7 +138,7 @@ def compose_values(loader: ConfigLoader, master: DictConfig, overrides: Sequence
 
 @dataclass(frozen=True)
 class _Base:
-    """What Hydra composed for one choice of groups: as its object, as dictionaries, and keys referred to."""
+    """The configuration for one choice of groups, as Hydra composed it, and the keys that it refers to."""
 
     config: DictConfig
     values: dict[str, Any]
@@ -163,7 +163,7 @@ class _Composer:
         self._reuse_master()
 
     def _reuse_master(self) -> None:
-        """Begin from what Hydra composed for the whole sweep, if its groups are those of a point.
+        """Reuse what Hydra composed for the whole sweep, if a point chooses the same groups.
 
         It also has the overrides that all points have. That does no harm if they only change values, as each
         point sets them again; with interpolations it is not used, so that errors name the keys of the point.

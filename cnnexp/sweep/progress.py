@@ -116,7 +116,7 @@ class SweepProgress:
         self._show()
 
     def update_from_store(self, rows: Rows, *, running: int, failed: int) -> None:
-        """Display the progress of workers elsewhere.
+        """Display the progress of workers in other processes.
 
         Args:
             rows: last metrics of the runs that have ended since the last call, by their ids.

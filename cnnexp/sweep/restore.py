@@ -105,7 +105,7 @@ def restore_stack(stack: Stack, trainer: StackTrainer, report: Callable[[str], N
 def _intact_histories(
     stack: Stack, histories: Mapping[str, FilePrefix], report: Callable[[str], None] | None
 ) -> dict[str, bytes]:
-    """Return the histories that are what they were when the stack was saved."""
+    """Return the histories that have not changed since the stack was saved."""
     intact: dict[str, bytes] = {}
     for run_id, run in stack.runs.items():
         if run_id not in histories:  # it had ended by then, and has lost its result since
@@ -122,7 +122,7 @@ def _intact_histories(
 def _restore_best(
     stack: Stack, histories: dict[str, bytes], report: Callable[[str], None]
 ) -> dict[str, BestWeights]:
-    """Read the best weights so far; a run whose are lost is removed from the histories, and starts again."""
+    """Read the best weights so far; a run whose weights are lost leaves the histories, and restarts."""
     assert stack.resumes is not None
     best: dict[str, BestWeights] = {}
     for run_id, history in list(histories.items()):

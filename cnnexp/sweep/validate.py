@@ -174,7 +174,7 @@ def _chosen_names(groups: Groups, words: Sequence[str]) -> dict[str, dict[str, s
 
 
 def check_images(config: RunConfig) -> None:
-    """Refuse images that are not prepared, too large to be made here, or cannot be changed as asked.
+    """Refuse images that are not prepared or too large for this machine, and impossible corruptions.
 
     Raises:
         UsageError: with the first reason found.

@@ -59,7 +59,7 @@ class TrainerCache:
         return self._trainer[1]
 
     def clear(self) -> None:
-        """Drop the programs and their memory."""
+        """Drop the programs and free their memory."""
         self._trainer = None
 
     def _load(self, data: Data) -> Images | ImageFiles:
@@ -141,16 +141,16 @@ class Worker:
         checkpoints.delete()
 
     def drop_programs(self) -> None:
-        """Drop the programs of the last stack and their memory."""
+        """Drop the programs of the last stack and free their memory."""
         self._trainers.clear()
 
     def mark_interrupted(self) -> None:
-        """Mark the runs in progress as interrupted: the same command resumes them."""
+        """Mark the runs in progress as interrupted; the same command resumes them."""
         for writer in self._writers.values():
             writer.interrupt()
 
     def _is_best(self, run_id: str, row: Mapping[str, int | float]) -> bool:
-        """Return whether an evaluation is better than all before; one that is not a number never is."""
+        """Return whether an evaluation is better than all earlier ones; NaN never is."""
         best = self._best.get(run_id)
         return best is None or row["validation/accuracy"] > best.accuracy
 

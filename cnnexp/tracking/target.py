@@ -36,7 +36,7 @@ PROBE_INTERVAL_SECONDS = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where runs are sent to.
+    """The destination that runs are sent to.
 
     Attributes:
         mode: how.

@@ -88,7 +88,7 @@ class StreamSource:
         self._batches: Iterator[tuple[np.ndarray, np.ndarray]] | None = None
 
     def window(self, step: int, steps: int) -> tuple[Streamed, Normalisation]:
-        """Read the batches of some steps for the program `advance`; each call must follow on the last one.
+        """Read the batches of some steps for the program `advance`, from where the last call ended.
 
         Args:
             step: The first step.

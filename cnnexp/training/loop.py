@@ -234,7 +234,7 @@ class StackTrainer:
         return jax.profiler.trace(folder, create_perfetto_trace=True)
 
     def _adjust_pace(self, steps: int, seconds: float) -> None:
-        """Choose how many steps the next piece has, from the time that one of some steps took."""
+        """Choose the number of steps of the next piece from the time that the last piece took."""
         if seconds > 2 * PIECE_SECONDS and self._piece_steps > 1:
             self._piece_steps //= 2
         elif steps == self._piece_steps and seconds < PIECE_SECONDS / 2:

@@ -65,7 +65,7 @@ class Metric:
 
 
 def average(sums: Metrics, count: Any, metrics: Mapping[str, Metric]) -> Metrics:
-    """Turn the sums over a number of images into metrics; `metrics` are the further ones by name."""
+    """Turn sums over a number of images into metrics; `metrics` lacks the loss and the accuracy."""
     further = {name: metric.compute(sums.further[name], count) for name, metric in metrics.items()}
     return Metrics(sums.loss / count, sums.accuracy / count, further)
 

@@ -153,7 +153,7 @@ def _find_optimizer(name: str) -> Callable[..., optax.GradientTransformation]:
 
 
 def check_optimizer(optim: Optim, steps: int) -> None:
-    """Refuse an optimiser or schedule that does not exist or cannot be trained with, without any arrays.
+    """Refuse an optimiser or schedule that does not exist or cannot be used here, without making any arrays.
 
     Args:
         optim: The section of the configuration.

@@ -87,7 +87,7 @@ def estimate_flops(run: RunConfig) -> float:
 
 
 def _refuse_too_long(config: RunConfig, size: int) -> None:
-    """Refuse a run that sees more images than 32 bits count: their order would repeat within an epoch."""
+    """Refuse a run that sees more images than 32 bits can count: their order would repeat within an epoch."""
     batch, train = config.data.batch_size, config.train
     reason = "a run's order of images is counted in 32 bits; allowed"
     if train.epochs is not None and train.epochs > MAX_IMAGES / size:

@@ -111,7 +111,7 @@ def make_setup(config: RunConfig, axis_name: str | None = None) -> Setup:
 
 
 def merge_network(params: Any, variables: Any, setup: Setup) -> Any:
-    """Put a network together, in evaluation mode, from the `params` and `variables` of a `State`."""
+    """Assemble a network, in evaluation mode, from the `params` and `variables` of a `State`."""
     return nnx.merge(setup.evaluation_graph, params, variables)
 
 

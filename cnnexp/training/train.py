@@ -207,12 +207,12 @@ def _optimizer(hyperparameters: Hyperparameters, setup: Setup) -> optax.Gradient
 
 
 def _in_float32(tree: Any) -> Any:
-    """Convert parameters of fewer bits for the optimiser, whose averages would stand still in their type."""
+    """Convert parameters for the optimiser, whose running averages would stall in a type of fewer bits."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
 
 def _keep_tied(gradients: Any, state: State, hyperparameters: Hyperparameters, setup: Setup) -> Any:
-    """Return the gradients of the convolution for as long as the network is kept one."""
+    """Return the gradients of a convolution as long as the network is kept a convolution."""
     if setup.config.train.tied_steps is None:
         return gradients
     is_tied = state.step < hyperparameters.tied_steps

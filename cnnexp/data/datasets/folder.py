@@ -181,7 +181,7 @@ def list_files(root: Path, origin: str) -> list[LabelledFile]:
 
 
 def _refuse_other_folders(root: Path, folders: Mapping[str, Path], origin: str) -> None:
-    """Refuse folders beside `train` and `test`, whose images would silently be left out."""
+    """Refuse folders other than `train` and `test`, whose images would silently be left out."""
     others = [folder.name for folder in _list_folders(root) if folder not in folders.values()]
     if others:
         raise UsageError(

@@ -37,7 +37,7 @@ SMOOTHING_POINTS = 2.0  # standard deviation of the Gaussian that correlates the
 
 @register_dataset(MNIST1D)
 class SignalsSet(SyntheticSet[MNIST1D]):
-    """Signals of ten classes, which take turns."""
+    """Signals of ten classes, in a repeating order of the classes."""
 
     def describe_inputs(self) -> Inputs:
         """Return the shape of a signal; the classes are the digits."""

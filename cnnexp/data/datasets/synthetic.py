@@ -42,7 +42,7 @@ class Task(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What a task's images and labels are, before any is drawn.
+    """The shape of the images of a task, and the number of its classes.
 
     Attributes:
         image: Height, width and channels of an image.
@@ -132,7 +132,7 @@ class SignalSet(SyntheticSet[SignalDistribution]):
 def _draw_signal(
     data: SignalDistribution, signal: Float[Array, " d"], key: Key[Array, ""], number: Int[Array, ""]
 ) -> tuple[Float[Array, "kd 1 1"], Int[Array, ""]]:
-    """Lahoti et al. 2024, section 3: x = y w* in one random patch, plus sigma N(0, I)."""
+    """Draw a signal (Lahoti 2024, section 3): y w* in one random patch, plus sigma N(0, I)."""
     patch_key, noise_key = random.split(key)
     label = number % 2
     patch = random.randint(patch_key, (), 0, data.patches)
@@ -157,7 +157,7 @@ class ChannelNormSet(SyntheticSet[ChannelNorm]):
 def _draw_channel_norm(
     data: ChannelNorm, common: None, key: Key[Array, ""], number: Int[Array, ""]
 ) -> tuple[Float[Array, "d d 3"], Int[Array, ""]]:
-    """Li, Zhang and Arora 2021, section 1: 1 where the first channel has the larger norm; x ~ N(0, I)."""
+    """Draw x ~ N(0, I); label 1 means a larger norm of the first channel (Li, Zhang and Arora 2021)."""
     image = random.normal(key, (data.side, data.side, 3))
     norms = jnp.square(image).sum((0, 1))
     return image, (norms[0] > norms[1]).astype(jnp.int32)
@@ -190,7 +190,7 @@ class PatternSet(SyntheticSet[KPatterns]):
 def _draw_pattern(
     data: KPatterns, task_key: Key[Array, ""], key: Key[Array, ""], number: Int[Array, ""]
 ) -> tuple[Float[Array, "n 1 1"], Int[Array, ""]]:
-    """Malach and Shalev-Shwartz 2021, section 2: g of the k bits from bit j on; x uniform over +1 and -1."""
+    """Draw bits of +1 and -1, labelled by g of the k bits from bit j on (Malach and Shalev-Shwartz 2021)."""
     start_key, table_key = random.split(task_key)
     start = random.randint(start_key, (), 0, data.length - data.pattern + 1)
     bits = random.bernoulli(key, 0.5, (data.length,)).astype(jnp.int32)

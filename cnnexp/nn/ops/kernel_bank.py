@@ -137,7 +137,7 @@ def _stack_channels(bank: Float[Array, "R kh kw c o"]) -> Float[Array, "kh kw c 
 def _apply_dense(
     x: Float[Array, "_ _ _ _"], bank: Float[Array, "R h w c o"], geometry: Geometry, layout: Layout
 ) -> Float[Array, "_ _ _ _"]:
-    """Connect every input unit to every output unit."""
+    """Apply a fully connected layer: every input unit is connected to every output unit."""
     if layout == "NHWC" or bank.size > x.size:
         x = transpose_layout(x, layout, "NHWC")
         y = jnp.einsum("bi,pio->bpo", x.reshape(len(x), -1), bank.reshape(len(bank), -1, bank.shape[-1]))

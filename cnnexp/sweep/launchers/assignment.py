@@ -1,4 +1,4 @@
-"""A sweep whose stacks are trained by workers elsewhere: what is sent to them, and how it is followed.
+"""A sweep whose stacks are trained by other processes: what is sent to these workers, and how it is followed.
 
 Each worker receives an assignment of runs, and trains them as if the sweep had been started there, into the
 same store, where leases keep workers from training the same runs. A worker that dies loses only the time
@@ -108,7 +108,7 @@ def assign(
 
 
 class StoreWatcher:
-    """Follows in the store a sweep that workers elsewhere train.
+    """Follows, through the store, a sweep that workers in other processes train.
 
     Args:
         points: of the sweep, by their ids.
@@ -167,7 +167,7 @@ def watch(
     *,
     wait: bool = True,
 ) -> dict[str, float]:
-    """Have workers train the runs without a result, and display the progress until all have ended.
+    """Let workers train the runs without a result, and display the progress until all have ended.
 
     Args:
         points: of the sweep.

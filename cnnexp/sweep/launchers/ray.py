@@ -113,7 +113,7 @@ def _check_address(address: str | None) -> None:
 
 
 def _error(ray: Any, task: Any) -> str:
-    """Why a task ended without having done its work, in one line; nothing if it has."""
+    """Return in one line why a task ended before its work was done; empty if it was done."""
     try:
         ray.get(task)
     except ray.exceptions.RayTaskError as error:  # the last line of its text is the error in the worker

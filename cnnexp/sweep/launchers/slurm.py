@@ -181,7 +181,7 @@ def _logs(folder: Path) -> Path:
 
 
 def _is_queued(job: str) -> bool:
-    """Tell whether any task of the array is waiting or running."""
+    """Return whether any task of the array is waiting or running."""
     listed = _call("squeue", "--noheader", "--jobs", job, "--format", "%i")
     if listed.returncode:
         return "Invalid job id" not in listed.stderr  # else Slurm does not answer at the moment
@@ -189,7 +189,7 @@ def _is_queued(job: str) -> bool:
 
 
 def _is_preempted() -> bool:
-    """Tell whether this task is preempted: Slurm requeues it only if it waits to be killed."""
+    """Return whether this task is preempted: Slurm requeues it only if it waits to be killed."""
     shown = _call("scontrol", "show", "job", os.environ.get("SLURM_JOB_ID", "")).stdout
     times = dict(re.findall(r"(\w+)=(\d+-\d\S+)", shown))
     return times.get("PreemptTime", "") >= times.get("StartTime", "~")
