@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,16 @@ from cnnexp.cli import main as cli
 from cnnexp.config import RunConfig, parse
 from cnnexp.config.data import Data
 from cnnexp.config.datasets import Digits
+from cnnexp.config.model import MLP, ResNet, SimpleCNN
 from cnnexp.data.images import Images
 from cnnexp.data.loading import images_key, load_images, load_or_open
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.sweep import worker
+from cnnexp.sweep.devices import return_memory
+from cnnexp.sweep.plan import Stack
 from cnnexp.sweep.points import SweepPoint
+from cnnexp.training import loop, train
+from cnnexp.training.loop import StackTrainer
 
 Configure = Callable[..., RunConfig]
 SMALL: dict[str, Any] = {
@@ -151,6 +156,41 @@ def load_for_worker(data: Data) -> Images | ImageFiles:
     return load_once(data) if isinstance(data, Digits) else load_or_open(data)
 
 
+class CommonTrainers(worker.TrainerCache):
+    """Trainers by the shape of their program, of all sweeps of this process: each is traced once.
+
+    Those of networks, data and code of the user are built anew for each sweep, as are profiled ones.
+    """
+
+    def trainer_for(self, stack: Stack) -> StackTrainer:
+        """Return the trainer of an earlier stack of this shape, else build one."""
+        config, pace = stack.config, (loop.FIRST_PIECE_STEPS, loop.PIECE_SECONDS)
+        ours = isinstance(config.model, SimpleCNN | MLP | ResNet) and isinstance(config.data, Digits)
+        users = (config.optim.code, config.train.code, config.train.loss, config.train.metrics)
+        if not ours or any(users) or config.train.profile:
+            return super().trainer_for(stack)
+        runs = len(stack.runs)
+        key = (stack.shape, min(runs, jax.device_count()), *pace, train.train_step)  # what tests replace
+        if key not in TRAINERS:
+            if len(TRAINERS) == MAXTRAINERS:
+                TRAINERS.clear()
+                return_memory()
+            TRAINERS[key] = StackTrainer(config, load_once(config.data), runs)
+        return TRAINERS[key]
+
+
+TRAINERS: dict[Hashable, StackTrainer] = {}
+MAXTRAINERS = 20  # of about 30 MB each
+
+
+def prepare_process(patch: pytest.MonkeyPatch) -> None:
+    """Let sweeps of this process draw digits and trace programs once, and send nothing."""
+    patch.setattr(worker, "load", load_for_worker)
+    patch.setattr(worker, "TrainerCache", CommonTrainers)
+    patch.setenv("WANDB_MODE", "disabled")
+    patch.delenv("WANDB_API_KEY", raising=False)
+
+
 SMALL_SWEEP = [
     "data.images=200",
     "data.test_images=50",
@@ -178,10 +218,8 @@ def call_cnnexp(*words: str) -> int:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run `cnnexp run` in an empty folder, and return its exit code; `base` replaces `SMALL_SWEEP`."""
-    monkeypatch.setattr(worker, "load", load_for_worker)
+    prepare_process(monkeypatch)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
 
     def command(*overrides: str, base: Sequence[str] = SMALL_SWEEP) -> int:
         return call_cnnexp("run", *base, *overrides)

@@ -15,9 +15,9 @@ from cnnexp.core.errors import UsageError
 from cnnexp.store.measurements import PROBES, read_evaluations
 from cnnexp.store.runs import WEIGHTS, find_corrupt_files, has_ended, list_run_folders
 from cnnexp.store.weights import Weights, write_weights
-from cnnexp.sweep import trained, worker
+from cnnexp.sweep import trained
 from cnnexp.training.loop import StackTrainer
-from tests.conftest import SMALL_SWEEP, call_cnnexp, load_for_worker, load_once
+from tests.conftest import SMALL_SWEEP, call_cnnexp, load_for_worker, load_once, prepare_process
 
 WORDS = [
     "model.tying=shared,local",
@@ -31,10 +31,9 @@ WORDS = [
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train two cells of two seeds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "load", load_for_worker)
+        prepare_process(patch)
         folder = tmp_path_factory.mktemp("swept")
         patch.chdir(folder)
-        patch.setenv("WANDB_MODE", "disabled")
         assert call_cnnexp("run", *SMALL_SWEEP, *WORDS, "seed=0,1") == 0
     return folder / "results" / "default"
 

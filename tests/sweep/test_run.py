@@ -10,10 +10,9 @@ import jax
 import pytest
 
 from cnnexp.store.runs import StoredRun, read_runs
-from cnnexp.sweep import worker
 from cnnexp.sweep.points import SweepPoint
 from cnnexp.training import loop, train
-from tests.conftest import SMALL_SWEEP, call_cnnexp, load_for_worker
+from tests.conftest import SMALL_SWEEP, TRAINERS, call_cnnexp, prepare_process
 
 
 def read_by_tying_and_seed(sweep: Path) -> dict[tuple[Any, ...], StoredRun]:
@@ -24,9 +23,8 @@ def read_by_tying_and_seed(sweep: Path) -> dict[tuple[Any, ...], StoredRun]:
 def first_sweep(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Any, ...], StoredRun]:
     """Two stacks, shared and local, of two seeds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "load", load_for_worker)
+        prepare_process(patch)
         patch.chdir(tmp_path_factory.mktemp("first"))
-        patch.setenv("WANDB_MODE", "disabled")
         assert call_cnnexp("run", *SMALL_SWEEP, "model.tying=shared,local", "seed=0,1") == 0
         return read_by_tying_and_seed(Path("results/default"))
 
@@ -56,6 +54,7 @@ def test_the_same_stack_again_is_bit_identical_and_only_missing_runs_are_trained
         runs = read_by_tying_and_seed(Path("results/default"))
         return {key: (stored.folder / "summary.json").stat().st_mtime_ns for key, stored in runs.items()}
 
+    TRAINERS.clear()  # so that its programs are compiled anew
     assert run("seed=0,1") == 0
     again = read_by_tying_and_seed(Path("results/default"))
     for key, stored in again.items():
