@@ -91,7 +91,9 @@ def _print_network(layers: NetworkSpec, config: RunConfig, console: Console, pic
 def _make_layer_table(layers: NetworkSpec, config: RunConfig, *, wide: bool) -> Table:
     inputs = "x".join(map(str, infer_shape(config.data).image))
     params = total_count(layers, "params")
-    title = f"{config.model.name} on {config.data.dataset_name}, images of {inputs}: {params:,} parameters"
+    norms = sorted({f" with {layer.norm} normalisation" for layer in layers if layer.norm != "none"})
+    network = f"{config.model.name}{''.join(norms)}"
+    title = f"{network} on {config.data.dataset_name}, images of {inputs}: {params:,} parameters"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0), pad_edge=False)
     shown = [column for column in LAYER_COLUMNS if wide or column != "weights"]
     for column in shown:

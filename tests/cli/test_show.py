@@ -39,6 +39,15 @@ def test_show_describes_every_network_of_a_sweep(
     assert pictures == {f"simple_cnn-{tying}.png" for tying in ("shared", "local", "low_rank-4-free")}
 
 
+def test_show_counts_a_network_with_and_without_its_normalisation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = ["model=elsayed2020", "data=cifar10", "model.norm=none,batch"]
+    text = show(sweep, tmp_path, monkeypatch, capsys)
+    assert "simple_cnn on cifar10, images of 32x32x3: 76,106 parameters" in text
+    assert "simple_cnn with batch normalisation on cifar10, images of 32x32x3: 76,490 parameters" in text
+
+
 def test_show_prints_the_target_and_the_result_of_matching(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

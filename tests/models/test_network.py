@@ -93,20 +93,34 @@ def compose_model(name: str, **changes: Any) -> SimpleCNN:
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "params"),
+    ("name", "changes", "params", "normalised"),
     [
-        ("elsayed2020", {}, 76_106),
-        ("elsayed2020", {"tying": "local", "bias": "local"}, 55_528_330),
-        ("neyshabur2020", {}, 138_316_210),
-        ("neyshabur2020", {"tying": "local"}, 147_610_960),
-        ("neyshabur2020", {"tying": "dense"}, 256_244_560),
+        ("elsayed2020", {}, 76_106, 76_490),
+        ("elsayed2020", {"tying": "low_rank(4)"}, 303_146, 303_530),
+        ("elsayed2020", {"tying": "local", "bias": "local", "norm_tying": "shared"}, 55_528_330, 55_528_714),
+        ("neyshabur2020", {}, 138_316_210, 138_323_710),
+        ("neyshabur2020", {"tying": "local", "norm_tying": "shared"}, 147_610_960, 147_618_460),
+        ("neyshabur2020", {"tying": "dense"}, 256_244_560, 256_328_560),
+        ("d_conv", {}, 26_190_346, 26_204_298),
+        ("d_conv", {"tying": "local", "norm_tying": "shared"}, 207_338_314, 207_352_266),
+        ("ott2020", {}, 17_293_450, 17_296_394),
+        ("ott2020", {"tying": "local"}, 49_999_306, 50_083_274),
     ],
 )
 def test_networks_of_papers_have_the_published_number_of_parameters(
-    name: str, changes: dict[str, Any], params: int
+    name: str, changes: dict[str, Any], params: int, normalised: int
 ) -> None:
-    """Elsayed 2020: 76,106 and 55.5M; Neyshabur 2020 at s 32, alpha 150: 138.3M, 147.6M, 256.2M."""
-    assert total_count(specify_layers(compose_model(name, **changes), CIFAR), "params") == params
+    """Elsayed 2020: 76,106 and 55.5M; Neyshabur 2020 at s 32, alpha 150: 138.3M, 147.6M, 256.2M.
+
+    The published numbers are without the scales and biases of batch normalisation.
+    """
+    for norm, count in (("none", params), ("batch", normalised)):
+        layers = specify_layers(compose_model(name, norm=norm, **changes), CIFAR)
+        assert total_count(layers, "params") == count
+        net = nnx.eval_shape(lambda layers=layers: TiedNetwork(layers, rngs=nnx.Rngs(0)))  # allocates nothing
+        assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.Param))) == count
+        statistics = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(net, nnx.BatchStat)))
+        assert statistics == (0 if norm == "none" else normalised - params)  # as many as scales and biases
 
 
 @pytest.mark.parametrize("tying", ["shared", "tiled(2)", "low_rank(2)", "local"])
