@@ -31,7 +31,9 @@ def read_wandb_file(path: Path) -> dict[str, Any]:
             artifact = record.artifact
             named = {"name": artifact.name, "type": artifact.type}
             files = [entry.path for entry in artifact.manifest.contents]
-            out["artifacts"].append(named | {"metadata": json.loads(artifact.metadata), "files": files})
+            out["artifacts"].append(
+                named | {"metadata": json.loads(artifact.metadata or "{}"), "files": files}
+            )
         elif kind == "exit":
             out["exit"] = record.exit.exit_code
     return out

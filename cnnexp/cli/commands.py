@@ -10,6 +10,7 @@ from click.shell_completion import CompletionItem
 from cnnexp.core.errors import UsageError, suggestion
 
 HELP = {"help_option_names": ["--help", "-h"]}
+WORDS = "cnnexp.words"  # the key of click's `Context.meta` under which the typed words of a command are
 RESUME = "run the same command again to resume"  # advice of an interrupted command
 
 
@@ -54,6 +55,7 @@ class Command(PrintedHelp):
             UsageError: for a word that is unknown, missing or wrong.
         """
         ctx.allow_extra_args = True
+        ctx.meta[WORDS] = tuple(args)
         try:
             super().parse_args(ctx, self._repeat_options(args))
         except click.UsageError as error:

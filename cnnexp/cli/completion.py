@@ -120,11 +120,12 @@ def complete_override(word: str, before: Sequence[str], config_dir: Path | None)
     Args:
         word: as far as it is typed.
         before: the words before it: the groups that they choose decide which keys there are.
-        config_dir: a folder of the user's own configurations.
+        config_dir: a folder of the user's own configurations, if it is not `conf`.
     """
-    from cnnexp.core.machine import packaged_folder
+    from cnnexp.core.machine import find_config_folder, packaged_folder
 
-    folders = [packaged_folder("conf"), *([config_dir] if config_dir else [])]
+    config_folder = find_config_folder(config_dir)
+    folders = [packaged_folder("conf"), *([config_folder] if config_folder else [])]
     chosen = dict(text.split("=", 1) for text in before if "=" in text)
     key, equals, value = word.partition("=")
     if not equals:

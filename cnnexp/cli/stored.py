@@ -9,6 +9,7 @@ import click
 from cnnexp.cli.commands import Command, SeveralOption
 from cnnexp.cli.options import (
     FilePath,
+    Folder,
     Text,
     check_results_dir,
     find_sweep,
@@ -30,7 +31,13 @@ ALL_VARYING = "all that vary"  # the value of `--by` without a key
     metavar="DIR",
     help="Also write DIR/NAME.md with small figures, to commit beside the code.",
 )
-def report(name: str, results_dir: Path, publish: Path | None) -> None:
+@click.option(
+    "--config-dir",
+    type=Folder(),
+    metavar="DIR",
+    help="The folder of your own configuration files, beside which is your folder `experiments`.",
+)
+def report(name: str, results_dir: Path, publish: Path | None, config_dir: Path | None) -> None:
     """Write the table, figures and verdicts of the sweep NAME: its folder under the results, or a path."""
     from cnnexp.core.machine import check_writable
     from cnnexp.report.output import print_report, publish_report, write_report
@@ -38,7 +45,7 @@ def report(name: str, results_dir: Path, publish: Path | None) -> None:
     folder = find_sweep(name, results_dir)
     if publish:
         check_writable(publish, f"--publish {publish}")
-    written = write_report(folder)
+    written = write_report(folder, config_dir)
     print_report(written)
     if publish:
         print(publish_report(written, publish))

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from cnnexp.cli.commands import RESUME, Command
+from cnnexp.cli.commands import RESUME, WORDS, Command
 from cnnexp.cli.options import AtLeastOne, Folder, OneOf, Text, make_version_option
 from cnnexp.core.errors import UsageError
 
@@ -182,7 +182,7 @@ def _compose(options: _Options, action: Sequence[str]) -> int:
     from yaml import YAMLError
 
     from cnnexp.core.errors import SweepFailed
-    from cnnexp.core.machine import packaged_folder
+    from cnnexp.core.machine import find_config_folder, packaged_folder
     from cnnexp.sweep.agents import agent_overrides
     from cnnexp.sweep.overrides import check_overrides
     from cnnexp.sweep.points import COMMAND_LINE, CommandLine, Groups
@@ -191,11 +191,21 @@ def _compose(options: _Options, action: Sequence[str]) -> int:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the exception itself and exits with 1
     conf = packaged_folder("conf")
-    groups = Groups((*([options.config_dir] if options.config_dir else []), conf))
+    config_folder = find_config_folder(options.config_dir)
+    groups = Groups((*([config_folder] if config_folder else []), conf))
     words = agent_overrides(options.overrides)
     checked = check_overrides(_choose_groups(words, conf), groups)
-    COMMAND_LINE.set(CommandLine(options=options.config_options, overrides=tuple(words)))
-    sys.argv = ["cnnexp run", *options.config_options, *options.printing_options, *checked, *action]
+    COMMAND_LINE.set(
+        CommandLine(
+            words=_typed_words(options, words),
+            options=options.config_options,
+            overrides=tuple(words),
+            config_folder=config_folder,
+        )
+    )
+    search = ["--config-dir", str(config_folder)] if config_folder and not options.config_dir else []
+    hydra_options = [*search, *options.config_options, *options.printing_options]
+    sys.argv = ["cnnexp run", *hydra_options, *checked, *action]
     try:
         _start_hydra(conf, options.package)
     except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
@@ -208,6 +218,13 @@ def _compose(options: _Options, action: Sequence[str]) -> int:
         print(f"cnnexp: {reason}; {RESUME}", file=sys.stderr)
         return REQUEUE
     return 0
+
+
+def _typed_words(options: _Options, overrides: Sequence[str]) -> tuple[str, ...]:
+    """Return the words of a command as they were typed, or those that an agent of W&B has made of them."""
+    if tuple(overrides) != options.overrides:
+        return (*options.config_options, *overrides)
+    return click.get_current_context().meta[WORDS]
 
 
 def _start_hydra(conf: Path, package: str | None) -> None:

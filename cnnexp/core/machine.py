@@ -170,6 +170,17 @@ def packaged_folder(name: str) -> Path:
     return installed if installed.is_dir() else PACKAGE.parent / name
 
 
+def find_config_folder(typed: Path | None) -> Path | None:
+    """Return the folder of the user's own configuration files.
+
+    Args:
+        typed: the folder of `--config-dir`; without it, `conf` in the working folder counts.
+    """
+    local = Path("conf")
+    is_own = local.is_dir() and local.resolve() != packaged_folder("conf").resolve()
+    return typed or (local if is_own else None)
+
+
 def check_writable(folder: Path, typed: str) -> None:
     """Check that a folder can be written to, or created; no file remains.
 

@@ -12,6 +12,9 @@ from types import ModuleType
 from typing import Any
 
 from cnnexp.core.errors import UsageError, describe_exception, suggestion
+from cnnexp.core.machine import PACKAGE, packaged_folder
+
+LOADED_BY_PATH = "cnnexp_user_"  # begins the names of modules of files of the user
 
 
 def is_import_path(name: str) -> bool:
@@ -66,6 +69,26 @@ def compute_code_checksum(paths: Iterable[str]) -> str | None:
     except (ImportError, OSError, ValueError, AttributeError):
         return None  # the import of the code explains why
     return hashlib.sha256(b"\0".join(contents)).hexdigest()[:12] if contents else None
+
+
+def list_imported_files() -> list[Path]:
+    """List the imported files of the user: those loaded by path, and those of the working folder."""
+    modules = {name: str(getattr(module, "__file__", None)) for name, module in list(sys.modules.items())}
+    files = {Path(file).resolve(): name for name, file in modules.items() if file.endswith(".py")}
+    return sorted(
+        file
+        for file, name in files.items()
+        if name.startswith(LOADED_BY_PATH)
+        or (
+            file.is_relative_to(Path.cwd())
+            and not any(file.is_relative_to(folder) for folder in (sys.prefix, *_packaged_folders()))
+            and "site-packages" not in file.parts
+        )
+    )
+
+
+def _packaged_folders() -> list[Path]:
+    return [PACKAGE, *(packaged_folder(name) for name in ("experiments", "hydra_plugins"))]
 
 
 def _locate_source(source: str) -> Path:
@@ -123,11 +146,27 @@ def _search_working_folder() -> None:
 
 def _load_file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
-    name = f"cnnexp_user_{path.stem}_{abs(hash(path))}"
+    name = f"{LOADED_BY_PATH}{path.stem}_{abs(hash(path))}"
     if name in sys.modules:
         return sys.modules[name]
     if not path.is_file():
         raise FileNotFoundError(path)
+    return _execute(name, path)
+
+
+def execute_file(path: Path) -> ModuleType:
+    """Execute a file of the user, also if it was executed before.
+
+    Raises:
+        UsageError: It raises.
+    """
+    try:
+        return _execute(f"{LOADED_BY_PATH}{path.stem}", path)
+    except Exception as error:
+        raise UsageError(f"{path}: cannot be imported ({_locate(error, str(path))})") from error
+
+
+def _execute(name: str, path: Path) -> ModuleType:
     _search_working_folder()  # for the modules that the file imports
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None

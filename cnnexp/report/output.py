@@ -20,11 +20,12 @@ WIDE_COLUMNS = 110  # of a terminal that has room for the whole table
 COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
 
 
-def write_report(folder: Path) -> Report:
+def write_report(folder: Path, config_folder: Path | None = None) -> Report:
     """Write the folder `report` of a sweep: the report itself, and its figures and tables for a paper.
 
     Args:
         folder: the sweep's.
+        config_folder: the user's folder of configuration files, see `load_experiment`.
 
     Returns:
         The contents of the report.
@@ -33,7 +34,7 @@ def write_report(folder: Path) -> Report:
         UsageError: there is no such sweep, no finished run in it, or its folder holds symbolic links.
     """
     refuse_links(folder)
-    report = make_report(folder)
+    report = make_report(folder, config_folder)
     for name, (_, figure) in report.figures.items():
         write_bytes(report.folder / f"{name}.png", figure.png)
         write_bytes(report.folder / f"{name}.pdf", figure.pdf)

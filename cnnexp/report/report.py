@@ -75,11 +75,12 @@ class Report:
         return f"{epochs[0]:g} epochs" if len(epochs) == 1 else f"{steps[0]:,} to {steps[-1]:,} steps"
 
 
-def make_report(folder: Path) -> Report:
+def make_report(folder: Path, config_folder: Path | None = None) -> Report:
     """Judge the claims, tabulate the cells and draw the figures of a sweep.
 
     Args:
         folder: the sweep's.
+        config_folder: the user's folder of configuration files, see `load_experiment`.
 
     Returns:
         The contents of the report, of which nothing is written yet.
@@ -90,7 +91,7 @@ def make_report(folder: Path) -> Report:
     runs, corrupt = read_finished_runs(folder)
     tuning = choose_hyperparameters(make_dataframe(runs), make_dataframe(runs, "diverged"))
     table = tuning.table
-    experiment = load_experiment(str(table["experiment"].iloc[0]), folder.parent)
+    experiment = load_experiment(str(table["experiment"].iloc[0]), folder.parent, config_folder)
     drawings = {
         name: drawing
         for name, drawing in (experiment.figures or make_default_drawings(table)).items()

@@ -27,15 +27,24 @@ MAX_RUNS = 200_000  # in one sweep
 
 @dataclass(frozen=True, kw_only=True)
 class CommandLine:
-    """The words of a command: options that say where configurations are searched for, and overrides."""
+    """A command that composes configurations.
 
+    Attributes:
+        words: what was typed after `cnnexp run`.
+        options: those of the words that say where configurations are searched for.
+        overrides: those of the words that set keys.
+        config_folder: the user's folder of configuration files, typed or not.
+    """
+
+    words: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
+    config_folder: Path | None = None
 
     @property
     def command(self) -> str:
         """Return the command, quoted for a shell."""
-        return shlex.join(["cnnexp", "run", *self.options, *self.overrides])
+        return shlex.join(["cnnexp", "run", *self.words])
 
     @property
     def context(self) -> tuple[str, ...]:
@@ -85,6 +94,12 @@ class Groups:
         entries = yaml.safe_load((self.folders[-1] / "config.yaml").read_text(encoding="utf-8"))["defaults"]
         pairs = {key: name for entry in entries if isinstance(entry, dict) for key, name in entry.items()}
         return {group: name for group, name in pairs.items() if " " not in group}
+
+    def describe_search(self, group: str) -> str:
+        """Say where the names of a group are searched for, for the message about one that does not exist."""
+        folders = [str(folder / group) for folder in self.folders[:-1]]
+        unsearched = f"; {Path.cwd()} has no folder conf, and there is no --config-dir" if not folders else ""
+        return f"searched in {', '.join([*folders, f'{group} of cnnexp'])}{unsearched}"
 
     def names(self, group: str) -> list[str]:
         """Return the names that a group can take, sorted."""

@@ -11,12 +11,17 @@ from typing import Any
 import jax
 
 import cnnexp
-from cnnexp.config import RunConfig
+from cnnexp.config import SECTIONS, RunConfig
 from cnnexp.config.data import corruption_summary
 from cnnexp.config.model import CustomModel
+from cnnexp.core.machine import packaged_folder
+from cnnexp.core.user_code import list_imported_files
 from cnnexp.models.spec import describe_matching, specify_network, total_count
+from cnnexp.report.experiments import NO_EXPERIMENT, find_experiment_file
+from cnnexp.sweep.points import COMMAND_LINE
 from cnnexp.training.schedule import estimate_flops, resolve_duration
 
+GROUPS = (*SECTIONS, "experiment", "experiment_size", "size")
 PACKAGES = ("cnnexp", "jax", "flax", "optax", "numpy")
 
 
@@ -33,6 +38,26 @@ def provenance() -> dict[str, str]:
         **({"xla_flags": flags} if flags else {}),
         "git_revision": git_revision(),
     }
+
+
+def list_user_files(experiment: str) -> list[Path]:
+    """List the files that the user has written for a sweep whose runs have been checked.
+
+    These are the imported ones (networks, data, optimisers, losses and what they import), the module of the
+    experiment, and the user's configuration files.
+
+    Args:
+        experiment: the name of the experiment.
+    """
+    files = list_imported_files()
+    folder = COMMAND_LINE.get().config_folder
+    is_named = experiment != NO_EXPERIMENT
+    module = find_experiment_file(experiment, config_folder=folder) if is_named else None
+    if module is not None and not module.is_relative_to(packaged_folder("experiments")):
+        files.append(module)
+    if folder:
+        files += [*folder.glob("*.yaml"), *(f for group in GROUPS for f in (folder / group).rglob("*.yaml"))]
+    return list(dict.fromkeys(file.resolve() for file in files))
 
 
 def product_precision(precision: str, dtype: str, platform: str) -> str:

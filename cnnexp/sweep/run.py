@@ -29,6 +29,7 @@ from cnnexp.sweep.multiprocess import (
 from cnnexp.sweep.plan import Plan, plan_sweep
 from cnnexp.sweep.points import Cells, SweepPoint, describe_failures
 from cnnexp.sweep.progress import SweepProgress
+from cnnexp.sweep.provenance import list_user_files
 from cnnexp.sweep.runner import SweepRunner
 from cnnexp.sweep.signals import StopSignals
 from cnnexp.sweep.validate import check_configs
@@ -65,7 +66,10 @@ def run_sweep(points: Sequence[SweepPoint], command: str | None = None) -> dict[
         if kept.refused:
             progress.tell(kept.describe_refused())
         leases = contexts.enter_context(Leases(sweep_folder(first)))
-        mirror = contexts.enter_context(Mirror(first.tracking, sweep_folder(first), print_line=progress.tell))
+        code = list_user_files(first.experiment)
+        mirror = contexts.enter_context(
+            Mirror(first.tracking, sweep_folder(first), print_line=progress.tell, code=code)
+        )
         mirror.notify([run_folder(plan.runs[run_id]) for run_id in plan.ended])
         runner = SweepRunner(plan.runs, leases, signals, progress, mirror)
         with announce_end():

@@ -141,7 +141,7 @@ def _explain_missing_file(name: str, groups: Groups) -> str:
     group, _, inner = name.partition("/")
     if not inner:
         return f"--config-name {name}: no such file in {groups.folders[0]}"
-    return f"{group}={inner}: {suggestion(inner, groups.names(group))}"
+    return f"{group}={inner}: {suggestion(inner, groups.names(group))}; {groups.describe_search(group)}"
 
 
 def _explain_sweeper_key(key: str) -> str:

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -38,10 +38,18 @@ class Mirror:
         tracking: where runs are sent to.
         folder: the sweep's.
         print_line: prints a line for the user.
+        code: the files of the user that the runs are made with.
     """
 
-    def __init__(self, tracking: Tracking, folder: Path, *, print_line: Callable[[str], None]):
-        self._target: Target = target_of_config(tracking)
+    def __init__(
+        self,
+        tracking: Tracking,
+        folder: Path,
+        *,
+        print_line: Callable[[str], None],
+        code: Iterable[Path] = (),
+    ):
+        self._target: Target = replace(target_of_config(tracking), code=tuple(map(str, code)))
         self._folder, self._print_line = folder.resolve(), print_line
         self._run_folders: dict[str, None] = {}
         self._process: subprocess.Popen[str] | None = None

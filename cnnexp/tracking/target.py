@@ -11,6 +11,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,6 +45,7 @@ class Target:
         entity: the user or team at W&B; None: the default of the key.
         directory: the folder for W&B's files; None: that of the sweep.
         artifacts: whether W&B receives the weights of each run.
+        code: the files of the user that W&B receives with each run, if it saves code.
         agent_run: the id that an agent of W&B gave to its only run; None: there is no agent.
     """
 
@@ -52,6 +54,7 @@ class Target:
     entity: str | None
     directory: str | None = None
     artifacts: bool = False
+    code: Sequence[str] = ()
     agent_run: str | None = None
 
     @property

@@ -2,6 +2,8 @@
 
 import glob
 import shutil
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +90,9 @@ class WandbRun:
             config={**run.config, "cell": cell},
         )
         self.was_on_server = wandb_run.starting_step > 0 and ledger.get("run") != run_id
+        if wandb_run.settings.save_code and self._target.code:
+            with suppress(OSError):  # the run is worth more than its code
+                self._log_code(wandb_run)
         self._record("running", run_id)
         for axis in AXES:
             wandb_run.define_metric(axis, hidden=axis != "step")
@@ -96,6 +101,17 @@ class WandbRun:
                 best = "min" if key.endswith("loss") or key.startswith("gap/") else "max"
                 wandb_run.define_metric(key, step_metric="step", summary=f"last,{best}")
         return wandb_run
+
+    def _log_code(self, wandb_run: Any) -> None:
+        """Log the files of the user as the code of a run; runs of the same code have one artifact."""
+        with tempfile.TemporaryDirectory() as copies:
+            for file in map(Path, self._target.code):
+                is_local = file.is_relative_to(Path.cwd())
+                copy = Path(copies) / (file.relative_to(Path.cwd()) if is_local else file.name)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
+            name = shorten(f"source-{self._target.project}-{self._folder.parent.name}", NAME_LIMIT)
+            wandb_run.log_code(copies, name=name, include_fn=lambda path: True)
 
     def _ledger(self) -> dict[str, Any]:
         """Read what was sent to the target: the id of the W&B run, its status and the number of rows."""
@@ -168,12 +184,12 @@ def start_wandb_run(target: Target, folder: Path, *, stats_of: int | None = None
         silent=True,
         console="off",
         disable_git=True,
-        disable_code=True,
+        disable_code=True,  # that of this process; `_log_code` logs that of the user
         x_disable_stats=stats_of is None,
         x_stats_pid=stats_of or 0,
         x_stats_sampling_interval=STATS_SECONDS,
         x_disable_meta=True,
-        x_save_requirements=False,
+        x_save_requirements=stats_of is None,
         x_transaction_log_flush_interval=1,
         init_timeout=INIT_SECONDS,
         finish_timeout=FINISH_SECONDS,

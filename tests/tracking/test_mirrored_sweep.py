@@ -42,6 +42,7 @@ def test_every_evaluation_summary_kernel_table_and_figure_arrives_once(mirrored:
             assert sent.summary[key] == run.summary[key]
         assert sent.summary["macs/image"] == run.summary["macs"]
         assert sent.summary["macs"] == run.history[-1]["macs"] > run.summary["macs"]
+        assert "requirements.txt" in sent.files
         kernels = sent.history[-1]["kernels/conv_0"]
         assert kernels["path"] in sent.files and "kernels/conv_0" not in sent.history[0]
         last, best = (sent.summary["test/accuracy"][kind] for kind in ("last", "max"))

@@ -11,9 +11,12 @@ import pytest
 
 from cnnexp.store.files import read_json
 from tests.browser import dom_of
+from tests.conftest import SMALL_SWEEP
 from tests.fakes.wandb_server import KEY
 from tests.tracking.shell import SWEEP, Shell, assert_complete, read_stored
 from tests.wandb_file import read_wandb_file
+
+SAVES, REFUSES = {"WANDB_SAVE_CODE": "true"}, {"WANDB_DISABLE_CODE": "true"}
 
 
 @pytest.mark.slow
@@ -107,3 +110,43 @@ def test_weights_are_a_model_artifact_where_asked_for(shell: Shell) -> None:
     shell.wait_for_mirrors()
     (file,) = Path("results/plain").glob("wandb/offline-run-*/*.wandb")
     assert read_wandb_file(file)["artifacts"] == []
+
+
+NETWORK = """
+from flax import nnx
+
+import helper
+
+def make(shape, classes, *, rngs):
+    height, width, channels = shape
+    return nnx.Sequential(helper.flatten, nnx.Linear(height * width * channels, classes, rngs=rngs))
+"""
+
+
+@pytest.mark.slow
+def test_code_of_the_user_and_the_package_list_are_sent_as_plain_wandb_does(shell: Shell) -> None:
+    Path("network.py").write_text(NETWORK, encoding="utf-8")
+    Path("helper.py").write_text("def flatten(x):\n    return x.reshape(len(x), -1)\n", encoding="utf-8")
+    Path("unused.py").touch()
+    Path("conf/experiment").mkdir(parents=True)
+    Path("conf/experiment/mine.yaml").write_text("# @package _global_\nexperiment: mine\n", encoding="utf-8")
+    Path("experiments").mkdir()
+    Path("experiments/mine.py").touch()
+    sweep = [word for word in SMALL_SWEEP if not word.startswith("model.")]
+    own = ["experiment=mine", "model=custom", "model.file=network.py", "seed=0", "tracking.mode=offline"]
+    shell.environment |= {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache", "WANDB_ARTIFACT_DIR": "cache"}
+    for name, variables in {"plain": {}, "saved": SAVES, "refused": SAVES | REFUSES}.items():
+        shell.environment = shell.environment | variables
+        assert shell("run", *sweep, *own, f"name={name}").returncode == 0
+    shell.wait_for_mirrors()
+    artifacts = {}
+    for name in ("plain", "saved", "refused"):
+        (folder,) = Path("results", name).glob("wandb/offline-run-*")
+        assert "jax==" in (folder / "files/requirements.txt").read_text()
+        (file,) = folder.glob("*.wandb")
+        artifacts[name] = read_wandb_file(file)["artifacts"]
+    assert artifacts["plain"] == artifacts["refused"] == []
+    (code,) = artifacts["saved"]
+    assert code["type"] == "code" and code["name"] == "source-cnnexp-saved"
+    files = {"network.py", "helper.py", "conf/experiment/mine.yaml", "experiments/mine.py"}
+    assert set(code["files"]) == files
