@@ -57,7 +57,7 @@ def _render(name: str) -> dict[Path, str]:
     """Return the text of each file of a project by its path in the folder."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(  # noqa: S701  (no HTML)
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, keep_trailing_newline=True
     )
     texts: dict[Path, str] = {}

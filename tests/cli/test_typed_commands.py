@@ -45,14 +45,28 @@ def test_a_sweep_stores_its_command_as_typed_and_prints_it_again_when_runs_fail(
 
     monkeypatch.setattr(SweepRunner, "lease_stacks", fail)
     words = [*SMALL_SWEEP, "experiment=my", "model.tying=tiled(2)", "seed=0,1"]
-    options = ["--config-dir", "my", "hydra.searchpath=[file://other]"]
-    assert call_cnnexp("run", *options, *words) == 1
+    options = ["-m", "hydra.searchpath=[file://other]", "--config-dir=my"]
+    assert call_cnnexp("run", *words, *options) == 1
     printed = capsys.readouterr().err
-    typed = shlex.join(["cnnexp", "run", "--config-dir", "my", options[2], *words])
+    typed = shlex.join(["cnnexp", "run", *words, *options])
     assert read_commands(folder / "results" / "mine") == [typed]
     again = shlex.split(printed.splitlines()[-1])
-    assert again[:5] == ["cnnexp", "run", "--config-dir", "my", options[2]]
+    assert again[:5] == ["cnnexp", "run", "--config-dir", "my", options[1]]
     assert again[-1] == "seed=0,1" and 'model.tying="tiled(2)"' in again
+
+
+def test_conf_of_the_working_folder_is_searched_unless_a_folder_is_typed(
+    folder: Path, launched: list[list[SweepPoint]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "my").rename(folder / "conf")
+    assert call_cnnexp("run", "experiment=my", "train.steps=7") == 0
+    (point,) = launched.pop()
+    assert point.config.experiment == "mine" and point.config.train.steps == 7
+    assert "--config-dir" not in format_rerun_commands([point])[0]
+    assert call_cnnexp("run", "--config-dir", "other", "experiment=my") == 2
+    assert "searched in other/experiment, experiment of cnnexp" in capsys.readouterr().err
+    assert call_cnnexp("run", "experiment=other") == 2
+    assert "searched in conf/experiment, experiment of cnnexp" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("experiment", ["my", "embedding"])

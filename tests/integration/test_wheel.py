@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -35,6 +36,31 @@ def test_lock_holds_every_dependency_of_every_extra() -> None:
     assert names - set(_locked()) == set()
 
 
+def assert_project_works(environment: Path, folder: Path, call: Callable[..., str]) -> None:
+    """Check that the project of `cnnexp new` is trained, judged and tested outside the repository."""
+    cnnexp, project = environment / "bin" / "cnnexp", folder / "mine"
+    call(cnnexp, "new", "mine", cwd=folder)
+    typed = ["run", "seed=0,1,2", "experiment=mine", "train.steps=2", "optim.learning_rate=0.01"]
+    call(cnnexp, *typed, "tracking.mode=disabled", cwd=project)
+    assert "inconclusive" in call(cnnexp, "report", "mine", cwd=project)
+    command = (project / "results/mine/commands.txt").read_text()
+    assert command == f"cnnexp {' '.join(typed)} tracking.mode=disabled\n"
+    assert command.strip() in (project / "results/mine/report/report.md").read_text()
+    configs = list(project.glob("results/mine/*/config.yaml"))
+    assert len(configs) == 6, "the command line outranks the file of the experiment"
+    lock = ("--constraints", ROOT / "requirements.lock")
+    call(
+        Path(sys.executable).parent / "uv",
+        "pip",
+        "install",
+        "--python",
+        environment / "bin/python",
+        *lock,
+        "pytest",
+    )
+    assert "6 passed" in call(environment / "bin" / "python", "-m", "pytest", cwd=project)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_wheel_in_an_empty_environment_runs_the_experiment_from_any_folder(tmp_path: Path) -> None:
@@ -60,5 +86,6 @@ def test_a_wheel_in_an_empty_environment_runs_the_experiment_from_any_folder(tmp
     cnnexp = environment / "bin" / "cnnexp"
     call(cnnexp, "run", *small, cwd=elsewhere)
     assert "A convolution has fewer parameters" in call(cnnexp, "report", "why_convolutions", cwd=elsewhere)
+    assert_project_works(environment, elsewhere, call)
     report = elsewhere / "results" / "why_convolutions" / "report"
     assert {"report.html", "report.md", "table.csv"} < {path.name for path in report.iterdir()}
