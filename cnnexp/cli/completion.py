@@ -71,7 +71,9 @@ class ZshLine(LineComplete):
     local COMP_LINE
     export COMP_LINE="${(j: :)words[1,CURRENT]}"
     candidates=(${(f)"$(%(complete_var)s=zsh_complete %(prog_name)s 2>/dev/null)"})
-    if (( ${#candidates} )); then compadd -Q -S '' -- $candidates; else _files; fi
+    if (( ! ${#candidates} )); then _files; return; fi
+    compadd -Q -S '' -- ${(M)candidates:#*[=.]*}
+    compadd -- ${candidates:#*[=.]*}
 }
 compdef %(complete_func)s %(prog_name)s
 """
@@ -84,7 +86,16 @@ class FishLine(LineComplete):
     name = "fish"
     source_template = r"""
 function %(complete_func)s
-    env COMP_LINE=(commandline -cp | string collect) %(complete_var)s=fish_complete %(prog_name)s
+    set -l line (commandline -cp | string collect)
+    set -l candidates (env COMP_LINE="$line" %(complete_var)s=fish_complete %(prog_name)s 2>/dev/null)
+    if string length -q -- $candidates
+        printf '%%s\n' $candidates
+    else
+        set -l word (commandline -ct)
+        for path in $word*
+            test -d $path && echo $path/ || echo $path
+        end
+    end
 end
 complete -c %(prog_name)s -f -a '(%(complete_func)s)'
 """

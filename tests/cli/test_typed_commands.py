@@ -1,17 +1,19 @@
 """Commands as they are typed: kept beside the runs, asked for again, and completed at TAB."""
 
 import os
+import pty
+import select
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from cnnexp.cli import main as cli
-from cnnexp.cli.completion import make_script
 from cnnexp.store.runs import read_commands
 from cnnexp.sweep.plan import Stack
 from cnnexp.sweep.points import SweepPoint, format_rerun_commands
@@ -192,11 +194,41 @@ def test_a_line_is_completed_by_the_words_that_can_follow(
     assert [(line, complete(line, monkeypatch, capsys)) for line, _ in LINES] == LINES
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_bash_completes_the_last_word_of_a_line(tmp_path: Path) -> None:
+TYPED = {  # lines, and what TAB makes of them
+    "cnnexp rep": "cnnexp report",
+    "cnnexp run model.ty": "cnnexp run model.tying=",
+    "cnnexp run model.tying=shared,lo": "cnnexp run model.tying=shared,local",
+    "cnnexp run data=emn": "cnnexp run data=emnist/letters",
+    "cnnexp wandb-sweep --me": "cnnexp wandb-sweep --method",
+    "cnnexp run --config-dir fold": "cnnexp run --config-dir folder/",
+}
+
+
+@pytest.fixture
+def shell_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder with the program `cnnexp`, which is in the path, and a folder."""
     program = tmp_path / "cnnexp"
     program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m cnnexp "$@"\n')
     program.chmod(0o755)
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TERM", "dumb")
+    return tmp_path
+
+
+def require_shell(name: str) -> str:
+    """Return the path of a shell, or skip the test where it is not installed; CI has all of them."""
+    path = shutil.which(name)
+    if path is None and not os.environ.get("CI_HAS_SHELLS"):
+        pytest.skip(f"there is no {name}")
+    assert path is not None, f"CI must have {name}"
+    return path
+
+
+@pytest.mark.usefixtures("shell_folder")
+def test_bash_completes_the_last_word_of_a_line() -> None:
     script_of_user = """
     tab() {
         COMP_LINE="$1" COMP_POINT=${#1}; COMPREPLY=()
@@ -208,9 +240,7 @@ def test_bash_completes_the_last_word_of_a_line(tmp_path: Path) -> None:
     complete -p cnnexp
     """
     ended = subprocess.run(
-        ["bash", "--norc", "-c", 'eval "$(cnnexp completion bash)"' + script_of_user],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        [require_shell("bash"), "--norc", "-c", 'eval "$(cnnexp completion bash)"' + script_of_user],
         capture_output=True,
         text=True,
         timeout=300,
@@ -220,8 +250,50 @@ def test_bash_completes_the_last_word_of_a_line(tmp_path: Path) -> None:
     assert ended.stderr == ""
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_the_scripts_of_other_shells_ask_cnnexp_for_the_words(shell: str) -> None:
-    assert f"_CNNEXP_COMPLETE={shell}_complete cnnexp" in make_script(shell)
-    if program := shutil.which(shell):
-        assert subprocess.run([program, "-n", "-c", make_script(shell)], timeout=60).returncode == 0
+@pytest.mark.usefixtures("shell_folder")
+def test_fish_completes_the_last_word_of_a_line() -> None:
+    program = require_shell("fish")
+    asks = "; ".join(f"complete -C {shlex.quote(line)}" for line in TYPED)
+    ended = subprocess.run(
+        [program, "--no-config", "-c", f"cnnexp completion fish | source; {asks}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    words = [line.rpartition(" ")[2] for line in TYPED.values()]
+    assert [line.partition("\t")[0] for line in ended.stdout.splitlines()] == words, ended.stderr
+    assert ended.stderr == ""
+
+
+def test_zsh_completes_a_line_at_tab(shell_folder: Path) -> None:
+    program, answers = require_shell("zsh"), shell_folder / "answers"
+    script_of_user = f"""
+    autoload -Uz compinit && compinit -u -D
+    eval "$(cnnexp completion zsh)"
+    answer() {{ print -r -- "$BUFFER" >> {answers}; BUFFER= }}
+    zle -N answer; bindkey '^X' answer
+    print ready >> {answers}
+    """
+    terminal, of_shell = pty.openpty()
+    shell = subprocess.Popen(
+        [program, "-f", "-i"], stdin=of_shell, stdout=of_shell, stderr=of_shell, start_new_session=True
+    )
+    try:
+        for number, text in enumerate([script_of_user, *(f"{line}\t\x18" for line in TYPED)], 1):
+            os.write(terminal, text.encode())
+            printed = wait_for_lines(answers, number, terminal)
+    finally:
+        shell.kill()
+        shell.wait()
+    assert [line.strip() for line in answers.read_text().splitlines()] == ["ready", *TYPED.values()], printed
+
+
+def wait_for_lines(file: Path, number: int, terminal: int) -> str:
+    """Read what a terminal shows until a file has so many lines."""
+    printed, end = b"", time.monotonic() + 120
+    while time.monotonic() < end:
+        if select.select([terminal], [], [], 0.05)[0]:
+            printed += os.read(terminal, 65536)
+        if file.exists() and len(file.read_text(encoding="utf-8").splitlines()) >= number:
+            break
+    return printed.decode(errors="replace")

@@ -73,7 +73,7 @@ def test_a_wheel_in_an_empty_environment_runs_the_experiment_from_any_folder(tmp
         return done.stdout
 
     source = tmp_path / "source"  # what hatchling leaves behind stays out of the checkout
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "results", "wandb", "dist", "tests"))
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "results", "wandb", "dist"))
     call(uv, "build", "--wheel", "--no-build-isolation", "--python", sys.executable, "-o", tmp_path, source)
     call(uv, "venv", "--python", sys.executable, environment)
     (wheel,) = tmp_path.glob("*.whl")
