@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cnnexp.data.images import Images as Images
     from cnnexp.data.images import make_images as make_images
     from cnnexp.data.registry import Dataset as Dataset
+    from cnnexp.data.registry import register_corruption as register_corruption
     from cnnexp.data.registry import register_dataset as register_dataset
     from cnnexp.nn.convert import from_conv_local as from_conv_local
     from cnnexp.nn.convert import from_locally_connected_2d as from_locally_connected_2d
@@ -33,6 +34,7 @@ _EXPORTS = {  # public names by their modules, which are imported at first use, 
     "load_run": "cnnexp.load",
     "load_sweep": "cnnexp.load",
     "register_model": "cnnexp.models.custom",
+    "register_corruption": "cnnexp.data.registry",
     "register_dataset": "cnnexp.data.registry",
     "Dataset": "cnnexp.data.registry",
     "DataSection": "cnnexp.config.data",

@@ -2,17 +2,21 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PlainValidator, SerializeAsAny
+from pydantic import Field, PlainValidator, SerializeAsAny, model_validator
 from pydantic_core import PydanticCustomError
 
 from cnnexp.config.sections import (
+    AllowedText,
+    Arguments,
     Count,
     Deviation,
     ProperFraction,
     Section,
     Seed,
     Size,
+    Text,
 )
+from cnnexp.core.errors import format_value
 from cnnexp.core.plugins import load_entry_points
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -79,6 +83,23 @@ class DataSection(Section):
     salt_and_pepper: Fraction = Field(
         default=0.0, description="The fraction of pixels that are set to white or black."
     )
+    corruption: Annotated[Text, AllowedText("a name, MODULE:FUNCTION or FILE.py:FUNCTION")] | None = Field(
+        default=None,
+        description="A further corruption, applied after the others: blur, occlusion, a name that a package "
+        "has registered, or the import path of a function of the user.",
+    )
+    corruption_strength: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        description="The strength of `corruption`, which the function defines: of blur, the standard "
+        "deviation in pixels; of occlusion, the fraction of the area. 0: no corruption.",
+    )
+    corruption_options: Arguments = Field(
+        default={}, description="Further arguments of the function of `corruption` by their names."
+    )
+    code: Text | None = Field(
+        default=None,
+        description="The checksum of the user's code in `corruption`, which is filled in.",
+    )
     label_noise: ProperFraction = Field(
         default=0.0, description="The fraction of training labels that are replaced by a wrong label."
     )
@@ -92,6 +113,18 @@ class DataSection(Section):
         description="Augmentation: mirror training images left to right with probability one half, drawn "
         "anew at each step.",
     )
+
+    @model_validator(mode="after")
+    def _check_corruption(self) -> "DataSection":
+        name, strength = self.corruption, self.corruption_strength
+        if name is not None and strength is None:
+            raise ValueError(f"data.corruption_strength=null: must be a number with data.corruption={name}")
+        for key, value in (("strength", strength), ("options", self.corruption_options or None)):
+            if name is None and value is not None:
+                raise ValueError(
+                    f"data.corruption_{key}={format_value(value)}: needs data.corruption, which is null"
+                )
+        return self
 
     @property
     def dataset_name(self) -> str:
@@ -141,7 +174,14 @@ def _parse_section(value: object) -> DataSection:
 Data = Annotated[SerializeAsAny[DataSection], PlainValidator(_parse_section)]
 # The strengths of corruptions are traced, so that one program serves all of them; a strength of zero removes
 # the corruption from the program. `block` and `corrupt` are traced whatever their value.
-IMAGE_CORRUPTIONS = ("resolution", "image_noise", "shift", "pixel_noise", "salt_and_pepper")
+IMAGE_CORRUPTIONS = (
+    "resolution",
+    "image_noise",
+    "shift",
+    "pixel_noise",
+    "salt_and_pepper",
+    "corruption_strength",
+)
 TRAINING_CORRUPTIONS = ("label_noise", "crop", "flip")  # of training images, whatever `corrupt` is
 STRENGTH_KEYS = IMAGE_CORRUPTIONS + TRAINING_CORRUPTIONS
 TRACED_OPTIONS = ("block", "corrupt")
@@ -152,6 +192,8 @@ STORAGE_KEYS = ("data_dir", "stream", "path", "file", "target")
 def corruption_summary(data: DataSection) -> dict[str, float | int | str]:
     """Return the corruptions of each split by their names in a summary, such as `corruption/train/shift`."""
     strengths = {key: getattr(data, key) for key in STRENGTH_KEYS if getattr(data, key)}
+    if strength := strengths.pop("corruption_strength", None):
+        strengths[str(data.corruption).rpartition(":")[2]] = strength
     if data.permutation != "none":
         strengths |= {"permutation": data.permutation, "block": data.block}
     splits = {"train": ["train"], "test": ["test"], "both": ["train", "test"]}[data.corrupt]

@@ -1,11 +1,20 @@
-"""The registry of data sets: how each kind is described, checked and loaded, by the class of its section."""
+"""The registries of data sets, by the classes of their sections, and of corruptions, by their names."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar
 
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
 from cnnexp.config.data import DataSection, register_section
-from cnnexp.core.errors import UsageError
+from cnnexp.core.errors import UsageError, describe_exception
+from cnnexp.core.plugins import Registry, check_options, load_function
 from cnnexp.data.images import DataShape, ImageChecks, Images, check_images
 from cnnexp.data.pipelines import ImageFiles
 
@@ -139,3 +148,79 @@ def find(data: DataSection) -> Dataset[Any]:
         if dataset := _DATASETS.get(section):
             return dataset(data)
     raise LookupError(f"no data set is registered for {type(data).__name__}")
+
+
+# From an image `(h, w, c)`, the strength, and the key of the image to the corrupted image.
+Corruption = Callable[[Array, Array, Array], Array]
+CORRUPTIONS = Registry("corruption")
+RESERVED = ("image", "strength", "key")  # arguments of a corruption that are no options
+
+
+def register_corruption(name: str) -> Callable[[Callable[..., Array]], Callable[..., Array]]:
+    """Register the decorated function as a corruption of images, which `data.corruption` then names.
+
+    It takes an image `(h, w, c)` on a scale where white is 1, and the strength, which is traced: runs that
+    differ only in it have a common program. It returns an image of the same shape. A function with an
+    argument `key` gets a key of JAX for each image, which is the same at every step. Further arguments are
+    `data.corruption_options`.
+
+    Example usage::
+
+      >>> import cnnexp
+      >>> @cnnexp.register_corruption("doctest_haze")
+      ... def haze(image, strength, level=1.0):
+      ...     return (1 - strength) * image + strength * level
+    """
+    return CORRUPTIONS.register(name)
+
+
+def find_corruption(data: DataSection) -> Corruption:
+    """Return the function that `data.corruption` names, with its options.
+
+    Raises:
+        UsageError: There is no such function, or it does not take these options.
+    """
+    assert data.corruption is not None
+    _import_corruptions()
+    name, options = data.corruption, data.corruption_options
+    if not name.isidentifier() and ":" not in name:
+        raise UsageError(f"data.corruption={name}: must be a name, MODULE:FUNCTION or FILE.py:FUNCTION")
+    function = load_function("data.corruption", name, registry=CORRUPTIONS)
+    check_options("data.corruption_options", function, options, RESERVED)
+    takes_key = "key" in inspect.signature(function).parameters
+
+    def corrupt(image: Array, strength: Array, key: Array) -> Array:
+        return function(image, strength, **({"key": key} if takes_key else {}), **options)
+
+    return corrupt
+
+
+def check_corruption(data: DataSection, image: tuple[int, int, int]) -> None:
+    """Check that the function that `data.corruption` names can be applied to images of a shape.
+
+    Raises:
+        UsageError: It cannot, or it returns something else than such an image.
+    """
+    if data.corruption is None:
+        return
+    corrupt, size = find_corruption(data), "x".join(map(str, image))
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        result = jax.eval_shape(corrupt, jax.ShapeDtypeStruct(image, jnp.float32), number, key)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {describe_exception(error)}"
+        raise UsageError(f"data.corruption={data.corruption}: fails on {size} images ({reason})") from error
+    shape = getattr(result, "shape", type(result).__name__)
+    if shape != image:
+        raise UsageError(
+            f"data.corruption={data.corruption}: must return an image of the shape {image} (got {shape})"
+        )
+
+
+@lru_cache(maxsize=1)
+def _import_corruptions() -> None:
+    """Import the modules of this package that register corruptions."""
+    folder = import_module("cnnexp.data.corruptions")
+    for module in iter_modules(folder.__path__):
+        import_module(f"{folder.__name__}.{module.name}")

@@ -6,6 +6,7 @@ from cnnexp.core.machine import machine_memory_text, total_memory
 from cnnexp.core.text import short_number
 from cnnexp.data.datasets import find_dataset
 from cnnexp.data.images import DataShape
+from cnnexp.data.registry import check_corruption
 
 MAX_LISTED_BLOCK = 1000  # pixels: larger block sizes are not listed in a message
 
@@ -71,10 +72,11 @@ def check_corruptions(data: Data) -> None:
     """Check that the configured corruptions and tasks are possible for images of this shape.
 
     Raises:
-        UsageError: Blocks do not fill the image, a shift, crop or resolution is larger than the image, or a
-            synthetic task asks for more than its inputs hold.
+        UsageError: Blocks do not fill the image, a shift, crop or resolution is larger than the image, the
+            function that `data.corruption` names cannot be applied, or a synthetic task asks for more than
+            its inputs hold.
     """
-    height, width, _ = infer_shape(data).image
+    height, width, channels = infer_shape(data).image
     size = f"{height}x{width} images"
     limits = {"shift": height - 1, "crop": height - 1, "resolution": max(height, width)}
     for key, limit in limits.items():
@@ -88,6 +90,7 @@ def check_corruptions(data: Data) -> None:
         sides = range(1, min(height, MAX_LISTED_BLOCK) + 1)
         listed = ", ".join(str(side) for side in sides if _tiles_image(side, height, width))
         raise UsageError(f"data.block={data.block}: blocks must tile {size}; allowed: {listed}")
+    check_corruption(data, (height, width, channels))
     find_dataset(data).check_keys()
 
 

@@ -31,6 +31,7 @@ MAPPINGS = (
     "launcher.sbatch",
     "launcher.resources",
     "data.options",
+    "data.corruption_options",
     "optim.options",
     "optim.schedule_options",
 )

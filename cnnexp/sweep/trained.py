@@ -40,6 +40,8 @@ CONDITIONS = (
     "data.block",
     "data.pixel_noise",
     "data.salt_and_pepper",
+    "data.corruption",
+    "data.corruption_strength",
 )
 PROBED_IMAGES = 64  # test images on which a network is probed
 
@@ -97,6 +99,8 @@ def change_conditions(config: RunConfig, conditions: Mapping[str, Value]) -> Run
         UsageError: A value is not allowed, or not for these images.
     """
     values: dict[str, Any] = config.model_dump()
+    if "data.corruption" in conditions:  # the options and the code are those of another function
+        values["data"] |= {"corruption_options": {}, "code": None}
     values["data"] |= {key.partition(".")[2]: value for key, value in conditions.items()}
     changed = parse(values)
     check_corruptions(changed.data)

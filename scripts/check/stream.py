@@ -88,7 +88,8 @@ def kill_and_resume(folder: Path, overrides: list[str], kills: int) -> None:
         time.sleep(random.random())
         process.kill()
         process.wait()
-        steps = sorted(int(path.parent.name) for path in folder.rglob("_CHECKPOINT_METADATA"))
+        names = [path.parent.name for path in folder.rglob("_CHECKPOINT_METADATA")]
+        steps = sorted(int(name) for name in names if name.isdigit())  # others were not saved completely
         print(f"kill {number + 1}: checkpoints after steps {steps}", flush=True)
     train(folder, "always", overrides)
 

@@ -1,7 +1,7 @@
 """Corruptions of images and labels, drawn once per image from the key of the run and the number of the image.
 
 The strengths are traced, so that runs of many strengths have a common program; a corruption of strength zero
-is no part of the program.
+is no part of the program. Modules of this folder register further corruptions, which `data.corruption` names.
 """
 
 from functools import partial
@@ -13,8 +13,9 @@ from jax import random
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from cnnexp.config.data import DataSection
+from cnnexp.data.corruptions.moves import PixelSources, block_permutation, draw_moves
 from cnnexp.data.images import Integers, Labels, Normalisation, Pixels
-from cnnexp.data.sampling import ROUNDS, permute
+from cnnexp.data.registry import find_corruption
 
 FULL_RESOLUTION = 2**16  # pixels per side: more than any image has
 
@@ -30,6 +31,7 @@ class CorruptionStrengths(NamedTuple):
     label_noise: Float[Array, "..."]
     crop: Int[Array, "..."]
     block: Int[Array, "..."]
+    corruption: Float[Array, "..."]
     train: Bool[Array, "..."]
     test: Bool[Array, "..."]
 
@@ -45,6 +47,7 @@ class CorruptionStrengths(NamedTuple):
             label_noise=jnp.float32(data.label_noise),
             crop=jnp.int32(data.crop),
             block=jnp.int32(data.block),
+            corruption=jnp.float32(data.corruption_strength or 0),
             train=jnp.bool_(data.corrupt != "test"),
             test=jnp.bool_(data.corrupt != "train"),
         )
@@ -76,6 +79,7 @@ class Corruptions:
             "permutation",
             "salt_and_pepper",
             "crop",
+            "corruption",
         )
         self._keys = {name: random.fold_in(key, number) for number, name in enumerate(names)}
 
@@ -118,6 +122,8 @@ class Corruptions:
         if data.salt_and_pepper:
             fraction = jnp.where(is_corrupted, strengths.salt_and_pepper, 0)
             images = self._add_salt_and_pepper(images, image_ids, fraction, is_bytes=white == 255.0)
+        if data.corruption_strength:
+            images = jnp.where(is_corrupted, self._apply_registered(images, image_ids, white), images)
         return self._normalisation.normalise(images)
 
     def labels(self, labels: Labels, image_ids: Integers, classes: int) -> Int[Array, "b ..."]:
@@ -146,6 +152,14 @@ class Corruptions:
         uniform, offset = jax.vmap(draw)(jnp.asarray(image_ids))
         wrong = 1 - labels if shape else (labels + offset) % classes
         return jnp.where(uniform < fraction, wrong, labels)
+
+    def _apply_registered(self, images: Array, image_ids: Array, white: float) -> Float[Array, "b h w c"]:
+        """Apply the function that `data.corruption` names to each image, on a scale where white is 1."""
+        corrupt = find_corruption(self._data)
+        keys = jax.vmap(partial(random.fold_in, self._keys["corruption"]))(image_ids)
+        strength = self._strengths.corruption
+        corrupted = jax.vmap(lambda image, key: corrupt(image, strength, key))(images / white, keys)
+        return white * corrupted.astype(jnp.float32)
 
     def _replace_by_noise(self, images: Array, image_ids: Array, fraction: Array) -> Float[Array, "b h w c"]:
         """Replace a fraction of the images by noise with the moments of the training pixels (Zhang 2017)."""
@@ -193,14 +207,14 @@ class Corruptions:
         if data.shift:
             keys = jax.vmap(partial(random.fold_in, self._keys["shift"]))(image_ids)
             source = source.shift(
-                jnp.where(is_corrupted, _draw_moves(keys, strengths.shift), 0), height, width
+                jnp.where(is_corrupted, draw_moves(keys, strengths.shift), 0), height, width
             )
         if is_augmented:
             assert step is not None
             key = random.fold_in(self._keys["crop"], jnp.asarray(step))
             keys = jax.vmap(partial(random.fold_in, key))(first + jnp.arange(count))
             if data.crop:
-                source = source.shift(_draw_moves(keys, strengths.crop), height, width)
+                source = source.shift(draw_moves(keys, strengths.crop), height, width)
             if data.flip:
                 mirrored = jax.vmap(lambda key: random.bernoulli(random.fold_in(key, 1)))(keys)
                 source = source.mirror(mirrored, width)
@@ -208,64 +222,6 @@ class Corruptions:
         flat = images.reshape(count, height * width, channels)
         gathered = jnp.take_along_axis(flat, index[..., None], axis=1)
         return jnp.where(source.inside[..., None], gathered, 0).reshape(images.shape)
-
-
-class PixelSources(NamedTuple):
-    """For each pixel of a new image, the pixel of the original image that it is taken from.
-
-    Attributes:
-        row: Row in the original image.
-        column: Column in the original image.
-        inside: Whether the pixel lies inside the original image; the others become 0.
-    """
-
-    row: Int[Array, "#b hw"]
-    column: Int[Array, "#b hw"]
-    inside: Bool[Array, "#b #hw"]
-
-    def shift(self, moves: Int[Array, "b 2"], height: int, width: int) -> "PixelSources":
-        """Move the new image down and to the right.
-
-        Args:
-            moves: Pixels down and to the right, for each image.
-            height: The height of the images.
-            width: The width of the images.
-        """
-        row, column = self.row - moves[:, :1], self.column - moves[:, 1:]
-        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        return PixelSources(row.clip(0, height - 1), column.clip(0, width - 1), self.inside & inside)
-
-    def mirror(self, mirrored: Bool[Array, " b"], width: int) -> "PixelSources":
-        """Mirror the images for which `mirrored` is true left to right."""
-        return self._replace(column=jnp.where(mirrored[:, None], width - 1 - self.column, self.column))
-
-
-def block_permutation(
-    key: Key[Array, ""], image_ids: Int[Array, " n"], block: Int[Array, ""], height: int, width: int
-) -> Int[Array, "n hw"]:
-    """Draw a permutation of the blocks of an image for each image number.
-
-    Args:
-        key: The key of the run.
-        image_ids: The numbers of the images, one permutation each.
-        block: The side of a block, in pixels; blocks of an image that is narrower are as wide as the image.
-        height: The height of the images.
-        width: The width of the images.
-
-    Returns:
-        For each pixel of the permuted image, the index of the pixel in the original image.
-    """
-    pixel = jnp.arange(height * width)[None]
-    row, column = pixel // width, pixel % width
-    block_width = jnp.minimum(block, width)
-    rows, columns = height // block, width // block_width
-    block_index = (row // block) * columns + column // block_width
-    words = random.bits(key, (ROUNDS, 2))
-    epoch = (image_ids.astype(jnp.uint32) + 1)[:, None]
-    size = (rows * columns).astype(jnp.uint32)
-    source = permute(words, epoch, block_index.astype(jnp.uint32), size, rolled=True).astype(jnp.int32)
-    source_row = source // columns * block + row % block
-    return source_row * width + source % columns * block_width + column % block_width
 
 
 def reduce_resolution(images: Float[Array, "b h w c"], resolution: Int[Array, ""]) -> Float[Array, "b h w c"]:
@@ -289,8 +245,3 @@ def _draw_normal(
     key: Key[Array, ""], image_ids: Int[Array, " b"], shape: tuple[int, ...]
 ) -> Float[Array, "b ..."]:
     return jax.vmap(lambda image: random.normal(random.fold_in(key, image), shape))(image_ids)
-
-
-def _draw_moves(keys: Key[Array, " b"], limit: Int[Array, ""]) -> Int[Array, "b 2"]:
-    """Draw a vertical and a horizontal move for each key, from -limit to limit."""
-    return jax.vmap(lambda key: random.randint(key, (2,), -limit, limit + 1))(keys)
