@@ -152,27 +152,27 @@ def load_once(data: Data) -> Images:
 
 
 def load_for_worker(data: Data) -> Images | ImageFiles:
-    """Replace `load` in a worker: digits are drawn once."""
+    """Replace `load_or_open` in a worker: digits are drawn once."""
     return load_once(data) if isinstance(data, Digits) else load_or_open(data)
 
 
 class CommonTrainers(worker.TrainerCache):
-    """Trainers by the shape of their program, of all sweeps of this process: each is traced once.
+    """Trainers by the key of their program, of all sweeps of this process: each is traced once.
 
     Those of networks, data and code of the user are built anew for each sweep, as are profiled ones.
     """
 
     def trainer_for(self, stack: Stack) -> StackTrainer:
-        """Return the trainer of an earlier stack of this shape, else build one."""
-        config, pace = stack.config, (loop.FIRST_PIECE_STEPS, loop.PIECE_SECONDS)
+        """Return the trainer of an earlier stack with this program, else build one."""
+        config, runs = stack.config, len(stack.runs)
         ours = isinstance(config.model, SimpleCNN | MLP | ResNet) and isinstance(config.data, Digits)
-        users = (config.optim.code, config.train.code, config.train.loss, config.train.metrics)
-        if not ours or any(users) or config.train.profile:
+        code = config.data.code or config.optim.code or config.train.code
+        if not ours or code or config.train.loss or config.train.metrics or config.train.profile:
             return super().trainer_for(stack)
-        runs = len(stack.runs)
-        key = (stack.shape, min(runs, jax.device_count()), *pace, train.train_step)  # what tests replace
+        replaced = (loop.FIRST_PIECE_STEPS, loop.PIECE_SECONDS, train.train_step)  # by some tests
+        key = (stack.program_key, min(runs, jax.device_count()), *replaced)
         if key not in TRAINERS:
-            if len(TRAINERS) == MAXTRAINERS:
+            if len(TRAINERS) == MAX_TRAINERS:
                 TRAINERS.clear()
                 return_memory()
             TRAINERS[key] = StackTrainer(config, load_once(config.data), runs)
@@ -180,12 +180,12 @@ class CommonTrainers(worker.TrainerCache):
 
 
 TRAINERS: dict[Hashable, StackTrainer] = {}
-MAXTRAINERS = 20  # of about 30 MB each
+MAX_TRAINERS = 20  # of about 30 MB each
 
 
 def prepare_process(patch: pytest.MonkeyPatch) -> None:
     """Let sweeps of this process draw digits and trace programs once, and send nothing."""
-    patch.setattr(worker, "load", load_for_worker)
+    patch.setattr(worker, "load_or_open", load_for_worker)
     patch.setattr(worker, "TrainerCache", CommonTrainers)
     patch.setenv("WANDB_MODE", "disabled")
     patch.delenv("WANDB_API_KEY", raising=False)

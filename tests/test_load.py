@@ -43,7 +43,7 @@ def sweep(swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Copy the sweep to the working folder, where a test changes it."""
     shutil.copytree(swept, tmp_path / "results" / "default")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(trained, "load", load_for_worker)
+    monkeypatch.setattr(trained, "load_or_open", load_for_worker)
     monkeypatch.setattr(trained, "load_images", load_once)
     monkeypatch.setattr("cnnexp.load.load_images", load_once)
     return Path("results/default")
@@ -227,7 +227,7 @@ from cnnexp.nn.geometry import Geometry
 class Net(nnx.Module):
     def __init__(self, shape, classes, rngs):
         geometry = Geometry(in_shape=shape, features=2, kernel_size=(3, 3))
-        self.blocks = nnx.List([TiedConv(geometry, tying="local", rngs=rngs)])
+        self.blocks = nnx.List([TiedConv.from_geometry(geometry, tying="local", rngs=rngs)])
         self.norm = nnx.BatchNorm(2, rngs=rngs)
         self.drop = nnx.Dropout(0.5, rngs=rngs)
         self.head = nnx.Linear(2, classes, rngs=rngs)
