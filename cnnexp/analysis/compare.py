@@ -47,7 +47,7 @@ def compare_sweeps(first: pd.DataFrame, second: pd.DataFrame, tuned: Collection[
     rows = []
     for row, a, b in pairs:
         before, after = interval(a.to_numpy()), interval(b.to_numpy())
-        change = Interval(np.nan, np.nan, np.nan) if different else _change(a, b, level)
+        change = Interval(np.nan, np.nan, np.nan) if different else _estimate_change(a, b, level)
         for name, estimate in (("first", before), ("second", after), ("change", change)):
             row |= {name: estimate.value, f"{name}/low": estimate.low, f"{name}/high": estimate.high}
         rows.append(row | {LEVEL: level, MOVED: bool(change.low > 0 or change.high < 0)})
@@ -106,7 +106,7 @@ def _means_by_seed(metric: str, *cells: pd.DataFrame) -> Iterator[pd.Series]:
     return (runs.groupby("seed")[metric].mean() for runs in cells)
 
 
-def _change(a: pd.Series, b: pd.Series, confidence: float) -> Interval:
+def _estimate_change(a: pd.Series, b: pd.Series, confidence: float) -> Interval:
     if set(a.index) == set(b.index):
         return interval((b - a).to_numpy(), confidence)
     change = float(b.mean() - a.mean())

@@ -48,7 +48,7 @@ def make_dataframe(
         evaluations: Whether to add one row per run and evaluation under other conditions (`cnnexp eval`). The
             column `evaluation` names the conditions, and is empty in the rows of the trainings.
     """
-    rows = [(run, _row(run)) for run in runs if run.status == status]
+    rows = [(run, _make_row(run)) for run in runs if run.status == status]
     if not evaluations:
         return pd.DataFrame([row for _, row in rows])
     evaluated = [
@@ -117,7 +117,7 @@ def normalize_value(value: object) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _row(run: StoredRun) -> dict[str, Any]:
+def _make_row(run: StoredRun) -> dict[str, Any]:
     extra = _describe_curve(run, "accuracy", "steps_to")
     for metric in FRACTIONS:
         if run.history and f"test/{metric}" in run.history[0]:

@@ -40,10 +40,10 @@ def print_keys(values: Mapping[str, Any], groups: Groups) -> None:
     print(USAGE)
     print("\nGROUPS, chosen with GROUP=NAME")
     for group in (*SECTIONS, "size"):
-        print(_wrapped(f"{group}: {', '.join(groups.names(group))}", width, "  ", "    "))
+        print(_wrap(f"{group}: {', '.join(groups.names(group))}", width, "  ", "    "))
     print("\nEXPERIMENTS, chosen with experiment=NAME, and what each asks")
     for name, question in experiment_questions(groups).items():
-        print(_wrapped(f"{name}: {question}", width, "  ", "    "))
+        print(_wrap(f"{name}: {question}", width, "  ", "    "))
     top = [key for key in RunConfig.model_fields if key not in SECTIONS]
     print("\nKEYS, set with KEY=VALUE; the values shown are those of this command")
     for key in describe_keys(RunConfig, top):
@@ -52,28 +52,28 @@ def print_keys(values: Mapping[str, Any], groups: Groups) -> None:
         inner = values[section]
         schema = find_section_class(section, str(inner.get("name", "")))
         print()
-        print(_wrapped(f"{section.upper()}  {section_summary(schema)}", width, "", "  "))
+        print(_wrap(f"{section.upper()}  {section_summary(schema)}", width, "", "  "))
         for key in describe_keys(schema):
             _print_key(f"{section}.{key.name}", key, inner.get(key.name), width)
 
 
 def experiment_questions(groups: Groups) -> dict[str, str]:
     """Return the question that each experiment asks, by its name, without importing its module."""
-    return {name: _question(name, groups.folders) for name in groups.names("experiment")}
+    return {name: _find_question(name, groups.folders) for name in groups.names("experiment")}
 
 
-def _question(name: str, folders: Sequence[Path]) -> str:
+def _find_question(name: str, folders: Sequence[Path]) -> str:
     """Return the first line of an experiment's module, or else of its configuration file."""
     for module in (packaged_folder("experiments") / f"{name}.py", Path("experiments") / f"{name}.py"):
         if module.is_file():
             text = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
             return text.partition("\n")[0]
     return next(
-        (line for folder in folders for line in _comments(folder / "experiment" / f"{name}.yaml")), ""
+        (line for folder in folders for line in _read_comments(folder / "experiment" / f"{name}.yaml")), ""
     )
 
 
-def _comments(file: Path) -> Iterator[str]:
+def _read_comments(file: Path) -> Iterator[str]:
     if file.is_file():
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("# ") and not line.startswith("# @package"):
@@ -81,11 +81,11 @@ def _comments(file: Path) -> Iterator[str]:
 
 
 def _print_key(name: str, key: KeyDescription, value: Any, width: int) -> None:
-    print(_wrapped(f"{name}={format_value(value)}    ({key.allowed})", width, "  ", "      "))
-    print(_wrapped(key.explanation, width, "      ", "      "))
+    print(_wrap(f"{name}={format_value(value)}    ({key.allowed})", width, "  ", "      "))
+    print(_wrap(key.explanation, width, "      ", "      "))
 
 
-def _wrapped(text: str, width: int, first: str, rest: str) -> str:
+def _wrap(text: str, width: int, first: str, rest: str) -> str:
     return textwrap.fill(
         text,
         width,

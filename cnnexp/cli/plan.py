@@ -85,7 +85,7 @@ def print_plan(points: Sequence[SweepPoint]) -> dict[str, float]:
 def _find_impossible_cells(points: Mapping[str, SweepPoint], cells: Cells) -> dict[str, str]:
     """Return why cells cannot be trained, by their names."""
     reasons: dict[str, str] = {}
-    for name, members in cells.members(points).items():
+    for name, members in cells.group_runs(points).items():
         config = points[members[0]].config
         try:
             check_images(config)
@@ -99,7 +99,7 @@ def _find_impossible_cells(points: Mapping[str, SweepPoint], cells: Cells) -> di
 def _memory_warnings(plan: Plan, cells: Cells) -> dict[str, str]:
     """Return warnings about cells of which one run may be too large for the free memory, by their names."""
     warnings: dict[str, str] = {}
-    for name, members in cells.members(plan.runs).items():
+    for name, members in cells.group_runs(plan.runs).items():
         if warning := memory_warning(plan.runs[members[0]]):
             warnings[name] = warning
     return warnings
@@ -108,7 +108,7 @@ def _memory_warnings(plan: Plan, cells: Cells) -> dict[str, str]:
 def _plan_cells(plan: Plan, cells: Cells, time_forecast: Forecast) -> list[CellPlan]:
     stack_of = {run_id: number for number, stack in enumerate(plan.stacks, 1) for run_id in stack.runs}
     cell_plans = []
-    for name, members in cells.members(plan.runs).items():
+    for name, members in cells.group_runs(plan.runs).items():
         config = plan.runs[members[0]]
         layers, missing = specify_network(config), [run_id for run_id in members if run_id in stack_of]
         cell_plans.append(

@@ -151,14 +151,14 @@ class _Options:
     @property
     def config_options(self) -> tuple[str, ...]:
         """The options that say where configuration files are, as they are typed."""
-        return self._typed("config_dir", "config_name")
+        return self._format_options("config_dir", "config_name")
 
     @property
     def printing_options(self) -> tuple[str, ...]:
         """The options with which Hydra prints something and trains nothing, as they are typed."""
-        return (*(["--resolve"] if self.resolve else []), *self._typed("cfg", "package", "info"))
+        return (*(["--resolve"] if self.resolve else []), *self._format_options("cfg", "package", "info"))
 
-    def _typed(self, *names: str) -> tuple[str, ...]:
+    def _format_options(self, *names: str) -> tuple[str, ...]:
         pairs = ((f"--{name.replace('_', '-')}", getattr(self, name)) for name in names)
         return tuple(text for name, value in pairs if value is not None for text in (name, str(value)))
 

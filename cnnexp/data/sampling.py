@@ -77,7 +77,7 @@ def stratified_sample(labels: Int[np.ndarray, " n"], size: int, seed: Seed) -> I
     extra = np.lexsort((rng.permutation(len(classes)), -remainders))[: size - quotas.sum()]
     quotas[extra] += 1
     shuffled = rng.permutation(len(labels))
-    turns = _turns(labels[shuffled])
+    turns = _count_earlier_in_class(labels[shuffled])
     is_drawn = turns < quotas[np.searchsorted(classes, labels[shuffled])]
     return shuffled[is_drawn]
 
@@ -98,12 +98,12 @@ def balanced_order(labels: Int[np.ndarray, " n"], seed: Seed) -> Int[np.ndarray,
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels))
     turns = np.empty(len(labels), np.int64)
-    turns[shuffled] = _turns(labels[shuffled])
+    turns[shuffled] = _count_earlier_in_class(labels[shuffled])
     tie_break = rng.permutation(len(labels))
     return np.lexsort((tie_break, turns))
 
 
-def _turns(labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+def _count_earlier_in_class(labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     """Count, for each entry, the earlier entries with the same label."""
     by_class = np.argsort(labels, kind="stable")
     ordered = labels[by_class]
@@ -183,7 +183,7 @@ def permute(
     position, epoch = jnp.broadcast_arrays(position, epoch)
 
     def apply_round(position: Array, round_words: Array) -> tuple[Array, None]:
-        fraction = _uniform(_hash(epoch ^ round_words[0]))
+        fraction = _to_unit_interval(_hash(epoch ^ round_words[0]))
         pair_sum = jnp.floor(fraction * size.astype(jnp.float32)).astype(jnp.uint32)
         pair_sum = jnp.minimum(pair_sum, size - 1)  # the product may be rounded up to the size
         partner = jnp.where(position <= pair_sum, pair_sum - position, pair_sum + (size - position))
@@ -201,6 +201,6 @@ def _hash(word: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     return word ^ (word >> 16)
 
 
-def _uniform(word: UInt32[Array, "..."]) -> Array:
+def _to_unit_interval(word: UInt32[Array, "..."]) -> Array:
     """Return a number in [0, 1) from the upper 24 bits."""
     return (word >> 8).astype(jnp.float32) * jnp.float32(2**-24)

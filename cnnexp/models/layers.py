@@ -223,9 +223,9 @@ def _specify_convolution(
         geometry = Geometry(
             in_shape=in_shape,
             features=value["features"],
-            kernel_size=_pair(value["kernel_size"], in_shape),
-            stride=_pair(value["stride"], in_shape),
-            dilation=_pair(value["dilation"], in_shape),
+            kernel_size=_to_height_and_width(value["kernel_size"], in_shape),
+            stride=_to_height_and_width(value["stride"], in_shape),
+            dilation=_to_height_and_width(value["dilation"], in_shape),
             padding=value["padding"],
             connectivity=value["connectivity"],
         )
@@ -257,7 +257,7 @@ def _specify_convolution(
 def _resolve_pool(value: dict[str, Any], geometry: Geometry, name: str) -> tuple[Pool, tuple[int, int]]:
     """Return the kind and the window of the pooling after a layer, of which the output must hold one."""
     h, w = geometry.out_size
-    kind, size = value["pool"], _pair(value["pool_size"], geometry.in_shape)
+    kind, size = value["pool"], _to_height_and_width(value["pool_size"], geometry.in_shape)
     if kind == "none":
         size = (1, 1)
     if kind == "global_average":
@@ -309,7 +309,7 @@ def layer_value(value: Any, index: int) -> Any:
     return value[index] if isinstance(value, list) else value
 
 
-def _pair(value: int | list[int], in_shape: tuple[int, int, int]) -> tuple[int, int]:
+def _to_height_and_width(value: int | list[int], in_shape: tuple[int, int, int]) -> tuple[int, int]:
     """Return a size down and across; one number for a signal, an image of width 1, is along its length."""
     if isinstance(value, int):
         return (value, 1 if in_shape[1] == 1 else value)

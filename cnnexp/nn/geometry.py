@@ -57,8 +57,8 @@ class Geometry:
                 raise ValueError(self._describe_excess(axis, size))
 
     def _describe_excess(self, axis: int, size: int) -> str:
-        dilated = "" if self.dilation == (1, 1) else f" with dilation={_times(self.dilation)}"
-        kernel, image = _times(self.kernel_size), _times(self.in_shape[:2])
+        dilated = "" if self.dilation == (1, 1) else f" with dilation={_format_size(self.dilation)}"
+        kernel, image = _format_size(self.kernel_size), _format_size(self.in_shape[:2])
         allowed = (size - 1) // self.dilation[axis] + 1
         larger = f"kernel_size={kernel}{dilated} is larger than the {image} image"
         return f"{larger}; allowed: 1 to {allowed}"
@@ -219,5 +219,5 @@ def _parse_size(name: str, value: int) -> int:
     return operator.index(value)
 
 
-def _times(pair: tuple[int, int]) -> str:
+def _format_size(pair: tuple[int, int]) -> str:
     return f"{pair[0]}x{pair[1]}"

@@ -29,7 +29,9 @@ def plot_data(configs: Sequence[RunConfig], images: Images | ImageFiles) -> Figu
         images: the set.
     """
     rows = [
-        _Row(split, images, config) for split in ("train", "test") for config in _distinct(configs, split)
+        _Row(split, images, config)
+        for split in ("train", "test")
+        for config in _list_distinct(configs, split)
     ]
     figure = Figure(
         figsize=(CELL_INCHES * EXAMPLES + 2.0, CELL_INCHES * len(rows) + 0.3), layout="constrained"
@@ -40,7 +42,7 @@ def plot_data(configs: Sequence[RunConfig], images: Images | ImageFiles) -> Figu
     return figure
 
 
-def _distinct(configs: Sequence[RunConfig], split: str) -> list[RunConfig | None]:
+def _list_distinct(configs: Sequence[RunConfig], split: str) -> list[RunConfig | None]:
     """List the distinct configurations that change a split, after None for the clean images."""
     by_changes = {_describe_changes(config.data, split): config for config in configs}
     return [None, *(config for changes, config in by_changes.items() if changes)]

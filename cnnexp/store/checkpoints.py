@@ -93,7 +93,7 @@ class StackCheckpoints:
         if self._writes:
             prefixes = {run: [prefix.size, prefix.crc32] for run, prefix in (histories or {}).items()}
             write_json(_manifest(folder), {"files": _checksums(folder), "histories": prefixes})
-            oldest = sorted(_steps(self.folder))[-KEPT_CHECKPOINTS:][0]
+            oldest = sorted(_list_steps(self.folder))[-KEPT_CHECKPOINTS:][0]
             self._drop(lambda saved: saved < oldest)
             self._drop_best(best or {})
 
@@ -104,7 +104,7 @@ class StackCheckpoints:
 
     def _drop(self, unwanted: Callable[[int], bool]) -> None:
         """Remove saved steps, each manifest before its files, and the remains of killed processes."""
-        for step in filter(unwanted, _steps(self.folder)):
+        for step in filter(unwanted, _list_steps(self.folder)):
             _manifest(self.folder / str(step)).unlink(missing_ok=True)
         self._delete_unfinished_steps()
 
@@ -117,7 +117,7 @@ class StackCheckpoints:
 
     def _drop_best(self, best: Mapping[str, Weights]) -> None:
         """Remove best weights that no checkpoint needs: those that had been surpassed by the oldest one."""
-        oldest = min(_steps(self.folder), default=0)
+        oldest = min(_list_steps(self.folder), default=0)
         for run_id in best:
             steps = sorted(
                 int(path.stem.rpartition("-")[2])
@@ -131,7 +131,7 @@ class StackCheckpoints:
 
     def _delete_unfinished_steps(self) -> None:
         """Delete the folders of steps without a manifest, which a killed process left behind."""
-        complete = {str(step) for step in _steps(self.folder)}
+        complete = {str(step) for step in _list_steps(self.folder)}
         for path in self.folder.glob("[0-9]*"):
             unfinished = re.fullmatch(r"\d+(\.orbax-checkpoint-tmp.*)?", path.name)
             if self._writes and unfinished and path.name not in complete:
@@ -160,12 +160,12 @@ def read_best_weights(stack: Path, run_id: str, step: int) -> Weights | None:
 
 def has_checkpoint(stack: Path) -> bool:
     """Return whether a state of a stack was saved, given the folder of the stack."""
-    return bool(_steps(stack))
+    return bool(_list_steps(stack))
 
 
 def list_corrupt_stacks(folder: Path) -> list[Path]:
     """List the folders of stacks that have checkpoints but do not name their runs."""
-    return [stack for stack in _stack_folders(folder) if _steps(stack) and not read_stack_runs(stack)]
+    return [stack for stack in _stack_folders(folder) if _list_steps(stack) and not read_stack_runs(stack)]
 
 
 def read_stack_runs(stack: Path) -> list[str]:
@@ -206,7 +206,7 @@ def restore(
     """
     import orbax.checkpoint as ocp
 
-    for step in broadcast(sorted(_steps(stack), reverse=True)):
+    for step in broadcast(sorted(_list_steps(stack), reverse=True)):
         folder, state = stack / str(step), None
         histories = _read_histories(folder)
         if not any_process(histories is None):
@@ -260,7 +260,7 @@ def _manifest(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.name}.json")
 
 
-def _steps(stack: Path) -> list[int]:
+def _list_steps(stack: Path) -> list[int]:
     """List the steps for which the folder of a stack has a manifest."""
     return [int(path.stem) for path in stack.glob("*.json") if path.stem.isdecimal()]
 

@@ -76,7 +76,7 @@ class Leases:
 
     def __enter__(self) -> "Leases":
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._beat()
+        self._give_sign_of_life()
         threading.Thread(target=self._keep_beating, name="leases", daemon=True).start()
         return self
 
@@ -107,7 +107,7 @@ class Leases:
         """
         self._has_expired()
         self._release(set(self._held) - set(runs))
-        newest, alive = self._newest() if runs else {}, _LivenessCache(self)
+        newest, alive = self._find_newest_leases() if runs else {}, _LivenessCache(self)
         for run_id in runs:
             lease = newest.get(run_id)
             if run_id not in self._held and (lease is None or lease not in alive):
@@ -123,7 +123,7 @@ class Leases:
                 `LEASE_SECONDS`.
         """
         alive = _LivenessCache(self, within)
-        newest = self._newest().items()
+        newest = self._find_newest_leases().items()
         return {run_id for run_id, lease in newest if run_id not in self._held and lease in alive}
 
     def other_workers_alive(self) -> bool:
@@ -154,7 +154,7 @@ class Leases:
         if self._seconds() - self._last_beat_monotonic <= SELF_EXPIRY_SECONDS:
             return False
         self._release(set(self._held))
-        self._beat()
+        self._give_sign_of_life()
         return True
 
     def _link(self, run_id: str, generation: int) -> None:
@@ -179,7 +179,7 @@ class Leases:
                     self._path(run_id, number).unlink()
             del self._held[run_id]  # last: a lease that could not be removed is still this worker's
 
-    def _newest(self) -> dict[str, "_Lease"]:
+    def _find_newest_leases(self) -> dict[str, "_Lease"]:
         """Return the lease of the last generation of each run."""
         newest: dict[str, _Lease] = {}
         with os.scandir(self._folder) as entries:
@@ -203,9 +203,9 @@ class Leases:
                 self._seconds() - self._last_beat_monotonic <= SELF_EXPIRY_SECONDS
             ):  # else `check` must report it first
                 with suppress(OSError):  # the next one may succeed
-                    self._beat()
+                    self._give_sign_of_life()
 
-    def _beat(self) -> None:
+    def _give_sign_of_life(self) -> None:
         """Give a sign of life, dated by the clock of the file server, which is the same for all workers."""
         started = self._seconds()
         with self._beat_lock:

@@ -50,7 +50,7 @@ def write_probes(folder: Path, measures: Mapping[str, float]) -> None:
 def read_probes(folder: Path) -> dict[str, float]:
     """Read what probes measured of a run; empty where there are none, or the file is corrupt."""
     content = read_json(folder / PROBES)
-    measures = _numbers(content.get("measures"))
+    measures = _select_numbers(content.get("measures"))
     intact = content.get("crc32") == _checksum(measures)
     return {name: value for name, value in measures.items() if name.startswith("probe/")} if intact else {}
 
@@ -80,7 +80,7 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
         if not isinstance(conditions, dict) or checksum != _checksum(values):
             continue
         if all(KEY.fullmatch(key) and _is_value(value) for key, value in conditions.items()):
-            metrics = _numbers(values.get("metrics"))
+            metrics = _select_numbers(values.get("metrics"))
             evaluations.append(Evaluation(conditions=replace_unprintable(conditions), metrics=metrics))
     return evaluations
 
@@ -94,7 +94,7 @@ def format_conditions(conditions: Mapping[str, Value]) -> str:
     return " ".join(f"{key}={conditions[key]}" for key in sorted(conditions))
 
 
-def _numbers(values: object) -> dict[str, float]:
+def _select_numbers(values: object) -> dict[str, float]:
     """Return the finite numbers under plain names."""
     if not isinstance(values, dict):
         return {}

@@ -81,7 +81,7 @@ def refuse_too_large(configs: Sequence[RunConfig]) -> None:
     for config in configs:
         shape = config.model.model_dump_json(), config.data.model_dump_json()
         if shape not in seen and estimate_min_bytes(config) > device_memory():
-            raise UsageError(_too_large(config))
+            raise UsageError(_explain_too_large(config))
         seen.add(shape)
 
 
@@ -141,7 +141,7 @@ def _itemsize(layer: LayerSpec) -> int:
     return ITEMSIZE[layer.dtype or layer.param_dtype]
 
 
-def _too_large(config: RunConfig) -> str:
+def _explain_too_large(config: RunConfig) -> str:
     """Name the key that makes a run smaller, and the memory that the run needs and that exists."""
     batch, memory = config.data.batch_size, device_memory()
     needs = f"one run needs about {short_number(estimate_min_bytes(config))}B of memory"

@@ -184,7 +184,7 @@ def _explain_syntax(word: str) -> str:
         functions = create_functions().definitions
         if match[1] not in functions:
             return f"no such function; {suggestion(match[1], sorted(functions))}; or quote it: {_quote(word)}"
-        return f"{match[1]} cannot take these arguments; write {_usage(match[1])}"
+        return f"{match[1]} cannot take these arguments; write {_describe_usage(match[1])}"
     if value.startswith(",") or value.endswith(",") or ",," in value:
         return "a value is missing before or after a comma"
     return f"contains characters that must be quoted; write {_quote(word)}"
@@ -206,7 +206,7 @@ def _find_unclosed(value: str) -> str | None:
     return f"{quote or expected[-1]!s} is missing at the end" if quote or expected else None
 
 
-def _usage(function: str) -> str:
+def _describe_usage(function: str) -> str:
     usages = {
         "range": "range(STOP) or range(START,STOP[,STEP]) of numbers, with a STEP that is not 0",
         "choice": "choice(A,B,…)",
@@ -257,12 +257,12 @@ def _has_values(sweep: RangeSweep) -> bool:
 
 
 def _check_names(word: str, override: Override, names: Sequence[str]) -> None:
-    for name in _values(override):
+    for name in _iterate_values(override):
         if not isinstance(name, str) or not name or name.startswith("_"):
             raise UsageError(f"{word}: must be a name; {suggestion(format_value(name), names)}")
 
 
-def _values(override: Override) -> Iterator[Any]:
+def _iterate_values(override: Override) -> Iterator[Any]:
     """Iterate over the values of an override, except those of a pattern, which are names that exist."""
     value = override.value()
     if isinstance(value, ChoiceSweep):

@@ -161,7 +161,7 @@ class _Base:
 
     @classmethod
     def of(cls, config: DictConfig) -> "_Base":
-        config = _without_hydra(config)
+        config = _remove_hydra(config)
         keys = re.findall(r"\$\{([\w.]+)\}", OmegaConf.to_yaml(config))
         return cls(config, to_dict(config), set(keys))
 
@@ -234,12 +234,12 @@ def _set_value(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 def to_dict(config: DictConfig) -> dict[str, Any]:
     """Return a composed configuration as nested dictionaries, without Hydra's own section."""
-    values = OmegaConf.to_container(_without_hydra(config), resolve=True)
+    values = OmegaConf.to_container(_remove_hydra(config), resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 
 
-def _without_hydra(config: DictConfig) -> DictConfig:
+def _remove_hydra(config: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
@@ -277,13 +277,13 @@ class Cells:
 
     def common_name(self, runs: Iterable[str]) -> str:
         """Return what the names of the cells of runs have in common: `tying=local (4 cells)`."""
-        names = list(self.members(runs))
+        names = list(self.group_runs(runs))
         if len(names) == 1:
             return names[0]
         common = [word for word in names[0].split(" ") if all(word in name.split(" ") for name in names)]
         return " ".join([*common, f"({len(names)} cells)"])
 
-    def members(self, runs: Iterable[str]) -> dict[str, list[str]]:
+    def group_runs(self, runs: Iterable[str]) -> dict[str, list[str]]:
         """Group runs by their cells; return their ids by the cell's name."""
         members: dict[str, list[str]] = {}
         for run_id in runs:

@@ -53,7 +53,7 @@ class SweepProgress:
 
     def __enter__(self) -> "SweepProgress":
         if self._plan.ended:
-            self.tell(
+            self.print_line(
                 f"already in the store: {pluralize(len(self._plan.ended), 'run')}; {self._total} to train"
             )
         if self._plan.stacks:
@@ -66,7 +66,7 @@ class SweepProgress:
     ) -> None:
         self._bar.stop()
 
-    def tell(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print a line above the bar."""
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
@@ -97,9 +97,9 @@ class SweepProgress:
         if ended:
             self._done += len(ended)
             self._running -= len(ended)
-            for name, members in self._cells.members(ended).items():
+            for name, members in self._cells.group_runs(ended).items():
                 if self._console.is_terminal:
-                    self.tell(f"{name}: {_accuracies([rows[run_id] for run_id in members])}")
+                    self.print_line(f"{name}: {_accuracies([rows[run_id] for run_id in members])}")
         self._latest = f"{self._cells.common_name(stack.runs)}: {_accuracies(list(rows.values()))}"
         if self._running == 0:
             self._spent, self._partial = self._spent + _seconds(stack), 0.0
@@ -112,7 +112,7 @@ class SweepProgress:
         self._failed += self._running
         self._running, self._partial = 0, 0.0
         self._spent += _seconds(stack)
-        self.tell(f"failed: {self._cells.common_name(stack.runs)}: {error}; see {file}")
+        self.print_line(f"failed: {self._cells.common_name(stack.runs)}: {error}; see {file}")
         self._show()
 
     def update_from_store(self, rows: Rows, *, running: int, failed: int) -> None:
@@ -125,10 +125,10 @@ class SweepProgress:
         """
         self._done, self._running, self._failed = self._done + len(rows), running, failed
         self._spent, self._fraction = self._cost * (self._done + failed) / max(1, self._total), 0.0
-        for name, members in self._cells.members(rows).items():
+        for name, members in self._cells.group_runs(rows).items():
             self._latest = f"{name}: {_accuracies([rows[run_id] for run_id in members])}"
             if self._console.is_terminal:
-                self.tell(self._latest)
+                self.print_line(self._latest)
         if not self._console.is_terminal and (rows or time.monotonic() - self._printed > SILENCE_SECONDS):
             self._print_state()
         self._show()
@@ -141,14 +141,17 @@ class SweepProgress:
 
     def _show(self) -> None:
         self._bar.update(
-            self._task, completed=self._spent + self._partial, description=self._state(), latest=self._latest
+            self._task,
+            completed=self._spent + self._partial,
+            description=self._describe_state(),
+            latest=self._latest,
         )
 
     def _print_state(self) -> None:
         self._printed = time.monotonic()
-        self.tell(f"{self._state()}, {self._latest}")
+        self.print_line(f"{self._describe_state()}, {self._latest}")
 
-    def _state(self) -> str:
+    def _describe_state(self) -> str:
         """Describe runs done, failed and running, the current stack's epoch, throughput and time left."""
         elapsed = time.monotonic() - self._started
         parts = [f"{self._done}/{pluralize(self._total, 'run')}"]

@@ -64,11 +64,11 @@ def run_sweep(points: Sequence[SweepPoint], command: str | None = None) -> dict[
             return dict.fromkeys(by_id, math.nan)
         plan, progress = start_progress(by_id, command, contexts)
         if kept.refused:
-            progress.tell(kept.describe_refused())
+            progress.print_line(kept.describe_refused())
         leases = contexts.enter_context(Leases(sweep_folder(first)))
         code = list_user_files(first.experiment)
         mirror = contexts.enter_context(
-            Mirror(first.tracking, sweep_folder(first), print_line=progress.tell, code=code)
+            Mirror(first.tracking, sweep_folder(first), print_line=progress.print_line, code=code)
         )
         mirror.notify([run_folder(plan.runs[run_id]) for run_id in plan.ended])
         runner = SweepRunner(plan.runs, leases, signals, progress, mirror)
@@ -112,7 +112,7 @@ def start_progress(
     plan = plan_sweep(runs)
     progress = contexts.enter_context(SweepProgress(plan, Cells(points)))
     for path in plan.corrupt:
-        progress.tell(f"{describe_corrupt_file(path)}; moved to {move_corrupt(path).name}")
+        progress.print_line(f"{describe_corrupt_file(path)}; moved to {move_corrupt(path).name}")
         (path.parent / "status.json").unlink(missing_ok=True)  # the run has no result any more
     if command:
         record_command(next(iter(runs.values())), command)

@@ -104,7 +104,7 @@ class SweepRunner:
         except LeaseLost as error:
             if not is_only_process:
                 raise ProcessLost from error
-            self._progress.tell(
+            self._progress.print_line(
                 f"{error}: other workers may have taken over {pluralize(len(stack.runs), 'run')}"
             )
             self._queue.extend(stacks_for(stack.runs))
@@ -115,7 +115,7 @@ class SweepRunner:
             if isinstance(error, OSError) and is_disk_error(error):
                 raise
             if is_only_process and _is_out_of_memory(error) and len(stack.runs) > 1:
-                self._progress.tell(
+                self._progress.print_line(
                     f"out of memory with {len(stack.runs)} runs in a stack: continuing with half as many"
                 )
                 self._queue.appendleft(stack)

@@ -134,7 +134,7 @@ def evaluate_sweep(folder: Path, words: Sequence[str]) -> int:
     jobs = _make_jobs(runs, conditions)
     _start_jax(runs)
     for program_key, group in group_by_program({name: job.config for name, job in jobs.items()}).items():
-        for images, configs in _by_images(group):
+        for images, configs in _group_by_images(group):
             trainer: StackTrainer | None = None
             for stack in split_group(configs, program_key, largest_stack(next(iter(configs.values())))):
                 trainer = trainer or StackTrainer(stack.config, images, len(stack.runs))
@@ -169,7 +169,7 @@ def _store(job: _Job, metrics: Mapping[str, float]) -> None:
     write_evaluations(job.run.folder, {format_conditions(job.conditions): evaluation})
 
 
-def _by_images(configs: Mapping[str, RunConfig]) -> Iterator[tuple[Any, dict[str, RunConfig]]]:
+def _group_by_images(configs: Mapping[str, RunConfig]) -> Iterator[tuple[Any, dict[str, RunConfig]]]:
     """Group configurations by the images that they load."""
     groups: dict[str, dict[str, RunConfig]] = {}
     for name, config in configs.items():

@@ -103,7 +103,7 @@ class Worker:
         started = time.perf_counter()
         announce_stack(stack)
         trainer = self._trainers.trainer_for(stack)
-        restored = restore_stack(stack, trainer, self._progress.tell)
+        restored = restore_stack(stack, trainer, self._progress.print_line)
         if restored.not_saved:
             self._start_again(replace(stack, runs=restored.not_saved, resumes=None))
         stack, state = restored.stack, restored.state
@@ -126,7 +126,7 @@ class Worker:
             if loop_state.step == last:
                 break
             is_due = time.monotonic() - saved >= stack.config.sweep.checkpoint_seconds
-            stops, saves = _decide(self._signals, is_due=is_due)
+            stops, saves = _agree_on_pause(self._signals, is_due=is_due)
             if saves:
                 checkpoints.save(
                     loop_state.step,
@@ -227,14 +227,14 @@ def _follow_stack(stack: Stack, trainer: StackTrainer, folder: Path, signals: St
         if loop_state.step == trainer.setup.duration.steps:
             trainer.inspect_kernels(loop_state)  # a program of all processes
             break
-        stops, saves = _decide(signals, is_due=False)
+        stops, saves = _agree_on_pause(signals, is_due=False)
         if saves:
             checkpoints.save(loop_state.step, loop_state.state, {})
         if stops:
             raise Interrupted(signals.signal_number)
 
 
-def _decide(signals: StopSignals, *, is_due: bool) -> tuple[bool, bool]:
+def _agree_on_pause(signals: StopSignals, *, is_due: bool) -> tuple[bool, bool]:
     """Agree among all processes whether to stop, and whether to save.
 
     A signal to any process stops all of them. The primary process decides whether a checkpoint is due.

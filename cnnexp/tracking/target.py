@@ -185,12 +185,12 @@ class Reachability:
 
     def __bool__(self) -> bool:
         if time.monotonic() - self._asked >= PROBE_INTERVAL_SECONDS:
-            self._answer = _answers(public_url())
+            self._answer = _does_answer(public_url())
             self._asked = time.monotonic()
         return self._answer
 
 
-def _answers(url: str) -> bool:
+def _does_answer(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_SECONDS):
             return True

@@ -211,14 +211,14 @@ def start_wandb_run(target: Target, folder: Path, *, stats_of: int | None = None
 def name_cell(run: StoredRun) -> str:
     """Name the cell of a run: the keys that are read most, and a hash of the whole configuration."""
     model, data, optim = (run.config[section] for section in ("model", "data", "optim"))
-    words = [model["name"], _short(model.get("tying", "dense"))]
-    words += [f"{key[0]}{_short(model[key])}" for key in ("kernel_size", "stride") if model.get(key)]
+    words = [model["name"], _format_value(model.get("tying", "dense"))]
+    words += [f"{key[0]}{_format_value(model[key])}" for key in ("kernel_size", "stride") if model.get(key)]
     if model.get("match", "none") != "none":
-        words.append(f"{model['match']} of {_short(model['match_tying'])}")
+        words.append(f"{model['match']} of {_format_value(model['match_tying'])}")
     words += [data["name"], f"{data['train_size']} images" if data.get("train_size") else ""]
     hashed = parse({**run.config, "seed": 0}).run_id[:6]
     return " ".join(filter(None, [*words, f"lr {optim['learning_rate']:g}", hashed]))
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return "-".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -63,7 +63,7 @@ def _read_statuses(folder: Path) -> dict[str, str | None]:
 def send_summary(folder: Path, target: Target) -> None:
     """Send the tables and figures of the finished runs as one W&B run, unless the target has them already."""
     sent = {"runs": hashlib.sha256(repr(_read_statuses(folder)).encode()).hexdigest()[:12]}
-    with _locked(folder):
+    with _lock(folder):
         ledger = read_json(folder / LEDGER)
         if ledger.get(target.address) == sent:
             return
@@ -85,7 +85,7 @@ def send_summary(folder: Path, target: Target) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[None]:
     """Let one worker send the summary; others that end at the same time wait and then see that it was sent.
 
     On a file system without locks they may all send it.
@@ -115,7 +115,7 @@ def collect_media(folder: Path, runs: list[StoredRun]) -> dict[str, Any]:
 
 
 def _collect_media(folder: Path, configs: list[RunConfig]) -> dict[str, Any]:
-    networks = _networks(configs)
+    networks = _collect_networks(configs)
     report = write_report(folder)
     layers = [
         [name, *(row[column] for column in LAYER_COLUMNS)]
@@ -131,13 +131,13 @@ def _collect_media(folder: Path, configs: list[RunConfig]) -> dict[str, Any]:
         logged[f"figures/{name}"] = wandb.Image(str(report.folder / f"{name}.png"))
     for name, (network, _) in list(networks.items())[:MAX_FIGURES]:
         if (figure := plot_network(network)) is not None:
-            logged[f"networks/{name}"] = _image(figure)
+            logged[f"networks/{name}"] = _render_image(figure)
     for name, figure in _draw_data(folder, configs):
-        logged[f"images/{name}"] = _image(figure)
+        logged[f"images/{name}"] = _render_image(figure)
     return logged
 
 
-def _networks(configs: list[RunConfig]) -> dict[str, tuple[NetworkSpec, RunConfig]]:
+def _collect_networks(configs: list[RunConfig]) -> dict[str, tuple[NetworkSpec, RunConfig]]:
     """Collect the distinct networks, named after their tyings and kernel sizes."""
     named: dict[str, tuple[NetworkSpec, RunConfig]] = {}
     for config in configs:
@@ -152,7 +152,7 @@ def _table(columns: list[Any], rows: list[Any]) -> Any:
     return wandb.Table(columns=columns, data=rows)
 
 
-def _image(figure: Figure) -> Any:
+def _render_image(figure: Figure) -> Any:
     from PIL import Image
 
     file = io.BytesIO()

@@ -170,7 +170,7 @@ def check_optimizer(optim: Optim, steps: int) -> None:
         )
     make_relative_rate(optim, steps)
     if not _is_plain(optim):
-        _list_traced_options(_key(optim))
+        _list_traced_options(_make_cache_key(optim))
 
 
 def count_slots(optim: Optim, *, loads_user_code: bool = True) -> float:
@@ -185,7 +185,7 @@ def count_slots(optim: Optim, *, loads_user_code: bool = True) -> float:
     """
     if _is_plain(optim) or (is_import_path(optim.name) and not loads_user_code):
         return 1.0 if optim.name == "sgd" else 2.0
-    return _count_slots(_key(optim))
+    return _count_slots(_make_cache_key(optim))
 
 
 def list_traced_options(optim: Optim) -> tuple[str, ...]:
@@ -194,14 +194,14 @@ def list_traced_options(optim: Optim) -> tuple[str, ...]:
     A whole number is not traced where the default is a whole number, such as a number of iterations, and no
     number is on which the optimiser decides in Python.
     """
-    return () if not optim.options else _list_traced_options(_key(optim))
+    return () if not optim.options else _list_traced_options(_make_cache_key(optim))
 
 
 def _is_plain(optim: Optim) -> bool:
     return optim.name in MOMENTUM_ARGUMENTS and not optim.options
 
 
-def _key(optim: Optim) -> str:
+def _make_cache_key(optim: Optim) -> str:
     """Return the optimiser and what decides its state as text, by which results are cached."""
     fields = {"name", "options", "schedule", "schedule_options", "warmup", "decay_biases"}
     return optim.model_dump_json(include=fields)

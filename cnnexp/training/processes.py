@@ -105,7 +105,7 @@ def to_host(tree: Any) -> Any:
 
     def copy_leaf(leaf: Any) -> np.ndarray:
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return copy_keys(leaf)
+            return copy_random_keys(leaf)
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
             return np.asarray(leaf)
         whole = np.empty(leaf.shape, leaf.dtype)
@@ -113,7 +113,7 @@ def to_host(tree: Any) -> Any:
             whole[shard.index] = np.asarray(shard.data)
         return whole
 
-    def copy_keys(keys: jax.Array) -> np.ndarray:
+    def copy_random_keys(keys: jax.Array) -> np.ndarray:
         if keys.is_fully_addressable:
             return np.asarray(jax.random.key_data(keys))
         whole: np.ndarray | None = None

@@ -188,7 +188,7 @@ def watch(
         by_id = {point.config.run_id: point for point in points}
         plan, progress = start_progress(by_id, command, contexts)
         if kept.refused:
-            progress.tell(kept.describe_refused())
+            progress.print_line(kept.describe_refused())
         watcher = StoreWatcher(by_id, plan, progress)
         for working in send(plan, by_id, progress) if plan.stacks else ():
             if not wait:

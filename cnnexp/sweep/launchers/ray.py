@@ -51,12 +51,14 @@ def run_on_ray(points: Sequence[SweepPoint], command: str | None) -> dict[str, f
             }
             train = ray.remote(**options)(_train)
             tasks.extend(train.remote(assignment, launcher.cpus) for assignment in assign(plan, by_id))
-            progress.tell(f"Ray: {pluralize(len(tasks), 'task')} for {pluralize(len(plan.stacks), 'stack')}")
+            progress.print_line(
+                f"Ray: {pluralize(len(tasks), 'task')} for {pluralize(len(plan.stacks), 'stack')}"
+            )
             reported: set[str] = set()
             while True:
                 ended, tasks[:] = ray.wait(tasks, num_returns=len(tasks), timeout=0)
-                for error in {_error(ray, task) for task in ended} - {"", *reported}:
-                    progress.tell(f"Ray: {error}")
+                for error in {_describe_failure(ray, task) for task in ended} - {"", *reported}:
+                    progress.print_line(f"Ray: {error}")
                     reported.add(error)
                 yield bool(tasks)
 
@@ -112,7 +114,7 @@ def _check_address(address: str | None) -> None:
         raise UsageError(f"launcher.address={address}: no Ray cluster at this address ({error})") from None
 
 
-def _error(ray: Any, task: Any) -> str:
+def _describe_failure(ray: Any, task: Any) -> str:
     """Return in one line why a task ended before its work was done; empty if it was done."""
     try:
         ray.get(task)

@@ -77,7 +77,7 @@ def submit(points: Sequence[SweepPoint], command: str | None) -> dict[str, float
     def send(plan: Plan, by_id: Mapping[str, SweepPoint], progress: "SweepProgress") -> Iterator[bool]:
         assignments = assign(plan, by_id, max_assignments=launcher.tasks)
         job_ids.extend(_submit_array(assignments, launcher))
-        progress.tell(_describe_submission(job_ids, assignments, plan))
+        progress.print_line(_describe_submission(job_ids, assignments, plan))
         checked, working = 0.0, True
         while True:
             if time.monotonic() - checked > QUEUE_SECONDS:
@@ -138,7 +138,7 @@ def _submit_array(assignments: Sequence[Assignment], launcher: SlurmLauncher) ->
         with redirect_stderr(io.StringIO()), executor.batch():  # the error repeats what sbatch prints
             submitted = [executor.submit(RequeuedAssignment(assignment)) for assignment in assignments]
     except (FailedJobError, subprocess.CalledProcessError) as error:
-        raise UsageError(f"launcher=slurm: {_reason(error)}") from None
+        raise UsageError(f"launcher=slurm: {_find_reason(error)}") from None
     return [submitted[0].job_id.partition("_")[0]]
 
 
@@ -155,7 +155,7 @@ def _resources(launcher: SlurmLauncher) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _reason(error: Exception) -> str:
+def _find_reason(error: Exception) -> str:
     """Return the message of sbatch in one line."""
     lines = [line.strip() for line in str(error).splitlines() if "sbatch: error" in line]
     text = lines[-1] if lines else str(error).splitlines()[-1]
