@@ -98,7 +98,8 @@ class DataSection(Section):
     )
     code: Text | None = Field(
         default=None,
-        description="The checksum of the user's code in `corruption`, which is filled in.",
+        description="The checksum of the user's code in `corruption`. It is filled in by the "
+        "program, so that changed code is trained as new runs.",
     )
     label_noise: ProperFraction = Field(
         default=0.0, description="The fraction of training labels that are replaced by a wrong label."
