@@ -24,7 +24,7 @@ OLDEST = (3, 11)
 
 
 def set_up(extras: set[str]) -> None:
-    """Make `.venv` hold the project and the dependencies of these extras, unless it does already."""
+    """Install the project and the dependencies of these extras into `.venv`, unless it has them already."""
     if sys.version_info < OLDEST:
         sys.exit(f"set-up needs Python 3.11 or newer; this is {sys.version.split()[0]} ({sys.executable})")
     digest, stamp = _digest(), _read_stamp()
@@ -54,13 +54,13 @@ def _read_stamp() -> dict:
 
 
 def _clear() -> list[str]:
-    """Start anew over an environment of another Python; go on with one of this Python."""
+    """Return the option that clears an environment of another Python; one of this Python is kept."""
     library = VENV / "lib" / "python{}.{}".format(*sys.version_info)
     return ["--clear"] if VENV.exists() and not library.exists() else []
 
 
 def _install_uv() -> None:
-    """Install uv with pip, whose one hash mode wants every requirement hashed: so of the lock, uv alone."""
+    """Install uv with pip, from a lock of uv alone: with hashes, pip demands one for every requirement."""
     lines = LOCK.read_text(encoding="utf-8").splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("uv=="))
     end = next(number for number in range(start, len(lines)) if not lines[number].endswith("\\"))

@@ -195,12 +195,12 @@ def images_needed(
 
 
 def images_saved(net: Cell, reference: Cell, images: int | None = None) -> Estimate:
-    """Estimate how often the training images can be halved until a net is only as accurate as another.
+    """Estimate how often the training images can be halved until a network is only as accurate as another.
 
     Args:
-        net: The net whose training images are halved.
-        reference: The net that has all of them.
-        images: All of them; if None, the largest number that both nets were trained on.
+        net: The network whose training images are halved.
+        reference: The network that has all of them.
+        images: All of them; if None, the largest number that both networks were trained on.
 
     Returns:
         An estimate with bounds of log2 of the images over those that `net` needs.
@@ -219,11 +219,11 @@ def images_saved(net: Cell, reference: Cell, images: int | None = None) -> Estim
 
 
 def images_ratio(numerator: Cell, denominator: Cell, accuracy: float) -> Estimate:
-    """Estimate log2 of the training images that one net needs for an accuracy, over those of another.
+    """Estimate log2 of the training images that one network needs for an accuracy, over those of another.
 
     Args:
-        numerator: The net that is expected to need more.
-        denominator: The net whose images are the divisor.
+        numerator: The network that is expected to need more.
+        denominator: The network whose images are the divisor.
         accuracy: The test accuracy for which images are needed.
 
     Returns:
@@ -235,7 +235,7 @@ def images_ratio(numerator: Cell, denominator: Cell, accuracy: float) -> Estimat
 def images_exponent(
     key: str, cell: Cell, accuracy: float, proven_growth: Callable[[float], float] | None = None
 ) -> Estimate:
-    """Estimate the exponent with which the training images that a net needs grow with a key.
+    """Estimate the exponent with which the training images that a network needs grow with a key.
 
     Args:
         key: The key, for example `data.dimension`.
@@ -264,14 +264,14 @@ def images_exponent(
 
 
 def cost_ratio(cost: str, numerator: Cell, denominator: Cell, accuracy: float = 0.5) -> Estimate:
-    """Estimate log2 of the cost at which one net reaches a test accuracy, over that of the other.
+    """Estimate log2 of the cost at which one network reaches a test accuracy, over that of the other.
 
     Both are taken with the largest number of training images of the sweep.
 
     Args:
         cost: "steps", or a column that each step costs, for example `macs`.
-        numerator: The net that is expected to need more.
-        denominator: The net whose cost is the divisor.
+        numerator: The network that is expected to need more.
+        denominator: The network whose cost is the divisor.
         accuracy: One of `TARGETS`, whose steps the dataframe has, see `steps_to`.
 
     Returns:

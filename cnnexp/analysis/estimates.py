@@ -213,7 +213,7 @@ def locality_beyond_chance(cell: CellRule, layer: str = "conv_0", window: int = 
     """Estimate the locality of a layer's weights, less that of random weights with as many zeros.
 
     Args:
-        cell: The nets; each unit of the layer must see the whole image.
+        cell: The networks; each unit of the layer must see the whole image.
         layer: The layer, whose `learned/zeros` and `learned/locality` the dataframe has.
         window: Height and width of the window in which the weights of a local unit lie, in pixels.
     """

@@ -1,4 +1,4 @@
-"""Figures of the training images that nets need, and of how these grow with the problem."""
+"""Figures of the training images that networks need, and of how these grow with the problem."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ ROOM_FOR_EXPONENTS = 30  # factor by which the axis of images is extended
 
 @dataclass(frozen=True)
 class Growth:
-    """The training images that nets need along one key.
+    """The training images that networks need along one key.
 
     Attributes:
         label: The name of the axis.
@@ -28,8 +28,8 @@ class Growth:
         cell: The other keys, except the tying.
         accuracy: The test accuracy for which images are needed.
         proven_growth: By tying, how a proven bound grows with the key; drawn from the first point of the
-            net's line, beside the exponent of the line.
-        tyings: The tyings of the nets, in the order of the legend.
+            network's line, beside the exponent of the line.
+        tyings: The tyings of the networks, in the order of the legend.
     """
 
     label: str
@@ -41,7 +41,7 @@ class Growth:
 
 
 def draw_growth(panels: Sequence[Growth], source: str) -> Drawing:
-    """Make the figure of the training images that nets need, see `plot_growth`.
+    """Make the figure of the training images that networks need, see `plot_growth`.
 
     Args:
         panels: What each column shows.
@@ -56,7 +56,7 @@ def draw_growth(panels: Sequence[Growth], source: str) -> Drawing:
 
 
 def plot_growth(table: pd.DataFrame, panels: Sequence[Growth]) -> Figure:
-    """Draw the training images that nets need, one column per key.
+    """Draw the training images that networks need, one column per key.
 
     Args:
         table: One row per run.
@@ -84,7 +84,7 @@ def plot_growth(table: pd.DataFrame, panels: Sequence[Growth]) -> Figure:
 
 
 def _draw_tying(axes: Axes, table: pd.DataFrame, panel: Growth, tying: str, row: int) -> None:
-    """Draw the line of the nets of one tying, and if a bound is proven for it, its growth and the exponent.
+    """Draw the line of the networks of one tying and, if a bound is proven, its growth and the exponent.
 
     Args:
         axes: The axes of the panel.
@@ -106,7 +106,7 @@ def _draw_tying(axes: Axes, table: pd.DataFrame, panel: Growth, tying: str, row:
 
 
 def _format_exponent(table: pd.DataFrame, panel: Growth, cell: Cell) -> str:
-    """Format the exponent of the images that a net needs, with its interval; a dash if it is unknown."""
+    """Format the exponent of the images that a network needs, with its interval; a dash if it is unknown."""
     bounds = images_exponent(panel.key, cell, panel.accuracy)(table)
     if not len(bounds):
         return "–"

@@ -1,4 +1,4 @@
-"""What the benchmarks share: side-by-side timing, the matmul limit, rows as JSON."""
+"""The common parts of the benchmarks: side-by-side timing, the limit of matrix products, rows as JSON."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ Call = Callable[[], object]
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """Options of every benchmark; its docstring's first line describes it."""
+    """Return the options of every benchmark; the first line of the script's docstring describes it."""
     options = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     options.add_argument("--json", type=Path, metavar="PATH", help="also write the rows there")
     options.add_argument("--repeats", type=int, default=7, help="timings of each, medians are printed")
@@ -23,7 +23,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def medians(calls: Mapping[str, Call], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each call, timed in turns so that noise meets all of them alike."""
+    """Return the median milliseconds of each call; calls alternate, so that noise affects all equally."""
     for call in calls.values():  # compiles, and fills caches
         jax.block_until_ready(call())
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -36,27 +36,27 @@ def medians(calls: Mapping[str, Call], repeats: int) -> dict[str, float]:
 
 
 def matmul_call(size: int = 2048, dtype: Any = jnp.float32) -> tuple[Call, float]:
-    """A large matrix product, and its floating-point operations."""
+    """Return a large matrix product, and its floating-point operations."""
     a = jnp.ones((size, size), dtype)
     product = jax.jit(lambda a, b: a @ b)
     return lambda: product(a, a), 2.0 * size**3
 
 
 def row(case: str, ours: float, baseline: str, baseline_ms: float, **more: Any) -> dict[str, Any]:
-    """One comparison; `ratio` above one means that ours is faster."""
+    """Return one comparison; a `ratio` above one means that cnnexp is faster."""
     ratio = baseline_ms / ours
     compared = {"ours_ms": ours, "baseline": baseline, "baseline_ms": baseline_ms, "ratio": ratio}
     return {"case": case, **compared, **more}
 
 
 def save(rows: Sequence[Mapping[str, Any]], path: Path | None) -> None:
-    """Write the rows where they were asked for."""
+    """Write the rows to the requested file."""
     if path:
         path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 def torch_or_none() -> Any:
-    """PyTorch on as many threads as JAX uses, where it is installed; the project never needs it."""
+    """Return PyTorch on as many threads as JAX uses, or None; the project never needs it."""
     try:
         import torch  # pyright: ignore
     except ImportError:

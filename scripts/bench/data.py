@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Images a second that reach the device: from memory, streamed by Grain, and from a plain tf.data pipeline.
+"""Images per second that reach the device: from memory, streamed by Grain, and from a plain tf.data pipeline.
 
     scripts/bench/data.py [--data-dir DIR] [--name fashion_mnist] [--batch 128]
 
@@ -46,7 +46,7 @@ print(time.perf_counter() - started, (psutil.Process().memory_info().rss - befor
 
 
 def section(name: str, data_dir: str | None) -> TFDSImages:
-    """The data section of a set as it is."""
+    """Return the unchanged data section of a set."""
     levels = {"resolution": None, "image_noise": 0.0, "shift": 0, "permutation": "none", "block": 1}
     noise = {"pixel_noise": 0.0, "salt_and_pepper": 0.0, "label_noise": 0.0, "crop": 0, "flip": False}
     sizes = {"train_size": None, "validation_size": 0, "split_seed": None, "batch_size": 128}
@@ -56,7 +56,7 @@ def section(name: str, data_dir: str | None) -> TFDSImages:
 
 
 def print_loading(name: str, data_dir: str | None) -> None:
-    """Seconds and memory of loading, each in a process of its own: read and checked, then from the cache."""
+    """Print the seconds and memory of loading in separate processes: first read, then from the cache."""
     with tempfile.TemporaryDirectory() as cache:
         module = Path(cache) / "scripts_bench_data.py"
         module.symlink_to(Path(__file__).resolve())
@@ -70,7 +70,7 @@ def print_loading(name: str, data_dir: str | None) -> None:
 
 
 def memory_pipeline(found: TFDSSet, size: int) -> Callable[[], object]:
-    """One compiled loop over batches gathered from device memory; their sum keeps them alive."""
+    """Make one compiled loop over batches in device memory; it returns their sum, to keep them alive."""
     images = jax.device_put(found.load())
     assert isinstance(images, Images)
 
@@ -89,7 +89,7 @@ def memory_pipeline(found: TFDSSet, size: int) -> Callable[[], object]:
 
 
 def stream_pipeline(found: TFDSSet, size: int) -> Callable[[], object]:
-    """Batches read ahead by Grain, put on the device and normalised there."""
+    """Read batches ahead with Grain, put them on the device and normalise them there."""
     files = found.open_files()
     order = np.random.default_rng(0).permutation(len(files.train_labels)).astype(np.int32)
     normalise = jax.jit(lambda pixels: files.normalisation.normalise(pixels.astype(jnp.float32)))
@@ -107,7 +107,7 @@ def stream_pipeline(found: TFDSSet, size: int) -> Callable[[], object]:
 
 
 def tf_data_pipeline(found: TFDSSet, size: int, file: Path) -> Callable[[], object]:
-    """What a TFDS user writes: records, shuffled, parsed, decoded, batched, prefetched."""
+    """Make the pipeline that a TFDS user writes: records, shuffled, parsed, decoded, batched, prefetched."""
     import tensorflow as tf  # pyright: ignore
 
     records = found.open_files().records["train"]
@@ -143,7 +143,7 @@ def tf_data_pipeline(found: TFDSSet, size: int, file: Path) -> Callable[[], obje
 
 
 def main() -> None:
-    """Print loading, then images a second, medians of turns."""
+    """Print the loading times, then the images per second as medians of alternating repetitions."""
     options = benching.parser(__doc__)
     options.add_argument("--name", default="fashion_mnist")
     options.add_argument("--data-dir")

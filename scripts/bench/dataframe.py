@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long a store of many runs takes to become one table.
+"""Measure how long a store of many runs takes to become one table.
 
     scripts/bench/dataframe.py [--runs 10000] [--repeats 3]
 
@@ -33,7 +33,7 @@ STEPS, EVALUATIONS = 500, 11
 
 
 def composed() -> dict[str, Any]:
-    """A configuration as the command line composes it."""
+    """Return a configuration as the command line composes it."""
     from hydra import compose, initialize_config_dir
 
     from cnnexp.core.machine import packaged_folder
@@ -44,7 +44,7 @@ def composed() -> dict[str, Any]:
 
 
 def write_store(folder: Path, runs: int) -> None:
-    """Fill a sweep's folder."""
+    """Write the runs into the folder of a sweep."""
     values, rng = composed(), np.random.default_rng(0)
     with progress_bar("writing runs", runs) as advance:
         for number in range(runs):
@@ -69,7 +69,7 @@ def _config(values: dict[str, Any], folder: Path, number: int) -> RunConfig:
 
 
 def timed(function: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    """The median of the seconds, and what the function returned."""
+    """Return the median of the seconds, and the result of the function."""
     seconds, result = [], None
     for _ in range(repeats):
         started = time.perf_counter()
@@ -79,7 +79,7 @@ def timed(function: Callable[[], Any], repeats: int) -> tuple[float, Any]:
 
 
 def main() -> None:
-    """Print a line a stage."""
+    """Print one line per stage."""
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--runs", type=int, default=10_000)
     options.add_argument("--repeats", type=int, default=3)

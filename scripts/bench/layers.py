@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Forward and backward passes of one layer, side by side with those that others offer.
+"""Time forward and backward passes of one layer, side by side with those of other libraries.
 
     .venv/bin/python scripts/bench/layers.py [--json PATH] [--shapes 0,1] [--dtype bfloat16]
 
@@ -52,7 +52,7 @@ class Shape(NamedTuple):
 
     @property
     def geometry(self) -> Geometry:
-        """The layer's."""
+        """The geometry of the layer."""
         side, kernel, stride = ((n, n) for n in (self.side, self.kernel, self.stride))
         return Geometry(
             in_shape=(*side, self.channels), features=self.features, kernel_size=kernel, stride=stride
@@ -68,7 +68,7 @@ class Layer(NamedTuple):
 
 
 def layers(shape: Shape, tying: str) -> dict[str, Layer]:
-    """Ours and that of others, each in its own layout."""
+    """Return the layers of cnnexp and of other libraries, each in its own layout."""
     geometry, tied = shape.geometry, Tying.parse(tying)
     layout = fastest_layout(geometry, tied) or "NHWC"
     ours = Layer(
@@ -98,7 +98,7 @@ def _ours(bank: jax.Array, x: jax.Array, geometry: Geometry, tying: Tying, layou
 
 
 def settings(layer: Layer, shape: Shape, dtype: Any) -> dict[str, tuple[Any, tuple]]:
-    """For each setting: the compiled program, and its arguments."""
+    """Return the compiled program and its arguments for each setting."""
 
     def both(w: jax.Array, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
         y, pull = jax.vjp(layer.apply, w, x)
@@ -138,7 +138,7 @@ def _arranged(size: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
 
 
 def torch_call(torch: Any, shape: Shape, tying: str) -> Any:
-    """PyTorch's forward and backward pass: conv2d, or unfold and bmm with a kernel for each position."""
+    """Return PyTorch's forward and backward pass: conv2d, or unfold and bmm for one kernel per position."""
     geometry = shape.geometry
     positions, fan_in = geometry.positions, geometry.fan_in
     x = torch.randn(shape.batch, shape.channels, shape.side, shape.side, requires_grad=True)
@@ -178,7 +178,7 @@ def main() -> None:
 
 
 def measure(shape: Shape, tying: str, torch: Any, dtype: Any, repeats: int) -> list[dict[str, Any]]:
-    """Rows of one shape and tying."""
+    """Return the rows of one shape and tying."""
     flops = 3 * 2 * count_layer(shape.geometry, tying, "none").macs * shape.batch
     found = {name: settings(layer, shape, dtype) for name, layer in layers(shape, tying).items()}
     rows = []

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a sweep costs beside its training: start-up, planning, work per run, memory over many shapes.
+"""Measure what a sweep costs beside its training: start-up, planning, work per run, memory over many shapes.
 
     scripts/bench/overhead.py [--only start plan runs memory] [--runs 10,100,1000] [--json PATH]
 
@@ -30,7 +30,7 @@ SECTIONS = ("start", "plan", "runs", "memory")
 
 
 def command(folder: Path, *arguments: str) -> float:
-    """Seconds of one command."""
+    """Return the seconds of one command."""
     started = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "cnnexp", *arguments], cwd=folder, check=True, stdout=subprocess.DEVNULL
@@ -39,7 +39,7 @@ def command(folder: Path, *arguments: str) -> float:
 
 
 def start(folder: Path) -> dict[str, float]:
-    """Seconds of the shortest commands: medians of three."""
+    """Return the seconds of the shortest commands: medians of three."""
     times = {
         "cnnexp --help": [command(folder, "--help") for _ in range(3)],
         "cnnexp plan of one run": [command(folder, "plan") for _ in range(3)],
@@ -48,14 +48,14 @@ def start(folder: Path) -> dict[str, float]:
 
 
 def plan(folder: Path) -> dict[str, float]:
-    """Seconds to plan 10,000 runs of 400 cells."""
+    """Return the seconds to plan 10,000 runs of 400 cells."""
     sweep = ["seed=range(25)", "optim.learning_rate=range(0.001,0.0201,0.001)", "model.tying=shared,local"]
     cells = ["model.kernel_size=3,5", "data.train_size=128,256,512,1024,2048"]
     return {"cnnexp plan of 10,000 runs": command(folder, "plan", *sweep, *cells)}
 
 
 def runs(folder: Path, numbers: list[int]) -> dict[str, float]:
-    """Milliseconds a run, from the difference to a sweep of one run."""
+    """Return the milliseconds per run, from the difference to a sweep of one run."""
     one = command(folder, "run", *TINY, "name=one", "tracking.mode=offline")
     times = {}
     for number in numbers:
@@ -67,7 +67,7 @@ def runs(folder: Path, numbers: list[int]) -> dict[str, float]:
 
 
 def memory(folder: Path) -> dict[str, float]:
-    """Resident MB of the training process after every tenth of 100 stacks of different shapes."""
+    """Return the resident MB of the training process after every tenth of 100 stacks of different shapes."""
     sweep = ["model.features=" + ",".join(f"[{a},{b}]" for a in range(2, 12) for b in range(2, 12))]
     arguments = ["run", *sweep, "data.images=500", "data.test_images=100", "train.steps=2", "name=memory"]
     process = subprocess.Popen(

@@ -61,7 +61,7 @@ FORK = get_context("fork")
 
 @dataclass(frozen=True, kw_only=True)
 class SleptState:
-    """A stack between two naps."""
+    """A stack between two sleeps."""
 
     step: int
     rows: list[dict[str, int | float]]
@@ -70,14 +70,14 @@ class SleptState:
 
 
 class Sleep:
-    """In place of `StackTrainer`: as many evaluations, and nothing in between."""
+    """A replacement for `StackTrainer` that makes as many evaluations and sleeps between them."""
 
     def __init__(self, duration: Duration, seconds: float):
         self.setup = SimpleNamespace(duration=duration)
         self._seconds = seconds
 
     def train(self, runs: list[RunConfig], resumed: None) -> Iterator[SleptState]:
-        """Evaluate all runs after each nap."""
+        """Evaluate all runs after each sleep."""
         for number, step in enumerate(self.setup.duration.evaluate_after):
             if number:
                 time.sleep(self._seconds / EVALUATIONS)
@@ -109,7 +109,7 @@ def work(runs: Mapping[str, RunConfig], order: int | None, profiled: bool) -> No
 
 
 def configurations(results: Path, number: int) -> dict[str, RunConfig]:
-    """Runs that differ in their seeds."""
+    """Return runs that differ in their seeds."""
     with initialize_config_dir(str(packaged_folder("conf")), version_base="1.3"):
         values = to_dict(compose("config", [f"train.steps={EVALUATIONS}", "train.eval_every=1"]))
     base = parse({**values, "results_dir": str(results), "name": "sweep"})
@@ -118,7 +118,7 @@ def configurations(results: Path, number: int) -> dict[str, RunConfig]:
 
 
 def simulate(folder: Path, options: argparse.Namespace, workers: int) -> bool:
-    """One sweep by so many workers; prints its line."""
+    """Run one sweep with a number of workers, and print its line."""
     runs = configurations(folder, workers * options.runs_per_worker)
     parts = parts_of(runs, workers, options.workers_per_part)
     alone = -(-options.runs_per_worker // options.stack) * options.seconds
@@ -153,7 +153,7 @@ def simulate(folder: Path, options: argparse.Namespace, workers: int) -> bool:
 
 
 def carry_out(start: Callable[[int], Any], workers: int, moments: dict[int, float]) -> None:
-    """Start the workers, kill some at their moments, start again whoever was killed, until all have ended."""
+    """Start the workers, kill some of them at set times and restart them, until all have ended."""
     started = time.monotonic()
     running = {worker: start(worker) for worker in range(workers)}
     while running:
@@ -179,7 +179,7 @@ def parts_of(
 
 
 def planning_seconds(runs: Mapping[str, RunConfig]) -> float:
-    """What a command takes to plan all runs, before it sends them or finds that all have ended."""
+    """Return the seconds that a command takes to plan all runs, whether they are missing or ended."""
     points = {run_id: SweepPoint(config=run, overrides=(f"seed={run.seed}",)) for run_id, run in runs.items()}
     started = time.monotonic()
     with ExitStack() as contexts, redirect_stderr(io.StringIO()):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How long commands take to start: CPU seconds, and how many times those of `python -c pass`.
+"""Measure how long commands take to start: CPU seconds, and their ratio to those of `python -c pass`.
 
     scripts/bench/startup.py [FOLDER ...]    # of other checkouts to measure side by side
 

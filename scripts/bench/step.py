@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A whole training step of a two-layer convolutional net, side by side with eager PyTorch.
+"""Time a whole training step of a two-layer convolutional network, side by side with eager PyTorch.
 
     .venv/bin/python scripts/bench/step.py [--json PATH] [--runs 8,64] [--dtype bfloat16]
 
@@ -47,7 +47,7 @@ FEATURES, KERNELS = (16, 32), (5, 3)
 
 
 def config_of(tying: str, dtype: str, precision: str) -> RunConfig:
-    """The run's configuration, from the same files as every run's."""
+    """Compose the configuration of a run from the same files as every run's."""
     overrides = [
         f"model.tying={tying}",
         f"model.features={list(FEATURES)}",
@@ -65,14 +65,14 @@ def config_of(tying: str, dtype: str, precision: str) -> RunConfig:
 
 
 def pictures() -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels."""
+    """Draw images and labels."""
     draw = np.random.default_rng(0)
     shape = (SIZE, 28, 28, 1)
     return draw.integers(0, 256, shape, dtype=np.uint8), draw.integers(0, 10, SIZE)
 
 
 def epoch(config: RunConfig, runs: int) -> benching.Call:
-    """`STEPS` steps of a stack as one compiled program."""
+    """Compile `STEPS` steps of a stack as one program."""
     pixels, labels = pictures()
     mesh = make_device_mesh(runs)
     images = put_on_devices(make_images(pixels, labels, pixels[:1], labels[:1]), WHOLE, mesh)
@@ -92,7 +92,7 @@ def epoch(config: RunConfig, runs: int) -> benching.Call:
 
 
 def torch_epoch(torch: Any, tying: str) -> benching.Call:
-    """The same steps in eager PyTorch."""
+    """Train the same steps in eager PyTorch."""
     functional, device = torch.nn.functional, "cuda" if torch.cuda.is_available() else "cpu"
     pixels, labels = (torch.tensor(array, device=device) for array in pictures())
     pixels = pixels.permute(0, 3, 1, 2).contiguous()
@@ -131,7 +131,7 @@ def torch_epoch(torch: Any, tying: str) -> benching.Call:
 
 
 def step_flops(config: RunConfig) -> float:
-    """Floating-point operations of a step: the pixels need no gradient, so the first layer has two passes."""
+    """Count the floating-point operations of a step; the first layer needs no gradient of the pixels."""
     passes = [2 * layer.counts.macs for layer in specify_network(config)]
     return 128 * (3 * sum(passes) - passes[0])
 
@@ -169,7 +169,7 @@ def main() -> None:
 
 
 def name_of(runs: int) -> str:
-    """How a stack is called."""
+    """Return the name of a stack."""
     return "solo" if runs == 1 else f"stack of {runs}"
 
 

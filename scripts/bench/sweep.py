@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A whole sweep, from the shell prompt to the last summary, against the same trainings in eager PyTorch.
+"""Time a whole sweep, from the shell prompt to the last summary, against the same training runs in PyTorch.
 
     scripts/bench/sweep.py [--sample 12] [--seeds 3] [--json PATH]
 
@@ -28,7 +28,7 @@ Cell = tuple[int, int, str]
 
 
 def ours(work: Path, name: str, seeds: int) -> float:
-    """Seconds of the whole command; its runs are checked to be there."""
+    """Return the seconds of the whole command, after checking that its runs exist."""
     overrides = [
         "data=fashion_mnist",
         f"data.train_size={IMAGES}",
@@ -56,7 +56,7 @@ def ours(work: Path, name: str, seeds: int) -> float:
 
 
 def torch_training(torch: Any, data: dict[str, Any], cell: Cell, learning_rate: float, seed: int) -> float:
-    """One training in eager PyTorch with in-memory tensors; returns its test accuracy."""
+    """Train one run in eager PyTorch with in-memory tensors; return its test accuracy."""
     torch.manual_seed(seed)
     kernel, stride, tying = cell
     functional, device = torch.nn.functional, data["train"][0].device
@@ -108,13 +108,13 @@ def torch_training(torch: Any, data: dict[str, Any], cell: Cell, learning_rate: 
 
 
 def _same(side: int, kernel: int, stride: int) -> tuple[int, int]:
-    """Zeros before and after, as TensorFlow and JAX pad SAME."""
+    """Return the zeros before and after the image, as TensorFlow and JAX pad for SAME."""
     total = max(0, (-(-side // stride) - 1) * stride + kernel - side)
     return total // 2, total - total // 2
 
 
 def torch_data(torch: Any) -> dict[str, Any]:
-    """The same images."""
+    """Return the same images for PyTorch."""
     from data import section
 
     from cnnexp.data.loading import load_images
@@ -136,7 +136,7 @@ def torch_data(torch: Any) -> dict[str, Any]:
 
 
 def runs_of(seeds: int, sample: int) -> list[tuple[Cell, float, int]]:
-    """The trainings: of each cell the first `sample` of its learning rates and seeds."""
+    """List the training runs: the first `sample` learning rates and seeds of each cell."""
     cells = list(itertools.product(KERNELS, STRIDES, TYINGS))
     points = list(itertools.product(LEARNING_RATES, range(seeds)))
     step = max(1, len(points) // sample)
@@ -144,7 +144,7 @@ def runs_of(seeds: int, sample: int) -> list[tuple[Cell, float, int]]:
 
 
 def torch_process(seeds: int, sample: int, index: int | None = None) -> None:
-    """What a PyTorch process does: all trainings, or one of them."""
+    """Run one PyTorch process: all training runs, or one of them."""
     import torch  # pyright: ignore
 
     data, runs = torch_data(torch), runs_of(seeds, sample)
@@ -153,7 +153,7 @@ def torch_process(seeds: int, sample: int, index: int | None = None) -> None:
 
 
 def timed(*arguments: str) -> float:
-    """Seconds of this script as a process of its own."""
+    """Return the seconds of this script in a separate process."""
     started = time.perf_counter()
     subprocess.run([sys.executable, __file__, *arguments], check=True)
     return time.perf_counter() - started

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How large what each layer gives out is at initialisation, by tying, as a Markdown table.
+"""Print how large each layer's output is at initialisation, by tying, as a Markdown table.
 
     scripts/check/initial_scale.py [--networks 50]
 

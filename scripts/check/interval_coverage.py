@@ -39,43 +39,43 @@ Limits = Callable[[np.ndarray], tuple[float, float, float]]
 
 
 def normal(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Accuracies as they mostly are."""
+    """Draw normally distributed accuracies."""
     return rng.normal(0.8, 0.02, n)
 
 
 def skewed(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Errors of which a few are much larger: gamma with shape 4, skewness 1."""
+    """Draw errors of which a few are much larger: gamma with shape 4, skewness 1."""
     return rng.gamma(4, 0.05, n)
 
 
 def pairs(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Two cells of a sweep that share half of their variance by the seed."""
+    """Draw two cells of a sweep that have half of their variance, that of the seed, in common."""
     return np.array([0.8, 0.4]) + rng.normal(0, 0.02, (n, 1)) + rng.normal(0, 0.02, (n, 2))
 
 
 def learning_curves(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Errors 2 * images^-0.5 + 0.02, each off by 3%."""
+    """Draw errors 2 * images^-0.5 + 0.02, each off by 3%."""
     return TRUE * np.exp(rng.normal(0, 0.03, (n, len(SIZES))))
 
 
 def scipy_bootstrap(values: np.ndarray) -> tuple[float, float, float]:
-    """SciPy's own, not widened."""
+    """Compute SciPy's BCa interval, not widened."""
     found = bootstrap((values,), np.mean, n_resamples=2_000, rng=np.random.default_rng(0)).confidence_interval
     return float(values.mean()), float(found.low), float(found.high)
 
 
 def ratio(values: np.ndarray) -> tuple[float, float, float]:
-    """Of the means of two cells."""
+    """Estimate the ratio of the means of two cells."""
     return interval(jackknife(lambda some: float(some[:, 0].mean() / some[:, 1].mean()), values))
 
 
 def win_rate(values: np.ndarray) -> tuple[float, float, float]:
-    """P(A > B) of nearly equal cells."""
+    """Estimate P(A > B) of nearly equal cells."""
     return probability_greater(values - np.array([0.4, 0.0]))
 
 
 def exponent(errors: np.ndarray) -> tuple[float, float, float]:
-    """Of the power law."""
+    """Estimate the exponent of the power law."""
     return fit_mean_power_law(SIZES, errors).exponent
 
 
@@ -90,12 +90,12 @@ def crossings(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def times_the_steps(bounds: np.ndarray) -> tuple[float, float, float]:
-    """Log2 of one net's steps over the other's."""
+    """Estimate log2 of the steps of one network over those of the other."""
     return bounded_interval(subtract_bounds(bounds[:, 0], bounds[:, 1]))
 
 
 def images_for_90(errors: np.ndarray) -> tuple[float, float, float]:
-    """Where accuracy reaches 90%."""
+    """Estimate the number of images at which accuracy reaches 90%."""
     return images_needed(SIZES, 1 - errors, 0.9)
 
 
@@ -124,7 +124,7 @@ CASES: dict[str, tuple[Draw, Limits, float, bool]] = {  # data, interval, truth,
 
 
 def coverage(draw: Draw, limits: Limits, truth: float, seeds: int, simulations: int) -> float:
-    """The share of simulated intervals that hold the truth."""
+    """Return the fraction of simulated intervals that contain the true value."""
     warnings.simplefilter("ignore")
     held = 0
     for number in range(simulations):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""MNIST-1D as it is drawn here beside that of the `mnist1d` package (extra: dev), class by class.
+"""Compare MNIST-1D as cnnexp draws it with that of the `mnist1d` package (extra: dev), class by class.
 
     scripts/check/mnist1d_reference.py [--images 20000]
 
@@ -30,7 +30,7 @@ PAPER = {
 
 
 def ours(images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Signals and labels drawn here."""
+    """Draw signals and labels with cnnexp."""
     data = MNIST1D.model_construct(None, **PAPER)
     task = make_mnist1d_task(data, jax.random.key(0))
     signals, labels = make_draw_images(task.draw_image)(task.common, jax.random.key(0), images)
@@ -38,7 +38,7 @@ def ours(images: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def theirs(images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Signals and labels from the package."""
+    """Draw signals and labels with the package."""
     options: Any = mnist1d.data.get_dataset_args()
     options.num_samples = images
     made = mnist1d.data.make_dataset(options)
@@ -46,7 +46,7 @@ def theirs(images: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    """Print a line a class."""
+    """Print one line per class."""
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--images", type=int, default=20_000)
     images = options.parse_args().images

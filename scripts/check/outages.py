@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A sweep beside every failure of W&B: how much longer it takes, and whether a later sync makes up for all.
+"""Run a sweep during every failure of W&B: how much longer it takes, and whether a later sync is complete.
 
     scripts/check/outages.py [--kills 20] [--repeats 1] [Hydra overrides]
 
@@ -45,7 +45,7 @@ TMPFS = "256k"
 
 @dataclass
 class Failure:
-    """What is wrong while the sweep runs: with the server, with the environment, or with the mirror."""
+    """A failure while the sweep runs: of the server, of the environment, or of the mirror."""
 
     name: str
     begin: Callable[[WandbServer], None] = lambda server: None
@@ -57,7 +57,7 @@ class Failure:
 
 
 def failures(kills: int) -> list[Failure]:
-    """All of them; the first is none."""
+    """List all failures; the first is none."""
 
     def fail(how: str | int) -> Callable[[WandbServer], None]:
         return lambda server: setattr(server, "failing", how)
@@ -81,13 +81,13 @@ def failures(kills: int) -> list[Failure]:
 
 
 def command(folder: Path, mode: str, overrides: list[str]) -> list[str]:
-    """The sweep."""
+    """Return the command of the sweep."""
     own = [*SWEEP, *overrides, f"results_dir={folder}", f"tracking.mode={mode}"]
     return [sys.executable, "-m", "cnnexp", "run", *own]
 
 
 def timed(command: list[str], environment: dict[str, str]) -> tuple[float, str]:
-    """Seconds, and what was printed; a sweep that fails ends everything."""
+    """Return the seconds and the output of the sweep; exit if it fails."""
     started = time.perf_counter()
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -97,7 +97,7 @@ def timed(command: list[str], environment: dict[str, str]) -> tuple[float, str]:
 
 @contextmanager
 def full_disk(folder: Path) -> Iterator[dict[str, str]]:
-    """A folder for W&B's files on a file system that is full."""
+    """Make a folder for W&B's files on a file system that is full."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={TMPFS}", "none", str(folder)]
     if subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
@@ -110,7 +110,7 @@ def full_disk(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def trouble_mirrors(failure: Failure, stop: threading.Event) -> None:
-    """Kill the mirror of the sweep, whichever there is, at random moments, or stop it once for good."""
+    """Kill the sweep's mirror processes at random moments, or suspend one for good."""
     left = failure.kills or int(failure.hangs)
     while left and not stop.is_set():
         stop.wait(random.uniform(0.2, 1.5))
@@ -121,7 +121,7 @@ def trouble_mirrors(failure: Failure, stop: threading.Event) -> None:
 
 
 def kill_those_that_hang() -> None:
-    """They would go on where they were stopped, beside the sync."""
+    """Kill suspended mirrors, which would otherwise continue during the sync."""
     for process in psutil.process_iter(["cmdline", "status"]):
         named = "cnnexp.tracking.mirror_process" in (process.info["cmdline"] or [])
         if named and process.info["status"] == psutil.STATUS_STOPPED:
@@ -129,7 +129,7 @@ def kill_those_that_hang() -> None:
 
 
 def one(failure: Failure, work: Path, overrides: list[str]) -> tuple[float, str, dict[str, int]]:
-    """Seconds with the failure, what the sweep said of it, and counts after the sync."""
+    """Return the seconds with the failure, the messages of the sweep, and the counts after the sync."""
     with wandb_server() as server:
         environment = os.environ | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
         environment.pop("WANDB_MODE", None)
@@ -158,7 +158,7 @@ def _disabled(folder: Path, overrides: list[str]) -> float:
 
 
 def counts(server: WandbServer, store: Path) -> dict[str, int]:
-    """Runs, steps in the store, and steps that the server lacks or has twice."""
+    """Count the runs, the steps in the store, and the steps that the server lacks or has twice."""
     lacking = twice = steps = 0
     runs = read_runs(store / "sweep")
     for run in runs:
@@ -171,7 +171,7 @@ def counts(server: WandbServer, store: Path) -> dict[str, int]:
 
 
 def main() -> int:
-    """Print a line a failure."""
+    """Print one line per failure."""
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--kills", type=int, default=20)
     options.add_argument("--repeats", type=int, default=1)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Kill a sweep at random moments until it is done, and compare it with the same sweep left alone.
+"""Kill a sweep at random moments until it has ended, and compare it with the same sweep left undisturbed.
 
     scripts/check/resume.py [--kills 20] [--seed 0] [Hydra overrides]
 
@@ -34,7 +34,7 @@ TIMINGS = ("wall_seconds",)
 
 
 def start(folder: Path, overrides: list[str]) -> subprocess.Popen[bytes]:
-    """The sweep, from wherever it is."""
+    """Start or resume the sweep."""
     command = [
         sys.executable,
         "-m",
@@ -49,7 +49,7 @@ def start(folder: Path, overrides: list[str]) -> subprocess.Popen[bytes]:
 
 
 def state_of(folder: Path) -> str:
-    """How far the sweep is."""
+    """Return how far the sweep is."""
     statuses = [run.status for run in read_runs(folder / "sweep")] if (folder / "sweep").exists() else []
     saved = len(list(folder.glob("sweep/checkpoints/*/[0-9]*")))
     return (
@@ -58,12 +58,12 @@ def state_of(folder: Path) -> str:
 
 
 def numbers_of(run: StoredRun) -> tuple[dict, list]:
-    """All that must not depend on how often the sweep was killed."""
+    """Return all numbers that must not depend on how often the sweep was killed."""
     return {key: value for key, value in run.summary.items() if key not in TIMINGS}, run.history
 
 
 def main() -> int:
-    """Run the sweep once alone and once with kills, and compare."""
+    """Run the sweep once undisturbed and once with kills, and compare."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -102,7 +102,7 @@ def main() -> int:
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """Runs whose numbers are not the same in both folders."""
+    """List the runs whose numbers differ between the two folders."""
     one, other = ({run.run_id: numbers_of(run) for run in read_runs(f / "sweep")} for f in (first, second))
     return sorted(run_id for run_id in one.keys() | other.keys() if one.get(run_id) != other.get(run_id))
 

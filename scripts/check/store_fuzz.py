@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Damage the files of an interrupted sweep, one at a time, and see what the commands make of it.
+"""Damage the files of an interrupted sweep, one at a time, and check how the commands react.
 
     scripts/check/store_fuzz.py [--checkpoints 150] [--others 100] [--seed 0] [--workers 2]
 
@@ -55,7 +55,7 @@ def flip(path: Path, draw: random.Random) -> None:
 
 
 def cut(path: Path, draw: random.Random) -> None:
-    """Keep the beginning alone."""
+    """Keep only the beginning."""
     os.truncate(path, draw.randrange(path.stat().st_size))
 
 
@@ -70,7 +70,7 @@ def remove(path: Path, draw: random.Random) -> None:
 
 
 def retype(path: Path, draw: random.Random) -> None:
-    """Put something in its place that is not what belongs there."""
+    """Replace the file by something of another type."""
     path.unlink()
     if draw.random() < 0.3:
         path.mkdir()
@@ -83,7 +83,7 @@ KINDS: tuple[Damage, ...] = (flip, cut, empty, remove, retype)
 
 @dataclass(frozen=True)
 class Case:
-    """One file, by its path within the sweep's folder, and what is done to it."""
+    """One file, by its path within the sweep's folder, and how it is damaged."""
 
     file: str
     kind: str
@@ -92,7 +92,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Sweep:
-    """An interrupted sweep, and what is right: the rows of its runs, and the numbers of all at the end."""
+    """An interrupted sweep, and the expected results: the rows of its runs, and all numbers at the end."""
 
     template: Path
     rows: dict[str, str]
@@ -100,7 +100,7 @@ class Sweep:
 
 
 def command(*arguments: str) -> tuple[int, str, str]:
-    """Run a command in this process: its exit code, and what it printed; a traceback counts as output."""
+    """Run a command in this process; return its exit code and its output, which includes a traceback."""
     from cnnexp.cli import main as cli
 
     out, err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
@@ -140,7 +140,7 @@ def interrupted_at(moment: int | None) -> Iterator[None]:
 
 
 def make_sweep(folder: Path) -> Sweep:
-    """Train a sweep with an interruption, in `folder/results`, and find out what is right."""
+    """Train a sweep with an interruption, in `folder/results`, and compute the expected results."""
     os.chdir(folder)
     os.environ["WANDB_MODE"] = "disabled"
     with interrupted_at(LAST_MOMENT):
@@ -174,7 +174,7 @@ def _leave_dead_lease(sweep: Path) -> None:
 
 
 def numbers_of(sweep: Path) -> dict[str, Any]:
-    """By run: all that must not depend on what happened on the way."""
+    """Return, by run, all numbers that must not depend on what happened on the way."""
     from cnnexp.store.runs import read_runs
 
     return {
@@ -188,12 +188,12 @@ def numbers_of(sweep: Path) -> dict[str, Any]:
 
 
 def rows_of(csv: str) -> dict[str, str]:
-    """The lines of a table by the run that they begin with."""
+    """Return the lines of a table by the run that they begin with."""
     return {line.partition(",")[0]: line for line in csv.splitlines()[1:]}
 
 
 def faults_of(case: Case, sweep: Sweep) -> list[str]:
-    """Damage a copy of the sweep in the working folder and run the commands; what went wrong."""
+    """Damage a copy of the sweep in the working folder, run the commands, and return what went wrong."""
     results = Path("results")
     shutil.copytree(sweep.template, results, copy_function=shutil.copy2)
     draw = random.Random(case.seed)
@@ -244,7 +244,7 @@ def _faults_of_readers(case: Case, sweep: Sweep, tried: Callable[..., Any], draw
 
 
 def cases_of(sweep: Sweep, checkpoints: int, others: int, seed: int) -> list[Case]:
-    """So many cases for the files of checkpoints, half of them flips, and for the other files."""
+    """Draw cases for the files of checkpoints, half of them bit flips, and for the other files."""
     draw = random.Random(seed)
     root = sweep.template / "sweep"
     files = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
@@ -267,7 +267,7 @@ def _can_be(path: Path, kind: str) -> bool:
 
 
 def run_case(number: int, case: Case, sweep: Sweep, work: Path) -> tuple[Case, list[str]]:
-    """Run a case in a folder of its own."""
+    """Run a case in a separate folder."""
     folder = work / f"case{number}"
     folder.mkdir()
     os.chdir(folder)

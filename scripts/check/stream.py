@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train on images streamed from disk and on the same in memory, kill the stream, and compare the numbers.
+"""Train on images streamed from disk and on the same images in memory, kill the stream, compare the numbers.
 
     scripts/check/stream.py [--data fashion_mnist|folder|npz|custom] [--data-dir DIR] [--kills 2] [OVERRIDES]
 

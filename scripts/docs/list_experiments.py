@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The table over all experiments in experiments/README.md, made from their committed reports.
+"""Write the table of all experiments in experiments/README.md from their committed reports.
 
 scripts/docs/list_experiments.py    # after cnnexp report NAME --publish experiments
 """
@@ -15,7 +15,7 @@ HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
 
 
 def row(report: Path) -> str:
-    """What a report says, in a line."""
+    """Return what a report says, in one line."""
     text = report.read_text(encoding="utf-8")
     question = re.search(r"^# (.*)$", text, re.MULTILINE)
     runs = re.search(r"^([\d,]+ runs?).*; (.*) of training", text, re.MULTILINE)
