@@ -81,7 +81,7 @@ class Verdict:
 
     @property
     def condition(self) -> str:
-        """Where the claim expects its estimate, in its unit."""
+        """The range in which the claim expects its estimate, in its unit."""
         expected, suffix = self.claim.expected, UNIT_SUFFIXES[self.claim.unit]
         low, high = (format_in_unit(limit, self.claim.unit) for limit in (expected.low, expected.high))
         if math.isinf(expected.high):
@@ -90,7 +90,7 @@ class Verdict:
 
     @property
     def advice(self) -> str:
-        """What would decide the claim; empty if it is decided."""
+        """The change that would decide the claim; empty if it is decided."""
         if self.outcome != "inconclusive":
             return ""
         if self.interval is None:

@@ -25,7 +25,7 @@ HEADER = ("cell", "weights", "MACs", "memory", "runs", "done", "stack", "time")
 
 @dataclass(frozen=True, kw_only=True)
 class CellPlan:
-    """What a sweep would do for one cell.
+    """The part of a plan that concerns one cell.
 
     Attributes:
         name: the overrides that distinguish the cell.

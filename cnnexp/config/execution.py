@@ -19,7 +19,7 @@ _VALID_TRACKIO_PROJECT = re.compile(rf"(?!registry-|.+_(?:{_TRACKIO_TABLES})$).+
 
 
 class Sweep(Section):
-    """How a sweep is carried out; nothing here changes a result."""
+    """The execution of a sweep; nothing here changes a result."""
 
     on_error: Literal["continue", "stop"] = Field(
         default="continue",
@@ -47,7 +47,7 @@ class Sweep(Section):
 
 
 class Tracking(Section):
-    """Where runs are mirrored to: Weights & Biases, or Trackio on this machine."""
+    """The destination of mirrored runs: Weights & Biases, or Trackio on this machine."""
 
     mode: Literal["auto", "online", "offline", "local", "disabled"] = Field(
         default="auto",

@@ -145,7 +145,7 @@ class Optim(Section):
 
 
 class Train(Section):
-    """How long to train and how often to evaluate, both in the same unit: epochs or steps."""
+    """The length of training and the interval of evaluations, both in the same unit: epochs or steps."""
 
     epochs: Positive | None = Field(
         default=None,

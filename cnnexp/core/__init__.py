@@ -1,1 +1,1 @@
-"""What every other package may use: errors, text, the terminal, the machine."""
+"""Helpers that every other package may use: errors, text, the terminal, the machine."""

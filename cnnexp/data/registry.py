@@ -79,7 +79,7 @@ class Dataset(ABC, Generic[Keys]):
 
     @property
     def can_stream(self) -> bool:
-        """Whether images can be read from disk while a network is trained."""
+        """Return whether images can be read from disk while a network is trained."""
         return False
 
     def open_files(self) -> ImageFiles:
@@ -88,7 +88,7 @@ class Dataset(ABC, Generic[Keys]):
 
     @property
     def is_read(self) -> bool:
-        """Whether images are read rather than made, so that reading finds reasons to doubt results."""
+        """Return whether images are read rather than made, so that reading finds reasons to doubt results."""
         return False
 
     def make_checks(self, images: Images | None = None) -> ImageChecks:

@@ -113,7 +113,7 @@ class Geometry:
 
     @property
     def covers_image(self) -> bool:
-        """Whether the only window is the whole image, as in a fully connected layer."""
+        """Return whether the only window is the whole image, as in a fully connected layer."""
         whole = self.kernel_size == self.in_shape[:2] and self.positions == 1 and self.connectivity == "local"
         return whole and self.pads == ((0, 0), (0, 0))
 

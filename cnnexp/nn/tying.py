@@ -1,4 +1,4 @@
-"""How output positions use the kernel bank of a layer.
+"""Tyings: the rules by which output positions use the kernel bank of a layer.
 
 A tying is a value. Together with a geometry it decides the layer: how many kernels the bank has, their size,
 which kernel, or which mixture of kernels, each output position uses, and what the layer costs.
@@ -88,7 +88,7 @@ class Tying:
 
     @property
     def selects_one_kernel(self) -> bool:
-        """Whether each position uses one kernel of the bank, rather than a mixture."""
+        """Return whether each position uses one kernel of the bank, rather than a mixture."""
         return self.kind != "low_rank"
 
 

@@ -134,7 +134,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Panel:
-    """What one axis shows.
+    """The contents of one axis of a figure.
 
     Attributes:
         label: The name of the axis.

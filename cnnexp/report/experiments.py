@@ -17,7 +17,7 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What the author of a sweep adds to its report: a question, claims and figures.
+    """The question, claims and figures that the author of a sweep adds to its report.
 
     Attributes:
         question: the title of the report.

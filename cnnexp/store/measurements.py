@@ -1,4 +1,4 @@
-"""What was measured of a run after its training: probes, and evaluations under other conditions.
+"""Measurements of a run after its training: probes, and evaluations under other conditions.
 
 Both are read as data that may come from somebody else: what is not a number under a plain name is left out.
 """
@@ -42,13 +42,13 @@ class Evaluation:
 
 
 def write_probes(folder: Path, measures: Mapping[str, float]) -> None:
-    """Store what probes measured of a run; measures that are not finite are left out."""
+    """Store the measurements of probes of a run; measures that are not finite are left out."""
     values = {name: value for name, value in measures.items() if math.isfinite(value)}
     write_bytes(folder / PROBES, encode_json({"measures": values, "crc32": _checksum(values)}))
 
 
 def read_probes(folder: Path) -> dict[str, float]:
-    """Read what probes measured of a run; empty where there are none, or the file is corrupt."""
+    """Read the measurements of probes of a run; empty where there are none, or the file is corrupt."""
     content = read_json(folder / PROBES)
     measures = _select_numbers(content.get("measures"))
     intact = content.get("crc32") == _checksum(measures)

@@ -1,4 +1,4 @@
-"""How runs are written to the store, so that a crash at any moment leaves each file whole or absent."""
+"""Writing runs to the store, so that a crash at any moment leaves each file whole or absent."""
 
 import io
 import json

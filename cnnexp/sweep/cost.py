@@ -1,4 +1,4 @@
-"""What runs need of memory and disk, from shapes alone, and which of them store their weights."""
+"""The memory and disk space that runs need, from shapes alone, and which runs store their weights."""
 
 import math
 from collections.abc import Mapping, Sequence

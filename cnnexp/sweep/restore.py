@@ -1,4 +1,4 @@
-"""What the newest intact checkpoint holds of a stack: states, histories and best weights of its runs."""
+"""Restoring a stack from its newest intact checkpoint: states, histories and best weights of its runs."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -65,7 +65,7 @@ class RestoredStack:
 
 
 def restore_stack(stack: Stack, trainer: StackTrainer, report: Callable[[str], None] | None) -> RestoredStack:
-    """Restore what the newest intact checkpoint holds of a stack.
+    """Restore a stack from its newest intact checkpoint.
 
     All processes that train it together must call this.
 

@@ -186,7 +186,7 @@ def _start_jax(runs: Sequence[LoadedRun]) -> None:
 
 
 def probe_sweep(folder: Path) -> int:
-    """Probe the trained networks of a sweep, and store what was measured of each run.
+    """Probe the trained networks of a sweep, and store the measurements of each run.
 
     Returns:
         The number of runs.

@@ -1,4 +1,4 @@
-"""Where runs are sent to, and whether it can be reached, without importing W&B's client."""
+"""The destination of runs, and whether it can be reached, without importing W&B's client."""
 
 import configparser
 import contextlib
@@ -173,7 +173,7 @@ def _settings() -> dict[str, str]:
 
 
 class Reachability:
-    """Whether the server answers, true or false as a condition; it is asked every few seconds at most."""
+    """The reachability of the server: true if it answers; it is asked every few seconds at most."""
 
     def __init__(self) -> None:
         self._asked, self._answer = -PROBE_INTERVAL_SECONDS, False

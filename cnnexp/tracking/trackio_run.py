@@ -43,7 +43,7 @@ class TrackioRun:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run has ended and was sent completely."""
+        """Return whether the run has ended and was sent completely."""
         status = read_json(self._folder / "status.json").get("status")
         return read_json(self._folder / "trackio.json").get("status") == status in ENDED
 

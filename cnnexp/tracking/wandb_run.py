@@ -44,7 +44,7 @@ class WandbRun:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the run has ended and was sent completely."""
+        """Return whether the run has ended and was sent completely."""
         sent, status = self._ledger(), read_json(self._folder / "status.json").get("status")
         return (
             bool(sent)

@@ -62,7 +62,7 @@ class LoopState:
 
     @property
     def diverged_at(self) -> list[int | None]:
-        """For each run the first step whose loss was not finite."""
+        """The first step of each run whose loss was not finite; None if there is none."""
         steps = to_host(self.padded_state.diverged_at)[: self.runs].tolist()
         return [None if step < 0 else step for step in steps]
 

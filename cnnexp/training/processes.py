@@ -1,4 +1,4 @@
-"""What several processes that train the same runs together must agree on, and how arrays move between them.
+"""Communication of processes that train the same runs together: common decisions, and arrays.
 
 Every process runs the same programs in the same order, on a mesh of all their devices. What only one of them
 can know, such as the time or a signal, the primary process broadcasts to the others.

@@ -1,4 +1,4 @@
-"""What training and evaluation have in common: static setup, state, corrupted batches, logits, losses."""
+"""The common parts of training and evaluation: static setup, state, corrupted batches, logits, losses."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager

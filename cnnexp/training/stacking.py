@@ -27,7 +27,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class Subsets(NamedTuple):
-    """Which images each run takes, with a leading run axis; see `InMemory`."""
+    """The images that each run takes, with a leading run axis; see `InMemory`."""
 
     subset: Int[Array | np.ndarray, "runs room"]
     train_size: Int[Array | np.ndarray, " runs"]

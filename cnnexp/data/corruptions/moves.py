@@ -11,7 +11,7 @@ from cnnexp.data.sampling import ROUNDS, permute
 
 
 class PixelSources(NamedTuple):
-    """For each pixel of a new image, the pixel of the original image that it is taken from.
+    """The pixel of the original image from which each pixel of a new image is taken.
 
     Attributes:
         row: Row in the original image.

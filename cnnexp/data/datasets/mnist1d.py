@@ -64,7 +64,7 @@ class SignalsSet(SyntheticSet[MNIST1D]):
 
 
 class SignalShapes(NamedTuple):
-    """What all signals of MNIST-1D have in common.
+    """The arrays that all signals of MNIST-1D have in common.
 
     Attributes:
         templates: The ten digits.

@@ -198,7 +198,7 @@ class PreparedSet:
 
     @property
     def has_16_bits(self) -> bool:
-        """Whether the images have 16 bits per pixel and channel."""
+        """Return whether the images have 16 bits per pixel and channel."""
         image = self.features[self.keys()[0]].image
         return image is not None and image.dtype == "uint16"
 

@@ -1,1 +1,1 @@
-"""How the maps of a layer are computed; only `cnnexp.nn` imports this package."""
+"""Computation of the maps of a layer; only `cnnexp.nn` imports this package."""

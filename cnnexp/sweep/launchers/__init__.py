@@ -1,4 +1,4 @@
-"""Where a sweep is trained: on this machine, on Slurm or on Ray."""
+"""Launchers, which train a sweep on this machine, on Slurm or on Ray."""
 
 from collections.abc import Callable
 
