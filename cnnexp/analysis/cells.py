@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from cnnexp.analysis.dataframe import TUNED, varying_keys
+from cnnexp.analysis.dataframe import varying_keys
 from cnnexp.analysis.tuning import select_criterion
+from cnnexp.config.execution import TUNED
 from cnnexp.core.errors import UsageError, suggestion
 
 Cell = Mapping[str, object]  # configuration keys and their values, as the dataframe has them

@@ -17,8 +17,6 @@ from cnnexp.store.runs import StoredRun, list_run_folders, list_sweeps, read_swe
 # Whether a run stored its weights can differ between the seeds of a cell, and changes no number.
 NOT_COMPARED = ("train.keep",)
 GROUPS = ("model", "data", "optim", "train")  # of configuration keys, in the order in which people read them
-# Chosen for each cell, so that they tell none apart.
-TUNED = ("optim.learning_rate", "optim.weight_decay")
 # What computed a run, beside its configuration: the column of the summary, and how it is named.
 MADE_ON = {"device_kind": "device", "product_precision": "precision of products"}
 MAX_NAMED_RUNS = 20  # corrupt runs, in a message
@@ -31,7 +29,7 @@ TARGETS = (0.25, 0.5, 0.75, 0.9)  # of test accuracy, whose steps are counted
 
 
 def make_dataframe(
-    runs: Iterable[StoredRun], status: str = "finished", *, evaluations: bool = False
+    runs: Iterable[StoredRun], status: str | None = "finished", *, evaluations: bool = False
 ) -> pd.DataFrame:
     """Make a dataframe of the runs with a status.
 
@@ -44,11 +42,11 @@ def make_dataframe(
 
     Args:
         runs: The runs of a sweep.
-        status: The status of the runs that are included.
+        status: The status of the runs that are included; None: any.
         evaluations: Whether to add one row per run and evaluation under other conditions (`cnnexp eval`). The
             column `evaluation` names the conditions, and is empty in the rows of the trainings.
     """
-    rows = [(run, _make_row(run)) for run in runs if run.status == status]
+    rows = [(run, _make_row(run)) for run in runs if status in (None, run.status)]
     if not evaluations:
         return pd.DataFrame([row for _, row in rows])
     evaluated = [

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from cnnexp.analysis.cells import pair_cells
-from cnnexp.analysis.dataframe import FRACTIONS, TUNED, varying_keys
+from cnnexp.analysis.dataframe import FRACTIONS, varying_keys
 from cnnexp.analysis.statistics import interquartile_mean, interval, probability_greater
+from cnnexp.config.execution import TUNED
 from cnnexp.core.text import markdown_text
 
 Format = Literal["table", "csv", "parquet", "latex", "markdown"]

@@ -6,8 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from cnnexp.analysis.dataframe import TUNED, normalize_value, varying_keys
+from cnnexp.analysis.dataframe import make_dataframe, normalize_value, varying_keys
 from cnnexp.analysis.statistics import standard_error
+from cnnexp.config.execution import TUNED
+from cnnexp.store.runs import StoredRun
 
 CHOSEN_BY = "validation/accuracy"
 CHOSEN_BY_OF_SEVERAL_LABELS = "validation/average_precision"
@@ -49,7 +51,16 @@ def select_criterion(table: pd.DataFrame) -> str:
     return column if column in table and not table[column].isna().any() else CHOSEN_BY
 
 
-def choose_hyperparameters(table: pd.DataFrame, diverged: pd.DataFrame | None = None) -> Tuning:
+def tune(runs: Sequence[StoredRun]) -> Tuning:
+    """Choose the hyperparameters of the finished runs of a sweep, see `choose_hyperparameters`."""
+    return choose_hyperparameters(
+        make_dataframe(runs), make_dataframe(runs, "diverged"), make_dataframe(runs, "stopped")
+    )
+
+
+def choose_hyperparameters(
+    table: pd.DataFrame, diverged: pd.DataFrame | None = None, stopped: pd.DataFrame | None = None
+) -> Tuning:
     """Keep, in each cell, the runs of the learning rate and weight decay with the best validation accuracy.
 
     Mean accuracies are compared over the seeds that all values have. A value at which a run diverged is not
@@ -59,12 +70,14 @@ def choose_hyperparameters(table: pd.DataFrame, diverged: pd.DataFrame | None = 
     Args:
         table: The finished runs, one row per run.
         diverged: The runs whose loss became infinite or NaN; they are not in `table`.
+        stopped: The runs that successive halving stopped, whose values are not chosen; not in `table` either.
 
     Returns:
         The kept runs, the choices, and what is doubtful about them.
     """
     varying = varying_keys(table)
-    keys = [key for key in TUNED if key in varying]
+    tried = pd.concat([table, stopped]) if stopped is not None and len(stopped) else table
+    keys = [key for key in TUNED if key in varying_keys(tried)]
     if not keys:
         return Tuning(table=table, keys=[], choices=pd.DataFrame(), warnings=[])
     criterion = select_criterion(table)
@@ -80,7 +93,8 @@ def choose_hyperparameters(table: pd.DataFrame, diverged: pd.DataFrame | None = 
         cell_values = dict(zip(cell_keys, values, strict=True))
         diverged_values = _diverged_values(diverged, cell_values, keys)
         candidates = _collect_candidates(cell, keys, criterion, diverged_values)
-        runs, choice = _choose(cell, keys, criterion, candidates)
+        cell_tried = _select_cell(tried, cell_values)
+        runs, choice = _choose(cell, keys, criterion, candidates, cell_tried)
         kept.append(runs)
         choices.append({**cell_values, **choice})
         seed_counts = {len(_runs_with_values(cell, keys, candidate)) for candidate in candidates}
@@ -101,7 +115,11 @@ def choose_hyperparameters(table: pd.DataFrame, diverged: pd.DataFrame | None = 
 
 
 def _choose(
-    cell: pd.DataFrame, keys: list[str], criterion: str, candidates: Mapping[Values, pd.Series]
+    cell: pd.DataFrame,
+    keys: list[str],
+    criterion: str,
+    candidates: Mapping[Values, pd.Series],
+    tried: pd.DataFrame,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Choose the candidate with the best mean accuracy; of equally good ones, the one nearest to the middle.
 
@@ -110,6 +128,7 @@ def _choose(
         keys: The keys that were tuned.
         criterion: The column by which they are chosen.
         candidates: That column of each candidate, by seed.
+        tried: The runs of the cell, the stopped ones included.
 
     Returns:
         The runs of the chosen candidate, and its row of `Tuning.choices` without the keys of the cell.
@@ -122,7 +141,9 @@ def _choose(
         ),
     )
     runs = _runs_with_values(cell, keys, chosen)
-    edges = [_describe_edge(key, chosen[i], i, chosen, candidates) for i, key in enumerate(keys)]
+    values_tried = list(dict(list(tried.groupby(keys, dropna=False))))
+    accuracies = {values: candidates.get(values) for values in [*candidates, *values_tried]}
+    edges = [_describe_edge(key, chosen[i], i, chosen, accuracies) for i, key in enumerate(keys)]
     choice = dict(zip(keys, chosen, strict=True))
     choice |= {criterion: runs[criterion].mean(), "at_edge": " ".join(filter(None, edges))}
     return runs, choice
@@ -149,10 +170,16 @@ def _diverged_values(
 ) -> set[Texts]:
     if diverged is None or not len(diverged):
         return set()
-    texts = diverged.reindex(columns=[*cell_values, *keys]).map(normalize_value)
+    cell = _select_cell(diverged, cell_values).reindex(columns=keys).map(normalize_value)
+    return set(cell.itertuples(index=False, name=None))
+
+
+def _select_cell(table: pd.DataFrame, cell_values: Mapping[str, object]) -> pd.DataFrame:
+    """Select the runs of a cell."""
     for key, value in cell_values.items():
-        texts = texts[texts[key] == normalize_value(value)]
-    return set(texts[keys].itertuples(index=False, name=None))
+        texts = table.reindex(columns=[key])[key].map(normalize_value)
+        table = table[texts == normalize_value(value)]
+    return table
 
 
 def _runs_with_values(cell: pd.DataFrame, keys: list[str], values: Values) -> pd.DataFrame:
@@ -168,9 +195,12 @@ def _distance_from_middle(candidate: Values, candidates: Sequence[Values]) -> fl
 
 
 def _describe_edge(
-    key: str, value: Any, key_index: int, chosen: Values, candidates: Mapping[Values, pd.Series]
+    key: str, value: Any, key_index: int, chosen: Values, candidates: Mapping[Values, pd.Series | None]
 ) -> str:
-    """Name the key if its chosen value is the smallest or largest tried with the others' chosen values."""
+    """Name the key if its chosen value is the smallest or largest tried with the others' chosen values.
+
+    Candidates without accuracies were tried, but not to the end.
+    """
     others = {
         candidate[key_index]: accuracy
         for candidate, accuracy in candidates.items()
@@ -181,7 +211,10 @@ def _describe_edge(
     if len(ordered) < 2 or value not in (ordered[0], ordered[-1]):
         return ""
     inward = ordered[1] if value == ordered[0] else ordered[-2]
-    worse = (others[value] - others[inward]).to_numpy(float)
+    next_best, best = others[inward], others[value]
+    if next_best is None or best is None:
+        return key
+    worse = (best - next_best).to_numpy(float)
     flat = len(worse) > 1 and worse.mean() <= standard_error(worse)
     return f"{key} (flat)" if flat else key
 

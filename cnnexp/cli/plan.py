@@ -19,6 +19,7 @@ from cnnexp.sweep.cost import (
 from cnnexp.sweep.plan import COMPILE_SECONDS, Forecast, Plan, forecast, plan_sweep
 from cnnexp.sweep.points import Cells, SweepPoint
 from cnnexp.sweep.validate import check_images, check_run, check_sweep
+from cnnexp.training.schedule import resolve_duration
 
 HEADER = ("cell", "weights", "MACs", "memory", "runs", "done", "stack", "time")
 
@@ -118,9 +119,9 @@ def _plan_cells(plan: Plan, cells: Cells, time_forecast: Forecast) -> list[CellP
                 macs=total_count(layers, "macs"),
                 memory=estimate_state_bytes(config) + estimate_step_bytes(config),
                 runs=len(members),
-                done=len(members) - len(missing),
+                done=sum(run_id in plan.ended for run_id in members),
                 stacks=tuple(sorted({stack_of[run_id] for run_id in missing})),
-                seconds=len(missing) * time_forecast.seconds(config),
+                seconds=sum(plan.fractions[run_id] for run_id in missing) * time_forecast.seconds(config),
             )
         )
     return cell_plans
@@ -144,8 +145,9 @@ def _print_totals(plan: Plan, cells: Sequence[CellPlan], impossible: int, time_f
     programs = len({stack.program_key for stack in plan.stacks})
     resumed = sum(stack.resumes is not None for stack in plan.stacks)
     seconds = sum(cell.seconds for cell in cells) + programs * COMPILE_SECONDS
-    to_train = len(plan.runs) - len(plan.ended)
+    to_train = len(plan.runs) - len(plan.ended) - len(plan.stopped)
     line = f"{pluralize(len(cells), 'cell')}, {pluralize(len(plan.runs), 'run')}: {len(plan.ended)} done, "
+    line += f"{len(plan.stopped)} stopped, " * bool(plan.stopped)
     line += (
         f"{to_train} to train in {pluralize(len(plan.stacks), 'stack')} of {pluralize(programs, 'program')}"
     )
@@ -158,4 +160,18 @@ def _print_totals(plan: Plan, cells: Sequence[CellPlan], impossible: int, time_f
     print(line)
     if plan.runs:
         print(choose_kept(plan.runs).describe())
+    if any(fraction < 1 for fraction in plan.fractions.values()):
+        print(_describe_halving(plan))
     print(f"about {duration_text(seconds)}, estimated from {time_forecast.source}")
+
+
+def _describe_halving(plan: Plan) -> str:
+    """Say in one line what fraction of the steps of a sweep successive halving trains."""
+    tune = next(iter(plan.runs.values())).tune
+    steps = {run_id: resolve_duration(plan.runs[run_id]).steps for run_id in plan.fractions}
+    trained = sum(fraction * steps[run_id] for run_id, fraction in plan.fractions.items())
+    fraction = trained / sum(steps.values())
+    return (
+        f"successive halving: {tune.rungs} rungs, each keeps {tune.keep:g} of the values by {tune.by}; "
+        f"about {100 * fraction:.0f}% of the steps are trained"
+    )

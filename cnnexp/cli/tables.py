@@ -20,7 +20,6 @@ from cnnexp.analysis.compare import (
 )
 from cnnexp.analysis.dataframe import (
     EVALUATION,
-    TUNED,
     make_dataframe,
     read_finished_runs,
     varying_keys,
@@ -38,7 +37,8 @@ from cnnexp.analysis.tables import (
     print_table,
     summarize_cells,
 )
-from cnnexp.analysis.tuning import choose_hyperparameters
+from cnnexp.analysis.tuning import tune
+from cnnexp.config.execution import TUNED
 from cnnexp.core.errors import UsageError, suggestion
 from cnnexp.core.text import pluralize
 from cnnexp.store.files import write_bytes
@@ -62,7 +62,7 @@ def print_results(
         folder: The sweep's folder.
         conditions: Conditions that a run must fulfil, see `select_runs`.
         by: Keys that tell cells apart; if empty, the keys that vary. Each cell is shown at its best learning
-            rate and weight decay (see `choose_hyperparameters`) unless `by` or `conditions` name one of
+            rate and weight decay (see `tune`) unless `by` or `conditions` name one of
             these.
         form: The format of the table.
         output: A file to write instead of printing.
@@ -114,7 +114,7 @@ def _tuned_cells(runs: Sequence[StoredRun], conditions: Sequence[str], by: Seque
     keys_of_conditions = {m[1] for condition in conditions if (m := CONDITION.match(condition.strip()))}
     tuned_keys: list[str] = []
     if keys_of_conditions.union(by).isdisjoint(TUNED):
-        tuning = choose_hyperparameters(table, make_dataframe(runs, "diverged"))
+        tuning = tune(runs)
         table, tuned_keys = tuning.table, tuning.keys
         for warning in tuning.warnings:
             print(f"tuning: {warning}", file=sys.stderr)
@@ -161,9 +161,7 @@ def print_comparison(first: Path, second: Path, *, form: Format = "table") -> No
         UsageError: One of them has no finished run.
     """
     stored = [read_finished_runs(folder) for folder in (first, second)]
-    tunings = [
-        choose_hyperparameters(make_dataframe(runs), make_dataframe(runs, "diverged")) for runs, _ in stored
-    ]
+    tunings = [tune(runs) for runs, _ in stored]
     first_runs, second_runs = (tuning.table for tuning in tunings)
     frames = (first_runs, second_runs)
     tuned = {key for tuning in tunings for key in tuning.keys}

@@ -24,7 +24,7 @@ from cnnexp.config.data import (
 )
 from cnnexp.config.datasets import Digits
 from cnnexp.config.describe import describe_requirement, most_specific_errors
-from cnnexp.config.execution import LAUNCHER_VARIANTS, Launcher, LocalLauncher, Sweep, Tracking
+from cnnexp.config.execution import LAUNCHER_VARIANTS, Launcher, LocalLauncher, Sweep, Tracking, Tune
 from cnnexp.config.model import MLP, CustomModel, Model, ResNet, SimpleCNN
 from cnnexp.config.sections import AllowedText, Folder, Optim, Section, Seed, Train
 from cnnexp.core.errors import UsageError, nearest_name, shorten_value, suggestion
@@ -43,6 +43,7 @@ SECTIONS: dict[str, type[Section]] = {
     "data": Digits,
     "optim": Optim,
     "train": Train,
+    "tune": Tune,
     "sweep": Sweep,
     "tracking": Tracking,
     "launcher": LocalLauncher,
@@ -91,6 +92,9 @@ class RunConfig(Section):
     data: Data = Field(description="The images, their number, and their corruptions.")
     optim: Optim = Field(description="The optimiser.")
     train: Train = Field(description="How long to train, and how often to evaluate.")
+    tune: Tune = Field(
+        default=Tune(), description="How learning rates compete: to the end, or by successive halving."
+    )
     sweep: Sweep = Field(description="How a sweep is carried out.")
     tracking: Tracking = Field(description="The destination that runs are mirrored to.")
     launcher: Launcher = Field(description="Where the runs of a sweep are trained.")

@@ -18,6 +18,9 @@ _TRACKIO_TABLES = "system|configs|traces|artifacts|artifact_versions|artifact_al
 _VALID_TRACKIO_PROJECT = re.compile(rf"(?!registry-|.+_(?:{_TRACKIO_TABLES})$).+")
 
 
+TUNED = ("optim.learning_rate", "optim.weight_decay")  # chosen for each cell, so that they tell none apart
+
+
 class Sweep(Section):
     """The execution of a sweep; nothing here changes a result."""
 
@@ -43,6 +46,31 @@ class Sweep(Section):
         default=False,
         description="Whether to use only deterministic GPU kernels, which are slower but give bitwise "
         "identical results. Results on CPU are always deterministic.",
+    )
+
+
+class Tune(Section):
+    """How learning rates and weight decays compete: by default, each is trained to the end.
+
+    With successive halving, values are compared at a few steps, the rungs, and the worst are stopped there.
+    Nothing here changes the result of a run that is trained to the end.
+    """
+
+    rungs: Size = Field(
+        default=1,
+        description="The number of rungs of successive halving (Jamieson and Talwalkar 2016): after each but "
+        "the last, only the best values of the learning rate and weight decay are trained further. 1: all "
+        "are trained to the end.",
+    )
+    keep: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.5,
+        description="The fraction of the values that each rung keeps, at least one. The rungs end at "
+        "`keep`, `keep` squared and so on of all steps: with 3 rungs and 0.5, at a quarter and a half.",
+    )
+    by: Annotated[Text, AllowedText("validation/METRIC")] = Field(
+        default="validation/accuracy",
+        description="The metric by which values are compared: its mean over seeds. The smallest is the best "
+        "of `validation/loss`, the largest of all others.",
     )
 
 

@@ -17,7 +17,7 @@ from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying, count_layer, kernel_index
 from cnnexp.plots.axes import TEXT_WIDTH_INCHES
 from cnnexp.plots.figures import Drawing
-from cnnexp.store.runs import read_kernels
+from cnnexp.store.measurements import read_kernels
 
 MAX_IMAGE_SIDE = 12  # pixels: the equivalent matrix has the fourth power of that many entries
 POSITIVE, NEGATIVE, MIDDLE = (

@@ -25,6 +25,7 @@ from cnnexp.report.tables import (
     tabulate_comparison,
     tabulate_parameters,
     tabulate_protocol,
+    tabulate_stopped,
     tabulate_tuning,
     tabulate_verdicts,
 )
@@ -72,6 +73,7 @@ def render_markdown(report: Report, figure_prefix: str = "") -> str:
     sources = {verdict.claim.source for verdict in report.verdicts}
     protocol = tabulate_protocol(report.table)
     protocol["key"] = protocol["key"].map(markdown_code)
+    stopped = tabulate_stopped(report.runs)
     return MARKDOWN_TEMPLATES.get_template("report.md.jinja").render(
         report=report,
         figure_prefix=figure_prefix,
@@ -85,6 +87,7 @@ def render_markdown(report: Report, figure_prefix: str = "") -> str:
         else "",
         tuned_keys=" and ".join(format_key(key).replace("_", " ") for key in report.tuning.keys),
         tuning=Markdown(markdown_table(tabulate_tuning(report.tuning)) if report.tuning.keys else ""),
+        stopped=Markdown(markdown_table(stopped)) if len(stopped) else "",
         parameters=Markdown(markdown_table(tabulate_parameters(report.table))),
         protocol=Markdown(markdown_table(protocol, ["key"])),
         failures=[Markdown(line) for line in _list_failures(report.runs, report.corrupt)],
@@ -109,7 +112,7 @@ def _list_failures(runs: Sequence[StoredRun], corrupt: Sequence[Path]) -> list[s
         for file in corrupt
     ]
     for run in runs:
-        if run.status == "finished":
+        if run.status in ("finished", "stopped"):
             continue
         step = run.summary.get("diverged_step")
         diverged = f"the loss is not finite from step {step} on" if step is not None else ""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from cnnexp.analysis.claims import Claim
-from cnnexp.analysis.dataframe import find_mixed_cells, make_dataframe, read_finished_runs, varying_keys
+from cnnexp.analysis.dataframe import find_mixed_cells, read_finished_runs, varying_keys
 from cnnexp.analysis.tables import (
     compare_tyings,
     distinguishing_keys,
@@ -15,13 +15,14 @@ from cnnexp.analysis.tables import (
     format_value,
     summarize_cells,
 )
-from cnnexp.analysis.tuning import Tuning, choose_hyperparameters
+from cnnexp.analysis.tuning import Tuning, tune
 from cnnexp.analysis.verdicts import Verdict, judge
 from cnnexp.core.text import figure_text, pluralize
 from cnnexp.plots.figures import Drawing, RenderedFigure, draw_by_count, draw_by_images, render
 from cnnexp.plots.layers import plot_kernels
 from cnnexp.report.experiments import Experiment, load_experiment
-from cnnexp.store.runs import StoredRun, read_commands, read_kernels
+from cnnexp.store.measurements import read_kernels
+from cnnexp.store.runs import StoredRun, read_commands
 
 MAX_NETWORKS = 6  # whose kernels are drawn
 KERNELS_CAPTION = (
@@ -89,7 +90,7 @@ def make_report(folder: Path, config_folder: Path | None = None) -> Report:
         UsageError: there is no such sweep, or no finished run in it.
     """
     runs, corrupt = read_finished_runs(folder)
-    tuning = choose_hyperparameters(make_dataframe(runs), make_dataframe(runs, "diverged"))
+    tuning = tune(runs)
     table = tuning.table
     experiment = load_experiment(str(table["experiment"].iloc[0]), folder.parent, config_folder)
     drawings = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from cnnexp.analysis.dataframe import constant_keys, varying_keys
+from cnnexp.analysis.dataframe import constant_keys, make_dataframe, varying_keys
 from cnnexp.analysis.tables import distinguishing_keys, format_key, format_percent, format_value, title_metric
 from cnnexp.analysis.tuning import Tuning
 from cnnexp.analysis.verdicts import Verdict
@@ -17,7 +17,7 @@ from cnnexp.core.text import duration_text, pluralize
 from cnnexp.models.layers import LayerSpec, NetworkSpec, OtherLayers
 from cnnexp.report.report import Report
 from cnnexp.store.files import read_json
-from cnnexp.store.runs import STATUS
+from cnnexp.store.runs import STATUS, StoredRun
 from cnnexp.training.named_optimizers import count_slots
 
 VERDICT_COLUMNS = [
@@ -110,6 +110,35 @@ def tabulate_tuning(tuning: Tuning) -> pd.DataFrame:
     titles = {column: format_key(column) for column in shown.columns}
     titles |= {criterion: title_metric(criterion), "at_edge": "at the edge"}
     return shown.rename(columns=titles)
+
+
+def tabulate_stopped(runs: Sequence[StoredRun]) -> pd.DataFrame:
+    """Tabulate what successive halving stopped: one row per cell and value, with when and why.
+
+    Returns:
+        An empty table where nothing was stopped.
+    """
+    stopped = [run for run in runs if run.status == "stopped" and run.stop]
+    if not stopped:
+        return pd.DataFrame()
+    table = make_dataframe(stopped, "stopped")
+    keys = [key for key in varying_keys(make_dataframe(runs, status=None)) if key in table]
+    rows = []
+    by_id = {run.run_id: run.stop for run in stopped}
+    for values, cell in table.groupby(keys, sort=True, dropna=False) if keys else [((), table)]:
+        stop = by_id[cell["run_id"].iloc[0]]
+        assert stop is not None
+        rows.append(
+            {
+                **{format_key(key): format_value(value) for key, value in zip(keys, values, strict=True)},
+                "runs": str(len(cell)),
+                "rung": f"{stop.rung} of {stop.rungs}",
+                "step": f"{stop.step:,}",
+                f"mean {stop.by}": _format_metric(stop.value),
+                "worst kept": _format_metric(stop.cut),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def tabulate_parameters(table: pd.DataFrame) -> pd.DataFrame:
@@ -235,3 +264,7 @@ def _count_bytes(layer: LayerSpec, config: RunConfig) -> int:
     itemsize = {"float32": 4, "bfloat16": 2, "float16": 2}[layer.param_dtype]
     slots = count_slots(config.optim, loads_user_code=False)  # the results may be somebody else's
     return round(layer.counts.params * (itemsize + 4 * slots))  # optimisers keep float32
+
+
+def _format_metric(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3f}"

@@ -1,8 +1,9 @@
-"""Measurements of a run after its training: probes, and evaluations under other conditions.
+"""Measurements of a run beside its history: kernels, probes, and evaluations under other conditions.
 
-Both are read as data that may come from somebody else: what is not a number under a plain name is left out.
+All are read as data that may come from somebody else: what is not a number under a plain name is left out.
 """
 
+import io
 import json
 import math
 import re
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cnnexp.store.files import (
     encode_json,
     parse_json,
@@ -20,6 +23,7 @@ from cnnexp.store.files import (
     replace_unprintable,
     write_bytes,
 )
+from cnnexp.store.runs import KERNELS, LAYER, STATUS
 
 PROBES, EVALUATIONS = "probes.json", "evaluations.jsonl"
 NAME = re.compile(r"[A-Za-z0-9_/]{1,200}")
@@ -83,6 +87,24 @@ def read_evaluations(folder: Path) -> list[Evaluation]:
             metrics = _select_numbers(values.get("metrics"))
             evaluations.append(Evaluation(conditions=replace_unprintable(conditions), metrics=metrics))
     return evaluations
+
+
+def read_kernels(folder: Path) -> tuple[int, dict[str, np.ndarray]]:
+    """Read the kernels that a run stored for its figures.
+
+    Returns:
+        Their step and, by layer, arrays of shape `(rows, columns, kh, kw, filters)`; step -1 and no arrays
+        where the run has none or they are corrupt.
+    """
+    content, checksums = read_bytes(folder / KERNELS) or b"", read_json(folder / STATUS).get("crc32")
+    if isinstance(checksums, dict) and checksums.get(KERNELS, zlib.crc32(content)) != zlib.crc32(content):
+        return -1, {}
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            layers = [name for name in arrays.files[1:] if LAYER.fullmatch(name)]
+            return int(arrays["step"]), {name: arrays[name].astype(np.float32) for name in layers}
+    except Exception:  # NumPy and zipfile raise a dozen kinds of errors for files that are not theirs
+        return -1, {}
 
 
 def format_conditions(conditions: Mapping[str, Value]) -> str:

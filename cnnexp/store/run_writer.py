@@ -6,6 +6,7 @@ import os
 import time
 import zlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ from cnnexp.store.runs import (
     WEIGHTS,
     FilePrefix,
     Status,
+    Stop,
     compute_status_crc32,
     run_folder,
     sweep_folder,
@@ -111,6 +113,15 @@ def record_failure(config: RunConfig, traceback: str) -> None:
     _write_status(folder, "failed", status.get("started", time.time()), checksums)
 
 
+def record_stop(config: RunConfig, stop: Stop) -> None:
+    """Record when and why a run was stopped; a sweep without successive halving trains it to its end."""
+    folder = run_folder(config)
+    status = read_json(folder / STATUS)
+    checksums = {CONFIG: _write_config(config), **status.get("crc32", {})}
+    checksums[HISTORY] = zlib.crc32(read_bytes(folder / HISTORY) or b"")
+    _write_status(folder, "stopped", status.get("started", time.time()), checksums, {"stop": asdict(stop)})
+
+
 def record_command(config: RunConfig, command: str) -> None:
     """Store the command by which runs of a sweep were requested, unless it is stored already."""
     file = sweep_folder(config) / COMMANDS
@@ -137,7 +148,13 @@ def _write_config(config: RunConfig) -> int:
     return zlib.crc32(content)
 
 
-def _write_status(folder: Path, status: Status, started: float, checksums: Mapping[str, int]) -> None:
+def _write_status(
+    folder: Path,
+    status: Status,
+    started: float,
+    checksums: Mapping[str, int],
+    further: Mapping[str, Any] | None = None,
+) -> None:
     values = {"status": status, "started": started, "updated": time.time(), "pid": os.getpid()}
-    values |= {"crc32": dict(checksums)}
+    values |= {"crc32": dict(checksums), **(further or {})}
     write_json(folder / STATUS, values | {STATUS_CRC32: compute_status_crc32(values)})

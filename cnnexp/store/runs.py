@@ -4,7 +4,6 @@ A sweep is a folder that holds one folder per run, with the files `config.yaml`,
 `summary.json` and `status.json`. The status is written last and has the checksums of the others.
 """
 
-import io
 import json
 import os
 import re
@@ -15,7 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import yaml
 
 from cnnexp.config import RunConfig
@@ -28,7 +26,7 @@ from cnnexp.store.files import (
     replace_unprintable,
 )
 
-Status = Literal["running", "interrupted", "finished", "diverged", "failed"]
+Status = Literal["running", "interrupted", "finished", "diverged", "stopped", "failed"]
 ENDED = ("finished", "diverged")  # with a result: not run again
 CONFIG, HISTORY, SUMMARY = RESULT = ("config.yaml", "history.jsonl", "summary.json")  # of an ended run
 STATUS, KERNELS, ERROR = "status.json", "kernels.npz", "error.txt"
@@ -79,8 +77,29 @@ class FilePrefix:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stop:
+    """When and why successive halving stopped a run.
+
+    Attributes:
+        rung, step: Where it was stopped.
+        by: The metric by which values of the learning rate and weight decay were compared.
+        value: Its mean over the seeds of the values of the run; None where it is not finite.
+        cut: The same of the worst values that were kept.
+        rungs, keep: The keys of the section `tune`.
+    """
+
+    rung: int
+    step: int
+    by: str
+    value: float | None
+    cut: float | None
+    rungs: int
+    keep: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class StoredRun:
-    """A run as it stands in the store; `summary` is empty until it ended."""
+    """A run as it stands in the store; `summary` is empty until it ended, `stop` is None unless stopped."""
 
     run_id: str
     folder: Path
@@ -88,11 +107,23 @@ class StoredRun:
     summary: dict[str, Any]
     history: list[dict[str, int | float]]
     status: str
+    stop: Stop | None = None
 
 
 def has_ended(folder: Path) -> bool:
     """Return whether a run has a result; its status is the last file written."""
     return read_json(folder / STATUS).get("status") in ENDED
+
+
+def parse_stop(status: Mapping[str, Any]) -> Stop | None:
+    """Read from a run's status when and why it was stopped; None where it was not."""
+    try:
+        stop = Stop(**status["stop"]) if status.get("status") == "stopped" else None
+    except (KeyError, TypeError):
+        return None
+    numbers = [stop.rung, stop.step, stop.value or 0, stop.cut or 0, stop.rungs, stop.keep] if stop else []
+    is_valid = stop and isinstance(stop.by, str) and all(type(number) in (int, float) for number in numbers)
+    return stop if is_valid else None
 
 
 def find_corrupt_files(folder: Path) -> list[Path]:
@@ -184,7 +215,7 @@ def read_run(folder: Path) -> StoredRun:
     Raises:
         ValueError: its configuration cannot be read.
     """
-    status = read_json(folder / STATUS).get("status", "failed")  # the last written is read first
+    status = read_json(folder / STATUS)  # the last written is read first
     config = _read_config(folder / CONFIG)
     if not config:
         raise ValueError(f"corrupt file {folder / CONFIG}")
@@ -194,7 +225,8 @@ def read_run(folder: Path) -> StoredRun:
         config=config,
         summary=replace_unprintable(read_json(folder / SUMMARY)),
         history=read_history(folder),
-        status=replace_unprintable(status),
+        status=replace_unprintable(status.get("status", "failed")),
+        stop=parse_stop(replace_unprintable(status)),
     )
 
 
@@ -251,21 +283,3 @@ def read_error_line(folder: Path) -> str:
     content = b"" if (folder / ERROR).is_symlink() else read_bytes(folder / ERROR)
     lines = (content or b"").decode(errors="replace").strip().splitlines()
     return replace_unprintable(lines[-1]) if lines else ""
-
-
-def read_kernels(folder: Path) -> tuple[int, dict[str, np.ndarray]]:
-    """Read the kernels that a run stored for its figures.
-
-    Returns:
-        Their step and, by layer, arrays of shape `(rows, columns, kh, kw, filters)`; step -1 and no arrays
-        where the run has none or they are corrupt.
-    """
-    content, checksums = read_bytes(folder / KERNELS) or b"", read_json(folder / STATUS).get("crc32")
-    if isinstance(checksums, dict) and checksums.get(KERNELS, zlib.crc32(content)) != zlib.crc32(content):
-        return -1, {}
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            layers = [name for name in arrays.files[1:] if LAYER.fullmatch(name)]
-            return int(arrays["step"]), {name: arrays[name].astype(np.float32) for name in layers}
-    except Exception:  # NumPy and zipfile raise a dozen kinds of errors for files that are not theirs
-        return -1, {}

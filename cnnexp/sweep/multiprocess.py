@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from cnnexp.config.execution import LocalLauncher
 from cnnexp.core.errors import UsageError, describe_exception
 from cnnexp.store.files import write_text
 from cnnexp.sweep.devices import jax_is_running
+from cnnexp.sweep.halving import Span
 from cnnexp.sweep.plan import Stack, make_program_key
 from cnnexp.sweep.signals import REQUEUE, Interrupted, ProcessLost
 from cnnexp.training.processes import any_process, broadcast_from_primary, is_primary
@@ -147,7 +149,8 @@ def check_processes(runs: Sequence[RunConfig]) -> None:
 
 def announce_stack(stack: Stack) -> None:
     """Tell the other processes which stack comes next."""
-    broadcast_from_primary({"runs": list(stack.runs), "resumes": stack.resumes and str(stack.resumes)})
+    resumes = stack.resumes and str(stack.resumes)
+    broadcast_from_primary({"runs": list(stack.runs), "resumes": resumes, "span": asdict(stack.span)})
 
 
 def announced_stacks(runs: Mapping[str, RunConfig]) -> Iterator[Stack]:
@@ -159,8 +162,8 @@ def announced_stacks(runs: Mapping[str, RunConfig]) -> Iterator[Stack]:
     while "end" not in (order := broadcast_from_primary({})):
         chosen = {run_id: runs[run_id] for run_id in order["runs"]}
         program_key = make_program_key(next(iter(chosen.values())))
-        resumes = order["resumes"] and Path(order["resumes"])
-        yield Stack(runs=chosen, program_key=program_key, resumes=resumes)
+        resumes, span = order["resumes"] and Path(order["resumes"]), Span(**order["span"])
+        yield Stack(runs=chosen, program_key=program_key, resumes=resumes, span=span)
     if order["end"] == STOPPED:
         raise Interrupted
 

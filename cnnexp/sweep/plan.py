@@ -20,6 +20,7 @@ from cnnexp.store.checkpoints import has_checkpoint, iterate_stacks, list_corrup
 from cnnexp.store.files import read_json
 from cnnexp.store.runs import COMMANDS, find_corrupt_files, has_ended, run_folder, sweep_folder
 from cnnexp.sweep.cost import largest_stack
+from cnnexp.sweep.halving import WHOLE_SPAN, Halving, Span
 from cnnexp.sweep.provenance import provenance
 from cnnexp.training.named_optimizers import list_traced_options
 from cnnexp.training.schedule import estimate_flops, resolve_duration
@@ -37,11 +38,13 @@ class Stack:
         runs: by their ids, in the order of the run axis.
         program_key: all that the program depends on, as text; stacks with equal keys use the same program.
         resumes: the folder of checkpoints that hold these runs, perhaps among others.
+        span: the steps that they are trained for.
     """
 
     runs: Mapping[str, RunConfig]
     program_key: str
     resumes: Path | None = None
+    span: Span = WHOLE_SPAN
 
     @property
     def config(self) -> RunConfig:
@@ -50,8 +53,10 @@ class Stack:
 
     @property
     def flops(self) -> float:
-        """Estimated floating-point operations of all runs."""
-        return sum(estimate_flops(run) for run in self.runs.values())
+        """Estimated floating-point operations of all runs in their span."""
+        steps = resolve_duration(self.config).steps
+        fraction = ((self.span.until or steps) - self.span.since) / steps
+        return fraction * sum(estimate_flops(run) for run in self.runs.values())
 
     def halves(self) -> tuple["Stack", "Stack"]:
         """Split the stack in two; both halves start from their first step."""
@@ -67,14 +72,18 @@ class Plan:
     Attributes:
         runs: all runs by their ids.
         ended: ids of the runs with a result.
+        stopped: ids of the runs that successive halving has stopped.
         corrupt: corrupt files.
-        stacks: to train, of the runs without a result.
+        stacks: to train next, of the runs without a result.
+        fractions: of the steps of each run, as many as it is expected to be trained for.
     """
 
     runs: Mapping[str, RunConfig]
     ended: frozenset[str]
+    stopped: frozenset[str]
     corrupt: list[Path]
     stacks: list[Stack]
+    fractions: Mapping[str, float]
 
 
 def plan_sweep(runs: Mapping[str, RunConfig]) -> Plan:
@@ -89,8 +98,18 @@ def plan_sweep(runs: Mapping[str, RunConfig]) -> Plan:
         corrupt += corrupt_of_run
         if not corrupt_of_run and has_ended(folder):
             ended.add(run_id)
-    missing = {run_id: run for run_id, run in runs.items() if run_id not in ended}
-    return Plan(runs=runs, ended=frozenset(ended), corrupt=corrupt, stacks=stacks_for(missing))
+    halving = Halving(runs)
+    stopped = {run_id for run_id in runs if run_id not in ended and halving.is_stopped(run_id)}
+    missing = {run_id: run for run_id, run in runs.items() if run_id not in ended | stopped}
+    spans = halving.decide().spans
+    return Plan(
+        runs=runs,
+        ended=frozenset(ended),
+        stopped=frozenset(stopped),
+        corrupt=corrupt,
+        stacks=stacks_for(missing, spans),
+        fractions={run_id: halving.expect_fraction(run_id, spans[run_id].since) for run_id in missing},
+    )
 
 
 def _corrupt_in_sweep(folder: Path) -> list[Path]:
@@ -101,13 +120,22 @@ def _corrupt_in_sweep(folder: Path) -> list[Path]:
     return misplaced + list_corrupt_stacks(folder)
 
 
-def stacks_for(missing: Mapping[str, RunConfig]) -> list[Stack]:
-    """Group runs without a result into stacks: first those that resume from a checkpoint."""
-    if not missing:
-        return []
-    stacks, rest = group_by_checkpoint(missing)
-    for program_key, group in group_by_program(rest).items():
-        stacks += split_group(group, program_key, largest_stack(next(iter(group.values()))))
+def stacks_for(missing: Mapping[str, RunConfig], spans: Mapping[str, Span] | None = None) -> list[Stack]:
+    """Group runs without a result into stacks: first those that resume from a checkpoint.
+
+    Args:
+        missing: the runs by their ids.
+        spans: what each of them is trained for; None: to the end.
+    """
+    by_span: dict[Span, dict[str, RunConfig]] = {}
+    for run_id, run in missing.items():
+        by_span.setdefault(spans[run_id] if spans else WHOLE_SPAN, {})[run_id] = run
+    stacks: list[Stack] = []
+    for span, runs in by_span.items():
+        parts, rest = group_by_checkpoint(runs)
+        for program_key, group in group_by_program(rest).items():
+            parts += split_group(group, program_key, largest_stack(next(iter(group.values()))))
+        stacks += [replace(part, span=span) for part in parts]
     return stacks
 
 

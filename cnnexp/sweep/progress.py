@@ -1,6 +1,7 @@
 """The progress of a sweep: a bar with an ETA from the first second, or plain lines without a terminal."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -9,9 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from cnnexp.core.text import pluralize
+from cnnexp.store.runs import Stop
 from cnnexp.sweep.plan import COMPILE_SECONDS, Plan, Stack
 from cnnexp.sweep.points import Cells
-from cnnexp.training.schedule import resolve_duration
+from cnnexp.training.schedule import estimate_flops, resolve_duration
 
 # A first guess, corrected as soon as the first piece of training shows how fast this machine is.
 GUESSED_FLOPS = 30e9  # floating-point operations a second
@@ -32,8 +34,13 @@ class SweepProgress:
     def __init__(self, plan: Plan, cells: Cells):
         self._cells, self._plan = cells, plan
         self._total = sum(len(stack.runs) for stack in plan.stacks)
-        self._cost = sum(_seconds(stack) for stack in plan.stacks)
-        self._done = self._failed = self._running = 0
+        flops = sum(
+            plan.fractions[run_id] * estimate_flops(run)
+            for stack in plan.stacks
+            for run_id, run in stack.runs.items()
+        )
+        self._cost = COMPILE_SECONDS * len(plan.stacks) + flops / GUESSED_FLOPS
+        self._done = self._failed = self._running = self._stopped = 0
         self._spent = self._partial = 0.0  # guessed seconds of ended stacks, and of the current one so far
         self._fraction = 0.0  # of the current stack
         self._latest = "starting"
@@ -55,6 +62,10 @@ class SweepProgress:
         if self._plan.ended:
             self.print_line(
                 f"already in the store: {pluralize(len(self._plan.ended), 'run')}; {self._total} to train"
+            )
+        if self._plan.stopped:
+            self.print_line(
+                f"stopped earlier by successive halving: {pluralize(len(self._plan.stopped), 'run')}"
             )
         if self._plan.stacks:
             self._show()
@@ -79,7 +90,8 @@ class SweepProgress:
     def show_step(self, stack: Stack, step: int, last: int) -> None:
         """Display that a stack has reached a step out of `last`."""
         duration = resolve_duration(stack.config)
-        self._fraction = step / last
+        since, until = stack.span.since, stack.span.until or last
+        self._fraction = (step - since) / (until - since)
         self._partial = self._fraction * _seconds(stack)
         self._epoch = f" (epoch {duration.epochs(step):.3g}/{duration.epochs(last):.3g})"
         self._show()
@@ -105,6 +117,23 @@ class SweepProgress:
             self._spent, self._partial = self._spent + _seconds(stack), 0.0
             if not self._console.is_terminal:
                 self._print_state()
+        self._show()
+
+    def show_pause(self, stack: Stack) -> None:
+        """Display that a stack has reached the end of its rung."""
+        self._running, self._partial = 0, 0.0
+        self._spent += _seconds(stack)
+        self._show()
+
+    def show_stops(self, stops: Mapping[str, Stop]) -> None:
+        """Display which runs successive halving has stopped."""
+        self._stopped += len(stops)
+        places = Counter((stop.rung, stop.step, stop.rungs, stop.by) for stop in stops.values())
+        for (rung, step, rungs, metric), number in sorted(places.items()):
+            total = pluralize(self._total, "run")
+            self.print_line(
+                f"stopped {number:,} of {total} at rung {rung} of {rungs} (step {step:,}) by {metric}"
+            )
         self._show()
 
     def show_failure(self, stack: Stack, error: str, file: Path) -> None:
@@ -155,6 +184,7 @@ class SweepProgress:
         """Describe runs done, failed and running, the current stack's epoch, throughput and time left."""
         elapsed = time.monotonic() - self._started
         parts = [f"{self._done}/{pluralize(self._total, 'run')}"]
+        parts += [f"{self._stopped} stopped"] * bool(self._stopped)
         parts += [f"{self._failed} failed"] * bool(self._failed)
         if self._running:
             parts.append(f"{self._running} running{self._epoch}")

@@ -14,12 +14,14 @@ from cnnexp.core.terminal import is_disk_error
 from cnnexp.core.text import pluralize
 from cnnexp.store.checkpoints import StackCheckpoints, iterate_stacks
 from cnnexp.store.leases import LeaseLost, Leases
-from cnnexp.store.run_writer import record_failure
+from cnnexp.store.run_writer import record_failure, record_stop
 from cnnexp.store.runs import (
+    Stop,
     has_ended,
     run_folder,
     sweep_folder,
 )
+from cnnexp.sweep.halving import Halving
 from cnnexp.sweep.multiprocess import (
     means_lost_process,
 )
@@ -54,6 +56,7 @@ class SweepRunner:
     ):
         self.runs = runs
         self.failed: dict[str, str] = {}
+        self._halving = Halving(runs)
         self._unfinished = dict(runs)  # as far as is known
         self._leases, self._signals, self._progress, self._mirror = leases, signals, progress, mirror
         self._queue: deque[Stack] = deque()
@@ -69,12 +72,12 @@ class SweepRunner:
         Raises:
             Interrupted: a signal asked to stop.
         """
-        self._queue.extend(planned)
+        self._queue.extend(planned or self._wait_for_others())
         while self._queue:
             stack = self._queue.popleft()
-            self._signals.raise_if_stop_requested()
+            self._stop_if_requested()
             leased = self._leases.acquire(stack.runs)
-            todo = {i: run for i, run in stack.runs.items() if i in leased and not has_ended(run_folder(run))}
+            todo = {i: run for i, run in stack.runs.items() if i in leased and not self._is_done(i)}
             if todo:
                 yield self._split_by_checkpoint(replace(stack, runs=todo, resumes=None))
             if self.failed and stack.config.sweep.on_error == "stop":
@@ -82,7 +85,7 @@ class SweepRunner:
             if not self._queue:
                 self._leases.acquire(())
                 self._queue.extend(self._wait_for_others())
-        _drop_ended_checkpoints(self.runs)
+        self._drop_checkpoints()
 
     @contextmanager
     def handle_failures(self, stack: Stack) -> Iterator[None]:
@@ -107,7 +110,7 @@ class SweepRunner:
             self._progress.print_line(
                 f"{error}: other workers may have taken over {pluralize(len(stack.runs), 'run')}"
             )
-            self._queue.extend(stacks_for(stack.runs))
+            self._queue.extend(stacks_for(stack.runs, dict.fromkeys(stack.runs, stack.span)))
         except Exception as error:
             if means_lost_process(error):
                 self.worker.mark_interrupted()
@@ -140,7 +143,8 @@ class SweepRunner:
         Other workers may have saved some of its runs since the stack was queued.
         """
         resumable = {i: run for i, run in stack.runs.items() if i not in self._not_resumable}
-        saved, _ = group_by_checkpoint(resumable)
+        parts, _ = group_by_checkpoint(resumable)
+        saved = [replace(part, span=stack.span) for part in parts]
         saved_ids = {run_id for part in saved for run_id in part.runs}
         rest = {run_id: run for run_id, run in stack.runs.items() if run_id not in saved_ids}
         first, *later = [*saved, *([replace(stack, runs=rest)] if rest else [])]
@@ -152,19 +156,54 @@ class SweepRunner:
         self._queue.append(stack)
 
     def _wait_for_others(self) -> list[Stack]:
-        """Wait for the runs that other workers are training; return stacks of those that they abandon."""
+        """Return stacks of what can be trained: of the next rungs, and of what other workers abandon.
+
+        Waits for the runs that others are training, and stops those that successive halving stops.
+        """
         while True:
+            decisions = self._halving.decide(self.failed)
+            self._stop(decisions.stops)
             self._unfinished = unfinished = {
                 run_id: run
                 for run_id, run in self._unfinished.items()
-                if run_id not in self.failed and not has_ended(run_folder(run))
+                if run_id not in self.failed and not self._is_done(run_id)
             }
-            self._progress.waiting_for(len(unfinished))
-            free = set(unfinished) - self._leases.claimed_by_others()
+            free = (
+                set(unfinished) - self._leases.claimed_by_others() - decisions.waiting - set(decisions.stops)
+            )
             if not unfinished or free:
-                return stacks_for({run_id: run for run_id, run in unfinished.items() if run_id in free})
+                missing = {run_id: run for run_id, run in unfinished.items() if run_id in free}
+                return stacks_for(missing, decisions.spans)
+            self._progress.waiting_for(len(unfinished))
             self._signals.stop_requested.wait(WAIT_SECONDS)
-            self._signals.raise_if_stop_requested()
+            self._stop_if_requested()
+
+    def _drop_checkpoints(self) -> None:
+        """Remove checkpoints of which every run has a result or is stopped."""
+        folder = sweep_folder(next(iter(self.runs.values())))
+        for _, saved in iterate_stacks(folder):
+            if all(has_ended(folder / run_id) or self._halving.is_stopped(run_id) for run_id in saved):
+                StackCheckpoints(folder, saved).delete()
+
+    def _stop_if_requested(self) -> None:
+        if self._signals.stop_requested.is_set():
+            self.worker.mark_interrupted()
+        self._signals.raise_if_stop_requested()
+
+    def _is_done(self, run_id: str) -> bool:
+        return has_ended(run_folder(self.runs[run_id])) or self._halving.is_stopped(run_id)
+
+    def _stop(self, stops: Mapping[str, Stop]) -> None:
+        """Record why runs are stopped, unless another worker of this sweep does."""
+        if not stops:
+            return
+        leased = self._leases.acquire(stops)
+        chosen = {i: stop for i, stop in stops.items() if i in leased and not self._is_done(i)}
+        for run_id, stop in chosen.items():
+            record_stop(self.runs[run_id], stop)
+        self._leases.acquire(())
+        self._progress.show_stops(chosen)
+        self._mirror.notify([run_folder(self.runs[run_id]) for run_id in chosen])
 
     def _halve_stacks(self, program_key: str) -> None:
         self.worker.drop_programs()
@@ -184,20 +223,12 @@ class SweepRunner:
         summary = f"{type(error).__name__}: {describe_exception(error)}"
         trace = traceback.format_exc()
         for run_id, run in stack.runs.items():
-            if not has_ended(run_folder(run)):
+            if not self._is_done(run_id):
                 record_failure(run, trace)
                 self.failed[run_id] = summary
         self._mirror.notify([run_folder(run) for run in stack.runs.values()])
         self.worker.drop_programs()
         self._progress.show_failure(stack, summary, run_folder(stack.config) / "error.txt")
-
-
-def _drop_ended_checkpoints(runs: Mapping[str, RunConfig]) -> None:
-    """Remove checkpoints of which every run has a result."""
-    folder = sweep_folder(next(iter(runs.values())))
-    for _, saved in iterate_stacks(folder):
-        if all(has_ended(folder / run_id) for run_id in saved):
-            StackCheckpoints(folder, saved).delete()
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -15,9 +15,10 @@ from cnnexp.core.machine import check_writable
 from cnnexp.data.shapes import check_corruptions, check_prepared, check_size, infer_shape
 from cnnexp.models.spec import specify_network
 from cnnexp.store.runs import list_run_folders, sweep_folder
+from cnnexp.sweep.halving import check_tuning
 from cnnexp.sweep.points import Groups
 from cnnexp.tracking.target import resolve_mode
-from cnnexp.training.metrics import resolve_loss, resolve_metrics
+from cnnexp.training.metrics import resolve_loss
 from cnnexp.training.named_optimizers import check_optimizer
 from cnnexp.training.schedule import resolve_duration
 
@@ -51,6 +52,8 @@ def check_sweep(configs: Sequence[RunConfig]) -> None:
     refuse_foreign_folder(sweep_folder(configs[0]))
     if len({config.sweep.max_weights_gb for config in configs}) > 1:
         raise UsageError("sweep.max_weights_gb: a sweep has one limit, so it must be one value")
+    if len({config.tune.model_dump_json() for config in configs}) > 1:
+        raise UsageError("tune: a sweep has one way of tuning, so each of its keys must be one value")
     if len({config.launcher.model_dump_json() for config in configs}) > 1:
         raise UsageError("launcher: a sweep has one launcher, so each of its keys must be one value")
 
@@ -203,7 +206,7 @@ def check_run(config: RunConfig) -> None:
     steps = resolve_duration(config).steps
     check_optimizer(config.optim, steps)
     resolve_loss(config)
-    resolve_metrics(config)
+    check_tuning(config)
     for key in ("tied_steps", "share_every"):
         value = getattr(config.train, key)
         if value is not None and value > steps:

@@ -22,9 +22,11 @@ from cnnexp.data.pipelines import ImageFiles
 from cnnexp.store.checkpoints import (
     StackCheckpoints,
 )
+from cnnexp.store.files import read_json
 from cnnexp.store.leases import Leases
 from cnnexp.store.run_writer import RunWriter
 from cnnexp.store.runs import (
+    STATUS,
     run_folder,
     sweep_folder,
 )
@@ -34,7 +36,7 @@ from cnnexp.sweep.multiprocess import announce_stack, announced_stacks
 from cnnexp.sweep.plan import Stack
 from cnnexp.sweep.progress import SweepProgress
 from cnnexp.sweep.provenance import summary_of
-from cnnexp.sweep.restore import BestWeights, restore_stack
+from cnnexp.sweep.restore import BestWeights, RestoredStack, restore_stack
 from cnnexp.sweep.signals import Interrupted, StopSignals
 from cnnexp.tracking.mirror import Mirror
 from cnnexp.training.loop import LoopState, StackTrainer
@@ -91,10 +93,12 @@ class Worker:
         self._progress, self._mirror, self._start_again = progress, mirror, start_again
         self._writers: dict[str, RunWriter] = {}  # of the runs in progress
         self._best: dict[str, BestWeights] = {}
+        self._paused: dict[str, RunWriter] = {}  # of the runs at the end of their rung
+        self._seconds: dict[str, float] = {}  # that runs took until they paused
         self._trainers = TrainerCache()
 
     def train(self, stack: Stack) -> None:
-        """Train a stack whose runs are leased, together with the processes that follow this one.
+        """Train a stack whose runs are leased for its span, together with the processes that follow this one.
 
         Raises:
             Interrupted: a signal asked to stop; everything is saved.
@@ -107,13 +111,14 @@ class Worker:
         if restored.not_saved:
             self._start_again(replace(stack, runs=restored.not_saved, resumes=None))
         stack, state = restored.stack, restored.state
-        if not stack.runs:
+        if not stack.runs or _is_at_end(restored):
             return
         self._progress.show_start(stack)
         checkpoints = StackCheckpoints(self._folder, list(stack.runs), since=restored.step)
         self._leases.check()
         histories = restored.histories
         self._writers = {i: RunWriter(run, histories.get(i, b"")) for i, run in stack.runs.items()}
+        self._paused = {i: writer for i, writer in self._paused.items() if i not in stack.runs}
         self._best = dict(restored.best)
         saved, last = time.monotonic(), trainer.setup.duration.steps
         loop = trainer.train(list(stack.runs.values()), state)
@@ -125,7 +130,8 @@ class Worker:
             self._progress.show_step(stack, loop_state.step, last)
             if loop_state.step == last:
                 break
-            is_due = time.monotonic() - saved >= stack.config.sweep.checkpoint_seconds
+            pauses = loop_state.step == stack.span.until
+            is_due = pauses or time.monotonic() - saved >= stack.config.sweep.checkpoint_seconds
             stops, saves = _agree_on_pause(self._signals, is_due=is_due)
             if saves:
                 checkpoints.save(
@@ -138,6 +144,9 @@ class Worker:
             if stops:
                 self.mark_interrupted()
                 raise Interrupted(self._signals.signal_number)
+            if pauses:
+                self._pause(stack, (time.perf_counter() - started) / len(stack.runs))
+                return
         checkpoints.delete()
 
     def drop_programs(self) -> None:
@@ -148,6 +157,19 @@ class Worker:
         """Mark the runs in progress as interrupted; the same command resumes them."""
         for writer in self._writers.values():
             writer.interrupt()
+        if self._paused:
+            leased = self._leases.acquire({*self._writers, *self._paused})
+            for run_id, writer in self._paused.items():
+                if run_id in leased and read_json(writer.folder / STATUS).get("status") == "running":
+                    writer.interrupt()
+
+    def _pause(self, stack: Stack, seconds: float) -> None:
+        """Leave the runs in progress to the decision whether they are trained further."""
+        for run_id in self._writers:
+            self._seconds[run_id] = self._seconds.get(run_id, 0.0) + seconds
+        self._paused |= self._writers
+        self._writers = {}
+        self._progress.show_pause(stack)
 
     def _is_best(self, run_id: str, row: Mapping[str, int | float]) -> bool:
         """Return whether an evaluation is better than all earlier ones; NaN never is."""
@@ -179,7 +201,8 @@ class Worker:
                 diverged_at = loop_state.step
             if diverged_at is not None or at_end:
                 status = "finished" if diverged_at is None else "diverged"
-                summary = summary_of(stack.runs[run_id], row, status=status, seconds=seconds)
+                total_seconds = seconds + self._seconds.pop(run_id, 0.0)
+                summary = summary_of(stack.runs[run_id], row, status=status, seconds=total_seconds)
                 if keep != "none":
                     best = self._best.pop(run_id, None)
                     writer.write_weights(best.weights if best else weights_of(index))
@@ -220,7 +243,7 @@ def follow_primary(runs: Mapping[str, RunConfig], signals: StopSignals) -> None:
 def _follow_stack(stack: Stack, trainer: StackTrainer, folder: Path, signals: StopSignals) -> None:
     restored = restore_stack(stack, trainer, report=None)
     stack = restored.stack
-    if not stack.runs:
+    if not stack.runs or _is_at_end(restored):
         return
     checkpoints = StackCheckpoints(folder, list(stack.runs), since=restored.step, writes=False)
     for loop_state in trainer.train(list(stack.runs.values()), restored.state):
@@ -232,6 +255,14 @@ def _follow_stack(stack: Stack, trainer: StackTrainer, folder: Path, signals: St
             checkpoints.save(loop_state.step, loop_state.state, {})
         if stops:
             raise Interrupted(signals.signal_number)
+        if loop_state.step == stack.span.until:
+            break
+
+
+def _is_at_end(restored: RestoredStack) -> bool:
+    """Return whether a stack has nothing to train in its span."""
+    until = restored.stack.span.until
+    return until is not None and restored.step is not None and restored.step >= until
 
 
 def _agree_on_pause(signals: StopSignals, *, is_due: bool) -> tuple[bool, bool]:

@@ -45,7 +45,7 @@ class TrackioRun:
     def is_complete(self) -> bool:
         """Return whether the run has ended and was sent completely."""
         status = read_json(self._folder / "status.json").get("status")
-        return read_json(self._folder / "trackio.json").get("status") == status in ENDED
+        return read_json(self._folder / "trackio.json").get("status") == status in (*ENDED, "stopped")
 
     def send_new(self) -> None:
         """Send the rows that Trackio does not have yet."""
@@ -56,7 +56,7 @@ class TrackioRun:
             use_trackio(self._folder.parent.parent)
             self._log(run.run_id, run)
             self._sent = len(run.history)
-        if run.status in ENDED:
+        if run.status in (*ENDED, "stopped"):
             write_json(self._folder / "trackio.json", {"status": run.status, "rows": self._sent})
 
     def _log(self, name: str, run: Any) -> None:

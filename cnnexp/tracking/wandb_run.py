@@ -136,13 +136,13 @@ class WandbRun:
         wandb_run, run_id = self._wandb_run, self._wandb_run.id
         final = {SUMMARY_NAMES.get(key, key): value for key, value in run.summary.items()}
         wandb_run.summary.update({key: final[key] for key in final if key not in _metrics(run)})
-        if run.status == "diverged":
-            wandb_run.tags = (*(wandb_run.tags or ()), "diverged")
+        if run.status in ("diverged", "stopped"):
+            wandb_run.tags = (*(wandb_run.tags or ()), run.status)
         if self._target.artifacts and run.status in ENDED:
             self._log_weights(run)
         if run.status == "interrupted":  # W&B's sweep then gives it to another agent, which resumes it
             wandb_run.mark_preempting()
-        wandb_run.finish(exit_code=0 if run.status in ENDED else 1)
+        wandb_run.finish(exit_code=0 if run.status in (*ENDED, "stopped") else 1)
         self._record(run.status, run_id)
         self._wandb_run, self._sent = None, 0
 

@@ -53,7 +53,7 @@ def start_machine_run(folder: Path, target: Target, process: int) -> Any:
 
 def all_runs_ended(folder: Path) -> bool:
     """Return whether no run of a sweep is in progress or interrupted."""
-    return set(_read_statuses(folder).values()) <= {*ENDED, "failed"}
+    return set(_read_statuses(folder).values()) <= {*ENDED, "stopped", "failed"}
 
 
 def _read_statuses(folder: Path) -> dict[str, str | None]:

@@ -16,12 +16,12 @@ from cnnexp.report import experiments
 from cnnexp.report.output import write_report
 from cnnexp.store.checkpoints import StackCheckpoints, read_stack_runs
 from cnnexp.store.files import refuse_links
+from cnnexp.store.measurements import read_kernels
 from cnnexp.store.run_writer import RunWriter
 from cnnexp.store.runs import (
     find_corrupt_files,
     list_run_folders,
     read_error_line,
-    read_kernels,
     read_run,
 )
 from cnnexp.tracking.target import Target

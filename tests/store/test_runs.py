@@ -17,13 +17,13 @@ import pytest
 from cnnexp.store.checkpoints import StackCheckpoints, iterate_stacks, list_corrupt_stacks, restore
 from cnnexp.store.files import append_bytes, read_bytes, read_json, write_bytes
 from cnnexp.store.leases import Leases
+from cnnexp.store.measurements import read_kernels
 from cnnexp.store.run_writer import RunWriter, record_command
 from cnnexp.store.runs import (
     FilePrefix,
     find_corrupt_files,
     list_run_folders,
     read_commands,
-    read_kernels,
     read_run,
     read_runs,
     sweep_folder,
