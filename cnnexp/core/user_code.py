@@ -14,6 +14,7 @@ from typing import Any
 from cnnexp.core.errors import UsageError, describe_exception, suggestion
 from cnnexp.core.machine import PACKAGE, packaged_folder
 
+NO_EXPERIMENT = "default"  # the value of the key `experiment` unless a sweep names one
 LOADED_BY_PATH = "cnnexp_user_"  # begins the names of modules of files of the user
 
 
@@ -178,3 +179,33 @@ def _execute(name: str, path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def find_experiment_file(
+    name: str, results: Path | None = None, config_folder: Path | None = None
+) -> Path | None:
+    """Return the file of an experiment, or None if there is none.
+
+    Args:
+        name: The name of the experiment, a Python name.
+        results: The folder of all results; files inside it are never returned.
+        config_folder: The user's folder of configuration files, if it is not `conf` in the working folder;
+            the folder `experiments` beside it is searched, too.
+    """
+    folders, _ = list_experiment_folders(results, config_folder)
+    files = (folder / f"{name}.py" for folder in folders)
+    return next((file for file in files if file.is_file() and not _lies_in(file, results)), None)
+
+
+def list_experiment_folders(results: Path | None, config_folder: Path | None) -> tuple[list[Path], str]:
+    """List the folders in which experiments are searched for, and explain why one is excluded, if so."""
+    beside = [config_folder.resolve().parent / "experiments"] if config_folder else []
+    local = [*beside, Path("experiments").resolve()]
+    excluded = [folder for folder in local if _lies_in(folder, results)]
+    why = "".join(f"; {folder} lies inside the results, which are never executed" for folder in excluded)
+    searched = [folder for folder in local if folder not in excluded]
+    return list(dict.fromkeys([packaged_folder("experiments"), *searched])), why
+
+
+def _lies_in(path: Path, results: Path | None) -> bool:
+    return results is not None and path.resolve().is_relative_to(results.resolve())

@@ -7,11 +7,14 @@ from pathlib import Path
 
 from cnnexp.analysis.claims import Claim
 from cnnexp.core.errors import UsageError
-from cnnexp.core.machine import packaged_folder
-from cnnexp.core.user_code import execute_file
+from cnnexp.core.user_code import (
+    NO_EXPERIMENT,
+    execute_file,
+    find_experiment_file,
+    list_experiment_folders,
+)
 from cnnexp.plots.figures import Drawing
 
-NO_EXPERIMENT = "default"  # the value of the key `experiment` unless a sweep names one
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -57,7 +60,7 @@ def load_experiment(name: str, results: Path | None = None, config_folder: Path 
         return Experiment(missing=f"the experiment {name!r} is not a name of letters, digits and _")
     path = find_experiment_file(name, results, config_folder)
     if path is None:
-        folders, exclusion = _search_folders(results, config_folder)
+        folders, exclusion = list_experiment_folders(results, config_folder)
         return Experiment(
             missing=f"there is no file {name}.py in {' or '.join(map(str, folders))}{exclusion}"
         )
@@ -65,26 +68,3 @@ def load_experiment(name: str, results: Path | None = None, config_folder: Path 
     if not isinstance(experiment, Experiment):
         raise UsageError(f"{path}: defines no EXPERIMENT of the class {Experiment.__module__}.Experiment")
     return experiment
-
-
-def find_experiment_file(
-    name: str, results: Path | None = None, config_folder: Path | None = None
-) -> Path | None:
-    """Return the file of an experiment, see `load_experiment`, or None if there is none."""
-    folders, _ = _search_folders(results, config_folder)
-    files = (folder / f"{name}.py" for folder in folders)
-    return next((file for file in files if file.is_file() and not _lies_in(file, results)), None)
-
-
-def _search_folders(results: Path | None, config_folder: Path | None) -> tuple[list[Path], str]:
-    """List the folders in which experiments are searched for, and explain why one is excluded, if so."""
-    beside = [config_folder.resolve().parent / "experiments"] if config_folder else []
-    local = [*beside, Path("experiments").resolve()]
-    excluded = [folder for folder in local if _lies_in(folder, results)]
-    why = "".join(f"; {folder} lies inside the results, which are never executed" for folder in excluded)
-    searched = [folder for folder in local if folder not in excluded]
-    return list(dict.fromkeys([packaged_folder("experiments"), *searched])), why
-
-
-def _lies_in(path: Path, results: Path | None) -> bool:
-    return results is not None and path.resolve().is_relative_to(results.resolve())

@@ -15,9 +15,8 @@ from cnnexp.config import SECTIONS, RunConfig
 from cnnexp.config.data import corruption_summary
 from cnnexp.config.model import CustomModel
 from cnnexp.core.machine import packaged_folder
-from cnnexp.core.user_code import list_imported_files
+from cnnexp.core.user_code import NO_EXPERIMENT, find_experiment_file, list_imported_files
 from cnnexp.models.spec import describe_matching, specify_network, total_count
-from cnnexp.report.experiments import NO_EXPERIMENT, find_experiment_file
 from cnnexp.sweep.points import COMMAND_LINE
 from cnnexp.training.schedule import estimate_flops, resolve_duration
 

@@ -47,6 +47,18 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     assert done.stdout.endswith("[]\n"), done.stdout[-200:]
 
 
+def test_a_plan_imports_neither_tables_nor_figures(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['cnnexp', 'plan']\n"
+        "from cnnexp.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('pandas', 'matplotlib', 'wandb', 'jinja2', 'grain') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.endswith("[]\n"), done.stdout[-200:]
+
+
 def test_help_takes_at_most_12_times_as_long_as_starting_python(tmp_path: Path) -> None:
     def cpu_seconds(*arguments: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
