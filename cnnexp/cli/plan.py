@@ -21,7 +21,7 @@ from cnnexp.sweep.points import Cells, SweepPoint
 from cnnexp.sweep.validate import check_images, check_run, check_sweep
 from cnnexp.training.schedule import resolve_duration
 
-HEADER = ("cell", "weights", "MACs", "memory", "runs", "done", "stack", "time")
+HEADER = ("cell", "params", "MACs", "memory", "runs", "done", "stack", "time")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class CellPlan:
 
     Attributes:
         name: the overrides that distinguish the cell.
-        weights: the number of weights of its network.
+        params: the number of parameters of its network.
         macs: multiply-accumulates of one forward pass of one image.
         memory: bytes that one run holds.
         runs: the number of its runs.
@@ -40,7 +40,7 @@ class CellPlan:
     """
 
     name: str
-    weights: int
+    params: int
     macs: int
     memory: int
     runs: int
@@ -115,7 +115,7 @@ def _plan_cells(plan: Plan, cells: Cells, time_forecast: Forecast) -> list[CellP
         cell_plans.append(
             CellPlan(
                 name=name,
-                weights=total_count(layers, "weights"),
+                params=total_count(layers, "params"),
                 macs=total_count(layers, "macs"),
                 memory=estimate_state_bytes(config) + estimate_step_bytes(config),
                 runs=len(members),
@@ -129,7 +129,7 @@ def _plan_cells(plan: Plan, cells: Cells, time_forecast: Forecast) -> list[CellP
 
 def _format_row(cell: CellPlan) -> tuple[str, ...]:
     stacks = "-".join(map(str, dict.fromkeys([*cell.stacks[:1], *cell.stacks[-1:]]))) or "-"
-    numbers = (short_number(cell.weights), short_number(cell.macs), f"{short_number(cell.memory)}B")
+    numbers = (short_number(cell.params), short_number(cell.macs), f"{short_number(cell.memory)}B")
     return (cell.name, *numbers, str(cell.runs), str(cell.done), stacks, duration_text(cell.seconds))
 
 

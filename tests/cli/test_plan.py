@@ -110,7 +110,7 @@ def test_plan_prints_one_line_per_cell_then_impossible_cells_with_reasons_then_t
     lines = plan(
         "model.kernel_size=3,99", "model.tying=shared,local", "seed=range(5)", "data.train_size=64", code=2
     )
-    assert lines[0].split() == ["cell", "weights", "MACs", "memory", "runs", "done", "stack", "time"]
+    assert lines[0].split() == ["cell", "params", "MACs", "memory", "runs", "done", "stack", "time"]
     shared = next(line for line in lines if line.startswith("kernel_size=3 tying=shared"))
     assert shared.split()[-4:-1] == ["5", "0", "1"] or shared.split()[-5:-2] == ["5", "0", "1"]
     impossible = [line for line in lines if line.startswith("impossible: kernel_size=99")]
@@ -120,6 +120,12 @@ def test_plan_prints_one_line_per_cell_then_impossible_cells_with_reasons_then_t
     )
     assert lines[-2] == "weights of 10 of 10 runs are stored, 6.94MB"
     assert "estimated from a calibration" in lines[-1]
+
+
+def test_plan_counts_the_parameters_of_a_normalisation(plan: Any) -> None:
+    lines = plan("model.norm=none,batch", "model.features=[100]")
+    counts = {line.split()[0]: line.split()[1] for line in lines[1:3]}
+    assert counts == {"norm=none": "65k", "norm=batch": "65.2k"}
 
 
 def test_a_stack_without_a_saved_state_does_not_resume(
