@@ -1,23 +1,23 @@
 """The model sections: the networks and their layers."""
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
-from cnnexp.config.sections import AllowedText, Item, Positive, ProperFraction, Section, Size, Text
-from cnnexp.core.errors import format_value, suggestion
+from cnnexp.config.sections import (
+    BiasText,
+    Item,
+    NormTyingText,
+    Positive,
+    ProperFraction,
+    Section,
+    Size,
+    Text,
+    TyingText,
+)
+from cnnexp.core.errors import format_value
 from cnnexp.core.plugins import MODELS, checksum_source, load_function
 from cnnexp.nn.geometry import Connectivity, Norm, Padding, Pool
-from cnnexp.nn.tying import (
-    BIAS_NAMES,
-    NORM_TYING_NAMES,
-    TYING_NAMES,
-    Tying,
-    parse_bias_tying,
-    parse_norm_tying,
-)
 
 Pair = Annotated[list[Size], Field(min_length=2, max_length=2)]
 PerLayer = Annotated[list[Item], Field(min_length=1)]  # a value for each layer
@@ -26,35 +26,6 @@ DType = Literal["float32", "bfloat16", "float16"]
 Lowering = Literal["auto", "conv", "matmul"]
 Head = Literal["softmax", "sigmoid"]
 Activation = Literal["relu", "gelu", "tanh", "shrink", "identity"]
-
-
-def _parse_tying(text: object) -> str:
-    return _parse_text(lambda: Tying.parse(str(text)), text, TYING_NAMES)
-
-
-def _parse_bias(text: object) -> str:
-    return _parse_text(lambda: parse_bias_tying(Tying("shared"), str(text)), text, BIAS_NAMES)
-
-
-def _parse_norm_tying(text: object) -> str:
-    return _parse_text(lambda: parse_norm_tying(Tying("shared"), str(text)), text, NORM_TYING_NAMES)
-
-
-def _parse_text(parse: Callable[[], Tying | None], text: object, names: list[str]) -> str:
-    """Return the canonical text of a tying; refuse a text that is none, with the nearest name."""
-    try:
-        tying = parse()
-    except ValueError as error:
-        _, _, requirement = str(error).partition("; ")
-        if requirement.startswith("allowed: "):
-            requirement = suggestion(text, names)
-        raise PydanticCustomError("tying", requirement) from None  # pyright: ignore[reportArgumentType]
-    return str(text) if tying is None or text == "same" else str(tying)
-
-
-TyingText = Annotated[str, BeforeValidator(_parse_tying), AllowedText(", ".join(TYING_NAMES))]
-NormTyingText = Annotated[str, BeforeValidator(_parse_norm_tying), AllowedText(", ".join(NORM_TYING_NAMES))]
-BiasText = Annotated[str, BeforeValidator(_parse_bias), AllowedText(", ".join(BIAS_NAMES))]
 
 
 class ModelSection(Section):

@@ -1,15 +1,23 @@
-"""The sections `model`, `optim` and `train`, and the types of keys that all sections use."""
+"""The sections `optim` and `train`, and the types of keys that all sections use."""
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from cnnexp.core.errors import format_value
+from cnnexp.core.errors import format_value, suggestion
+from cnnexp.nn.tying import (
+    BIAS_NAMES,
+    NORM_TYING_NAMES,
+    TYING_NAMES,
+    Tying,
+    parse_bias_tying,
+    parse_norm_tying,
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,35 @@ def _normalize_arguments(value: Any) -> Any:
 Arguments = Annotated[
     dict[str, Any], BeforeValidator(_normalize_arguments), AllowedText("{ARGUMENT: VALUE, ...}")
 ]
+
+
+def _parse_tying(text: object) -> str:
+    return _parse_text(lambda: Tying.parse(str(text)), text, TYING_NAMES)
+
+
+def _parse_bias(text: object) -> str:
+    return _parse_text(lambda: parse_bias_tying(Tying("shared"), str(text)), text, BIAS_NAMES)
+
+
+def _parse_norm_tying(text: object) -> str:
+    return _parse_text(lambda: parse_norm_tying(Tying("shared"), str(text)), text, NORM_TYING_NAMES)
+
+
+def _parse_text(parse: Callable[[], Tying | None], text: object, names: list[str]) -> str:
+    """Return the canonical text of a tying; refuse a text that is none, with the nearest name."""
+    try:
+        tying = parse()
+    except ValueError as error:
+        _, _, requirement = str(error).partition("; ")
+        if requirement.startswith("allowed: "):
+            requirement = suggestion(text, names)
+        raise PydanticCustomError("tying", requirement) from None  # pyright: ignore[reportArgumentType]
+    return str(text) if tying is None or text == "same" else str(tying)
+
+
+TyingText = Annotated[str, BeforeValidator(_parse_tying), AllowedText(", ".join(TYING_NAMES))]
+NormTyingText = Annotated[str, BeforeValidator(_parse_norm_tying), AllowedText(", ".join(NORM_TYING_NAMES))]
+BiasText = Annotated[str, BeforeValidator(_parse_bias), AllowedText(", ".join(BIAS_NAMES))]
 
 
 class Section(BaseModel):

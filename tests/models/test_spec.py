@@ -7,8 +7,7 @@ import pytest
 
 from cnnexp.config import RunConfig
 from cnnexp.core.errors import UsageError
-from cnnexp.models.matching import is_matched, match_widths
-from cnnexp.models.spec import describe_matching, specify_network
+from cnnexp.models.spec import describe_matching, is_matched, match_widths, specify_network
 from tests.conftest import Configure
 
 NET: dict[str, Any] = {"features": [16, 32], "kernel_size": [5, 3]}
