@@ -93,7 +93,7 @@ class RunConfig(Section):
     optim: Optim = Field(description="The optimiser.")
     train: Train = Field(description="How long to train, and how often to evaluate.")
     tune: Tune = Field(
-        default=Tune(), description="How learning rates compete: to the end, or by successive halving."
+        default=Tune(), description="How learning rates are compared: at the end, or by successive halving."
     )
     sweep: Sweep = Field(description="How a sweep is carried out.")
     tracking: Tracking = Field(description="The destination that runs are mirrored to.")

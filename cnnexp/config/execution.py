@@ -50,7 +50,7 @@ class Sweep(Section):
 
 
 class Tune(Section):
-    """How learning rates and weight decays compete: by default, each is trained to the end.
+    """The competition of learning rates and weight decays: by default, each is trained to the end.
 
     With successive halving, values are compared at a few steps, the rungs, and the worst are stopped there.
     Nothing here changes the result of a run that is trained to the end.
@@ -58,19 +58,19 @@ class Tune(Section):
 
     rungs: Size = Field(
         default=1,
-        description="The number of rungs of successive halving (Jamieson and Talwalkar 2016): after each but "
-        "the last, only the best values of the learning rate and weight decay are trained further. 1: all "
-        "are trained to the end.",
+        description="The number of rungs of successive halving (Jamieson and Talwalkar 2016). After each "
+        "rung except the last, only the best values of the learning rate and weight decay are trained "
+        "further. 1: all values are trained to the end.",
     )
     keep: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.5,
-        description="The fraction of the values that each rung keeps, at least one. The rungs end at "
-        "`keep`, `keep` squared and so on of all steps: with 3 rungs and 0.5, at a quarter and a half.",
+        description="The fraction of the values that each rung keeps, but at least one value. With 3 rungs "
+        "and 0.5, the rungs end after a quarter, a half and all of the steps.",
     )
     by: Annotated[Text, AllowedText("validation/METRIC")] = Field(
         default="validation/accuracy",
-        description="The metric by which values are compared: its mean over seeds. The smallest is the best "
-        "of `validation/loss`, the largest of all others.",
+        description="The metric whose mean over seeds decides which values are best: those with the "
+        "smallest `validation/loss`, or with the largest value of any other metric.",
     )
 
 

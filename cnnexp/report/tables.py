@@ -113,7 +113,7 @@ def tabulate_tuning(tuning: Tuning) -> pd.DataFrame:
 
 
 def tabulate_stopped(runs: Sequence[StoredRun]) -> pd.DataFrame:
-    """Tabulate what successive halving stopped: one row per cell and value, with when and why.
+    """Tabulate the runs that successive halving stopped: one row per cell and value, with when and why.
 
     Returns:
         An empty table where nothing was stopped.

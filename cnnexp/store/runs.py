@@ -78,7 +78,7 @@ class FilePrefix:
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
-    """When and why successive halving stopped a run.
+    """The rung and the comparison at which successive halving stopped a run.
 
     Attributes:
         rung, step: Where it was stopped.

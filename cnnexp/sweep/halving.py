@@ -72,7 +72,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Decisions:
-    """What follows from the store for the runs of a sweep that have not ended.
+    """The decisions that follow from the store for the runs of a sweep that have not ended.
 
     Attributes:
         spans: what each of them is trained for next, unless it has been stopped.
@@ -110,7 +110,7 @@ class Halving:
         return group.expect_fraction(since) if group else 1.0
 
     def decide(self, failed: Collection[str] = ()) -> Decisions:
-        """Decide from the store what is trained next and what is stopped.
+        """Decide from the store which runs are trained next and which are stopped.
 
         Args:
             failed: ids of runs that are not waited for.

@@ -156,7 +156,7 @@ class SweepRunner:
         self._queue.append(stack)
 
     def _wait_for_others(self) -> list[Stack]:
-        """Return stacks of what can be trained: of the next rungs, and of what other workers abandon.
+        """Return stacks of runs that can be trained: in the next rungs, or as other workers abandon them.
 
         Waits for the runs that others are training, and stops those that successive halving stops.
         """

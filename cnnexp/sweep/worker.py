@@ -164,7 +164,7 @@ class Worker:
                     writer.interrupt()
 
     def _pause(self, stack: Stack, seconds: float) -> None:
-        """Leave the runs in progress to the decision whether they are trained further."""
+        """Pause the runs in progress until it is decided whether they are trained further."""
         for run_id in self._writers:
             self._seconds[run_id] = self._seconds.get(run_id, 0.0) + seconds
         self._paused |= self._writers
