@@ -25,6 +25,7 @@ OF_NETWORK = ("params/", "version/", "probe/")  # columns that do not depend on 
 # Further metrics that are fractions: they have steps to targets too, and tables show them in hundredths.
 FRACTIONS = ("label_accuracy", "average_precision", "top5")
 TRAIN, TEST, GAP = "train/accuracy", "test/accuracy", "gap/accuracy"  # columns
+MEASURED_BY = "metric/name"  # the column that names what `measure_by` put in place of the accuracy
 TARGETS = (0.25, 0.5, 0.75, 0.9)  # of test accuracy, whose steps are counted
 
 
@@ -63,6 +64,62 @@ def _evaluated_row(row: Mapping[str, Any], evaluation: Evaluation) -> dict[str, 
     kept = {key: value for key, value in row.items() if "/" not in key or key.startswith(OF_NETWORK)}
     name = {EVALUATION: format_conditions(evaluation.conditions)}
     return kept | dict(evaluation.metrics) | dict(evaluation.conditions) | name
+
+
+def choose_metric(table: pd.DataFrame, metric: str | None = None) -> str:
+    """Return the metric that claims and figures are measured by.
+
+    Args:
+        table: One row per run.
+        metric: The name of the metric; None is `label_accuracy` if all runs have images with several labels,
+            whose exact match is close to zero for most networks, and otherwise `accuracy`.
+
+    Raises:
+        UsageError: The runs have not measured this metric.
+    """
+    if metric is not None:
+        names = [name for column in table if (name := str(column).removeprefix("test/")) != column]
+        measured = [name for name in names if f"train/{name}" in table]
+        if metric not in measured or table[f"test/{metric}"].isna().any():
+            raise UsageError(f"metric {metric}: not measured by all runs; {suggestion(metric, measured)}")
+        return metric
+    column = "test/label_accuracy"
+    if column not in table or table[column].isna().any():
+        return "accuracy"
+    # Runs with several labels measure it without being asked, and cannot be asked.
+    asked = table["train.metrics"].map(str) if "train.metrics" in table else pd.Series(dtype=str)
+    return "accuracy" if asked.str.contains("label_accuracy").any() else "label_accuracy"
+
+
+def measure_by(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return the dataframe with another metric in place of the accuracy, as claims and figures take it.
+
+    All columns of the accuracy are replaced: those of each split, the gap, and the steps to a target. What
+    the runs have not measured keeps its value.
+
+    Args:
+        table: One row per run.
+        metric: The name of the metric, such as `average_precision`; `accuracy` changes nothing.
+    """
+    if metric == "accuracy":
+        return table
+    columns = {f"{split}/accuracy": f"{split}/{metric}" for split in ("train", "validation", "test", "gap")}
+    columns["test/accuracy_while_training"] = f"test/{metric}_while_training"
+    for target in TARGETS:
+        for side in ("low", "high"):
+            columns[f"steps_to/{target:g}/{side}"] = f"steps_to/{metric}/{target:g}/{side}"
+    measured = {f"test/{metric}", *(name for name in columns.values() if name in table)}
+    replaced = {column: table[name] for column, name in columns.items() if name in measured}
+    return table.assign(**replaced, **{MEASURED_BY: metric})
+
+
+def name_metric(table: pd.DataFrame) -> str:
+    """Return what the accuracy of a dataframe is called: the metric that `measure_by` put in its place."""
+    return (
+        str(table[MEASURED_BY].iloc[0]).replace("_", " ")
+        if MEASURED_BY in table and len(table)
+        else "accuracy"
+    )
 
 
 def varying_keys(table: pd.DataFrame) -> list[str]:

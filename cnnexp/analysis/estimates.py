@@ -20,7 +20,7 @@ from cnnexp.analysis.cells import (
     resolve_cell,
     select_rows,
 )
-from cnnexp.analysis.dataframe import TARGETS, TEST
+from cnnexp.analysis.dataframe import TEST, measure_by
 from cnnexp.analysis.statistics import locality_by_chance
 
 Estimate = Callable[[pd.DataFrame], np.ndarray]  # one number per seed, or the two bounds of each
@@ -262,15 +262,4 @@ def measured_by(metric: str, estimate: Estimate) -> Estimate:
         >>> measured_by("average_precision", lead)(table)
         array([0.125])
     """
-    columns = {f"{split}/accuracy": f"{split}/{metric}" for split in ("train", "validation", "test", "gap")}
-    columns["test/accuracy_while_training"] = f"test/{metric}_while_training"
-    for target in TARGETS:
-        for side in ("low", "high"):
-            columns[f"steps_to/{target:g}/{side}"] = f"steps_to/{metric}/{target:g}/{side}"
-
-    def compute(table: pd.DataFrame) -> np.ndarray:
-        measured = {f"test/{metric}", *(name for name in columns.values() if name in table)}
-        replaced = {column: table[name] for column, name in columns.items() if name in measured}
-        return estimate(table.assign(**replaced))
-
-    return compute
+    return lambda table: estimate(measure_by(table, metric))

@@ -37,7 +37,16 @@ ALL_VARYING = "all that vary"  # the value of `--by` without a key
     metavar="DIR",
     help="The folder of your own configuration files, beside which is your folder `experiments`.",
 )
-def report(name: str, results_dir: Path, publish: Path | None, config_dir: Path | None) -> None:
+@click.option(
+    "--metric",
+    type=Text(),
+    metavar="METRIC",
+    help="What claims and figures are measured by, such as average_precision (default: accuracy, or "
+    "label_accuracy for images with several labels).",
+)
+def report(
+    name: str, results_dir: Path, publish: Path | None, config_dir: Path | None, metric: str | None
+) -> None:
     """Write the table, figures and verdicts of the sweep NAME: its folder under the results, or a path."""
     from cnnexp.core.machine import check_writable
     from cnnexp.report.output import print_report, publish_report, write_report
@@ -45,7 +54,7 @@ def report(name: str, results_dir: Path, publish: Path | None, config_dir: Path 
     folder = find_sweep(name, results_dir)
     if publish:
         check_writable(publish, f"--publish {publish}")
-    written = write_report(folder, config_dir)
+    written = write_report(folder, config_dir, metric)
     print_report(written)
     if publish:
         print(publish_report(written, publish))

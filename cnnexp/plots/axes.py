@@ -14,7 +14,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from cnnexp.analysis.cells import Cell, select_cell
-from cnnexp.analysis.dataframe import GAP, TEST, TRAIN
+from cnnexp.analysis.dataframe import GAP, TEST, TRAIN, name_metric
 from cnnexp.analysis.statistics import Interval, interval
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; marks and lines differ too.
@@ -173,7 +173,7 @@ def plot_accuracy_panels(
             axes.set_xlabel(panel.label)
     accuracy, gap, *metric_axes = columns[0]
     accuracy.plot([], [], color=GREY, label="training images", **HOLLOW)
-    accuracy.set(ylabel="accuracy", ylim=(0, 1.04))
+    accuracy.set(ylabel=name_metric(table), ylim=(0, 1.04))
     gap.set_ylabel(GAP_LABEL)
     for axes, name in zip(metric_axes, metrics.values(), strict=True):
         axes.set_ylabel(name)

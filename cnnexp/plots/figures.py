@@ -13,7 +13,7 @@ from matplotlib.style import context
 from matplotlib.ticker import NullLocator
 
 from cnnexp.analysis.cells import Cell, Rows, select_cell, select_rows, values_of
-from cnnexp.analysis.dataframe import GAP, TEST, TRAIN
+from cnnexp.analysis.dataframe import GAP, TEST, TRAIN, name_metric
 from cnnexp.analysis.statistics import Interval
 from cnnexp.analysis.tables import format_key, format_value
 from cnnexp.core.text import figure_text
@@ -119,6 +119,7 @@ def plot_accuracy_and_gap(
         lines: Join the cells of a line; otherwise each cell is a mark.
         published: Published accuracies, by positions of the axis.
     """
+    by = by if by in table else "model.name"  # networks without a tying
     figure = Figure(figsize=(TEXT_WIDTH_INCHES, 2.7), layout="constrained")
     accuracy, gap = figure.subplots(1, 2, sharex=True)
     for name in sorted(table[by].astype(str).unique(), key=tying_sort_key):
@@ -141,7 +142,7 @@ def plot_accuracy_and_gap(
         ticks = ticks[:: -(-len(ticks) // MAX_TICKS)]
         accuracy.set_xticks(ticks, [f"{tick:,.10g}" for tick in ticks])
         accuracy.xaxis.set_minor_locator(NullLocator())
-    accuracy.set(ylabel="accuracy", ylim=(0, 1.04))
+    accuracy.set(ylabel=name_metric(table), ylim=(0, 1.04))
     gap.set_ylabel(GAP_LABEL)
     figure.legend(*accuracy.get_legend_handles_labels(), loc="outside right center")
     return figure
@@ -189,7 +190,7 @@ def plot_accuracy_by_condition(
             _draw_marks(accuracy, gap, row + offset, runs[runs["model.tying"].astype(str) == tying], tying)
         accuracy.plot([], [], label=figure_text(format_value(tying)), **get_style(tying), linestyle="none")
     accuracy.set_yticks(range(len(rows)), list(rows))
-    accuracy.set(xlabel="accuracy", xlim=(0, 1.04), ylim=(len(rows) - 0.5, -0.5))
+    accuracy.set(xlabel=name_metric(table), xlim=(0, 1.04), ylim=(len(rows) - 0.5, -0.5))
     gap.set_xlabel(GAP_LABEL)
     if published:
         positions = {name: row + 0.36 for row, name in enumerate(rows)}  # below the marks of the row

@@ -26,6 +26,8 @@ class Experiment:
         question: the title of the report.
         claims: the claims that it judges.
         figures: its figures by their file names.
+        metric: the metric that claims and figures are measured by, such as `average_precision`; see
+            `choose_metric` for the default.
         missing: why the experiment of a sweep could not be loaded, in which case the report has no claims;
             empty otherwise.
     """
@@ -33,6 +35,7 @@ class Experiment:
     question: str = "What did this sweep show?"
     claims: Sequence[Claim] = ()
     figures: Mapping[str, Drawing] = field(default_factory=dict)
+    metric: str | None = None
     missing: str = ""
 
 

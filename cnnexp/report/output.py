@@ -20,21 +20,23 @@ WIDE_COLUMNS = 110  # of a terminal that has room for the whole table
 COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
 
 
-def write_report(folder: Path, config_folder: Path | None = None) -> Report:
+def write_report(folder: Path, config_folder: Path | None = None, metric: str | None = None) -> Report:
     """Write the folder `report` of a sweep: the report itself, and its figures and tables for a paper.
 
     Args:
         folder: the sweep's.
         config_folder: the user's folder of configuration files, see `load_experiment`.
+        metric: the metric that claims and figures are measured by; None: that of the experiment.
 
     Returns:
         The contents of the report.
 
     Raises:
-        UsageError: there is no such sweep, no finished run in it, or its folder holds symbolic links.
+        UsageError: there is no such sweep, no finished run in it, the metric was not measured, or its folder
+            holds symbolic links.
     """
     refuse_links(folder)
-    report = make_report(folder, config_folder)
+    report = make_report(folder, config_folder, metric)
     for name, (_, figure) in report.figures.items():
         write_bytes(report.folder / f"{name}.png", figure.png)
         write_bytes(report.folder / f"{name}.pdf", figure.pdf)

@@ -7,7 +7,13 @@ from pathlib import Path
 import pandas as pd
 
 from cnnexp.analysis.claims import Claim
-from cnnexp.analysis.dataframe import find_mixed_cells, read_finished_runs, varying_keys
+from cnnexp.analysis.dataframe import (
+    choose_metric,
+    find_mixed_cells,
+    measure_by,
+    read_finished_runs,
+    varying_keys,
+)
 from cnnexp.analysis.tables import (
     compare_tyings,
     distinguishing_keys,
@@ -43,6 +49,7 @@ class Report:
         corrupt: corrupt files of the other runs.
         mixed_cells: one line for each cell whose runs were computed differently, see `find_mixed_cells`.
         table: one row per finished run, each cell at its chosen learning rate and weight decay.
+        metric: the metric that claims, figures and the comparison are measured by, see `choose_metric`.
         tuning: how these were chosen.
         cells: one row per cell.
         comparison: one row per tying that is compared with `shared`, see `compare_tyings`.
@@ -58,6 +65,7 @@ class Report:
     corrupt: list[Path]
     mixed_cells: list[str]
     table: pd.DataFrame
+    metric: str
     tuning: Tuning
     cells: pd.DataFrame
     comparison: pd.DataFrame
@@ -76,29 +84,32 @@ class Report:
         return f"{epochs[0]:g} epochs" if len(epochs) == 1 else f"{steps[0]:,} to {steps[-1]:,} steps"
 
 
-def make_report(folder: Path, config_folder: Path | None = None) -> Report:
+def make_report(folder: Path, config_folder: Path | None = None, metric: str | None = None) -> Report:
     """Judge the claims, tabulate the cells and draw the figures of a sweep.
 
     Args:
         folder: the sweep's.
         config_folder: the user's folder of configuration files, see `load_experiment`.
+        metric: the metric that claims and figures are measured by; None: that of the experiment.
 
     Returns:
         The contents of the report, of which nothing is written yet.
 
     Raises:
-        UsageError: there is no such sweep, or no finished run in it.
+        UsageError: there is no such sweep, no finished run in it, or the metric was not measured.
     """
     runs, corrupt = read_finished_runs(folder)
     tuning = tune(runs)
     table = tuning.table
     experiment = load_experiment(str(table["experiment"].iloc[0]), folder.parent, config_folder)
+    metric = choose_metric(table, metric or experiment.metric)
+    measured = measure_by(table, metric)
     drawings = {
         name: drawing
         for name, drawing in (experiment.figures or make_default_drawings(table)).items()
-        if drawing.needs(table)
+        if drawing.needs(measured)
     }
-    verdicts = judge(experiment.claims, table)
+    verdicts = judge(experiment.claims, measured)
     if kernels := _select_kernels(table, runs):
         drawings["kernels"] = Drawing(draw=lambda _: plot_kernels(kernels), caption=KERNELS_CAPTION)
     return Report(
@@ -108,12 +119,13 @@ def make_report(folder: Path, config_folder: Path | None = None) -> Report:
         corrupt=corrupt,
         mixed_cells=find_mixed_cells(table),
         table=table,
+        metric=metric,
         tuning=tuning,
         cells=summarize_cells(table),
-        comparison=compare_tyings(table),
+        comparison=compare_tyings(measured),
         verdicts=[verdict for verdict in verdicts if verdict.interval is not None],
         unmeasured_claims=[verdict.claim for verdict in verdicts if verdict.interval is None],
-        figures={name: (drawing.caption, render(drawing, table)) for name, drawing in drawings.items()},
+        figures={name: (drawing.caption, render(drawing, measured)) for name, drawing in drawings.items()},
         commands=read_commands(folder) or [_reconstruct_command(table, folder.name)],
     )
 

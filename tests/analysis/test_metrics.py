@@ -8,10 +8,12 @@ import pytest
 
 from cnnexp.analysis.cells import best_cell
 from cnnexp.analysis.curves import cost_ratio
-from cnnexp.analysis.dataframe import make_dataframe
+from cnnexp.analysis.dataframe import choose_metric, make_dataframe, measure_by, name_metric
 from cnnexp.analysis.estimates import measured_by
 from cnnexp.analysis.tables import format_cells, list_metrics, summarize_cells
 from cnnexp.analysis.tuning import choose_hyperparameters
+from cnnexp.core.errors import UsageError
+from cnnexp.plots.figures import draw_by_images
 from cnnexp.store.runs import StoredRun
 
 
@@ -82,3 +84,33 @@ def test_claims_on_steps_are_measured_by_another_metric() -> None:
     assert not np.isfinite(ratio(table)[0]).all()
     with pytest.raises(KeyError, match="test/top5"):
         measured_by("top5", ratio)(table)
+
+
+def make_runs_with_several_labels(**columns: object) -> pd.DataFrame:
+    runs = make_runs()
+    of_labels = {
+        f"{split}/label_accuracy": 0.9 - 0.1 * (split == "test") for split in ("train", "test", "gap")
+    }
+    return runs.assign(**of_labels, **({"data.train_size": 60, "train.metrics": "[]"} | columns))
+
+
+def test_images_with_several_labels_are_measured_by_the_label_accuracy_and_others_by_accuracy() -> None:
+    several = make_runs_with_several_labels()
+    assert choose_metric(several) == "label_accuracy"
+    assert choose_metric(several, "average_precision") == "average_precision"
+    assert choose_metric(make_runs()) == "accuracy"
+    asked = make_runs_with_several_labels(**{"train.metrics": "['label_accuracy']"})
+    assert choose_metric(asked) == "accuracy"  # images with one label have it only where it is asked for
+    with pytest.raises(UsageError, match=r"metric top5: not measured by all runs; .*label_accuracy"):
+        choose_metric(several, "top5")
+
+
+def test_figures_show_the_metric_that_takes_the_place_of_the_accuracy() -> None:
+    several = make_runs_with_several_labels()
+    measured = measure_by(several, "label_accuracy")
+    assert measure_by(several, "accuracy") is several and name_metric(several) == "accuracy"
+    assert list(measured["test/accuracy"]) == list(several["test/label_accuracy"])
+    axes = draw_by_images().draw(measured).axes[0]
+    assert axes.get_ylabel() == "label accuracy"
+    heights = [line.get_ydata()[0] for line in axes.lines if len(line.get_ydata())]  # pyright: ignore
+    assert set(np.round(heights, 6)) >= {0.8, 0.9}
