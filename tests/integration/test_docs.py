@@ -28,7 +28,12 @@ def test_links_lead_to_files_of_the_repository(page: Path) -> None:
 def test_files_that_are_named_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     paths = re.findall(r"`((?:scripts|tests|conf|cnnexp|docs)/[\w./-]+\w)(?: [^`]*)?`", text)
-    examples = {"conf/experiment/pooling.yaml", "conf/experiment_size/NAME_SIZE.yaml"}  # of a user's own
+    examples = {  # files of a user's own
+        "conf/experiment/pooling.yaml",
+        "conf/experiment/mine.yaml",
+        "conf/experiment_size/NAME_SIZE.yaml",
+        "conf/model/my_net.yaml",
+    }
     assert [path for path in paths if path not in examples and not (ROOT / path).exists()] == []
 
 
