@@ -48,6 +48,18 @@ def start(folder: Path, overrides: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+def wait_for_rows(process: subprocess.Popen[bytes], folder: Path) -> bool:
+    """Wait until a sweep writes an evaluation; returns whether it did before it ended."""
+
+    def count_bytes() -> int:
+        return sum(path.stat().st_size for path in folder.glob("sweep/*/history.jsonl"))
+
+    before = count_bytes()
+    while (ended := process.poll()) is None and count_bytes() == before:
+        time.sleep(0.02)
+    return ended is None
+
+
 def state_of(folder: Path) -> str:
     """Return how far the sweep is."""
     statuses = [run.status for run in read_runs(folder / "sweep")] if (folder / "sweep").exists() else []
@@ -75,21 +87,23 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work:
         alone, killed = Path(work) / "alone", Path(work) / "killed"
         start(alone, overrides).wait()  # also fills the compilation cache
-        started = time.monotonic()
-        start(Path(work) / "timed", overrides).wait()
-        whole = time.monotonic() - started
-        print(f"left alone: {state_of(alone)} after {whole:.1f} s", flush=True)
+        process, training = start(Path(work) / "timed", overrides), time.monotonic()
+        if wait_for_rows(process, Path(work) / "timed"):
+            training = time.monotonic()
+        process.wait()
+        training = time.monotonic() - training
+        print(f"left alone: {state_of(alone)} after {training:.1f} s of training", flush=True)
         kills = 0
         while kills < options.kills:
-            process = start(killed, overrides)
-            moment = draw.uniform(0.5, 2.5 + whole / 3)
+            process, moment = start(killed, overrides), draw.uniform(0, training)
+            wait_for_rows(process, killed)
             try:
                 process.wait(moment)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 kills += 1
-                print(f"kill {kills:2} after {moment:5.2f} s: {state_of(killed)}", flush=True)
+                print(f"kill {kills:2} after {moment:5.2f} s of training: {state_of(killed)}", flush=True)
             else:  # done before it was killed: begin again, as the kills are to be at many moments
                 if differences(alone, killed):
                     break

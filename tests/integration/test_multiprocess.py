@@ -26,7 +26,7 @@ from tests.clusters import (
 from tests.fakes.tfds_digits import NAME, prepare_digits
 
 SWEEP = [
-    "model.tying=shared,local",
+    "model.tying=local",
     "model.features=[2]",
     "data.train_size=100",
     "data.batch_size=32",
@@ -147,7 +147,7 @@ def test_both_processes_stop_when_one_is_killed_or_terminated_and_resume(tmp_pat
     sweep = [
         *["data.images=200", "data.test_images=50", *SWEEP, "model.tying=shared"],
         # Enough steps that the runs have not ended when the test notices that they have begun.
-        *["train.steps=3000", "train.eval_every=50", "sweep.checkpoint_seconds=0.5"],
+        *["train.steps=1500", "train.eval_every=25", "sweep.checkpoint_seconds=0.5"],
     ]
     disturbed, alone = tmp_path / "disturbed", tmp_path / "alone"
     first, second = start_two_processes(disturbed, *sweep)

@@ -234,7 +234,7 @@ def test_an_interrupted_sweep_resumes_on_another_number_of_devices(tmp_path: Pat
         "model.features=[2]",
         "name=sweep",
     ]
-    sweep += ["seed=0,1,2", "train.steps=4000", "train.eval_every=100", "sweep.checkpoint_seconds=0"]
+    sweep += ["seed=0,1,2", "train.steps=1200", "train.eval_every=50", "sweep.checkpoint_seconds=0"]
     moved, alone = tmp_path / "moved", tmp_path / "alone"
     started = start_run(moved, *sweep, environment={"JAX_NUM_CPU_DEVICES": "2"})
     wait_for_worker(moved, "shared")
@@ -276,8 +276,9 @@ def _unkeyed(loop_state: LoopState) -> Any:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_at_random_moments_a_sweep_ends_with_the_same_numbers() -> None:
-    check = [sys.executable, str(Path("scripts/check/resume.py")), "--kills=3", "train.steps=200"]
-    check += ["data.train_size=128", "data.images=300", "optim.learning_rate=0.001"]
+    check = [sys.executable, str(Path("scripts/check/resume.py")), "--kills=3", "train.steps=400"]
+    check += ["data.train_size=128", "data.images=300", "data.test_images=50", "optim.learning_rate=0.001"]
+    check += ["model.features=[2]", "seed=0,1", "train.eval_every=25", "sweep.checkpoint_seconds=0"]
     done = subprocess.run(check, capture_output=True, text=True)
     assert done.returncode == 0 and "runs that differ: none" in done.stdout, done.stdout + done.stderr
 
