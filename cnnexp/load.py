@@ -14,7 +14,7 @@ import os
 import re
 import shlex
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,13 +25,15 @@ import numpy as np
 import pandas as pd
 
 from cnnexp.analysis.dataframe import make_dataframe, read_finished_runs, warn_excluded_runs
-from cnnexp.config import RunConfig, parse
+from cnnexp.config import CODE_KEYS, RunConfig, list_code, parse
 from cnnexp.core.errors import UsageError
+from cnnexp.core.user_code import check_stored_code, replace_source
 from cnnexp.data.corruptions import Corruptions
 from cnnexp.data.images import Images
 from cnnexp.data.loading import draw_run_split, load_images, resolve_split_seed
 from cnnexp.data.pipelines import InMemory
 from cnnexp.data.sampling import split_run_key
+from cnnexp.data.shapes import infer_shape
 from cnnexp.store.files import read_bytes, read_json
 from cnnexp.store.runs import (
     CONFIG,
@@ -71,10 +73,13 @@ class LoadedRun:
 
     Args:
         folder: The folder of the run.
+        code: Files or modules of the user that replace those of the same name in the configuration, and
+            are executed whatever their checksum.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, code: Sequence[str] = ()):
         self.folder = folder
+        self.code = code
 
     def __repr__(self) -> str:
         return f"LoadedRun({str(self.folder)!r})"
@@ -98,7 +103,7 @@ class LoadedRun:
     @cached_property
     def config(self) -> RunConfig:
         """The configuration."""
-        return parse(self._stored.config)
+        return parse(self._stored.config, stored=True)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -109,6 +114,38 @@ class LoadedRun:
     def history(self) -> pd.DataFrame:
         """The evaluations: one row per evaluation, one column per metric."""
         return pd.DataFrame(self._stored.history)
+
+    def permit_code(self, *sections: str) -> RunConfig:
+        """Return the configuration, with all code of the user in some sections allowed to be executed.
+
+        Args:
+            *sections: The names of the sections; all that may name code if none is given.
+
+        Raises:
+            UsageError: They name code that is not the user's own, or has changed, see `check_stored_code`.
+        """
+        config = self.config
+        for name in sections or CODE_KEYS:
+            section = getattr(config, name)
+            changes: dict[str, Any] = {}
+            for checksum_key in CODE_KEYS[name]:
+                code = list_code(name, checksum_key, section.model_dump())
+                replaced = {path: replace_source(path, self.code) for _, path in code}
+                foreign = [(key, path) for key, path in code if replaced[path] is None]
+                if foreign:
+                    check_stored_code(foreign, getattr(section, checksum_key), self.folder.parent)
+                for key, path in code:
+                    if replacement := replaced[path]:
+                        field = key.partition(".")[2]
+                        names = changes.get(field, getattr(section, field))
+                        is_list = isinstance(names, list)
+                        changes[field] = (
+                            [replacement if item == path else item for item in names]
+                            if is_list
+                            else replacement
+                        )
+            config = config.model_copy(update={name: section.model_copy(update=changes)})
+        return config
 
     def weights(self) -> Weights:
         """Read the stored weights.
@@ -133,10 +170,12 @@ class LoadedRun:
         It takes normalised images `(b, h, w, c)`, such as those of `data`, and returns logits.
 
         Raises:
-            UsageError: The run has no weights, or they are corrupt or those of another network.
+            UsageError: The run has no weights, they are corrupt or those of another network, or the network
+                is made by code that may not be executed, see `permit_code`.
         """
+        config = self.permit_code("model")
         try:
-            return load_network(make_setup(self.config), self.weights().arrays)
+            return load_network(make_setup(config), self.weights().arrays)
         except ValueError as error:
             raise UsageError(f"{self.folder / WEIGHTS}: not of this network: {error}") from None
 
@@ -144,9 +183,11 @@ class LoadedRun:
         """Load the images that the run was trained on and measured with, in memory.
 
         Raises:
-            UsageError: The data set is not prepared, or one of its files is corrupt.
+            UsageError: The data set is not prepared, one of its files is corrupt, or it is made by code that
+                may not be executed, see `permit_code`.
         """
-        return draw_images(self.config, load_images(self.config.data))
+        config = self.permit_code("data")
+        return draw_images(config, load_images(config.data))
 
     def _training_advice(self) -> str:
         """Say which commands train the run again so that its weights are stored."""
@@ -160,11 +201,13 @@ class LoadedRun:
             yield f"{re.sub(r' train[.]keep=[a-z]+', '', command)} train.keep=last"
 
 
-def load_run(path: str | os.PathLike[str]) -> LoadedRun:
+def load_run(path: str | os.PathLike[str], *, code: str | Sequence[str] = ()) -> LoadedRun:
     """Open a run of the store.
 
     Args:
         path: The folder of the run, such as `results/default/3f2a9c0b1d4e`.
+        code: A file such as `my_net.py`, or several, that the run may execute. Without it, a run executes
+            only files of the working folder and installed modules that are the same as in its training.
 
     Returns:
         The run; its configuration, history, summary, network and images are read when they are asked for.
@@ -176,7 +219,8 @@ def load_run(path: str | os.PathLike[str]) -> LoadedRun:
     if not any((folder / name).exists() for name in (CONFIG, STATUS)):
         reason = "holds no run" if folder.is_dir() else "no such folder"
         raise UsageError(f"{folder}: {reason}; a run is a folder RESULTS/SWEEP/RUN")
-    return LoadedRun(folder.resolve() if folder.name in ("", "..") else folder)
+    folder = folder.resolve() if folder.name in ("", "..") else folder
+    return LoadedRun(folder, (code,) if isinstance(code, str) else tuple(code))
 
 
 def load_sweep(path: str | os.PathLike[str], *, evaluations: bool = False) -> pd.DataFrame:
@@ -215,7 +259,7 @@ def draw_images(config: RunConfig, images: Images) -> RunImages:
     size = config.data.train_size or len(split.order)
     source = InMemory(images, split.order, np.asarray(size, np.int32), split.validation)
     corruptions = _make_corruptions(config, images)
-    classes = make_setup(config).network[-1].geometry.features
+    classes = infer_shape(config.data).classes
     indices_of_split = {
         "train": split.order[:size],
         "validation": split.validation,

@@ -55,12 +55,14 @@ OMITTED_AT_DEFAULT: dict[str, tuple[str, ...]] = {
     "optim": ("l1", "l1_threshold", "options", "schedule_options", "clip", "decay_biases", "code"),
     "train": ("share_every", "tied_steps", "loss", "metrics", "code"),
 }
-# Keys that may hold import paths of the user's code, whose checksum is the key `code` of the section.
-CODE_KEYS: dict[str, tuple[str, ...]] = {
-    "data": ("corruption",),
-    "optim": ("name", "schedule"),
-    "train": ("loss", "metrics"),
+# Keys that may name code of the user, by the key of the section that holds the checksum of this code.
+CODE_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
+    "model": {"code": ("file", "target")},
+    "data": {"code": ("corruption",), "loading_code": ("file", "target")},
+    "optim": {"code": ("name", "schedule")},
+    "train": {"code": ("loss", "metrics")},
 }
+DEFAULT_FUNCTIONS = {"model": "make", "data": "load"}  # in a `file` or `target` without the name of one
 # Keys that do not change a result, and are no part of a run's identity.
 EXECUTION_KEYS: dict[str, tuple[str, ...]] = {"data": STORAGE_KEYS, "train": ("parallel", "profile", "keep")}
 # Traced values: runs that differ only in their seed, their subset and these have a common program. Numbers
@@ -121,14 +123,20 @@ class RunConfig(Section):
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def parse(values: Mapping[str, Any]) -> RunConfig:
+def parse(values: Mapping[str, Any], *, stored: bool = False) -> RunConfig:
     """Turn a composed configuration into a typed one.
+
+    Args:
+        values: The values of its sections.
+        stored: Whether they are those of a run in a store, which may be somebody else's: then the files that
+            they name are not read, and checksums of code that were not stored stay missing.
 
     Raises:
         UsageError: A key, type or value is not allowed; the message names the first of them.
     """
     try:
-        return RunConfig.model_validate(_with_code_checksums(_with_default_duration(values)))
+        values = _with_default_duration(values)
+        return RunConfig.model_validate(values if stored else _with_code_checksums(values))
     except ValidationError as error:
         raise UsageError(_describe_first_error(error.errors(), values)) from None
 
@@ -152,13 +160,33 @@ def _with_default_duration(values: Mapping[str, Any]) -> dict[str, Any]:
 def _with_code_checksums(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values with the checksum of the user's code, so that changed code makes another run."""
     sections = dict(values)
-    for name, keys in CODE_KEYS.items():
-        section = sections.get(name)
-        if isinstance(section, Mapping) and section.get("code") is None:
-            paths = [str(path) for key in keys for path in _as_list(section.get(key))]
-            if checksum := compute_code_checksum(paths):
-                sections[name] = {**section, "code": checksum}
+    for name, checksums in CODE_KEYS.items():
+        for key in checksums:
+            section = sections.get(name)
+            if not isinstance(section, Mapping) or section.get(key) is not None:
+                continue
+            if checksum := compute_code_checksum(path for _, path in list_code(name, key, section)):
+                sections[name] = {**section, key: checksum}
     return sections
+
+
+def list_code(name: str, checksum_key: str, section: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List the keys that name code of the user, and the names, each with its function.
+
+    Args:
+        name: The name of the section.
+        checksum_key: The key of the section that holds the checksum of this code, see `CODE_KEYS`.
+        section: The values of the section.
+    """
+    code = []
+    for key in CODE_KEYS[name][checksum_key]:
+        for path in map(str, filter(None, _as_list(section.get(key)))):
+            has_default = key in ("file", "target") and not (name == "model" and path.isidentifier())
+            if has_default and ":" not in path:
+                path = f"{path}:{DEFAULT_FUNCTIONS[name]}"
+            if ":" in path:
+                code.append((f"{name}.{key}", path))
+    return code
 
 
 def _as_list(value: Any) -> list[Any]:

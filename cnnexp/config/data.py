@@ -187,7 +187,7 @@ TRAINING_CORRUPTIONS = ("label_noise", "crop", "flip")  # of training images, wh
 STRENGTH_KEYS = IMAGE_CORRUPTIONS + TRAINING_CORRUPTIONS
 TRACED_OPTIONS = ("block", "corrupt")
 # The location of the images does not change them.
-STORAGE_KEYS = ("data_dir", "stream", "path", "file", "target")
+STORAGE_KEYS = ("data_dir", "stream", "path", "file", "target", "loading_code")
 
 
 def corruption_summary(data: DataSection) -> dict[str, float | int | str]:

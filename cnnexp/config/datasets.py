@@ -260,6 +260,11 @@ class CustomData(ArrayData):
     options: Options = Field(
         default={}, description="Arguments of the function by their names, such as {side: 16}."
     )
+    loading_code: Text | None = Field(
+        default=None,
+        description="The checksum of the code that `file` or `target` names, which is filled in. Images of "
+        "stored runs are made with this code only.",
+    )
 
     @model_validator(mode="after")
     def _check_source(self) -> "CustomData":

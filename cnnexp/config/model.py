@@ -252,6 +252,11 @@ class CustomModel(Section):
     precision: Precision = Field(
         default="float32", description=ModelSection.model_fields["precision"].description
     )
+    code: Text | None = Field(
+        default=None,
+        description="The checksum of the code that `target` or `file` names, which is filled in. Trained "
+        "networks are loaded with this code only.",
+    )
 
     @model_validator(mode="after")
     def _check_function(self) -> "CustomModel":
@@ -271,7 +276,7 @@ class CustomModel(Section):
         """Return all that decides the network: the source of its function, wherever the file lies."""
         key, target = self.function
         function = load_function(key, target, registry=MODELS)
-        values = self.model_dump(exclude={"target", "file"})
+        values = self.model_dump(exclude={"target", "file", "code"})
         return values | {"function": function.__qualname__, "source": checksum_source(function)}
 
     @property

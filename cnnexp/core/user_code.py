@@ -5,7 +5,9 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
@@ -21,6 +23,15 @@ LOADED_BY_PATH = "cnnexp_user_"  # begins the names of modules of files of the u
 def is_import_path(name: str) -> bool:
     """Return whether a name is `MODULE:FUNCTION`, not the name of something built in."""
     return ":" in name
+
+
+def find_source(path: str) -> str:
+    """Return the file or module of a name in a configuration; empty if it names nothing of the user.
+
+    >>> [find_source(path) for path in ("my_net.py", "my_net.py:make", "mylab.nets:make", "adam")]
+    ['my_net.py', 'my_net.py', 'mylab.nets', '']
+    """
+    return path if path.endswith(".py") else path.rpartition(":")[0]
 
 
 def load_function(key: str, path: str) -> Callable[..., Any]:
@@ -64,7 +75,7 @@ def compute_code_checksum(paths: Iterable[str]) -> str | None:
     Returns:
         None where no name is an import path, or a file is missing.
     """
-    sources = sorted({path.rpartition(":")[0] for path in paths if is_import_path(path)})
+    sources = sorted(set(filter(None, map(find_source, paths))))
     try:
         contents = [_locate_source(source).read_bytes() for source in sources]
     except (ImportError, OSError, ValueError, AttributeError):
@@ -100,11 +111,82 @@ def _locate_source(source: str) -> Path:
     """
     if source.endswith(".py"):
         return Path(source).expanduser()
-    _search_working_folder()
-    spec = importlib.util.find_spec(source)
+    with _searching_working_folder():
+        spec = _find_spec(source)
     if spec is None or spec.origin is None:
         raise ImportError(source)
     return Path(spec.origin)
+
+
+def _find_spec(module: str) -> ModuleSpec | None:
+    """Find a module without importing its packages, as `importlib.util.find_spec` does."""
+    name, *rest = module.split(".")
+    spec = importlib.util.find_spec(name)
+    for part in rest:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        name = f"{name}.{part}"
+        spec = PathFinder.find_spec(name, spec.submodule_search_locations)
+    return spec
+
+
+def check_stored_code(code: Sequence[tuple[str, str]], checksum: str | None, sweep: Path) -> None:
+    """Refuse code that stored results name, unless it is the user's own and the one that the run used.
+
+    The results may be somebody else's. Their code is executed only if it is a file of the working folder or
+    an installed module, but none of the standard library, lies outside of the results, and has the checksum
+    that was stored. Nothing is executed here.
+
+    Args:
+        code: Keys of the configuration, and the names of code that they hold.
+        checksum: The stored checksum, see `compute_code_checksum`.
+        sweep: The folder of the results.
+
+    Raises:
+        UsageError: The code is not allowed; the message says how to allow it.
+    """
+    current = compute_code_checksum(path for _, path in code)
+    for key, path in code:
+        source = find_source(path)
+        reason = _explain_refusal(source, sweep)
+        if reason is None and current != checksum:
+            reason = "is not the code of the run" if checksum else "the run has no checksum of its code"
+        if reason:
+            name = Path(source).name
+            advice = f"name it if you trust it: load_run(…, code='{name}'), or --code {name}"
+            raise UsageError(f"{key}={path}: {reason}, and is not executed; {advice}")
+
+
+def _explain_refusal(source: str, sweep: Path) -> str | None:
+    """Explain why code that stored results name is not executed, wherever its checksum comes from."""
+    if source.partition(".")[0] in sys.stdlib_module_names and not source.endswith(".py"):
+        return "is no code of a user"
+    try:
+        file = _locate_source(source).resolve(strict=True)
+    except (ImportError, OSError, ValueError, AttributeError):
+        return f"is neither in {Path.cwd()} nor installed"
+    if file.is_relative_to(sweep.resolve()):
+        return "lies inside the results"
+    if source.endswith(".py") and not file.is_relative_to(Path.cwd().resolve()):
+        return f"lies outside of {Path.cwd()}"
+    return None
+
+
+def replace_source(path: str, code: Sequence[str]) -> str | None:
+    """Return a name with the file or module that the user allows for it, or None if none of these is for it.
+
+    >>> replace_source("my_net.py:make", ["elsewhere/my_net.py"]), replace_source("adam", ["my_net.py"])
+    ('elsewhere/my_net.py:make', None)
+    """
+    source = find_source(path)
+    for allowed in code if source else ():
+        if _stem(allowed) == _stem(source):
+            return allowed + path.removeprefix(source)
+    return None
+
+
+def _stem(source: str) -> str:
+    return Path(source).stem if source.endswith(".py") else source.rpartition(".")[2]
 
 
 def _import_module(typed: str, source: str) -> ModuleType:
@@ -125,8 +207,9 @@ def _import_module(typed: str, source: str) -> ModuleType:
 
 def _locate(error: Exception, source: str) -> str:
     """Name an exception, and the line of the user's file in which it was raised."""
-    stem = Path(source).stem if source.endswith(".py") else source.rpartition(".")[2]
-    frames = [frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).stem == stem]
+    frames = [
+        frame for frame in extract_tb(error.__traceback__) if Path(frame.filename).stem == _stem(source)
+    ]
     line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
     where = "" if line is None else f"line {line}: "
     message = error.msg if isinstance(error, SyntaxError) else describe_exception(error)
@@ -134,15 +217,24 @@ def _locate(error: Exception, source: str) -> str:
 
 
 def _load_module(name: str) -> ModuleType:
-    _search_working_folder()
-    return importlib.import_module(name)
+    with _searching_working_folder():
+        return importlib.import_module(name)
 
 
-def _search_working_folder() -> None:
+@contextmanager
+def _searching_working_folder() -> Iterator[None]:
+    """Search the working folder for modules too, until the end of the block."""
     folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.append(folder)  # last: a file of the user never replaces a package
-        importlib.invalidate_caches()
+    if folder in sys.path:
+        yield
+        return
+    sys.path.append(folder)  # last: a file of the user never replaces a package
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # which the imported code may have removed
+            sys.path.remove(folder)
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -168,13 +260,13 @@ def execute_file(path: Path) -> ModuleType:
 
 
 def _execute(name: str, path: Path) -> ModuleType:
-    _search_working_folder()  # for the modules that the file imports
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with _searching_working_folder():  # for the modules that the file imports
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise

@@ -46,8 +46,12 @@ CONDITIONS = (
 PROBED_IMAGES = 64  # test images on which a network is probed
 
 
-def read_trained_runs(folder: Path) -> list[LoadedRun]:
+def read_trained_runs(folder: Path, code: Sequence[str] = ()) -> list[LoadedRun]:
     """Return the finished runs of a sweep that have weights; the others are named on stderr.
+
+    Args:
+        folder: The folder of the sweep.
+        code: Files of the user that the runs may execute, see `cnnexp.load_run`.
 
     Raises:
         UsageError: No run has weights; the message says which command trains one again with its weights.
@@ -56,7 +60,9 @@ def read_trained_runs(folder: Path) -> list[LoadedRun]:
     stored, corrupt = read_finished_runs(folder)
     warn_excluded_runs(stored, corrupt)
     runs, reasons = [], []
-    for run in (LoadedRun(stored_run.folder) for stored_run in stored if stored_run.status == "finished"):
+    for run in (
+        LoadedRun(stored_run.folder, code) for stored_run in stored if stored_run.status == "finished"
+    ):
         try:
             run.weights()
         except UsageError as error:
@@ -102,7 +108,7 @@ def change_conditions(config: RunConfig, conditions: Mapping[str, Value]) -> Run
     if "data.corruption" in conditions:  # the options and the code are those of another function
         values["data"] |= {"corruption_options": {}, "code": None}
     values["data"] |= {key.partition(".")[2]: value for key, value in conditions.items()}
-    changed = parse(values)
+    changed = parse(values, stored=True)
     check_corruptions(changed.data)
     return changed
 
@@ -116,12 +122,13 @@ class _Job:
     conditions: Mapping[str, Value]
 
 
-def evaluate_sweep(folder: Path, words: Sequence[str]) -> int:
+def evaluate_sweep(folder: Path, words: Sequence[str], code: Sequence[str] = ()) -> int:
     """Evaluate the trained networks of a sweep under other conditions, and store the metrics of each run.
 
     Args:
         folder: The folder of the sweep.
         words: The conditions, see `parse_conditions`.
+        code: Files of the user that the runs may execute, see `cnnexp.load_run`.
 
     Returns:
         The number of evaluations.
@@ -130,9 +137,9 @@ def evaluate_sweep(folder: Path, words: Sequence[str]) -> int:
         UsageError: A condition cannot be met, or no run has weights; nothing was computed or written.
     """
     conditions = parse_conditions(words)
-    runs = read_trained_runs(folder)
+    runs = read_trained_runs(folder, code)
     jobs = _make_jobs(runs, conditions)
-    _start_jax(runs)
+    _start_jax([job.config for job in jobs.values()])
     for program_key, group in group_by_program({name: job.config for name, job in jobs.items()}).items():
         for images, configs in _group_by_images(group):
             trainer: StackTrainer | None = None
@@ -149,8 +156,9 @@ def _make_jobs(runs: Sequence[LoadedRun], conditions: Sequence[Mapping[str, Valu
     """Return what to evaluate, by names; conditions under which a run was trained are not changed."""
     jobs: dict[str, _Job] = {}
     for run in runs:
+        permitted = run.permit_code()
         for each in conditions:
-            config = change_conditions(run.config, each)
+            config = change_conditions(permitted, each)
             names = {key: key.partition(".")[2] for key in each}
             changed = {
                 key: getattr(config.data, name)
@@ -178,15 +186,19 @@ def _group_by_images(configs: Mapping[str, RunConfig]) -> Iterator[tuple[Any, di
         yield load_or_open(next(iter(group.values())).data), group
 
 
-def _start_jax(runs: Sequence[LoadedRun]) -> None:
-    for data in {images_key(run.config.data): run.config.data for run in runs}.values():
+def _start_jax(configs: Sequence[RunConfig]) -> None:
+    for data in {images_key(config.data): config.data for config in configs}.values():
         check_prepared(data)
-    configure_jax(deterministic=any(run.config.sweep.deterministic for run in runs))
+    configure_jax(deterministic=any(config.sweep.deterministic for config in configs))
     refuse_missing_devices()
 
 
-def probe_sweep(folder: Path) -> int:
+def probe_sweep(folder: Path, code: Sequence[str] = ()) -> int:
     """Probe the trained networks of a sweep, and store the measurements of each run.
+
+    Args:
+        folder: The folder of the sweep.
+        code: Files of the user that the runs may execute, see `cnnexp.load_run`.
 
     Returns:
         The number of runs.
@@ -194,13 +206,13 @@ def probe_sweep(folder: Path) -> int:
     Raises:
         UsageError: No run has weights; nothing was computed or written.
     """
-    runs = read_trained_runs(folder)
-    _start_jax(runs)
+    runs = read_trained_runs(folder, code)
+    configs = [run.permit_code("model", "data") for run in runs]
+    _start_jax(configs)
     setups: dict[str, Setup] = {}
     images: dict[str, Images] = {}
     probe = jax.jit(_probe, static_argnames="setup")
-    for run in runs:
-        config = run.config
+    for run, config in zip(runs, configs, strict=True):
         key = images_key(config.data)
         images = images if key in images else {key: load_images(config.data)}
         setup = setups.setdefault(make_program_key(config), make_setup(config))

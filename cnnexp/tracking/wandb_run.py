@@ -1,13 +1,16 @@
 """One run of the store as one W&B run, which receives each step once, whatever is restarted."""
 
 import glob
+import hashlib
+import json
 import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cnnexp.config import parse
+from cnnexp.core.errors import UsageError
+from cnnexp.load import LoadedRun
 from cnnexp.plots.layers import read_kernel_mosaics
 from cnnexp.store.files import is_name, read_json, write_json
 from cnnexp.store.runs import ENDED, WEIGHTS, StoredRun, read_history, read_run
@@ -216,8 +219,18 @@ def name_cell(run: StoredRun) -> str:
     if model.get("match", "none") != "none":
         words.append(f"{model['match']} of {_format_value(model['match_tying'])}")
     words += [data["name"], f"{data['train_size']} images" if data.get("train_size") else ""]
-    hashed = parse({**run.config, "seed": 0}).run_id[:6]
+    hashed = _hash_cell(run)
     return " ".join(filter(None, [*words, f"lr {optim['learning_rate']:g}", hashed]))
+
+
+def _hash_cell(run: StoredRun) -> str:
+    """Return a hash of the configuration without the seed; code of the user is executed only if allowed."""
+    try:
+        config = LoadedRun(run.folder).permit_code("model")
+    except UsageError:
+        text = json.dumps({**run.config, "seed": 0}, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:6]
+    return config.model_copy(update={"seed": 0}).run_id[:6]
 
 
 def _format_value(value: Any) -> str:

@@ -14,11 +14,12 @@ import wandb
 from matplotlib.figure import Figure
 from matplotlib.style import context
 
-from cnnexp.config import RunConfig, parse
+from cnnexp.config import RunConfig
 from cnnexp.core.errors import UsageError
 from cnnexp.data.loading import images_key, load_or_open
 from cnnexp.data.shapes import check_prepared
 from cnnexp.data.tfds.prepared import resolve_data_dir
+from cnnexp.load import LoadedRun
 from cnnexp.models.layers import NetworkSpec
 from cnnexp.models.spec import specify_network
 from cnnexp.plots.images import plot_data
@@ -111,7 +112,14 @@ def collect_media(folder: Path, runs: list[StoredRun]) -> dict[str, Any]:
         W&B's tables and images by their names in W&B.
     """
     with context("default"):  # whatever the user's matplotlibrc says
-        return _collect_media(folder, [parse(run.config) for run in runs])
+        return _collect_media(folder, list(_permitted_configs(runs)))
+
+
+def _permitted_configs(runs: list[StoredRun]) -> Iterator[RunConfig]:
+    """Yield the configurations, without those whose code of the user may not be executed."""
+    for run in runs:
+        with suppress(UsageError):
+            yield LoadedRun(run.folder).permit_code("model", "data")
 
 
 def _collect_media(folder: Path, configs: list[RunConfig]) -> dict[str, Any]:
