@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from cnnexp.config import parse
 from cnnexp.config.data import DataSection
@@ -202,6 +203,29 @@ def test_pixels_of_every_kind_of_file(configure: Configure) -> None:
     pixels = np.concatenate([grey.train_images, grey.test_images])
     assert pixels.dtype == np.float32 and pixels.max() <= 1
     assert any(np.allclose(image[..., 0] * 65535, deep, atol=0.01) for image in pixels)
+
+
+def test_transparent_grey_and_palette_files_have_four_channels_where_alpha_is_kept(
+    configure: Configure,
+) -> None:
+    clear = rng.integers(0, 256, (4, 4, 4)).astype(np.uint8)
+    palette = Image.fromarray(clear[..., :3]).quantize(16)
+    for name in ("a", "b"):
+        write_picture(f"set/{name}/1.PNG", clear)
+        write_picture(f"set/{name}/2.png", clear[..., 0])
+        palette.save(f"set/{name}/3.png")
+        write_picture(f"set/{name}/4.JPEG", np.full((4, 4), 100, np.uint8))
+        Path(f"set/{name}/.hidden.txt").touch()
+    whole = read_folder(configure, channels=4, test_fraction=0.5)
+    kept = {bytes(image) for image in np.concatenate([whole.train_images, whole.test_images])}
+    opaque = np.full((4, 4, 1), 255, np.uint8)
+    grey = np.concatenate([np.repeat(clear[..., :1], 3, 2), opaque], 2)
+    coloured = np.concatenate([np.asarray(palette.convert("RGB")), opaque], 2)
+    assert {bytes(clear), bytes(grey), bytes(coloured)} <= kept and len(kept) == 4
+    assert read_folder(configure, test_fraction=0.5).train_images.shape == (4, 4, 4, 3)
+    Path("set/c").mkdir()
+    with pytest.raises(UsageError, match=r"set/c: the folder of a class must have at least 1 image"):
+        read_folder(configure, test_fraction=0.5)
 
 
 def test_images_of_several_sizes_need_one_and_corrupt_files_are_named(configure: Configure) -> None:
