@@ -147,7 +147,7 @@ def test_both_processes_stop_when_one_is_killed_or_terminated_and_resume(tmp_pat
     sweep = [
         *["data.images=200", "data.test_images=50", *SWEEP, "model.tying=shared"],
         # Enough steps that the runs have not ended when the test notices that they have begun.
-        *["train.steps=1500", "train.eval_every=25", "sweep.checkpoint_seconds=0.5"],
+        *["train.steps=1000", "train.eval_every=20", "sweep.checkpoint_seconds=0.5"],
     ]
     disturbed, alone = tmp_path / "disturbed", tmp_path / "alone"
     first, second = start_two_processes(disturbed, *sweep)
