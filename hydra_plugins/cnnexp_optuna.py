@@ -74,7 +74,8 @@ class OptunaSweeper(Sweeper):
         assert self.config is not None and self.hydra_context is not None
         from cnnexp.core.errors import UsageError
         from cnnexp.core.text import pluralize
-        from cnnexp.sweep.overrides import quote_tyings, searched_overrides
+        from cnnexp.sweep.grid import searched_overrides
+        from cnnexp.sweep.overrides import quote_tyings
 
         if self.config.hydra.launcher.action != "run":
             raise UsageError(

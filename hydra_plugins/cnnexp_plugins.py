@@ -25,6 +25,8 @@ class CnnexpSweeper(BasicSweeper):
         params: overrides to sweep, as in Hydra's sweeper.
         parts: further overrides by the names of parts. The sweep is the union of its parts; each part has all
             combinations of `params`, the part's overrides and those of the command line.
+        zip: groups of keys whose values advance together.
+        where: the condition that points must fulfil; the launcher reads it.
     """
 
     def __init__(
@@ -32,9 +34,12 @@ class CnnexpSweeper(BasicSweeper):
         max_batch_size: int | None,
         params: Mapping[str, str] | None = None,
         parts: Mapping[str, Mapping[str, str] | None] | None = None,
+        zip: Any = None,
+        where: Any = None,
     ):
         super().__init__(max_batch_size)
         self.searched, self.parts = params or {}, parts or {"all": {}}
+        self.zip = OmegaConf.to_container(zip) if OmegaConf.is_config(zip) else zip
 
     def sweep(self, arguments: list[str]) -> Any:
         """Expand lists, ranges, choices and globs into the points of the sweep, and launch them.
@@ -43,8 +48,16 @@ class CnnexpSweeper(BasicSweeper):
             UsageError: an override cannot be swept, or the sweep has too many runs.
         """
         from cnnexp.core.errors import UsageError
-        from cnnexp.sweep.overrides import check_discrete, quote_tyings, searched_overrides
-        from cnnexp.sweep.points import MAX_RUNS, count_points
+        from cnnexp.sweep.grid import (
+            MAX_RUNS,
+            check_discrete,
+            check_zip,
+            count_points,
+            expand_grid,
+            refuse_unknown_zipped,
+            searched_overrides,
+        )
+        from cnnexp.sweep.overrides import quote_tyings
 
         assert self.hydra_context is not None
         if not isinstance(self.launcher, CnnexpLauncher):
@@ -55,16 +68,19 @@ class CnnexpSweeper(BasicSweeper):
         common = searched_overrides("hydra.sweeper.params", self.searched)
         if not isinstance(self.parts, Mapping):
             raise UsageError(f"hydra.sweeper.parts={self.parts}: must be a mapping of names to keys")
-        points, number = [], 0
+        zipped = check_zip(self.zip)
+        points, keys, number = [], [], 0
         for name, part in self.parts.items():
             of_part = searched_overrides(f"hydra.sweeper.parts.{name}", part or {})
             overrides = parser.parse_overrides(quote_tyings([*common, *of_part, *arguments]))
             check_discrete(overrides)
-            number += count_points(overrides)
+            keys += [override.key_or_group for override in overrides]
+            number += count_points(overrides, zipped)
             if number > MAX_RUNS:
                 swept = " ".join(o.input_line or "" for o in overrides if o.is_sweep_override())
                 raise UsageError(f"{swept}: must be at most {MAX_RUNS:,} runs in one sweep (got {number:,})")
-            points += [point for batch in self.split_arguments(overrides, None) for point in batch]
+            points += expand_grid(overrides, zipped)
+        refuse_unknown_zipped(zipped, keys)
         return [self.launcher.launch(points, initial_job_idx=0)]
 
 
@@ -99,7 +115,7 @@ class CnnexpLauncher(Launcher):
 
         if self.action == "help":
             from cnnexp.cli.keys import print_keys
-            from cnnexp.sweep.points import Groups
+            from cnnexp.sweep.overrides import Groups
 
             values = compose_values(self.loader, self.master, job_overrides[0])
             print_keys(values, Groups.of_search_path(self.loader))
@@ -175,7 +191,14 @@ _store_defaults(_store)
 _store.store(
     group="hydra/sweeper",
     name="cnnexp",
-    node={"_target_": f"{_TARGET}CnnexpSweeper", "max_batch_size": None, "params": None, "parts": None},
+    node={
+        "_target_": f"{_TARGET}CnnexpSweeper",
+        "max_batch_size": None,
+        "params": None,
+        "parts": None,
+        "zip": None,
+        "where": None,
+    },
     provider="cnnexp",
 )
 _store.store(

@@ -11,7 +11,7 @@ from cnnexp.config import SECTIONS, RunConfig, find_section_class
 from cnnexp.config.describe import KeyDescription, describe_keys, section_summary
 from cnnexp.core.errors import format_value
 from cnnexp.core.machine import packaged_folder
-from cnnexp.sweep.points import Groups
+from cnnexp.sweep.overrides import Groups
 
 WIDEST = 110  # columns of text
 USAGE = """\

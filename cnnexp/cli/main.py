@@ -13,7 +13,6 @@ from cnnexp.core.terminal import CLOSED_PIPE, DISK_ERROR, describe_disk_error, i
 USAGE_ERROR, FAILED, INTERRUPTED = 2, 1, 130
 
 COMMANDS = {
-    "new": ("cnnexp.cli.new:command", "Write a small project: an experiment, a network, images and tests."),
     "run": ("cnnexp.cli.sweeps:run", "Train one run or a sweep."),
     "plan": (
         "cnnexp.cli.sweeps:plan",

@@ -184,8 +184,8 @@ def _compose(options: _Options, action: Sequence[str]) -> int:
     from cnnexp.core.errors import SweepFailed
     from cnnexp.core.machine import find_config_folder, packaged_folder
     from cnnexp.sweep.agents import agent_overrides
-    from cnnexp.sweep.overrides import check_overrides
-    from cnnexp.sweep.points import COMMAND_LINE, CommandLine, Groups
+    from cnnexp.sweep.overrides import Groups, check_overrides
+    from cnnexp.sweep.points import COMMAND_LINE, CommandLine
     from cnnexp.sweep.signals import REQUEUE, Interrupted, ProcessLost
     from cnnexp.sweep.validate import explain
 

@@ -1,15 +1,17 @@
 """Overrides as they are typed, KEY=VALUE: checked and quoted before Hydra composes anything from them."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
 from hydra.core.override_parser.types import (
     ChoiceSweep,
     Glob,
-    IntervalSweep,
     Override,
     OverrideType,
     QuotedString,
@@ -18,23 +20,17 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 
 from cnnexp.config import make_unknown_key_error
-from cnnexp.core.errors import UsageError, format_value, nearest_name, shorten_value, suggestion
-from cnnexp.sweep.points import Groups
+from cnnexp.core.errors import UsageError, format_value, nearest_name, suggestion
+from cnnexp.sweep.grid import WHERE, ZIP, check_discrete
 
 SWEEPERS = ("cnnexp", "optuna")
 # The keys of `hydra.sweeper` by the sweeper that has them.
 SWEEPER_KEYS = {
-    "cnnexp": ("params", "parts"),
+    "cnnexp": ("params", "parts", "zip", "where"),
     "optuna": ("direction", "n_trials", "n_jobs", "storage", "study_name", "sampler", "params"),
 }
-MAPPINGS = (
-    "launcher.sbatch",
-    "launcher.resources",
-    "data.options",
-    "data.corruption_options",
-    "optim.options",
-    "optim.schedule_options",
-)
+OPTIONS = ("data.options", "data.corruption_options", "optim.options", "optim.schedule_options")
+MAPPINGS = ("launcher.sbatch", "launcher.resources", *OPTIONS)
 USER_MAPPINGS = (  # their keys are the user's own
     *(f"{mapping}." for mapping in MAPPINGS),
     "hydra.sweeper.params.",
@@ -54,6 +50,41 @@ ADVICE = {
 }
 HYDRA_KEYS = "hydra/sweeper, hydra.sweeper.KEY, hydra.searchpath"  # that can be set
 CLOSING = {"(": ")", "[": "]", "{": "}"}
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups of the configuration and their names.
+
+    Attributes:
+        folders: the folders of configuration files, cnnexp's last.
+    """
+
+    folders: tuple[Path, ...]
+
+    @classmethod
+    def of_search_path(cls, loader: ConfigLoader) -> "Groups":
+        """Return the groups in the folders that Hydra searches."""
+        paths = (e.path.removeprefix("file://") for e in loader.get_search_path().get_path() if e.path)
+        return cls(tuple(Path(path) for path in paths if path and "://" not in path))
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Return the default name of each group of which every configuration has one."""
+        entries = yaml.safe_load((self.folders[-1] / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+        pairs = {key: name for entry in entries if isinstance(entry, dict) for key, name in entry.items()}
+        return {group: name for group, name in pairs.items() if " " not in group}
+
+    def describe_search(self, group: str) -> str:
+        """Say where the names of a group are searched for, for the message about one that does not exist."""
+        folders = [str(folder / group) for folder in self.folders[:-1]]
+        unsearched = f"; {Path.cwd()} has no folder conf, and there is no --config-dir" if not folders else ""
+        return f"searched in {', '.join([*folders, f'{group} of cnnexp'])}{unsearched}"
+
+    def names(self, group: str) -> list[str]:
+        """Return the names that a group can take, sorted."""
+        files = {f.relative_to(d / group) for d in self.folders for f in (d / group).glob("**/*.yaml")}
+        return sorted(f.with_suffix("").as_posix() for f in files if not f.name.startswith("_"))
 
 
 def check_overrides(words: Sequence[str], groups: Groups) -> list[str]:
@@ -77,6 +108,8 @@ def check_overrides(words: Sequence[str], groups: Groups) -> list[str]:
             raise UsageError(f"{word}: the key is missing; write KEY=VALUE")
         if re.split(r"[./]", key)[0] == "hydra":
             _check_hydra_key(word, override)
+            if key in (ZIP, WHERE) and "hydra/sweeper=optuna" in words:
+                raise UsageError(f"{word}: only hydra/sweeper=cnnexp has a grid; optuna chooses its values")
         else:
             _check_form(word, override, group_names, groups.names(key) if key in group_names else ())
         if key in group_names:
@@ -92,23 +125,6 @@ def check_overrides(words: Sequence[str], groups: Groups) -> list[str]:
     return quote_tyings(checked)
 
 
-def check_discrete(overrides: Sequence[Override]) -> None:
-    """Refuse overrides without values that can be run one after the other: intervals and empty ranges.
-
-    Raises:
-        UsageError: names the override.
-    """
-    for override in overrides:
-        value, word = override.value(), override.input_line
-        if isinstance(value, IntervalSweep):
-            raise UsageError(
-                f"{word}: only hydra/sweeper=optuna searches an interval; "
-                "write values A,B,C or range(START,STOP,STEP)"
-            )
-        if isinstance(value, RangeSweep) and not _has_values(value):
-            raise UsageError(f"{word}: must have at least one value (got none)")
-
-
 def quote_tyings(overrides: Sequence[str]) -> list[str]:
     """Put `tiled(2)` and `train[:80%]` in quotes, which Hydra would read as a function call and a list.
 
@@ -122,7 +138,17 @@ def quote_tyings(overrides: Sequence[str]) -> list[str]:
             names = rf"(?!(?:{'|'.join(create_functions().definitions)})\()[A-Za-z_]\w*"
         return re.sub(rf"""(?<!["'\w])((?:{names})\([^()]*\))(?!["'])""", r'"\1"', _quote_splits(override))
 
-    return [quote(override) for override in overrides]
+    return [quote_condition(quote(override)) for override in overrides]
+
+
+def quote_condition(override: str) -> str:
+    """Put the value of `hydra.sweeper.where` in quotes, whose characters Hydra would not read otherwise."""
+    key, equals, value = override.partition("=")
+    is_quoted = re.fullmatch(r"""'([^'\\]|\\.)*'|"([^"\\]|\\.)*"|null""", value.strip())
+    if key.lstrip("+") != "hydra.sweeper.where" or not value.strip() or is_quoted:
+        return override
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}{equals}'{escaped}'"
 
 
 def _quote_splits(override: str) -> str:
@@ -133,29 +159,6 @@ def _quote_splits(override: str) -> str:
     split = r"[\w-]+(\[[^][,]*\])?"
     sums = rf"{split}(\s*\+\s*{split})*"
     return f"{key}=" + re.sub(sums, lambda match: f'"{match[0]}"' if "[" in match[0] else match[0], value)
-
-
-def searched_overrides(key: str, searched: Any) -> list[str]:
-    """Return the keys to search, of a file or of `hydra.sweeper.params.KEY=VALUES`, as overrides.
-
-    Args:
-        key: of the sweeper, for errors: `hydra.sweeper.params`.
-        searched: its value, a mapping of keys to the values to search.
-
-    Raises:
-        UsageError: it is no such mapping.
-    """
-    if not isinstance(searched, Mapping):
-        raise UsageError(
-            f"{key}={shorten_value(searched)}: must be a mapping of keys to the values to search"
-        )
-    overrides: list[str] = []
-    for name, value in searched.items():
-        if isinstance(value, Mapping):  # `params.optim.learning_rate=…` of the command line
-            overrides += [f"{name}.{text}" for text in searched_overrides(f"{key}.{name}", value)]
-        else:
-            overrides.append(f"{name}={format_value(value)}")
-    return overrides
 
 
 def _parse(parser: OverridesParser, word: str) -> Override:
@@ -247,13 +250,6 @@ def _check_form(word: str, override: Override, groups: Sequence[str], names: Seq
         raise UsageError(f"{word}: must match a name of a group; {suggestion(pattern, names or groups)}")
     if isinstance(value, RangeSweep):
         check_discrete([override])
-
-
-def _has_values(sweep: RangeSweep) -> bool:
-    try:
-        return next(iter(sweep.range()), None) is not None
-    except (HydraException, ValueError):  # a step of 0
-        return False
 
 
 def _check_names(word: str, override: Override, names: Sequence[str]) -> None:

@@ -1,28 +1,26 @@
 """The points of a sweep: composed by Hydra, named as cells, and written as commands that run them again."""
 
 import copy
-import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, OverrideType, RangeSweep
+from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 
 from cnnexp.config import RunConfig, parse
 from cnnexp.config.datasets import ArrayData
 from cnnexp.core.text import pluralize
-
-MAX_RUNS = 200_000  # in one sweep
+from cnnexp.sweep.grid import Condition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,41 +70,6 @@ class SweepPoint:
     context: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Groups:
-    """The groups of the configuration and their names.
-
-    Attributes:
-        folders: the folders of configuration files, cnnexp's last.
-    """
-
-    folders: tuple[Path, ...]
-
-    @classmethod
-    def of_search_path(cls, loader: ConfigLoader) -> "Groups":
-        """Return the groups in the folders that Hydra searches."""
-        paths = (e.path.removeprefix("file://") for e in loader.get_search_path().get_path() if e.path)
-        return cls(tuple(Path(path) for path in paths if path and "://" not in path))
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """Return the default name of each group of which every configuration has one."""
-        entries = yaml.safe_load((self.folders[-1] / "config.yaml").read_text(encoding="utf-8"))["defaults"]
-        pairs = {key: name for entry in entries if isinstance(entry, dict) for key, name in entry.items()}
-        return {group: name for group, name in pairs.items() if " " not in group}
-
-    def describe_search(self, group: str) -> str:
-        """Say where the names of a group are searched for, for the message about one that does not exist."""
-        folders = [str(folder / group) for folder in self.folders[:-1]]
-        unsearched = f"; {Path.cwd()} has no folder conf, and there is no --config-dir" if not folders else ""
-        return f"searched in {', '.join([*folders, f'{group} of cnnexp'])}{unsearched}"
-
-    def names(self, group: str) -> list[str]:
-        """Return the names that a group can take, sorted."""
-        files = {f.relative_to(d / group) for d in self.folders for f in (d / group).glob("**/*.yaml")}
-        return sorted(f.with_suffix("").as_posix() for f in files if not f.name.startswith("_"))
-
-
 def compose_points(
     loader: ConfigLoader, master: DictConfig, points: Sequence[Sequence[str]]
 ) -> list[SweepPoint]:
@@ -121,13 +84,18 @@ def compose_points(
         points: the overrides of each point.
 
     Raises:
-        UsageError: a key has a value that it cannot take.
+        UsageError: a key has a value that it cannot take, or no point fulfils `hydra.sweeper.where`.
     """
     composer = _Composer(loader, master)
     context = COMMAND_LINE.get().context
     if master.hydra.sweeper.get("parts"):
         context += ("hydra.sweeper.parts=null",)  # a point belongs to one part, and has its overrides
-    configs = _add_checksums([parse(composer.compose(point)) for point in points])
+    composed: Iterable[dict[str, Any]] = map(composer.compose, points)
+    if condition := Condition.parse(master.hydra.sweeper.get("where")):
+        values = list(composed)
+        kept = condition.select(values)
+        points, composed = list(compress(points, kept)), compress(values, kept)
+    configs = _add_checksums([parse(values) for values in composed])
     return [
         SweepPoint(config=config, overrides=tuple(point), context=context)
         for config, point in zip(configs, points, strict=True)
@@ -241,19 +209,6 @@ def to_dict(config: DictConfig) -> dict[str, Any]:
 
 def _remove_hydra(config: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-
-
-def count_points(overrides: Sequence[Override]) -> int:
-    """Count the points that Hydra's basic sweeper makes of overrides, without making them."""
-    return math.prod(_count_values(override) for override in overrides if override.is_sweep_override())
-
-
-def _count_values(override: Override) -> int:
-    value = override.value()
-    if isinstance(value, RangeSweep):
-        span, step = (value.stop or 0) - (value.start or 0), value.step
-        return max(0, math.ceil(span / step)) if step else 1
-    return len(value.list) if isinstance(value, ChoiceSweep) else 1
 
 
 class Cells:

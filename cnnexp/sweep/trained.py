@@ -24,9 +24,9 @@ from cnnexp.store.files import refuse_links
 from cnnexp.store.measurements import Evaluation, Value, format_conditions, write_evaluations, write_probes
 from cnnexp.sweep.cost import largest_stack
 from cnnexp.sweep.devices import configure_jax, refuse_missing_devices
-from cnnexp.sweep.overrides import check_discrete, check_overrides
+from cnnexp.sweep.grid import check_discrete
+from cnnexp.sweep.overrides import Groups, check_overrides
 from cnnexp.sweep.plan import group_by_program, make_program_key, split_group
-from cnnexp.sweep.points import Groups
 from cnnexp.training.loop import StackTrainer
 from cnnexp.training.setup import Setup, make_setup, merge_network, restore_weights
 

@@ -16,7 +16,7 @@ from cnnexp.data.shapes import check_corruptions, check_prepared, check_size, in
 from cnnexp.models.spec import specify_network
 from cnnexp.store.runs import list_run_folders, sweep_folder
 from cnnexp.sweep.halving import check_tuning
-from cnnexp.sweep.points import Groups
+from cnnexp.sweep.overrides import SWEEPER_KEYS, Groups
 from cnnexp.tracking.target import resolve_mode
 from cnnexp.training.metrics import resolve_loss
 from cnnexp.training.named_optimizers import check_optimizer
@@ -148,7 +148,7 @@ def _explain_missing_file(name: str, groups: Groups) -> str:
 
 
 def _explain_sweeper_key(key: str) -> str:
-    sweeper = "cnnexp" if key.startswith("hydra.sweeper.parts") else "optuna"
+    sweeper = "cnnexp" if key.split(".")[2] in SWEEPER_KEYS["cnnexp"] else "optuna"
     if key.count(".") > 2:
         return f"{key}: no such key; to add it, write +{key}=VALUE"
     return f"{key}: belongs to another sweeper; to use it, set hydra/sweeper={sweeper}"

@@ -16,7 +16,7 @@ from cnnexp.models.spec import specify_network
 from cnnexp.nn import geometry as geometry_module
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying, count_kernels, kernel_index
-from cnnexp.sweep.points import count_points
+from cnnexp.sweep.grid import count_points
 from cnnexp.sweep.validate import check_images, check_run
 from cnnexp.training.schedule import resolve_duration
 from tests.conftest import Configure, call_cnnexp
