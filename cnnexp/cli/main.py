@@ -40,6 +40,7 @@ COMMANDS = {
     "sync": ("cnnexp.cli.stored:sync", "Upload the runs of a sweep that W&B lacks."),
     "dashboard": ("cnnexp.cli.stored:dashboard", "Create a W&B workspace and report of a sweep."),
     "data": ("cnnexp.cli.data:command", "Prepare image sets, and list those that are prepared."),
+    "new": ("cnnexp.cli.new:command", "Write a small project: an experiment, a network, images and tests."),
     "completion": (
         "cnnexp.cli.completion:command",
         "Print a script that makes a shell complete commands.",
