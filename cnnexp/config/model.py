@@ -78,8 +78,8 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _check_threshold(self) -> "ModelSection":
         if (self.activation == "shrink") == (self.threshold is None):
-            given = f"model.activation={self.activation} model.threshold={format_value(self.threshold)}"
-            raise ValueError(f"{given}: a threshold belongs to shrink; set both, or neither")
+            keys = f"model.activation={self.activation} model.threshold={format_value(self.threshold)}"
+            raise ValueError(f"{keys}: a threshold belongs to shrink; set both, or neither")
         return self
 
 

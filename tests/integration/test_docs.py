@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import cnnexp
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments" / "README.md"]
 
@@ -35,6 +37,11 @@ def test_files_that_are_named_exist(page: Path) -> None:
         "conf/model/my_net.yaml",
     }
     assert [path for path in paths if path not in examples and not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("name", cnnexp.__all__)
+def test_public_names_can_be_imported_and_have_a_docstring(name: str) -> None:
+    assert getattr(cnnexp, name).__doc__
 
 
 def test_the_readme_is_short() -> None:
