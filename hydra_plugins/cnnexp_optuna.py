@@ -118,6 +118,11 @@ class OptunaSweeper(Sweeper):
                 "hydra/sweeper=optuna: chooses by validation accuracy, since the test split must decide "
                 "nothing; set data.validation_size"
             )
+        if config.tune.rungs > 1:
+            raise UsageError(
+                "hydra/sweeper=optuna: chooses by the end of each run, and successive halving stops some "
+                "early; set tune.rungs=1"
+            )
         if not config.launcher.get("wait", True):
             raise UsageError(
                 "hydra/sweeper=optuna: chooses each batch by the results of earlier ones; "

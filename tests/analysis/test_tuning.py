@@ -35,6 +35,16 @@ def test_a_choice_at_the_edge_is_warned_of() -> None:
     assert tuning.choices["at_edge"].tolist() == ["optim.learning_rate"] * 2
 
 
+def test_stopped_rates_are_not_chosen_but_count_as_tried() -> None:
+    table = _tuned([0.001, 0.01, 0.1], [0.5, 0.6, 0.4], [0.5] * 3)
+    finished = table["optim.learning_rate"] == 0.01
+    tuning = choose_hyperparameters(table[finished], stopped=table[~finished])
+    assert tuning.choices["optim.learning_rate"].tolist() == [0.01, 0.01] and not tuning.warnings
+    largest = table["optim.learning_rate"] == 0.1
+    tuning = choose_hyperparameters(table[largest], stopped=table[~largest])
+    assert tuning.choices["at_edge"].tolist() == ["optim.learning_rate"] * 2 and len(tuning.warnings) == 1
+
+
 def test_a_rate_at_which_a_run_diverged_is_not_chosen() -> None:
     table = _tuned([0.001, 0.01, 0.1], [0.5, 0.6, 0.9], [0.5] * 3)
     diverged = (
