@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 import cnnexp
+from cnnexp.analysis.claims import Claim, more_than
+from cnnexp.analysis.estimates import difference
+from cnnexp.analysis.verdicts import judge
 from cnnexp.core.errors import UsageError
 from cnnexp.store.measurements import PROBES, read_evaluations
 from cnnexp.store.runs import WEIGHTS, find_corrupt_files, has_ended, list_run_folders
@@ -187,6 +190,18 @@ def test_probe_adds_columns_that_differ_between_tyings(
     error = by_tying["probe/equivariance_error/conv_0"]
     assert 0 < error["shared"] < error["local"]
     assert 2 <= by_tying["probe/receptive_field/conv_0"]["shared"] <= 5
+    column = "probe/equivariance_error/conv_0"
+    lead = difference({"model.tying": "local"}, {"model.tying": "shared"}, column)
+    claim = Claim(
+        sentence="A local network is less equivariant.",
+        source="a test",
+        estimate=lead,
+        quantity=column,
+        expected=more_than(0.0),
+        unit="",
+    )
+    (verdict,) = judge([claim], table)
+    assert verdict.seeds >= 1 and verdict.bounds[0] > 0
 
 
 def test_foreign_probes_become_no_columns(sweep: Path) -> None:
@@ -257,4 +272,6 @@ def test_a_network_of_the_user_is_loaded_evaluated_and_probed(run: Any) -> None:
     table = cnnexp.load_sweep("results/default", evaluations=True)
     assert table["test/loss"].nunique() == 2
     assert table["probe/kernel_distance/blocks_0/far"][0] > 1
+    assert table["probe/equivariance_error/blocks_0"][0] > 0.5  # a local layer
+    assert 2 <= table["probe/receptive_field/blocks_0"][0] <= 3  # 3x3 kernels
     assert 0 <= table["probe/shift_consistency"][0] <= 1
