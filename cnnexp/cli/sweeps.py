@@ -278,7 +278,10 @@ def _choose_groups(words: Sequence[str], conf: Path) -> list[str]:
         match = re.fullmatch(r"(model|data|optim|launcher)\.name=([\w,/-]+)", word)
         if match is None or any(other.startswith(f"{match[1]}=") for other in words):
             return word
-        files = [conf / match[1] / f"{name}.yaml" for name in match[2].split(",")]
+        names = match[2].split(",")
+        if match[1] == "optim" and not set(names) <= {"adamw", "sgd"}:  # the name alone, as of all of Optax
+            return word
+        files = [conf / match[1] / f"{name}.yaml" for name in names]
         return f"{match[1]}={match[2]}" if all(file.exists() for file in files) else word
 
     return [group_for(word) for word in words]

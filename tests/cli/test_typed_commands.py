@@ -297,3 +297,14 @@ def wait_for_lines(file: Path, number: int, terminal: int) -> str:
         if file.exists() and len(file.read_text(encoding="utf-8").splitlines()) >= number:
             break
     return printed.decode(errors="replace")
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_group_of_an_optimiser_sets_its_learning_rate_and_the_name_alone_does_not(
+    launched: list[list[SweepPoint]],
+) -> None:
+    assert call_cnnexp("run", "optim=lion,muon,adam,lamb,rmsprop") == 0
+    rates = {point.config.optim.name: point.config.optim.learning_rate for point in launched[0]}
+    assert rates == {"lion": 0.0003, "muon": 0.02, "adam": 0.001, "lamb": 0.01, "rmsprop": 0.001}
+    assert call_cnnexp("run", "optim.name=lion") == 0
+    assert launched[1][0].config.optim.learning_rate == 0.001
