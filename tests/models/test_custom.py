@@ -110,7 +110,8 @@ def test_a_stack_gives_what_runs_alone_give_and_resumes(file: Path) -> None:
     )
     assert int(network.calls[...]) == 5  # its own variable has counted the steps
     assert list(get_spatial_layers(network)) == ["blocks_0", "blocks_1"]
-    alone = [list(StackTrainer(config, images).train([config]))[-1].rows for config in configs]
+    trainer_of_one = StackTrainer(configs[0], images)
+    alone = [list(trainer_of_one.train([config]))[-1].rows for config in configs]
     for row, (single,) in zip(rows, alone, strict=True):
         assert row["test/loss"] == pytest.approx(single["test/loss"], abs=1e-4)
     loop = trainer.train(configs)
@@ -120,18 +121,19 @@ def test_a_stack_gives_what_runs_alone_give_and_resumes(file: Path) -> None:
     assert resumed.rows == rows
 
 
-def test_a_sweep_over_options_and_tyings_reaches_the_store_and_the_report(file: Path, run: Any) -> None:
-    sweep = [
-        "model=custom",
-        "model.file=my_net.py:make",
-        "model.options.width=2,3",
-        "model.tying=local,shared",
-    ]
+def test_options_and_tyings_reach_the_network_and_the_store(file: Path, run: Any) -> None:
     base = [word for word in SMALL_SWEEP if not word.startswith("model.")]
-    assert run(*sweep, "name=mine", base=base) == 0
+    base += ["model=custom", "model.file=my_net.py:make", "name=mine"]
+    for words in (
+        ["model.options.width=2", "model.tying=local"],
+        ["model.options.width=3", "model.tying=shared"],
+    ):
+        assert run(*words, base=base) == 0
     runs = read_runs(Path("results/mine"))
-    assert len(runs) == 4
-    assert {stored.summary["params/blocks_0"] for stored in runs} > {9 * 2 * 2 + 2, 9 * 3 * 3 + 3}
+    assert {stored.config["model"]["tying"]: stored.summary["params/blocks_0"] for stored in runs} == {
+        "local": 16 * 16 * 9 * 2 * 2 + 2,
+        "shared": 9 * 3 * 3 + 3,
+    }
     assert all("params/other" in stored.summary for stored in runs)
     assert np.isfinite([stored.summary["test/accuracy"] for stored in runs]).all()
 
