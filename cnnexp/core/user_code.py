@@ -87,20 +87,17 @@ def list_imported_files() -> list[Path]:
     """List the imported files of the user: those loaded by path, and those of the working folder."""
     modules = {name: str(getattr(module, "__file__", None)) for name, module in list(sys.modules.items())}
     files = {Path(file).resolve(): name for name, file in modules.items() if file.endswith(".py")}
+    packaged = sys.prefix, PACKAGE, packaged_folder("experiments"), packaged_folder("hydra_plugins")
     return sorted(
         file
         for file, name in files.items()
         if name.startswith(LOADED_BY_PATH)
         or (
             file.is_relative_to(Path.cwd())
-            and not any(file.is_relative_to(folder) for folder in (sys.prefix, *_packaged_folders()))
+            and not any(file.is_relative_to(folder) for folder in packaged)
             and "site-packages" not in file.parts
         )
     )
-
-
-def _packaged_folders() -> list[Path]:
-    return [PACKAGE, *(packaged_folder(name) for name in ("experiments", "hydra_plugins"))]
 
 
 def _locate_source(source: str) -> Path:
