@@ -26,11 +26,11 @@ COMMANDS = {
     "report": ("cnnexp.cli.stored:report", "Write the table, figures and verdicts of a sweep."),
     "results": ("cnnexp.cli.stored:results", "Print the runs of a sweep, or its cells, as a table."),
     "eval": (
-        "cnnexp.cli.trained:evaluate",
+        "cnnexp.cli.stored:evaluate",
         "Evaluate the trained networks of a sweep under other conditions.",
     ),
     "probe": (
-        "cnnexp.cli.trained:probe",
+        "cnnexp.cli.stored:probe",
         "Measure equivariance, kernels and receptive fields of the trained networks of a sweep.",
     ),
     "compare": (
