@@ -14,7 +14,7 @@ from cnnexp.config.data import DataSection
 from cnnexp.core.errors import UsageError
 from cnnexp.data import array_set
 from cnnexp.data.images import Images
-from cnnexp.data.loading import add_checksums, load, read_and_check
+from cnnexp.data.loading import add_checksums, load_or_open, read_and_check
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.shapes import check_prepared, check_size
 from cnnexp.training.loop import StackTrainer
@@ -96,8 +96,8 @@ def make_run(configure: Configure, keys: dict[str, Any], stream: str, seed: int 
 
 
 def read(configure: Configure, keys: dict[str, Any]) -> tuple[Images, ImageFiles]:
-    files = load(make_run(configure, keys, "always").data)
-    images = load(make_run(configure, keys, "never").data)
+    files = load_or_open(make_run(configure, keys, "always").data)
+    images = load_or_open(make_run(configure, keys, "never").data)
     assert isinstance(images, Images) and isinstance(files, ImageFiles)
     return images, files
 
@@ -130,8 +130,10 @@ def test_a_stream_trains_the_weights_of_memory_and_resumes_with_the_next_batch(
     runs = {
         stream: [make_run(configure, keys, stream, seed) for seed in (0, 1)] for stream in ("never", "always")
     }
-    memory = list(StackTrainer(runs["never"][0], load(runs["never"][0].data), 2).train(runs["never"]))[-1]
-    trainer, saved = StackTrainer(runs["always"][0], load(runs["always"][0].data), 2), None
+    memory = list(
+        StackTrainer(runs["never"][0], load_or_open(runs["never"][0].data), 2).train(runs["never"])
+    )[-1]
+    trainer, saved = StackTrainer(runs["always"][0], load_or_open(runs["always"][0].data), 2), None
     for state in trainer.train(runs["always"]):
         if state.step == 2:
             saved = jax.tree.map(lambda leaf: leaf.copy(), state.state)
@@ -147,7 +149,7 @@ def test_a_stream_trains_the_weights_of_memory_and_resumes_with_the_next_batch(
 def test_compressed_archives_are_read_into_memory_and_do_not_stream(configure: Configure) -> None:
     np.savez_compressed("set.npz", images=PIXELS, labels=LABELS)
     keys = {"name": "npz", "path": "set.npz"}
-    assert isinstance(load(make_run(configure, keys, "auto").data), Images)
+    assert isinstance(load_or_open(make_run(configure, keys, "auto").data), Images)
     with pytest.raises(UsageError) as refusal:
         check_prepared(make_run(configure, keys, "always").data)
     assert str(refusal.value) == (
@@ -176,7 +178,7 @@ def test_large_sets_stream_and_are_read_once(configure: Configure, monkeypatch: 
     array_set._SUMMARIES.clear()
     array_set._LAST_RECORDS.clear()
     monkeypatch.setattr(array_set, "check_records", None)  # the checks are in the cache
-    assert isinstance(load(make_run(configure, keys, "always").data), ImageFiles)
+    assert isinstance(load_or_open(make_run(configure, keys, "always").data), ImageFiles)
     monkeypatch.setattr(array_set, "total_memory", lambda: PIXELS.nbytes // 2)
     array_set._SUMMARIES.clear()
     with pytest.raises(UsageError, match=r"data\.path=set: 60 images need about 5\.4.*B of memory"):
