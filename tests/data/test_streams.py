@@ -174,7 +174,7 @@ def test_large_sets_stream_and_are_read_once(configure: Configure, monkeypatch: 
     data = make_run(configure, keys, "auto").data
     check_size(data)
     assert not array_set._LAST_IMAGES  # a third of the memory is left to the rest
-    assert isinstance(load(data), Images)  # they fit into the memory of the device
+    assert isinstance(load_or_open(data), Images)  # they fit into the memory of the device
     array_set._SUMMARIES.clear()
     array_set._LAST_RECORDS.clear()
     monkeypatch.setattr(array_set, "check_records", None)  # the checks are in the cache
