@@ -1,11 +1,8 @@
 """Trained weights as safetensors: named arrays with a few texts, and nothing that can be executed.
 
-A file is the length of its header, the header as JSON, and the bytes of the arrays, one after another; see
-https://huggingface.co/docs/safetensors. A file that is not exactly this is corrupt.
+The files follow https://huggingface.co/docs/safetensors, so other tools read them, too.
 """
 
-import json
-import math
 import re
 import zlib
 from collections.abc import Mapping
@@ -15,10 +12,13 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
 
 from cnnexp.store.files import parse_json, read_bytes, write_bytes
 
 NAME = re.compile(r"\w{1,128}(\.\w{1,128}){0,31}")  # the path of an array in a network
+# The library reads the numbers that NumPy has; JAX computes with further ones.
 TYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -37,10 +37,7 @@ TYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
-NAMES = {dtype: name for name, dtype in TYPES.items()}
-LENGTH_BYTES = 8  # of the length of the header
-MAX_HEADER_BYTES = 10_000_000
-ALIGNMENT_BYTES = 8  # of the first array, which readers map into memory
+LENGTH_BYTES = 8  # of the length of the header, with which a file begins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +60,10 @@ def encode_weights(weights: Weights, run_id: str) -> bytes:
         weights: The weights.
         run_id: The id of their run, which the metadata of the file names.
     """
-    arrays = {name: np.ascontiguousarray(array) for name, array in sorted(weights.arrays.items())}
-    body = b"".join(array.tobytes() for array in arrays.values())
-    metadata = {"format": "cnnexp", "run": run_id, "step": str(weights.step), "crc32": str(zlib.crc32(body))}
-    header: dict[str, Any] = {"__metadata__": metadata}
-    start = 0
-    for name, array in arrays.items():
-        offsets = [start, start + array.nbytes]
-        shape = list(weights.arrays[name].shape)  # of `array`, a scalar has one axis
-        header[name] = {"dtype": NAMES[array.dtype], "shape": shape, "data_offsets": offsets}
-        start = offsets[1]
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % ALIGNMENT_BYTES)
-    return len(encoded).to_bytes(LENGTH_BYTES, "little") + encoded + body
+    arrays = {name: np.asarray(array, order="C") for name, array in weights.arrays.items()}
+    checksum = str(_compute_checksum(arrays))
+    metadata = {"format": "cnnexp", "run": run_id, "step": str(weights.step), "crc32": checksum}
+    return save(arrays, metadata)
 
 
 def decode_weights(content: bytes) -> tuple[str, Weights] | None:
@@ -85,39 +73,23 @@ def decode_weights(content: bytes) -> tuple[str, Weights] | None:
         The id of the run that the file names, and the weights; None where the content is not what
         `encode_weights` makes.
     """
-    length = int.from_bytes(content[:LENGTH_BYTES], "little")
-    if not 0 < length <= min(MAX_HEADER_BYTES, len(content) - LENGTH_BYTES):
+    try:
+        arrays = {
+            name: np.frombuffer(entry["data"], TYPES[entry["dtype"]]).reshape(entry["shape"])
+            for name, entry in deserialize(content)
+        }
+    except (SafetensorError, KeyError):  # KeyError: a type that is not one of `TYPES`
         return None
-    header = parse_json(content[LENGTH_BYTES : LENGTH_BYTES + length])
-    body = memoryview(content)[LENGTH_BYTES + length :]
-    metadata = header.pop("__metadata__", None)
-    if not isinstance(metadata, dict) or metadata.get("crc32") != str(zlib.crc32(body)):
+    length = int.from_bytes(content[:LENGTH_BYTES], "little")
+    # `deserialize` has checked the header, but does not return its texts.
+    metadata = parse_json(content[LENGTH_BYTES : LENGTH_BYTES + length]).get("__metadata__")
+    if not isinstance(metadata, dict) or metadata.get("crc32") != str(_compute_checksum(arrays)):
         return None
     run_id, step = metadata.get("run"), metadata.get("step")
     if not isinstance(run_id, str) or not isinstance(step, str) or not re.fullmatch(r"\d{1,18}", step):
         return None
-    arrays: dict[str, np.ndarray] = {}
-    start = 0
-    for name, entry in header.items():
-        array = _decode_array(name, entry, body, start)
-        if array is None:
-            return None
-        arrays[name] = array
-        start += array.nbytes
-    return (run_id, Weights(step=int(step), arrays=arrays)) if start == len(body) else None
-
-
-def _decode_array(name: str, entry: object, body: memoryview, start: int) -> np.ndarray | None:
-    """Decode the array that begins at an offset; None where its entry in the header is not of that array."""
-    if not NAME.fullmatch(name) or not isinstance(entry, dict):
-        return None
-    dtype, shape = TYPES.get(str(entry.get("dtype"))), entry.get("shape")
-    if dtype is None or not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        return None
-    end = start + math.prod(shape) * dtype.itemsize
-    if entry.get("data_offsets") != [start, end] or end > len(body):
-        return None
-    return np.frombuffer(body[start:end], dtype).reshape(shape)
+    is_named = all(NAME.fullmatch(name) for name in arrays)
+    return (run_id, Weights(step=int(step), arrays=arrays)) if is_named else None
 
 
 def write_weights(path: Path, weights: Weights, run_id: str) -> int:
@@ -131,3 +103,11 @@ def read_weights(path: Path, run_id: str) -> Weights | None:
     """Read weights; None where the file is missing, corrupt, or has those of another run."""
     decoded = decode_weights(read_bytes(path) or b"")
     return decoded[1] if decoded and decoded[0] == run_id else None
+
+
+def _compute_checksum(arrays: Mapping[str, np.ndarray]) -> int:
+    """Compute the CRC-32 of the bytes of all arrays in the order of their names."""
+    checksum = 0
+    for _, array in sorted(arrays.items()):
+        checksum = zlib.crc32(array.tobytes(), checksum)
+    return checksum
