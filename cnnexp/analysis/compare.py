@@ -42,13 +42,13 @@ def compare_sweeps(first: pd.DataFrame, second: pd.DataFrame, tuned: Collection[
         for metric in list_metrics(first)
         if metric in list_metrics(second)
     ]
-    comparisons = sum(min(len(a), len(b)) > 1 for _, a, b in pairs)
+    comparisons = sum(min(map(len, means)) > 1 for _, *means in pairs)
     level = 1 - (1 - CONFIDENCE) / max(comparisons, 1)
     rows = []
-    for row, a, b in pairs:
-        before, after = interval(a.to_numpy()), interval(b.to_numpy())
-        change = Interval(np.nan, np.nan, np.nan) if different else _estimate_change(a, b, level)
-        for name, estimate in (("first", before), ("second", after), ("change", change)):
+    for row, before, after in pairs:
+        change = Interval(np.nan, np.nan, np.nan) if different else _estimate_change(before, after, level)
+        estimates = {"first": interval(before.to_numpy()), "second": interval(after.to_numpy())}
+        for name, estimate in {**estimates, "change": change}.items():
             row |= {name: estimate.value, f"{name}/low": estimate.low, f"{name}/high": estimate.high}
         rows.append(row | {LEVEL: level, MOVED: bool(change.low > 0 or change.high < 0)})
     return pd.DataFrame(rows)
@@ -106,19 +106,20 @@ def _means_by_seed(metric: str, *cells: pd.DataFrame) -> Iterator[pd.Series]:
     return (runs.groupby("seed")[metric].mean() for runs in cells)
 
 
-def _estimate_change(a: pd.Series, b: pd.Series, confidence: float) -> Interval:
-    if set(a.index) == set(b.index):
-        return interval((b - a).to_numpy(), confidence)
-    change = float(b.mean() - a.mean())
-    if min(len(a), len(b)) < 2:
+def _estimate_change(before: pd.Series, after: pd.Series, level: float) -> Interval:
+    """Estimate after minus before from means by seed: paired if the seeds are the same, else by Welch's t."""
+    if set(before.index) == set(after.index):
+        return interval((after - before).to_numpy(), level)
+    change = float(after.mean() - before.mean())
+    if min(len(before), len(after)) < 2:
         return Interval(change, np.nan, np.nan)
-    if max(np.ptp(a), np.ptp(b)) == 0:
+    if max(np.ptp(before), np.ptp(after)) == 0:
         return Interval(change, change, change)
     from scipy.stats import ttest_ind
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # SciPy warns where one of the two does not vary
-        limits = ttest_ind(b, a, equal_var=False).confidence_interval(confidence)
+        limits = ttest_ind(after, before, equal_var=False).confidence_interval(level)
     return Interval(change, float(limits.low), float(limits.high))
 
 

@@ -61,7 +61,7 @@ def print_plan(points: Sequence[SweepPoint]) -> dict[str, float]:
     by_id = {point.config.run_id: point for point in points}
     check_sweep([point.config for point in by_id.values()])
     cells = Cells(by_id)
-    impossible = _find_impossible_cells(by_id, cells)
+    impossible = _explain_impossible_cells(by_id, cells)
     runs = {i: point.config for i, point in by_id.items() if cells.name(i) not in impossible}
     plan = plan_sweep(runs)
     time_forecast = forecast(Path(points[0].config.results_dir))
@@ -83,8 +83,8 @@ def print_plan(points: Sequence[SweepPoint]) -> dict[str, float]:
     return dict.fromkeys(by_id, math.nan)
 
 
-def _find_impossible_cells(points: Mapping[str, SweepPoint], cells: Cells) -> dict[str, str]:
-    """Return why cells cannot be trained, by their names."""
+def _explain_impossible_cells(points: Mapping[str, SweepPoint], cells: Cells) -> dict[str, str]:
+    """Return why cells cannot be trained, by their names; runs of a cell differ only in their seed."""
     reasons: dict[str, str] = {}
     for name, members in cells.group_runs(points).items():
         config = points[members[0]].config

@@ -67,8 +67,8 @@ def print_networks(configs: Sequence[RunConfig]) -> dict[str, float]:
     for config in configs:
         networks.setdefault(specify_network(config), config)
     with context("default"):  # pictures are the same whatever the user's matplotlibrc says
-        for layers, config in networks.items():
-            _print_network(layers, config, console, pictures)
+        for network, config in networks.items():
+            _print_network(network, config, console, pictures)
         console.print(f"[dim]{LEGEND}[/]", highlight=False)
         for line in _describe_images(configs, pictures):
             console.print(line, highlight=False, soft_wrap=isinstance(line, str))

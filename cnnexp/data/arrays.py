@@ -28,6 +28,7 @@ OTHER_NAMES = {
 }
 MAX_CLASSES = 100_000
 TEST_FRACTION = 0.2
+TEST_STREAM = 0x7E57  # keeps the draw of the test split apart from other draws of the same seed
 
 
 @runtime_checkable
@@ -149,7 +150,7 @@ def complete_splits(
         UsageError: There is a test split and a fraction, or a split would have no images.
     """
     if "test" not in records:
-        return {**records, **_draw_test_split(records["train"], origin, test_fraction or TEST_FRACTION, seed)}
+        return {**records, **_split_off_test(records["train"], origin, test_fraction or TEST_FRACTION, seed)}
     if test_fraction is not None:
         raise UsageError(
             f"data.test_fraction={test_fraction:g}: must be null for {origin}, which has its own test split"
@@ -157,8 +158,8 @@ def complete_splits(
     return dict(records)
 
 
-def _draw_test_split(train: UserRecords, origin: str, fraction: float, seed: int) -> dict[str, UserRecords]:
-    """Divide the training images into training and test images, both in their order."""
+def _split_off_test(train: UserRecords, origin: str, fraction: float, seed: int) -> dict[str, UserRecords]:
+    """Divide training images at random into training and test images, with equal fractions of each class."""
     labels = train.labels
     count = round(fraction * len(labels))
     if not 0 < count < len(labels):
@@ -166,9 +167,10 @@ def _draw_test_split(train: UserRecords, origin: str, fraction: float, seed: int
             f"data.test_fraction={fraction:g}: must leave training and test images of the "
             f"{len(labels)} of {origin}"
         )
+    # Images with several labels are not stratified.
     classes = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
     is_test = np.zeros(len(labels), bool)
-    is_test[stratified_sample(classes, count, [seed, 0x7E57])] = True
+    is_test[stratified_sample(classes, count, [seed, TEST_STREAM])] = True
     parts = {"train": np.flatnonzero(~is_test), "test": np.flatnonzero(is_test)}
     return {name: train.select(indices) for name, indices in parts.items()}
 

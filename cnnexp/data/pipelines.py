@@ -75,7 +75,12 @@ class InMemory(NamedTuple):
         return RawBatch(images.train_images[indices], images.train_labels[indices], indices)
 
     def evaluation_indices(self, split: str) -> tuple[Integers, Integers]:
-        """Return the indices of the images that an evaluation reads, and how many of the first ones count."""
+        """List the images that an evaluation reads.
+
+        Returns:
+            The indices, and how many of them count: in the training split, the rest are room for the larger
+            subsets of other runs.
+        """
         if split == "train":
             return self.subset, self.train_size
         if split == "validation":

@@ -200,7 +200,8 @@ def plot_accuracy_by_condition(
     return figure
 
 
-def _draw_marks(accuracy: Axes, gap: Axes, height: float, runs: pd.DataFrame, tying: str) -> None:
+def _draw_marks(accuracy: Axes, gap: Axes, y: float, runs: pd.DataFrame, tying: str) -> None:
+    """Draw accuracies and gap of one tying at one y, with intervals; nothing where there are no runs."""
     if not len(runs):
         return
     for axes, metric, look in (
@@ -209,9 +210,9 @@ def _draw_marks(accuracy: Axes, gap: Axes, height: float, runs: pd.DataFrame, ty
         (gap, GAP, {}),
     ):
         value, low, high = interval_over_seeds(runs, metric)
-        error = np.nan_to_num([[value - low], [high - value]])
+        error = np.nan_to_num([[value - low], [high - value]])  # no bar where a single seed has no interval
         look = {**get_style(tying), "linestyle": "none", **look}
-        axes.errorbar([value], [height], xerr=error, capsize=2, elinewidth=0.8, **look)
+        axes.errorbar([value], [y], xerr=error, capsize=2, elinewidth=0.8, **look)
 
 
 def draw_by_images(runs: Rows | None = None) -> Drawing:

@@ -105,7 +105,7 @@ class Leases:
         Returns:
             The ids of the runs that this worker now holds.
         """
-        self._has_expired()
+        self._release_if_expired()  # leases that have expired are acquired anew below
         self._release(set(self._held) - set(runs))
         newest, alive = self._find_newest_leases() if runs else {}, _LivenessCache(self)
         for run_id in runs:
@@ -143,14 +143,14 @@ class Leases:
                 leases.
         """
         try:
-            expired = self._has_expired()
+            expired = self._release_if_expired()
         except OSError as error:
             raise LeaseLost(f"the store cannot be reached: {error}") from error
         if expired:
             raise LeaseLost(f"the leases were not renewed for {SELF_EXPIRY_SECONDS:.0f} s")
 
-    def _has_expired(self) -> bool:
-        """Return whether other workers may have taken these leases, which are then released."""
+    def _release_if_expired(self) -> bool:
+        """Release all leases, and be seen alive again, if other workers may have taken them; return if so."""
         if self._seconds() - self._last_beat_monotonic <= SELF_EXPIRY_SECONDS:
             return False
         self._release(set(self._held))

@@ -126,13 +126,16 @@ class SweepProgress:
         self._show()
 
     def show_stops(self, stops: Mapping[str, Stop]) -> None:
-        """Display which runs successive halving has stopped."""
+        """Print how many runs successive halving has just stopped, by rung.
+
+        Args:
+            stops: Why runs were stopped, by their ids.
+        """
         self._stopped += len(stops)
         places = Counter((stop.rung, stop.step, stop.rungs, stop.by) for stop in stops.values())
         for (rung, step, rungs, metric), number in sorted(places.items()):
-            total = pluralize(self._total, "run")
             self.print_line(
-                f"stopped {number:,} of {total} at rung {rung} of {rungs} (step {step:,}) by {metric}"
+                f"stopped {pluralize(number, 'run')} at rung {rung} of {rungs} (step {step:,}) by {metric}"
             )
         self._show()
 

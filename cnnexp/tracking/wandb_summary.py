@@ -156,11 +156,11 @@ def _collect_networks(configs: list[RunConfig]) -> dict[str, tuple[NetworkSpec, 
     return named
 
 
-def _table(columns: list[Any], rows: list[Any]) -> Any:
+def _table(columns: list[Any], rows: list[Any]) -> wandb.Table:
     return wandb.Table(columns=columns, data=rows)
 
 
-def _render_image(figure: Figure) -> Any:
+def _render_image(figure: Figure) -> wandb.Image:
     from PIL import Image
 
     file = io.BytesIO()

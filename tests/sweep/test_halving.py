@@ -46,8 +46,8 @@ def test_survivors_are_those_of_the_full_sweep_bit_for_bit_and_the_others_can_be
     capsys.readouterr()
     assert run("tune=halving", "sweep.max_stack=3", base=[*SWEEP, "name=halved"]) == 0
     printed = capsys.readouterr().err
-    assert "stopped 4 of 8 runs at rung 1 of 3 (step 4) by validation/accuracy" in printed
-    assert "stopped 2 of 8 runs at rung 2 of 3 (step 8) by validation/accuracy" in printed
+    assert "stopped 4 runs at rung 1 of 3 (step 4) by validation/accuracy" in printed
+    assert "stopped 2 runs at rung 2 of 3 (step 8) by validation/accuracy" in printed
     full, halved = read_by_rate_and_seed("full"), read_by_rate_and_seed("halved")
     assert sorted(statuses(halved).values()) == ["finished"] * 2 + ["stopped"] * 6
     rates = {rate for (rate, _), each in halved.items() if each.status == "finished"}

@@ -21,8 +21,8 @@ from cnnexp.nn.ops.patches import (
     choose_tile,
     extract_patches,
     gather_wired_patches,
+    merge_tile_kernels,
     pad_image,
-    tile_kernels,
     tile_patches,
     untile,
 )
@@ -297,6 +297,6 @@ def convolve_locally(
     rows, across, entries, b = columns.shape
     kernels = jnp.pad(kernels, ((0, rows * th - oh), (0, across * tw - ow), *[(0, 0)] * 4))
     tiles = kernels.reshape(rows, th, across, tw, kh, kw, c, o).transpose(0, 2, 1, 3, 4, 5, 6, 7)
-    weights = jax.vmap(jax.vmap(lambda kernels: tile_kernels(kernels, geometry.stride)))(tiles)
+    weights = jax.vmap(jax.vmap(lambda kernels: merge_tile_kernels(kernels, geometry.stride)))(tiles)
     y = jnp.einsum("hwib,hwio->hwob", columns, weights.reshape(rows, across, entries, -1))
     return untile(y.reshape(rows, across, th, tw, o, b).transpose(0, 2, 1, 3, 4, 5), "HWCN", geometry)

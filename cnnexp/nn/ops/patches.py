@@ -162,26 +162,30 @@ def tile_patches(
     return extract_patches(x, layout, size, (down, across))
 
 
-def tile_kernels(
+def merge_tile_kernels(
     kernels: Float[Array, "th tw kh kw c o"], stride: tuple[int, int]
 ) -> Float[Array, "eh ew c th tw o"]:
     """Combine the kernels of the positions of a tile into one kernel on their common window.
 
     Args:
-        kernels: The kernel of each of the `th` x `tw` positions.
+        kernels: The kernel of each of the `th` x `tw` positions, without dilation.
         stride: Pixels between neighbouring windows, down and across.
 
     Returns:
-        The kernel, `eh` x `ew` entries large, with one output channel per position and old output channel.
+        The kernel, of height `eh = kh + (th - 1) * stride` and of a width like it, with one output channel
+        for each position and output channel of `kernels`.
     """
     th, tw, *_ = kernels.shape
     if (th, tw) == (1, 1):
         return jnp.moveaxis(kernels, (0, 1), (3, 4))
-    down, across = (
+    pads_down, pads_across = (
         [(n * s, (t - 1 - n) * s) for n in range(t)] for t, s in zip((th, tw), stride, strict=True)
     )
     rows = [
-        jnp.stack([jnp.pad(kernels[i, j], (down[i], across[j], (0, 0), (0, 0))) for j in range(tw)], axis=3)
+        jnp.stack(
+            [jnp.pad(kernels[i, j], (pads_down[i], pads_across[j], *[(0, 0)] * 2)) for j in range(tw)],
+            axis=3,
+        )
         for i in range(th)
     ]
     return jnp.stack(rows, axis=3)
