@@ -108,10 +108,11 @@ def _refuse_to_train(*_: object) -> None:
 
 
 def list_files(folder: Path) -> set[tuple[str, int]]:
-    """List files with the time of their last change, and folders."""
+    """List files with the time of their last change, and folders; not the bytecode of imported files."""
     return {
         (str(path.relative_to(folder)), path.lstat().st_mtime_ns * path.is_file())
         for path in folder.rglob("*")
+        if "__pycache__" not in path.parts
     }
 
 

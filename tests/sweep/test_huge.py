@@ -209,7 +209,7 @@ def test_a_command_that_asks_for_too_much_prints_one_line_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setattr("cnnexp.sweep.cost._matmul_rate", lambda: 1e9)
+    monkeypatch.setattr("cnnexp.sweep.plan._matmul_rate", lambda: 1e9)
     assert call_cnnexp(*arguments.split(" ")) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"cnnexp: {message}") and error.count("\n") == 1
