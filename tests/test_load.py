@@ -220,6 +220,7 @@ def test_a_sweep_without_weights_is_refused_with_the_command(
         assert "no weights are stored" in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_keeping_none_and_the_limit_store_no_weights(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train.keep=none", "name=none") == 0
     assert run("sweep.max_weights_gb=0", "name=limited") == 0
@@ -257,6 +258,7 @@ def make(shape, classes, *, rngs):
 """
 
 
+@pytest.mark.slow
 def test_a_network_of_the_user_is_loaded_evaluated_and_probed(run: Any) -> None:
     Path("my_net.py").write_text(CUSTOM, encoding="utf-8")
     base = [word for word in SMALL_SWEEP if not word.startswith("model.")]

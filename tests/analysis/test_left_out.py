@@ -45,6 +45,7 @@ def corrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "shared-64-1"
 
 
+@pytest.mark.slow
 def test_corrupt_runs_are_counted_and_named_wherever_a_sweep_is_read(
     corrupt: str, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -141,6 +141,7 @@ def test_a_stack_without_a_saved_state_does_not_resume(
     assert (stack.resumes, rest) == (checkpoints.folder, {})
 
 
+@pytest.mark.slow
 def test_composing_fast_equals_composing_by_hydra(plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     composed: list[SweepPoint] = []
 

@@ -186,6 +186,7 @@ def iterate_keys() -> Iterator[tuple[str, str, str]]:
                 yield section, name, key
 
 
+@pytest.mark.slow
 def test_every_key_refuses_impossible_values_in_one_line(composed: dict[str, dict[str, object]]) -> None:
     tried = refused = 0
     for section, name, key in iterate_keys():

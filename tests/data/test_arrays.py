@@ -258,6 +258,7 @@ def test_errors_in_a_function_of_the_user_name_the_line(configure: Configure) ->
         make_run(configure, "custom", file="syntax.py")
 
 
+@pytest.mark.slow
 def test_a_run_on_images_of_the_user_is_trained_once_and_its_configuration_is_stored(
     run: Any, folder: Path, configure: Configure, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ def read_example() -> str:
     return page.partition("# stripes.py\n")[2].partition("```")[0]
 
 
+@pytest.mark.slow
 def test_a_data_set_of_an_installed_package_is_run_and_its_keys_are_checked(tmp_path: Path) -> None:
     metadata = tmp_path / "site" / "stripes-1.0.dist-info"
     metadata.mkdir(parents=True)

@@ -85,7 +85,9 @@ def invent_run(config: RunConfig, counts: dict[str, Any], random: np.random.Gene
 @pytest.mark.parametrize(
     "size",
     [
-        pytest.param(size, marks=[pytest.mark.slow] if size.endswith("_paper") else [])
+        pytest.param(
+            size, marks=[pytest.mark.slow] * (size.endswith("_paper") or size == "sample_complexity_small")
+        )
         for size in SIZES
         if not size.endswith("_demo")
     ],
@@ -175,6 +177,7 @@ def test_sparse_weights_in_random_places_are_not_measured_as_local(compose: Any)
     assert len(beyond_chance) == 5 and np.abs(beyond_chance).max() < 0.02
 
 
+@pytest.mark.slow
 def test_pictures_of_kernels_show_tiles_and_stay_small() -> None:
     geometry = Geometry(in_shape=(16, 16, 1), features=4, kernel_size=(3, 3))
     tiles = TiedConv.from_geometry(geometry, tying="tiled(2)", rngs=nnx.Rngs(0)).sample_kernels(8, 4)

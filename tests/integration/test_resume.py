@@ -90,6 +90,7 @@ def test_a_sweep_interrupted_at_any_state_exits_with_75_and_resumes_to_the_same_
 
 
 @pytest.mark.usefixtures("small_pieces")
+@pytest.mark.slow
 def test_intact_runs_of_an_interrupted_stack_resume_and_those_with_a_corrupt_history_restart(
     run: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -123,6 +124,7 @@ def test_intact_runs_of_an_interrupted_stack_resume_and_those_with_a_corrupt_his
     assert read_results("broken") == read_results("alone")
 
 
+@pytest.mark.slow
 def test_runs_with_corrupt_files_are_named_renamed_and_trained_again(
     run: Any,
     capfd: pytest.CaptureFixture[str],

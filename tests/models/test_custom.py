@@ -97,6 +97,7 @@ def test_tied_layers_and_all_others_are_counted_exactly(file: Path, tying: str) 
     assert other.counts.macs == 10 * 10 * 9 * 4 + 4 * 10  # padding counted, as the program computes it
 
 
+@pytest.mark.slow
 def test_a_stack_gives_what_runs_alone_give_and_resumes(file: Path) -> None:
     configs = [configure_custom("my_net.py", seed, tying="tiled(2)") for seed in (0, 1)]
     images = load_once(configs[0].data)
@@ -121,6 +122,7 @@ def test_a_stack_gives_what_runs_alone_give_and_resumes(file: Path) -> None:
     assert resumed.rows == rows
 
 
+@pytest.mark.slow
 def test_options_and_tyings_reach_the_network_and_the_store(file: Path, run: Any) -> None:
     base = [word for word in SMALL_SWEEP if not word.startswith("model.")]
     base += ["model=custom", "model.file=my_net.py:make", "name=mine"]

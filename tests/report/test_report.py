@@ -125,6 +125,7 @@ def test_page_is_self_contained(sweep: Path) -> None:
 
 
 @pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.slow
 def test_page_is_readable_on_a_phone_and_by_a_screen_reader(sweep: Path, *, dark: bool) -> None:
     write_report(sweep)
     found = looked_at(sweep / "report/report.html", 390, dark=dark)

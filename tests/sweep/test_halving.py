@@ -39,6 +39,7 @@ def without_seconds(run: StoredRun) -> dict[str, Any]:
     return {key: value for key, value in run.summary.items() if key != "wall_seconds"}
 
 
+@pytest.mark.slow
 def test_survivors_are_those_of_the_full_sweep_bit_for_bit_and_the_others_can_be_trained_later(
     run: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,6 +68,7 @@ def test_the_same_stack_again_is_bit_identical_and_only_missing_runs_are_trained
     assert ("shared", 2) in after
 
 
+@pytest.mark.slow
 def test_a_run_has_the_same_result_alone_and_in_any_order(
     run: Any, first_sweep: dict[tuple[Any, ...], StoredRun]
 ) -> None:
@@ -114,6 +115,7 @@ def test_runs_that_differ_in_traced_numbers_have_one_program(
     assert len(set(losses)) == 8
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_stores_its_step_and_leaves_the_rest_of_its_stack_unchanged(run: Any) -> None:
     assert run("optim=sgd", "optim.learning_rate=0.01,1e30", "name=both") == 0
     assert run("optim=sgd", "optim.learning_rate=0.01", "name=alone") == 0
@@ -161,6 +163,7 @@ def test_on_error_stop_ends_the_sweep_and_the_last_line_is_the_command_that_resu
     assert len(read_runs(Path("results/default"))) == 2
 
 
+@pytest.mark.slow
 def test_optuna_searches_by_validation_accuracy_in_stacks(
     run: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

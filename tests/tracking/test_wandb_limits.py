@@ -30,6 +30,7 @@ def test_shortened_names_stay_distinct() -> None:
     assert len(shorten("b" * 200, NAME_LIMIT, " seed 1")) == NAME_LIMIT
 
 
+@pytest.mark.slow
 def test_runs_with_long_names_are_sent_without_secrets_or_modules_of_the_working_folder(
     shell: Shell,
     configure: Configure,

@@ -195,6 +195,7 @@ def test_runs_that_differ_in_numbers_of_options_have_one_program(configure: Conf
     assert list_traced_options(Optim(options={"b2": 0.9, "nesterov": True})) == ("b2",)
 
 
+@pytest.mark.slow
 def test_runs_with_different_options_train_in_a_stack_as_each_alone(configure: Configure) -> None:
     optim = {"name": "adam", "clip": 0.5, "schedule": "wsd"}
     runs = [configure(optim={**optim, "options": {"b2": b2}}, train={"steps": 8}) for b2 in (0.5, 0.99)]

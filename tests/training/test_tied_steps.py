@@ -43,6 +43,7 @@ def measure_at_evaluations(configs: list[RunConfig], measure: str) -> list[np.nd
         ("dense", {"name": "adamw"}),
     ],
 )
+@pytest.mark.slow
 def test_a_tied_network_trains_as_the_convolution(configure: Configure, tying: str, optim: dict) -> None:
     model = {"tying": tying, "features": [3, 4], "kernel_size": [3, 2], "bias": "same"}
     tied = configure(model=model, optim=optim, train={"tied_steps": 5})

@@ -51,6 +51,7 @@ def final_losses_alone(configs: list[RunConfig]) -> list[float]:
 
 
 @pytest.mark.parametrize("tying", ["shared", "local", "dense"])
+@pytest.mark.slow
 def test_runs_of_a_stack_end_with_the_losses_of_each_alone(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, tying: str
 ) -> None:
@@ -68,6 +69,7 @@ def test_same_seed_twice_is_bit_identical(configure: Configure) -> None:
     assert stack_rows(configs) == stack_rows(configs)
 
 
+@pytest.mark.slow
 def test_a_run_is_one_function_with_the_metrics_of_the_loop_and_vmap_maps_it_over_keys(
     configure: Configure,
 ) -> None:

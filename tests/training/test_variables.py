@@ -16,6 +16,7 @@ from tests.training.test_train import stack_rows
 NORMALISED = {"norm": "batch", "dropout": 0.25, "features": [3], "tying": "tiled(2)", "bias": "none"}
 
 
+@pytest.mark.slow
 def test_a_stack_and_a_resumed_run_give_what_a_run_alone_gives(configure: Configure) -> None:
     configs = [configure(model=NORMALISED, seed=seed) for seed in (0, 1)]
     whole = stack_rows(configs)
@@ -32,6 +33,7 @@ def test_a_stack_and_a_resumed_run_give_what_a_run_alone_gives(configure: Config
     assert resumed[-1] == whole[-1]
 
 
+@pytest.mark.slow
 def test_evaluation_uses_running_averages_and_drops_nothing(configure: Configure) -> None:
     config = configure(model=NORMALISED)
     trainer = StackTrainer(config, jax.device_put(load_once(config.data)))
