@@ -3,6 +3,7 @@
 The files follow https://huggingface.co/docs/safetensors, so other tools read them, too.
 """
 
+import json
 import re
 import zlib
 from collections.abc import Mapping
@@ -13,7 +14,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, deserialize
-from safetensors.numpy import save
 
 from cnnexp.store.files import parse_json, read_bytes, write_bytes
 
@@ -37,7 +37,9 @@ TYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
+NAMES = {dtype: name for name, dtype in TYPES.items()}
 LENGTH_BYTES = 8  # of the length of the header, with which a file begins
+ALIGNMENT_BYTES = 8  # of the first array, which readers map into memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +62,20 @@ def encode_weights(weights: Weights, run_id: str) -> bytes:
         weights: The weights.
         run_id: The id of their run, which the metadata of the file names.
     """
-    arrays = {name: np.asarray(array, order="C") for name, array in weights.arrays.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in sorted(weights.arrays.items())}
     checksum = str(_compute_checksum(arrays))
     metadata = {"format": "cnnexp", "run": run_id, "step": str(weights.step), "crc32": checksum}
-    return save(arrays, metadata)
+    # Not by the library, which writes the metadata in another order each time: equal runs have equal files.
+    header: dict[str, Any] = {"__metadata__": metadata}
+    start = 0
+    for name, array in arrays.items():
+        offsets = [start, start + array.nbytes]
+        header[name] = {"dtype": NAMES[array.dtype], "shape": list(array.shape), "data_offsets": offsets}
+        start = offsets[1]
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % ALIGNMENT_BYTES)
+    body = b"".join(array.tobytes() for array in arrays.values())
+    return len(encoded).to_bytes(LENGTH_BYTES, "little") + encoded + body
 
 
 def decode_weights(content: bytes) -> tuple[str, Weights] | None:

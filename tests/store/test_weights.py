@@ -45,13 +45,15 @@ def test_weights_are_read_as_they_were_written(tmp_path: Path) -> None:
         assert read.tobytes() == array.tobytes()
 
 
-def test_the_file_has_the_layout_of_safetensors() -> None:
-    content = encode_weights(Weights(step=7, arrays={"b.x": np.array([1, 2], np.int32)}), "abc")
+def test_equal_weights_have_equal_files_with_the_layout_of_safetensors() -> None:
+    weights = Weights(step=7, arrays={"b.x": np.array([1, 2], np.int32)})
+    content = encode_weights(weights, "abc")
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     assert header["b.x"] == {"dtype": "I32", "shape": [2], "data_offsets": [0, 8]}
     assert header["__metadata__"]["step"] == "7" and length % 8 == 0
     assert content[8 + length :] == np.array([1, 2], "<i4").tobytes()
+    assert all(encode_weights(weights, "abc") == content for _ in range(9))
 
 
 def test_weights_of_another_run_or_no_file_are_not_read(tmp_path: Path) -> None:
