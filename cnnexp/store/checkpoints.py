@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnexp.store.files import NO_FILE, compute_crc32, is_name, read_json, reserve_space, write_json
-from cnnexp.store.runs import FilePrefix, move_corrupt
+from cnnexp.store.runs import OWN_CRC32, FilePrefix, compute_own_crc32, move_corrupt
 from cnnexp.store.weights import Weights, read_weights, write_weights
 
 KEPT_CHECKPOINTS = 2  # of a stack
@@ -92,7 +92,8 @@ class StackCheckpoints:
             raise _as_os_error(error, folder) or error from None
         if self._writes:
             prefixes = {run: [prefix.size, prefix.crc32] for run, prefix in (histories or {}).items()}
-            write_json(_manifest(folder), {"files": _checksums(folder), "histories": prefixes})
+            manifest = {"files": _checksums(folder), "histories": prefixes}
+            write_json(_manifest(folder), manifest | {OWN_CRC32: compute_own_crc32(manifest)})
             oldest = sorted(_list_steps(self.folder))[-KEPT_CHECKPOINTS:][0]
             self._drop(lambda saved: saved < oldest)
             self._drop_best(best or {})
@@ -238,6 +239,10 @@ def _read_histories(checkpoint: Path) -> dict[str, FilePrefix] | None:
     manifest = read_json(_manifest(checkpoint))
     try:
         if not manifest["files"] or manifest["files"] != _checksums(checkpoint):
+            return None
+        # Manifests written by earlier versions have no checksum of themselves.
+        is_earlier = manifest.keys() == {"files", "histories"}
+        if not is_earlier and manifest.get(OWN_CRC32) != compute_own_crc32(manifest):
             return None
         return {run: FilePrefix(*map(int, values)) for run, values in manifest["histories"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):

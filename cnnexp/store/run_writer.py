@@ -30,14 +30,14 @@ from cnnexp.store.runs import (
     ERROR,
     HISTORY,
     KERNELS,
+    OWN_CRC32,
     STATUS,
-    STATUS_CRC32,
     SUMMARY,
     WEIGHTS,
     FilePrefix,
     Status,
     Stop,
-    compute_status_crc32,
+    compute_own_crc32,
     run_folder,
     sweep_folder,
 )
@@ -157,4 +157,4 @@ def _write_status(
 ) -> None:
     values = {"status": status, "started": started, "updated": time.time(), "pid": os.getpid()}
     values |= {"crc32": dict(checksums), **(further or {})}
-    write_json(folder / STATUS, values | {STATUS_CRC32: compute_status_crc32(values)})
+    write_json(folder / STATUS, values | {OWN_CRC32: compute_own_crc32(values)})

@@ -33,7 +33,7 @@ STATUS, KERNELS, ERROR = "status.json", "kernels.npz", "error.txt"
 WEIGHTS = "weights.safetensors"
 COMMANDS = "commands.txt"
 LAYER = re.compile(r"\w{1,64}")  # names of layers become names of files and of metrics
-STATUS_CRC32 = "own_crc32"  # key of a status: the checksum of everything else in it
+OWN_CRC32 = "own_crc32"  # key of a status or manifest: the checksum of everything else in it
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -157,16 +157,16 @@ def _is_corrupt(path: Path, status: Mapping[str, Any]) -> bool:
 def _is_intact(status: Mapping[str, Any]) -> bool:
     """Check a status by its own checksum, which it lacks only if another program wrote it."""
     checksums, known = status.get("crc32", {}), status.get("status") in get_args(Status)
-    if STATUS_CRC32 not in status:
+    if OWN_CRC32 not in status:
         return known and isinstance(checksums, dict)
     needed = set(RESULT) if status.get("status") in ENDED else set()
     complete = isinstance(checksums, dict) and checksums.keys() >= needed
-    return known and complete and status[STATUS_CRC32] == compute_status_crc32(status)
+    return known and complete and status[OWN_CRC32] == compute_own_crc32(status)
 
 
-def compute_status_crc32(status: Mapping[str, Any]) -> int:
-    """Compute the checksum of a status, over everything in it but that checksum."""
-    return zlib.crc32(encode_json({key: value for key, value in status.items() if key != STATUS_CRC32}))
+def compute_own_crc32(values: Mapping[str, Any]) -> int:
+    """Compute the checksum of a JSON object, over everything in it but that checksum."""
+    return zlib.crc32(encode_json({key: value for key, value in values.items() if key != OWN_CRC32}))
 
 
 def describe_corrupt_file(path: Path) -> str:
