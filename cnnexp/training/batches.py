@@ -17,7 +17,16 @@ from cnnexp.training.metrics import Metrics
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.processes import from_local_shards, host_device, local_slice, to_host
 from cnnexp.training.setup import Setup, State
-from cnnexp.training.stacking import PARTS, RUNS, WHOLE, StackPrograms, Streamed, Subsets, put_on_devices
+from cnnexp.training.stacking import (
+    PARTS,
+    RUNS,
+    WHOLE,
+    StackPrograms,
+    Streamed,
+    Subsets,
+    mesh_platform,
+    put_on_devices,
+)
 from cnnexp.training.train import evaluation_batch_size
 
 WINDOW_BYTES = 64 * 2**20  # of images that are streamed at once
@@ -117,7 +126,7 @@ class StreamSource:
         self, state: State, hyperparameters: Hyperparameters, name: str, split: "_Split"
     ) -> Metrics:
         source = self._files.find_source(name)
-        size = min(evaluation_batch_size(), len(split.indices))
+        size = min(evaluation_batch_size(mesh_platform(self._mesh)), len(split.indices))
         padded = np.pad(split.indices, (0, -len(split.indices) % size)).reshape(-1, size)
         is_image = np.arange(padded.size).reshape(-1, size) < len(split.indices)
         image_bytes = int(np.prod(self._files.records[source].shape))

@@ -16,13 +16,12 @@ from cnnexp.data.images import Images
 from cnnexp.data.loading import draw_run_split, resolve_split_seed
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.shapes import resolve_train_size
-from cnnexp.models.network import measure_kernels, sample_kernels
 from cnnexp.models.spec import total_count
 from cnnexp.training.batches import BatchSource, MemorySource, StreamSource
 from cnnexp.training.metrics import Metrics
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.processes import broadcast_from_primary, host_device, to_host
-from cnnexp.training.setup import Setup, State, make_setup, merge_network, name_weights, restore_weights
+from cnnexp.training.setup import Setup, State, make_setup, name_weights, restore_weights
 from cnnexp.training.stacking import (
     BATCH,
     RUNS,
@@ -87,7 +86,6 @@ class StackTrainer:
         self.setup = make_setup(config, BATCH if self._mesh.shape[BATCH] > 1 else None)
         self._images = put_on_devices(images, WHOLE, self._mesh) if isinstance(images, Images) else images
         self._programs = compile_stack(self.setup, self._mesh, streams=not isinstance(images, Images))
-        self._inspect = jax.jit(jax.vmap(lambda state: _inspect(state, self.setup)))
         self._pieces = 0
         self._piece_steps = FIRST_PIECE_STEPS
         self._draw_split = lru_cache(maxsize=64)(lambda seed: draw_run_split(images, config.data, seed))
@@ -158,7 +156,7 @@ class StackTrainer:
         Returns:
             For each run, the result of `sample_kernels` by layer, and that of `measure_kernels` by name.
         """
-        kernels, measures = to_host(self._inspect(stack.padded_state))
+        kernels, measures = to_host(self._programs.inspect(stack.padded_state))
         return [
             (
                 {name: leaf[run] for name, leaf in kernels.items()},
@@ -239,11 +237,6 @@ class StackTrainer:
             self._piece_steps //= 2
         elif steps == self._piece_steps and seconds < PIECE_SECONDS / 2:
             self._piece_steps *= 2
-
-
-def _inspect(state: State, setup: Setup) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    network = merge_network(state.params, state.variables, setup)
-    return sample_kernels(network), measure_kernels(network)
 
 
 def _make_rows(setup: Setup, runs: Sequence[RunConfig], metrics: dict[str, Metrics], step: int) -> list[Row]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -10,12 +10,14 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, Key
 
+from cnnexp.core.machine import compiling_for, target_platform
 from cnnexp.data.images import Images, Normalisation
 from cnnexp.data.pipelines import EvalWindow, InMemory, RawBatch, TrainWindow
+from cnnexp.models.network import measure_kernels, sample_kernels
 from cnnexp.training.metrics import Metrics
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.processes import shard
-from cnnexp.training.setup import Setup, State
+from cnnexp.training.setup import Setup, State, merge_network
 from cnnexp.training.train import evaluate, evaluate_window, init, train_steps
 
 Runs = TypeVar("Runs")  # a pytree with a leading run axis
@@ -52,6 +54,7 @@ class StackPrograms(NamedTuple):
         evaluate: `evaluate(state, hyperparameters, subsets, images)`, with images in memory.
         add_window: by split, `add(state, hyperparameters, valid, batches, normalisation)` sums over a
             streamed window that all runs see, and of which each counts the images that are valid for it.
+        inspect: `inspect(state)` returns the results of `sample_kernels` and of `measure_kernels`.
     """
 
     init: Callable[[Key[Array, " runs"], Hyperparameters], State]
@@ -66,6 +69,7 @@ class StackPrograms(NamedTuple):
             Metrics,
         ],
     ]
+    inspect: Callable[[State], tuple[dict[str, Array], dict[str, Array]]]
 
 
 def map_over_runs(function: Callable[[Runs], Result]) -> Callable[[Runs], Result]:
@@ -75,7 +79,7 @@ def map_over_runs(function: Callable[[Runs], Result]) -> Callable[[Runs], Result
     keeps the cores busy, and its arrays fit in their cache where those of the whole stack do not
     (`scripts/bench/step.py` times both).
     """
-    return partial(lax.map, function) if jax.default_backend() == "cpu" else jax.vmap(function)
+    return partial(lax.map, function) if target_platform() == "cpu" else jax.vmap(function)
 
 
 def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPrograms:
@@ -89,9 +93,11 @@ def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPr
     """
     per_run_spec = Streamed(PARTS, RUNS) if streams else RUNS  # pyright: ignore[reportArgumentType]
     spread = partial(jax.shard_map, mesh=mesh, out_specs=RUNS, check_vma=False)
+    for_devices = compiling_for(mesh_platform(mesh))
 
     @partial(jax.jit, donate_argnums=0)
     @partial(spread, in_specs=(RUNS, RUNS, per_run_spec, WHOLE, WHOLE))
+    @for_devices
     def advance(
         state: State,
         hyperparameters: Hyperparameters,
@@ -109,6 +115,7 @@ def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPr
 
     @jax.jit
     @partial(spread, in_specs=(RUNS, RUNS, RUNS, WHOLE))
+    @for_devices
     def evaluate_stack(
         state: State, hyperparameters: Hyperparameters, per_run_data: Subsets, images: Images
     ) -> dict[str, Metrics]:
@@ -118,17 +125,23 @@ def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPr
 
         return map_over_runs(evaluate_run)((state, hyperparameters, per_run_data))
 
-    init_runs = jax.jit(spread(jax.vmap(partial(init, setup=setup)), in_specs=(RUNS, RUNS)))
+    init_run = for_devices(partial(init, setup=setup))
     return StackPrograms(
-        init_runs, advance, evaluate_stack, {split: _compile_window(setup, spread, split) for split in SPLITS}
+        init=jax.jit(spread(jax.vmap(init_run), in_specs=(RUNS, RUNS))),
+        advance=advance,
+        evaluate=evaluate_stack,
+        add_window={split: _compile_window(setup, mesh, split) for split in SPLITS},
+        inspect=jax.jit(jax.vmap(for_devices(partial(_inspect, setup=setup)))),
     )
 
 
-def _compile_window(setup: Setup, spread: Callable[..., Any], split: str) -> Callable[..., Metrics]:
-    """Compile the sums over a streamed window of a split; `spread` is `jax.shard_map` on the mesh."""
+def _compile_window(setup: Setup, mesh: Mesh, split: str) -> Callable[..., Metrics]:
+    """Compile the sums over a streamed window of a split."""
+    spread = partial(jax.shard_map, mesh=mesh, out_specs=RUNS, check_vma=False)
 
     @jax.jit
     @partial(spread, in_specs=(RUNS, RUNS, RUNS, WHOLE, WHOLE))
+    @compiling_for(mesh_platform(mesh))
     def add(
         state: State,
         hyperparameters: Hyperparameters,
@@ -144,6 +157,11 @@ def _compile_window(setup: Setup, spread: Callable[..., Any], split: str) -> Cal
         return map_over_runs(add_run)((state, hyperparameters, valid))
 
     return add
+
+
+def _inspect(state: State, *, setup: Setup) -> tuple[dict[str, Array], dict[str, Array]]:
+    network = merge_network(state.params, state.variables, setup)
+    return sample_kernels(network), measure_kernels(network)
 
 
 def _make_source(
@@ -172,6 +190,11 @@ def make_device_mesh(runs: int, batch_size: int = 1) -> Mesh:
     )
     chosen = by_process[:, : run_devices * batch_devices].reshape(processes, run_devices, batch_devices)
     return Mesh(chosen.swapaxes(0, 1).reshape(run_devices, processes * batch_devices), ("runs", BATCH))
+
+
+def mesh_platform(mesh: Mesh) -> str:
+    """Return the platform of the devices of a mesh."""
+    return mesh.devices.flat[0].platform
 
 
 def put_on_devices(tree: Runs, spec: PartitionSpec, mesh: Mesh) -> Runs:

@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from cnnexp.config import RunConfig
+from cnnexp.core.machine import target_platform
 from cnnexp.data.images import Integers, Normalisation
 from cnnexp.data.pipelines import EvalWindow, InMemory, RawBatch, TrainWindow
 from cnnexp.data.sampling import split_run_key
@@ -197,9 +198,9 @@ def make_train(
     return train
 
 
-def evaluation_batch_size() -> int:
-    """Return how many images an evaluation takes at a time on JAX's default device."""
-    return EVALUATION_BATCH_ON_CPU if jax.default_backend() == "cpu" else EVALUATION_BATCH
+def evaluation_batch_size(platform: str) -> int:
+    """Return how many images an evaluation takes at a time on the devices of a platform."""
+    return EVALUATION_BATCH_ON_CPU if platform == "cpu" else EVALUATION_BATCH
 
 
 def _optimizer(hyperparameters: Hyperparameters, setup: Setup) -> optax.GradientTransformationExtraArgs:
@@ -249,7 +250,7 @@ def _evaluate_split(
 ) -> Metrics:
     """Average over a split in batches; the images that fill up the last batch are not counted."""
     indices, count = source.evaluation_indices(split)
-    size = min(len(indices), evaluation_batch_size())
+    size = min(len(indices), evaluation_batch_size(target_platform()))
     padded = jnp.pad(indices, (0, -len(indices) % size))
 
     def batch_at(number: Array) -> tuple[RawBatch, Array]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
+from cnnexp.core.machine import compiling_for
 from cnnexp.nn.feature_maps import Layout, pool, transpose_layout
 from cnnexp.nn.geometry import Geometry, Pool
 from cnnexp.nn.ops import kernel_bank
@@ -45,6 +46,16 @@ def test_tiles_are_chosen_for_many_images_and_not_for_one() -> None:
     geometry = Geometry(in_shape=(28, 28, 1), features=16, kernel_size=(5, 5))
     assert np.prod(choose_tile(geometry, batch=128)) > 1
     assert choose_tile(geometry, batch=1) == (1, 1)  # one image does not pay for wider kernels
+
+
+def test_the_platform_that_a_program_is_traced_for_decides_how_a_layer_is_computed() -> None:
+    geometry = Geometry(in_shape=(28, 28, 1), features=16, kernel_size=(5, 5))
+    layer, x = build_filled_layer(geometry, "shared"), draw_inputs(geometry)
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(layer)(x))
+    for platform in ("gpu", "tpu"):
+        with compiling_for(platform):
+            assert "conv_general_dilated" in str(jax.make_jaxpr(layer)(x))
+            assert choose_tile(geometry, batch=128) == (1, 1)
 
 
 @pytest.mark.parametrize("tying", ["shared", "tiled(2)", "blocked(5)", "low_rank(2)", "local", "dense"])

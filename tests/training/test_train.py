@@ -115,7 +115,8 @@ def test_warmup_starts_at_zero_and_weight_decay_shrinks(configure: Configure) ->
 def test_evaluation_counts_every_image_once(configure: Configure) -> None:
     config = configure(data={"images": 130, "train_size": 130, "test_images": 300})
     images, setup = load_once(config.data), make_setup(config)
-    assert 2 * evaluation_batch_size() < len(images.test_images) < 3 * evaluation_batch_size()
+    size = evaluation_batch_size(jax.default_backend())
+    assert 2 * size < len(images.test_images) < 3 * size
     numbers = Hyperparameters.from_config(config)
 
     @jax.jit

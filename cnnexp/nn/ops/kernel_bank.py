@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from cnnexp.core.machine import target_platform
 from cnnexp.nn.feature_maps import Layout, transpose_layout
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.ops.patches import (
@@ -236,10 +237,10 @@ def _describe_spacing(positions: np.ndarray) -> tuple[int, int, int]:
 
 
 def resolve_lowering(lowering: Lowering, *, per_position: bool) -> Lowering:
-    """Replace `auto` by the fastest lowering on this machine, as `scripts/bench/layers.py` measures."""
+    """Replace `auto` by the fastest lowering on the platform, as `scripts/bench/layers.py` measures."""
     if lowering != "auto":
         return lowering
-    return "matmul" if per_position or jax.default_backend() == "cpu" else "conv"
+    return "matmul" if per_position or target_platform() == "cpu" else "conv"
 
 
 def _lowering_layout(lowering: Lowering, *, per_position: bool) -> Layout:

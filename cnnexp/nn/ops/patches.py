@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax, random
 from jaxtyping import Array, Float, Int, Key
 
+from cnnexp.core.machine import target_platform
 from cnnexp.nn.feature_maps import Layout
 from cnnexp.nn.geometry import Geometry
 
@@ -122,7 +123,7 @@ def choose_tile(geometry: Geometry, batch: int) -> tuple[int, int]:
 
     On accelerators, where tiles have not been measured, it is one position.
     """
-    if geometry.dilation != (1, 1) or jax.default_backend() != "cpu":
+    if geometry.dilation != (1, 1) or target_platform() != "cpu":
         return 1, 1
 
     def cost(tile: tuple[int, int]) -> float:
