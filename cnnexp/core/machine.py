@@ -1,12 +1,10 @@
-"""The machine that a command runs on: its devices, memory and cores, the user's cache, and folders."""
+"""The machine that a command runs on: its memory and cores, the user's cache, and folders."""
 
 import math
 import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,31 +16,6 @@ DEFAULT_DEVICE_BYTES = 8 * 2**30  # of an accelerator that does not report its m
 PROBE_BYTES = 4096  # written to a folder to see whether it can be
 PACKAGE = Path(__file__).parent.parent
 LONGEST_NAME = 64  # characters of the longest file name that is written within a folder
-
-_PLATFORM: ContextVar[str | None] = ContextVar("_PLATFORM", default=None)
-
-
-@contextmanager
-def compiling_for(platform: str) -> Iterator[None]:
-    """Choose what is fastest on a platform while a program for it is traced; also a decorator.
-
-    A program is compiled for the devices of its mesh, which need not be those of this machine.
-
-    Args:
-        platform: `cpu`, `gpu` or `tpu`: the platform of the devices.
-    """
-    token = _PLATFORM.set(platform)
-    try:
-        yield
-    finally:
-        _PLATFORM.reset(token)
-
-
-def target_platform() -> str:
-    """Return the platform that a program is traced for; by default, that of JAX's devices."""
-    import jax
-
-    return _PLATFORM.get() or jax.default_backend()
 
 
 def total_memory(root: Path = ROOT) -> int:

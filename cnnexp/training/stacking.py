@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, Key
 
-from cnnexp.core.machine import compiling_for, target_platform
+from cnnexp.core.platforms import compiling_for, target_platform
 from cnnexp.data.images import Images, Normalisation
 from cnnexp.data.pipelines import EvalWindow, InMemory, RawBatch, TrainWindow
 from cnnexp.models.network import measure_kernels, sample_kernels

@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from cnnexp.config import RunConfig
-from cnnexp.core.machine import target_platform
+from cnnexp.core.platforms import target_platform
 from cnnexp.data.images import Integers, Normalisation
 from cnnexp.data.pipelines import EvalWindow, InMemory, RawBatch, TrainWindow
 from cnnexp.data.sampling import split_run_key

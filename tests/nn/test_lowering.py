@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from cnnexp.core.machine import compiling_for
+from cnnexp.core.platforms import compiling_for
 from cnnexp.nn.feature_maps import Layout, pool, transpose_layout
 from cnnexp.nn.geometry import Geometry, Pool
 from cnnexp.nn.ops import kernel_bank

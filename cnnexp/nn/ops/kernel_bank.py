@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from cnnexp.core.machine import target_platform
+from cnnexp.core.platforms import target_platform
 from cnnexp.nn.feature_maps import Layout, transpose_layout
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.ops.patches import (

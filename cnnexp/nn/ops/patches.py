@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax, random
 from jaxtyping import Array, Float, Int, Key
 
-from cnnexp.core.machine import target_platform
+from cnnexp.core.platforms import target_platform
 from cnnexp.nn.feature_maps import Layout
 from cnnexp.nn.geometry import Geometry
 
