@@ -144,6 +144,48 @@ def test_eval_adds_rows_under_other_conditions_and_leaves_the_training_alone(
     assert len(cnnexp.load_sweep(sweep, evaluations=True)) == 16
 
 
+def test_eval_measures_other_images_as_the_network_was_trained_to_see_them(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same test images beside darker training images give the same metrics, and are named."""
+    images = load_once(cnnexp.load_run(list_run_folders(sweep)[0]).config.data)
+    arrays = {"test_images": images.test_images, "test_labels": images.test_labels}
+    first = {
+        "train_images": np.asarray(images.train_images)[:9] // 4,
+        "train_labels": images.train_labels[:9],
+    }
+    np.savez("others.npz", **arrays, **first)  # pyright: ignore[reportArgumentType]
+    assert call_cnnexp("eval", "default", "data=npz", "data.path=others.npz") == 0
+    table = cnnexp.load_sweep(sweep, evaluations=True)
+    rows = table[table["evaluation"] != ""].set_index("run_id")
+    assert len(rows) == 4 and set(rows["data.name"]) == {"npz"} and rows["data.canvas"].isna().all()
+    assert rows["evaluation"].str.fullmatch(r"data.checksum=x\w+ data.name=npz data.path=others.npz").all()
+    trained_rows = table[table["evaluation"] == ""].set_index("run_id")
+    assert (rows["test/loss"] == trained_rows["test/loss"][rows.index]).all()
+    assert rows["train/loss"].isna().all() and rows["gap/accuracy"].isna().all()  # not what they trained on
+    assert "name=npz" in capsys.readouterr().out
+
+    seen = {"test_images": images.train_images[:5], "test_labels": images.train_labels[:5]}
+    np.savez("others.npz", **seen, **first)  # pyright: ignore[reportArgumentType]
+    assert call_cnnexp("eval", "default", "data=npz", "data.path=others.npz") == 0
+    assert "5 of 5 test images are also training images of the sweep" in capsys.readouterr().err
+    assert len(cnnexp.load_sweep(sweep, evaluations=True)) == 4 + 4 + 4
+
+
+def test_eval_takes_a_corruption_of_the_user_with_its_options(sweep: Path) -> None:
+    code = "def dim(image, strength, level=1.0):\n    return image * (1 - strength * level)\n"
+    Path("dim.py").write_text(code, encoding="utf-8")
+    words = [
+        "data.corruption=dim.py:dim",
+        "data.corruption_strength=0.5",
+        "data.corruption_options.level=0,1.5",
+    ]
+    assert call_cnnexp("eval", "default", *words) == 0
+    table = cnnexp.load_sweep(sweep, evaluations=True)
+    losses = table.groupby(table["data.corruption_options.level"].fillna(-1.0))["test/loss"].mean()
+    assert losses[0] == pytest.approx(losses[-1], abs=1e-5) and abs(losses[1.5] - losses[0]) > 1e-3
+
+
 def test_evaluations_can_be_printed_by_cell(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call_cnnexp("eval", "default", "data.shift=1") == 0
     capsys.readouterr()
@@ -157,8 +199,12 @@ def test_evaluations_can_be_printed_by_cell(sweep: Path, capsys: pytest.CaptureF
     [
         ([], "data.KEY=VALUE: missing"),
         (["model.tying=local"], "model.tying=local: would need another training"),
-        (["data.canvas=12"], "data.canvas=12: would need another training"),
-        (["data.pixel_nois=1"], "did you mean 'data.pixel_noise'?"),
+        (["optim.learning_rate=1"], "optim.learning_rate=1: would need another training"),
+        (["data.train_size=4"], "data.train_size=4: would need another training"),
+        (["data.canvas=12"], "data.canvas=12: must be 16x16x1 images of bytes in 10 classes"),
+        (["data=mnist1d"], "data=mnist1d: must be 16x16x1"),
+        (["data=npz"], "data.path: a value is missing"),
+        (["data.pixel_nois=1"], "did you mean 'pixel_noise'?"),
         (["data.pixel_noise=-1"], "data.pixel_noise=-1: must be at least 0 (got -1)"),
         (["data.pixel_noise"], "data.pixel_noise: must be KEY=VALUE"),
         (["data.pixel_noise=range(0)"], "must have at least one value"),

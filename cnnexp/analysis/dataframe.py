@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cnnexp.config.data import DataSection
 from cnnexp.core.errors import UsageError, suggestion
 from cnnexp.core.text import pluralize
 from cnnexp.store.measurements import Evaluation, format_conditions, read_evaluations, read_probes
@@ -62,6 +63,9 @@ def make_dataframe(
 def _evaluated_row(row: Mapping[str, Any], evaluation: Evaluation) -> dict[str, Any]:
     """Return the row of an evaluation: that of its run, with other conditions and metrics."""
     kept = {key: value for key, value in row.items() if "/" not in key or key.startswith(OF_NETWORK)}
+    if "data.name" in evaluation.conditions:  # another data set has not the keys of the run's
+        common = {f"data.{key}" for key in DataSection.model_fields}
+        kept = {key: value for key, value in kept.items() if not key.startswith("data.") or key in common}
     name = {EVALUATION: format_conditions(evaluation.conditions)}
     return kept | dict(evaluation.metrics) | dict(evaluation.conditions) | name
 

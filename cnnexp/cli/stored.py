@@ -224,14 +224,15 @@ def _save_dashboard(folder: Path, *, dry_run: bool) -> int:
 
 @click.command("eval", cls=Command)
 @sweep_argument()
-@click.argument("conditions", metavar="[data.KEY=VALUE]...", nargs=-1)
+@click.argument("conditions", metavar="[data=NAME] [data.KEY=VALUE]...", nargs=-1)
 @code_option
 @results_dir_option
 def evaluate(name: str, conditions: tuple[str, ...], code: tuple[str, ...], results_dir: Path) -> None:
     """Evaluate the trained networks of the sweep NAME under other conditions.
 
-    The conditions are the keys of `cnnexp run` that corrupt images, such as data.pixel_noise=0.1,0.2. The
-    metrics are stored beside each run; `cnnexp results NAME --evaluations` prints them.
+    The conditions are keys of `cnnexp run` that choose or corrupt images, such as data.pixel_noise=0.1,0.2 or
+    data=npz data.path=FILE. The metrics are stored beside each run; `cnnexp results NAME --evaluations`
+    prints them.
     """
     folder = find_sweep(name, results_dir)
     if not conditions:

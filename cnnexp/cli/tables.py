@@ -130,12 +130,16 @@ def _format_runs(table: pd.DataFrame) -> pd.DataFrame:
         table: One row per run, see `make_dataframe`.
 
     Returns:
-        One row of strings per run: its shortened id, the keys that vary, its seed, number of parameters,
-        accuracies in percent, and seconds.
+        One row of strings per run: its shortened id, the keys that vary, the conditions if it is an
+        evaluation, its seed, number of parameters, accuracies in percent, and seconds.
     """
-    keys = varying_keys(table)
+    has_evaluations = EVALUATION in table
+    keys = varying_keys(table[table[EVALUATION] == ""] if has_evaluations else table)
     columns = {"run": table["run_id"].str[:ID_CHARACTERS]}
     columns |= {format_key(key): table[key].map(format_value) for key in keys}
+    if has_evaluations:
+        columns[EVALUATION] = table[EVALUATION].str.replace(r"(^| )data\.", r"\1", regex=True)
+        keys = [*keys, EVALUATION]
     columns["seed"] = table["seed"].astype(str)
     columns["parameters"] = table["params/total"].map("{:,}".format)
     for metric, title in list_metrics(table).items():

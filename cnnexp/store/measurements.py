@@ -27,7 +27,7 @@ from cnnexp.store.runs import KERNELS, LAYER, STATUS
 
 PROBES, EVALUATIONS = "probes.json", "evaluations.jsonl"
 NAME = re.compile(r"[A-Za-z0-9_/]{1,200}")
-KEY = re.compile(r"data\.[a-z_]{1,60}")
+KEY = re.compile(r"data\.[a-z_]{1,60}(\.\w{1,60})?", re.ASCII)
 MAX_TEXT_CHARACTERS = 200  # of the value of a key
 Value = str | int | float | bool | None
 

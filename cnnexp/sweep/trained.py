@@ -1,48 +1,41 @@
 """Trained networks of a sweep, measured again: under other conditions, and by probes."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
+import numpy as np
 
 from cnnexp.analysis.dataframe import read_finished_runs, warn_excluded_runs
-from cnnexp.config import RunConfig, parse
-from cnnexp.core.errors import UsageError, suggestion
-from cnnexp.core.machine import packaged_folder
+from cnnexp.config import RunConfig
+from cnnexp.core.errors import UsageError
 from cnnexp.core.text import pluralize
-from cnnexp.data.images import Images
-from cnnexp.data.loading import images_key, load_images, load_or_open
+from cnnexp.data.images import Images, count_duplicates, hash_images
+from cnnexp.data.loading import add_checksums, images_key, load_images, load_or_open
+from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.shapes import check_corruptions, check_prepared
 from cnnexp.load import LoadedRun, draw_test_images
 from cnnexp.models.probing import probe_function, probe_kernels
 from cnnexp.store.files import refuse_links
 from cnnexp.store.measurements import Evaluation, Value, format_conditions, write_evaluations, write_probes
+from cnnexp.sweep.conditions import (
+    Conditions,
+    change_conditions,
+    check_same_kind,
+    have_same_images,
+    list_changes,
+    parse_conditions,
+    without_training,
+)
 from cnnexp.sweep.cost import largest_stack
 from cnnexp.sweep.devices import configure_jax, refuse_missing_devices
-from cnnexp.sweep.grid import check_discrete
-from cnnexp.sweep.overrides import Groups, check_overrides
 from cnnexp.sweep.plan import group_by_program, make_program_key, split_group
-from cnnexp.training.loop import StackTrainer
+from cnnexp.training.loop import Row, StackTrainer
 from cnnexp.training.setup import Setup, make_setup, merge_network, restore_weights
 
-# What an evaluation can change: how images are corrupted. Everything else would need another training.
-CONDITIONS = (
-    "data.corrupt",
-    "data.resolution",
-    "data.image_noise",
-    "data.shift",
-    "data.permutation",
-    "data.block",
-    "data.pixel_noise",
-    "data.salt_and_pepper",
-    "data.corruption",
-    "data.corruption_strength",
-)
 PROBED_IMAGES = 64  # test images on which a network is probed
 
 
@@ -77,49 +70,23 @@ def read_trained_runs(folder: Path, code: Sequence[str] = ()) -> list[LoadedRun]
     return runs
 
 
-def parse_conditions(words: Sequence[str]) -> list[dict[str, Value]]:
-    """Parse `data.KEY=VALUE[,VALUE…]` words into all combinations of their values.
-
-    Raises:
-        UsageError: A word cannot be read, or changes more than how images are corrupted.
-    """
-    groups = Groups((packaged_folder("conf"),))
-    overrides = OverridesParser.create().parse_overrides(check_overrides(words, groups))
-    for word, override in zip(words, overrides, strict=True):
-        if override.key_or_group not in CONDITIONS:
-            advice = suggestion(override.key_or_group, CONDITIONS)
-            raise UsageError(f"{word}: would need another training; {advice}")
-    check_discrete(overrides)
-    combinations = [point for batch in BasicSweeper.split_arguments(overrides, None) for point in batch]
-    parser = OverridesParser.create()
-    return [
-        {override.key_or_group: cast(Value, override.value()) for override in parser.parse_overrides(point)}
-        for point in combinations
-    ]
-
-
-def change_conditions(config: RunConfig, conditions: Mapping[str, Value]) -> RunConfig:
-    """Return a configuration with other conditions.
-
-    Raises:
-        UsageError: A value is not allowed, or not for these images.
-    """
-    values: dict[str, Any] = config.model_dump()
-    if "data.corruption" in conditions:  # the options and the code are those of another function
-        values["data"] |= {"corruption_options": {}, "code": None}
-    values["data"] |= {key.partition(".")[2]: value for key, value in conditions.items()}
-    changed = parse(values, stored=True)
-    check_corruptions(changed.data)
-    return changed
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """One run under other conditions."""
+    """One run under other conditions.
+
+    Attributes:
+        run: The run.
+        trained: Its configuration, whose code may be executed.
+        config: The configuration under the conditions.
+        conditions: The changed keys and their values.
+        is_trained_on: Whether the images are those of the training; otherwise, only the test images count.
+    """
 
     run: LoadedRun
+    trained: RunConfig
     config: RunConfig
     conditions: Mapping[str, Value]
+    is_trained_on: bool
 
 
 def evaluate_sweep(folder: Path, words: Sequence[str], code: Sequence[str] = ()) -> int:
@@ -127,7 +94,7 @@ def evaluate_sweep(folder: Path, words: Sequence[str], code: Sequence[str] = ())
 
     Args:
         folder: The folder of the sweep.
-        words: The conditions, see `parse_conditions`.
+        words: The conditions, `data=NAME` and `data.KEY=VALUE`, see `parse_conditions`.
         code: Files of the user that the runs may execute, see `cnnexp.load_run`.
 
     Returns:
@@ -138,58 +105,78 @@ def evaluate_sweep(folder: Path, words: Sequence[str], code: Sequence[str] = ())
     """
     conditions = parse_conditions(words)
     runs = read_trained_runs(folder, code)
+    # A function of the user that makes images may compute with JAX.
+    configure_jax(deterministic=any(run.config.sweep.deterministic for run in runs))
     jobs = _make_jobs(runs, conditions)
-    _start_jax([job.config for job in jobs.values()])
+    _check_images([config for job in jobs.values() for config in (job.config, job.trained)])
     for program_key, group in group_by_program({name: job.config for name, job in jobs.items()}).items():
-        for images, configs in _group_by_images(group):
+        for images, names in _group_by_images({name: jobs[name] for name in group}):
             trainer: StackTrainer | None = None
+            configs = {name: group[name] for name in names}
             for stack in split_group(configs, program_key, largest_stack(next(iter(configs.values())))):
                 trainer = trainer or StackTrainer(stack.config, images, len(stack.runs))
                 weights = [jobs[name].run.weights().arrays for name in stack.runs]
                 rows = trainer.evaluate(list(stack.runs.values()), weights)
                 for name, row in zip(stack.runs, rows, strict=True):
-                    _store(jobs[name], {key: value for key, value in row.items() if "/" in key})
+                    _store(jobs[name], row)
     return len(jobs)
 
 
-def _make_jobs(runs: Sequence[LoadedRun], conditions: Sequence[Mapping[str, Value]]) -> dict[str, _Job]:
+def _make_jobs(runs: Sequence[LoadedRun], conditions: Sequence[Conditions]) -> dict[str, _Job]:
     """Return what to evaluate, by names; conditions under which a run was trained are not changed."""
+    pairs = [(run, run.permit_code(), each) for run in runs for each in conditions]
+    changed = add_checksums([change_conditions(trained, each) for _, trained, each in pairs])
     jobs: dict[str, _Job] = {}
-    for run in runs:
-        permitted = run.permit_code()
-        for each in conditions:
-            config = change_conditions(permitted, each)
-            names = {key: key.partition(".")[2] for key in each}
-            changed = {
-                key: getattr(config.data, name)
-                for key, name in names.items()
-                if getattr(config.data, name) != getattr(run.config.data, name)
-            }
-            if changed:  # else the summary of the run has the metrics already
-                jobs[f"{run.run_id} {format_conditions(changed)}"] = _Job(
-                    run=run, config=config, conditions=changed
-                )
+    for (run, trained, each), config in zip(pairs, changed, strict=True):
+        is_trained_on = have_same_images(trained, config)
+        if not is_trained_on:
+            check_same_kind(trained, config, each.words)
+            config = without_training(config, trained)
+        check_corruptions(config.data)
+        if changes := list_changes(run.config, config, each):  # else the summary has the metrics already
+            jobs[f"{run.run_id} {format_conditions(changes)}"] = _Job(
+                run=run, trained=trained, config=config, conditions=changes, is_trained_on=is_trained_on
+            )
     return jobs
 
 
-def _store(job: _Job, metrics: Mapping[str, float]) -> None:
+def _store(job: _Job, row: Row) -> None:
+    """Store the metrics of an evaluation: on images not of the training, those of the test images."""
+    splits = "/" if job.is_trained_on else "test/"
+    metrics = {key: value for key, value in row.items() if splits in key}
     evaluation = Evaluation(conditions=job.conditions, metrics=metrics)
     write_evaluations(job.run.folder, {format_conditions(job.conditions): evaluation})
 
 
-def _group_by_images(configs: Mapping[str, RunConfig]) -> Iterator[tuple[Any, dict[str, RunConfig]]]:
-    """Group configurations by the images that they load."""
-    groups: dict[str, dict[str, RunConfig]] = {}
-    for name, config in configs.items():
-        groups.setdefault(images_key(config.data), {})[name] = config
-    for group in groups.values():
-        yield load_or_open(next(iter(group.values())).data), group
+def _group_by_images(jobs: Mapping[str, _Job]) -> Iterator[tuple[Images | ImageFiles, list[str]]]:
+    """Group jobs by the images that they load; these are normalised as those of the training."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, job in jobs.items():
+        groups.setdefault((images_key(job.config.data), images_key(job.trained.data)), []).append(name)
+    for names in groups.values():
+        job = jobs[names[0]]
+        trained = None if job.is_trained_on else load_or_open(job.trained.data)
+        images = load_or_open(job.config.data)
+        yield (images if trained is None else _prepare_other(images, trained, job)), names
 
 
-def _start_jax(configs: Sequence[RunConfig]) -> None:
+def _prepare_other(
+    images: Images | ImageFiles, trained: Images | ImageFiles, job: _Job
+) -> Images | ImageFiles:
+    """Return images with the normalisation of those of the training, and warn if they were trained on."""
+    if isinstance(images, ImageFiles):
+        return replace(images, normalisation=trained.normalisation)
+    if isinstance(trained, Images):
+        train, test = np.asarray(trained.train_images), np.asarray(images.test_images)
+        if duplicates := int(count_duplicates(hash_images(train), hash_images(test))):
+            number = f"{duplicates:,} of {len(test):,} test images are also training images of the sweep"
+            print(f"{format_conditions(job.conditions)}: {number}", file=sys.stderr)
+    return images._replace(normalisation=trained.normalisation)
+
+
+def _check_images(configs: Iterable[RunConfig]) -> None:
     for data in {images_key(config.data): config.data for config in configs}.values():
         check_prepared(data)
-    configure_jax(deterministic=any(config.sweep.deterministic for config in configs))
     refuse_missing_devices()
 
 
@@ -208,7 +195,8 @@ def probe_sweep(folder: Path, code: Sequence[str] = ()) -> int:
     """
     runs = read_trained_runs(folder, code)
     configs = [run.permit_code("model", "data") for run in runs]
-    _start_jax(configs)
+    configure_jax(deterministic=any(config.sweep.deterministic for config in configs))
+    _check_images(configs)
     setups: dict[str, Setup] = {}
     images: dict[str, Images] = {}
     probe = jax.jit(_probe, static_argnames="setup")
