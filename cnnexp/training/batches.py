@@ -1,5 +1,6 @@
 """Batch sources: a stack trains on images in the memory of its devices, or on images streamed from disk."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -91,9 +92,7 @@ class StreamSource:
         self._normalisation = put_on_devices(files.normalisation, WHOLE, mesh)
         self._look_up_batch = _make_batch_lookup(subsets, order, self._batch_size)
         self._splits = _index_splits(subsets, files)
-        runs, image_bytes = len(subsets.subset), int(np.prod(setup.network[0].geometry.in_shape))
-        fitting = WINDOW_BYTES // (runs * self._batch_size * image_bytes)
-        self.max_steps = max(1, min(WINDOW_STEPS, self._last_step, fitting))
+        self.max_steps = train_window_steps(setup, len(subsets.subset))
         self._batches: Iterator[tuple[np.ndarray, np.ndarray]] | None = None
 
     def window(self, step: int, steps: int) -> tuple[Streamed, Normalisation]:
@@ -130,7 +129,7 @@ class StreamSource:
         padded = np.pad(split.indices, (0, -len(split.indices) % size)).reshape(-1, size)
         is_image = np.arange(padded.size).reshape(-1, size) < len(split.indices)
         image_bytes = int(np.prod(self._files.records[source].shape))
-        window_batches = max(1, min(len(padded), WINDOW_BYTES // (size * image_bytes)))
+        window_batches = eval_window_batches(len(padded), size, image_bytes)
         batches = self._files.batches(source, lambda number: padded[number], 0, len(padded))
         sums: Metrics | None = None
         for start in range(0, len(padded), window_batches):
@@ -155,6 +154,24 @@ class StreamSource:
             for name, metric in self._setup.metrics.items()
         }
         return Metrics(sums.loss / count, sums.accuracy / count, further)
+
+
+def train_window_steps(setup: Setup, runs: int) -> int:
+    """Return for how many steps of training a stack of runs streams images at once, at most."""
+    image_bytes = math.prod(setup.network[0].geometry.in_shape)
+    fitting = WINDOW_BYTES // (runs * setup.duration.batch_size * image_bytes)
+    return max(1, min(WINDOW_STEPS, setup.duration.steps, fitting))
+
+
+def eval_window_batches(batches: int, size: int, image_bytes: int) -> int:
+    """Return how many batches of an evaluation are streamed at once: all, or as many as fit in a window.
+
+    Args:
+        batches: The number of batches of the split.
+        size: The number of images of a batch.
+        image_bytes: The bytes of an image.
+    """
+    return max(1, min(batches, WINDOW_BYTES // (size * image_bytes)))
 
 
 def _widen(sums: Metrics) -> Metrics:

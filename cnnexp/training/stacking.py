@@ -1,8 +1,8 @@
 """The programs of a stack: one training over a leading run axis, compiled and spread over the devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -174,16 +174,18 @@ def _make_source(
     return TrainWindow(*per_run_data, common_data)
 
 
-def make_device_mesh(runs: int, batch_size: int = 1) -> Mesh:
-    """Arrange JAX's devices along runs and batches.
+def make_device_mesh(runs: int, batch_size: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """Arrange devices along runs and batches.
 
     Args:
         runs: The number of runs of a stack; along the run axis lie as many devices of each process.
         batch_size: The number of images of a batch. The remaining devices split it as far as they can divide
             it equally; at least the processes do.
+        devices: The devices of all processes; None: those of JAX.
     """
-    processes = jax.process_count()
-    by_process = np.array(sorted(jax.devices(), key=lambda d: (d.process_index, d.id))).reshape(processes, -1)
+    devices = sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id))
+    processes = len({device.process_index for device in devices})
+    by_process = np.array(devices).reshape(processes, -1)
     run_devices = min(runs, by_process.shape[1])
     batch_devices = next(
         n for n in range(by_process.shape[1] // run_devices, 0, -1) if batch_size % (n * processes) == 0
