@@ -38,6 +38,9 @@ def set_up(extras: set[str]) -> None:
     constraints = ("--constraints", str(LOCK), "--build-constraints", str(LOCK))
     install = (str(BIN / "uv"), "pip", "install", "--python", str(BIN / "python"), "--compile-bytecode")
     _step(f"installing cnnexp{names}, some minutes the first time", *install, *constraints, "-e", f".{names}")
+    # Python writes the bytecode of the project itself only where PYTHONDONTWRITEBYTECODE is not set.
+    packages = [str(ROOT / name) for name in ("cnnexp", "hydra_plugins", "experiments")]
+    _step("compiling bytecode", str(BIN / "python"), "-m", "compileall", "-q", *packages)
     STAMP.write_text(json.dumps({"digest": digest, "extras": sorted(extras)}) + "\n", encoding="utf-8")
 
 

@@ -137,7 +137,7 @@ def constant_keys(table: pd.DataFrame) -> dict[str, str]:
 
 
 def _count_distinct(values: pd.Series) -> int:
-    return values.map(str).nunique(dropna=False)
+    return len(set(map(str, values)))
 
 
 def config_keys(table: pd.DataFrame) -> list[str]:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import ndtr, ndtri, stdtrit
 
 RESAMPLES = 9_999
 MIN_RESAMPLES_BEYOND = 10  # resamples beyond a limit, below which the bootstrap does not resolve it
@@ -33,8 +34,6 @@ def interval(values: Sequence[float] | Float[np.ndarray, " n"], confidence: floa
         values: One value per seed.
         confidence: The level of the interval.
     """
-    from scipy.stats import bootstrap
-
     array = np.asarray(values, float)
     n, mean = len(array), float(np.mean(array)) if len(array) else np.nan
     if n < 2:
@@ -43,6 +42,8 @@ def interval(values: Sequence[float] | Float[np.ndarray, " n"], confidence: floa
         return Interval(mean, mean, mean)
     tail = _widened_tail(n, confidence)
     if n >= MIN_BOOTSTRAP_VALUES and tail * RESAMPLES >= MIN_RESAMPLES_BEYOND:
+        from scipy.stats import bootstrap  # takes seconds to import
+
         limits = bootstrap(
             (array,),
             np.mean,
@@ -86,13 +87,9 @@ def student_interval(
     values: Sequence[float] | Float[np.ndarray, " n"], confidence: float = CONFIDENCE
 ) -> Interval:
     """Compute the mean and its interval by Student's t, which is exact for any number of normal values."""
-    from scipy.stats import t
-
     array = np.asarray(values, float)
-    mean, half = (
-        float(array.mean()),
-        float(t.ppf((1 + confidence) / 2, len(array) - 1) * standard_error(array)),
-    )
+    mean = float(array.mean())
+    half = float(student_quantile((1 + confidence) / 2, len(array) - 1) * standard_error(array))
     return Interval(mean, mean - half, mean + half)
 
 
@@ -102,9 +99,17 @@ def standard_error(values: Float[np.ndarray, " n"]) -> float:
 
 
 def _widened_tail(n: int, confidence: float) -> float:
-    from scipy.stats import norm, t
+    return float(ndtr(-np.sqrt(n / (n - 1)) * student_quantile((1 + confidence) / 2, n - 1)))
 
-    return float(norm.cdf(-np.sqrt(n / (n - 1)) * t.ppf((1 + confidence) / 2, n - 1)))
+
+def student_quantile(probability: float, freedom: int) -> float:
+    """Compute a quantile of Student's t, as `scipy.stats.t.ppf`, whose import takes longer than a report.
+
+    Args:
+        probability: The probability below the quantile.
+        freedom: The degrees of freedom.
+    """
+    return float(stdtrit(freedom, probability))
 
 
 def jackknife(
@@ -130,21 +135,23 @@ def probability_greater(values: Float[np.ndarray, "seeds 2"], confidence: float 
         values: A and B, seed by seed, see `pair_cells`.
         confidence: The level of the interval.
     """
-    from scipy.stats import norm
-
     a, b = values.T
     n, fraction = len(a), float(np.mean((a > b) + 0.5 * (a == b)))
-    z = norm.ppf((1 + confidence) / 2)
+    z = ndtri((1 + confidence) / 2)
     middle = (fraction + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(fraction * (1 - fraction) / n + z**2 / (4 * n**2))
     return Interval(fraction, float(middle - half), float(middle + half))
 
 
 def interquartile_mean(values: Float[np.ndarray, "..."]) -> float:
-    """Compute the mean without the lowest and the highest quarter of all values (Agarwal 2021)."""
-    from scipy.stats import trim_mean
+    """Compute the mean without the lowest and the highest quarter of all values (Agarwal 2021).
 
-    return float(trim_mean(np.ravel(values), 0.25))
+    This is `scipy.stats.trim_mean(values, 0.25)` for any number of values but none.
+    """
+    array = np.ravel(values)
+    first = len(array) // 4
+    end = len(array) - first
+    return float(np.partition(array, (first, end - 1))[first:end].mean())
 
 
 def holm_confidences(

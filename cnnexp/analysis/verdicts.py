@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from scipy.special import stdtr
 
 from cnnexp.analysis.claims import Claim, Expected, Unit
 from cnnexp.analysis.statistics import (
@@ -16,6 +17,7 @@ from cnnexp.analysis.statistics import (
     bounded_interval,
     holm_confidences,
     standard_error,
+    student_quantile,
 )
 
 Outcome = Literal["supported", "refuted", "inconclusive"]
@@ -197,8 +199,6 @@ def p_value(bounds: Float[np.ndarray, "seeds 2"], expected: Expected) -> float:
         bounds: The lower and the upper bound of each seed's estimate.
         expected: Where the claim expects the estimate.
     """
-    from scipy.stats import t
-
     low, high = bounds.mean(0)
     largest = 0.0
     for limit in expected.limits:
@@ -207,7 +207,7 @@ def p_value(bounds: Float[np.ndarray, "seeds 2"], expected: Expected) -> float:
         facing = bounds[:, 0] if low > limit else bounds[:, 1]
         error = standard_error(facing)
         distance = abs(float(facing.mean()) - limit)
-        largest = max(largest, float(2 * t.sf(distance / error, len(facing) - 1)) if error else 0.0)
+        largest = max(largest, float(2 * stdtr(len(facing) - 1, -distance / error)) if error else 0.0)
     return largest
 
 
@@ -224,15 +224,13 @@ def count_more_seeds(
     Returns:
         The number of seeds; None if no number up to `MAX_ADVISED_SEEDS` decides the claim.
     """
-    from scipy.stats import t
-
     seeds = len(bounds)
     if seeds < 2:
         return None
     low, high = bounds.mean(0)
     low_spread, high_spread = (side.std(ddof=1) if np.isfinite(side).all() else 0.0 for side in bounds.T)
     for n in range(max(seeds, MIN_SEEDS), seeds + MAX_ADVISED_SEEDS + 1):
-        width = t.ppf((1 + confidence) / 2, n - 1) / math.sqrt(n)
+        width = student_quantile((1 + confidence) / 2, n - 1) / math.sqrt(n)
         limits = float(low - width * low_spread), float(high + width * high_spread)
         if expected.holds(*limits) or expected.excludes(*limits):
             return max(n - seeds, 1)

@@ -1,15 +1,12 @@
 """Figures: the same colour and mark for the same tying everywhere, intervals always."""
 
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.style import context
 from matplotlib.ticker import NullLocator
 
 from cnnexp.analysis.cells import Cell, Rows, select_cell, select_rows, values_of
@@ -18,11 +15,9 @@ from cnnexp.analysis.statistics import Interval
 from cnnexp.analysis.tables import format_key, format_value
 from cnnexp.core.text import figure_text
 from cnnexp.plots.axes import (
-    DARK,
     GAP_LABEL,
     GREY,
     HOLLOW,
-    PAPER,
     TEXT_WIDTH_INCHES,
     Published,
     draw_intervals,
@@ -33,7 +28,6 @@ from cnnexp.plots.axes import (
 )
 
 MAX_TICKS = 6  # of an axis
-MAX_PNG_SIDE_PIXELS = 1_600  # pixels, of a small picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,53 +43,6 @@ class Drawing:
     draw: Callable[[pd.DataFrame], Figure]
     caption: str
     needs: Callable[[pd.DataFrame], bool] = lambda table: True
-
-
-@dataclass(frozen=True, kw_only=True)
-class RenderedFigure:
-    """The files of a figure: PNG for light and for dark screens, and PDF for print."""
-
-    png: bytes
-    dark_png: bytes
-    pdf: bytes
-
-
-def render(drawing: Drawing, table: pd.DataFrame) -> RenderedFigure:
-    """Draw a figure on white and on black, by Matplotlib's defaults and not the user's `matplotlibrc`.
-
-    Args:
-        drawing: The figure.
-        table: One row per run.
-
-    Returns:
-        The encoded images.
-    """
-    with context(["default", PAPER]):
-        figure = drawing.draw(table)
-        png, pdf = _encode_figure(figure, "png"), _encode_figure(figure, "pdf")
-    with context(["default", PAPER | DARK]):
-        return RenderedFigure(png=png, pdf=pdf, dark_png=_encode_figure(drawing.draw(table), "png"))
-
-
-def shrink_png(png: bytes) -> bytes:
-    """Reduce a picture to half its size or less and to 64 colours: some ten kilobytes."""
-    from PIL import Image
-
-    picture = Image.open(io.BytesIO(png)).convert("RGB")
-    scale = min(0.5, MAX_PNG_SIDE_PIXELS / max(picture.size))
-    smaller = picture.resize([round(scale * side) for side in picture.size], Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    # Median cut, Pillow's own choice, spends the palette on greys: rare colours, a mark's, lose their hue.
-    quantized = smaller.quantize(64, method=Image.Quantize.MAXCOVERAGE, kmeans=3)
-    quantized.save(file, format="png", optimize=True)
-    return file.getvalue()
-
-
-def _encode_figure(figure: Figure, form: str) -> bytes:
-    file = io.BytesIO()
-    metadata: dict[str, Any] = {"CreationDate": None} if form == "pdf" else {}
-    figure.savefig(file, format=form, metadata=metadata)
-    return file.getvalue()
 
 
 def plot_accuracy_and_gap(

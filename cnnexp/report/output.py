@@ -10,7 +10,7 @@ from rich.table import Table
 from cnnexp.analysis.dataframe import warn_excluded_runs
 from cnnexp.analysis.tables import format_cells, latex_table, print_table
 from cnnexp.core.text import pluralize
-from cnnexp.plots.figures import shrink_png
+from cnnexp.plots.rendering import shrink_png
 from cnnexp.report.render import render_html, render_markdown
 from cnnexp.report.report import Report, make_report
 from cnnexp.report.tables import explain_exploratory, tabulate_verdicts

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from cnnexp.analysis.tables import format_cells, format_key, markdown_table
 from cnnexp.analysis.verdicts import Verdict
 from cnnexp.core.text import markdown_block, markdown_code, markdown_text
-from cnnexp.plots.figures import RenderedFigure
+from cnnexp.plots.rendering import RenderedFigure
 from cnnexp.report.report import Report
 from cnnexp.report.tables import (
     explain_exploratory,

@@ -24,8 +24,9 @@ from cnnexp.analysis.tables import (
 from cnnexp.analysis.tuning import Tuning, tune
 from cnnexp.analysis.verdicts import Verdict, judge
 from cnnexp.core.text import figure_text, pluralize
-from cnnexp.plots.figures import Drawing, RenderedFigure, draw_by_count, draw_by_images, render
+from cnnexp.plots.figures import Drawing, draw_by_count, draw_by_images
 from cnnexp.plots.layers import plot_kernels
+from cnnexp.plots.rendering import RenderedFigure, render_all
 from cnnexp.report.experiments import Experiment, load_experiment
 from cnnexp.store.measurements import read_kernels
 from cnnexp.store.runs import StoredRun, read_commands
@@ -112,6 +113,7 @@ def make_report(folder: Path, config_folder: Path | None = None, metric: str | N
     verdicts = judge(experiment.claims, measured)
     if kernels := _select_kernels(table, runs):
         drawings["kernels"] = Drawing(draw=lambda _: plot_kernels(kernels), caption=KERNELS_CAPTION)
+    figures = render_all(drawings, measured)
     return Report(
         folder=folder / "report",
         experiment=experiment,
@@ -125,7 +127,7 @@ def make_report(folder: Path, config_folder: Path | None = None, metric: str | N
         comparison=compare_tyings(measured),
         verdicts=[verdict for verdict in verdicts if verdict.interval is not None],
         unmeasured_claims=[verdict.claim for verdict in verdicts if verdict.interval is None],
-        figures={name: (drawing.caption, render(drawing, measured)) for name, drawing in drawings.items()},
+        figures={name: (drawings[name].caption, figure) for name, figure in figures.items()},
         commands=read_commands(folder) or [_reconstruct_command(table, folder.name)],
     )
 

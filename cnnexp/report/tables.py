@@ -18,7 +18,6 @@ from cnnexp.models.layers import LayerSpec, NetworkSpec, OtherLayers
 from cnnexp.report.report import Report
 from cnnexp.store.files import read_json
 from cnnexp.store.runs import STATUS, StoredRun
-from cnnexp.training.named_optimizers import count_slots
 
 VERDICT_COLUMNS = [
     "claim",
@@ -261,6 +260,8 @@ def _tabulate_layer(layer: LayerSpec, config: RunConfig) -> dict[str, Any]:
 
 def _count_bytes(layer: LayerSpec, config: RunConfig) -> int:
     """Count the bytes of a layer's parameters and of the optimiser's state for them."""
+    from cnnexp.training.named_optimizers import count_slots  # a report needs no JAX, which this imports
+
     itemsize = {"float32": 4, "bfloat16": 2, "float16": 2}[layer.param_dtype]
     slots = count_slots(config.optim, loads_user_code=False)  # the results may be somebody else's
     return round(layer.counts.params * (itemsize + 4 * slots))  # optimisers keep float32

@@ -17,8 +17,9 @@ from cnnexp.cli.tables import print_comparison, print_results
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying
 from cnnexp.plots.axes import STYLE, get_style
-from cnnexp.plots.figures import draw_by_count, plot_accuracy_and_gap, render, shrink_png
+from cnnexp.plots.figures import draw_by_count, plot_accuracy_and_gap
 from cnnexp.plots.layers import draw_matrix
+from cnnexp.plots.rendering import render, shrink_png
 from tests.report.test_report import write_run
 
 

@@ -7,7 +7,9 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap, norm, t
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import bootstrap, norm, t, trim_mean
 
 from cnnexp.analysis.statistics import (
     interquartile_mean,
@@ -15,6 +17,7 @@ from cnnexp.analysis.statistics import (
     jackknife,
     probability_greater,
     student_interval,
+    student_quantile,
 )
 
 
@@ -98,3 +101,14 @@ def test_probability_of_being_greater() -> None:
 
 def test_interquartile_mean_leaves_out_the_quarters() -> None:
     assert interquartile_mean(np.array([0.0, 1, 2, 3, 4, 5, 6, 1000])) == pytest.approx(3.5)
+
+
+@pytest.mark.parametrize("number", range(1, 12))
+def test_interquartile_mean_is_that_of_scipy(number: int) -> None:
+    values = np.random.default_rng(number).normal(size=number)
+    assert interquartile_mean(values) == trim_mean(values, 0.25)
+
+
+@given(st.integers(1, 2000), st.floats(0.5, 0.999999))
+def test_student_quantile_is_that_of_scipy(freedom: int, probability: float) -> None:
+    assert student_quantile(probability, freedom) == t.ppf(probability, freedom)

@@ -39,10 +39,11 @@ def test_run_prints_the_configuration_of_a_job(
     ("word", "packages"),
     [
         ("--help", ("jax", "flax", "hydra", "wandb", "pandas", "sklearn")),
-        ("plan", ("pandas", "matplotlib", "wandb", "jinja2", "grain")),
+        ("plan", ("pandas", "matplotlib", "wandb", "jinja2", "grain", "sklearn", "scipy")),
+        ("show", ("sklearn", "scipy.stats", "wandb", "orbax", "grain")),
     ],
 )
-def test_help_and_plan_do_not_import_the_heavy_packages_that_they_do_not_need(
+def test_commands_do_not_import_the_heavy_packages_that_they_do_not_need(
     tmp_path: Path, word: str, packages: tuple[str, ...]
 ) -> None:
     code = (

@@ -20,8 +20,9 @@ from cnnexp.config import RunConfig
 from cnnexp.core import machine as paths
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tied_conv import TiedConv
-from cnnexp.plots.figures import Drawing, render, shrink_png
+from cnnexp.plots.figures import Drawing
 from cnnexp.plots.layers import plot_kernels
+from cnnexp.plots.rendering import render, shrink_png
 from cnnexp.report.experiments import load_experiment
 from cnnexp.report.output import publish_report, write_report
 from cnnexp.report.report import MAX_NETWORKS

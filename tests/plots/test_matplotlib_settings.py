@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from cnnexp.cli.show import print_networks
-from cnnexp.plots.figures import draw_by_images, render
+from cnnexp.plots.figures import draw_by_images
+from cnnexp.plots.rendering import render
 from tests.analysis.test_compare import runs_of, swept
 from tests.conftest import Configure
 

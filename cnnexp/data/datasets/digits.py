@@ -1,6 +1,8 @@
 """scikit-learn's handwritten digits: 1,797 real 8x8 images that need no download."""
 
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from cnnexp.data.registry import Dataset, register_dataset
 from cnnexp.data.sampling import stratified_sample
 
 CLASSES = 10
+DIGITS_FILE = "datasets/data/digits.csv.gz"  # in the folder of scikit-learn
 DIGIT = 8  # side of scikit-learn's digits, in pixels
 # Base images of scattered canvases; digits as they are have no validation split of their own.
 DIGIT_TRAIN_IMAGES, DIGIT_VALIDATION_IMAGES, DIGIT_TEST_IMAGES = 1_257, 180, 360
@@ -88,9 +91,7 @@ def load_digits(data: Digits) -> Images:
 
     The digits are split first, so that no validation or test canvas shows a training digit.
     """
-    from sklearn.datasets import load_digits as read_digits
-
-    pixels, labels = (np.asarray(array) for array in read_digits(return_X_y=True))
+    pixels, labels = read_digits()
     ink = pixels.reshape(-1, DIGIT, DIGIT) / 16.0
     split = split_digits(labels, data.seed)
     if not data.scatter:
@@ -119,6 +120,25 @@ def load_digits(data: Digits) -> Images:
         *draw(split.test, columns.test, test_key, data.test_images),
         *draw(split.validation, columns.validation, validation_key, data.validation_images),
     )
+
+
+def read_digits() -> tuple[Float[np.ndarray, "n 64"], Int[np.ndarray, " n"]]:
+    """Read scikit-learn's digits, as `sklearn.datasets.load_digits(return_X_y=True)` returns them.
+
+    Importing scikit-learn takes longer than drawing all canvases, so its file is read without it.
+
+    Returns:
+        The ink of each pixel, from 0 to 16, and the class numbers.
+    """
+    package = find_spec("sklearn")
+    for folder in (package and package.submodule_search_locations) or ():
+        if (file := Path(folder) / DIGITS_FILE).is_file():
+            table = np.loadtxt(file, delimiter=",")
+            return table[:, :-1], table[:, -1].astype(int)
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return np.asarray(pixels), np.asarray(labels)
 
 
 def split_digits(labels: Int[np.ndarray, " n"], seed: int) -> DigitSplit:

@@ -1,0 +1,101 @@
+"""Figures encoded as files: PNG for screens and PDF for print, several at once."""
+
+import io
+import multiprocessing
+import signal
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.style import context
+
+from cnnexp.core.machine import cores
+from cnnexp.plots.axes import DARK, PAPER
+from cnnexp.plots.figures import Drawing
+
+MAX_PNG_SIDE_PIXELS = 1_600  # of a small picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderedFigure:
+    """The files of a figure: PNG for light and for dark screens, and PDF for print."""
+
+    png: bytes
+    dark_png: bytes
+    pdf: bytes
+
+
+def render(drawing: Drawing, table: pd.DataFrame) -> RenderedFigure:
+    """Draw a figure on white and on black, by Matplotlib's defaults and not the user's `matplotlibrc`.
+
+    Args:
+        drawing: The figure.
+        table: One row per run.
+
+    Returns:
+        The encoded images.
+    """
+    with context(["default", PAPER]):
+        figure = drawing.draw(table)
+        png = _encode_figure(figure, "png")
+        figure.set_layout_engine("none")  # keeps the layout, which would be computed again for the PDF
+        pdf = _encode_figure(figure, "pdf")
+    with context(["default", PAPER | DARK]):
+        return RenderedFigure(png=png, pdf=pdf, dark_png=_encode_figure(drawing.draw(table), "png"))
+
+
+def render_all(drawings: Mapping[str, Drawing], table: pd.DataFrame) -> dict[str, RenderedFigure]:
+    """Draw several figures, in as many processes as there are cores if they can be forked safely.
+
+    Args:
+        drawings: The figures by their names.
+        table: One row per run.
+
+    Returns:
+        The encoded images by name; see `render`.
+    """
+    processes = min(cores(), len(drawings))
+    # JAX has threads; a fork of a process with threads can hang. Windows has no fork.
+    if processes < 2 or "jax" in sys.modules or "fork" not in multiprocessing.get_all_start_methods():
+        return {name: render(drawing, table) for name, drawing in drawings.items()}
+    forks = multiprocessing.get_context("fork")  # drawings are functions that cannot be sent to a process
+    with ProcessPoolExecutor(processes, forks, _inherit_drawings, (drawings, table)) as pool:
+        return dict(zip(drawings, pool.map(_render_inherited, drawings), strict=True))
+
+
+_INHERITED: list[tuple[Mapping[str, Drawing], pd.DataFrame]] = []  # by a forked process
+
+
+def _inherit_drawings(drawings: Mapping[str, Drawing], table: pd.DataFrame) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process handles Ctrl-C
+    _INHERITED.append((drawings, table))
+
+
+def _render_inherited(name: str) -> RenderedFigure:
+    drawings, table = _INHERITED[-1]
+    return render(drawings[name], table)
+
+
+def shrink_png(png: bytes) -> bytes:
+    """Reduce a picture to half its size or less and to 64 colours: some ten kilobytes."""
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    scale = min(0.5, MAX_PNG_SIDE_PIXELS / max(picture.size))
+    smaller = picture.resize([round(scale * side) for side in picture.size], Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    # Median cut, Pillow's own choice, spends the palette on greys: rare colours, a mark's, lose their hue.
+    quantized = smaller.quantize(64, method=Image.Quantize.MAXCOVERAGE, kmeans=3)
+    quantized.save(file, format="png", optimize=True)
+    return file.getvalue()
+
+
+def _encode_figure(figure: Figure, form: str) -> bytes:
+    file = io.BytesIO()
+    metadata: dict[str, Any] = {"CreationDate": None} if form == "pdf" else {}
+    figure.savefig(file, format=form, metadata=metadata)
+    return file.getvalue()
