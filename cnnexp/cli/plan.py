@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cnnexp.core.errors import UsageError
 from cnnexp.core.text import duration_text, pluralize, short_number
+from cnnexp.data.loading import describe_drawn_tests
 from cnnexp.models.spec import specify_network, total_count
 from cnnexp.store.runs import describe_corrupt_file
 from cnnexp.sweep.cost import (
@@ -72,6 +73,8 @@ def print_plan(points: Sequence[SweepPoint]) -> dict[str, float]:
         print(f"impossible: {name}: {reason}")
     for name, warning in _memory_warnings(plan, cells).items():
         print(f"warning: {name}: {warning}")
+    for line in describe_drawn_tests(run.data for run in runs.values()):
+        print(line)
     for path in plan.corrupt:
         print(f"{describe_corrupt_file(path)}; cnnexp run moves it and trains its run again")
     _print_totals(plan, cell_plans, len(impossible), time_forecast)

@@ -22,7 +22,7 @@ from cnnexp.config.data import (
     Data,
     find_variant,
 )
-from cnnexp.config.datasets import Digits
+from cnnexp.config.datasets import Digits, TFDSImages
 from cnnexp.config.describe import describe_requirement, most_specific_errors
 from cnnexp.config.execution import LAUNCHER_VARIANTS, Launcher, LocalLauncher, Sweep, Tracking, Tune
 from cnnexp.config.model import MLP, CustomModel, Model, ResNet, SimpleCNN
@@ -55,6 +55,7 @@ OMITTED_AT_DEFAULT: dict[str, tuple[str, ...]] = {
     "optim": ("l1", "l1_threshold", "options", "schedule_options", "clip", "decay_biases", "code"),
     "train": ("share_every", "tied_steps", "loss", "metrics", "code"),
 }
+LATER_TFDS_KEYS = ("test_fraction", "seed")  # likewise, of the sets of TFDS alone
 # Keys that may name code of the user, by the key of the section that holds the checksum of this code.
 CODE_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
     "model": {"code": ("file", "target")},
@@ -107,7 +108,10 @@ class RunConfig(Section):
         for section, keys in EXECUTION_KEYS.items():
             for key in keys:
                 values[section].pop(key, None)
-        for section, keys in OMITTED_AT_DEFAULT.items():
+        omitted = dict(OMITTED_AT_DEFAULT)
+        if isinstance(self.data, TFDSImages):
+            omitted["data"] += LATER_TFDS_KEYS
+        for section, keys in omitted.items():
             fields = type(getattr(self, section)).model_fields
             for key in keys:
                 if key in fields and key in values[section] and values[section][key] == fields[key].default:

@@ -143,6 +143,10 @@ class MNIST1D(SyntheticTask):
     test_images: Size = _with_default("test_images", 1_000)
 
 
+TestFraction = Annotated[float, Field(gt=0, lt=1)]
+TEST_SPLIT = "test"  # the default of TFDSImages.test_split
+
+
 class TFDSImages(DataSection):
     """An image set of TensorFlow Datasets, prepared once with `cnnexp data prepare NAME`."""
 
@@ -160,11 +164,17 @@ class TFDSImages(DataSection):
         description="The training split, in the syntax of TFDS: for example train[:80%] or train+validation.",
     )
     test_split: str = Field(
-        default="test",
+        default=TEST_SPLIT,
         min_length=1,
         description="The test split, in the syntax of TFDS. It must not overlap `train_split`. For a set "
-        "without a test split, use for example train[80%:].",
+        "that has only one split, `test` is a part drawn from `train_split`, see `test_fraction`.",
     )
+    test_fraction: TestFraction | None = Field(
+        default=None,
+        description="The fraction of `train_split` that is drawn as the test split, with the class "
+        "frequencies of all images, if the set has only one split. null: 0.2.",
+    )
+    seed: Seed = Field(default=0, description="The seed that draws the test split of a set without one.")
     size: Size | None = Field(
         default=None,
         description="The side that images are resized to, in pixels; null: images keep their size.",
@@ -179,7 +189,6 @@ def _refuse_missing(text: str) -> str:
 
 
 DataPath = Annotated[Folder, AfterValidator(_refuse_missing)]
-TestFraction = Annotated[float, Field(gt=0, lt=1)]
 Checksum = Annotated[str, Field(pattern=r"^x[0-9a-f]{16}$"), AllowedText("a checksum")]
 Option = bool | int | float | str | None
 Options = dict[str, Option | list[Option]]

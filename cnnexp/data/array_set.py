@@ -18,6 +18,7 @@ from cnnexp.data.checks import Checksum, check_records, measure_pixels, read_cac
 from cnnexp.data.images import DataShape, ImageChecks, Images, Normalisation, check_images
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.registry import Dataset
+from cnnexp.data.sampling import describe_drawn_test
 
 ArrayKeys = TypeVar("ArrayKeys", bound=ArrayData)
 MEMORY_FRACTION = 0.3  # of the memory of the machine: larger sets are read in pieces
@@ -40,6 +41,7 @@ class Summary(NamedTuple):
 
 
 _SUMMARIES: dict[str, Summary] = {}
+_DRAWN_TESTS: set[str] = set()  # the keys of the sets without a test split
 _LAST_IMAGES: dict[str, Images] = {}  # one entry: sets may be as large as the memory
 _LAST_RECORDS: dict[str, Mapping[str, UserRecords]] = {}  # one entry, of a set that streams
 
@@ -101,6 +103,14 @@ class ArraySet(Dataset[ArrayKeys]):
         """Images have random access, so that they can be read while a network is trained."""
         return True
 
+    def describe_drawn_test(self) -> str | None:
+        """Describe how the test split was drawn, if the source has none."""
+        shape, data = self.infer_shape(), self.data
+        if self._key not in _DRAWN_TESTS:
+            return None
+        counts = shape.train_images, shape.test_images
+        return describe_drawn_test(self.origin, *counts, data.test_fraction, data.seed)
+
     def read_checksum(self) -> str:
         """Return the checksum of the images; a changed source is read again."""
         stamp = self.make_stamp()
@@ -155,6 +165,8 @@ class ArraySet(Dataset[ArrayKeys]):
         if (records := _LAST_RECORDS.get(self._key)) is None:
             _LAST_RECORDS.clear()
             opened = self.open_records()
+            if "test" not in opened:
+                _DRAWN_TESTS.add(self._key)
             records = complete_splits(opened, self.origin, self.data.test_fraction, self.data.seed)
         return records
 

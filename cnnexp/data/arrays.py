@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from cnnexp.core.errors import UsageError, suggestion
 from cnnexp.data.pipelines import ImageRecords
-from cnnexp.data.sampling import stratified_sample
+from cnnexp.data.sampling import draw_test_split
 
 SPLITS = ("train", "test", "validation")
 NAMES = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
@@ -27,8 +27,6 @@ OTHER_NAMES = {
     "y_val": "validation_labels",
 }
 MAX_CLASSES = 100_000
-TEST_FRACTION = 0.2
-TEST_STREAM = 0x7E57  # keeps the draw of the test split apart from other draws of the same seed
 
 
 @runtime_checkable
@@ -150,29 +148,14 @@ def complete_splits(
         UsageError: There is a test split and a fraction, or a split would have no images.
     """
     if "test" not in records:
-        return {**records, **_split_off_test(records["train"], origin, test_fraction or TEST_FRACTION, seed)}
+        train = records["train"]
+        parts = draw_test_split(train.labels, origin, test_fraction, seed)
+        return {**records, **{name: train.select(indices) for name, indices in parts.items()}}
     if test_fraction is not None:
         raise UsageError(
             f"data.test_fraction={test_fraction:g}: must be null for {origin}, which has its own test split"
         )
     return dict(records)
-
-
-def _split_off_test(train: UserRecords, origin: str, fraction: float, seed: int) -> dict[str, UserRecords]:
-    """Divide training images at random into training and test images, with equal fractions of each class."""
-    labels = train.labels
-    count = round(fraction * len(labels))
-    if not 0 < count < len(labels):
-        raise UsageError(
-            f"data.test_fraction={fraction:g}: must leave training and test images of the "
-            f"{len(labels)} of {origin}"
-        )
-    # Images with several labels are not stratified.
-    classes = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
-    is_test = np.zeros(len(labels), bool)
-    is_test[stratified_sample(classes, count, [seed, TEST_STREAM])] = True
-    parts = {"train": np.flatnonzero(~is_test), "test": np.flatnonzero(is_test)}
-    return {name: train.select(indices) for name, indices in parts.items()}
 
 
 def _rename(arrays: Mapping[str, Any], origin: str) -> dict[str, Any]:

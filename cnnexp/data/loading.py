@@ -1,6 +1,6 @@
 """Loading a configured data set: into memory, or as files that stream where it is too large for that."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
@@ -55,6 +55,13 @@ def read_and_check(data: Data) -> list[str]:
     else:
         images = dataset.load()
     return dataset.make_checks(images).make_warnings(data.dataset_name, dataset.infer_shape())
+
+
+def describe_drawn_tests(sections: Iterable[Data]) -> list[str]:
+    """Describe the test splits that are drawn from training splits, one line for each data set."""
+    unique = {images_key(data): data for data in sections}.values()
+    lines = (find_dataset(data).describe_drawn_test() for data in unique)
+    return list(dict.fromkeys(filter(None, lines)))
 
 
 def describe_dataset(data: Data, images: Images | ImageFiles | None = None) -> str:

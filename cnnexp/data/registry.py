@@ -91,6 +91,10 @@ class Dataset(ABC, Generic[Keys]):
         """Return whether images are read rather than made, so that reading finds reasons to doubt results."""
         return False
 
+    def describe_drawn_test(self) -> str | None:
+        """Describe in one line how the test split is drawn from the training split; None if it is not."""
+        return None
+
     def make_checks(self, images: Images | None = None) -> ImageChecks:
         """Collect the labels, statistics and duplicates of the set.
 

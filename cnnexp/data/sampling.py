@@ -7,9 +7,12 @@ import numpy as np
 from jax import lax, random
 from jaxtyping import Array, Int, Key, UInt32
 
+from cnnexp.core.errors import UsageError
 from cnnexp.data.images import Integers
 
 Seed = int | list[int]
+TEST_FRACTION = 0.2  # of the images of a set without a test split
+TEST_STREAM = 0x7E57  # keeps the draw of the test split apart from other draws of the same seed
 
 
 class Split(NamedTuple):
@@ -53,6 +56,54 @@ def draw_split(
         rest = np.arange(len(classes))
     order = rest[balanced_order(classes[rest], [seed, 0x5EED])]
     return Split(order.astype(np.int32), validation.astype(np.int32))
+
+
+def draw_test_split(
+    labels: Int[np.ndarray, "n ..."], origin: str, test_fraction: float | None, seed: int
+) -> dict[str, Int[np.ndarray, " m"]]:
+    """Divide training images at random into training and test images, with equal fractions of each class.
+
+    Args:
+        labels: The labels of the training images. Images with several labels are not stratified.
+        origin: The key that names the source of the images, with its value, for errors.
+        test_fraction: The fraction of the images that becomes the test split; None: `TEST_FRACTION`.
+        seed: The seed of the draw. For one seed, a larger test split has all images of a smaller one, up to
+            the rounding of the classes.
+
+    Returns:
+        The indices of the images of `train` and `test`, ascending.
+
+    Raises:
+        UsageError: A split would have no images.
+    """
+    count = count_test_images(len(labels), origin, test_fraction)
+    classes = labels if labels.ndim == 1 else np.zeros(len(labels), np.int32)
+    is_test = np.zeros(len(labels), bool)
+    is_test[stratified_sample(classes, count, [seed, TEST_STREAM])] = True
+    return {"train": np.flatnonzero(~is_test), "test": np.flatnonzero(is_test)}
+
+
+def count_test_images(images: int, origin: str, test_fraction: float | None) -> int:
+    """Count the images that `draw_test_split` takes from some training images as test images.
+
+    Raises:
+        UsageError: A split would have no images.
+    """
+    fraction = test_fraction or TEST_FRACTION
+    count = round(fraction * images)
+    if not 0 < count < images:
+        splits = f"training and test images of the {images} of {origin}"
+        raise UsageError(f"data.test_fraction={fraction:g}: must leave {splits}")
+    return count
+
+
+def describe_drawn_test(
+    origin: str, train_images: int, test_images: int, test_fraction: float | None, seed: int
+) -> str:
+    """Say in one line that the test images were drawn from the training images."""
+    keys = f"data.test_fraction={test_fraction or TEST_FRACTION:g} data.seed={seed}"
+    drawn = f"{test_images:,} of {train_images + test_images:,} images are drawn as the test split"
+    return f"{origin} has no test split: {drawn}, with the class frequencies of all ({keys})"
 
 
 def stratified_sample(labels: Int[np.ndarray, " n"], size: int, seed: Seed) -> Int[np.ndarray, " size"]:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from cnnexp.config import RunConfig
 from cnnexp.config.execution import LocalLauncher
 from cnnexp.core.errors import SweepFailed
-from cnnexp.data.loading import images_key, read_and_check
+from cnnexp.data.loading import describe_drawn_tests, images_key, read_and_check
 from cnnexp.store.files import read_json, refuse_links
 from cnnexp.store.leases import Leases
 from cnnexp.store.run_writer import record_command
@@ -95,6 +95,8 @@ def check_and_prepare(runs: Sequence[RunConfig]) -> None:
     refuse_missing_devices()
     refuse_too_large(runs)
     check_processes(runs)
+    for line in describe_drawn_tests(run.data for run in runs) if is_primary() else ():
+        print(f"cnnexp: {line}", file=sys.stderr)
     for data in {images_key(run.data): run.data for run in runs}.values():
         for warning in read_and_check(data):
             if is_primary():

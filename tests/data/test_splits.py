@@ -11,14 +11,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cnnexp.config import parse
+from cnnexp.config.datasets import TFDSImages
 from cnnexp.core.errors import UsageError
 from cnnexp.data.images import Images
-from cnnexp.data.loading import load_or_open
+from cnnexp.data.loading import describe_drawn_tests, load_or_open
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.shapes import check_prepared, infer_shape
 from cnnexp.data.tfds.prepared import PreparedSet
 from cnnexp.data.tfds.records import Records
 from cnnexp.sweep.overrides import quote_tyings
+from tests.conftest import Configure
 from tests.fakes.tfds_digits import prepare_images, tfds_data
 
 TRAIN, TEST = 123, 31  # in several files, of sizes that percentages do not divide
@@ -141,11 +144,75 @@ def test_invalid_and_overlapping_splits_are_refused(
 
 def test_the_error_of_a_missing_test_split_says_how_to_hold_a_part_out(folder: Path) -> None:
     with pytest.raises(UsageError) as refusal:
-        check_prepared(tfds_data(folder, "train_only"))
+        check_prepared(tfds_data(folder, "train_only", test_split="holdout"))
     assert str(refusal.value) == (
-        "data.test_split=test: train_only has no split 'test'; allowed: train; or hold a part out: "
+        "data.test_split=holdout: train_only has no split 'holdout'; allowed: train; or hold a part out: "
         "data.train_split='train[:80%]' data.test_split='train[80%:]'"
     )
+
+
+def load_pixels(data: TFDSImages) -> tuple[list[int], list[int]]:
+    """Return the number of each training and each test image, after a check of their labels."""
+    loaded = load_or_open(data)
+    if isinstance(loaded, ImageFiles):
+        read = [loaded.records[name].read(range(len(loaded.records[name])))[0] for name in ("train", "test")]
+    else:
+        read = [np.asarray(loaded.train_images), np.asarray(loaded.test_images)]
+    train, test = map(first_pixels, read)
+    assert np.asarray(loaded.train_labels).tolist() == [number % 4 for number in train]
+    assert np.asarray(loaded.test_labels).tolist() == [number % 4 for number in test]
+    return train, test
+
+
+@pytest.mark.parametrize("stream", ["never", "always"])
+def test_the_test_split_of_a_set_with_one_split_is_drawn_stratified_and_nested(
+    folder: Path, stream: str
+) -> None:
+    drawn = {
+        (fraction, seed): load_pixels(
+            tfds_data(folder, "train_only", test_fraction=fraction, seed=seed, stream=stream)
+        )
+        for fraction, seed in ((None, 0), (0.2, 0), (0.4, 0), (None, 1))
+    }
+    for train, test in drawn.values():
+        assert sorted(train + test) == list(range(50))
+        counts = np.bincount([number % 4 for number in test])
+        assert counts.max() - counts.min() <= 1  # classes of 12 or 13 images
+    assert drawn[None, 0] == drawn[0.2, 0] != drawn[None, 1] and len(drawn[None, 0][1]) == 10
+    assert set(drawn[None, 0][1]) < set(drawn[0.4, 0][1]) and len(drawn[0.4, 0][1]) == 20
+    part = tfds_data(folder, "train_only", train_split="train[:30]", stream=stream)
+    assert [len(numbers) for numbers in load_pixels(part)] == [24, 6]
+    shape = infer_shape(part)
+    assert (shape.train_images, shape.test_images) == (24, 6)
+    assert describe_drawn_tests([part, part, tfds_data(folder, "made")]) == [
+        "train_only has no test split: 6 of 30 images are drawn as the test split, with the class "
+        "frequencies of all (data.test_fraction=0.2 data.seed=0)"
+    ]
+
+
+def test_the_keys_of_a_drawn_test_split_are_refused_where_there_is_one(folder: Path) -> None:
+    for changes, message in (
+        (
+            {"test_fraction": 0.3},
+            "data.test_fraction=0.3: must be null for made, which has its own test split",
+        ),
+        ({"seed": 1}, "data.seed=1: must be 0 for made, which has its own test split"),
+    ):
+        with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+            check_prepared(tfds_data(folder, "made", **changes))
+    with pytest.raises(UsageError, match=r"data\.test_fraction=0\.001: must leave training and test images"):
+        infer_shape(tfds_data(folder, "train_only", test_fraction=0.001))
+
+
+def test_keys_of_a_drawn_test_split_are_part_of_the_identity_only_where_they_are_set(
+    folder: Path, configure: Configure
+) -> None:
+    def identity(**changes: Any) -> set[str]:
+        data = tfds_data(folder, **changes).model_dump()
+        return set(parse(configure().model_dump() | {"data": data}).identity()["data"])
+
+    assert identity(seed=1) - identity() == {"seed"}
+    assert identity(test_fraction=0.3) - identity() == {"test_fraction"}
 
 
 @given(

@@ -1,6 +1,7 @@
 """Random access to the images of a prepared set, decoded without TensorFlow."""
 
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from cnnexp.core.errors import UsageError, describe_exception
+from cnnexp.core.terminal import progress_bar
 from cnnexp.data.decoding import crop_middle
 from cnnexp.data.tfds.prepared import PreparedSet
 
@@ -20,6 +22,7 @@ READ_MODES = {
     4: cv2.IMREAD_UNCHANGED,  # the only mode that keeps alpha
 }
 TO_FOUR_CHANNELS = {1: cv2.COLOR_GRAY2BGRA, 3: cv2.COLOR_BGR2BGRA}
+READ_AHEAD = 1024  # records whose labels are read at once
 MAX_REASON_CHARACTERS = 120  # of an error of OpenCV in a message
 
 
@@ -60,6 +63,30 @@ class Records:
         """The type of a pixel: bytes, or real numbers from 0 to 1 in a set of 16-bit images."""
         return np.float32 if self._has_16_bits else np.uint8
 
+    def select(self, indices: Int[np.ndarray, " m"]) -> "Records":
+        """Return the records of some of the images, by their indices in the split."""
+        selected = copy(self)
+        selected._record_numbers = self._record_numbers[indices]
+        return selected
+
+    def read_labels(self) -> Int[np.ndarray, " n"]:
+        """Read the labels of all images without decoding these.
+
+        Raises:
+            UsageError: A record cannot be read; the message names its file.
+        """
+        labels = np.empty(len(self), np.int32)
+        with progress_bar("reading labels", len(self)) as advance:
+            for start in range(0, len(self), READ_AHEAD):
+                records = self.raw(range(start, min(start + READ_AHEAD, len(self))))
+                for row, record in enumerate(records, start):
+                    try:
+                        labels[row] = self._read_label(self._example.FromString(record).features.feature)
+                    except Exception as error:
+                        raise self._decoding_error(int(self._record_numbers[row]), error) from None
+                advance(len(records))
+        return labels
+
     def raw(self, indices: Sequence[int]) -> list[bytes]:
         """Read records without decoding them.
 
@@ -81,15 +108,18 @@ class Records:
             UsageError: A record cannot be read or decoded; the message names its file.
         """
         images, labels = np.empty((len(indices), *self.shape), self.dtype), np.empty(len(indices), np.int32)
-        parse, image_key, label_key = self._example.FromString, self._image_key, self._label_key
+        parse, image_key = self._example.FromString, self._image_key
         for row, record in enumerate(self.raw(indices)):
             try:
                 features = parse(record).features.feature
-                labels[row] = features[label_key].int64_list.value[0]
+                labels[row] = self._read_label(features)
                 images[row] = self._decode(features[image_key].bytes_list.value[0])
             except Exception as error:
                 raise self._decoding_error(int(self._record_numbers[indices[row]]), error) from None
         return images, labels
+
+    def _read_label(self, features: Any) -> int:
+        return features[self._label_key].int64_list.value[0]
 
     def _decode(self, encoded: bytes) -> np.ndarray:
         """Decode a PNG or JPEG file to the shape and type of the set."""
