@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import math
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 Call = Callable[[], object]
+MAX_CALLS = 100  # in one timing
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -22,22 +25,45 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return options
 
 
-def medians(calls: Mapping[str, Call], repeats: int) -> dict[str, float]:
-    """Return the median milliseconds of each call; calls alternate, so that noise affects all equally."""
-    for call in calls.values():  # compiles, and fills caches
-        jax.block_until_ready(call())
+def medians(calls: Mapping[str, Call], repeats: int, *, at_least_ms: float = 0.0) -> dict[str, float]:
+    """Return the median milliseconds of each call; calls alternate, so that noise affects all equally.
+
+    Args:
+        calls: The calls by name.
+        repeats: The number of timings of each.
+        at_least_ms: The duration of one timing. Shorter calls are repeated without waiting for their
+            results in between, as on an accelerator the start of a call takes longer than a small layer.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():  # compiles, and fills caches
+        wait_for(call())
+    once = {name: time_calls(call, 1) for name, call in calls.items()}
+    numbers = {name: max(1, min(MAX_CALLS, math.ceil(at_least_ms / ms))) for name, ms in once.items()}
     for _ in range(repeats):
         for name, call in calls.items():
-            start = time.perf_counter()
-            jax.block_until_ready(call())
-            times[name].append(1e3 * (time.perf_counter() - start))
+            times[name].append(time_calls(call, numbers[name]))
     return {name: median(values) for name, values in times.items()}
 
 
+def time_calls(call: Call, number: int) -> float:
+    """Return the milliseconds of one of several calls in a row."""
+    start = time.perf_counter()
+    results = [call() for _ in range(number)][-1]
+    wait_for(results)
+    return 1e3 * (time.perf_counter() - start) / number
+
+
+def wait_for(results: object) -> None:
+    """Wait until the results of JAX and of PyTorch exist."""
+    jax.block_until_ready(results)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def matmul_call(size: int = 2048, dtype: Any = jnp.float32) -> tuple[Call, float]:
-    """Return a large matrix product, and its floating-point operations."""
-    a = jnp.ones((size, size), dtype)
+    """Return a large matrix product of random numbers, and its floating-point operations."""
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)  # GPUs are faster on zeros
     product = jax.jit(lambda a, b: a @ b)
     return lambda: product(a, a), 2.0 * size**3
 

@@ -37,7 +37,9 @@ SHAPES = (  # batch, side, channels in and out, kernel, stride
     (64, 32, 64, 64, 3, 1),
 )
 STEPS = 4
-Function = Callable[[jax.Array, jax.Array], jax.Array]
+Weights = dict[str, jax.Array]
+Function = Callable[[Weights, jax.Array], jax.Array]
+SETTINGS = ("solo", "scan", "stack", "vmap")
 
 
 class Shape(NamedTuple):
@@ -60,10 +62,10 @@ class Shape(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A layer as a function of weights and images."""
+    """A layer as a function of weights and images, with the shapes of the weights."""
 
     apply: Function
-    weights: tuple[int, ...]
+    weights: dict[str, tuple[int, ...]]
     layout: Layout = "NHWC"
 
 
@@ -71,66 +73,72 @@ def layers(shape: Shape, tying: str) -> dict[str, Layer]:
     """Return the layers of cnnexp and of other libraries, each in its own layout."""
     geometry, tied = shape.geometry, Tying.parse(tying)
     layout = fastest_layout(geometry, tied) or "NHWC"
-    ours = Layer(
-        partial(_ours, geometry=geometry, tying=tied, layout=layout), bank_shape(geometry, tied), layout
-    )
-    window = (shape.kernel, shape.kernel)
-    if tying == "shared":
-        sizes, rngs = (shape.channels, shape.features), nnx.Rngs(0)
-        conv = nnx.Conv(*sizes, window, strides=shape.stride, use_bias=False, rngs=rngs)
+    shapes: dict[str, tuple[int, ...]] = {"bank": bank_shape(geometry, tied)}
+    if tied.kind == "low_rank":
+        shapes["mixing"] = (*geometry.out_size, tied.size)
+    ours = Layer(partial(_ours, geometry=geometry, tying=tied, layout=layout), shapes, layout)
+    window, sizes = (shape.kernel, shape.kernel), (shape.channels, shape.features)
+    if tied.kind == "dense":
+        units = {"kernel": (geometry.in_units, geometry.out_units)}
+        return {"ours": ours, "jnp.dot": Layer(lambda w, x: _dense(w, x, geometry), units)}
+    if tied.kind == "shared":
+        conv = nnx.Conv(*sizes, window, strides=shape.stride, use_bias=False, rngs=nnx.Rngs(0))
         graph, _, rest = nnx.split(conv, nnx.Param, ...)
 
-        def flax_conv(kernel: jax.Array, x: jax.Array) -> jax.Array:
-            return nnx.merge(graph, nnx.State({"kernel": nnx.Param(kernel)}), rest)(x)
+        def flax_conv(weights: Weights, x: jax.Array) -> jax.Array:
+            return nnx.merge(graph, nnx.State({"kernel": nnx.Param(weights["kernel"])}), rest)(x)
 
-        return {"ours": ours, "nnx.Conv (lax.conv)": Layer(flax_conv, (*window, *sizes))}
+        return {"ours": ours, "nnx.Conv (lax.conv)": Layer(flax_conv, {"kernel": (*window, *sizes)})}
     module = linen.ConvLocal(shape.features, window, strides=(shape.stride, shape.stride), use_bias=False)
 
-    def conv_local(kernel: jax.Array, x: jax.Array) -> jax.Array:
-        return module.apply({"params": {"kernel": kernel}}, x)  # pyright: ignore
+    def conv_local(weights: Weights, x: jax.Array) -> jax.Array:
+        return module.apply({"params": weights}, x)  # pyright: ignore
 
     kernel_shape = (*geometry.out_size, geometry.fan_in, shape.features)
-    return {"ours": ours, "linen.ConvLocal": Layer(conv_local, kernel_shape)}
+    return {"ours": ours, "linen.ConvLocal": Layer(conv_local, {"kernel": kernel_shape})}
 
 
-def _ours(bank: jax.Array, x: jax.Array, geometry: Geometry, tying: Tying, layout: Layout) -> jax.Array:
-    return apply_kernel_bank(x, bank, geometry, tying, layout=layout)
+def _ours(weights: Weights, x: jax.Array, geometry: Geometry, tying: Tying, layout: Layout) -> jax.Array:
+    return apply_kernel_bank(x, weights["bank"], geometry, tying, mixing=weights.get("mixing"), layout=layout)
 
 
-def settings(layer: Layer, shape: Shape, dtype: Any) -> dict[str, tuple[Any, tuple]]:
-    """Return the compiled program and its arguments for each setting."""
+def _dense(weights: Weights, x: jax.Array, geometry: Geometry) -> jax.Array:
+    return (x.reshape(len(x), -1) @ weights["kernel"]).reshape(len(x), *geometry.out_shape)
 
-    def both(w: jax.Array, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+
+def settings(
+    layer: Layer, shape: Shape, dtype: Any, names: tuple[str, ...] = SETTINGS, runs: int = 8
+) -> dict[str, tuple[Any, tuple]]:
+    """Return the compiled program and its arguments for each setting; stacks have a number of runs."""
+
+    def both(w: Weights, x: jax.Array, g: jax.Array) -> tuple[Weights, jax.Array]:
         y, pull = jax.vjp(layer.apply, w, x)
         return pull(g + 0 * y)  # the forward pass counts too
 
-    def steps(w: jax.Array, x: jax.Array, g: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def step(carry: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
-            by_w, by_x = both(*carry, g)
-            return (carry[0] - 1e-3 * by_w, carry[1] - 1e-3 * by_x), None
+    def steps(w: Weights, x: jax.Array, g: jax.Array) -> tuple[Weights, jax.Array]:
+        def step(carry: tuple[Weights, jax.Array], _: None) -> tuple[tuple[Weights, jax.Array], None]:
+            return jax.tree.map(lambda value, slope: value - 1e-3 * slope, carry, both(*carry, g)), None
 
         return lax.scan(step, (w, x), None, length=STEPS)[0]
 
-    def arguments(*runs: int) -> tuple[jax.Array, ...]:
+    def arguments(*runs: int) -> tuple[Any, ...]:
         images = ((shape.batch, *size) for size in (shape.geometry.in_shape, shape.geometry.out_shape))
-        shapes = (layer.weights, *(_arranged(size, layer.layout) for size in images))
-        return tuple(0.1 * random.normal(random.key(i), (*runs, *s), dtype) for i, s in enumerate(shapes))
+        shapes = [*layer.weights.values(), *(_arranged(size, layer.layout) for size in images)]
+        arrays = [0.1 * random.normal(random.key(i), (*runs, *s), dtype) for i, s in enumerate(shapes)]
+        return dict(zip(layer.weights, arrays, strict=False)), *arrays[-2:]
 
-    def train_run(run: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def train_run(run: tuple[Weights, jax.Array, jax.Array]) -> tuple[Weights, jax.Array]:
         return both(*run)
 
     stack = map_over_runs(train_run)
     programs = {
         "solo": (both, ()),
         "scan": (steps, ()),
-        "stack": (lambda *runs: stack(runs), (8,)),
-        "vmap": (jax.vmap(both), (8,)),
+        "stack": (lambda *stacked: stack(stacked), (runs,)),
+        "vmap": (jax.vmap(both), (runs,)),
     }
-    given = {name: arguments(*runs) for name, (_, runs) in programs.items()}
-    return {
-        name: (jax.jit(function).lower(*given[name]).compile(), given[name])
-        for name, (function, _) in programs.items()
-    }
+    given = {name: arguments(*programs[name][1]) for name in names}
+    return {name: (jax.jit(programs[name][0]).lower(*given[name]).compile(), given[name]) for name in names}
 
 
 def _arranged(size: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
@@ -139,14 +147,17 @@ def _arranged(size: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
 
 def torch_call(torch: Any, shape: Shape, tying: str) -> Any:
     """Return PyTorch's forward and backward pass: conv2d, or unfold and bmm for one kernel per position."""
-    geometry = shape.geometry
+    geometry, draw = (
+        shape.geometry,
+        partial(torch.randn, device="cuda" if torch.cuda.is_available() else "cpu"),
+    )
     positions, fan_in = geometry.positions, geometry.fan_in
-    x = torch.randn(shape.batch, shape.channels, shape.side, shape.side, requires_grad=True)
+    x = draw(shape.batch, shape.channels, shape.side, shape.side, requires_grad=True)
     (top, bottom), (left, right) = geometry.pads
     size = (shape.features, shape.channels, shape.kernel, shape.kernel)
     size = size if tying == "shared" else (positions, fan_in, shape.features)
-    kernels = torch.randn(*size, requires_grad=True)
-    g = torch.randn(shape.batch, shape.features, *geometry.out_size)
+    kernels = draw(*size, requires_grad=True)
+    g = draw(shape.batch, shape.features, *geometry.out_size)
 
     def call() -> tuple[Any, ...]:
         seen = torch.nn.functional.pad(x, (left, right, top, bottom))

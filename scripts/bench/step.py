@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from hydra import compose, initialize_config_dir
+from jax.sharding import Mesh, NamedSharding
 
 from cnnexp.config import RunConfig, parse
 from cnnexp.data.images import make_images
@@ -46,7 +47,7 @@ SIZE, STEPS = 4096, 10
 FEATURES, KERNELS = (16, 32), (5, 3)
 
 
-def config_of(tying: str, dtype: str, precision: str) -> RunConfig:
+def config_of(tying: str, dtype: str, precision: str, *more: str) -> RunConfig:
     """Compose the configuration of a run from the same files as every run's."""
     overrides = [
         f"model.tying={tying}",
@@ -58,6 +59,7 @@ def config_of(tying: str, dtype: str, precision: str) -> RunConfig:
         "data=fashion_mnist",
         f"data.train_size={SIZE}",
         "optim=sgd",
+        *more,
     ]
     conf = Path(__file__).resolve().parents[2] / "conf"
     with initialize_config_dir(str(conf), version_base=None):
@@ -71,27 +73,35 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
     return draw.integers(0, 256, shape, dtype=np.uint8), draw.integers(0, 10, SIZE)
 
 
-def epoch(config: RunConfig, runs: int) -> benching.Call:
-    """Compile `STEPS` steps of a stack as one program."""
+def epoch(config: RunConfig, runs: int, steps: int = STEPS) -> benching.Call:
+    """Compile some steps of a stack as one program; the runs start at the first call."""
     pixels, labels = pictures()
     mesh = make_device_mesh(runs)
     images = put_on_devices(make_images(pixels, labels, pixels[:1], labels[:1]), WHOLE, mesh)
-    programs = compile_stack(make_setup(config), mesh)
     hyper = jax.tree.map(lambda value: jnp.full(runs, value), Hyperparameters.from_config(config))
     hyper = put_on_devices(hyper, RUNS, mesh)
     subset, sizes = jnp.tile(jnp.arange(SIZE, dtype=jnp.int32), (runs, 1)), jnp.full(runs, SIZE)
-    subsets, steps = put_on_devices(Subsets(subset, sizes, subset[:, :0]), RUNS, mesh), jnp.int32(STEPS)
+    subsets, number = put_on_devices(Subsets(subset, sizes, subset[:, :0]), RUNS, mesh), jnp.int32(steps)
     keys = put_on_devices(jax.random.split(jax.random.key(0), runs), RUNS, mesh)
-    state = [programs.init(keys, hyper)]
+    programs: Any = compile_stack(make_setup(config), mesh)
+    init = programs.init.lower(keys, hyper).compile()
+    shapes = jax.tree.map(partial(_on, mesh), jax.eval_shape(programs.init, keys, hyper))
+    advance = programs.advance.lower(shapes, hyper, subsets, images, number).compile()
+    state: list[Any] = []
 
     def call() -> object:
-        state[0] = programs.advance(state[0], hyper, subsets, images, steps)
+        last = state.pop() if state else init(keys, hyper)
+        state.append(advance(last, hyper, subsets, images, number))
         return state[0].step
 
     return call
 
 
-def torch_epoch(torch: Any, tying: str) -> benching.Call:
+def _on(mesh: Mesh, shape: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=NamedSharding(mesh, RUNS))
+
+
+def torch_epoch(torch: Any, tying: str, steps: int = STEPS) -> benching.Call:
     """Train the same steps in eager PyTorch."""
     functional, device = torch.nn.functional, "cuda" if torch.cuda.is_available() else "cpu"
     pixels, labels = (torch.tensor(array, device=device) for array in pictures())
@@ -115,7 +125,7 @@ def torch_epoch(torch: Any, tying: str) -> benching.Call:
         return y.reshape(len(x), -1, *x.shape[2:]) + bias
 
     def call() -> None:
-        for chosen in torch.randperm(SIZE, device=device).split(128)[:STEPS]:
+        for chosen in torch.randperm(SIZE, device=device).split(128)[:steps]:
             x = (pixels[chosen].float() - mean) / std
             for index, k in enumerate(KERNELS):
                 y = layer(x, weights[2 * index], weights[2 * index + 1], k)
