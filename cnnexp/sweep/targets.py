@@ -1,6 +1,7 @@
 """Accelerators that this machine lacks: a process of its own compiles the programs of stacks for them."""
 
 import json
+import math
 import os
 import queue
 import re
@@ -15,21 +16,21 @@ from typing import Any
 
 from cnnexp.config import RunConfig, parse
 from cnnexp.core.errors import UsageError, describe_exception, suggestion
-from cnnexp.training.programs import Program, ProgramCost, compile_program, list_programs
+from cnnexp.training.program_costs import ProgramCost, compile_program
+from cnnexp.training.programs import Program, list_programs
 
 # XLA's description of an H100 and of the libraries beside it; nothing is asked of a driver.
 H100 = """
 gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
-  shared_memory_per_core: 233472 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 84929347584 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  core_count: 132 fpus_per_core: 128 threads_per_core_limit: 2048 threads_per_block_limit: 1024
+  threads_per_warp: 32 registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_core: 233472 shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 clock_rate_ghz: 1.98
+  l2_cache_size: 52428800 memory_bandwidth: 3352320000000 device_memory_size: 84929347584
+  cuda_compute_capability { major: 9 }
 }
 platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 8 }
-runtime_version { major: 13 }
+dnn_version_info { major: 9 minor: 8 } runtime_version { major: 13 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 # libtpu asks these instead of the machine; JAX must not start on a device of this one.
@@ -48,26 +49,23 @@ class Chip:
     """A kind of accelerator.
 
     Attributes:
-        memory_gb: Gigabytes (2^30 bytes) that a program may use.
+        memory_gb: Gigabytes (of 2^30 bytes) that a program may use: what the compiler for TPUs allows.
         dimensions: Of the grid that its chips form.
         clock_ghz: Clock rate, for predicted cycles; None where none are predicted.
-        modules: What must be installed to compile for it.
+        module: What must be installed to compile for it.
     """
 
     memory_gb: float
     dimensions: int
     clock_ghz: float | None
-    modules: tuple[str, ...] = ("libtpu",)
+    module: str = "libtpu"
 
 
 CHIPS = {
-    "v4": Chip(memory_gb=32.0, dimensions=3, clock_ghz=1.05),
-    "v5e": Chip(memory_gb=16.0, dimensions=2, clock_ghz=1.5),
-    "v5p": Chip(memory_gb=95.0, dimensions=3, clock_ghz=1.75),
-    "v6e": Chip(memory_gb=32.0, dimensions=2, clock_ghz=1.75),
-    "h100": Chip(
-        memory_gb=79.0, dimensions=1, clock_ghz=None, modules=("jax_cuda13_plugin", "jax_plugins.xla_cuda13")
-    ),
+    "v5e": Chip(memory_gb=15.75, dimensions=2, clock_ghz=1.5),
+    "v5p": Chip(memory_gb=95.74, dimensions=3, clock_ghz=1.75),
+    "v6e": Chip(memory_gb=31.25, dimensions=2, clock_ghz=1.75),
+    "h100": Chip(memory_gb=79.0, dimensions=1, clock_ghz=None, module="jax_cuda13_plugin"),
 }
 
 
@@ -96,7 +94,7 @@ class Target:
         dimensions = CHIPS[kind].dimensions
         shape = shape if colon else "x".join("1" * dimensions)
         if not re.fullmatch("x".join([r"[1-9]\d{0,3}"] * dimensions), shape):
-            example = "x".join("221"[:dimensions])
+            example = {1: "4", 2: "2x2", 3: "2x2x1"}[dimensions]
             raise UsageError(
                 f"--target {text}: must be {kind}, or the shape of its grid as in {kind}:{example}"
             )
@@ -110,13 +108,18 @@ class Target:
         """The kind of its chips."""
         return CHIPS[self.kind]
 
+    @property
+    def devices(self) -> int:
+        """The number of its chips."""
+        return math.prod(self.shape)
+
     def check_installed(self) -> None:
         """Check that the compilers for the target are installed.
 
         Raises:
             UsageError: They are not; the message says how to install them.
         """
-        if not all(map(_is_installed, self.chip.modules)):
+        if find_spec(self.chip.module) is None:
             raise UsageError(
                 f"--target {self}: needs the compilers of JAX for it; run: pip install 'cnnexp[targets]'"
             )
@@ -140,13 +143,6 @@ class Target:
             raise UsageError(
                 f"--target {self}: no such grid of chips ({describe_exception(error)})"
             ) from None
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # its package
-        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,12 +171,14 @@ class CompiledProgram:
         name: The name of the program.
         cost: What the compiler says of it; None where it does not compile.
         error: Why it does not compile.
+        is_last: Whether no program of the stack follows.
     """
 
     job: int
     name: str
     cost: ProgramCost | None = None
     error: str = ""
+    is_last: bool = False
 
     @property
     def is_too_large(self) -> bool:
@@ -282,19 +280,20 @@ def _compile_request() -> None:
         devices = Target.parse(request["target"]).list_devices()
         for index, values in enumerate(request["jobs"]):
             job = StackJob(**values | {"config": parse(values["config"])})
-            for program in list_programs(job.config, job.runs, devices, streams=job.streams):
-                if job.programs is None or program.name in job.programs:
-                    answer(asdict(_try_to_compile(index, program)))
+            programs = list_programs(job.config, job.runs, devices, streams=job.streams)
+            chosen = [p for p in programs if job.programs is None or p.name in job.programs]
+            for program in chosen:
+                answer(asdict(_try_to_compile(index, program, is_last=program is chosen[-1])))
     except UsageError as error:
         answer({"refused": str(error)})
 
 
-def _try_to_compile(job: int, program: Program) -> CompiledProgram:
+def _try_to_compile(job: int, program: Program, *, is_last: bool) -> CompiledProgram:
+    result = CompiledProgram(job=job, name=program.name, is_last=is_last)
     try:
-        return CompiledProgram(job=job, name=program.name, cost=compile_program(program))
+        return replace(result, cost=compile_program(program))
     except Exception as error:
-        reason = f"{type(error).__name__}: {describe_exception(error)}"
-        return CompiledProgram(job=job, name=program.name, error=reason)
+        return replace(result, error=f"{type(error).__name__}: {describe_exception(error)}")
 
 
 if __name__ == "__main__":

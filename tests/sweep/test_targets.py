@@ -25,7 +25,7 @@ def test_a_target_is_a_chip_or_a_grid_of_chips(typed: str, kind: str, shape: tup
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("v5", "--target v5: did you mean 'v5e'? allowed: v4, v5e, v5p, v6e, h100"),
+        ("v5", "--target v5: did you mean 'v5p'? allowed: v5e, v5p, v6e, h100"),
         ("v5e:2", "--target v5e:2: must be v5e, or the shape of its grid as in v5e:2x2"),
         ("v5p:0x2x1", "--target v5p:0x2x1: must be v5p, or the shape of its grid as in v5p:2x2x1"),
         ("h100:", "--target h100:: must be h100, or the shape of its grid as in h100:4"),

@@ -7,7 +7,8 @@ import pytest
 from jax import export
 
 from cnnexp.training import programs, stacking
-from cnnexp.training.programs import StepForecast, list_programs
+from cnnexp.training.program_costs import StepForecast
+from cnnexp.training.programs import list_programs
 from tests.conftest import Configure
 
 PLATFORMS = {"gpu": "cuda", "tpu": "tpu"}
