@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from cnnexp.config import OMITTED_AT_DEFAULT, TRACED_KEYS, RunConfig
 from cnnexp.config.data import STRENGTH_KEYS
 from cnnexp.core.text import pluralize
+from cnnexp.data.shapes import resolve_train_size
 from cnnexp.models.spec import specify_network, total_count
 from cnnexp.store.checkpoints import has_checkpoint, iterate_stacks, list_corrupt_stacks
 from cnnexp.store.files import read_json
@@ -167,7 +168,31 @@ def split_group(group: Mapping[str, RunConfig], program_key: str, largest: int) 
     ids = list(group)
     for start in range(0, len(ids), size):
         runs = {run_id: group[run_id] for run_id in ids[start : start + size]}
-        yield Stack(runs=runs, program_key=program_key)
+        images = {run_id: resolve_train_size(run.data) for run_id, run in runs.items()}
+        ordered = balance_devices(images, jax.local_device_count())
+        yield Stack(runs={run_id: runs[run_id] for run_id in ordered}, program_key=program_key)
+
+
+def balance_devices(images: Mapping[str, int], devices: int) -> list[str]:
+    """Order the runs of a stack so that its devices, each of which has successive runs, take equally long.
+
+    Runs of one program train equally long, but an evaluation goes through all training images of a run.
+
+    Args:
+        images: the number of training images by run.
+        devices: the number of devices that the runs are spread over.
+
+    Returns:
+        The runs in their new order; in the same order if all have equally many images.
+    """
+    if len(set(images.values())) == 1:
+        return list(images)
+    by_device: list[list[str]] = [[] for _ in range(min(devices, len(images)))]
+    room = -(-len(images) // len(by_device))
+    for run_id in sorted(images, key=lambda run_id: -images[run_id]):  # the largest first
+        with_room = [members for members in by_device if len(members) < room]
+        min(with_room, key=lambda members: sum(images[other] for other in members)).append(run_id)
+    return list(chain.from_iterable(sorted(by_device, key=len, reverse=True)))
 
 
 def make_program_key(run: RunConfig) -> str:

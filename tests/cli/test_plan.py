@@ -13,7 +13,7 @@ from cnnexp.store.checkpoints import RUNS, StackCheckpoints
 from cnnexp.store.files import write_json
 from cnnexp.store.runs import sweep_folder
 from cnnexp.sweep.cost import estimate_state_bytes, largest_stack
-from cnnexp.sweep.plan import group_by_checkpoint, group_by_program, split_group
+from cnnexp.sweep.plan import balance_devices, group_by_checkpoint, group_by_program, split_group
 from cnnexp.sweep.points import Cells, SweepPoint, format_rerun_commands, to_dict
 from tests.conftest import Configure, call_cnnexp
 
@@ -162,3 +162,13 @@ def test_composing_fast_equals_composing_by_hydra(plan: Any, monkeypatch: pytest
     assert len(composed) == 2 * 2 * 2 * 2 * 2
     for job in composed:
         assert job.config == compose_by_hydra(*job.overrides)
+
+
+def test_devices_evaluate_about_equally_many_images() -> None:
+    images = {f"{size}-{seed}": size for size in (128, 512, 2048, 8192) for seed in range(3)}
+    ordered = balance_devices(images, devices=2)
+    assert sorted(ordered) == sorted(images)
+    by_device = [sum(images[run] for run in runs) for runs in (ordered[:6], ordered[6:])]
+    assert max(by_device) < 1.1 * sum(images.values()) / 2  # in the order of the sweep 1.9 times
+    assert balance_devices(dict.fromkeys("cab", 5), devices=2) == ["c", "a", "b"]
+    assert len(set(balance_devices({"a": 1, "b": 2, "c": 3}, devices=8))) == 3
