@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cnnexp.config.data import DataSection
+from cnnexp.config.sections import LABEL_ACCURACY, find_leading_metric
 from cnnexp.core.errors import UsageError, suggestion
 from cnnexp.core.text import pluralize
 from cnnexp.store.measurements import Evaluation, format_conditions, read_evaluations, read_probes
@@ -24,7 +25,7 @@ MAX_NAMED_RUNS = 20  # corrupt runs, in a message
 EVALUATION = "evaluation"  # the column with the conditions of an evaluation
 OF_NETWORK = ("params/", "version/", "probe/")  # columns that do not depend on the images of an evaluation
 # Further metrics that are fractions: they have steps to targets too, and tables show them in hundredths.
-FRACTIONS = ("label_accuracy", "average_precision", "top5")
+FRACTIONS = (LABEL_ACCURACY, "average_precision", "top5")
 TRAIN, TEST, GAP = "train/accuracy", "test/accuracy", "gap/accuracy"  # columns
 MEASURED_BY = "metric/name"  # the column that names what `measure_by` put in place of the accuracy
 TARGETS = (0.25, 0.5, 0.75, 0.9)  # of test accuracy, whose steps are counted
@@ -87,12 +88,9 @@ def choose_metric(table: pd.DataFrame, metric: str | None = None) -> str:
         if metric not in measured or table[f"test/{metric}"].isna().any():
             raise UsageError(f"metric {metric}: not measured by all runs; {suggestion(metric, measured)}")
         return metric
-    column = "test/label_accuracy"
-    if column not in table or table[column].isna().any():
-        return "accuracy"
-    # Runs with several labels measure it without being asked, and cannot be asked.
-    asked = table["train.metrics"].map(str) if "train.metrics" in table else pd.Series(dtype=str)
-    return "accuracy" if asked.str.contains("label_accuracy").any() else "label_accuracy"
+    columns = [str(column) for column in table if not table[column].isna().any()]
+    asked = table["train.metrics"].map(str) if "train.metrics" in table else ()
+    return find_leading_metric(columns, " ".join(asked))
 
 
 def measure_by(table: pd.DataFrame, metric: str) -> pd.DataFrame:

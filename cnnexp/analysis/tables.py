@@ -8,28 +8,29 @@ import numpy as np
 import pandas as pd
 
 from cnnexp.analysis.cells import pair_cells
-from cnnexp.analysis.dataframe import FRACTIONS, varying_keys
+from cnnexp.analysis.dataframe import FRACTIONS, choose_metric, varying_keys
 from cnnexp.analysis.statistics import interquartile_mean, interval, probability_greater
 from cnnexp.config.execution import TUNED
+from cnnexp.config.sections import LABEL_ACCURACY
 from cnnexp.core.text import markdown_text
 
 Format = Literal["table", "csv", "parquet", "latex", "markdown"]
-METRICS = {
-    "train/accuracy": "train accuracy",
-    "test/accuracy": "test accuracy",
-    "gap/accuracy": "gap",
-}
+EXACT_MATCH = "test exact match"  # the title of the accuracy where images have several labels
 MIN_SEEDS_FOR_IQM = 4  # with fewer, the interquartile mean is the mean
 
 
-def summarize_cells(table: pd.DataFrame, keys: Sequence[str] | None = None) -> pd.DataFrame:
+def summarize_cells(
+    table: pd.DataFrame, keys: Sequence[str] | None = None, metric: str | None = None
+) -> pd.DataFrame:
     """Summarise each cell in one row: its keys, counts, seeds, and each metric's mean and interval limits.
 
     Args:
         table: One row per run.
         keys: The keys that tell cells apart; all that vary if None.
+        metric: The metric that comes first; None: that of `choose_metric`.
     """
     keys = list(keys or varying_keys(table) or ["model.name"])
+    metric = metric or choose_metric(table)
     rows = []
     for values, cell in table.groupby(keys, sort=True, dropna=False):
         row: dict[str, object] = dict(
@@ -39,37 +40,46 @@ def summarize_cells(table: pd.DataFrame, keys: Sequence[str] | None = None) -> p
             name: int(cell[name].iloc[0]) for name in ("params/total", "macs") if cell[name].nunique() == 1
         }
         row["seeds"] = cell["seed"].nunique()
-        for metric in list_metrics(table):
-            estimate = interval(cell.groupby("seed")[metric].mean().dropna().to_numpy())
+        for column in list_metrics(table, metric):
+            estimate = interval(cell.groupby("seed")[column].mean().dropna().to_numpy())
             low, high = estimate[1:]
-            if is_fraction(metric):  # the interval of Student's t may leave the range
-                low, high = np.clip((low, high), -1 if metric.startswith("gap") else 0, 1)
-            row |= {metric: estimate.value, f"{metric}/low": low, f"{metric}/high": high}
-        row["test/accuracy/iqm"] = interquartile_mean(cell.groupby("seed")["test/accuracy"].mean().to_numpy())
+            if is_fraction(column):  # the interval of Student's t may leave the range
+                low, high = np.clip((low, high), -1 if column.startswith("gap") else 0, 1)
+            row |= {column: estimate.value, f"{column}/low": low, f"{column}/high": high}
+        by_seed = cell.groupby("seed")[f"test/{metric}"].mean()
+        row[f"test/{metric}/iqm"] = interquartile_mean(by_seed.to_numpy())
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def list_metrics(table: pd.DataFrame) -> dict[str, str]:
-    """List the metrics that tables show, with their titles: `METRICS`, and further ones on test images.
+def list_metrics(table: pd.DataFrame, metric: str | None = None) -> dict[str, str]:
+    """List the metrics that tables show, with their titles: the leading one, and further ones on test images.
 
     Args:
         table: One row per run, or the rows of `summarize_cells`.
+        metric: The leading metric; None: that of `choose_metric`, or that of `summarize_cells`.
     """
     names = [column.removeprefix("test/") for column in map(str, table.columns) if column.startswith("test/")]
     measured = [name for name in names if f"train/{name}" in table or f"test/{name}/low" in table]
-    further = [name for name in measured if "/" not in name and name not in ("loss", "accuracy")]
-    return METRICS | {f"test/{name}": title_metric(f"test/{name}") for name in further}
+    measured = [name for name in measured if "/" not in name and name != "loss"]
+    if metric is None:
+        summarized = [name for name in measured if f"train/{name}/low" in table]
+        metric = summarized[0] if summarized else choose_metric(table)
+    columns = [f"{split}/{metric}" for split in ("train", "test", "gap") if f"{split}/{metric}" in table]
+    columns += [f"test/{name}" for name in measured if name != metric]
+    has_several_labels = metric != "accuracy" and LABEL_ACCURACY in measured
+    renamed = {"test/accuracy": EXACT_MATCH} if has_several_labels else {}
+    return {column: renamed.get(column) or title_metric(column) for column in columns}
 
 
 def title_metric(metric: str) -> str:
     """Return the title of a metric in tables."""
-    return METRICS.get(metric) or metric.replace("/", " ").replace("_", " ")
+    return "gap" if metric.startswith("gap/") else metric.replace("/", " ").replace("_", " ")
 
 
 def is_fraction(metric: str) -> bool:
     """Return whether a metric is an accuracy or another fraction, or a difference of two."""
-    return metric in METRICS or metric.partition("/")[2] in FRACTIONS
+    return metric.partition("/")[2] in ("accuracy", *FRACTIONS)
 
 
 def compare_tyings(table: pd.DataFrame) -> pd.DataFrame:
@@ -114,7 +124,7 @@ def format_cells(cells: pd.DataFrame) -> pd.DataFrame:
         triples = zip(cells[metric], cells[f"{metric}/low"], cells[f"{metric}/high"], strict=True)
         estimates = [format_estimate(metric, *triple) for triple in triples]
         shown[title] = pd.Series(estimates, index=cells.index)
-        if metric == "test/accuracy" and cells["seeds"].max() >= MIN_SEEDS_FOR_IQM:
+        if f"{metric}/iqm" in cells and cells["seeds"].max() >= MIN_SEEDS_FOR_IQM:
             shown["test IQM"] = (100 * cells[f"{metric}/iqm"]).map("{:.1f}".format)
     return pd.DataFrame(shown)
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -179,6 +179,21 @@ class Optim(Section):
                 f"optim.l1_threshold={self.l1_threshold}: is a multiple of optim.l1; set that too"
             )
         return self
+
+
+LABEL_ACCURACY = "label_accuracy"
+
+
+def find_leading_metric(measured: Collection[str], asked: Collection[str]) -> str:
+    """Return the metric with which progress, tables, reports and dashboards of a sweep begin.
+
+    Args:
+        measured: The columns that all runs have measured, such as `test/accuracy`.
+        asked: The metrics of `train.metrics`. Images with several labels have the label accuracy without
+            being asked; images with one label only if asked.
+    """
+    is_multi_label = f"test/{LABEL_ACCURACY}" in measured and LABEL_ACCURACY not in asked
+    return LABEL_ACCURACY if is_multi_label else "accuracy"
 
 
 class Train(Section):

@@ -123,7 +123,7 @@ def make_report(folder: Path, config_folder: Path | None = None, metric: str | N
         table=table,
         metric=metric,
         tuning=tuning,
-        cells=summarize_cells(table),
+        cells=summarize_cells(table, metric=metric),
         comparison=compare_tyings(measured),
         verdicts=[verdict for verdict in verdicts if verdict.interval is not None],
         unmeasured_claims=[verdict.claim for verdict in verdicts if verdict.interval is None],

@@ -9,6 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from cnnexp.config.sections import find_leading_metric
 from cnnexp.core.text import pluralize
 from cnnexp.store.runs import Stop
 from cnnexp.sweep.plan import COMPILE_SECONDS, Plan, Stack
@@ -33,6 +34,7 @@ class SweepProgress:
 
     def __init__(self, plan: Plan, cells: Cells):
         self._cells, self._plan = cells, plan
+        self._asked = {metric for run in plan.runs.values() for metric in run.train.metrics}
         self._total = sum(len(stack.runs) for stack in plan.stacks)
         flops = sum(
             plan.fractions[run_id] * estimate_flops(run)
@@ -111,8 +113,8 @@ class SweepProgress:
             self._running -= len(ended)
             for name, members in self._cells.group_runs(ended).items():
                 if self._console.is_terminal:
-                    self.print_line(f"{name}: {_accuracies([rows[run_id] for run_id in members])}")
-        self._latest = f"{self._cells.common_name(stack.runs)}: {_accuracies(list(rows.values()))}"
+                    self.print_line(f"{name}: {self._describe_rows([rows[run_id] for run_id in members])}")
+        self._latest = f"{self._cells.common_name(stack.runs)}: {self._describe_rows(list(rows.values()))}"
         if self._running == 0:
             self._spent, self._partial = self._spent + _seconds(stack), 0.0
             if not self._console.is_terminal:
@@ -158,7 +160,7 @@ class SweepProgress:
         self._done, self._running, self._failed = self._done + len(rows), running, failed
         self._spent, self._fraction = self._cost * (self._done + failed) / max(1, self._total), 0.0
         for name, members in self._cells.group_runs(rows).items():
-            self._latest = f"{name}: {_accuracies([rows[run_id] for run_id in members])}"
+            self._latest = f"{name}: {self._describe_rows([rows[run_id] for run_id in members])}"
             if self._console.is_terminal:
                 self.print_line(self._latest)
         if not self._console.is_terminal and (rows or time.monotonic() - self._printed > SILENCE_SECONDS):
@@ -183,6 +185,15 @@ class SweepProgress:
         self._printed = time.monotonic()
         self.print_line(f"{self._describe_state()}, {self._latest}")
 
+    def _describe_rows(self, rows: Sequence[Mapping[str, int | float]]) -> str:
+        """Describe the mean of the leading metric on training and on test images."""
+        metric = find_leading_metric(rows[0].keys(), self._asked)
+        train, test = (
+            sum(row[f"{split}/{metric}"] for row in rows) / len(rows) for split in ("train", "test")
+        )
+        name = "" if metric == "accuracy" else f" ({metric.replace('_', ' ')})"
+        return f"train {train:.3f} test {test:.3f}{name}"
+
     def _describe_state(self) -> str:
         """Describe runs done, failed and running, the current stack's epoch, throughput and time left."""
         elapsed = time.monotonic() - self._started
@@ -198,11 +209,6 @@ class SweepProgress:
         slowness = (PRIOR_SECONDS + elapsed) / (PRIOR_SECONDS + spent) if spent else 1.0
         left = int(max(0.0, self._cost - spent) * slowness)
         return ", ".join([*parts, f"ETA {left // 60}:{left % 60:02d}"])
-
-
-def _accuracies(rows: Sequence[Mapping[str, int | float]]) -> str:
-    train, test = (sum(row[key] for row in rows) / len(rows) for key in ("train/accuracy", "test/accuracy"))
-    return f"train {train:.3f} test {test:.3f}"
 
 
 def _seconds(stack: Stack) -> float:

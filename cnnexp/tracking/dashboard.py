@@ -14,6 +14,7 @@ from wandb_workspaces.reports.v2.interface import Config, SummaryMetric
 from cnnexp.analysis.dataframe import make_dataframe, varying_keys, warn_excluded_runs
 from cnnexp.core.text import markdown_text
 from cnnexp.report.output import write_report
+from cnnexp.report.report import Report
 from cnnexp.store.files import read_json, write_json, write_text
 from cnnexp.store.runs import read_runs, read_sweep
 from cnnexp.tracking.target import NAME_LIMIT, Target, hide_credentials, shorten
@@ -28,39 +29,42 @@ PINNED_COLUMNS = [
     "config:seed.value",
     "summary:params/total",
     "summary:macs/image",
-    "summary:train/accuracy.last",
-    "summary:test/accuracy.last",
-    "summary:gap/accuracy.last",
 ]
 
 
-def make_sections(folder: Path) -> dict[str, list[Any]]:
+def _list_pinned_columns(metric: str) -> list[str]:
+    return [*PINNED_COLUMNS, *(f"summary:{split}/{metric}.last" for split in ("train", "test", "gap"))]
+
+
+def make_sections(folder: Path, metric: str) -> dict[str, list[Any]]:
     """Make the panels of a sweep by the names of their sections.
 
     Each line of the curves by tying is the mean of all runs of a tying, and the name of the section says what
     varies among them besides the seed. Each line of the curves by cell is the mean over the seeds of a cell.
+
+    Args:
+        folder: The sweep's folder.
+        metric: The metric that its report is measured by, such as `accuracy`.
     """
     pooled_keys = [key for key in varying_keys(make_dataframe(read_runs(folder))) if key != "model.tying"]
     spread = f" (spread over {', '.join(['seeds', *pooled_keys])})"
-    axes = (("test/accuracy", "step"), ("test/accuracy", "images"), ("train/accuracy", "step"))
+    train, test, gap = (f"{split}/{metric}" for split in ("train", "test", "gap"))
+    name = metric.replace("_", " ")
+    axes = ((test, "step"), (test, "images"), (train, "step"), (gap, "step"))
     return {
-        f"Learning curves, by tying{spread}": [
-            _curve(metric, axis, "model.tying") for metric, axis in (*axes, ("gap/accuracy", "step"))
-        ],
+        f"Learning curves, by tying{spread}": [_curve(curve, axis, "model.tying") for curve, axis in axes],
         "Learning curves, by cell (spread over seeds)": [
-            _curve(metric, "step", "cell") for metric in ("test/accuracy", "gap/accuracy")
+            _curve(curve, "step", "cell") for curve in (test, gap)
         ],
-        "Gap and accuracy against costs": [
-            _scatter(x, y)
-            for y in ("gap/accuracy.last", "test/accuracy.last")
-            for x in ("params/total", "macs/image")
+        f"Gap and {name} against costs": [
+            _scatter(x, f"{y}.last") for y in (gap, test) for x in ("params/total", "macs/image")
         ],
-        "Test accuracy by kernel size and stride": [
-            _bars("test/accuracy.last", key) for key in ("model.kernel_size", "model.stride", "model.tying")
+        f"Test {name} by kernel size and stride": [
+            _bars(f"{test}.last", key) for key in ("model.kernel_size", "model.stride", "model.tying")
         ],
         "All keys and metrics": [
             reports.ParallelCoordinatesPlot(
-                title="configuration and accuracy",
+                title=f"configuration and {name}",
                 columns=[
                     *(
                         _column(Config(key), key)
@@ -68,8 +72,8 @@ def make_sections(folder: Path) -> dict[str, list[Any]]:
                     ),
                     _column(Config("data.train_size"), "data.train_size"),
                     _column(SummaryMetric("params/total"), "parameters", log=True),
-                    _column(SummaryMetric("gap/accuracy.last"), "gap"),
-                    _column(SummaryMetric("test/accuracy.last"), "test accuracy"),
+                    _column(SummaryMetric(f"{gap}.last"), "gap"),
+                    _column(SummaryMetric(f"{test}.last"), f"test {name}"),
                 ],
             )
         ],
@@ -83,11 +87,12 @@ def make_workspace(folder: Path, target: Target) -> workspaces.Workspace:
         folder: The sweep's folder.
         target: The entity and the project at W&B.
     """
+    report = write_report(folder)
     verdict_panels = [
-        reports.MarkdownPanel(markdown=format_verdicts(folder)),
+        reports.MarkdownPanel(markdown=format_verdicts(report)),
         reports.MediaBrowser(title="figures", media_keys=_figure_keys(folder)),
     ]
-    sections = {"Verdicts": verdict_panels, **make_sections(folder)}
+    sections = {"Verdicts": verdict_panels, **make_sections(folder, report.metric)}
     return workspaces.Workspace(
         entity=target.entity or "",
         project=target.project,
@@ -97,20 +102,23 @@ def make_workspace(folder: Path, target: Target) -> workspaces.Workspace:
         ],
         runset_settings=workspaces.RunsetSettings(
             filters=[workspaces.Metric("Group") == _group_name(folder)],
-            order=[workspaces.Ordering(workspaces.Summary("test/accuracy.last"), ascending=False)],
-            pinned_columns=PINNED_COLUMNS,
+            order=[workspaces.Ordering(workspaces.Summary(f"test/{report.metric}.last"), ascending=False)],
+            pinned_columns=_list_pinned_columns(report.metric),
         ),
     )
 
 
 def make_wandb_report(folder: Path, target: Target) -> reports.Report:
     """Make the W&B report of a sweep: the verdicts, figures, panels of all sections, and runs."""
+    report = write_report(folder)
     # Without a name, a run set is that of the report's own project; for a name the package asks the server.
     runs = reports.Runset(
-        name=folder.name, filters=f"Group == {_group_name(folder)!r}", pinned_columns=PINNED_COLUMNS
+        name=folder.name,
+        filters=f"Group == {_group_name(folder)!r}",
+        pinned_columns=_list_pinned_columns(report.metric),
     )
-    blocks: list[Any] = [reports.MarkdownBlock(text=format_verdicts(folder))]
-    for name, panels in make_sections(folder).items():
+    blocks: list[Any] = [reports.MarkdownBlock(text=format_verdicts(report))]
+    for name, panels in make_sections(folder, report.metric).items():
         blocks += [reports.H2(text=name), reports.PanelGrid(runsets=[runs], panels=panels)]
     figures = reports.MediaBrowser(title="figures", media_keys=_figure_keys(folder))
     blocks += [reports.H2(text="Figures"), reports.PanelGrid(runsets=[runs], panels=[figures])]
@@ -186,16 +194,15 @@ def _update_saved_report(url: str, report: Any) -> Any:
     return saved
 
 
-def format_verdicts(folder: Path) -> str:
-    """List the claims with their verdicts and estimates, as Markdown."""
-    report = write_report(folder)
+def format_verdicts(report: Report) -> str:
+    """List the claims of a sweep with their verdicts and estimates, as Markdown."""
     lines = [
         f"- **{verdict.marked_outcome}**: {verdict.claim.sentence} {verdict.claim.quantity}: {verdict.effect}"
         for verdict in report.verdicts
     ]
     missing = report.experiment.missing
     no_claims = f"No claims: {markdown_text(missing)}." if missing else "This experiment makes no claims."
-    return "\n".join([f"## {markdown_text(folder.name)}: verdicts", *(lines or [no_claims])])
+    return "\n".join([f"## {markdown_text(report.folder.parent.name)}: verdicts", *(lines or [no_claims])])
 
 
 def _title(folder: Path) -> str:

@@ -67,7 +67,7 @@ def test_the_dashboard_names_corrupt_runs_once(
     from cnnexp.tracking import dashboard
     from cnnexp.tracking.target import Target
 
-    monkeypatch.setattr(dashboard, "format_verdicts", lambda folder: "")  # which draws all figures
+    monkeypatch.setattr(dashboard, "format_verdicts", lambda report: "")  # which draws all figures
     dashboard.write_dry_run(SWEEP, Target(mode="offline", project="cnnexp", entity=None))
     assert capsys.readouterr().err.count(corrupt) == 1
 

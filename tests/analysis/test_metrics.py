@@ -12,6 +12,7 @@ from cnnexp.analysis.dataframe import choose_metric, make_dataframe, measure_by,
 from cnnexp.analysis.estimates import measured_by
 from cnnexp.analysis.tables import format_cells, list_metrics, summarize_cells
 from cnnexp.analysis.tuning import choose_hyperparameters
+from cnnexp.config.sections import find_leading_metric
 from cnnexp.core.errors import UsageError
 from cnnexp.plots.figures import draw_by_images
 from cnnexp.store.runs import StoredRun
@@ -103,6 +104,24 @@ def test_images_with_several_labels_are_measured_by_the_label_accuracy_and_other
     assert choose_metric(asked) == "accuracy"  # images with one label have it only where it is asked for
     with pytest.raises(UsageError, match=r"metric top5: not measured by all runs; .*label_accuracy"):
         choose_metric(several, "top5")
+
+
+def test_tables_lead_with_the_metric_of_the_sweep_and_name_the_exact_match() -> None:
+    several = make_runs_with_several_labels()
+    titles = {
+        "train/label_accuracy": "train label accuracy",
+        "test/label_accuracy": "test label accuracy",
+        "gap/label_accuracy": "gap",
+        "test/accuracy": "test exact match",
+        "test/average_precision": "test average precision",
+        "test/distance": "test distance",
+    }
+    assert list_metrics(several) == titles == list_metrics(summarize_cells(several))
+    columns = list(format_cells(summarize_cells(several)))
+    assert columns.index("test label accuracy") < columns.index("test exact match")
+    by_precision = summarize_cells(several, metric="average_precision")
+    assert next(iter(list_metrics(by_precision))) == "train/average_precision"
+    assert find_leading_metric(["test/accuracy"], []) == "accuracy"
 
 
 def test_figures_show_the_metric_that_takes_the_place_of_the_accuracy() -> None:

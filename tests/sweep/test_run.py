@@ -10,9 +10,11 @@ import jax
 import pytest
 
 from cnnexp.store.runs import StoredRun, read_runs
-from cnnexp.sweep.points import SweepPoint
+from cnnexp.sweep.plan import plan_sweep
+from cnnexp.sweep.points import Cells, SweepPoint
+from cnnexp.sweep.progress import SweepProgress
 from cnnexp.training import loop, train
-from tests.conftest import SMALL_SWEEP, TRAINERS, call_cnnexp, prepare_process
+from tests.conftest import SMALL_SWEEP, TRAINERS, Configure, call_cnnexp, prepare_process
 
 
 def read_by_tying_and_seed(sweep: Path) -> dict[tuple[Any, ...], StoredRun]:
@@ -45,6 +47,26 @@ def test_a_sweep_stores_every_promised_key(first_sweep: dict[tuple[Any, ...], St
     assert [row["step"] for row in stored.history] == [0, 3, 6]
     assert stored.history[-1]["test/loss"] == summary["test/loss"]
     assert summary["params/total"] == 16 * 16 * 9 * 2 + 2 + 8 * 8 * 2 * 10 + 10
+
+
+@pytest.mark.parametrize(
+    ("measured", "shown"),
+    [
+        ({"accuracy": 0.125}, "train 0.125 test 0.125\n"),
+        ({"accuracy": 0.125, "label_accuracy": 0.875}, "train 0.875 test 0.875 (label accuracy)\n"),
+    ],
+)
+def test_progress_shows_the_leading_metric(
+    measured: dict[str, float], shown: str, configure: Configure, capsys: pytest.CaptureFixture[str]
+) -> None:
+    point = SweepPoint(config=configure())
+    run_id = point.config.run_id
+    plan = plan_sweep({run_id: point.config})
+    row = {f"{split}/{name}": value for name, value in measured.items() for split in ("train", "test")}
+    with SweepProgress(plan, Cells({run_id: point})) as progress:
+        progress.show_start(plan.stacks[0])
+        progress.show_evaluation(plan.stacks[0], {run_id: row}, [run_id])
+    assert capsys.readouterr().err.endswith(shown)
 
 
 def test_the_same_stack_again_is_bit_identical_and_only_missing_runs_are_trained(

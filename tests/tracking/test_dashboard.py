@@ -62,3 +62,14 @@ def test_a_dashboard_of_somebody_else_is_not_changed(tmp_path: Path, monkeypatch
         assert len(read) == visits and saved == [("team", "ours")] * 2
     write_json(tmp_path / dashboard.ADDRESSES, {"workspace": 3, "report": ["https://w/team/p"]})
     dashboard.save_dashboard(tmp_path, target)
+
+
+def test_panels_show_the_metric_by_which_the_report_is_measured(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the package's own use of pydantic
+        from cnnexp.tracking import dashboard
+    for metric, other in (("label_accuracy", "accuracy"), ("accuracy", "label_accuracy")):
+        sections = dashboard.make_sections(tmp_path, metric)
+        text = str(sections)
+        assert f"test/{metric}" in text and f"gap/{metric}.last" in text and f"test/{other}" not in text
+        assert f"Test {metric.replace('_', ' ')} by kernel size and stride" in sections
