@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+
+from cnnexp.config.execution import LocalLauncher
 from cnnexp.core.errors import UsageError
 from cnnexp.core.text import duration_text, pluralize, short_number
 from cnnexp.data.loading import describe_drawn_tests
@@ -21,6 +24,7 @@ from cnnexp.sweep.plan import COMPILE_SECONDS, Forecast, Plan, forecast, plan_sw
 from cnnexp.sweep.points import Cells, SweepPoint
 from cnnexp.sweep.validate import check_images, check_run, check_sweep
 from cnnexp.training.schedule import resolve_duration
+from cnnexp.training.strategies import choose_strategy
 
 HEADER = ("cell", "params", "MACs", "memory", "runs", "done", "stack", "time")
 
@@ -131,9 +135,14 @@ def _plan_cells(plan: Plan, cells: Cells, time_forecast: Forecast) -> list[CellP
 
 
 def _format_row(cell: CellPlan) -> tuple[str, ...]:
-    stacks = "-".join(map(str, dict.fromkeys([*cell.stacks[:1], *cell.stacks[-1:]]))) or "-"
+    stacks = _list_numbers(cell.stacks) or "-"
     numbers = (short_number(cell.params), short_number(cell.macs), f"{short_number(cell.memory)}B")
     return (cell.name, *numbers, str(cell.runs), str(cell.done), stacks, duration_text(cell.seconds))
+
+
+def _list_numbers(stacks: Sequence[int]) -> str:
+    """Return the first and the last of the numbers of stacks."""
+    return "-".join(map(str, dict.fromkeys([*stacks[:1], *stacks[-1:]])))
 
 
 def _align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -163,9 +172,25 @@ def _print_totals(plan: Plan, cells: Sequence[CellPlan], impossible: int, time_f
     print(line)
     if plan.runs:
         print(choose_kept(plan.runs).describe())
+    for line in _describe_strategies(plan):
+        print(line)
     if any(fraction < 1 for fraction in plan.fractions.values()):
         print(_describe_halving(plan))
     print(f"about {duration_text(seconds)}, estimated from {time_forecast.source}")
+
+
+def _describe_strategies(plan: Plan) -> list[str]:
+    """Say, in a line for each strategy, how the devices of this machine would compute the stacks."""
+    numbers: dict[str, list[int]] = {}
+    for number, stack in enumerate(plan.stacks, 1):
+        if isinstance(stack.config.launcher, LocalLauncher):  # the devices of other machines are unknown
+            devices = jax.local_devices()
+            runs = math.ceil(len(stack.runs) / min(len(stack.runs), len(devices)))
+            strategy = choose_strategy(stack.config, runs, devices[0].platform)
+            numbers.setdefault(strategy.describe(), []).append(number)
+    if len(numbers) == 1:
+        return [f"each device computes {description}" for description in numbers]
+    return [f"stacks {_list_numbers(stacks)}: each device computes {how}" for how, stacks in numbers.items()]
 
 
 def _describe_halving(plan: Plan) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from cnnexp.config.sections import AllowedText, Count, Positive, Section, Size, Text
-from cnnexp.core.errors import format_value
+from cnnexp.core.errors import format_value, shorten_value
 
 SIGNAL_EARLY_SECONDS = 30  # Slurm checks twice a minute which signals are due
 Flag = str | int | float | bool
@@ -21,6 +21,21 @@ _VALID_TRACKIO_PROJECT = re.compile(rf"(?!registry-|.+_(?:{_TRACKIO_TABLES})$).+
 TUNED = ("optim.learning_rate", "optim.weight_decay")  # chosen for each cell, so that they tell none apart
 
 
+STACKINGS = ("auto", "map", "vmap")
+
+
+def _check_stacking(value: str | int) -> str | int:
+    if value not in STACKINGS and (not isinstance(value, int) or value < 1):
+        allowed = f"{', '.join(STACKINGS)}, or the number of runs at once, at least 1"
+        raise ValueError(f"sweep.stacking={shorten_value(value)}: must be {allowed}")
+    return value
+
+
+Stacking = Annotated[
+    str | int, AfterValidator(_check_stacking), AllowedText(f"{', '.join(STACKINGS)} or integer >= 1")
+]
+
+
 class Sweep(Section):
     """The execution of a sweep; nothing here changes a result."""
 
@@ -33,6 +48,12 @@ class Sweep(Section):
         default=None,
         description="The maximum number of runs that are trained together in one stack. null: as many as "
         "fit into memory. Smaller stacks need less memory and save more often, but take longer in total.",
+    )
+    stacking: Stacking = Field(
+        default="auto",
+        description="How a device computes the runs of a stack. `map`: one after another. `vmap`: all at "
+        "once, as one batched program. A number: so many at once. `auto`: the fastest for the network and "
+        "the device, see docs/accelerators.md. Results agree up to rounding.",
     )
     checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
         default=30.0, description="The time between two checkpoints of a stack, in seconds."

@@ -211,7 +211,7 @@ def make_program_key(run: RunConfig) -> str:
     duration = resolve_duration(run)  # in steps: runs of equally many steps have one program
     for key in ("epochs", "steps", "eval_every"):
         del values["train"][key]
-    carried_out = [run.train.parallel, run.train.profile]
+    carried_out = [run.train.parallel, run.train.profile, run.sweep.stacking]
     return json.dumps([values, duration.steps, duration.evaluate_after, carried_out], sort_keys=True)
 
 

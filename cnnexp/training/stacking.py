@@ -6,11 +6,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, Key
 
-from cnnexp.core.platforms import compiling_for, target_platform
+from cnnexp.core.platforms import compiling_for
 from cnnexp.data.images import Images, Normalisation
 from cnnexp.data.pipelines import EvalWindow, InMemory, RawBatch, TrainWindow
 from cnnexp.models.network import measure_kernels, sample_kernels
@@ -18,10 +17,10 @@ from cnnexp.training.metrics import Metrics
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.processes import shard
 from cnnexp.training.setup import Setup, State, merge_network
+from cnnexp.training.strategies import map_over_runs
 from cnnexp.training.train import evaluate, evaluate_window, init, train_steps
 
 Runs = TypeVar("Runs")  # a pytree with a leading run axis
-Result = TypeVar("Result")
 RUNS, WHOLE = PartitionSpec("runs"), PartitionSpec()
 BATCH = "batch"  # the mesh axis of the devices that split the batches of a run
 PARTS = PartitionSpec("runs", None, BATCH)  # runs, steps, images of a batch
@@ -72,16 +71,6 @@ class StackPrograms(NamedTuple):
     inspect: Callable[[State], tuple[dict[str, Array], dict[str, Array]]]
 
 
-def map_over_runs(function: Callable[[Runs], Result]) -> Callable[[Runs], Result]:
-    """Map a function of one run over the leading run axis of its argument.
-
-    This is `jax.vmap`, except on CPU, where the runs take turns within the one program: a step of one run
-    keeps the cores busy, and its arrays fit in their cache where those of the whole stack do not
-    (`scripts/bench/step.py` times both).
-    """
-    return partial(lax.map, function) if target_platform() == "cpu" else jax.vmap(function)
-
-
 def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPrograms:
     """Compile the functions of a training for a stack.
 
@@ -111,7 +100,7 @@ def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPr
                 state, _make_source(per_run_data, common_data), hyperparameters, setup, steps=steps
             )
 
-        return map_over_runs(train_run)((state, hyperparameters, per_run_data))
+        return map_over_runs(train_run, setup.config)((state, hyperparameters, per_run_data))
 
     @jax.jit
     @partial(spread, in_specs=(RUNS, RUNS, RUNS, WHOLE))
@@ -123,7 +112,7 @@ def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPr
             state, hyperparameters, per_run_data = run
             return evaluate(state, InMemory(images, *per_run_data), hyperparameters, setup)
 
-        return map_over_runs(evaluate_run)((state, hyperparameters, per_run_data))
+        return map_over_runs(evaluate_run, setup.config)((state, hyperparameters, per_run_data))
 
     init_run = for_devices(partial(init, setup=setup))
     return StackPrograms(
@@ -154,7 +143,7 @@ def _compile_window(setup: Setup, mesh: Mesh, split: str) -> Callable[..., Metri
             window = EvalWindow(batches, valid, normalisation)
             return evaluate_window(state, window, hyperparameters, setup, split=split)
 
-        return map_over_runs(add_run)((state, hyperparameters, valid))
+        return map_over_runs(add_run, setup.config)((state, hyperparameters, valid))
 
     return add
 

@@ -28,7 +28,7 @@ from cnnexp.nn.feature_maps import Layout
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.ops.kernel_bank import apply_kernel_bank, fastest_layout
 from cnnexp.nn.tying import Tying, bank_shape, count_layer
-from cnnexp.training.stacking import map_over_runs
+from cnnexp.training.strategies import map_in_chunks
 
 SHAPES = (  # batch, side, channels in and out, kernel, stride
     (128, 28, 1, 16, 5, 1),
@@ -130,7 +130,7 @@ def settings(
     def train_run(run: tuple[Weights, jax.Array, jax.Array]) -> tuple[Weights, jax.Array]:
         return both(*run)
 
-    stack = map_over_runs(train_run)
+    stack = map_in_chunks(train_run, 1 if jax.default_backend() == "cpu" else 8)
     programs = {
         "solo": (both, ()),
         "scan": (steps, ()),

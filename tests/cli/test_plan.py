@@ -116,10 +116,18 @@ def test_plan_prints_one_line_per_cell_then_impossible_cells_with_reasons_then_t
     impossible = [line for line in lines if line.startswith("impossible: kernel_size=99")]
     assert len(impossible) == 2 and "is larger than the 16x16 image" in impossible[0]
     assert (
-        lines[-3] == "2 cells, 10 runs: 0 done, 10 to train in 2 stacks of 2 programs; 2 cells are impossible"
+        lines[-4] == "2 cells, 10 runs: 0 done, 10 to train in 2 stacks of 2 programs; 2 cells are impossible"
     )
-    assert lines[-2] == "weights of 10 of 10 runs are stored, 6.94MB"
+    assert lines[-3] == "weights of 10 of 10 runs are stored, 6.94MB"
+    assert lines[-2].startswith("each device computes one run after another (sweep.stacking=map): ")
     assert "estimated from a calibration" in lines[-1]
+
+
+def test_plan_prints_how_the_runs_of_each_stack_are_computed(plan: Any) -> None:
+    lines = plan("model.tying=shared,local", "seed=range(3)", "data.train_size=64", "sweep.stacking=2")
+    expected = "each device computes 2 runs at once (sweep.stacking=2): as configured"
+    assert [line for line in lines if "sweep.stacking" in line] == [expected]
+    assert not any("sweep.stacking" in line for line in plan("launcher=slurm"))
 
 
 def test_plan_counts_the_parameters_of_a_normalisation(plan: Any) -> None:

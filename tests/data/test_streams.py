@@ -84,11 +84,13 @@ SETS = {
 }
 
 
-def make_run(configure: Configure, keys: dict[str, Any], stream: str, seed: int = 0) -> RunConfig:
+def make_run(
+    configure: Configure, keys: dict[str, Any], stream: str, seed: int = 0, stacking: str = "auto"
+) -> RunConfig:
     several = keys.get("options") == {"kind": "several"}
     model = {"name": "mlp", "hidden": [], "head": "sigmoid" if several else "softmax"}
     values = {
-        **configure(seed=seed).model_dump(),
+        **configure(seed=seed, sweep={"stacking": stacking}).model_dump(),
         "model": model,
         "data": {**COMMON, **keys, "stream": stream},
     }
@@ -122,13 +124,17 @@ def test_a_stream_has_the_images_statistics_and_checksum_of_memory(configure: Co
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["npz with a validation split", "folder", "custom, several labels"])
+@pytest.mark.parametrize(
+    ("kind", "stacking"),
+    [("npz with a validation split", "vmap"), ("folder", "auto"), ("custom, several labels", "auto")],
+)
 def test_a_stream_trains_the_weights_of_memory_and_resumes_with_the_next_batch(
-    configure: Configure, kind: str
+    configure: Configure, kind: str, stacking: str
 ) -> None:
     keys = SETS[kind]()
     runs = {
-        stream: [make_run(configure, keys, stream, seed) for seed in (0, 1)] for stream in ("never", "always")
+        stream: [make_run(configure, keys, stream, seed, stacking) for seed in (0, 1)]
+        for stream in ("never", "always")
     }
     memory = list(
         StackTrainer(runs["never"][0], load_or_open(runs["never"][0].data), 2).train(runs["never"])

@@ -249,8 +249,9 @@ def test_an_interrupted_sweep_resumes_on_another_number_of_devices(tmp_path: Pat
     assert compute_largest_difference(moved, alone) <= 1e-5
 
 
-def test_training_resumes_bit_for_bit_from_a_saved_state(configure: Any, images: Any) -> None:
-    configs = [configure(seed=seed) for seed in (0, 1)]
+@pytest.mark.parametrize("stacking", ["auto", "vmap"])
+def test_training_resumes_bit_for_bit_from_a_saved_state(configure: Any, images: Any, stacking: str) -> None:
+    configs = [configure(seed=seed, sweep={"stacking": stacking}) for seed in (0, 1)]
     trainer = StackTrainer(configs[0], images)
     whole = list(trainer.train(configs))
     assert [state.step for state in whole] == [0, 2, 4, 5]

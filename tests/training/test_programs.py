@@ -36,7 +36,8 @@ def test_every_program_lowers_for_an_accelerator(
 ) -> None:
     lowered = lower_all(configure, monkeypatch, platform)
     assert set(lowered) == {"init", "train", "evaluate", "inspect"}
-    assert "stablehlo.convolution" in lowered["train"]  # the lowering of accelerators, not that of CPUs
+    has_convolutions = "stablehlo.convolution" in lowered["train"]  # on GPU, a stack has matrix products
+    assert has_convolutions == (platform == "tpu")
 
 
 def test_every_program_of_streamed_images_lowers_for_an_accelerator(

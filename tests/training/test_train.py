@@ -14,7 +14,6 @@ from cnnexp.data.loading import draw_run_split
 from cnnexp.data.pipelines import InMemory
 from cnnexp.data.sampling import ROUNDS, batch_indices, permute
 from cnnexp.sweep.plan import make_program_key
-from cnnexp.training import stacking
 from cnnexp.training.loop import LoopState, Row, StackTrainer
 from cnnexp.training.metrics import Metrics, compute_losses, is_correct
 from cnnexp.training.optimizers import Hyperparameters
@@ -52,16 +51,11 @@ def final_losses_alone(configs: list[RunConfig]) -> list[float]:
 
 @pytest.mark.parametrize("tying", ["shared", "local", "dense"])
 @pytest.mark.slow
-def test_runs_of_a_stack_end_with_the_losses_of_each_alone(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch, tying: str
-) -> None:
+def test_runs_of_a_stack_end_with_the_losses_of_each_alone(configure: Configure, tying: str) -> None:
     configs = [configure(model={"tying": tying}, seed=seed) for seed in (0, 1, 2)]
     alone = final_losses_alone(configs)
     assert len(set(alone)) == 3
     assert final_losses(configs) == pytest.approx(alone, abs=1e-5)
-    if tying == "local":  # on a GPU the runs train side by side, not in turns
-        monkeypatch.setattr(stacking, "map_over_runs", jax.vmap)
-        assert final_losses(configs) == pytest.approx(alone, abs=1e-5)
 
 
 def test_same_seed_twice_is_bit_identical(configure: Configure) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from cnnexp.core.platforms import target_platform
+from cnnexp.core.platforms import batched_runs, target_platform
 from cnnexp.nn.feature_maps import Layout, transpose_layout
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.ops.patches import (
@@ -237,10 +237,16 @@ def _describe_spacing(positions: np.ndarray) -> tuple[int, int, int]:
 
 
 def resolve_lowering(lowering: Lowering, *, per_position: bool) -> Lowering:
-    """Replace `auto` by the fastest lowering on the platform, as `scripts/bench/layers.py` measures."""
+    """Replace `auto` by the fastest lowering on the platform, as `scripts/bench/layers.py` measures.
+
+    A convolution over a batch of runs would become a grouped one, whose weight gradient on GPU has windows as
+    large as the image: there, a batch of matrix products takes its place.
+    """
     if lowering != "auto":
         return lowering
-    return "matmul" if per_position or target_platform() == "cpu" else "conv"
+    platform = target_platform()
+    has_products = per_position or platform == "cpu" or (platform == "gpu" and batched_runs() > 1)
+    return "matmul" if has_products else "conv"
 
 
 def _lowering_layout(lowering: Lowering, *, per_position: bool) -> Layout:

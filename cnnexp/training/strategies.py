@@ -1,0 +1,125 @@
+"""The strategy of a stack: how many of its runs a device computes at once.
+
+A device takes the runs of its part of a stack one after another (`map`), all at once as one batched program
+(`vmap`), or in chunks. Few runs at once fit in fast memory; many runs at once keep a wide device busy. All
+strategies give the same results up to rounding; `scripts/bench/strategies.py` compares them.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import jax
+from jax import lax
+
+from cnnexp.config import RunConfig
+from cnnexp.core.platforms import batching_runs, target_platform
+from cnnexp.core.text import pluralize, short_number
+from cnnexp.models.layers import NetworkSpec
+from cnnexp.models.spec import specify_network
+
+Runs = TypeVar("Runs")  # a pytree with a leading run axis
+Result = TypeVar("Result")
+
+# Bytes of the arrays of a step that the runs of a chunk have together on a TPU. The vector memory of a v5e
+# chip has 128 MiB; a chunk that does not fit reads and writes each array in the main memory instead.
+TPU_CHUNK_BYTES = 64 * 2**20
+MAX_TPU_CHUNK = 8
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How a device computes the runs of its part of a stack.
+
+    Attributes:
+        runs: The number of runs of that part.
+        at_once: How many of them are computed at once.
+        reason: Why, as text.
+    """
+
+    runs: int
+    at_once: int
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """The value of `sweep.stacking` that has the same effect."""
+        if self.at_once == 1:
+            return "map"
+        return "vmap" if self.at_once >= self.runs else str(self.at_once)
+
+    def describe(self) -> str:
+        """Describe the strategy in one line, with its reason."""
+        order = {"map": "one run after another", "vmap": "all runs at once"}
+        how = order.get(self.name, f"{pluralize(self.at_once, 'run')} at once")
+        return f"{how} (sweep.stacking={self.name}): {self.reason}"
+
+
+def choose_strategy(config: RunConfig, runs: int, platform: str) -> Strategy:
+    """Choose how a device computes the runs of its part of a stack.
+
+    Args:
+        config: The configuration of any of the runs.
+        runs: The number of runs on one device.
+        platform: `cpu`, `gpu` or `tpu`: the platform of the device.
+    """
+    stacking = config.sweep.stacking
+    if stacking != "auto":
+        at_once = {"map": 1, "vmap": runs}.get(str(stacking), stacking)
+        return Strategy(runs, min(int(at_once), runs), "as configured")
+    if platform == "cpu":
+        return Strategy(runs, 1, "a step of one run keeps the cores busy, and its arrays fit in the caches")
+    if platform == "tpu":
+        bytes_per_run = estimate_working_set(config)
+        fit = max(1, min(TPU_CHUNK_BYTES // bytes_per_run, MAX_TPU_CHUNK))
+        reason = (
+            f"the arrays of a step, about {short_number(bytes_per_run)}B for each run, must stay on the chip"
+        )
+        return Strategy(runs, min(2 ** int(math.log2(fit)), runs), reason)
+    return Strategy(
+        runs, runs, "measured on an H100, one batched program takes half the time of runs in turn"
+    )
+
+
+def estimate_working_set(config: RunConfig) -> int:
+    """Estimate the bytes of the arrays that a step of one run reads and writes again and again."""
+    layers: NetworkSpec = specify_network(config)
+    units = sum(layer.geometry.in_units + layer.geometry.out_units for layer in layers)
+    return FLOAT_BYTES * round(config.data.batch_size * units + 4 * sum(layer.params for layer in layers))
+
+
+def map_over_runs(function: Callable[[Runs], Result], config: RunConfig) -> Callable[[Runs], Result]:
+    """Map a function of one run over the leading run axis of its argument, as `choose_strategy` decides.
+
+    Args:
+        function: The function of one run.
+        config: The configuration of any of the runs.
+    """
+
+    def mapped(arguments: Runs) -> Result:
+        runs = len(jax.tree.leaves(arguments)[0])
+        strategy = choose_strategy(config, runs, target_platform())
+        return map_in_chunks(function, strategy.at_once)(arguments)
+
+    return mapped
+
+
+def map_in_chunks(function: Callable[[Runs], Result], at_once: int) -> Callable[[Runs], Result]:
+    """Map a function of one run over the leading run axis of its argument, some runs at once.
+
+    Args:
+        function: The function of one run.
+        at_once: The largest number of runs that are computed at once.
+    """
+
+    def mapped(arguments: Runs) -> Result:
+        runs = len(jax.tree.leaves(arguments)[0])
+        size = math.ceil(runs / math.ceil(runs / at_once))  # chunks of nearly equal sizes
+        if size == 1:
+            return lax.map(function, arguments)
+        chunk = batching_runs(size)(function)
+        return jax.vmap(chunk)(arguments) if size == runs else lax.map(chunk, arguments, batch_size=size)
+
+    return mapped
