@@ -20,6 +20,12 @@ from cnnexp.cli.options import (
 from cnnexp.core.errors import UsageError
 
 ALL_VARYING = "all that vary"  # the value of `--by` without a key
+config_dir_option = click.option(
+    "--config-dir",
+    type=Folder(),
+    metavar="DIR",
+    help="The folder of your own configuration files, beside which is your folder `experiments`.",
+)
 code_option = click.option(
     "--code",
     metavar="FILE",
@@ -37,12 +43,7 @@ code_option = click.option(
     metavar="DIR",
     help="Also write DIR/NAME.md with small figures, to commit beside the code.",
 )
-@click.option(
-    "--config-dir",
-    type=Folder(),
-    metavar="DIR",
-    help="The folder of your own configuration files, beside which is your folder `experiments`.",
-)
+@config_dir_option
 @click.option(
     "--metric",
     type=Text(),
@@ -142,7 +143,8 @@ def compare(name: str, other: str, results_dir: Path, form: Any) -> None:
     metavar="DIR",
     help="Write W&B's offline files to this folder instead, or send the runs to Trackio (`trackio`).",
 )
-def sync(name: str | None, results_dir: Path, follow: bool, to: str | None) -> int:
+@config_dir_option
+def sync(name: str | None, results_dir: Path, follow: bool, to: str | None, config_dir: Path | None) -> int:
     """Upload the runs of the sweep NAME that W&B lacks; without NAME, those of all sweeps."""
     from cnnexp.core.machine import check_writable
     from cnnexp.store.runs import list_sweeps
@@ -156,7 +158,7 @@ def sync(name: str | None, results_dir: Path, follow: bool, to: str | None) -> i
         raise UsageError(f"--results-dir {sweeps}: holds no sweep; run: cnnexp run --help")
     try:
         for folder in folders:
-            sync_sweep(folder, follow=follow, to=to)
+            sync_sweep(folder, follow=follow, to=to, config_folder=config_dir)
     except SyncError as error:
         print(f"cnnexp: {error}", file=sys.stderr)
         return 1
@@ -169,11 +171,19 @@ def sync(name: str | None, results_dir: Path, follow: bool, to: str | None) -> i
 @click.option("--local", is_flag=True, help="Serve Trackio's page of all runs on this machine.")
 @click.option("--project", type=Text(), help="With --local: the project to show (default: cnnexp).")
 @click.option("--dry-run", is_flag=True, help="Only write the specifications as JSON.")
-def dashboard(name: str | None, results_dir: Path, local: bool, project: str | None, dry_run: bool) -> int:
+@config_dir_option
+def dashboard(
+    name: str | None,
+    results_dir: Path,
+    local: bool,
+    project: str | None,
+    dry_run: bool,
+    config_dir: Path | None,
+) -> int:
     """Create a W&B workspace and report of the sweep NAME."""
     if local:
-        if name or dry_run:
-            unused = name or "--dry-run"
+        if name or dry_run or config_dir:
+            unused = name or ("--dry-run" if dry_run else "--config-dir")
             raise UsageError(f"--local {unused}: Trackio shows all runs; omit {unused}")
         _open_trackio(results_dir, project)
         return 0
@@ -181,7 +191,8 @@ def dashboard(name: str | None, results_dir: Path, local: bool, project: str | N
         raise UsageError(f"--project {project}: needs --local; without it, the project is that of the sweep")
     if name is None:
         raise UsageError("NAME: missing; run: cnnexp dashboard NAME")
-    return _save_dashboard(find_sweep(name, check_results_dir(results_dir)), dry_run=dry_run)
+    folder = find_sweep(name, check_results_dir(results_dir))
+    return _save_dashboard(folder, config_dir, dry_run=dry_run)
 
 
 def _open_trackio(results_dir: Path, project: str | None) -> None:
@@ -192,13 +203,13 @@ def _open_trackio(results_dir: Path, project: str | None) -> None:
     show_trackio(check_results_dir(results_dir), project or "cnnexp")
 
 
-def _save_dashboard(folder: Path, *, dry_run: bool) -> int:
+def _save_dashboard(folder: Path, config_dir: Path | None, *, dry_run: bool) -> int:
     """Create the workspace and report of a sweep, or write their specifications; return the exit code."""
     from cnnexp.tracking.mirror_process import describe_error
     from cnnexp.tracking.sync import target_of_sweep
     from cnnexp.tracking.target import Reachability
 
-    target = target_of_sweep(folder, "offline" if dry_run else "online")
+    target = target_of_sweep(folder, "offline" if dry_run else "online", config_folder=config_dir)
     # Imports W&B, which takes seconds: after the checks above.
     from cnnexp.tracking.dashboard import save_dashboard, write_dry_run
 

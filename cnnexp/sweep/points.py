@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import compress
+from itertools import compress, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,12 @@ class SweepPoint:
     config: RunConfig
     overrides: tuple[str, ...] = ()
     context: tuple[str, ...] = ()
+
+    @property
+    def config_folder(self) -> Path | None:
+        """The folder of `--config-dir`; None where it was not typed."""
+        options = dict(pairwise(self.context))
+        return Path(options["--config-dir"]) if "--config-dir" in options else None
 
 
 def compose_points(

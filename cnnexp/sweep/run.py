@@ -66,9 +66,14 @@ def run_sweep(points: Sequence[SweepPoint], command: str | None = None) -> dict[
         if kept.refused:
             progress.print_line(kept.describe_refused())
         leases = contexts.enter_context(Leases(sweep_folder(first)))
-        code = list_user_files(first.experiment)
         mirror = contexts.enter_context(
-            Mirror(first.tracking, sweep_folder(first), print_line=progress.print_line, code=code)
+            Mirror(
+                first.tracking,
+                sweep_folder(first),
+                print_line=progress.print_line,
+                code=list_user_files(first.experiment),
+                config_folder=points[0].config_folder,
+            )
         )
         mirror.notify([run_folder(plan.runs[run_id]) for run_id in plan.ended])
         runner = SweepRunner(plan.runs, leases, signals, progress, mirror)

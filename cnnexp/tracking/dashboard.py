@@ -87,7 +87,7 @@ def make_workspace(folder: Path, target: Target) -> workspaces.Workspace:
         folder: The sweep's folder.
         target: The entity and the project at W&B.
     """
-    report = write_report(folder)
+    report = write_report(folder, target.config_path)
     verdict_panels = [
         reports.MarkdownPanel(markdown=format_verdicts(report)),
         reports.MediaBrowser(title="figures", media_keys=_figure_keys(folder)),
@@ -110,7 +110,7 @@ def make_workspace(folder: Path, target: Target) -> workspaces.Workspace:
 
 def make_wandb_report(folder: Path, target: Target) -> reports.Report:
     """Make the W&B report of a sweep: the verdicts, figures, panels of all sections, and runs."""
-    report = write_report(folder)
+    report = write_report(folder, target.config_path)
     # Without a name, a run set is that of the report's own project; for a name the package asks the server.
     runs = reports.Runset(
         name=folder.name,

@@ -39,6 +39,7 @@ class Mirror:
         folder: the sweep's.
         print_line: prints a line for the user.
         code: the files of the user that the runs are made with.
+        config_folder: the user's folder of configuration files, if there is one.
     """
 
     def __init__(
@@ -48,8 +49,13 @@ class Mirror:
         *,
         print_line: Callable[[str], None],
         code: Iterable[Path] = (),
+        config_folder: Path | None = None,
     ):
-        self._target: Target = replace(target_of_config(tracking), code=tuple(map(str, code)))
+        self._target: Target = replace(
+            target_of_config(tracking),
+            code=tuple(map(str, code)),
+            config_folder=str(config_folder.resolve()) if config_folder else None,
+        )
         self._folder, self._print_line = folder.resolve(), print_line
         self._run_folders: dict[str, None] = {}
         self._process: subprocess.Popen[str] | None = None

@@ -34,13 +34,14 @@ class CorruptRunError(Exception):
     """Runs with corrupt files are not sent; the message says how many."""
 
 
-def sync_sweep(folder: Path, *, follow: bool, to: str | None) -> None:
+def sync_sweep(folder: Path, *, follow: bool, to: str | None, config_folder: Path | None = None) -> None:
     """Send every run of a sweep that the target lacks, and print what was sent.
 
     Args:
         folder: the sweep's.
         follow: whether to continue until no worker trains runs of the sweep, and all was sent.
         to: where runs are sent to instead of the server: `trackio`, or a folder for W&B's offline files.
+        config_folder: the user's folder of configuration files, beside which the experiment may be.
 
     Raises:
         UsageError: there is no key, or the folder of the sweep holds symbolic links.
@@ -50,7 +51,7 @@ def sync_sweep(folder: Path, *, follow: bool, to: str | None) -> None:
     refuse_links(folder)
     offline_dir = Path(to).expanduser().resolve() if to and to != "trackio" else None
     mode = "local" if to == "trackio" else "offline" if to else "online"
-    target = target_of_sweep(folder, mode, offline_dir)
+    target = target_of_sweep(folder, mode, offline_dir, config_folder)
     sender, started = RunSender(target), time.monotonic()
     while not _try_to_send(folder, sender, follow=follow, to=to):
         pass
@@ -97,13 +98,16 @@ def _send(folder: Path, sender: RunSender, *, with_summary: bool) -> None:
         send_summary(folder, sender.target)
 
 
-def target_of_sweep(folder: Path, mode: str, directory: Path | None = None) -> Target:
+def target_of_sweep(
+    folder: Path, mode: str, directory: Path | None = None, config_folder: Path | None = None
+) -> Target:
     """Read from a sweep's runs where they are sent to.
 
     Args:
         folder: the sweep's.
         mode: replaces the mode that the runs were started with.
         directory: the folder for W&B's offline files.
+        config_folder: the user's folder of configuration files, beside which the experiment may be.
 
     Raises:
         UsageError: the mode is online and there is no key, or no run can be read.
@@ -119,6 +123,7 @@ def target_of_sweep(folder: Path, mode: str, directory: Path | None = None) -> T
                 entity=tracking.entity,
                 directory=str(directory) if directory else None,
                 artifacts=tracking.artifacts,
+                config_folder=str(config_folder.resolve()) if config_folder else None,
             )
     raise UsageError(f"{folder}: no run has a configuration that can be read")
 

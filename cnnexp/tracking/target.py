@@ -46,6 +46,7 @@ class Target:
         directory: the folder for W&B's files; None: that of the sweep.
         artifacts: whether W&B receives the weights of each run.
         code: the files of the user that W&B receives with each run, if it saves code.
+        config_folder: the user's folder of configuration files, beside which the experiment may be.
         agent_run: the id that an agent of W&B gave to its only run; None: there is no agent.
     """
 
@@ -55,7 +56,13 @@ class Target:
     directory: str | None = None
     artifacts: bool = False
     code: Sequence[str] = ()
+    config_folder: str | None = None
     agent_run: str | None = None
+
+    @property
+    def config_path(self) -> Path | None:
+        """The path of `config_folder`."""
+        return Path(self.config_folder) if self.config_folder else None
 
     @property
     def address(self) -> str:

@@ -79,7 +79,7 @@ def send_summary(folder: Path, target: Target) -> None:
         )
         if runs := [run for run in read_runs(folder) if run.status == "finished"]:
             os.environ["JAX_PLATFORMS"] = "cpu"  # training uses the accelerator
-            wandb_run.log(collect_media(folder, runs))
+            wandb_run.log(collect_media(folder, runs, target.config_path))
         wandb_run.summary.update({"runs": len(runs)})
         wandb_run.finish()
         write_json(folder / LEDGER, ledger | {target.address: sent})
@@ -101,18 +101,19 @@ def _lock(folder: Path) -> Iterator[None]:
 MAX_FIGURES = 6  # of networks, and of sets of images
 
 
-def collect_media(folder: Path, runs: list[StoredRun]) -> dict[str, Any]:
+def collect_media(folder: Path, runs: list[StoredRun], config_folder: Path | None = None) -> dict[str, Any]:
     """Write the report of a sweep, and collect its tables and figures.
 
     Args:
         folder: the sweep's.
         runs: its finished runs.
+        config_folder: the user's folder of configuration files, beside which its experiment may be.
 
     Returns:
         W&B's tables and images by their names in W&B.
     """
     with context("default"):  # whatever the user's matplotlibrc says
-        return _collect_media(folder, list(_permitted_configs(runs)))
+        return _collect_media(folder, list(_permitted_configs(runs)), config_folder)
 
 
 def _permitted_configs(runs: list[StoredRun]) -> Iterator[RunConfig]:
@@ -122,9 +123,9 @@ def _permitted_configs(runs: list[StoredRun]) -> Iterator[RunConfig]:
             yield LoadedRun(run.folder).permit_code("model", "data")
 
 
-def _collect_media(folder: Path, configs: list[RunConfig]) -> dict[str, Any]:
+def _collect_media(folder: Path, configs: list[RunConfig], config_folder: Path | None) -> dict[str, Any]:
     networks = _collect_networks(configs)
-    report = write_report(folder)
+    report = write_report(folder, config_folder)
     layers = [
         [name, *(row[column] for column in LAYER_COLUMNS)]
         for name, (network, config) in networks.items()

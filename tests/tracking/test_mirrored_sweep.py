@@ -10,15 +10,42 @@ import pytest
 from tests.fakes.wandb_server import KEY, wandb_server
 from tests.tracking.shell import SWEEP, Shell, assert_complete, kill_mirrors, read_stored
 
+HEADER = "# @package _global_\nexperiment: apart\n"
+EXPERIMENT = """
+from cnnexp import Claim, Experiment
+from cnnexp.analysis.claims import more_than
+from cnnexp.analysis.estimates import difference
+
+EXPERIMENT = Experiment(
+    claims=[
+        Claim(
+            sentence="A shared network is more accurate.",
+            source="a test",
+            estimate=difference({"model.tying": "shared"}, {"model.tying": "local"}),
+            quantity="test accuracy, shared - local",
+            expected=more_than(0.0),
+        )
+    ]
+)
+"""
+
 
 @pytest.fixture(scope="module")
 def mirrored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """Run a sweep of two cells of two seeds once, and wait until it was sent."""
+    """Run a sweep of two cells of two seeds once, and wait until it was sent.
+
+    Its experiment lies beside a folder of configuration files outside the working folder.
+    """
     with pytest.MonkeyPatch.context() as patch, wandb_server() as server:
         patch.chdir(tmp_path_factory.mktemp("mirrored"))
+        apart = tmp_path_factory.mktemp("apart")
+        for name, text in (("conf/experiment/apart.yaml", HEADER), ("experiments/apart.py", EXPERIMENT)):
+            (apart / name).parent.mkdir(parents=True)
+            (apart / name).write_text(text, encoding="utf-8")
         shell = Shell(server)
         shell.command_lines = set()
-        done = shell.run("seed=0,1", "model.tying=shared,local")
+        options = ["--config-dir", str(apart / "conf"), "experiment=apart", "name=default"]
+        done = shell.run("seed=0,1", "model.tying=shared,local", *options)
         shell.wait_for_mirrors()
         Path("printed.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
         yield shell
@@ -35,7 +62,7 @@ def test_every_evaluation_summary_kernel_table_and_figure_arrives_once(mirrored:
     for run_id, run in read_stored().items():
         sent = mirrored.server.runs[run_id]
         assert sent.config["model"] == run.config["model"]
-        assert sent.meta["groupName"] == "default" and sent.meta["tags"] == ["default"]
+        assert sent.meta["groupName"] == "default" and sent.meta["tags"] == ["apart"]
         cell = f"simple_cnn {run.config['model']['tying']} k3 s1 digits 64 images lr 0.001 "
         assert sent.meta["jobType"].startswith(cell) and sent.config["cell"] == sent.meta["jobType"]
         for key in ("params/total", "params/conv_0", "git_revision", "device", "version/jax"):
@@ -58,6 +85,7 @@ def test_every_evaluation_summary_kernel_table_and_figure_arrives_once(mirrored:
     tables = {name: whole.summary[name] for name in ("cells", "verdicts", "layers")}
     assert all(table["_type"] == "table-file" for table in tables.values())
     assert tables["cells"]["nrows"] == 2 and tables["layers"]["nrows"] == 6
+    assert tables["verdicts"]["nrows"] == 1  # on the claim of the experiment
     assert any(key.startswith("networks/") for key in whole.summary) and "images/digits" in whole.summary
     media = [entry["path"] for entry in whole.summary.values() if isinstance(entry, dict) and "path" in entry]
     assert len(media) > 5 and set(media) <= set(whole.files)
