@@ -3,14 +3,14 @@
 
     scripts/bench/accelerator.py [--only peaks,layers] [--minutes 9] [--out DIR] [--images FASHION.npz]
 
-Sections, in this order:
+Sections, in this order; docs/performance.md explains the table:
 
 - `peaks`: large matrix products and copies, beside the datasheet of the device.
 - `steps`: a training step of the two-layer net of step.py, alone and in stacks, against Flax and PyTorch.
 - `layers`: one layer, forwards and backwards, against Flax and PyTorch.
 - `stacks`: stacks by each way of computing them (`sweep.stacking`).
-- `demo`: the commands of scripts/demo, with an empty and with a filled compilation cache.
-- `nets`: Fashion-MNIST nets of the demo's kind, trained to 90%; a stack of them says what 10,000 take.
+- `nets`: Fashion-MNIST nets of the demo's kind, trained to 90%; two stacks of them say what 10,000 take.
+- `demo`: the sweep and the report of scripts/demo, with an empty and with a filled compilation cache.
 - `experiments`: all experiments at size=small with their reports, cold and warm, several processes at a time.
 
 Every figure is printed and appended to OUT/rows.jsonl and OUT/table.txt as soon as it is measured, so that
@@ -29,18 +29,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# The fraction of the time left that a section may take; what it does not use is for those that follow.
+# The fraction of the whole time that a section may take; the last one may take all that is left.
 SECTIONS = {
-    "peaks": 0.2,
-    "steps": 0.3,
-    "layers": 0.25,
-    "stacks": 0.2,
-    "demo": 0.3,
-    "nets": 0.4,
-    "experiments": 1.0,
+    "peaks": 0.06,
+    "steps": 0.24,
+    "layers": 0.13,
+    "stacks": 0.15,
+    "nets": 0.2,
+    "demo": 0.2,
+    "experiments": 0.5,
 }
 GRACE_SECONDS = 5  # after which a section that does not end in time is killed
-UNITS = {"ms": "ms", "seconds": "s", "tflops": "TFLOP/s", "tbytes": "TB/s", "runs_per_second": "runs/s"}
+UNITS = {
+    "ms": "ms",
+    "seconds": "s",
+    "tflops": "TFLOP/s",
+    "tbytes": "TB/s",
+    "runs_per_second": "runs/s",
+    "compile_s": "s to compile",
+}
 Row = dict[str, Any]
 
 
@@ -115,10 +122,12 @@ def add_aims(bench: Bench) -> None:
 
 def run_section(name: str, bench: Bench) -> None:
     """Measure a section in this process."""
+    import accelerator_layers
     import accelerator_programs
     import accelerator_sweeps
 
-    {**accelerator_programs.SECTIONS, **accelerator_sweeps.SECTIONS}[name](bench)
+    modules = (accelerator_programs, accelerator_layers, accelerator_sweeps)
+    next(module.SECTIONS[name] for module in modules if name in module.SECTIONS)(bench)
 
 
 def start_section(name: str, arguments: list[str], bench: Bench) -> None:
@@ -159,8 +168,8 @@ def main() -> None:
         options.error(f"--only {','.join(sorted(unknown))}: allowed: {', '.join(SECTIONS)}")
     end = time.time() + 60 * chosen.minutes
     for name in names:
-        share = SECTIONS[name] if name != names[-1] else 1.0
-        until = time.time() + share * (end - time.time())
+        until = time.time() + 60 * chosen.minutes * (SECTIONS[name] if name != names[-1] else 1.0)
+        until = min(until, end)
         start_section(name, sys.argv[1:], replace(bench, until=until))
     add_aims(bench)
 

@@ -1,16 +1,16 @@
-"""The sections of accelerator.py that measure single programs: peaks, layers, steps and stacks."""
+"""The sections of accelerator.py that measure training steps."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar
 
 import benching
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
-import layers
 import optax
 import step
 from accelerator import Bench
@@ -19,22 +19,8 @@ from jax import lax
 from cnnexp.config.execution import Sweep
 from cnnexp.core.errors import describe_exception
 from cnnexp.core.machine import cores
-from cnnexp.nn.tying import count_layer
 from cnnexp.sweep.devices import configure_jax
 
-# Of dense matrix products in float32, TensorFloat-32 and bfloat16, in TFLOP/s, and of the memory in TB/s. On
-# TPUs a float32 product is made of bfloat16 ones, and the datasheets have no figure. Sources: datasheets of
-# NVIDIA (without sparsity), and cloud.google.com/tpu/docs/system-architecture-tpu-vm.
-DATASHEETS = {
-    "NVIDIA H100 80GB HBM3": (67.0, 494.5, 989.0, 3.35),
-    "NVIDIA H200": (67.0, 494.5, 989.0, 4.8),
-    "NVIDIA H100 PCIe": (51.0, 378.0, 756.0, 2.0),
-    "NVIDIA A100-SXM4-80GB": (19.5, 156.0, 312.0, 2.04),
-    "TPU v4": (None, 275.0, 275.0, 1.23),
-    "TPU v5 lite": (None, 197.0, 197.0, 0.82),
-    "TPU v5": (None, 459.0, 459.0, 2.77),
-    "TPU v6 lite": (None, 918.0, 918.0, 1.64),
-}
 # The names of the precisions: the dtype, and `model.precision` ("highest" in JAX's terms).
 PRECISIONS = {
     "float32": ("float32", "float32"),
@@ -44,26 +30,7 @@ PRECISIONS = {
 Name = TypeVar("Name")
 TIMING_MS = 10.0  # a timing lasts at least that long
 STEPS = 30  # in one call of a training
-STACK = 8  # runs of a stack of layers
-
-
-def measure_peaks(bench: Bench) -> None:
-    """Add the rates of matrix products and of copies."""
-    configure_jax()
-    kind = jax.devices()[0].device_kind
-    sheet = DATASHEETS.get(kind)
-    bench.add("peaks", "device", note=f"{kind}, {jax.device_count()} of them, jax {jax.__version__}")
-    for index, (name, (dtype, precision)) in enumerate(PRECISIONS.items()):
-        with jax.default_matmul_precision(precision):
-            call, flops = benching.matmul_call(256 if bench.tiny else 8192, jnp.dtype(dtype))
-            ms = benching.medians({name: call}, 5, at_least_ms=TIMING_MS)[name]
-        of = {"of_datasheet": flops / ms / 1e9 / sheet[index]} if sheet and sheet[index] else {}
-        bench.add("peaks", f"matrix product, {name}", ms=ms, tflops=flops / ms / 1e9, precision=name, **of)
-    array = jnp.ones(2**16 if bench.tiny else 2**28)
-    copy = jax.jit(lambda x: x + 1)
-    ms = benching.medians({"copy": lambda: copy(array)}, 5, at_least_ms=TIMING_MS)["copy"]
-    rate = 2 * array.nbytes / ms / 1e9
-    bench.add("peaks", "copy", ms=ms, tbytes=rate, **({"of_datasheet": rate / sheet[3]} if sheet else {}))
+WAYS = ("auto", "map", "vmap", "8")  # values of `sweep.stacking`
 
 
 def peak_of(bench: Bench, precision: str) -> float | None:
@@ -72,14 +39,16 @@ def peak_of(bench: Bench, precision: str) -> float | None:
     return next((row.get("tflops") or row.get("tbytes") for row in reversed(rates)), None)
 
 
-def compile_calls(jobs: Mapping[Name, Callable[[], Any]]) -> dict[Name, Any]:
-    """Compile programs in threads, one per core; a program that cannot be compiled is an exception."""
+def compile_calls(jobs: Mapping[Name, Callable[[], Any]]) -> dict[Name, tuple[Any, float]]:
+    """Compile programs in threads; return each, or the exception instead, and the seconds that it took."""
 
-    def attempt(job: Callable[[], Any]) -> Any:
+    def attempt(job: Callable[[], Any]) -> tuple[Any, float]:
+        started = time.perf_counter()
         try:
-            return job()
+            call = job()
         except Exception as error:
-            return error
+            call = error
+        return call, time.perf_counter() - started
 
     with ThreadPoolExecutor(cores()) as threads:
         return dict(zip(jobs, threads.map(attempt, jobs.values()), strict=True))
@@ -110,6 +79,11 @@ def allow_torch(torch: Any, precision: str, call: benching.Call) -> benching.Cal
     return timed
 
 
+def torch_epoch(torch: Any, tying: str, precision: str, steps: int) -> benching.Call:
+    """Return the same steps in PyTorch at a precision."""
+    return allow_torch(torch, precision, step.torch_epoch(torch, tying, steps))
+
+
 class FlaxNet(linen.Module):
     """The net of step.py, as Flax has it."""
 
@@ -130,7 +104,7 @@ def flax_epoch(tying: str, precision: str, runs: int, steps: int) -> benching.Ca
     """Compile the same steps in Flax and Optax: one loop, under `jax.vmap` if there are several runs."""
     dtype, of_products = PRECISIONS[precision]
     net, optimizer = FlaxNet(tying, jnp.dtype(dtype)), optax.sgd(0.01, momentum=0.9)
-    pixels, labels = map(jnp.asarray, step.pictures())
+    pixels, labels = step.pictures()
     mean, deviation = float(pixels.mean()), float(pixels.std())
 
     def train_step(
@@ -157,13 +131,17 @@ def flax_epoch(tying: str, precision: str, runs: int, steps: int) -> benching.Ca
 
     if runs > 1:
         init, train = jax.vmap(init), jax.vmap(train, in_axes=(0, 0, None, None))
-    keys = jax.random.split(jax.random.key(0), runs) if runs > 1 else jax.random.key(0)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    keys = jax.ShapeDtypeStruct((runs,) if runs > 1 else (), key.dtype)
+    arrays = [jax.device_put(array) for array in (benching.draw(keys), pixels, labels)]
     with jax.default_matmul_precision(of_products):
-        state = [jax.jit(init)(keys)]
-        trained = jax.jit(train, donate_argnums=0).lower(state[0], keys, pixels, labels).compile()
+        shapes = jax.eval_shape(init, keys)
+        trained = jax.jit(train, donate_argnums=0).lower(shapes, *arrays).compile()
+    state: list[Any] = []
 
     def call() -> object:
-        state[0] = trained(state[0], keys, pixels, labels)
+        last = state.pop() if state else jax.device_put(benching.draw(shapes))
+        state.append(trained(last, *arrays))
         return state[0]
 
     return call
@@ -173,63 +151,118 @@ class Case(NamedTuple):
     """A training to time.
 
     Attributes:
-        name: Its name in the table.
+        title: Tying and precision, by which cases are compared.
+        name: What tells the case from the others of the same title.
         runs: The number of runs that it trains together.
         compile: Returns the call.
         flops: Of a step of a run; None for baselines, which are measured first.
     """
 
+    title: str
     name: str
     runs: int
-    compile: Callable[[], benching.Call]
+    compile: Callable[..., benching.Call]
     flops: float | None = None
 
 
-def list_cases(tying: str, precision: str, stacks: Sequence[int], steps: int) -> list[Case]:
-    """List the baselines and our stacks of one tying and precision."""
+def list_baselines(tying: str, precision: str, runs: Sequence[int], steps: int) -> list[Case]:
+    """List PyTorch, where it is installed, and Flax for these numbers of runs."""
+    title, torch = f"{tying} {precision}", benching.torch_or_none()
+    cases = [Case(title, "eager PyTorch", 1, partial(torch_epoch, torch, tying, precision, steps))]
+    for number in runs:
+        name = "Flax alone" if number == 1 else f"Flax vmapped over {number}"
+        cases.append(Case(title, name, number, partial(flax_epoch, tying, precision, number, steps)))
+    return cases if torch is not None else cases[1:]
+
+
+def list_stacks(tying: str, precision: str, stacks: Sequence[int], steps: int, *more: str) -> list[Case]:
+    """List our stacks; `more` are keys of the configuration."""
     dtype, of_products = PRECISIONS[precision]
-    config = step.config_of(tying, "null" if dtype == "float32" else dtype, of_products)
-    title, flops = f"{tying} {precision}", step.step_flops(config)
-    cases = []
-    if (torch := benching.torch_or_none()) is not None:
-        call = partial(step.torch_epoch, torch, tying, steps)
-        cases.append(Case(f"{title} eager PyTorch", 1, lambda: allow_torch(torch, precision, call())))
-    for runs in {1, min(64, max(stacks))}:
-        name = "Flax alone" if runs == 1 else f"Flax vmapped over {runs}"
-        cases.append(Case(f"{title} {name}", runs, partial(flax_epoch, tying, precision, runs, steps)))
-    for runs in stacks:
-        call = partial(step.epoch, config, runs, steps)
-        cases.append(Case(f"{title} {step.name_of(runs)}", runs, call, flops))
-    return cases
+    config = step.config_of(tying, "null" if dtype == "float32" else dtype, of_products, *more)
+    name = "".join(f" {key.rpartition('.')[2]}" for key in more)
+    return [
+        Case(
+            f"{tying} {precision}",
+            step.name_of(runs) + name,
+            runs,
+            partial(step.epoch, config, runs, steps),
+            step.step_flops(config),
+        )
+        for runs in stacks
+    ]
+
+
+def without_search(case: Case) -> Case:
+    """Return the same case, compiled without the search for the fastest kernels."""
+    job = partial(case.compile, options={"xla_gpu_autotune_level": 0})
+    return case._replace(name=f"{case.name}, no autotuning", compile=job)
 
 
 def measure_steps(bench: Bench) -> None:
-    """Add the time of a training step per run, alone and in stacks, and that of the baselines."""
+    """Add the time of a training step per run, alone and in stacks, and that of the baselines.
+
+    What decides most comes first: float32, alone and in a stack of 64.
+    """
     configure_jax()
-    stacks, steps = ((1, 2), 1) if bench.tiny else ((1, 8, 64, 512), STEPS)
-    for precision in ("float32",) if bench.tiny else PRECISIONS:
-        for tying in ("shared",) if bench.tiny else ("shared", "local"):
-            add_cases(bench, "steps", list_cases(tying, precision, stacks, steps), precision, steps)
+    if bench.tiny:
+        baselines = list_baselines("shared", "float32", (1, 2), 1)
+        add_cases(bench, "steps", baselines + list_stacks("shared", "float32", (1, 2), 1))
+        return
+    cases: list[Case] = []
+    for tying in ("shared", "local"):
+        cases += list_baselines(tying, "float32", (1, 64), STEPS)
+        cases += list_stacks(tying, "float32", (1, 64), STEPS)
+    if jax.default_backend() == "gpu":
+        cases += [without_search(c) for c in cases if c.flops and c.runs == 64]
+    for precision, tying in product(("tf32", "bfloat16"), ("shared", "local")):
+        cases += list_baselines(tying, precision, (), STEPS) + list_stacks(tying, precision, (1, 64), STEPS)
+    for runs, tying in product((512, 8), ("shared", "local")):
+        cases += list_stacks(tying, "float32", (runs,), STEPS)
+    add_cases(bench, "steps", cases)
 
 
-def add_cases(bench: Bench, section: str, cases: Sequence[Case], precision: str, steps: int) -> None:
-    """Compile the cases of one tying and precision together, then time one after the other."""
-    calls = compile_calls({case.name: case.compile for case in cases})
-    times: dict[str, float] = {}
-    title, solo = " ".join(cases[0].name.split()[:2]), None
-    for case in cases:
-        ms = time_call(bench, section, case.name, calls.pop(case.name), steps * case.runs)
-        if ms is None:
-            continue
-        if case.flops is None:
-            times[case.name.removeprefix(f"{title} ")] = ms
-            bench.add(section, case.name, ms=ms)
-            continue
-        solo = ms if case.runs == 1 else solo
-        rates = rate_flops(bench, case.flops, ms, precision)
-        of_solo = {"of_solo": ms / solo} if solo and case.runs > 1 else {}
-        against = {name: theirs / ms for name, theirs in times.items() if case.runs > 1 or "vmap" not in name}
-        bench.add(section, case.name, ms=ms, **rates, **of_solo, against=against)
+def measure_stacks(bench: Bench) -> None:
+    """Add the time of a training step per run by each way of computing a stack."""
+    configure_jax()
+    if "stacking" not in Sweep.model_fields:
+        bench.add("stacks", "this version computes stacks in one way only")
+        return
+    stacks, steps = ((2,), 1) if bench.tiny else ((64, 8, 512), STEPS)
+    cases = []
+    for runs, tying, way in product(stacks, ("shared",) if bench.tiny else ("shared", "local"), WAYS):
+        cases += list_stacks(tying, "float32", (runs,), steps, f"sweep.stacking={way}")
+    add_cases(bench, "stacks", cases)
+
+
+def add_cases(bench: Bench, section: str, cases: Sequence[Case]) -> None:
+    """Compile as many cases at a time as there are cores, and time them one after the other."""
+    times: dict[tuple[str, str], float] = {}
+    at_once = max(1, cores() - 2)
+    for start in range(0, len(cases), at_once):
+        group = cases[start : start + at_once]
+        calls = compile_calls({number: case.compile for number, case in enumerate(group)})
+        for number, case in enumerate(group):
+            call, seconds = calls.pop(number)
+            per = case.runs * (1 if bench.tiny else STEPS)
+            ms = time_call(bench, section, f"{case.title} {case.name}", call, per)
+            if ms is not None:
+                times[case.title, case.name] = ms
+                bench.add(
+                    section, f"{case.title} {case.name}", **_compare(bench, case, times), compile_s=seconds
+                )
+
+
+def _compare(bench: Bench, case: Case, times: Mapping[tuple[str, str], float]) -> dict[str, Any]:
+    """Return the values of the row of a case."""
+    ms = times[case.title, case.name]
+    if case.flops is None:
+        return {"ms": ms}
+    values = {"ms": ms, **rate_flops(bench, case.flops, ms, case.title.split()[1])}
+    if case.runs > 1 and (solo := times.get((case.title, "solo"))):
+        values["of_solo"] = ms / solo
+    others = {name: theirs for (title, name), theirs in times.items() if title == case.title}
+    baselines = {name: theirs / ms for name, theirs in others.items() if "Flax" in name or "Py" in name}
+    return {**values, "against": {n: r for n, r in baselines.items() if case.runs > 1 or "vmap" not in n}}
 
 
 def rate_flops(bench: Bench, flops: float, ms: float, precision: str) -> dict[str, float]:
@@ -239,80 +272,4 @@ def rate_flops(bench: Bench, flops: float, ms: float, precision: str) -> dict[st
     return {"tflops": rate, **({"of_matmul": rate / peak} if peak else {})}
 
 
-def measure_stacks(bench: Bench) -> None:
-    """Add the time of a training step per run by each way of computing a stack."""
-    configure_jax()
-    if "stacking" not in Sweep.model_fields:
-        bench.add("stacks", "this version computes stacks in one way only")
-        return
-    ways = get_args(Sweep.model_fields["stacking"].annotation)
-    stacks, steps = ((2,), 1) if bench.tiny else ((8, 64, 512), STEPS)
-    for runs, tying in product(stacks, ("shared",) if bench.tiny else ("shared", "local")):
-        cases = []
-        for way in ways:
-            config = step.config_of(tying, "null", "float32", f"sweep.stacking={way}")
-            call = partial(step.epoch, config, runs, steps)
-            cases.append(Case(f"{tying} {way} {runs} runs", runs, call, step.step_flops(config)))
-        add_cases(bench, "stacks", cases, "float32", steps)
-
-
-def measure_layers(bench: Bench) -> None:
-    """Add the time of a forward and backward pass of a layer per run, alone and in a stack."""
-    configure_jax()
-    shapes = [layers.Shape(2, 6, 1, 2, 3, 1)] if bench.tiny else [layers.Shape(*s) for s in layers.SHAPES]
-    for number, shape in enumerate(shapes):
-        cases = list(product(("shared", "local"), ["float32"] if bench.tiny else PRECISIONS))
-        if number % 2 == 0:  # every other shape in all precisions, and every other with all tyings
-            cases = [(tying, precision) for tying, precision in cases if precision == "float32"]
-        else:
-            cases += [(tying, "float32") for tying in ("tiled(2)", "low_rank(2)")]
-        if number < 2 or bench.tiny:  # larger banks of dense layers take gigabytes
-            cases.append(("dense", "float32"))
-        add_layers(bench, shape, cases)
-
-
-def add_layers(bench: Bench, shape: layers.Shape, cases: Sequence[tuple[str, str]]) -> None:
-    """Compile all layers of a shape together, then time one after the other."""
-    jobs = {
-        (tying, precision, name): partial(compile_layer, layer, shape, precision, 2 if bench.tiny else STACK)
-        for tying, precision in cases
-        for name, layer in layers.layers(shape, tying).items()
-    }
-    programs = compile_calls(jobs)
-    torch = None if bench.tiny else benching.torch_or_none()
-    for tying, precision in cases:
-        for setting, per in (("solo", 1), ("stack", 2 if bench.tiny else STACK)):
-            title = f"{tying} {'x'.join(map(str, shape))} {precision} {setting}"
-            times: dict[str, float] = {}
-            for name in layers.layers(shape, tying):
-                call = programs[tying, precision, name]
-                call = call if isinstance(call, Exception) else call[setting]
-                if (ms := time_call(bench, "layers", f"{title} {name}", call, per)) is not None:
-                    times[name] = ms
-            if torch is not None and precision != "bfloat16" and tying != "dense":
-                call = allow_torch(torch, precision, layers.torch_call(torch, shape, tying))
-                if (ms := time_call(bench, "layers", f"{title} PyTorch", call, 1)) is not None:
-                    times["PyTorch"] = ms
-            if (ms := times.pop("ours", None)) is not None:
-                flops = 6 * count_layer(shape.geometry, tying, "none").macs * shape.batch
-                against = {name: theirs / ms for name, theirs in times.items()}
-                rates = rate_flops(bench, flops, ms, precision)
-                bench.add("layers", title, ms=ms, **rates, against=against)
-
-
-def compile_layer(
-    layer: layers.Layer, shape: layers.Shape, precision: str, runs: int
-) -> dict[str, benching.Call]:
-    """Compile a layer alone and in a stack."""
-    dtype, of_products = PRECISIONS[precision]
-    with jax.default_matmul_precision(of_products):
-        programs = layers.settings(layer, shape, jnp.dtype(dtype), ("solo", "stack"), runs)
-    return {name: partial(program, *arguments) for name, (program, arguments) in programs.items()}
-
-
-SECTIONS = {
-    "peaks": measure_peaks,
-    "steps": measure_steps,
-    "layers": measure_layers,
-    "stacks": measure_stacks,
-}
+SECTIONS = {"steps": measure_steps, "stacks": measure_stacks}

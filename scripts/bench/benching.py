@@ -12,9 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Call = Callable[[], object]
 MAX_CALLS = 100  # in one timing
+POOL = np.random.default_rng(0).standard_normal(1_000_003, np.float32)
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -66,6 +68,21 @@ def matmul_call(size: int = 2048, dtype: Any = jnp.float32) -> tuple[Call, float
     a = jax.random.normal(jax.random.key(0), (size, size), dtype)  # GPUs are faster on zeros
     product = jax.jit(lambda a, b: a @ b)
     return lambda: product(a, a), 2.0 * size**3
+
+
+def draw(shapes: Any, scale: float = 0.05) -> Any:
+    """Make arrays of these shapes on the host: small random numbers, zeros for integers, random keys.
+
+    Numbers that are drawn on an accelerator would take the compilation of a program per shape.
+    """
+
+    def fill(leaf: Any) -> Any:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(jnp.asarray(np.resize(POOL.view(np.uint32), (*leaf.shape, 2))))
+        values = scale * POOL if jnp.issubdtype(leaf.dtype, jnp.floating) else np.zeros(1)
+        return np.resize(values.astype(leaf.dtype), leaf.shape)
+
+    return jax.tree.map(fill, shapes)
 
 
 def row(case: str, ours: float, baseline: str, baseline_ms: float, **more: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import flax.linen as linen
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax, random
+from jax import lax
 
 from cnnexp.nn.feature_maps import Layout
 from cnnexp.nn.geometry import Geometry
@@ -107,9 +107,14 @@ def _dense(weights: Weights, x: jax.Array, geometry: Geometry) -> jax.Array:
 
 
 def settings(
-    layer: Layer, shape: Shape, dtype: Any, names: tuple[str, ...] = SETTINGS, runs: int = 8
+    layer: Layer,
+    shape: Shape,
+    dtype: Any,
+    names: tuple[str, ...] = SETTINGS,
+    runs: int = 8,
+    length: int = STEPS,
 ) -> dict[str, tuple[Any, tuple]]:
-    """Return the compiled program and its arguments for each setting; stacks have a number of runs."""
+    """Return the compiled program and its arguments for each setting, with stacks and loops of a length."""
 
     def both(w: Weights, x: jax.Array, g: jax.Array) -> tuple[Weights, jax.Array]:
         y, pull = jax.vjp(layer.apply, w, x)
@@ -119,12 +124,13 @@ def settings(
         def step(carry: tuple[Weights, jax.Array], _: None) -> tuple[tuple[Weights, jax.Array], None]:
             return jax.tree.map(lambda value, slope: value - 1e-3 * slope, carry, both(*carry, g)), None
 
-        return lax.scan(step, (w, x), None, length=STEPS)[0]
+        return lax.scan(step, (w, x), None, length=length)[0]
 
     def arguments(*runs: int) -> tuple[Any, ...]:
         images = ((shape.batch, *size) for size in (shape.geometry.in_shape, shape.geometry.out_shape))
         shapes = [*layer.weights.values(), *(_arranged(size, layer.layout) for size in images)]
-        arrays = [0.1 * random.normal(random.key(i), (*runs, *s), dtype) for i, s in enumerate(shapes)]
+        arrays = benching.draw([jax.ShapeDtypeStruct((*runs, *s), dtype) for s in shapes])
+        arrays = [jax.device_put(array) for array in arrays]
         return dict(zip(layer.weights, arrays, strict=False)), *arrays[-2:]
 
     def train_run(run: tuple[Weights, jax.Array, jax.Array]) -> tuple[Weights, jax.Array]:

@@ -15,14 +15,13 @@ copying patches and choosing in pooling. Without gain: tiles of positions, barri
 by gather or dynamic slices, batched split-K weight gradients, pooling fused with its activation, `vmap`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import benching
 import jax
-import jax.numpy as jnp
 import numpy as np
 from hydra import compose, initialize_config_dir
 from jax.sharding import Mesh, NamedSharding
@@ -73,24 +72,26 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
     return draw.integers(0, 256, shape, dtype=np.uint8), draw.integers(0, 10, SIZE)
 
 
-def epoch(config: RunConfig, runs: int, steps: int = STEPS) -> benching.Call:
-    """Compile some steps of a stack as one program; the runs start at the first call."""
+def epoch(
+    config: RunConfig, runs: int, steps: int = STEPS, options: Mapping[str, Any] | None = None
+) -> benching.Call:
+    """Compile some steps of a stack as one program, with options of XLA; the time is that of any weights."""
     pixels, labels = pictures()
     mesh = make_device_mesh(runs)
     images = put_on_devices(make_images(pixels, labels, pixels[:1], labels[:1]), WHOLE, mesh)
-    hyper = jax.tree.map(lambda value: jnp.full(runs, value), Hyperparameters.from_config(config))
-    hyper = put_on_devices(hyper, RUNS, mesh)
-    subset, sizes = jnp.tile(jnp.arange(SIZE, dtype=jnp.int32), (runs, 1)), jnp.full(runs, SIZE)
-    subsets, number = put_on_devices(Subsets(subset, sizes, subset[:, :0]), RUNS, mesh), jnp.int32(steps)
-    keys = put_on_devices(jax.random.split(jax.random.key(0), runs), RUNS, mesh)
+    one = jax.tree.map(np.asarray, Hyperparameters.from_config(config))
+    hyper = put_on_devices(jax.tree.map(lambda leaf: np.full(runs, leaf, leaf.dtype), one), RUNS, mesh)
+    subset, sizes = np.tile(np.arange(SIZE, dtype=np.int32), (runs, 1)), np.full(runs, SIZE, np.int32)
+    subsets, number = put_on_devices(Subsets(subset, sizes, subset[:, :0]), RUNS, mesh), np.int32(steps)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), runs))
     programs: Any = compile_stack(make_setup(config), mesh)
-    init = programs.init.lower(keys, hyper).compile()
     shapes = jax.tree.map(partial(_on, mesh), jax.eval_shape(programs.init, keys, hyper))
-    advance = programs.advance.lower(shapes, hyper, subsets, images, number).compile()
+    lowered = programs.advance.lower(shapes, hyper, subsets, images, number)
+    advance = lowered.compile(dict(options or {}))
     state: list[Any] = []
 
     def call() -> object:
-        last = state.pop() if state else init(keys, hyper)
+        last = state.pop() if state else put_on_devices(benching.draw(shapes), RUNS, mesh)
         state.append(advance(last, hyper, subsets, images, number))
         return state[0].step
 
