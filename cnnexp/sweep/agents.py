@@ -53,13 +53,13 @@ def start_wandb_sweep(points: Sequence[SweepPoint], method: str, agents: int) ->
     import wandb
 
     first = points[0].config
+    if first.tune.rungs > 1:
+        raise UsageError(f"tune.rungs={first.tune.rungs}: must be 1, as W&B's agents train each run alone")
     resolve_mode("online")  # raises if no key is configured
     hide_credentials()
     check_configs([point.config for point in points])
     if method == "bayes" and not first.data.validation_size:
         raise UsageError("--method bayes: chooses by validation accuracy; set data.validation_size")
-    if first.tune.rungs > 1:
-        raise UsageError(f"tune.rungs={first.tune.rungs}: must be 1, as W&B's agents train each run alone")
     if agents > len(points):
         raise UsageError(f"--agents {agents}: must be at most {len(points)}, the number of runs")
     tracking = first.tracking

@@ -3,14 +3,19 @@
 import json
 import math
 import re
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cnnexp.config import RunConfig
+from cnnexp.store.files import read_json
 from cnnexp.store.run_writer import RunWriter, record_stop
-from cnnexp.store.runs import StoredRun, read_runs
+from cnnexp.store.runs import StoredRun, list_run_folders, read_runs
 from cnnexp.sweep import runner, worker
 from cnnexp.sweep.halving import Halving, find_rungs
 from tests.conftest import SMALL_SWEEP, Configure, call_cnnexp
@@ -147,6 +152,38 @@ def decide(runs: dict[Key, RunConfig]) -> tuple[set[float], set[Key]]:
     by_id = {run.run_id: key for key, run in runs.items()}
     decisions = Halving({run.run_id: run for run in runs.values()}).decide()
     return {by_id[run_id][0] for run_id in decisions.stops}, {by_id[run_id] for run_id in decisions.waiting}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_with_one_command_stop_the_same_runs_and_train_none_of_these_again(
+    run: Any, tmp_path: Path
+) -> None:
+    halving = [*SWEEP, "tune=halving", "sweep.max_stack=2", "train.steps=400", "train.eval_every=50"]
+    command = [sys.executable, "-m", "cnnexp", "run", *halving, "name=both", "tracking.mode=disabled"]
+    folder, stopped = Path("results/both"), dict[Path, bytes]()
+    with ExitStack() as processes:
+        pair = [
+            processes.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+            for _ in range(2)
+        ]
+        while any(process.poll() is None for process in pair):
+            for path in list_run_folders(folder) if folder.exists() else []:
+                if path in stopped or read_json(path / "status.json").get("status") == "stopped":
+                    history = (path / "history.jsonl").read_bytes()
+                    assert stopped.setdefault(path, history) == history
+                    assert read_json(path / "status.json")["status"] == "stopped"
+            time.sleep(0.05)
+        printed = [process.communicate()[1] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], printed
+    stops = [int(number) for text in printed for number in re.findall(r"^stopped (\d) run", text, re.M)]
+    assert len(stops) >= 2 and sum(stops) == 6 == len(stopped)  # each is stopped by one of the two
+    assert run(base=[*halving, "name=alone"]) == 0
+    both, alone = read_by_rate_and_seed("both"), read_by_rate_and_seed("alone")
+    assert sorted(statuses(both).values()) == ["finished"] * 2 + ["stopped"] * 6
+    assert statuses(both) == statuses(alone)
+    for key, each in both.items():
+        assert each.stop == alone[key].stop and each.history == alone[key].history
 
 
 @pytest.fixture(autouse=True)
