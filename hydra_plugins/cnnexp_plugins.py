@@ -92,10 +92,11 @@ class CnnexpLauncher(Launcher):
             has W&B's agents train; `help` explains every key.
         method: how W&B's sweep chooses its points: grid, random or bayes.
         agents: the number of processes on this machine that carry out W&B's sweep.
+        target: the accelerators that `plan` compiles for; null: it compiles nothing.
     """
 
-    def __init__(self, action: str = "run", method: str = "grid", agents: int = 1):
-        self.action, self.method, self.agents = action, method, agents
+    def __init__(self, action: str = "run", method: str = "grid", agents: int = 1, target: str | None = None):
+        self.action, self.method, self.agents, self.target = action, method, agents, target
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep the loader and the configuration of the whole sweep, from which each point is composed."""
@@ -140,6 +141,11 @@ class CnnexpLauncher(Launcher):
             configure_jax()  # before the next line, which starts JAX
             refuse_missing_devices()
         if self.action == "plan":
+            if self.target:
+                from cnnexp.cli.target_plan import print_target_plan
+                from cnnexp.sweep.targets import Target
+
+                return partial(print_target_plan, target=Target.parse(self.target))
             from cnnexp.cli.plan import print_plan
 
             return print_plan
@@ -204,6 +210,12 @@ _store.store(
 _store.store(
     group="hydra/launcher",
     name="cnnexp",
-    node={"_target_": f"{_TARGET}CnnexpLauncher", "action": "run", "method": "grid", "agents": 1},
+    node={
+        "_target_": f"{_TARGET}CnnexpLauncher",
+        "action": "run",
+        "method": "grid",
+        "agents": 1,
+        "target": None,
+    },
     provider="cnnexp",
 )

@@ -66,12 +66,12 @@ def print_plan(points: Sequence[SweepPoint]) -> dict[str, float]:
     by_id = {point.config.run_id: point for point in points}
     check_sweep([point.config for point in by_id.values()])
     cells = Cells(by_id)
-    impossible = _explain_impossible_cells(by_id, cells)
+    impossible = explain_impossible_cells(by_id, cells)
     runs = {i: point.config for i, point in by_id.items() if cells.name(i) not in impossible}
     plan = plan_sweep(runs)
     time_forecast = forecast(Path(points[0].config.results_dir))
     cell_plans = _plan_cells(plan, cells, time_forecast)
-    for line in _align_columns([HEADER, *map(_format_row, cell_plans)]):
+    for line in align_columns([HEADER, *map(_format_row, cell_plans)]):
         print(line)
     for name, reason in impossible.items():
         print(f"impossible: {name}: {reason}")
@@ -82,26 +82,46 @@ def print_plan(points: Sequence[SweepPoint]) -> dict[str, float]:
     for path in plan.corrupt:
         print(f"{describe_corrupt_file(path)}; cnnexp run moves it and trains its run again")
     _print_totals(plan, cell_plans, len(impossible), time_forecast)
-    if impossible:
-        name, reason = next(iter(impossible.items()))
-        number = len(impossible) + len(cell_plans)
-        which = f"{len(impossible)} of {number} cells cannot be trained: {name}: " if number > 1 else ""
-        raise UsageError(f"{which}{reason}")
+    refuse_impossible(impossible, len(impossible) + len(cell_plans))
     return dict.fromkeys(by_id, math.nan)
 
 
-def _explain_impossible_cells(points: Mapping[str, SweepPoint], cells: Cells) -> dict[str, str]:
-    """Return why cells cannot be trained, by their names; runs of a cell differ only in their seed."""
+def explain_impossible_cells(
+    points: Mapping[str, SweepPoint], cells: Cells, *, on_this_machine: bool = True
+) -> dict[str, str]:
+    """Return why cells cannot be trained, by their names; runs of a cell differ only in their seed.
+
+    Args:
+        points: the points of the sweep by their run ids.
+        cells: of the sweep.
+        on_this_machine: whether this machine trains them, and must have the memory.
+    """
     reasons: dict[str, str] = {}
     for name, members in cells.group_runs(points).items():
         config = points[members[0]].config
         try:
             check_images(config)
             check_run(config)
-            refuse_too_large([config])
+            if on_this_machine:
+                refuse_too_large([config])
         except UsageError as error:
             reasons[name] = str(error)
     return reasons
+
+
+def refuse_impossible(impossible: Mapping[str, str], number: int) -> None:
+    """Refuse a sweep of which some cells cannot be trained.
+
+    Args:
+        impossible: the reasons by the names of the cells.
+        number: of all cells.
+
+    Raises:
+        UsageError: there is such a cell.
+    """
+    for name, reason in impossible.items():
+        which = f"{len(impossible)} of {number} cells cannot be trained: {name}: " if number > 1 else ""
+        raise UsageError(f"{which}{reason}")
 
 
 def _memory_warnings(plan: Plan, cells: Cells) -> dict[str, str]:
@@ -145,7 +165,7 @@ def _list_numbers(stacks: Sequence[int]) -> str:
     return "-".join(map(str, dict.fromkeys([*stacks[:1], *stacks[-1:]])))
 
 
-def _align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return lines of aligned columns: the first to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

@@ -81,12 +81,26 @@ def run(keys: bool, **options: Any) -> int:
 
 
 @click.command("plan", cls=Command, params=_parameters())
-def plan(**options: Any) -> int:
+@click.option(
+    "--target",
+    metavar="CHIPS",
+    help="Compile for accelerators that need not be there, such as v5e:2x2 (a grid of TPU chips) or h100: "
+    "print the memory that stacks need, how many runs fit, and the predicted time of a step.",
+)
+def plan(target: str | None, **options: Any) -> int:
     """Show what a sweep would train, cell by cell, and how long it would take.
 
     The keys are those of `cnnexp run --help`.
     """
-    return _compose(_Options(**options), ["hydra.launcher.action=plan"])
+    action = ["hydra.launcher.action=plan"]
+    if target is not None:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # installed compilers must not make JAX look for their devices
+        from cnnexp.sweep.targets import Target
+
+        chips = Target.parse(target)
+        chips.check_installed()
+        action.append(f"hydra.launcher.target='{chips}'")
+    return _compose(_Options(**options), action)
 
 
 @click.command("show", cls=Command, params=_parameters())

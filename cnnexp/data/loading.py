@@ -145,11 +145,20 @@ def resident_image_bytes(data: Data) -> int:
 
 
 def _streams(data: Data) -> bool:
-    """Return whether batches are read from disk, because that is configured or the images are too large."""
+    # On CPU, every device holds a copy in the same memory.
+    copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    return streams_on(data, device_memory() / copies)
+
+
+def streams_on(data: Data, device_bytes: float) -> bool:
+    """Return whether batches are read from disk, because that is configured or the images are too large.
+
+    Args:
+        data: The configured data set.
+        device_bytes: The memory of a device.
+    """
     if not find_dataset(data).can_stream:
         return False
     if data.stream != "auto":
         return data.stream == "always"
-    # On CPU, every device holds a copy in the same memory.
-    copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
-    return infer_shape(data).bytes > IMAGE_FRACTION * device_memory() / copies
+    return infer_shape(data).bytes > IMAGE_FRACTION * device_bytes
