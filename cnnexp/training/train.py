@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from cnnexp.config import RunConfig
 from cnnexp.core.platforms import target_platform
@@ -27,11 +27,10 @@ from cnnexp.nn.embedding import average_kernels, tie_gradient
 from cnnexp.nn.tied_conv import TiedConv
 from cnnexp.training.metrics import Metrics, average, is_correct
 from cnnexp.training.optimizers import Hyperparameters, make_optimizer
+from cnnexp.training.parts import apply_in_parts, compute_gradients
 from cnnexp.training.setup import (
     Setup,
     State,
-    apply_in_training,
-    apply_network,
     corrupt_batch,
     locate_device,
     make_setup,
@@ -86,12 +85,7 @@ def train_step(
     corrupt = partial(corrupt_batch, state, normalisation, hyperparameters, setup)
     images, labels = corrupt(batch, split="train", step=state.step, first=offset)
 
-    def mean_loss(params: Any) -> tuple[Float[Array, ""], Any]:
-        logits, variables = apply_in_training(params, state.variables, images, setup)
-        loss = measure_losses(setup, logits, labels, hyperparameters.label_smoothing)
-        return loss.mean(), variables
-
-    (loss, variables), gradients = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+    loss, gradients, variables = compute_gradients(state, images, labels, hyperparameters, setup)
     if setup.axis_name:
         loss, gradients = lax.pmean((loss, gradients), setup.axis_name)
     gradients = _keep_tied(gradients, state, hyperparameters, setup)
@@ -285,7 +279,7 @@ def _sum_batches(
         batch, valid = batch_at(number)
         valid &= number < batches  # in the last turn some devices may have no batch left
         images, labels = corrupt(batch)
-        logits = apply_network(state.params, state.variables, images, setup)
+        logits = apply_in_parts(state, images, setup)
         loss = jnp.where(valid, measure_losses(setup, logits, labels), 0)
         hits = is_correct(logits, labels) & valid
         further = {name: metric.add(logits, labels, valid) for name, metric in setup.metrics.items()}

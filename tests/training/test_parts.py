@@ -1,0 +1,83 @@
+"""Gradients and logits are the same in parts as in one, and batches are divided where that is right."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnnexp.config import RunConfig
+from cnnexp.core.platforms import compiling_for
+from cnnexp.training import parts as parts_module
+from cnnexp.training.optimizers import Hyperparameters
+from cnnexp.training.parts import apply_in_parts, compute_gradients, count_parts
+from cnnexp.training.setup import Setup, State, make_setup
+from cnnexp.training.train import init
+from tests.conftest import Configure
+
+IMAGES = 48
+
+
+def start(config: RunConfig) -> tuple[State, Hyperparameters, Setup]:
+    setup, numbers = make_setup(config), Hyperparameters.from_config(config)
+    return init(jax.random.key(0), numbers, setup), numbers, setup
+
+
+@pytest.mark.parametrize("tying", ["shared", "tiled(2)"])
+def test_parts_of_a_batch_add_up_to_its_gradient(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, tying: str
+) -> None:
+    state, numbers, setup = start(configure(model={"tying": tying}))
+    shape = (IMAGES, *setup.network[0].geometry.in_shape)
+    images, labels = jax.random.normal(jax.random.key(1), shape), jnp.arange(IMAGES) % 10
+    monkeypatch.setattr(parts_module, "PATCH_BYTES", 1)
+    assert count_parts(state, IMAGES, setup) == 1  # the weights are larger than the patches may be
+    loss, whole, _ = compute_gradients(state, images, labels, numbers, setup)
+    monkeypatch.setattr(parts_module, "count_parts", lambda *_: 3)
+    loss_of_parts, parts, _ = compute_gradients(state, images, labels, numbers, setup)
+    assert loss_of_parts == pytest.approx(float(loss), rel=1e-6)
+    for one, sums in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(sums, one, atol=1e-5 * float(jnp.abs(one).max()))
+
+
+@pytest.mark.parametrize(
+    ("model", "platform", "parts"),
+    [
+        ({}, "cpu", 3),
+        ({"tying": "low_rank(2)"}, "cpu", 3),
+        ({"norm": "layer"}, "cpu", 3),
+        ({}, "gpu", 1),
+        ({"tying": "local"}, "cpu", 1),
+        ({"tying": "dense"}, "cpu", 1),
+        ({"norm": "batch"}, "cpu", 1),
+        ({"dropout": 0.5}, "cpu", 1),
+        ({"connectivity": "random"}, "cpu", 1),
+        ({"lowering": "conv"}, "cpu", 1),
+    ],
+)
+def test_batches_are_divided_where_every_layer_is_a_convolution_and_images_do_not_affect_each_other(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], platform: str, parts: int
+) -> None:
+    state, _, setup = start(configure(model={"features": [8], **model}))
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+    monkeypatch.setattr(parts_module, "PATCH_BYTES", max(weights, 10_000))
+    with compiling_for(platform):
+        assert count_parts(state, IMAGES, setup) == parts
+        assert count_parts(state, 15, setup) == 1
+
+
+def test_parts_of_a_batch_have_the_logits_of_the_batch(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, _, setup = start(configure(model={"norm": "batch", "dropout": 0.5}))
+    images = jax.random.normal(jax.random.key(1), (IMAGES, *setup.network[0].geometry.in_shape))
+    whole = apply_in_parts(state, images, setup)
+    monkeypatch.setattr(parts_module, "PATCH_BYTES", 10_000)
+    assert count_parts(state, IMAGES, setup, evaluates=True) == 3
+    np.testing.assert_allclose(apply_in_parts(state, images, setup), whole, atol=1e-6)
+
+
+def test_a_batch_whose_patches_fit_in_a_cache_is_not_divided(configure: Configure) -> None:
+    state, _, setup = start(configure())
+    assert count_parts(state, IMAGES, setup) == 1
