@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 
 Call = Callable[[], object]
 MAX_CALLS = 100  # in one timing
+CLOCK = [time.perf_counter]  # in seconds
 POOL = np.random.default_rng(0).standard_normal(1_000_003, np.float32)
 
 
@@ -24,7 +26,22 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     options.add_argument("--json", type=Path, metavar="PATH", help="also write the rows there")
     options.add_argument("--repeats", type=int, default=7, help="timings of each, medians are printed")
+    options.add_argument(
+        "--one-core", action="store_true", help="measure CPU time on one core: for a machine that is in use"
+    )
     return options
+
+
+def use_one_core(chosen: argparse.Namespace) -> None:
+    """Confine this process to one core and measure its CPU time, where the options ask for it.
+
+    Other processes then change a timing little, and threads that wait for each other not at all. To be called
+    before JAX and PyTorch start their threads.
+    """
+    if chosen.one_core:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        os.environ["JAX_NUM_CPU_DEVICES"] = "1"
+        CLOCK[0] = time.process_time
 
 
 def medians(calls: Mapping[str, Call], repeats: int, *, at_least_ms: float = 0.0) -> dict[str, float]:
@@ -49,10 +66,10 @@ def medians(calls: Mapping[str, Call], repeats: int, *, at_least_ms: float = 0.0
 
 def time_calls(call: Call, number: int) -> float:
     """Return the milliseconds of one of several calls in a row."""
-    start = time.perf_counter()
+    start = CLOCK[0]()
     results = [call() for _ in range(number)][-1]
     wait_for(results)
-    return 1e3 * (time.perf_counter() - start) / number
+    return 1e3 * (CLOCK[0]() - start) / number
 
 
 def wait_for(results: object) -> None:
@@ -104,7 +121,5 @@ def torch_or_none() -> Any:
         import torch  # pyright: ignore
     except ImportError:
         return None
-    import os
-
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     return torch

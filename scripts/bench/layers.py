@@ -183,6 +183,7 @@ def main() -> None:
     options.add_argument("--shapes", default="0,1,2,3", help="which of the four shapes")
     options.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     chosen = options.parse_args()
+    benching.use_one_core(chosen)
     torch, rows = benching.torch_or_none(), []
     if torch is None:
         print("PyTorch is not installed: left out")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time a whole training step of a two-layer convolutional network, side by side with eager PyTorch.
 
-    .venv/bin/python scripts/bench/step.py [--json PATH] [--runs 8,64] [--dtype bfloat16]
+    .venv/bin/python scripts/bench/step.py [--json PATH] [--runs 8,64] [--dtype bfloat16] [--one-core]
 
 Convolution 5x5x16, pooling, convolution 3x3x32, pooling, dense 10 on the shapes of Fashion-MNIST (the
 pixels are random: the time does not depend on them), batches of 128, SGD with momentum, as cnnexp trains
@@ -9,10 +9,10 @@ it: one loop over the steps of an epoch. `stack of 8` trains eight such runs in 
 images in memory and chooses them by index. `limit`: the step's own multiply-adds at the rate of a large
 matrix product. In milliseconds a run and a step.
 
-What keeps the shared step from its limit on CPU: products with 16 and 32 output channels, and the long
-thin contraction of the weight gradient, run at half to two thirds of a large product's rate; the rest is
-copying patches and choosing in pooling. Without gain: tiles of positions, barriers around copies, patches
-by gather or dynamic slices, batched split-K weight gradients, pooling fused with its activation, `vmap`.
+With `--one-core` all are measured in CPU time on one core, which other programs disturb little.
+docs/performance.md says what keeps the shared step from its limit on CPU. Without gain: tiles of positions,
+barriers around copies, patches by gather or dynamic slices, batched split-K weight gradients, pooling fused
+with its activation, `vmap`.
 """
 
 from collections.abc import Callable, Mapping
@@ -155,6 +155,7 @@ def main() -> None:
     options.add_argument("--dtype", default="null", help="null (float32) or bfloat16")
     options.add_argument("--precision", default="float32", help="as model.precision")
     chosen = options.parse_args()
+    benching.use_one_core(chosen)
     configure_jax()
     torch, rows = benching.torch_or_none(), []
     if torch is None:
