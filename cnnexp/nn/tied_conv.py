@@ -215,8 +215,12 @@ class TiedConv(nnx.Module):
         Returns:
             Feature maps of shape `geometry.out_shape`, in the order of `layout`.
         """
+        return self.add_biases(self.apply_kernels(x, layout), layout)
+
+    def apply_kernels(self, x: Float[Array, "_ _ _ _"], layout: Layout = "NHWC") -> Float[Array, "_ _ _ _"]:
+        """Apply the layer without its biases; the arguments are those of `__call__`."""
         dtype = self.dtype or jnp.result_type(x, self.bank[...])
-        y = apply_kernel_bank(
+        return apply_kernel_bank(
             x.astype(dtype),
             self.bank[...].astype(dtype),
             self.geometry,
@@ -226,11 +230,14 @@ class TiedConv(nnx.Module):
             lowering=self.lowering,
             layout=layout,
         )
+
+    def add_biases(self, y: Float[Array, "_ _ _ _"], layout: Layout = "NHWC") -> Float[Array, "_ _ _ _"]:
+        """Add the biases to the result of `apply_kernels`; shared ones also to a part of its pixels."""
         biases = self.position_biases()
         if biases is None:
             return y
         biases = biases.reshape(1, *((1, 1) if biases.ndim == 1 else self.geometry.out_size), -1)
-        return y + transpose_layout(biases.astype(dtype), "NHWC", layout)
+        return y + transpose_layout(biases.astype(y.dtype), "NHWC", layout)
 
     @property
     def layout(self) -> Layout | None:

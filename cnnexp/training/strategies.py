@@ -16,16 +16,14 @@ from jax import lax
 from cnnexp.config import RunConfig
 from cnnexp.core.platforms import batching_runs, target_platform
 from cnnexp.core.text import pluralize, short_number
-from cnnexp.models.layers import NetworkSpec
 from cnnexp.models.spec import specify_network
 
 Runs = TypeVar("Runs")  # a pytree with a leading run axis
 Result = TypeVar("Result")
 
-# Bytes of the arrays of a step that the runs of a chunk have together on a TPU. The vector memory of a v5e
-# chip has 128 MiB; a chunk that does not fit reads and writes each array in the main memory instead.
-TPU_CHUNK_BYTES = 64 * 2**20
-MAX_TPU_CHUNK = 8
+TPU_LANES = 128  # to a multiple of which the compiler pads batches
+TPU_SMALL_BYTES = 6 * 2**20  # of a step of one run, up to which several runs at once are faster
+TPU_CHUNK = 8  # so many
 FLOAT_BYTES = 4
 
 
@@ -72,22 +70,24 @@ def choose_strategy(config: RunConfig, runs: int, platform: str) -> Strategy:
     if platform == "cpu":
         return Strategy(runs, 1, "a step of one run keeps the cores busy, and its arrays fit in the caches")
     if platform == "tpu":
-        bytes_per_run = estimate_working_set(config)
-        fit = max(1, min(TPU_CHUNK_BYTES // bytes_per_run, MAX_TPU_CHUNK))
-        reason = (
-            f"the arrays of a step, about {short_number(bytes_per_run)}B for each run, must stay on the chip"
+        size = estimate_step_bytes(config)
+        text = f"the arrays of a step of one run, {short_number(size)}B,"
+        if size > TPU_SMALL_BYTES:
+            return Strategy(runs, 1, f"{text} stay in vector memory, those of several do not")
+        return Strategy(
+            runs, min(runs, TPU_CHUNK), f"{text} are so small that instructions cost more than data"
         )
-        return Strategy(runs, min(2 ** int(math.log2(fit)), runs), reason)
     return Strategy(
-        runs, runs, "measured on an H100, one batched program takes half the time of runs in turn"
+        runs, runs, "one batched program takes half the time of runs in turn, measured on an H100"
     )
 
 
-def estimate_working_set(config: RunConfig) -> int:
-    """Estimate the bytes of the arrays that a step of one run reads and writes again and again."""
-    layers: NetworkSpec = specify_network(config)
+def estimate_step_bytes(config: RunConfig) -> int:
+    """Estimate the bytes of the arrays of a step of one run on a TPU: activations, and weights four times."""
+    layers = specify_network(config)
+    images = TPU_LANES * math.ceil(config.data.batch_size / TPU_LANES)
     units = sum(layer.geometry.in_units + layer.geometry.out_units for layer in layers)
-    return FLOAT_BYTES * round(config.data.batch_size * units + 4 * sum(layer.params for layer in layers))
+    return FLOAT_BYTES * (images * units + 4 * round(sum(layer.params for layer in layers)))
 
 
 def map_over_runs(function: Callable[[Runs], Result], config: RunConfig) -> Callable[[Runs], Result]:

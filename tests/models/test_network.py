@@ -1,6 +1,7 @@
 """Networks are built as they are specified, and specifications are those of the configuration."""
 
 import math
+import re
 from typing import Any
 
 import jax
@@ -12,8 +13,9 @@ from hydra import compose, initialize_config_dir
 from cnnexp.config import SimpleCNN, parse
 from cnnexp.core.errors import UsageError
 from cnnexp.core.machine import packaged_folder
+from cnnexp.core.platforms import compiling_for
 from cnnexp.data.images import DataShape
-from cnnexp.models.network import TiedNetwork
+from cnnexp.models.network import TiedNetwork, get_layer
 from cnnexp.models.spec import match_target, specify_layers, specify_network, total_count
 from cnnexp.sweep.points import to_dict
 from tests.conftest import Configure
@@ -40,6 +42,33 @@ def test_counts_of_the_specification_are_those_of_the_network(
         assert sum(leaf.size for leaf in leaves) == layer.counts.params
     logits = nnx.eval_shape(lambda net, images: net(images), net, jnp.ones((2, 10, 10, 1)))
     assert logits.shape == (2, 10)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_accelerators_add_shared_biases_after_max_pooling_with_the_same_result(
+    configure: Configure, activation: str
+) -> None:
+    layers = specify_network(
+        configure(model={"pool": "max", "pool_size": 2, "activation": activation, "lowering": "matmul"})
+    )
+    net = TiedNetwork(layers, rngs=nnx.Rngs(0))
+    layer = get_layer(net, layers[0])
+    layer.bias = nnx.Param(jnp.linspace(-0.5, 0.5, layers[0].geometry.features)[None])
+    images = jax.random.normal(jax.random.key(1), (20, 10, 10, 1))
+
+    def compute(platform: str) -> tuple[jax.Array, nnx.State, bool]:
+        def loss(net: TiedNetwork) -> jax.Array:
+            return (net(images) ** 2).sum()
+
+        with compiling_for(platform):
+            text = str(jax.make_jaxpr(lambda images: net(images))(images))
+            return net(images), nnx.grad(loss)(net), bool(re.search(r":f32\[\d+,10,10,20\] = add", text))
+
+    on_cpu, on_tpu = compute("cpu"), compute("tpu")
+    assert (on_cpu[0] == on_tpu[0]).all()
+    for first, second in zip(jax.tree.leaves(on_cpu[1]), jax.tree.leaves(on_tpu[1]), strict=True):
+        assert jnp.allclose(first, second, rtol=1e-4, atol=1e-5)
+    assert on_cpu[2] and on_tpu[2] == (activation != "relu")  # whether biases are added to all pixels
 
 
 def test_layers_of_an_mlp_have_names_and_counts(configure: Configure) -> None:

@@ -72,19 +72,16 @@ def test_chunks_are_of_nearly_equal_sizes(runs: int, at_once: int, sizes: set[in
     assert traced == sizes and batched_runs() == 1
 
 
-def test_the_choice_follows_the_platform_the_network_and_the_key(configure: Configure) -> None:
-    small = configure()
-    large = configure(data={"batch_size": 60}, model={"features": [2048], "tying": "local"})
-    assert choose_strategy(small, 64, "cpu").name == "map"
-    assert choose_strategy(small, 64, "gpu").name == "vmap"
-    assert choose_strategy(small, 64, "tpu").name == "8"
-    assert choose_strategy(large, 64, "tpu").name == "map"
-    assert choose_strategy(small, 1, "gpu").at_once == 1
-    for platform in ("cpu", "gpu", "tpu"):
-        chosen = choose_strategy(configure(sweep={"stacking": 16}), 8, platform)
-        assert (chosen.at_once, chosen.reason) == (8, "as configured")
-        assert choose_strategy(configure(sweep={"stacking": "map"}), 8, platform).at_once == 1
-        assert choose_strategy(configure(sweep={"stacking": "vmap"}), 8, platform).at_once == 8
+def test_the_choice_follows_the_platform_and_the_key(configure: Configure) -> None:
+    small, large = configure(), configure(model={"features": [512], "tying": "local"})
+    platforms = ("cpu", "gpu", "tpu")
+    assert [choose_strategy(small, 64, platform).name for platform in platforms] == ["map", "vmap", "8"]
+    assert [choose_strategy(large, 64, platform).name for platform in platforms] == ["map", "vmap", "map"]
+    assert choose_strategy(configure(), 1, "gpu").at_once == 1
+    for platform in platforms:
+        for value, at_once in {16: 8, 3: 3, "map": 1, "vmap": 8}.items():
+            strategy = choose_strategy(configure(sweep={"stacking": value}), 8, platform)
+            assert (strategy.at_once, strategy.reason) == (at_once, "as configured")
 
 
 def lower_training(configure: Configure, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> str:
