@@ -197,7 +197,7 @@ def pair_cells(table: pd.DataFrame, metric: str, *cells: Cell) -> Float[np.ndarr
         *cells: The cells.
 
     Returns:
-        One row per seed that all cells have; no row where a cell has no runs.
+        One row per seed that all cells have; no row where a cell has no runs, or has not been probed.
     """
     return pair_by_seed(table, metric, *cells).to_numpy(float).reshape(-1, len(cells))
 
@@ -207,6 +207,8 @@ def pair_by_seed(table: pd.DataFrame, metric: str, *cells: Cell) -> pd.DataFrame
     if metric.endswith("*"):  # the mean over layers
         layers = [column for column in table if str(column).startswith(metric[:-1])]
         table = table.assign(**{metric: table[layers].mean(axis=1)})
+    elif metric.startswith("probe/") and metric not in table:  # `cnnexp probe` was not run yet
+        table = table.assign(**{metric: np.nan})
     named = set().union(TUNED, *cells)
     by = ["seed", *(key for key in varying_keys(table) if key not in named)]
     columns = [select_cell(table, cell).groupby(by, dropna=False)[metric].mean() for cell in cells]
