@@ -207,7 +207,10 @@ def batch_indices(
     """
     index = step.astype(jnp.uint32) * batch_size + jnp.arange(batch_size, dtype=jnp.uint32)
     size = jnp.asarray(train_size, jnp.uint32)
-    return permute(random.bits(key, (ROUNDS, 2)), index // size, index % size, size).astype(jnp.int32)
+    positions = permute(random.bits(key, (ROUNDS, 2)), index // size, index % size, size).astype(jnp.int32)
+    # Else XLA may compute the rounds again for every pixel that is gathered, and jaxlib 0.11.2 and 0.12.0 do
+    # not come to an end of compiling that for a CPU.
+    return lax.optimization_barrier(positions)
 
 
 def permute(

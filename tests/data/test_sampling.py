@@ -2,9 +2,12 @@
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,7 +18,7 @@ from cnnexp.cli import main as cli
 from cnnexp.core.errors import UsageError
 from cnnexp.data.datasets.digits import split_digits
 from cnnexp.data.loading import count_images_per_class, draw_run_split, load_images
-from cnnexp.data.sampling import draw_split, stratified_sample
+from cnnexp.data.sampling import batch_indices, draw_split, stratified_sample
 from cnnexp.data.shapes import infer_shape, resolve_train_size
 from tests.conftest import Configure
 from tests.data.test_synthetic import TASKS, section, task
@@ -174,3 +177,11 @@ def test_show_prints_the_images_of_each_class(
     assert rows["training"] == [200, *[20] * 10]
     assert rows["validation"] == [500, *rows["validation"][1:]] and min(rows["validation"][1:]) >= 48
     assert rows["test"][0] == 360
+
+
+def test_positions_are_computed_before_images_are_gathered() -> None:
+    # At full optimisation jaxlib 0.11 otherwise merges the rounds into the gather and does not end.
+    lowered = jax.jit(partial(batch_indices, batch_size=8)).lower(
+        jax.random.key(0), jnp.int32(0), train_size=jnp.int32(20)
+    )
+    assert "optimization_barrier" in lowered.as_text()
