@@ -145,6 +145,8 @@ def resident_image_bytes(data: Data) -> int:
 
 
 def _streams(data: Data) -> bool:
+    if not find_dataset(data).can_stream:
+        return False
     # On CPU, every device holds a copy in the same memory.
     copies = jax.local_device_count() if jax.default_backend() == "cpu" else 1
     return streams_on(data, device_memory() / copies)

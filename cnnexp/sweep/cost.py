@@ -21,7 +21,10 @@ from cnnexp.models.layers import LayerSpec, OtherLayers
 from cnnexp.models.spec import specify_network
 from cnnexp.nn.tying import norm_shape
 from cnnexp.sweep.points import SweepPoint
+from cnnexp.sweep.stack_size import fit_stack
 from cnnexp.training.named_optimizers import count_slots
+from cnnexp.training.program_costs import StackCost, compile_in_process
+from cnnexp.training.train import evaluation_batch_size
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 SLOT_BYTES = 4  # per number that an optimiser keeps: float32
@@ -30,6 +33,9 @@ USED_FRACTION = 0.8  # of the memory: estimates err, and XLA's own buffers need 
 COPIES = 5
 # Runs of a stack per CPU device, where they take turns: more of them would only delay the first results.
 MAX_RUNS_PER_CPU_DEVICE = 32
+MAX_RUNS_PER_STACK = 4096  # where no number is named
+# Bytes of arrays on a TPU, whose last axes fill tiles of 8 x 128, to those of their numbers, at most.
+TPU_PADDING = 8
 GIGABYTE = 10**9
 INDEX_BYTES = 4  # of a connection that is drawn at random
 
@@ -54,17 +60,62 @@ def estimate_step_bytes(config: RunConfig) -> int:
     )
 
 
-def largest_stack(config: RunConfig) -> int:
-    """Estimate how many runs can train together: what the devices' memory and `sweep.max_stack` allow."""
+def largest_stack(config: RunConfig, wanted: int = MAX_RUNS_PER_STACK) -> int:
+    """Estimate how many runs can train together: what the devices' memory and `sweep.max_stack` allow.
+
+    On accelerators, the programs of two stacks are compiled to find out, unless the number of runs that are
+    wanted fits beyond doubt.
+
+    Args:
+        config: The configuration of any of the runs.
+        wanted: The number of runs to train.
+    """
     devices = jax.local_devices()
-    state, step = estimate_state_bytes(config), estimate_step_bytes(config)
-    images = resident_image_bytes(config.data)
     if devices[0].platform == "cpu":  # devices share the memory, and the runs of each take turns
+        state, step = estimate_state_bytes(config), estimate_step_bytes(config)
+        images = resident_image_bytes(config.data)
         fit = (USED_FRACTION * available_memory() - len(devices) * (step + images)) // (COPIES * state)
         largest = min(int(fit), MAX_RUNS_PER_CPU_DEVICE * len(devices))
     else:
-        largest = int((USED_FRACTION * device_memory() - images) // (state + step)) * len(devices)
+        wanted = min(wanted, config.sweep.max_stack or wanted)
+        largest = _largest_on_accelerators(config, wanted, devices[0].platform)
     return max(1, min(largest, config.sweep.max_stack or largest))
+
+
+def _largest_on_accelerators(config: RunConfig, wanted: int, platform: str) -> int:
+    """Return how many of the wanted runs can train together on the accelerators of this machine."""
+    limit, devices = USED_FRACTION * device_memory(), jax.local_device_count()
+    if bound_stack_bytes(config, -(-wanted // devices), platform) <= limit:
+        return wanted
+    if jax.process_count() > 1:  # the others do not compile at this time
+        per_run = bound_stack_bytes(config, 1, platform) - resident_image_bytes(config.data)
+        return int((limit - resident_image_bytes(config.data)) // per_run) * devices
+    streams = not resident_image_bytes(config.data)
+
+    def measure(sizes: Sequence[int]) -> list[StackCost | None]:
+        return [compile_in_process(config, size, streams=streams) for size in sizes]
+
+    return fit_stack(wanted, devices, limit, measure).runs
+
+
+def bound_stack_bytes(config: RunConfig, runs: int, platform: str) -> int:
+    """Compute a bound of the bytes that a stack needs on an accelerator, from shapes alone.
+
+    Everything counts that the compiler might keep, and more: three copies of the inputs, patches and outputs
+    of all layers, for the larger batch of training and evaluation. On TPUs, the last axes of an array are
+    padded to tiles. `scripts/check/memory_estimate.py` prints it beside the compiler's bytes.
+
+    Args:
+        config: The configuration of any of the runs.
+        runs: The number of runs of the device.
+        platform: `gpu` or `tpu`: the platform of the device.
+    """
+    layers = specify_network(config)
+    images = max(config.data.batch_size, evaluation_batch_size(platform))
+    units = 3 * images * sum(_units_bytes(layer, outputs=1) + _patch_bytes(layer) for layer in layers)
+    weights = estimate_state_bytes(config) + sum(3 * layer.params * SLOT_BYTES for layer in layers)
+    padding = TPU_PADDING if platform == "tpu" else 1
+    return resident_image_bytes(config.data) + runs * padding * (weights + units)
 
 
 def refuse_too_large(configs: Sequence[RunConfig]) -> None:

@@ -135,7 +135,7 @@ def stacks_for(missing: Mapping[str, RunConfig], spans: Mapping[str, Span] | Non
     for span, runs in by_span.items():
         parts, rest = group_by_checkpoint(runs)
         for program_key, group in group_by_program(rest).items():
-            parts += split_group(group, program_key, largest_stack(next(iter(group.values()))))
+            parts += split_group(group, program_key, largest_stack(next(iter(group.values())), len(group)))
         stacks += [replace(part, span=span) for part in parts]
     return stacks
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from cnnexp.training.program_costs import StackCost
 
-PROBED_RUNS = 8  # per device: stacks of this size and of half of it are compiled first
+PROBED_RUNS = 16  # per device: stacks of this size and of half of it are compiled first
 
 # From sizes of stacks to the costs of each; None where one does not fit in memory.
 Measure = Callable[[Sequence[int]], Sequence[StackCost | None]]

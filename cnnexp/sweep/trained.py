@@ -113,7 +113,9 @@ def evaluate_sweep(folder: Path, words: Sequence[str], code: Sequence[str] = ())
         for images, names in _group_by_images({name: jobs[name] for name in group}):
             trainer: StackTrainer | None = None
             configs = {name: group[name] for name in names}
-            for stack in split_group(configs, program_key, largest_stack(next(iter(configs.values())))):
+            for stack in split_group(
+                configs, program_key, largest_stack(next(iter(configs.values())), len(configs))
+            ):
                 trainer = trainer or StackTrainer(stack.config, images, len(stack.runs))
                 weights = [jobs[name].run.weights().arrays for name in stack.runs]
                 rows = trainer.evaluate(list(stack.runs.values()), weights)

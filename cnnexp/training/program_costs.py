@@ -6,7 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cnnexp.training.programs import Program
+import jax
+
+from cnnexp.config import RunConfig
+from cnnexp.training.programs import Program, list_programs
+
+USED = ("train", "evaluate")  # begin the names of the programs that need much memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +107,25 @@ def compile_program(program: Program) -> ProgramCost:
         step_cycles=forecast.cycles,
         not_priced=dict(forecast.not_priced),
     )
+
+
+def compile_in_process(config: RunConfig, runs: int, *, streams: bool) -> StackCost | None:
+    """Compile what trains and evaluates a stack for JAX's devices; None where it does not fit in memory.
+
+    The compiled programs are in the cache of JAX when the stack is trained.
+
+    Args:
+        config: The configuration of any of the runs.
+        runs: The number of runs of the stack.
+        streams: Whether images are streamed.
+    """
+    programs = [p for p in list_programs(config, runs, streams=streams) if p.name.startswith(USED)]
+    try:
+        return StackCost([compile_program(program) for program in programs])
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return None
+        raise
 
 
 # The compiler's text for TPUs: computations, of lines `%name = type operation(operands), attributes`.

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import jax
 from hydra import compose, initialize_config_dir
 
 from cnnexp.config import RunConfig, parse
@@ -162,6 +163,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, help="only stacks of this many runs")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments, overrides = parser.parse_known_args()
+    jax.config.update("jax_platforms", "cpu")  # installed compilers must not make JAX look for devices
     targets = [Target.parse(text) for text in arguments.target]
     if arguments.set == "representative":
         chosen = {Target.parse(name): cases for name, cases in REPRESENTATIVE.items()}

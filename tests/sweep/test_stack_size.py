@@ -53,7 +53,7 @@ def test_stacks_are_as_large_as_memory_allows_and_one_of_that_size_is_compiled(
     fit = fit_stack(1000 * devices, devices, 100.0 + 30 * 300, compiler(devices, compiled))
     assert fit.largest == 300 * devices and fit.runs == 250 * devices  # four equal stacks
     assert fit.cost and fit.cost.peak_bytes == 100 + 30 * 250
-    assert compiled == [4 * devices, 8 * devices, 250 * devices]
+    assert compiled == [8 * devices, 16 * devices, 250 * devices]
 
 
 def test_few_runs_are_one_stack() -> None:
