@@ -56,6 +56,10 @@ class CorruptionStrengths(NamedTuple):
 class Corruptions:
     """The corruptions of a run.
 
+    Those with keys of their own are methods rather than registered functions: they need the moments of the
+    training pixels, move pixels by one common gather, or work on the scale of the stored pixels, where the
+    rounding of another scale would change the results of stored runs. Further ones are registered.
+
     Args:
         data: The section, whose nonzero strengths decide which corruptions are part of the program.
         key: The key of the run; every image draws its own corruption from it.
