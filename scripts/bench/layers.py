@@ -181,6 +181,8 @@ def main() -> None:
     """Measure and print."""
     options = benching.parser(__doc__)
     options.add_argument("--shapes", default="0,1,2,3", help="which of the four shapes")
+    options.add_argument("--tyings", default="shared,local")
+    options.add_argument("--settings", default=",".join(SETTINGS), help="solo, scan, stack or vmap")
     options.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     chosen = options.parse_args()
     benching.use_one_core(chosen)
@@ -190,18 +192,22 @@ def main() -> None:
     heads = ("case", "ms", "GFLOP/s", "MB", "baseline", "ms", "MB", "ratio")
     print("{:44} {:>8} {:>8} {:>7}  {:20} {:>8} {:>7} {:>6}".format(*heads))
     for shape in (Shape(*SHAPES[int(index)]) for index in chosen.shapes.split(",")):
-        for tying in ("shared", "local"):
-            rows += measure(shape, tying, torch, jnp.dtype(chosen.dtype), chosen.repeats)
+        for tying in chosen.tyings.split(","):
+            names = tuple(chosen.settings.split(","))
+            rows += measure(shape, tying, torch, jnp.dtype(chosen.dtype), chosen.repeats, names)
     benching.save(rows, chosen.json)
 
 
-def measure(shape: Shape, tying: str, torch: Any, dtype: Any, repeats: int) -> list[dict[str, Any]]:
+def measure(
+    shape: Shape, tying: str, torch: Any, dtype: Any, repeats: int, names: tuple[str, ...] = SETTINGS
+) -> list[dict[str, Any]]:
     """Return the rows of one shape and tying."""
     flops = 3 * 2 * count_layer(shape.geometry, tying, "none").macs * shape.batch
-    found = {name: settings(layer, shape, dtype) for name, layer in layers(shape, tying).items()}
+    compiled = {name: settings(layer, shape, dtype, names) for name, layer in layers(shape, tying).items()}
     rows = []
-    for setting, per_call in (("solo", 1), ("scan", STEPS), ("stack", 8), ("vmap", 8)):
-        programs = {name: settings[setting] for name, settings in found.items()}
+    for setting in names:
+        per_call = {"solo": 1, "scan": STEPS, "stack": 8, "vmap": 8}[setting]
+        programs = {name: settings[setting] for name, settings in compiled.items()}
         calls = {name: partial(program, *given) for name, (program, given) in programs.items()}
         memory = {
             name: program.memory_analysis().temp_size_in_bytes / 1e6

@@ -5,9 +5,10 @@
 
 Convolution 5x5x16, pooling, convolution 3x3x32, pooling, dense 10 on the shapes of Fashion-MNIST (the
 pixels are random: the time does not depend on them), batches of 128, SGD with momentum, as cnnexp trains
-it: one loop over the steps of an epoch. `stack of 8` trains eight such runs in one program. PyTorch has its
-images in memory and chooses them by index. `limit`: the step's own multiply-adds at the rate of a large
-matrix product. In milliseconds a run and a step.
+it: one loop over the steps of an epoch. `resnet` is the residual network of depth 8, with batch
+normalisation. `stack of 8` trains eight such runs in one program. PyTorch has its images in memory and
+chooses them by index. `limit`: the step's own multiply-adds at the rate of a large matrix product. In
+milliseconds per run and step.
 
 With `--one-core` all are measured in CPU time on one core, which other programs disturb little.
 docs/performance.md says what keeps the shared step from its limit on CPU. Without gain: tiles of positions,
@@ -17,6 +18,7 @@ with its activation, `vmap`.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +49,15 @@ FEATURES, KERNELS = (16, 32), (5, 3)
 
 
 def config_of(tying: str, dtype: str, precision: str, *more: str) -> RunConfig:
-    """Compose the configuration of a run from the same files as every run's."""
-    overrides = [
+    """Compose the configuration of a run from the same files as every run's; `resnet` is one of depth 8."""
+    two_layers = [
         f"model.tying={tying}",
         f"model.features={list(FEATURES)}",
         f"model.kernel_size={list(KERNELS)}",
         "model.bias=same",
+    ]
+    overrides = [
+        *(["model=resnet", "model.depth=8"] if tying == "resnet" else two_layers),
         f"model.dtype={dtype}",
         f"model.precision={precision}",
         "data=fashion_mnist",
@@ -107,7 +112,26 @@ def torch_epoch(torch: Any, tying: str, steps: int = STEPS) -> benching.Call:
     functional, device = torch.nn.functional, "cuda" if torch.cuda.is_available() else "cpu"
     pixels, labels = (torch.tensor(array, device=device) for array in pictures())
     pixels = pixels.permute(0, 3, 1, 2).contiguous()
-    sides, channels = (28, 14), (1, *FEATURES)
+    make = torch_resnet if tying == "resnet" else partial(torch_two_layers, tying=tying)
+    weights, logits = make(torch, device)
+    optimizer = torch.optim.SGD(weights, lr=0.01, momentum=0.9)
+    mean, std = float(pixels.float().mean()), float(pixels.float().std())
+
+    def call() -> None:
+        for chosen in torch.randperm(SIZE, device=device).split(128)[:steps]:
+            loss = functional.cross_entropy(logits((pixels[chosen].float() - mean) / std), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return call
+
+
+def torch_two_layers(torch: Any, device: str, tying: str) -> tuple[list[Any], Callable[[Any], Any]]:
+    """Return the weights of the two-layer network and the function that computes its logits."""
+    functional, sides, channels = torch.nn.functional, (28, 14), (1, *FEATURES)
     weights = []
     for side, c, o, k in zip(sides, channels, channels[1:], KERNELS, strict=False):
         shape = (o, c, k, k) if tying == "shared" else (side * side, c * k * k, o)
@@ -115,8 +139,6 @@ def torch_epoch(torch: Any, tying: str, steps: int = STEPS) -> benching.Call:
         weights.append(torch.zeros(o, *(() if tying == "shared" else (side, side)), device=device))
     weights += [torch.randn(10, 7 * 7 * FEATURES[1], device=device) * 0.02, torch.zeros(10, device=device)]
     weights = [w.requires_grad_() for w in weights]
-    optimizer = torch.optim.SGD(weights, lr=0.01, momentum=0.9)
-    mean, std = float(pixels.float().mean()), float(pixels.float().std())
 
     def layer(x: Any, kernels: Any, bias: Any, k: int) -> Any:
         if tying == "shared":
@@ -125,20 +147,36 @@ def torch_epoch(torch: Any, tying: str, steps: int = STEPS) -> benching.Call:
         y = torch.bmm(columns.permute(2, 0, 1), kernels).permute(1, 2, 0)
         return y.reshape(len(x), -1, *x.shape[2:]) + bias
 
-    def call() -> None:
-        for chosen in torch.randperm(SIZE, device=device).split(128)[:steps]:
-            x = (pixels[chosen].float() - mean) / std
-            for index, k in enumerate(KERNELS):
-                y = layer(x, weights[2 * index], weights[2 * index + 1], k)
-                x = functional.max_pool2d(functional.relu(y), 2)
-            loss = functional.cross_entropy(functional.linear(x.flatten(1), *weights[-2:]), labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        if device == "cuda":
-            torch.cuda.synchronize()
+    def logits(x: Any) -> Any:
+        for index, k in enumerate(KERNELS):
+            y = layer(x, weights[2 * index], weights[2 * index + 1], k)
+            x = functional.max_pool2d(functional.relu(y), 2)
+        return functional.linear(x.flatten(1), *weights[-2:])
 
-    return call
+    return weights, logits
+
+
+def torch_resnet(torch: Any, device: str) -> tuple[list[Any], Callable[[Any], Any]]:
+    """Return the weights of the residual network of depth 8 and the function that computes its logits."""
+    nn, functional = torch.nn, torch.nn.functional
+
+    def unit(c: int, o: int, stride: int) -> Any:
+        return nn.Sequential(nn.Conv2d(c, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o))
+
+    stem, head = unit(1, 16, 1), nn.Linear(64, 10)
+    blocks = [(unit(c, o, o // c), unit(o, o, 1)) for c, o in pairwise((16, 16, 32, 64))]
+    modules = nn.ModuleList([stem, head, *(unit for block in blocks for unit in block)]).to(device)
+
+    def logits(x: Any) -> Any:
+        x = functional.relu(stem(x))
+        for first, second in blocks:
+            y = second(functional.relu(first(x)))
+            stride, missing = x.shape[2] // y.shape[2], y.shape[1] - x.shape[1]
+            shortcut = functional.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, 0, missing))
+            x = functional.relu(y + shortcut)
+        return head(x.mean((2, 3)))
+
+    return list(modules.parameters()), logits
 
 
 def step_flops(config: RunConfig) -> float:
@@ -151,7 +189,9 @@ def main() -> None:
     """Measure and print."""
     options = benching.parser(__doc__)
     options.add_argument("--runs", default="8", help="sizes of stacks, besides 1")
-    options.add_argument("--tyings", default="shared,local")
+    options.add_argument(
+        "--nets", default="shared,local,resnet", help="the two-layer net by its tying, resnet"
+    )
     options.add_argument("--dtype", default="null", help="null (float32) or bfloat16")
     options.add_argument("--precision", default="float32", help="as model.precision")
     chosen = options.parse_args()
@@ -161,7 +201,7 @@ def main() -> None:
     if torch is None:
         print("PyTorch is not installed: left out")
     print(f"{'case':24} {'ms':>8} {'GFLOP/s':>8}  {'baseline':16} {'ms':>8} {'ratio':>6}")
-    for tying in chosen.tyings.split(","):
+    for tying in chosen.nets.split(","):
         config = config_of(tying, chosen.dtype, chosen.precision)
         stacks = [1, *map(int, chosen.runs.split(","))]
         product, product_flops = benching.matmul_call()
