@@ -153,7 +153,7 @@ def measure_experiments(bench: Bench) -> None:
             started, fraction = time.time(), COLD_FRACTION if state == "cold" else 1.0
             commands.bench = replace(bench, until=started + fraction * bench.seconds_left)
             names = run_experiments(commands, state, names) if names else []
-            seconds, runs = time.time() - started, sum(len(commands.finished(state, name)) for name in names)
+            seconds, runs = time.time() - started, len(commands.finished(state))
             aim = {"aim_seconds": 60} if state == "warm" and len(names) == len(PROCESSES) else {}
             values = {"seconds": seconds, "runs_per_second": runs / seconds, **aim}
             case = f"{state}: {runs:,} runs, {len(names)} of {len(PROCESSES)} reports"
