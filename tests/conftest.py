@@ -177,12 +177,12 @@ class CommonTrainers(worker.TrainerCache):
         if not ours or code or config.train.loss or config.train.metrics or config.train.profile:
             return super().trainer_for(stack)
         replaced = (loop.FIRST_PIECE_STEPS, loop.PIECE_SECONDS, train.train_step)  # by some tests
-        key = (stack.program_key, min(runs, jax.device_count()), *replaced)
+        key = (stack.program_key, images_key(config.data), min(runs, jax.device_count()), *replaced)
         if key not in TRAINERS:
             if len(TRAINERS) == MAX_TRAINERS:
                 TRAINERS.clear()
                 return_memory()
-            TRAINERS[key] = StackTrainer(config, load_once(config.data), runs)
+            TRAINERS[key] = StackTrainer(config, load_once(config.data), runs, stack.optional)
         return TRAINERS[key]
 
 

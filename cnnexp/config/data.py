@@ -186,6 +186,8 @@ IMAGE_CORRUPTIONS = (
 TRAINING_CORRUPTIONS = ("label_noise", "crop", "flip")  # of training images, whatever `corrupt` is
 STRENGTH_KEYS = IMAGE_CORRUPTIONS + TRAINING_CORRUPTIONS
 TRACED_OPTIONS = ("block", "corrupt")
+# Corruptions that runs may have or lack in one program, in which they are then branches.
+OPTIONAL_CORRUPTIONS = ("pixel_noise", "permutation")
 # The location of the images does not change them.
 STORAGE_KEYS = ("data_dir", "stream", "path", "file", "target", "loading_code")
 

@@ -27,7 +27,7 @@ from cnnexp.core.errors import UsageError, describe_exception
 from cnnexp.store.files import write_text
 from cnnexp.sweep.devices import jax_is_running
 from cnnexp.sweep.halving import Span
-from cnnexp.sweep.plan import Stack, make_program_key
+from cnnexp.sweep.plan import Stack
 from cnnexp.sweep.signals import REQUEUE, Interrupted, ProcessLost
 from cnnexp.training.processes import any_process, broadcast_from_primary, is_primary
 
@@ -150,7 +150,14 @@ def check_processes(runs: Sequence[RunConfig]) -> None:
 def announce_stack(stack: Stack) -> None:
     """Tell the other processes which stack comes next."""
     resumes = stack.resumes and str(stack.resumes)
-    broadcast_from_primary({"runs": list(stack.runs), "resumes": resumes, "span": asdict(stack.span)})
+    broadcast_from_primary(
+        {
+            "runs": list(stack.runs),
+            "program_key": stack.program_key,
+            "resumes": resumes,
+            "span": asdict(stack.span),
+        }
+    )
 
 
 def announced_stacks(runs: Mapping[str, RunConfig]) -> Iterator[Stack]:
@@ -161,9 +168,8 @@ def announced_stacks(runs: Mapping[str, RunConfig]) -> Iterator[Stack]:
     """
     while "end" not in (order := broadcast_from_primary({})):
         chosen = {run_id: runs[run_id] for run_id in order["runs"]}
-        program_key = make_program_key(next(iter(chosen.values())))
         resumes, span = order["resumes"] and Path(order["resumes"]), Span(**order["span"])
-        yield Stack(runs=chosen, program_key=program_key, resumes=resumes, span=span)
+        yield Stack(runs=chosen, program_key=order["program_key"], resumes=resumes, span=span)
     if order["end"] == STOPPED:
         raise Interrupted
 

@@ -1,6 +1,5 @@
 """A sweep before it starts: which runs are missing, which of them train together, and how long they take."""
 
-import json
 import os
 import statistics
 import time
@@ -12,9 +11,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from cnnexp.config import OMITTED_AT_DEFAULT, TRACED_KEYS, RunConfig
-from cnnexp.config.data import STRENGTH_KEYS
+from cnnexp.config import RunConfig
+from cnnexp.config.data import OPTIONAL_CORRUPTIONS
 from cnnexp.core.text import pluralize
+from cnnexp.data.loading import images_key
 from cnnexp.data.shapes import resolve_train_size
 from cnnexp.models.spec import specify_network, total_count
 from cnnexp.store.checkpoints import has_checkpoint, iterate_stacks, list_corrupt_stacks
@@ -22,8 +22,8 @@ from cnnexp.store.files import read_json
 from cnnexp.store.runs import COMMANDS, find_corrupt_files, has_ended, run_folder, sweep_folder
 from cnnexp.sweep.cost import largest_stack
 from cnnexp.sweep.halving import WHOLE_SPAN, Halving, Span
+from cnnexp.sweep.program_key import make_common_key, make_program_key, read_optional
 from cnnexp.sweep.provenance import provenance
-from cnnexp.training.named_optimizers import list_traced_options
 from cnnexp.training.schedule import estimate_flops, resolve_duration
 
 MAX_PAST_RUNS = 200  # that a forecast reads
@@ -51,6 +51,11 @@ class Stack:
     def config(self) -> RunConfig:
         """The configuration of any of its runs."""
         return next(iter(self.runs.values()))
+
+    @property
+    def optional(self) -> list[str]:
+        """The corruptions that are branches of the program, as some of its runs lack them."""
+        return read_optional(self.program_key)
 
     @property
     def flops(self) -> float:
@@ -135,7 +140,14 @@ def stacks_for(missing: Mapping[str, RunConfig], spans: Mapping[str, Span] | Non
     for span, runs in by_span.items():
         parts, rest = group_by_checkpoint(runs)
         for program_key, group in group_by_program(rest).items():
-            parts += split_group(group, program_key, largest_stack(next(iter(group.values())), len(group)))
+            groups = group_by_images(group)
+            largest = largest_stack(next(iter(group.values())), max(map(len, groups)))
+            smallest = min(map(len, groups))
+            is_even = all(len(runs) % smallest == 0 for runs in groups)
+            if jax.default_backend() == "cpu" and is_even and smallest % jax.local_device_count() == 0:
+                largest = min(largest, smallest)  # stacks of equal sizes have one XLA program
+            for runs in groups:
+                parts += split_group(runs, program_key, largest)
         stacks += [replace(part, span=span) for part in parts]
     return stacks
 
@@ -148,7 +160,7 @@ def group_by_checkpoint(runs: Mapping[str, RunConfig]) -> tuple[list[Stack], dic
             continue
         saved = {run_id: rest.pop(run_id) for run_id in stack_runs if run_id in rest}
         if saved:
-            program_key = make_program_key(next(iter(saved.values())))
+            program_key = make_common_key(list(saved.values()))
             stacks.append(Stack(runs=saved, program_key=program_key, resumes=folder))
     return stacks, rest
 
@@ -157,8 +169,16 @@ def group_by_program(runs: Mapping[str, RunConfig]) -> dict[str, dict[str, RunCo
     """Group runs by the key of their program, in the order of their first runs."""
     groups: dict[str, dict[str, RunConfig]] = {}
     for run_id, run in runs.items():
-        groups.setdefault(make_program_key(run), {})[run_id] = run
-    return groups
+        groups.setdefault(make_program_key(run, OPTIONAL_CORRUPTIONS), {})[run_id] = run
+    return {make_common_key(list(group.values())): group for group in groups.values()}
+
+
+def group_by_images(runs: Mapping[str, RunConfig]) -> list[dict[str, RunConfig]]:
+    """Group runs by the images that they load: those of a stack have their images in common."""
+    groups: dict[str, dict[str, RunConfig]] = {}
+    for run_id, run in runs.items():
+        groups.setdefault(images_key(run.data), {})[run_id] = run
+    return list(groups.values())
 
 
 def split_group(group: Mapping[str, RunConfig], program_key: str, largest: int) -> Iterator[Stack]:
@@ -193,26 +213,6 @@ def balance_devices(images: Mapping[str, int], devices: int) -> list[str]:
         with_room = [members for members in by_device if len(members) < room]
         min(with_room, key=lambda members: sum(images[other] for other in members)).append(run_id)
     return list(chain.from_iterable(sorted(by_device, key=len, reverse=True)))
-
-
-def make_program_key(run: RunConfig) -> str:
-    """Return, as JSON, what the XLA program of a run depends on: its identity without the traced values."""
-    values = run.identity()
-    del values["seed"], values["data"]["train_size"], values["data"]["split_seed"]
-    for section, keys in TRACED_KEYS.items():
-        for key in keys:
-            value = values[section].pop(key, None)
-            if key in STRENGTH_KEYS:  # the program depends on whether there is any, not on how much
-                values[section][key] = bool(value)
-            elif key in OMITTED_AT_DEFAULT.get(section, ()):
-                values[section][key] = value is not None
-    for name in list_traced_options(run.optim):
-        values["optim"]["options"][name] = "traced"
-    duration = resolve_duration(run)  # in steps: runs of equally many steps have one program
-    for key in ("epochs", "steps", "eval_every"):
-        del values["train"][key]
-    carried_out = [run.train.parallel, run.train.profile, run.sweep.stacking]
-    return json.dumps([values, duration.steps, duration.evaluate_after, carried_out], sort_keys=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,8 @@ from cnnexp.sweep.conditions import (
 )
 from cnnexp.sweep.cost import largest_stack
 from cnnexp.sweep.devices import configure_jax, refuse_missing_devices
-from cnnexp.sweep.plan import group_by_program, make_program_key, split_group
+from cnnexp.sweep.plan import group_by_program, split_group
+from cnnexp.sweep.program_key import make_program_key
 from cnnexp.training.loop import Row, StackTrainer
 from cnnexp.training.setup import Setup, make_setup, merge_network, restore_weights
 
@@ -116,7 +117,7 @@ def evaluate_sweep(folder: Path, words: Sequence[str], code: Sequence[str] = ())
             for stack in split_group(
                 configs, program_key, largest_stack(next(iter(configs.values())), len(configs))
             ):
-                trainer = trainer or StackTrainer(stack.config, images, len(stack.runs))
+                trainer = trainer or StackTrainer(stack.config, images, len(stack.runs), stack.optional)
                 weights = [jobs[name].run.weights().arrays for name in stack.runs]
                 rows = trainer.evaluate(list(stack.runs.values()), weights)
                 for name, row in zip(stack.runs, rows, strict=True):

@@ -47,17 +47,20 @@ class TrainerCache:
     """Keeps the programs and images of the last stack: stacks of one program follow one another."""
 
     def __init__(self):
-        self._trainer: tuple[tuple[str, int], StackTrainer] | None = None
+        self._trainer: tuple[tuple[str, str, int], StackTrainer] | None = None
         self._images: tuple[str, Images | ImageFiles] | None = None
 
     def trainer_for(self, stack: Stack) -> StackTrainer:
         """Return the trainer of the last stack if it fits this one, else build another."""
-        key = (stack.program_key, min(len(stack.runs), jax.local_device_count()))
+        data = stack.config.data
+        key = (stack.program_key, data.stream, min(len(stack.runs), jax.local_device_count()))
         if self._trainer is None or self._trainer[0] != key:
             self.clear()
             return_memory()
-            images = self._load(stack.config.data)
-            self._trainer = (key, StackTrainer(stack.config, images, len(stack.runs)))
+            images = self._load(data)
+            self._trainer = (key, StackTrainer(stack.config, images, len(stack.runs), stack.optional))
+        elif self._images is None or self._images[0] != images_key(data):
+            self._trainer[1].change_images(data, self._load(data))
         return self._trainer[1]
 
     def clear(self) -> None:

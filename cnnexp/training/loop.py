@@ -1,7 +1,7 @@
 """The training of a stack of runs, from the first step to the last."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding, SingleDeviceSharding
 
 from cnnexp.config import RunConfig
+from cnnexp.config.data import Data
 from cnnexp.data.images import Images
 from cnnexp.data.loading import draw_run_split, resolve_split_seed
 from cnnexp.data.pipelines import ImageFiles
@@ -78,17 +79,24 @@ class StackTrainer:
         config: The configuration of any of the runs.
         images: The data set, in memory or on disk.
         runs: The largest number of runs in a stack.
+        optional: The corruptions that some of the runs lack, see `Corruptions`.
     """
 
-    def __init__(self, config: RunConfig, images: Images | ImageFiles, runs: int = 1):
+    def __init__(
+        self, config: RunConfig, images: Images | ImageFiles, runs: int = 1, optional: Collection[str] = ()
+    ):
         splits_batches = config.train.parallel == "data"
         self._mesh = make_device_mesh(runs, config.data.batch_size if splits_batches else 1)
-        self.setup = make_setup(config, BATCH if self._mesh.shape[BATCH] > 1 else None)
-        self._images = put_on_devices(images, WHOLE, self._mesh) if isinstance(images, Images) else images
+        self.setup = make_setup(config, BATCH if self._mesh.shape[BATCH] > 1 else None, optional)
+        self.change_images(config.data, images)
         self._programs = compile_stack(self.setup, self._mesh, streams=not isinstance(images, Images))
         self._pieces = 0
         self._piece_steps = FIRST_PIECE_STEPS
-        self._draw_split = lru_cache(maxsize=64)(lambda seed: draw_run_split(images, config.data, seed))
+
+    def change_images(self, data: Data, images: Images | ImageFiles) -> None:
+        """Give the next stacks other images, of the same shape and number: they have the same program."""
+        self._images = put_on_devices(images, WHOLE, self._mesh) if isinstance(images, Images) else images
+        self._draw_split = lru_cache(maxsize=64)(lambda seed: draw_run_split(images, data, seed))
 
     def train(self, runs: Sequence[RunConfig], resumed: State | None = None) -> Iterator[LoopState]:
         """Train to the last step, pausing every few seconds and at each evaluation.

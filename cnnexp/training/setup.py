@@ -1,6 +1,6 @@
 """The common parts of training and evaluation: static setup, state, corrupted batches, logits, losses."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,6 +63,7 @@ class Setup:
         evaluation_graph: The same in evaluation mode: with running averages, without dropout.
         duration: The number of steps, the batch size, and when the run is evaluated.
         axis_name: The mapped axis whose devices split every batch; None where one device has it all.
+        optional: The corruptions that some runs of the program lack, see `Corruptions`.
 
     The code of the user is imported where it is first needed: a trained network can be loaded without it.
     """
@@ -73,6 +74,7 @@ class Setup:
     evaluation_graph: nnx.GraphDef[nnx.Module]
     duration: Duration
     axis_name: str | None
+    optional: frozenset[str] = frozenset()
 
     @cached_property
     def loss(self) -> Loss | None:
@@ -85,12 +87,13 @@ class Setup:
         return resolve_metrics(self.config)
 
 
-def make_setup(config: RunConfig, axis_name: str | None = None) -> Setup:
+def make_setup(config: RunConfig, axis_name: str | None = None, optional: Collection[str] = ()) -> Setup:
     """Work out the static part of a run.
 
     Args:
         config: The configuration of the run.
         axis_name: A mapped axis whose devices split every batch; their number divides the batch size.
+        optional: The corruptions that some runs of the program lack, see `Corruptions`.
     """
     network = specify_network(config)
     model = nnx.eval_shape(lambda: build_network(config, network, rngs=nnx.Rngs(0)))
@@ -107,6 +110,7 @@ def make_setup(config: RunConfig, axis_name: str | None = None) -> Setup:
         evaluation_graph=nnx.split(model, nnx.Param, ...)[0],
         duration=resolve_duration(config),
         axis_name=axis_name,
+        optional=frozenset(optional),
     )
 
 
@@ -178,7 +182,7 @@ def corrupt_batch(
         first: The index of the first image in the whole batch of a step.
     """
     data = setup.config.data
-    corruptions = Corruptions(data, state.noise_key, hyperparameters.strengths, normalisation)
+    corruptions = Corruptions(data, state.noise_key, hyperparameters.strengths, normalisation, setup.optional)
     corrupted_as = "test" if split == "test" else "train"
     images = corruptions.images(batch.pixels, batch.image_ids, split=corrupted_as, step=step, first=first)
     labels = jnp.asarray(batch.labels)

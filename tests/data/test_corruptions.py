@@ -16,7 +16,7 @@ from cnnexp.data.corruptions import Corruptions, CorruptionStrengths, reduce_res
 from cnnexp.data.corruptions.moves import block_permutation
 from cnnexp.data.images import Normalisation
 from cnnexp.data.shapes import check_corruptions
-from cnnexp.sweep.plan import make_program_key
+from cnnexp.sweep.program_key import make_program_key
 from cnnexp.training.loop import StackTrainer
 from tests.conftest import Configure, load_once
 

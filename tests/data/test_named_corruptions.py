@@ -12,7 +12,7 @@ from cnnexp.config import RunConfig
 from cnnexp.config.data import corruption_summary
 from cnnexp.core.errors import UsageError
 from cnnexp.data.shapes import check_corruptions
-from cnnexp.sweep.plan import make_program_key
+from cnnexp.sweep.program_key import make_program_key
 from tests.conftest import Configure
 from tests.data.test_corruptions import IMAGE_IDS, PIXELS, corrupt_pixels, make_corruptions
 

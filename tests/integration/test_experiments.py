@@ -27,6 +27,7 @@ from cnnexp.report.experiments import load_experiment
 from cnnexp.report.output import publish_report, write_report
 from cnnexp.report.report import MAX_NETWORKS
 from cnnexp.store.runs import StoredRun
+from cnnexp.sweep.plan import group_by_program
 from cnnexp.sweep.points import SweepPoint
 from cnnexp.sweep.provenance import summary_of
 from tests.conftest import call_cnnexp
@@ -109,6 +110,15 @@ def test_every_size_measures_every_claim_and_draws_every_figure(compose: Any, si
         assert drawing.needs(table)
         figure = drawing.draw(table)
         assert figure.axes and all(count_visible_values(axes) > 1 for axes in figure.axes), caption
+
+
+@pytest.mark.parametrize(("size", "programs"), [("demo", 3), ("small", 7), ("paper", 8)])
+def test_why_convolutions_has_one_program_per_tying_connectivity_and_head(
+    compose: Any, size: str, programs: int
+) -> None:
+    runs = {run.run_id: run for run in compose("why_convolutions", size)}
+    kinds = {(run.model.tying, run.model.connectivity, run.model.head) for run in runs.values()}
+    assert len(group_by_program(runs)) == len(kinds) == programs
 
 
 @pytest.mark.parametrize("module", sorted((ROOT / "experiments").glob("*.py")), ids=lambda path: path.stem)

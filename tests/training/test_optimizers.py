@@ -14,7 +14,7 @@ import pytest
 from cnnexp.config import RunConfig
 from cnnexp.config.sections import Optim
 from cnnexp.core.errors import UsageError
-from cnnexp.sweep.plan import make_program_key
+from cnnexp.sweep.program_key import make_program_key
 from cnnexp.training.loop import StackTrainer
 from cnnexp.training.named_optimizers import (
     UNSUITABLE,

@@ -18,7 +18,7 @@ from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.probes import locality
 from cnnexp.nn.tied_conv import TiedConv
 from cnnexp.nn.tying import count_layer
-from cnnexp.sweep.plan import make_program_key
+from cnnexp.sweep.program_key import make_program_key
 from cnnexp.training.loop import StackTrainer
 from cnnexp.training.optimizers import beta_lasso
 from tests.conftest import Configure, load_once

@@ -13,7 +13,7 @@ from cnnexp.data.images import Images
 from cnnexp.data.loading import draw_run_split
 from cnnexp.data.pipelines import InMemory
 from cnnexp.data.sampling import ROUNDS, batch_indices, permute
-from cnnexp.sweep.plan import make_program_key
+from cnnexp.sweep.program_key import make_program_key
 from cnnexp.training.loop import LoopState, Row, StackTrainer
 from cnnexp.training.metrics import Metrics, compute_losses, is_correct
 from cnnexp.training.optimizers import Hyperparameters

@@ -1,15 +1,17 @@
 """Corruptions of images and labels, drawn once per image from the key of the run and the number of the image.
 
-The strengths are traced, so that runs of many strengths have a common program; a corruption of strength zero
-is no part of the program. Modules of this folder register further corruptions, which `data.corruption` names.
+The strengths are traced, so that runs of many strengths have a common program. A corruption of strength zero
+is no part of the program, unless another run of the program has it, see `Corruptions`. Modules of this folder
+register further corruptions, which `data.corruption` names.
 """
 
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import random
+from jax import lax, random
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from cnnexp.config.data import DataSection
@@ -31,6 +33,7 @@ class CorruptionStrengths(NamedTuple):
     label_noise: Float[Array, "..."]
     crop: Int[Array, "..."]
     block: Int[Array, "..."]
+    permutation: Bool[Array, "..."]
     corruption: Float[Array, "..."]
     train: Bool[Array, "..."]
     test: Bool[Array, "..."]
@@ -47,6 +50,7 @@ class CorruptionStrengths(NamedTuple):
             label_noise=jnp.float32(data.label_noise),
             crop=jnp.int32(data.crop),
             block=jnp.int32(data.block),
+            permutation=jnp.bool_(data.permutation != "none"),
             corruption=jnp.float32(data.corruption_strength or 0),
             train=jnp.bool_(data.corrupt != "test"),
             test=jnp.bool_(data.corrupt != "train"),
@@ -65,6 +69,8 @@ class Corruptions:
         key: The key of the run; every image draws its own corruption from it.
         strengths: The strengths of the corruptions.
         normalisation: The statistics of the training pixels.
+        optional: The corruptions of `OPTIONAL_CORRUPTIONS` that are part of the program although the run may
+            have none of them: its strength decides while the program runs.
     """
 
     def __init__(
@@ -73,8 +79,10 @@ class Corruptions:
         key: Key[Array, ""],
         strengths: CorruptionStrengths,
         normalisation: Normalisation,
+        optional: Collection[str] = (),
     ):
         self._data, self._strengths, self._normalisation = data, strengths, normalisation
+        self._optional = optional
         names = (
             "pixel_noise",
             "label_noise",
@@ -120,9 +128,13 @@ class Corruptions:
                 images, image_ids, jnp.where(is_corrupted, strengths.image_noise, 0)
             )
         images = self._move_pixels(images, image_ids, is_corrupted, step, first)
-        if data.pixel_noise:
-            noise = _draw_normal(self._keys["pixel_noise"], image_ids, images.shape[1:])
-            images = images + jnp.where(is_corrupted, white * strengths.pixel_noise, 0) * noise
+        if data.pixel_noise or "pixel_noise" in self._optional:
+
+            def add_noise(images: Array) -> Array:
+                noise = _draw_normal(self._keys["pixel_noise"], image_ids, images.shape[1:])
+                return images + jnp.where(is_corrupted, white * strengths.pixel_noise, 0) * noise
+
+            images = self._apply_if("pixel_noise", strengths.pixel_noise > 0, add_noise, images)
         if data.salt_and_pepper:
             fraction = jnp.where(is_corrupted, strengths.salt_and_pepper, 0)
             images = self._add_salt_and_pepper(images, image_ids, fraction, is_bytes=white == 255.0)
@@ -156,6 +168,14 @@ class Corruptions:
         uniform, offset = jax.vmap(draw)(jnp.asarray(image_ids))
         wrong = 1 - labels if shape else (labels + offset) % classes
         return jnp.where(uniform < fraction, wrong, labels)
+
+    def _apply_if(
+        self, name: str, is_present: Bool[Array, ""], corrupt: Callable[[Array], Array], images: Array
+    ) -> Float[Array, "b h w c"]:
+        """Apply a corruption of the program; one that is optional, only where the run has it."""
+        if name not in self._optional:
+            return corrupt(images)
+        return lax.cond(is_present, corrupt, lambda images: images, images)
 
     def _apply_registered(self, images: Array, image_ids: Array, white: float) -> Float[Array, "b h w c"]:
         """Apply the function that `data.corruption` names to each image, on a scale where white is 1."""
@@ -198,23 +218,41 @@ class Corruptions:
     ) -> Float[Array, "b h w c"]:
         """Augment, shift and permute images, all by one gather; pixels that move in are 0."""
         data, strengths = self._data, self._strengths
-        count, height, width, channels = images.shape
         is_augmented = step is not None and bool(data.crop or data.flip)
-        if not (is_augmented or data.shift or data.permutation != "none"):
+        is_permuted = data.permutation != "none" or "permutation" in self._optional
+        if not (is_augmented or data.shift or is_permuted):
             return images
+
+        def move(images: Array) -> Array:
+            return self._gather_pixels(images, image_ids, is_corrupted, step if is_augmented else None, first)
+
+        if is_augmented or data.shift:
+            return move(images)
+        return self._apply_if("permutation", strengths.permutation, move, images)
+
+    def _gather_pixels(
+        self,
+        images: Array,
+        image_ids: Array,
+        is_corrupted: Array,
+        step: Integers | None,
+        first: Integers | int,
+    ) -> Float[Array, "b h w c"]:
+        """Gather the pixels of images that are augmented, shifted or permuted; see `_move_pixels`."""
+        data, strengths = self._data, self._strengths
+        count, height, width, channels = images.shape
         pixel = jnp.arange(height * width)[None]
-        if data.permutation != "none":
+        if data.permutation != "none" or "permutation" in self._optional:
             ids = image_ids if data.permutation == "per_image" else jnp.zeros(1, jnp.int32)
             permutation = block_permutation(self._keys["permutation"], ids, strengths.block, height, width)
-            pixel = jnp.where(is_corrupted, permutation, pixel)
+            pixel = jnp.where(is_corrupted & strengths.permutation, permutation, pixel)
         source = PixelSources(pixel // width, pixel % width, jnp.ones((1, 1), bool))
         if data.shift:
             keys = jax.vmap(partial(random.fold_in, self._keys["shift"]))(image_ids)
             source = source.shift(
                 jnp.where(is_corrupted, draw_moves(keys, strengths.shift), 0), height, width
             )
-        if is_augmented:
-            assert step is not None
+        if step is not None:
             key = random.fold_in(self._keys["crop"], jnp.asarray(step))
             keys = jax.vmap(partial(random.fold_in, key))(first + jnp.arange(count))
             if data.crop:
