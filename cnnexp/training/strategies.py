@@ -24,6 +24,7 @@ Result = TypeVar("Result")
 TPU_LANES = 128  # to a multiple of which the compiler pads batches
 TPU_SMALL_BYTES = 6 * 2**20  # of a step of one run, up to which several runs at once are faster
 TPU_CHUNK = 8  # so many
+FEW_CHANNELS = 8
 FLOAT_BYTES = 4
 
 
@@ -72,11 +73,13 @@ def choose_strategy(config: RunConfig, runs: int, platform: str) -> Strategy:
     if platform == "tpu":
         size = estimate_step_bytes(config)
         text = f"the arrays of a step of one run, {short_number(size)}B,"
-        if size > TPU_SMALL_BYTES:
-            return Strategy(runs, 1, f"{text} stay in vector memory, those of several do not")
-        return Strategy(
-            runs, min(runs, TPU_CHUNK), f"{text} are so small that instructions cost more than data"
-        )
+        if size <= TPU_SMALL_BYTES:
+            reason = f"{text} are so small that instructions cost more than data"
+            return Strategy(runs, min(runs, TPU_CHUNK), reason)
+        if _convolves_few_channels(config):
+            reason = "for one run, the compiler takes minutes over the convolution of few channels in float32"
+            return Strategy(runs, min(runs, 4), reason)
+        return Strategy(runs, 1, f"{text} stay in vector memory, those of several do not")
     return Strategy(
         runs, runs, "one batched program takes half the time of runs in turn, measured on an H100"
     )
@@ -88,6 +91,17 @@ def estimate_step_bytes(config: RunConfig) -> int:
     images = TPU_LANES * math.ceil(config.data.batch_size / TPU_LANES)
     units = sum(layer.geometry.in_units + layer.geometry.out_units for layer in layers)
     return FLOAT_BYTES * (images * units + 4 * round(sum(layer.params for layer in layers)))
+
+
+def _convolves_few_channels(config: RunConfig) -> bool:
+    """Return whether a layer convolves few channels in float32, which libtpu compiles slowly for one run."""
+    return config.model.precision == "float32" and any(
+        layer.geometry.in_shape[2] < FEW_CHANNELS
+        and layer.tying.kind not in ("local", "dense")
+        and not layer.geometry.covers_image
+        and layer.dtype in (None, "float32")
+        for layer in specify_network(config)
+    )
 
 
 def map_over_runs(function: Callable[[Runs], Result], config: RunConfig) -> Callable[[Runs], Result]:
