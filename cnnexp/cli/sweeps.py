@@ -94,11 +94,13 @@ def plan(target: str | None, **options: Any) -> int:
     """
     action = ["hydra.launcher.action=plan"]
     if target is not None:
-        os.environ["JAX_PLATFORMS"] = "cpu"  # installed compilers must not make JAX look for their devices
+        import jax
+
         from cnnexp.sweep.targets import Target
 
         chips = Target.parse(target)
         chips.check_installed()
+        jax.config.update("jax_platforms", "cpu")  # its compilers must not make JAX look for its devices
         action.append(f"hydra.launcher.target='{chips}'")
     return _compose(_Options(**options), action)
 

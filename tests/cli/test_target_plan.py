@@ -40,7 +40,6 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
     monkeypatch.setattr("cnnexp.cli.target_plan.compile_for", compile_for)
     monkeypatch.setattr(targets, "find_spec", lambda _: True)
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # which the command sets; restored after the test
     monkeypatch.chdir(tmp_path)
 
     def command(*words: str, code: int = 0) -> list[str]:
