@@ -41,7 +41,7 @@ def test_a_section_without_time_is_stopped_and_the_next_one_starts(tmp_path: Pat
 def test_programs_and_commands_are_measured(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     draw = lambda n: {"images": rng.integers(0, 256, (n, 28, 28), np.uint8), "labels": np.arange(n) % 10}  # noqa: E731
-    arrays = {f"{split}_{key}": value for split in ("train", "test") for key, value in draw(40).items()}
+    arrays = {f"{split}_{key}": value for split in ("train", "test") for key, value in draw(300).items()}
     np.savez(tmp_path / "images.npz", **arrays)
     sections = ["layers", "steps", "stacks", "demo", "nets"]
     options = [f"--only={','.join(sections)}", "--minutes=15", f"--images={tmp_path / 'images.npz'}"]
