@@ -100,7 +100,7 @@ def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPr
                 state, _make_source(per_run_data, common_data), hyperparameters, setup, steps=steps
             )
 
-        return map_over_runs(train_run, setup.config)((state, hyperparameters, per_run_data))
+        return map_over_runs(train_run, setup.config, len(state.step))((state, hyperparameters, per_run_data))
 
     @jax.jit
     @partial(spread, in_specs=(RUNS, RUNS, RUNS, WHOLE))
@@ -112,7 +112,9 @@ def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPr
             state, hyperparameters, per_run_data = run
             return evaluate(state, InMemory(images, *per_run_data), hyperparameters, setup)
 
-        return map_over_runs(evaluate_run, setup.config)((state, hyperparameters, per_run_data))
+        return map_over_runs(evaluate_run, setup.config, len(state.step))(
+            (state, hyperparameters, per_run_data)
+        )
 
     init_run = for_devices(partial(init, setup=setup))
     return StackPrograms(
@@ -143,7 +145,7 @@ def _compile_window(setup: Setup, mesh: Mesh, split: str) -> Callable[..., Metri
             window = EvalWindow(batches, valid, normalisation)
             return evaluate_window(state, window, hyperparameters, setup, split=split)
 
-        return map_over_runs(add_run, setup.config)((state, hyperparameters, valid))
+        return map_over_runs(add_run, setup.config, len(state.step))((state, hyperparameters, valid))
 
     return add
 

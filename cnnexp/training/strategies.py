@@ -8,6 +8,7 @@ strategies give the same results up to rounding; `scripts/bench/strategies.py` c
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -104,36 +105,29 @@ def _convolves_few_channels(config: RunConfig) -> bool:
     )
 
 
-def map_over_runs(function: Callable[[Runs], Result], config: RunConfig) -> Callable[[Runs], Result]:
+def map_over_runs(
+    function: Callable[[Runs], Result], config: RunConfig, runs: int
+) -> Callable[[Runs], Result]:
     """Map a function of one run over the leading run axis of its argument, as `choose_strategy` decides.
 
     Args:
         function: The function of one run.
         config: The configuration of any of the runs.
+        runs: The length of the run axis on one device.
     """
-
-    def mapped(arguments: Runs) -> Result:
-        runs = len(jax.tree.leaves(arguments)[0])
-        strategy = choose_strategy(config, runs, target_platform())
-        return map_in_chunks(function, strategy.at_once)(arguments)
-
-    return mapped
+    return map_in_chunks(function, runs, choose_strategy(config, runs, target_platform()).at_once)
 
 
-def map_in_chunks(function: Callable[[Runs], Result], at_once: int) -> Callable[[Runs], Result]:
+def map_in_chunks(function: Callable[[Runs], Result], runs: int, at_once: int) -> Callable[[Runs], Result]:
     """Map a function of one run over the leading run axis of its argument, some runs at once.
 
     Args:
         function: The function of one run.
+        runs: The length of the run axis.
         at_once: The largest number of runs that are computed at once.
     """
-
-    def mapped(arguments: Runs) -> Result:
-        runs = len(jax.tree.leaves(arguments)[0])
-        size = math.ceil(runs / math.ceil(runs / at_once))  # chunks of nearly equal sizes
-        if size == 1:
-            return lax.map(function, arguments)
-        chunk = batching_runs(size)(function)
-        return jax.vmap(chunk)(arguments) if size == runs else lax.map(chunk, arguments, batch_size=size)
-
-    return mapped
+    size = math.ceil(runs / math.ceil(runs / at_once))  # chunks of nearly equal sizes
+    if size == 1:
+        return partial(lax.map, function)
+    chunk = batching_runs(size)(function)
+    return jax.vmap(chunk) if size == runs else partial(lax.map, chunk, batch_size=size)

@@ -136,7 +136,7 @@ def settings(
     def train_run(run: tuple[Weights, jax.Array, jax.Array]) -> tuple[Weights, jax.Array]:
         return both(*run)
 
-    stack = map_in_chunks(train_run, 1 if jax.default_backend() == "cpu" else 8)
+    stack = map_in_chunks(train_run, runs, 1 if jax.default_backend() == "cpu" else 8)
     programs = {
         "solo": (both, ()),
         "scan": (steps, ()),

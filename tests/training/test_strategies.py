@@ -68,7 +68,7 @@ def test_chunks_are_of_nearly_equal_sizes(runs: int, at_once: int, sizes: set[in
         return x**2
 
     values = jnp.arange(float(runs))
-    assert (map_in_chunks(square, at_once)(values) == values**2).all()
+    assert (map_in_chunks(square, runs, at_once)(values) == values**2).all()
     assert traced == sizes and batched_runs() == 1
 
 
