@@ -157,7 +157,7 @@ def measure_experiments(bench: Bench) -> None:
             aim = {"aim_seconds": 60} if state == "warm" and len(names) == len(PROCESSES) else {}
             values = {"seconds": seconds, "runs_per_second": runs / seconds, **aim}
             case = f"{state}: {runs:,} runs, {len(names)} of {len(PROCESSES)} reports"
-            bench.add("experiments", case, **values, note=f"{cores()} cores, no autotuning")
+            bench.add("experiments", case, **values, note=f"{cores()} cores")
 
 
 def run_experiments(commands: Commands, state: str, names: list[str]) -> list[str]:
@@ -165,7 +165,7 @@ def run_experiments(commands: Commands, state: str, names: list[str]) -> list[st
     is_gpu = shutil.which("nvidia-smi") is not None  # a TPU belongs to one process
     slots, ended = threading.Semaphore(max(cores(), max(PROCESSES.values())) if is_gpu else 1), []
     fraction = MEMORY_FRACTION / max(cores(), max(PROCESSES.values()))
-    environment = {**NO_AUTOTUNING, "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{fraction:.3f}"} if is_gpu else {}
+    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{fraction:.3f}"} if is_gpu else {}
     short = ["train.steps=2", "seed=0", "train.eval_every=2"] if commands.bench.tiny else []
 
     def train(name: str) -> float:
