@@ -19,6 +19,7 @@ from cnnexp.sweep.targets import StackJob, Target, compile_for
 from cnnexp.sweep.validate import check_sweep
 from cnnexp.training.program_costs import ProgramCost, StackCost
 from cnnexp.training.schedule import resolve_duration
+from cnnexp.training.strategies import choose_strategy
 
 HEADER = ("program", "runs", "stack", "fit", "memory", "cycles/run", "step", "training", "not priced")
 TRAINING_PROGRAMS = ("train", "evaluate", "evaluate train", "evaluate validation", "evaluate test")
@@ -50,6 +51,8 @@ def print_target_plan(points: Sequence[SweepPoint], target: Target) -> dict[str,
         fits = dict(zip(groups, pool.map(partial(_fit, target), groups.values()), strict=True))
     rows = [_format_row(target, name, groups[name], fit) for name, fit in fits.items()]
     for line in align_columns([HEADER, *rows]):
+        print(line)
+    for line in _describe_strategies(target, groups, fits):
         print(line)
     for name, reason in impossible.items():
         print(f"impossible: {name}: {reason}")
@@ -109,6 +112,21 @@ def _format_row(target: Target, name: str, runs: Sequence[RunConfig], fit: Stack
         duration_text(_training_seconds(target, runs, fit)) if step else "-",
         not_priced or "-",
     )
+
+
+def _describe_strategies(
+    target: Target, groups: Mapping[str, Sequence[RunConfig]], fits: Mapping[str, StackFit]
+) -> list[str]:
+    """Say, in a line for each strategy, how the devices of a target would compute the stacks."""
+    programs: dict[str, list[str]] = {}
+    for name, fit in fits.items():
+        if fit.runs:
+            runs = -(-fit.runs // min(fit.runs, target.devices))
+            strategy = choose_strategy(groups[name][0], runs, target.platform)
+            programs.setdefault(strategy.describe(), []).append(name)
+    if len(programs) == 1:
+        return [f"each device computes {description}" for description in programs]
+    return [f"{', '.join(names)}: each device computes {how}" for how, names in programs.items()]
 
 
 def _step_seconds(target: Target, fit: StackFit) -> float | None:

@@ -113,6 +113,11 @@ class Target:
         """The number of its chips."""
         return math.prod(self.shape)
 
+    @property
+    def platform(self) -> str:
+        """The platform of its chips, as JAX calls it."""
+        return "gpu" if self.kind == "h100" else "tpu"
+
     def check_installed(self) -> None:
         """Check that the compilers for the target are installed.
 

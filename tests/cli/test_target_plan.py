@@ -58,6 +58,8 @@ def test_a_plan_for_a_target_prints_what_its_compiler_says_of_each_program(plan:
     # 1 GB of images, and 10 runs of 0.1 GB on each device; a step takes 10 million cycles at 1.5 GHz.
     assert shared[:8] == ["tying=shared", "40", "40", "500", "2GB", "1,000,000", "6.67", "ms"]
     assert local[:5] == ["tying=local", "40", "20", "24", "11GB"]
+    assert "each device computes" in lines[4] and "sweep.stacking=" in lines[4]  # the choice for a TPU
+    assert "vector memory" in lines[4] or "so small" in lines[4] or "few channels" in lines[4]
     assert lines[-2].startswith("80 runs in 3 stacks of 2 programs")
 
 
