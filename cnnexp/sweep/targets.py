@@ -268,6 +268,7 @@ def _compile_in_process(target: Target, jobs: Sequence[StackJob]) -> Iterator[Co
         finally:
             process.kill()
             process.wait()
+            process.stdout.close()
 
 
 def _compile_request() -> None:
