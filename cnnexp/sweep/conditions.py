@@ -62,6 +62,7 @@ def parse_conditions(words: Sequence[str]) -> list[Conditions]:
             only = "an evaluation changes only the images and their corruptions"
             raise UsageError(f"{word}: would need another training; {only}")
     check_discrete(overrides)
+    # Hydra expands the values of `cnnexp run` by this private class too; all tests of `cnnexp eval` needs it.
     batches = BasicSweeper.split_arguments(overrides, None)
     return [_parse_point(point, groups.names("data")) for batch in batches for point in batch]
 
