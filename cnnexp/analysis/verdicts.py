@@ -136,7 +136,7 @@ def judge(claims: Sequence[Claim], table: pd.DataFrame) -> list[Verdict]:
     Returns:
         The verdicts in the order of the claims.
     """
-    bounds = [_estimate_bounds(claim, table) for claim in claims]
+    bounds = [estimate_bounds(claim, table) for claim in claims]
     family = [i for i, claim in enumerate(claims) if not claim.exact and len(bounds[i]) >= 2]
     family.sort(key=lambda i: p_value(bounds[i], claims[i].expected))
 
@@ -157,8 +157,16 @@ def _has_seen_seeds(claim: Claim, table: pd.DataFrame) -> bool:
     return "seed" not in table or bool(table["seed"].isin(list(claim.seen)).any())
 
 
-def _estimate_bounds(claim: Claim, table: pd.DataFrame) -> Float[np.ndarray, "seeds 2"]:
-    """Estimate the bounds of each seed, which are equal where nothing is censored; no rows if any is NaN."""
+def estimate_bounds(claim: Claim, table: pd.DataFrame) -> Float[np.ndarray, "seeds 2"]:
+    """Estimate the bounds of each seed, which are equal where nothing is censored.
+
+    Args:
+        claim: The claim.
+        table: One row per run, each cell at its tuned learning rate and weight decay.
+
+    Returns:
+        One row per seed; no rows if any bound is NaN.
+    """
     values = np.asarray(claim.estimate(table), float)
     bounds = values if values.ndim == 2 else np.stack([values, values], axis=1)
     return bounds if not np.isnan(bounds).any() else np.empty((0, 2))

@@ -9,7 +9,8 @@ import jax
 
 from cnnexp.config.execution import LocalLauncher
 from cnnexp.core.errors import UsageError
-from cnnexp.core.text import duration_text, pluralize, short_number
+from cnnexp.core.text import align_columns, duration_text, pluralize, short_number
+from cnnexp.core.user_code import NO_EXPERIMENT
 from cnnexp.data.loading import describe_drawn_tests
 from cnnexp.models.spec import specify_network, total_count
 from cnnexp.store.runs import describe_corrupt_file
@@ -82,6 +83,11 @@ def print_plan(points: Sequence[SweepPoint]) -> dict[str, float]:
     for path in plan.corrupt:
         print(f"{describe_corrupt_file(path)}; cnnexp run moves it and trains its run again")
     _print_totals(plan, cell_plans, len(impossible), time_forecast)
+    if runs and points[0].config.experiment != NO_EXPERIMENT:
+        from cnnexp.cli.power import describe_power  # imports pandas
+
+        for line in describe_power(plan, cells):
+            print(line)
     refuse_impossible(impossible, len(impossible) + len(cell_plans))
     return dict.fromkeys(by_id, math.nan)
 
@@ -163,14 +169,6 @@ def _format_row(cell: CellPlan) -> tuple[str, ...]:
 def _list_numbers(stacks: Sequence[int]) -> str:
     """Return the first and the last of the numbers of stacks."""
     return "-".join(map(str, dict.fromkeys([*stacks[:1], *stacks[-1:]])))
-
-
-def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return lines of aligned columns: the first to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(map(str.rjust, row[1:], widths[1:]))]).rstrip() for row in rows
-    ]
 
 
 def _print_totals(plan: Plan, cells: Sequence[CellPlan], impossible: int, time_forecast: Forecast) -> None:

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from cnnexp.cli.plan import align_columns, explain_impossible_cells, refuse_impossible
+from cnnexp.cli.plan import explain_impossible_cells, refuse_impossible
 from cnnexp.config import RunConfig
 from cnnexp.core.errors import UsageError
 from cnnexp.core.machine import cores
-from cnnexp.core.text import duration_text, pluralize, short_number
+from cnnexp.core.text import align_columns, duration_text, pluralize, short_number
 from cnnexp.data.loading import streams_on
 from cnnexp.sweep.cost import USED_FRACTION
 from cnnexp.sweep.plan import group_by_program, plan_sweep

@@ -1,6 +1,7 @@
 """Text for people: numbers, and foreign text escaped for Markdown and figures."""
 
 import re
+from collections.abc import Sequence
 
 
 def short_number(number: float | int) -> str:
@@ -89,3 +90,21 @@ def figure_text(text: object) -> str:
 
 def _longest_fence(text: str) -> int:
     return max(map(len, re.findall("`+", text)), default=0)
+
+
+def align_columns(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
+    """Return lines of aligned columns.
+
+    Args:
+        rows: The cells of each line.
+        left: The index of the column that is aligned to the left; all others are aligned to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left %= len(widths)
+    return [
+        "  ".join(
+            text.ljust(width) if index == left else text.rjust(width)
+            for index, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

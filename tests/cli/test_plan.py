@@ -1,6 +1,7 @@
 """From overrides to cells and stacks, and what `cnnexp plan` says of them."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from cnnexp.config import RunConfig, parse
 from cnnexp.store.checkpoints import RUNS, StackCheckpoints
 from cnnexp.store.files import write_json
+from cnnexp.store.run_writer import RunWriter
 from cnnexp.store.runs import sweep_folder
 from cnnexp.sweep.cost import estimate_state_bytes, largest_stack
 from cnnexp.sweep.plan import balance_devices, group_by_checkpoint, group_by_program, split_group
@@ -148,6 +150,44 @@ def test_a_stack_without_a_saved_state_does_not_resume(
     checkpoints.save(1, {"weights": np.zeros(2)})
     (stack,), rest = group_by_checkpoint(runs)
     assert (stack.resumes, rest) == (checkpoints.folder, {})
+
+
+def test_plan_tells_what_the_seeds_can_decide_from_a_pilot_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["experiment=why_convolutions", "size=demo", "data.train_size=256", "seed=range(10)"]
+    points: list[SweepPoint] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("cnnexp.cli.plan.print_plan", lambda given: points.extend(given) or _no_results(given))
+        assert call_cnnexp("plan", *words) == 0
+    assert call_cnnexp("plan", *words) == 0
+    assert "can decide" not in capsys.readouterr().out
+    leads = {9_000: 0.10, 9_001: 0.16, 9_002: 0.13}  # of shared over dense
+    for point in points:
+        for pilot, lead in leads.items():
+            if point.config.seed == 0:
+                run = point.config.model_copy(update={"seed": pilot})
+                accuracy = 0.5 + lead * (run.model.tying == "shared")
+                metrics = {"train/accuracy": 0.9, "test/accuracy": accuracy, "gap/accuracy": 0.9 - accuracy}
+                summary = {"experiment": run.experiment, "seed": pilot, **metrics}
+                RunWriter(run).finish("finished", summary | {"params/total": 1, "macs": 1})
+    assert call_cnnexp("plan", *words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (title,) = (number for number, line in enumerate(lines) if "can decide" in line)
+    assert lines[title].startswith("what 10 seeds can decide, from the spread of 3 pilot seeds")
+    assert lines[title + 1].split() == ["spread", "decides", "distance", "needed", "claim"]
+    (row,) = (
+        line
+        for line in lines
+        if line.endswith("is more accurate than a dense network trained on the same images.")
+    )
+    assert row.startswith("3.0 (≤ 6.4)") or row.split()[:3] == ["3.0", "(≤", "6.4)"]
+    assert " 11.0 " in row  # 13 points, 2 of which do not matter
+
+
+def _no_results(points: Sequence[SweepPoint]) -> dict[str, float]:
+    return {point.config.run_id: math.nan for point in points}
 
 
 @pytest.mark.slow
