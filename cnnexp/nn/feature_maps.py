@@ -1,5 +1,6 @@
 """Batches of images or feature maps: the order of their axes, and pooling over windows."""
 
+import math
 from functools import partial, reduce
 from typing import Any, Literal
 
@@ -8,9 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from cnnexp.core.platforms import target_platform
 from cnnexp.nn.geometry import Pool
 
-Layout = Literal["NHWC", "CHWN", "HWCN"]  # the order of the axes batch, height, width and channels
+Layout = Literal["NHWC", "CHWN", "HWCN", "HCWN"]  # the order of the axes batch, height, width and channels
+MASK_BITS = 8  # of a window of max pooling, one for each entry
 
 
 def transpose_layout(x: Float[Array, "_ _ _ _"], old: Layout, new: Layout) -> Float[Array, "_ _ _ _"]:
@@ -43,39 +46,83 @@ def pool(
     for name, s in zip("HW", size, strict=True):
         axis = layout.index(name)
         x = lax.slice_in_dim(x, 0, x.shape[axis] // s * s, axis=axis)
-    h = layout.index("H")
-    return _take_maximum(x, h, size) if kind == "max" else _split_windows(x, h, size).mean((h + 1, h + 3))
+    axes = (layout.index("H"), layout.index("W"))
+    if kind == "max":
+        return _take_maximum(x, axes, size)
+    return _split_windows(x, axes, size).mean(_window_axes(axes))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def _take_maximum(x: Float[Array, "_ _ _ _"], h: int, size: tuple[int, int]) -> Float[Array, "_ _ _ _"]:
+def _take_maximum(
+    x: Float[Array, "_ _ _ _"], axes: tuple[int, int], size: tuple[int, int]
+) -> Float[Array, "_ _ _ _"]:
     """Return the maximum of each window; equal maxima divide its gradient equally.
 
     The backward pass is one comparison: that of `reduce_window` is slower on CPU, and not deterministic on
     GPU.
     """
-    return reduce(jnp.maximum, _list_entries(x, h, size))
+    return reduce(jnp.maximum, _list_entries(x, axes, size))
 
 
 @_take_maximum.defjvp
-def _take_maximum_jvp(h: int, size: tuple[int, int], primals: Any, tangents: Any) -> Any:
+def _take_maximum_jvp(axes: tuple[int, int], size: tuple[int, int], primals: Any, tangents: Any) -> Any:
     (x,), (t,) = primals, tangents
-    y = _take_maximum(x, h, size)
-    maxima = sum((entry == y).astype(x.dtype) for entry in _list_entries(x, h, size))
-    repeated = jnp.broadcast_to(jnp.expand_dims(y, (h + 1, h + 3)), _split_windows(x, h, size).shape)
-    is_maximum = x == repeated.reshape(x.shape)
-    return y, _split_windows(jnp.where(is_maximum, t, 0), h, size).sum((h + 1, h + 3)) / maxima
+    y = _take_maximum(x, axes, size)
+    if target_platform() == "gpu" and math.prod(size) <= MASK_BITS:
+        # The barrier lets both be computed while the numbers are read once, and not one of them again later.
+        y, mask = lax.optimization_barrier((y, _pack_maxima(x, y, axes, size)))
+        is_maximum, maxima = _unpack_maxima(mask, x, axes, size)
+    else:
+        maxima = sum((entry == y).astype(x.dtype) for entry in _list_entries(x, axes, size))
+        is_maximum = x == _repeat_in_windows(y, x, axes, size)
+    windows = _split_windows(jnp.where(is_maximum, t, 0), axes, size)
+    return y, windows.sum(_window_axes(axes)) / maxima
 
 
-def _split_windows(x: Array, h: int, size: tuple[int, int]) -> Array:
-    """Split height and width each into windows and offsets within a window."""
-    rows, columns = x.shape[h : h + 2]
-    split = (rows // size[0], size[0], columns // size[1], size[1])
-    return x.reshape(*x.shape[:h], *split, *x.shape[h + 2 :])
+def _pack_maxima(x: Array, y: Array, axes: tuple[int, int], size: tuple[int, int]) -> Array:
+    """Mark which entries of each window are its maximum: one bit for each.
+
+    The backward pass then reads a byte of each window instead of all of its numbers, which is as much as a
+    GPU reads to compute the maxima.
+    """
+    bits = [(entry == y).astype(jnp.uint8) << n for n, entry in enumerate(_list_entries(x, axes, size))]
+    return reduce(jnp.bitwise_or, bits)
 
 
-def _list_entries(x: Array, h: int, size: tuple[int, int]) -> list[Array]:
+def _unpack_maxima(
+    mask: Array, x: Array, axes: tuple[int, int], size: tuple[int, int]
+) -> tuple[Array, Array]:
+    """Return which numbers of `x` are maxima of their windows, and the number of maxima of each window."""
+    shape = [1] * (x.ndim + 2)
+    for axis, n in zip(_window_axes(axes), size, strict=True):
+        shape[axis] = n
+    numbers = jnp.arange(math.prod(size), dtype=jnp.uint8).reshape(shape)
+    bits = (jnp.expand_dims(mask, _window_axes(axes)) >> numbers) & 1
+    return (bits == 1).reshape(x.shape), lax.population_count(mask).astype(x.dtype)
+
+
+def _window_axes(axes: tuple[int, int]) -> tuple[int, int]:
+    """Return the axes of the offsets within a window, after `_split_windows`."""
+    return axes[0] + 1, axes[1] + 2
+
+
+def _split_windows(x: Array, axes: tuple[int, int], size: tuple[int, int]) -> Array:
+    """Split height and width, which come in this order, each into windows and offsets within a window."""
+    shape: list[int] = []
+    for axis, length in enumerate(x.shape):
+        split = axis in axes and size[axes.index(axis)]
+        shape += [length // split, split] if split else [length]
+    return x.reshape(shape)
+
+
+def _repeat_in_windows(y: Array, x: Array, axes: tuple[int, int], size: tuple[int, int]) -> Array:
+    """Repeat the number of each window for all of its entries; the result has the shape of `x`."""
+    y = jnp.expand_dims(y, _window_axes(axes))
+    return jnp.broadcast_to(y, _split_windows(x, axes, size).shape).reshape(x.shape)
+
+
+def _list_entries(x: Array, axes: tuple[int, int], size: tuple[int, int]) -> list[Array]:
     """Return one array per offset within a window."""
-    windows = _split_windows(x, h, size)
-    rows = [lax.index_in_dim(windows, i, h + 1, keepdims=False) for i in range(size[0])]
-    return [lax.index_in_dim(row, j, h + 2, keepdims=False) for row in rows for j in range(size[1])]
+    windows = _split_windows(x, axes, size)
+    rows = [lax.index_in_dim(windows, i, axes[0] + 1, keepdims=False) for i in range(size[0])]
+    return [lax.index_in_dim(row, j, axes[1] + 1, keepdims=False) for row in rows for j in range(size[1])]

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from flax import linen, nnx
 
-from cnnexp.core.platforms import compiling_for
+from cnnexp.core.platforms import batching_runs, compiling_for
 from cnnexp.nn.feature_maps import Layout, pool, transpose_layout
 from cnnexp.nn.geometry import Geometry, Pool
 from cnnexp.nn.ops import kernel_bank
 from cnnexp.nn.ops.patches import choose_tile
 from tests.layer_cases import assert_close, build_filled_layer, draw_inputs
 
-LAYOUTS: tuple[Layout, ...] = ("NHWC", "CHWN", "HWCN")
+LAYOUTS: tuple[Layout, ...] = ("NHWC", "CHWN", "HWCN", "HCWN")
 
 
 @pytest.mark.parametrize(("tile", "padding"), [((1, 4), "SAME"), ((2, 2), "VALID"), ((4, 2), "CIRCULAR")])
@@ -75,8 +75,27 @@ def test_a_layer_is_the_same_function_in_every_layout(tying: str) -> None:
         assert_close(other, y)
 
 
+@pytest.mark.parametrize("tying", ["shared", "tiled(2)", "low_rank(2)", "local"])
+def test_what_is_chosen_for_stacks_on_gpu_changes_neither_value_nor_gradients(tying: str) -> None:
+    geometry = Geometry(in_shape=(7, 8, 3), features=4, kernel_size=(3, 2), stride=(1, 2))
+    graph, params = nnx.split(build_filled_layer(geometry, tying))
+    runs = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), (params, draw_inputs(geometry)))
+
+    def loss(run: tuple[nnx.State, jax.Array]) -> jax.Array:
+        params, x = run
+        return pool(nnx.merge(graph, params)(x) ** 3, "max", (2, 2)).sum()
+
+    results = []
+    for platform in ("gpu", "cpu"):
+        with compiling_for(platform), batching_runs(2):
+            results.append(jax.jit(jax.vmap(jax.value_and_grad(loss)))(runs))
+    for on_gpu, on_cpu in zip(*map(jax.tree.leaves, results), strict=True):
+        assert_close(on_gpu, on_cpu, 1e-4)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("kind", ["max", "average"])
-def test_pooling_is_that_of_flax_in_every_layout(kind: Pool) -> None:
+def test_pooling_is_that_of_flax_in_every_layout(kind: Pool, platform: str) -> None:
     flax_pool = linen.max_pool if kind == "max" else linen.avg_pool
 
     def pool_in_layout(layout: Layout, x: jax.Array) -> jax.Array:
@@ -87,7 +106,8 @@ def test_pooling_is_that_of_flax_in_every_layout(kind: Pool) -> None:
     @jax.jit
     def compute_values_and_gradients(x: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
         functions = [lambda x: flax_pool(x, (3, 2), (3, 2)), *(partial(pool_in_layout, a) for a in LAYOUTS)]
-        pairs = (jax.vjp(function, x) for function in functions)
+        with compiling_for(platform):
+            pairs = [jax.vjp(function, x) for function in functions]
         return [(value, *pull(value)) for value, pull in pairs]
 
     expected, *pooled = compute_values_and_gradients(jax.random.normal(jax.random.key(0), (2, 7, 6, 3)))
@@ -96,7 +116,9 @@ def test_pooling_is_that_of_flax_in_every_layout(kind: Pool) -> None:
         assert_close(gradient, expected[1])
 
 
-def test_equal_maxima_divide_their_gradient() -> None:
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_equal_maxima_divide_their_gradient(platform: str) -> None:
     x = jnp.asarray([[1.0, 1.0], [0.0, 1.0]]).reshape(1, 2, 2, 1)
-    gradient = jax.jit(jax.grad(lambda x: pool(x, "max", (2, 2)).sum()))(x)
+    with compiling_for(platform):
+        gradient = jax.jit(jax.grad(lambda x: pool(x, "max", (2, 2)).sum()))(x)
     assert gradient.ravel().tolist() == pytest.approx([1 / 3, 1 / 3, 0, 1 / 3])

@@ -253,7 +253,9 @@ def _lowering_layout(lowering: Lowering, *, per_position: bool) -> Layout:
     """Return the layout in which a lowering computes: the batch last for matrix products of patches."""
     if resolve_lowering(lowering, per_position=per_position) == "conv":
         return "NHWC"
-    return "HWCN" if per_position else "CHWN"
+    if per_position:
+        return "HWCN"
+    return "HCWN" if target_platform() == "gpu" else "CHWN"
 
 
 def convolve(
@@ -261,7 +263,9 @@ def convolve(
 ) -> Float[Array, "_ _ _ _"]:
     """Convolve images with one kernel; `geometry.features` is not read.
 
-    Images and results are in the layout of the lowering: `NHWC` for `conv`, `CHWN` for `matmul`.
+    Images and results are in the layout of the lowering: `NHWC` for `conv`; for `matmul` `CHWN`, and on GPU
+    `HCWN`: one matrix product for each row of the image, and for the gradient of the kernel a sum over rows.
+    (Its sum over all positions and images is so long that XLA divides it, with a copy of all patches.)
     """
     if resolve_lowering(lowering, per_position=False) == "conv":
         return lax.conv_general_dilated(
@@ -272,10 +276,15 @@ def convolve(
             rhs_dilation=geometry.dilation,
             dimension_numbers=DIMENSION_NUMBERS,
         )
-    window = (geometry.kernel_size, geometry.stride, geometry.dilation)
-    columns = extract_patches(pad_image(x, geometry, "CHWN"), "CHWN", *window)
-    y = kernel.reshape(-1, kernel.shape[-1]).T @ columns.reshape(len(columns), -1)
-    return y.reshape(-1, *columns.shape[1:])
+    window, o = (geometry.kernel_size, geometry.stride, geometry.dilation), kernel.shape[-1]
+    layout = _lowering_layout("matmul", per_position=False)
+    columns, flat = extract_patches(pad_image(x, geometry, layout), layout, *window), kernel.reshape(-1, o)
+    if layout == "CHWN":
+        return (flat.T @ columns.reshape(len(columns), -1)).reshape(o, *columns.shape[1:])
+    rows, entries, *rest = columns.shape
+    by_row = jnp.broadcast_to(flat, (rows, *flat.shape))
+    y = jnp.einsum("hio,hin->hon", by_row, columns.reshape(rows, entries, -1))
+    return y.reshape(rows, o, *rest)
 
 
 def convolve_locally(

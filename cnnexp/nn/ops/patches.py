@@ -20,6 +20,7 @@ from cnnexp.nn.feature_maps import Layout
 from cnnexp.nn.geometry import Geometry
 
 TILE_SIDES = (1, 2, 4)  # output positions along a side of a tile
+ONE_ROUND_ENTRIES = 25  # of a window, up to which a GPU copies all of them in one round
 COPY_COST = 50  # multiply-adds in the time in which a number is copied into a patch, on CPU
 
 
@@ -44,9 +45,9 @@ def extract_patches(
 ) -> Float[Array, "_ _ _ _"]:
     """Copy the inputs of each window side by side along the channels, in the order of the axes of a kernel.
 
-    The entries of a window are gathered across, then down: two rounds of copies of long rows. The backward
-    pass adds all of them in one. (That of `lax.conv` is ten times slower inside `lax.scan` on CPU, jax issue
-    12868.)
+    The entries of a window are gathered across, then down: two rounds of copies of long rows. On GPU, where
+    caches serve the repeated reads, small windows are gathered in one round. The backward pass adds all of
+    them in one. (That of `lax.conv` is ten times slower inside `lax.scan` on CPU, jax issue 12868.)
 
     Args:
         x: Padded images.
@@ -58,6 +59,8 @@ def extract_patches(
     Returns:
         The patches: as the images, with one pixel per window and `kh * kw * c` channels.
     """
+    if target_platform() == "gpu" and math.prod(size) <= ONE_ROUND_ENTRIES:
+        return _gather_at_once(x, layout, size, stride, dilation)
     for name, axis in (("W", 1), ("H", 0)):
         entries = [
             _kernel_entry(x, layout, name, i, size[axis], stride[axis], dilation[axis])
@@ -70,15 +73,21 @@ def extract_patches(
 @extract_patches.defjvp
 def _patches_jvp(layout: Layout, size: Any, stride: Any, dilation: Any, primals: Any, tangents: Any) -> Any:
     (x,), (t,) = primals, tangents
-    rows = [_kernel_entry(t, layout, "H", i, size[0], stride[0], dilation[0]) for i in range(size[0])]
+    patches = extract_patches(x, layout, size, stride, dilation)
+    return patches, _gather_at_once(t, layout, size, stride, dilation)
+
+
+def _gather_at_once(
+    x: Array, layout: Layout, size: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> Array:
+    """Copy the entries of each window side by side in one round; so many reads of the images."""
+    rows = [_kernel_entry(x, layout, "H", i, size[0], stride[0], dilation[0]) for i in range(size[0])]
     entries = [
         _kernel_entry(row, layout, "W", j, size[1], stride[1], dilation[1])
         for row in rows
         for j in range(size[1])
     ]
-    return extract_patches(x, layout, size, stride, dilation), jnp.concatenate(
-        entries, axis=layout.index("C")
-    )
+    return jnp.concatenate(entries, axis=layout.index("C"))
 
 
 def _kernel_entry(
