@@ -112,6 +112,7 @@ class CnnexpLauncher(Launcher):
         Returns:
             For each point, its validation accuracy, NaN where it has none.
         """
+        from cnnexp.sweep.claims import choose_seeds
         from cnnexp.sweep.points import compose_points, compose_values
 
         if self.action == "help":
@@ -121,7 +122,7 @@ class CnnexpLauncher(Launcher):
             values = compose_values(self.loader, self.master, job_overrides[0])
             print_keys(values, Groups.of_search_path(self.loader))
             return []
-        points = compose_points(self.loader, self.master, job_overrides)
+        points = choose_seeds(compose_points(self.loader, self.master, job_overrides))
         carry_out = self._choose_action(points[0].config.launcher.name)
         accuracies = carry_out(points)
         return [

@@ -21,6 +21,7 @@ NOT_COMPARED = ("train.keep",)
 GROUPS = ("model", "data", "optim", "train")  # of configuration keys, in the order in which people read them
 # What computed a run, beside its configuration: the column of the summary, and how it is named.
 MADE_ON = {"device_kind": "device", "product_precision": "precision of products"}
+PILOT = "pilot"  # the set of seeds that no table shows
 MAX_NAMED_RUNS = 20  # corrupt runs, in a message
 EVALUATION = "evaluation"  # the column with the conditions of an evaluation
 OF_NETWORK = ("params/", "version/", "probe/")  # columns that do not depend on the images of an evaluation
@@ -180,7 +181,9 @@ def _make_row(run: StoredRun) -> dict[str, Any]:
         if run.history and f"test/{metric}" in run.history[0]:
             extra |= _describe_curve(run, metric, f"steps_to/{metric}")
     name = {"run_id": run.run_id}  # the first column, which no stored key may replace
-    return name | _dotted(run.config) | run.summary | extra | read_probes(run.folder) | name
+    return (
+        name | {"seeds": "first"} | _dotted(run.config) | run.summary | extra | read_probes(run.folder) | name
+    )
 
 
 def _describe_curve(run: StoredRun, metric: str, prefix: str) -> dict[str, float]:
@@ -240,6 +243,8 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def read_finished_runs(folder: Path) -> tuple[list[StoredRun], list[Path]]:
     """Read a sweep that has finished runs: every readable run, and the corrupt files of the others.
 
+    The runs of a pilot (`seeds=pilot`) are left out: they are no evidence, and belong in no table.
+
     Raises:
         UsageError: The sweep does not exist, or has no finished run.
     """
@@ -249,7 +254,13 @@ def read_finished_runs(folder: Path) -> tuple[list[StoredRun], list[Path]]:
         raise UsageError(
             f"{folder.name}: no such sweep; {suggestion(folder.name, sweeps) if sweeps else hint}"
         )
-    runs, corrupt = read_sweep(folder)
+    stored, corrupt = read_sweep(folder)
+    runs = [run for run in stored if run.config.get("seeds") != PILOT]
+    if stored and not runs:
+        raise UsageError(
+            f"{folder.name}: has only the {pluralize(len(stored), 'run')} of a pilot, which are no evidence; "
+            "run the sweep first"
+        )
     if not any(run.status == "finished" for run in runs):
         broken = f" ({len({file.parent for file in corrupt})} more have corrupt files)" if corrupt else ""
         number = pluralize(len(runs), "run")

@@ -26,7 +26,7 @@ from cnnexp.config.datasets import Digits, TFDSImages
 from cnnexp.config.describe import describe_requirement, most_specific_errors
 from cnnexp.config.execution import LAUNCHER_VARIANTS, Launcher, LocalLauncher, Sweep, Tracking, Tune
 from cnnexp.config.model import MLP, CustomModel, Model, ResNet, SimpleCNN
-from cnnexp.config.sections import AllowedText, Folder, Optim, Section, Seed, Train
+from cnnexp.config.sections import AllowedText, Folder, Optim, Section, Seed, SeedSet, Train
 from cnnexp.core.errors import UsageError, nearest_name, shorten_value, suggestion
 from cnnexp.core.user_code import compute_code_checksum
 
@@ -90,6 +90,12 @@ class RunConfig(Section):
         default=0,
         description="The seed of a run, which determines its initial weights, the subset of training "
         "images and their order.",
+    )
+    seeds: SeedSet = Field(
+        default="first",
+        description="The set of seeds of a sweep. `first`: those of `seed`. `confirm`: as many fresh seeds, "
+        "from 1000 on, on which the report judges the same claims again. `pilot`: the first 3 (or as many as "
+        "a typed `seed` has), from 9000 on, for the power calculation of `cnnexp plan`; never evidence.",
     )
     model: Model = Field(discriminator="name", description="The network.")
     data: Data = Field(description="The images, their number, and their corruptions.")

@@ -252,6 +252,17 @@ def _parse_section(text: str) -> dict[str, Any]:
     return replace_unprintable(yaml.load(text, _LOADER))
 
 
+def read_seed_set(folder: Path) -> str:
+    """Read which set of seeds a run belongs to, without parsing its whole configuration.
+
+    Returns:
+        The value of the key `seeds`; "first" for runs from before this key; empty without a configuration.
+    """
+    content = read_bytes(folder / CONFIG)
+    match = re.search(rb"^seeds: (\w+)$", content or b"", re.MULTILINE)
+    return match[1].decode() if match else "first" if content else ""
+
+
 def read_history(folder: Path) -> list[dict[str, int | float]]:
     """Read a run's evaluations, up to the first corrupt line and without a last line that a crash cut off."""
     rows = []

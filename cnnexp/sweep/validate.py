@@ -49,6 +49,8 @@ def check_sweep(configs: Sequence[RunConfig]) -> None:
         resolve_mode(mode)
     if len({(config.results_dir, config.name) for config in configs}) > 1:
         raise UsageError("name, results_dir: a sweep has one folder, so each must be one value")
+    if len({config.seeds for config in configs}) > 1:
+        raise UsageError("seeds: a sweep has one set of seeds, so it must be one value")
     refuse_foreign_folder(sweep_folder(configs[0]))
     if len({config.sweep.max_weights_gb for config in configs}) > 1:
         raise UsageError("sweep.max_weights_gb: a sweep has one limit, so it must be one value")
