@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from cnnexp.analysis.cells import best_cell, cell_at, values_of
 from cnnexp.analysis.claims import less_than, make_claims, more_than
-from cnnexp.analysis.estimates import difference, difference_along
+from cnnexp.analysis.estimates import difference, difference_along, image_shape
 from cnnexp.analysis.measures import measure, measure_difference
 from cnnexp.plots.axes import Level, Line, Panel, Published, plot_accuracy_panels
 from cnnexp.plots.figures import Drawing
@@ -102,7 +102,7 @@ CLAIMS = {
 
 def plot_shifts_and_averages(table: pd.DataFrame) -> Figure:
     """Draw accuracies and gap against the largest shift, and against how often kernels are averaged."""
-    side = int(table["data.canvas"].max()) if "data.canvas" in table else 32  # of digits, or of CIFAR-10
+    side, _ = image_shape(table)
     shifts, intervals = values_of(table, "data.crop"), values_of(table, "train.share_every")
     shift_lines = [
         Line(net, {shift / side: name_unshifted(net) | {"data.crop": shift} for shift in shifts}, label=net)

@@ -8,6 +8,7 @@ from a window to a convolution (shared). Sharing without locality completes the 
 pixels from anywhere in the image.
 """
 
+from cnnexp.analysis.cells import Not
 from cnnexp.analysis.claims import between, make_claims
 from cnnexp.analysis.dataframe import GAP
 from cnnexp.analysis.estimates import count_ratio, difference, interaction
@@ -18,7 +19,7 @@ from cnnexp.report.experiments import Experiment
 
 CHANGED = "training was lengthened from 400 to 800 steps, and the learning rates, the pixel noise and the "
 CHANGED += "spacing of evaluations were changed (size=small), after results on the same seeds had been seen"
-USUAL = {"model.connectivity": "local", "model.head": "softmax", "data.apart": False}
+USUAL = {"model.connectivity": "local", "model.head": "softmax", "data.apart": Not(True)}
 USUAL |= {"data.permutation": "none", "data.pixel_noise": 0.0}
 CONDITIONS = {
     "unmodified": {},

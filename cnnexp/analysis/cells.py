@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from cnnexp.analysis.dataframe import varying_keys
 from cnnexp.analysis.tuning import select_criterion
+from cnnexp.config import SECTIONS, VARIANTS
 from cnnexp.config.execution import TUNED
 from cnnexp.core.errors import UsageError, suggestion
 
@@ -41,9 +42,15 @@ def values_of(table: pd.DataFrame, key: str) -> list[Any]:
 def select_cell(table: pd.DataFrame, cell: Cell) -> pd.DataFrame:
     """Select the runs whose keys have the values of a cell.
 
+    A key that the data or networks of all runs do not have, such as `data.apart` of images that are not
+    scattered, has no value.
+
     Args:
         table: One row per run.
         cell: Values by key: text, a number, a truth value, None where the key has no value, or `Not`.
+
+    Raises:
+        UsageError: No section of the configuration has such a key.
 
     Example:
         >>> table = pd.DataFrame({"model.tying": ["shared", "local"], "data.crop": [0.0, 2.0]})
@@ -54,8 +61,20 @@ def select_cell(table: pd.DataFrame, cell: Cell) -> pd.DataFrame:
     """
     chosen = pd.Series(True, index=table.index)
     for key, value in cell.items():
-        chosen &= ~_equals(table[key], value.value) if isinstance(value, Not) else _equals(table[key], value)
+        column = _get_column(table, key)
+        chosen &= ~_equals(column, value.value) if isinstance(value, Not) else _equals(column, value)
     return table[chosen]
+
+
+def _get_column(table: pd.DataFrame, key: str) -> pd.Series:
+    """Return a column, or one without values for a key that only other data or networks have."""
+    if key in table:
+        return table[key]
+    section, _, name = key.partition(".")
+    variants = [*VARIANTS.get(section, {}).values(), *([SECTIONS[section]] if section in SECTIONS else [])]
+    if not any(name in variant.model_fields for variant in variants):
+        raise UsageError(f"{key}: no such key in a cell; {suggestion(key, map(str, table.columns))}")
+    return pd.Series(None, index=table.index, dtype=object)
 
 
 def _equals(column: pd.Series, value: object) -> pd.Series:

@@ -26,7 +26,8 @@ from cnnexp.analysis.statistics import locality_by_chance
 Estimate = Callable[[pd.DataFrame], np.ndarray]  # one number per seed, or the two bounds of each
 Effect = Literal["total", "first", "second", "interaction"]  # of two factors
 EFFECTS: tuple[Effect, ...] = get_args(Effect)
-CIFAR_SHAPE = 32, 3  # height and width in pixels, channels: images without a canvas
+# Side in pixels and channels of the images of data sets without a canvas; CIFAR-10 stands for all others.
+IMAGE_SHAPES = {"fashion_mnist": (28, 1), "mnist": (28, 1), "cifar10": (32, 3)}
 
 
 def value(cell: CellRule, metric: str = TEST) -> Estimate:
@@ -219,7 +220,7 @@ def locality_beyond_chance(cell: CellRule, layer: str = "conv_0", window: int = 
     """
 
     def estimate(table: pd.DataFrame) -> np.ndarray:
-        side, channels = (int(table["data.canvas"].max()), 1) if "data.canvas" in table else CIFAR_SHAPE
+        side, channels = image_shape(table)
         zeros, locality = (
             value(cell, f"learned/{metric}/{layer}")(table) for metric in ("zeros", "locality")
         )
@@ -228,6 +229,14 @@ def locality_beyond_chance(cell: CellRule, layer: str = "conv_0", window: int = 
         )
 
     return estimate
+
+
+def image_shape(table: pd.DataFrame) -> tuple[int, int]:
+    """Return the side, in pixels, and the channels of the images of a sweep; signals are disregarded."""
+    if "data.canvas" in table:
+        return int(table["data.canvas"].max()), 1
+    shapes = [IMAGE_SHAPES[name] for name in IMAGE_SHAPES if (table["data.name"] == name).any()]
+    return shapes[0] if shapes else IMAGE_SHAPES["cifar10"]
 
 
 def within(rows: Rows, estimate: Estimate) -> Estimate:

@@ -203,7 +203,7 @@ def _compose(options: _Options, action: Sequence[str]) -> int:
     from cnnexp.sweep.overrides import Groups, check_overrides
     from cnnexp.sweep.points import COMMAND_LINE, CommandLine
     from cnnexp.sweep.signals import REQUEUE, Interrupted, ProcessLost
-    from cnnexp.sweep.validate import explain
+    from cnnexp.sweep.validate import explain, refuse_missing_size
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints the exception itself and exits with 1
     conf = packaged_folder("conf")
@@ -211,6 +211,7 @@ def _compose(options: _Options, action: Sequence[str]) -> int:
     groups = Groups((*([config_folder] if config_folder else []), conf))
     words = agent_overrides(options.overrides)
     checked = check_overrides(_choose_groups(words, conf), groups)
+    refuse_missing_size(words, groups)
     COMMAND_LINE.set(
         CommandLine(
             words=_typed_words(options, words),

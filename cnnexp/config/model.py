@@ -175,6 +175,11 @@ class ResNet(ModelSection):
     )
     width: Size = Field(default=16, description="Output channels of the first stage.")
     stages: Annotated[int, Field(ge=1, le=8)] = Field(default=3, description="The number of stages.")
+    stem_stride: Size = Field(
+        default=1,
+        description="Distance between the windows of the first layer, in pixels. With 2, all stages have "
+        "half the height and width, and local and dense networks far fewer weights.",
+    )
     kernel_size: Size = Field(default=3, description="Side of the window of each layer, in pixels.")
     tying: TyingText | PerLayer[TyingText] = Field(
         default="shared",

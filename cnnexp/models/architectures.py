@@ -68,7 +68,7 @@ def _list_convolutions(model: SimpleCNN, image: tuple[int, int, int]) -> list[La
 def _list_residual_layers(model: ResNet, image: tuple[int, int, int]) -> list[LayerSpec]:
     """Specify the first layer and the blocks of a residual network; the last is averaged over the image."""
     tyings = model.tying if isinstance(model.tying, list) else [model.tying] * model.stages
-    stem = _specify_residual_layer("stem", model, image, model.width, tyings[0])
+    stem = _specify_residual_layer("stem", model, image, model.width, tyings[0], stride=model.stem_stride)
     layers = [stem]
     for stage, tying in enumerate(tyings):
         for block in range(model.blocks):

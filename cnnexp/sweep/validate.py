@@ -25,6 +25,24 @@ from cnnexp.training.schedule import resolve_duration
 SWEEP_FILES = ("commands.txt", "leases")  # that a sweep writes to its folder first
 
 
+def refuse_missing_size(words: Sequence[str], groups: Groups) -> None:
+    """Refuse a size that the experiment of a command does not have.
+
+    Args:
+        words: the overrides of the command.
+        groups: of the configuration, with their names.
+
+    Raises:
+        UsageError: with the sizes that the experiment has.
+    """
+    chosen = {key: value for key, _, value in (word.partition("=") for word in words)}
+    experiment, files = chosen.get("experiment"), groups.names("experiment_size")
+    sizes = [size for size in groups.names("size") if f"{experiment}_{size}" in files]
+    for size in chosen.get("size", "").split(","):
+        if size and sizes and size not in sizes:
+            raise UsageError(f"size={size}: {experiment} has no such size; {suggestion(size, sizes)}")
+
+
 def check_configs(configs: Sequence[RunConfig]) -> None:
     """Refuse a sweep if any of its runs cannot be trained, as far as is known without starting JAX.
 

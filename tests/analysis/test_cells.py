@@ -5,7 +5,7 @@ import itertools
 import pandas as pd
 import pytest
 
-from cnnexp.analysis.cells import select_cell, select_runs
+from cnnexp.analysis.cells import Not, select_cell, select_runs
 from cnnexp.analysis.dataframe import varying_keys
 from cnnexp.core.errors import UsageError
 
@@ -57,3 +57,11 @@ def test_a_key_that_only_some_runs_have_varies() -> None:
     assert varying_keys(table) == ["optim.l1"]
     assert select_cell(table, {"optim.l1": None}).index.tolist() == [0]
     assert select_cell(table, {"optim.l1": 0.1}).index.tolist() == [1]
+
+
+def test_a_key_that_the_data_do_not_have_has_no_value(table: pd.DataFrame) -> None:
+    assert len(select_cell(table, {"data.apart": True})) == 0
+    assert len(select_cell(table, {"data.apart": Not(True)})) == len(table)
+    assert len(select_cell(table, {"data.apart": None})) == len(table)
+    with pytest.raises(UsageError, match=r"^data\.aprat: no such key in a cell"):
+        select_cell(table, {"data.aprat": True})

@@ -45,6 +45,11 @@ def test_parameters_are_those_of_the_paper(depth: int, shortcut: str, params: in
     assert total_count(layers, "params") == params
 
 
+def test_a_first_layer_with_stride_2_halves_every_stage() -> None:
+    sides = [[layer.out_shape[0] for layer in residual_spec(stem_stride=stride)] for stride in (1, 2)]
+    assert sides == [[32, 32, 32, 16, 16, 8, 1, 1], [16, 16, 16, 8, 8, 4, 1, 1]]
+
+
 def reference_forward(net: TiedNetwork, x: jax.Array, blocks: int, projection: bool) -> jax.Array:
     """The network of He (2016) written out with `lax.conv`, from the parameters of ours."""
 
