@@ -21,6 +21,7 @@ from cnnexp.nn.geometry import Geometry
 
 TILE_SIDES = (1, 2, 4)  # output positions along a side of a tile
 ONE_ROUND_ENTRIES = 25  # of a window, up to which a GPU copies all of them in one round
+PRODUCTS_PER_NUMBER = 35  # float32 multiply-adds of an H100 in the time in which it moves a number
 COPY_COST = 50  # multiply-adds in the time in which a number is copied into a patch, on CPU
 
 
@@ -130,10 +131,15 @@ def draw_wiring(key: Key[Array, ""], geometry: Geometry) -> Int[Array, "position
 def choose_tile(geometry: Geometry, batch: int) -> tuple[int, int]:
     """Choose the height and width of the cheapest tile; a kernel is copied once for `batch` images.
 
-    On accelerators, where tiles have not been measured, it is one position.
+    On GPU a tile is one position high, so that no output is copied; on TPU, where tiles have not been
+    measured, it is one position.
     """
-    if geometry.dilation != (1, 1) or target_platform() != "cpu":
+    platform = target_platform()
+    if geometry.dilation != (1, 1) or platform == "tpu":
         return 1, 1
+    if platform == "gpu":
+        sides = [side for side in TILE_SIDES if geometry.out_size[1] % side == 0]
+        return min(((1, side) for side in sides), key=partial(_count_moved_numbers, geometry, batch))
 
     def cost(tile: tuple[int, int]) -> float:
         # Multiply-adds of a position for each image and input channel, copies included.
@@ -143,6 +149,18 @@ def choose_tile(geometry: Geometry, batch: int) -> tuple[int, int]:
         return waste * (COPY_COST * copies + window * geometry.features)
 
     return min(((h, w) for h in TILE_SIDES for w in TILE_SIDES), key=cost)
+
+
+def _count_moved_numbers(geometry: Geometry, batch: int, tile: tuple[int, int]) -> float:
+    """Return the numbers that a GPU moves for a position and input channel, multiply-adds included.
+
+    Forwards and backwards, patches are written twice and read three times. So are kernels that are merged for
+    a tile; those of single positions are read twice, and their gradient is written once.
+    """
+    window, positions = math.prod(_tile_extent(geometry, tile)), math.prod(tile)
+    kernels = window * geometry.features * (3 if positions == 1 else 5)
+    products = 3 * batch * window * geometry.features / PRODUCTS_PER_NUMBER
+    return 5 * batch * window / positions + kernels + products
 
 
 def tile_patches(
