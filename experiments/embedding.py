@@ -16,8 +16,8 @@ from cnnexp.analysis.cells import Cell, best_cell, cell_at, values_of
 from cnnexp.analysis.claims import between, less_than, make_claims
 from cnnexp.analysis.estimates import difference, difference_along, value
 from cnnexp.analysis.measures import measure
-from cnnexp.plots.axes import Level, Line, Panel, plot_accuracy_panels
 from cnnexp.plots.figures import Drawing
+from cnnexp.plots.panels import Level, Line, Panel, plot_accuracy_panels
 from cnnexp.report.experiments import Experiment
 
 TIED_STEPS = "train.tied_steps"

@@ -7,14 +7,13 @@ have as many parameters or MACs as the locally connected network of the same geo
 """
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from cnnexp.analysis.cells import Cell, select_cell
+from cnnexp.analysis.cells import Cell, Not, select_cell
 from cnnexp.analysis.claims import make_claims, more_than
 from cnnexp.analysis.dataframe import GAP
 from cnnexp.analysis.estimates import correlation, count_ratio, difference, smallest_difference, within
 from cnnexp.analysis.measures import measure, measure_counts, measure_fraction
-from cnnexp.plots.figures import Drawing, draw_by_count, plot_accuracy_and_gap
+from cnnexp.plots.figures import draw_by_count, draw_by_key
 from cnnexp.report.experiments import Experiment
 
 EQUAL_WIDTH = {"model.match": "none"}
@@ -106,22 +105,33 @@ CLAIMS = {
 }
 
 
-def plot_by_kernel(table: pd.DataFrame) -> Figure:
-    """Draw accuracies by kernel size, averaged over strides."""
+def count_without_head(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the number of parameters below the head, which is as large for all tyings of one stride."""
     nets = select_cell(table, EQUAL_WIDTH)
-    nets = nets[nets["model.tying"] != "dense"]
-    return plot_accuracy_and_gap(nets, "model.kernel_size", label="kernel size, strides averaged")
+    return nets.assign(**{"params/below_head": nets["params/total"] - nets["params/head"]})
 
 
-CAPTION = "Accuracy and gap against kernel size, averaged over strides: mean and 95% interval over seeds."
+STRIDES = {f"stride {stride}": {"model.stride": stride} for stride in (1, 2)}
+SCOPE = "at equal width; lines join the kernel sizes of a tying"
 EXPERIMENT = Experiment(
     question="What do kernel size, stride and tying cost, and how do they affect the generalisation gap?",
     claims=make_claims(
         CLAIMS, source="the usual answer: sparsity of connections and parameter sharing", smallest_effect=0.02
     ),
     figures={
-        "by_params": draw_by_count(EQUAL_WIDTH, scope="at equal width"),
-        "by_macs": draw_by_count(EQUAL_WIDTH, "macs", "MACs per image", scope="at equal width"),
-        "by_kernel": Drawing(draw=plot_by_kernel, caption=CAPTION),
+        "by_params": draw_by_count(
+            count_without_head,
+            "params/below_head",
+            "parameters below the head",
+            scope=SCOPE,
+            lines=True,
+            columns=STRIDES,
+        ),
+        "by_macs": draw_by_count(
+            EQUAL_WIDTH, "macs", "MACs per image", scope=SCOPE, lines=True, columns=STRIDES
+        ),
+        "by_kernel": draw_by_key(
+            "model.kernel_size", "kernel size", {**EQUAL_WIDTH, "model.tying": Not("dense")}, STRIDES
+        ),
     },
 )

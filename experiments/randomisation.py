@@ -32,7 +32,7 @@ DATA = {"noise": "images of pure noise", "random pixels": "images whose pixels a
 DATA["shuffled pixels"] = "images whose pixels are all permuted in the same way"
 ORDERS = {"MNIST-1D": {"data.permutation": "none"}, "shuffled": {"data.permutation": "fixed"}}
 PUBLISHED = {"dense": {"MNIST-1D": 0.68, "shuffled": 0.68}, "shared": {"MNIST-1D": 0.94, "shuffled": 0.56}}
-STARS = Published("Greydanus 2020, MNIST-1D", PUBLISHED)
+STARS = Published("Greydanus 2020, MNIST-1D", PUBLISHED, "mnist1d")
 
 
 def nets(cell: Cell, condition: Cell | None = None) -> list[Cell]:

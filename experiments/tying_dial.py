@@ -102,7 +102,7 @@ CLAIMS = {
 def plot_by_params(table: pd.DataFrame) -> Figure:
     """Draw each dial as a line from convolution to local layer, and wider convolutions as another line."""
     dials = [select_dial(table, dial).assign(dial=dial) for dial in DIALS]
-    wider = table[table["model.tying"] == "shared"].assign(dial="wider, shared")
+    wider = table[table["model.tying"] == "shared"].assign(dial="shared (wider)")
     return plot_accuracy_and_gap(pd.concat([*dials, wider]), "params/total", by="dial", label="parameters")
 
 

@@ -1,4 +1,4 @@
-"""The look of all figures, and their parts: lines of cells with their intervals, levels, published values."""
+"""The look of all figures, and their parts: cells with their intervals, published values, keys."""
 
 import math
 import re
@@ -11,11 +11,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.figure import Figure
 
-from cnnexp.analysis.cells import Cell, select_cell
-from cnnexp.analysis.dataframe import GAP, TEST, TRAIN, name_metric
+from cnnexp.analysis.dataframe import GAP, TEST, TRAIN
 from cnnexp.analysis.statistics import Interval, interval
+from cnnexp.analysis.tables import is_fraction
 
 # Okabe and Ito's palette, which colour-blind readers tell apart; marks and lines differ too.
 STYLE = {
@@ -58,13 +57,15 @@ DARK: dict[Any, Any] = {
 def get_style(tying: object) -> dict[str, Any]:
     """Return the colour and mark of a tying: those of its kind, darker and larger with its number.
 
-    Where layers are tied differently, `['local', 'shared']`, the colour is the first one's and the mark the
-    last one's.
+    Where layers are tied differently, `['local', 'shared']`, the colour is that of the least tied layer, and
+    the mark points to the left if that is the first layer, to the right if it is the last.
     """
-    if len(kinds := re.findall(r"'([^']+)'", str(tying))) > 1:
-        return get_style(kinds[0]) | {"marker": get_style(kinds[-1])["marker"]}
+    if len(layers := re.findall(r"'([^']+)'", str(tying))) > 1:
+        least = min(layers, key=tying_sort_key)
+        ends = {layers.index(least) == 0: "<", layers[::-1].index(least) == 0: ">"}
+        return get_style(least) | {"marker": ends.get(True, "d")}
     kind, _, size = str(tying).partition("(")
-    style = STYLE.get(kind, OTHER)
+    style = STYLE.get(kind := kind.strip(), OTHER)
     if kind not in STYLE or not (number := re.match(r"\d+", size)):
         return dict(style)
     doublings = math.log2(int(number[0])) - 1  # from 2, the usual number
@@ -83,132 +84,38 @@ def tying_sort_key(tying: str) -> tuple[int, str]:
     return (ORDER.index(kind) if kind in ORDER else len(ORDER), f"{len(tying):3} {tying}")
 
 
-HOLLOW = {"linestyle": ":", "marker": "o", "markerfacecolor": "none"}  # on training images
+HOLLOW = {"linestyle": ":", "markerfacecolor": "none"}  # on training images
 GAP_LABEL = "generalisation gap (train − test)"
 
 
 @dataclass(frozen=True)
-class Line:
-    """Cells along an axis, drawn as one line.
-
-    Attributes:
-        tying: The tying whose colour and mark the line has.
-        cells: The cells, by their positions on the axis: numbers, or names in their order from left to right.
-        label: The entry in the legend, if any.
-    """
-
-    tying: str
-    cells: Mapping[float, Cell] | Mapping[str, Cell]
-    label: str = ""
-
-
-@dataclass(frozen=True)
-class Level:
-    """A cell without a position on the axis, drawn as a horizontal line.
-
-    Attributes:
-        tying: The tying whose colour the level has.
-        cell: The cell.
-        label: The entry in the legend, if any.
-        linestyle: Matplotlib's style of the line.
-    """
-
-    tying: str
-    cell: Cell
-    label: str = ""
-    linestyle: str = "--"
-
-
-@dataclass(frozen=True)
 class Published:
-    """Test accuracies that a paper reports, drawn as stars beside ours.
+    """Test accuracies that a paper reports, drawn as stars beside ours where the data are the same.
 
     Attributes:
         source: The paper and its data set, for the legend.
         accuracies: By tying, the accuracies at positions of the axis: numbers, or names of rows.
+        data: The name of the data set. On an axis that shows runs on other data, nothing is drawn.
     """
 
     source: str
     accuracies: Mapping[str, Mapping[Any, float]]
+    data: str
 
-
-@dataclass(frozen=True)
-class Panel:
-    """The contents of one axis of a figure.
-
-    Attributes:
-        label: The name of the axis.
-        lines: Cells along the axis.
-        levels: Cells without a position on the axis.
-        published: Published accuracies, by positions of the axis.
-        rotation: Rotation of the names on the axis, in degrees.
-    """
-
-    label: str
-    lines: Sequence[Line]
-    levels: Sequence[Level] = ()
-    published: Published | None = None
-    rotation: float | int = 0
-
-
-def plot_accuracy_panels(
-    table: pd.DataFrame, panels: Sequence[Panel], metrics: Mapping[str, str] | None = None
-) -> Figure:
-    """Draw accuracies and gaps along several axes: one column per axis, or one row where there is one axis.
-
-    Args:
-        table: One row per run.
-        panels: What each axis shows.
-        metrics: Further metrics of the lines, and what their axes are called.
-    """
-    metrics = metrics or {}
-    figure = Figure(figsize=(TEXT_WIDTH_INCHES, 3.0 if len(panels) == 1 else 4.6), layout="constrained")
-    if len(panels) == 1:
-        columns = [list(figure.subplots(1, 2 + len(metrics)))]
-    else:
-        columns = figure.subplots(2 + len(metrics), len(panels), sharex="col", sharey="row").T.tolist()
-    for panel, column in zip(panels, columns, strict=True):
-        _draw_panel(table, panel, column, list(metrics))
-        for axes in column if len(panels) == 1 else column[-1:]:
-            axes.set_xlabel(panel.label)
-    accuracy, gap, *metric_axes = columns[0]
-    accuracy.plot([], [], color=GREY, label="training images", **HOLLOW)
-    accuracy.set(ylabel=name_metric(table), ylim=(0, 1.04))
-    gap.set_ylabel(GAP_LABEL)
-    for axes, name in zip(metric_axes, metrics.values(), strict=True):
-        axes.set_ylabel(name)
-    entries = [column[0].get_legend_handles_labels() for column in columns]
-    handles, labels = ([item for entry in entries for item in entry[side]] for side in (0, 1))
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    return figure
-
-
-def _draw_panel(table: pd.DataFrame, panel: Panel, column: Sequence[Axes], metrics: Sequence[str]) -> None:
-    """Draw a panel into one column of axes: accuracy, gap, and one for each further metric."""
-    accuracy, gap, *metric_axes = column
-    names = {name: None for line in panel.lines for name in line.cells if isinstance(name, str)}
-    positions = {name: float(x) for x, name in enumerate(names)}
-    for line in panel.lines:
-        x = np.array([positions[key] if isinstance(key, str) else key for key in line.cells])
-        style = get_style(line.tying)
-        cells = [select_cell(table, cell) for cell in line.cells.values()]
-        draw_cells(accuracy, gap, x, cells, label=line.label, **style)
-        for axes, metric in zip(metric_axes, metrics, strict=True):
-            draw_intervals(axes, x, [interval_over_seeds(cell, metric) for cell in cells], **style)
-    for level in panel.levels:
-        style = {"color": get_style(level.tying)["color"], "linestyle": level.linestyle}
-        runs = select_cell(table, level.cell)
-        draw_level(accuracy, runs, TEST, label=level.label, **style)
-        draw_level(gap, runs, GAP, **style)
-    if panel.published:
-        draw_published(accuracy, panel.published, positions)
-    if positions:
-        for axes in column:
-            axes.set_xticks(list(positions.values()), list(positions), rotation=panel.rotation)
+    def is_comparable(self, runs: pd.DataFrame) -> bool:
+        """Return whether all runs of an axis were trained on the data of the paper."""
+        return "data.name" in runs and set(runs["data.name"].astype(str)) == {self.data}
 
 
 def draw_cells(
-    accuracy: Axes, gap: Axes, x: np.ndarray, cells: Sequence[pd.DataFrame], *, label: str = "", **style: Any
+    accuracy: Axes,
+    gap: Axes,
+    x: np.ndarray,
+    cells: Sequence[pd.DataFrame],
+    *,
+    label: str = "",
+    lines: bool = True,
+    **style: Any,
 ) -> None:
     """Draw train (hollow, dotted) and test accuracy, and the gap, of one cell at each position of an axis.
 
@@ -218,30 +125,16 @@ def draw_cells(
         x: Places on the axis.
         cells: The runs at each position.
         label: The entry in the legend, if any.
+        lines: Whether the marks are joined by lines.
         **style: Matplotlib's properties of the line.
     """
+    alone = {} if lines else {"linestyle": "none"}
     for axes, metric, look in (
-        (accuracy, TRAIN, {"linestyle": ":", "markerfacecolor": "none"}),
-        (accuracy, TEST, {"label": label}),
-        (gap, GAP, {}),
+        (accuracy, TRAIN, HOLLOW | alone),
+        (accuracy, TEST, {"label": label} | alone),
+        (gap, GAP, alone),
     ):
         draw_intervals(axes, x, [interval_over_seeds(cell, metric) for cell in cells], **style, **look)
-
-
-def draw_level(axes: Axes, runs: pd.DataFrame, metric: str, *, label: str = "", **style: Any) -> None:
-    """Draw a line at the mean of a cell without a position on the axis, and a band over its interval.
-
-    Args:
-        axes: The axes.
-        runs: The runs of the cell.
-        metric: The column that is drawn.
-        label: The entry in the legend, if any.
-        **style: Matplotlib's properties of the line.
-    """
-    value, low, high = interval_over_seeds(runs, metric)
-    axes.axhline(value, label=label, **style)
-    if low < high:
-        axes.axhspan(low, high, color=style.get("color", GREY), alpha=0.12, linewidth=0)
 
 
 def draw_published(
@@ -281,5 +174,33 @@ def draw_intervals(axes: Axes, x: np.ndarray, intervals: Sequence[Interval], **s
 
 
 def interval_over_seeds(runs: pd.DataFrame, metric: str) -> Interval:
-    """Compute the interval of a metric over seeds."""
-    return interval(runs.groupby("seed")[metric].mean().to_numpy())
+    """Compute the interval of a metric over seeds; that of a fraction ends at 0 and 1, as in tables."""
+    value, low, high = interval(runs.groupby("seed")[metric].mean().to_numpy())
+    if is_fraction(metric):
+        low, high = np.clip((low, high), -1 if metric.startswith("gap") else 0, 1)
+    return Interval(value, float(low), float(high))
+
+
+def add_key(axes: Axes, *, lines: bool = True) -> None:
+    """Add to the legend that filled marks are of test images and hollow ones of training images.
+
+    Args:
+        axes: The axes of accuracy.
+        lines: Whether marks are joined by lines, which are then solid and dotted.
+    """
+    alone: dict[str, Any] = {} if lines else {"linestyle": "none"}
+    axes.plot([], [], label="test images", **{"color": GREY, "marker": "o", **alone})
+    axes.plot([], [], label="training images", **{"color": GREY, "marker": "o", **HOLLOW, **alone})
+
+
+def include_zero(axes: Axes, side: str = "y") -> None:
+    """Extend an axis of gaps to zero, so that lengths on it can be compared.
+
+    Args:
+        axes: The axes.
+        side: The axis, "x" or "y".
+    """
+    low, high = axes.get_xlim() if side == "x" else axes.get_ylim()
+    margin = 0.03 * max(abs(low), abs(high))
+    limits = (min(low, -margin), max(high, margin))
+    axes.set(**{f"{side}lim": limits})

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap, ListedColormap
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
 from cnnexp.models.layers import LayerSpec, NetworkSpec
@@ -23,6 +24,7 @@ MAX_IMAGE_SIDE = 12  # pixels: the equivalent matrix has the fourth power of tha
 POSITIVE, NEGATIVE, MIDDLE = (
     np.array(colour, float) for colour in ((178, 24, 43), (33, 102, 172), (255,) * 3)
 )
+FULL_COLOUR = 3.0  # root mean squares of a layer's weights, beyond which colours do not change
 FRAME_GREY = 190  # between kernels
 SHORT_SIDE_PIXELS = 96  # of the mosaic of a filter, about
 LONG_SIDE_PIXELS = 1_000
@@ -104,10 +106,24 @@ def draw_matrix(axes: Axes, geometry: Geometry, tying: Tying) -> None:
 
 
 def draw_positions(axes: Axes, layer: LayerSpec) -> None:
-    """Draw the output positions of a layer; positions of one colour share a kernel."""
+    """Draw the output positions of a layer; positions of one colour share a kernel.
+
+    In a `low_rank` layer, where each position mixes all kernels, it has a stripe in the colour of each.
+    """
     if layer.tying.kind == "low_rank":
-        shape, title = layer.geometry.out_size, f"each position mixes the same {layer.tying.size} kernels"
-        axes.imshow(np.zeros(shape), cmap=ListedColormap(["#dddddd"]))
+        (rows, columns), kernels = layer.geometry.out_size, layer.tying.size
+        title = f"each position mixes all {kernels} kernels (colours)"
+        stripes = np.tile(1 + np.arange(kernels), (rows, columns))
+        axes.imshow(
+            stripes,
+            cmap=_distinct_colours(kernels),
+            vmin=1,
+            interpolation="nearest",
+            extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
+        )
+        lines = {"colors": "white", "linewidths": 1.5}
+        axes.vlines(np.arange(columns - 1) + 0.5, -0.5, rows - 0.5, **lines)
+        axes.hlines(np.arange(rows - 1) + 0.5, -0.5, columns - 0.5, **lines)
     else:
         index = kernel_index(layer.geometry, layer.tying)
         number = int(index.max()) + 1
@@ -159,15 +175,16 @@ def _distinct_colours(number: int) -> Colormap:
 
 def draw_kernel_mosaic(
     kernels: Float[np.ndarray, "rows columns kh kw filters"],
+    limit: float | None = None,
 ) -> UInt8[np.ndarray, "height width rgb"]:
     """Draw kernels at their output positions, one mosaic per filter; red is positive, blue negative.
 
-    All kernels have one colour scale, from the largest absolute weight. Weights that are not finite are
-    white. The kernels of one-dimensional signals are drawn as rows, with the mosaics of the filters below one
-    another.
+    All kernels have one colour scale. Weights that are not finite are white. The kernels of one-dimensional
+    signals are drawn as rows, with the mosaics of the filters below one another.
 
     Args:
         kernels: The kernel at each output position (row, column), for each filter; one input channel of it.
+        limit: The absolute weight from which on colours are full; None: the largest one.
 
     Returns:
         An RGB image.
@@ -177,7 +194,7 @@ def draw_kernel_mosaic(
         kernels = kernels.swapaxes(2, 3)
     rows, columns, kh, kw, filters = kernels.shape
     finite = np.nan_to_num(kernels, nan=0.0, posinf=0.0, neginf=0.0)
-    value = (finite / (np.abs(finite).max() or 1.0))[..., None]
+    value = np.clip(finite / (limit or np.abs(finite).max() or 1.0), -1, 1)[..., None]
     end = np.where(value > 0, POSITIVE, NEGATIVE)
     colours = (MIDDLE + np.abs(value) * (end - MIDDLE)).round().astype(np.uint8)
     zoom = max(
@@ -213,23 +230,41 @@ def read_kernel_mosaics(folder: Path, step: float) -> dict[str, UInt8[np.ndarray
 def plot_kernels(networks: Mapping[str, Mapping[str, Float[np.ndarray, "_ _ _ _ _"]]]) -> Figure:
     """Plot the kernels of networks, one mosaic per layer, below one another.
 
+    All mosaics have one colour scale, whose unit is the root mean square of a layer's weights: weights of
+    layers with few inputs are larger than those of layers with many. Titles give this unit.
+
     Args:
         networks: the kernels of each network by layer, by the network's label.
     """
-    labelled_mosaics = [
-        (name, layer, draw_kernel_mosaic(_select_middle(k)))
-        for name, layers in networks.items()
-        for layer, k in layers.items()
-    ]
-    heights = [min(MAX_HEIGHT_FRACTION, mosaic.shape[0] / mosaic.shape[1]) for *_, mosaic in labelled_mosaics]
+    labelled_mosaics = []
+    for name, layers in networks.items():
+        for layer, kernels in layers.items():
+            finite = np.nan_to_num(kernels.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+            unit = float(np.sqrt(np.square(finite).mean())) or 1.0
+            mosaic = draw_kernel_mosaic(_select_middle(kernels), FULL_COLOUR * unit)
+            labelled_mosaics.append((f"{name}: {layer}, root mean square {unit:.2g}", mosaic))
+    heights = [min(MAX_HEIGHT_FRACTION, mosaic.shape[0] / mosaic.shape[1]) for _, mosaic in labelled_mosaics]
     width = 7.4
-    figure = Figure(figsize=(width, sum(width * height + 0.35 for height in heights)), layout="constrained")
+    total = sum(width * height + 0.35 for height in heights) + 0.6
+    figure = Figure(figsize=(width, total), layout="constrained")
     mosaics = figure.subplots(len(labelled_mosaics), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, (name, layer, mosaic) in zip(mosaics, labelled_mosaics, strict=True):
+    for axes, (title, mosaic) in zip(mosaics, labelled_mosaics, strict=True):
         axes.imshow(mosaic, interpolation="nearest")
         axes.set_anchor("W")
-        axes.set_title(f"{name}: {layer}", fontsize=10, loc="left")
+        axes.set_title(title, fontsize=10, loc="left")
         axes.axis("off")
+    colours = LinearSegmentedColormap.from_list("weights", [NEGATIVE / 255, MIDDLE / 255, POSITIVE / 255])
+    scale = ScalarMappable(Normalize(-FULL_COLOUR, FULL_COLOUR), colours)
+    bar = figure.colorbar(
+        scale,
+        ax=list(mosaics),
+        location="bottom",
+        extend="both",
+        fraction=0.15 / total,
+        aspect=40,
+        shrink=0.6,
+    )
+    bar.set_label("weight, in root mean squares of its layer")
     return figure
 
 

@@ -24,7 +24,7 @@ from cnnexp.analysis.tables import (
 from cnnexp.analysis.tuning import Tuning, tune
 from cnnexp.analysis.verdicts import Verdict, judge
 from cnnexp.core.text import figure_text, pluralize
-from cnnexp.plots.figures import Drawing, draw_by_count, draw_by_images
+from cnnexp.plots.figures import Drawing, draw_by_count, draw_by_images, draw_by_key
 from cnnexp.plots.layers import plot_kernels
 from cnnexp.plots.rendering import RenderedFigure, render_all
 from cnnexp.report.experiments import Experiment, load_experiment
@@ -34,8 +34,8 @@ from cnnexp.store.runs import StoredRun, read_commands
 MAX_NETWORKS = 6  # whose kernels are drawn
 KERNELS_CAPTION = (
     "First filters of the first layer for the first input channel, drawn at their output positions in the "
-    "middle of the image (one seed, after training; red: positive, blue: negative). A convolution has the "
-    "same filter at every position."
+    "middle of the image (one seed, after training; red: positive, blue: negative). All have one colour "
+    "scale. A convolution has the same filter at every position."
 )
 
 
@@ -139,6 +139,9 @@ def make_default_drawings(table: pd.DataFrame) -> Mapping[str, Drawing]:
         drawings["accuracy_by_images"] = draw_by_images()
     if "model.tying" in table and table["params/total"].nunique() > 1:
         drawings["accuracy_by_params"] = draw_by_count()
+    sizes = table["model.kernel_size"] if "model.kernel_size" in table else pd.Series(dtype=float)
+    if sizes.nunique() > 1 and pd.api.types.is_numeric_dtype(sizes):
+        drawings["accuracy_by_kernel_size"] = draw_by_key("model.kernel_size", "kernel size")
     return drawings
 
 

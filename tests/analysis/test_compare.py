@@ -167,8 +167,9 @@ def test_ties_of_one_kind_are_told_apart_and_always_look_the_same() -> None:
     assert len({style["color"] for style in (two, four, eight)}) == 3
     assert len({style["markersize"] for style in (two, four, eight)}) == 3
     assert get_style("low_rank(4,free)") == four
-    mixed = get_style("['local', 'shared']")
-    assert (mixed["color"], mixed["marker"]) == (get_style("local")["color"], get_style("shared")["marker"])
+    first, last = get_style("['local', 'shared']"), get_style("['shared', 'local']")
+    assert first["color"] == last["color"] == get_style("local")["color"]
+    assert len({first["marker"], last["marker"], get_style("local")["marker"]}) == 3
 
 
 @pytest.mark.parametrize("values", [(3, 5, 7), (0.5, 1.0, 2.0), (64, 1024, 16384)])

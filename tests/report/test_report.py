@@ -204,7 +204,8 @@ def test_what_cannot_be_reported_is_refused(sweep: Path, tmp_path: Path) -> None
 
 def test_figures_have_one_style_a_tying_and_the_published_values(sweep: Path) -> None:
     table = make_dataframe(read_runs(sweep))
-    published = Published("a paper", {"shared": {100.0: 0.9}})
+    table = table.assign(**{"data.name": "digits"})
+    published = Published("a paper", {"shared": {100.0: 0.9}}, "digits")
     figure = plot_accuracy_and_gap(table, "params/total", lines=False, published=published)
     accuracy, gap = figure.axes
     drawn, legend = (line for line in accuracy.lines if line.get_marker() == "*")
