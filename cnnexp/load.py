@@ -35,9 +35,11 @@ from cnnexp.data.pipelines import InMemory
 from cnnexp.data.sampling import split_run_key
 from cnnexp.data.shapes import infer_shape
 from cnnexp.store.files import read_bytes, read_json
+from cnnexp.store.measurements import Hits, read_hits
 from cnnexp.store.runs import (
     CONFIG,
     ENDED,
+    HITS,
     STATUS,
     WEIGHTS,
     StoredRun,
@@ -163,6 +165,17 @@ class LoadedRun:
         if decoded is None or checksum != zlib.crc32(content) or decoded[0] != self.folder.name:
             raise UsageError(f"corrupt file {path} (checksum mismatch); {self._training_advice()}")
         return decoded[1]
+
+    def hits(self) -> Hits:
+        """Read which test images the trained network answers right, as measured after the last step.
+
+        Raises:
+            UsageError: The run has not stored them, or they are corrupt.
+        """
+        hits = read_hits(self.folder)
+        if hits is None:
+            raise UsageError(f"{self.folder / HITS}: no hits are stored, or they are corrupt")
+        return hits
 
     def network(self) -> Any:
         """Build the trained network, in evaluation mode: a `TiedNetwork`, or the module of a custom model.

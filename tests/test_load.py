@@ -75,6 +75,21 @@ def test_a_run_has_its_configuration_history_network_and_images(sweep: Path) -> 
     assert len(images.train_images) == 64 and len(images.validation_images) == 20
 
 
+def test_the_hits_of_a_run_are_those_of_its_network_one_by_one(sweep: Path) -> None:
+    runs = [cnnexp.load_run(folder) for folder in list_run_folders(sweep)]
+    for run in runs:
+        images, hits = run.data(), run.hits()
+        logits = np.asarray(run.network()(images.test_images))
+        np.testing.assert_array_equal(hits.is_right, logits.argmax(1) == np.asarray(images.test_labels))
+        assert np.float32(hits.is_right.mean()) == pytest.approx(run.summary["test/accuracy"], abs=1e-7)
+        assert (run.folder / "hits.npz").stat().st_size < 700 + len(hits.is_right) / 8
+    assert len({run.hits().fingerprint for run in runs}) == 1
+    (runs[0].folder / "hits.npz").unlink()
+    assert cnnexp.load_run(runs[0].folder).summary["test/accuracy"] > 0  # as a run of an older version
+    with pytest.raises(UsageError, match=r"hits.npz: no hits are stored"):
+        runs[0].hits()
+
+
 def test_a_sweep_is_a_dataframe(sweep: Path) -> None:
     table = cnnexp.load_sweep(sweep)
     assert sorted(table["seed"]) == [0, 0, 1, 1] and "model.tying" in table

@@ -1,5 +1,6 @@
 """Loading a configured data set: into memory, or as files that stream where it is too large for that."""
 
+import zlib
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -98,6 +99,18 @@ def add_checksums(runs: Sequence[RunConfig]) -> list[RunConfig]:
 def draw_run_split(images: Images | ImageFiles, data: Data, seed: int) -> Split:
     """Draw the training and validation images of a run by its seed."""
     return draw_split(np.asarray(images.train_labels), seed, data.validation_size, _validation_labels(images))
+
+
+def compute_test_fingerprint(images: Images | ImageFiles) -> int:
+    """Compute a number that is equal for data sets with the same test images, in the same order.
+
+    It is the checksum of the test labels and of the statistics of the training pixels: of images that stream,
+    the pixels are not in memory.
+    """
+    fingerprint = zlib.crc32(np.asarray(images.test_labels, np.int32).tobytes())
+    for statistic in images.normalisation:
+        fingerprint = zlib.crc32(np.asarray(statistic, np.float32).tobytes(), fingerprint)
+    return fingerprint
 
 
 def _validation_labels(images: Images | ImageFiles) -> Int[np.ndarray, "n ..."] | None:

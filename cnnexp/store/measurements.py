@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from cnnexp.store.files import (
     encode_json,
@@ -23,7 +24,7 @@ from cnnexp.store.files import (
     replace_unprintable,
     write_bytes,
 )
-from cnnexp.store.runs import KERNELS, LAYER, STATUS
+from cnnexp.store.runs import HITS, KERNELS, LAYER, STATUS
 
 PROBES, EVALUATIONS = "probes.json", "evaluations.jsonl"
 NAME = re.compile(r"[A-Za-z0-9_/]{1,200}")
@@ -43,6 +44,19 @@ class Evaluation:
 
     conditions: Mapping[str, Value]
     metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hits:
+    """The test images that a run answers right.
+
+    Attributes:
+        is_right: Whether the answer is right, in the order of the images.
+        fingerprint: A number that is equal for runs with the same test images in the same order.
+    """
+
+    is_right: Bool[np.ndarray, " images"]
+    fingerprint: int
 
 
 def write_probes(folder: Path, measures: Mapping[str, float]) -> None:
@@ -96,15 +110,37 @@ def read_kernels(folder: Path) -> tuple[int, dict[str, np.ndarray]]:
         Their step and, by layer, arrays of shape `(rows, columns, kh, kw, filters)`; step -1 and no arrays
         where the run has none or they are corrupt.
     """
-    content, checksums = read_bytes(folder / KERNELS) or b"", read_json(folder / STATUS).get("crc32")
-    if isinstance(checksums, dict) and checksums.get(KERNELS, zlib.crc32(content)) != zlib.crc32(content):
+    arrays = _read_arrays(folder, KERNELS)
+    try:
+        layers = [name for name in list(arrays)[1:] if LAYER.fullmatch(name)]
+        return int(arrays["step"]), {name: arrays[name].astype(np.float32) for name in layers}
+    except (KeyError, TypeError, ValueError):
         return -1, {}
+
+
+def read_hits(folder: Path) -> Hits | None:
+    """Read which test images a run answers right; None where it stored nothing, or the file is corrupt."""
+    arrays = _read_arrays(folder, HITS)
+    try:
+        images, fingerprint = map(int, arrays["images"])
+        if not 0 < images <= 8 * arrays["bits"].size:
+            return None
+        is_right = np.unpackbits(arrays["bits"], count=images).astype(bool)
+        return Hits(is_right=is_right, fingerprint=fingerprint)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _read_arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
+    """Read the arrays of a file of a run; none where there is no such file, or it is corrupt."""
+    content, checksums = read_bytes(folder / name) or b"", read_json(folder / STATUS).get("crc32")
+    if isinstance(checksums, dict) and checksums.get(name, zlib.crc32(content)) != zlib.crc32(content):
+        return {}
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            layers = [name for name in arrays.files[1:] if LAYER.fullmatch(name)]
-            return int(arrays["step"]), {name: arrays[name].astype(np.float32) for name in layers}
+            return {key: arrays[key] for key in arrays.files}
     except Exception:  # NumPy and zipfile raise a dozen kinds of errors for files that are not theirs
-        return -1, {}
+        return {}
 
 
 def format_conditions(conditions: Mapping[str, Value]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import yaml
+from jaxtyping import Bool
 
 from cnnexp.config import RunConfig
 from cnnexp.store.files import (
@@ -29,6 +30,7 @@ from cnnexp.store.runs import (
     CONFIG,
     ERROR,
     HISTORY,
+    HITS,
     KERNELS,
     OWN_CRC32,
     STATUS,
@@ -84,6 +86,18 @@ class RunWriter:
         write_bytes(self.folder / KERNELS, file.getvalue())
         self._checksums[KERNELS] = zlib.crc32(file.getvalue())
 
+    def write_hits(self, hits: Bool[np.ndarray, " images"], fingerprint: int) -> None:
+        """Store which test images are answered right, one bit each, before the run is finished.
+
+        Args:
+            hits: Whether each answer is right, in the order of the images.
+            fingerprint: A number that is equal for runs with the same test images.
+        """
+        file = io.BytesIO()
+        np.savez(file, bits=np.packbits(hits), images=np.array([len(hits), fingerprint], np.uint32))
+        write_bytes(self.folder / HITS, file.getvalue())
+        self._checksums[HITS] = zlib.crc32(file.getvalue())
+
     def write_weights(self, weights: Weights) -> None:
         """Store the trained weights, before the run is finished."""
         self._checksums[WEIGHTS] = write_weights(self.folder / WEIGHTS, weights, self.folder.name)
@@ -132,7 +146,7 @@ def record_command(config: RunConfig, command: str) -> None:
 
 def _remove_earlier_attempt(folder: Path) -> None:
     """Remove the files of an earlier attempt: first the status, which has the checksums of the others."""
-    names = (STATUS, SUMMARY, KERNELS, WEIGHTS, PROBES, EVALUATIONS, ERROR)
+    names = (STATUS, SUMMARY, KERNELS, HITS, WEIGHTS, PROBES, EVALUATIONS, ERROR)
     for name in names:
         (folder / name).unlink(missing_ok=True)
     partial = tuple(f".{name}." for name in (*names, CONFIG, HISTORY))  # of a process killed while it wrote

@@ -29,7 +29,7 @@ from cnnexp.store.files import (
 Status = Literal["running", "interrupted", "finished", "diverged", "stopped", "failed"]
 ENDED = ("finished", "diverged")  # with a result: not run again
 CONFIG, HISTORY, SUMMARY = RESULT = ("config.yaml", "history.jsonl", "summary.json")  # of an ended run
-STATUS, KERNELS, ERROR = "status.json", "kernels.npz", "error.txt"
+STATUS, KERNELS, HITS, ERROR = "status.json", "kernels.npz", "hits.npz", "error.txt"
 WEIGHTS = "weights.safetensors"
 COMMANDS = "commands.txt"
 LAYER = re.compile(r"\w{1,64}")  # names of layers become names of files and of metrics
@@ -131,14 +131,14 @@ def find_corrupt_files(folder: Path) -> list[Path]:
 
     The run's status has the checksums of its configuration, of its history once nobody adds to it, and of its
     summary. For a run that has not ended, anything that is not a file where one is to be written counts, too.
-    The images of kernels and the weights decide no number, and are checked when they are read.
+    The images of kernels, the hits and the weights decide no number, and are checked when they are read.
     """
     status = read_json(folder / STATUS)
     exists = os.path.lexists(folder / STATUS)
     if (exists and not _is_intact(status)) or (not exists and os.path.lexists(folder / SUMMARY)):
         corrupt = [folder / STATUS]
     else:
-        names = RESULT if status.get("status") in ENDED else (*RESULT, KERNELS, WEIGHTS, ERROR)
+        names = RESULT if status.get("status") in ENDED else (*RESULT, KERNELS, HITS, WEIGHTS, ERROR)
         corrupt = [folder / name for name in names if _is_corrupt(folder / name, status)]
     if corrupt and read_json(folder / STATUS) != status:  # another worker has just written the run
         return find_corrupt_files(folder)

@@ -209,6 +209,8 @@ class Worker:
                 if keep != "none":
                     best = self._best.pop(run_id, None)
                     writer.write_weights(best.weights if best else weights_of(index))
+                if at_end and loop_state.hits is not None:
+                    writer.write_hits(loop_state.hits[index], trainer.test_fingerprint)
                 writer.finish(status, summary | measures | {"diverged_step": diverged_at})
                 ended.append(run_id)
         for run_id in ended:

@@ -132,6 +132,7 @@ class StreamSource:
         window_batches = eval_window_batches(len(padded), size, image_bytes)
         batches = self._files.batches(source, lambda number: padded[number], 0, len(padded))
         sums: Metrics | None = None
+        hits: list[np.ndarray] = []
         for start in range(0, len(padded), window_batches):
             read = [next(batches) for _ in range(min(window_batches, len(padded) - start))]
             indices, pixels = _stack_batches(read, window_batches)
@@ -142,10 +143,16 @@ class StreamSource:
             valid = put_on_devices(split.by_run[:, indices] & is_read, RUNS, self._mesh)
             raw = put_on_devices(raw, WHOLE, self._mesh)
             add_window = self._programs.add_window[name]
-            window = _widen(to_host(add_window(state, hyperparameters, valid, raw, self._normalisation)))
+            window = to_host(add_window(state, hyperparameters, valid, raw, self._normalisation))
+            if window.hits is not None:
+                hits.append(window.hits[:, : len(read) * size])
+            window = _widen(window._replace(hits=None))
             sums = window if sums is None else jax.tree.map(np.add, sums, window)
         assert sums is not None
-        return self._average(sums, split.by_run.sum(1))
+        metrics = self._average(sums, split.by_run.sum(1))
+        if not hits:
+            return metrics
+        return metrics._replace(hits=np.concatenate(hits, axis=1)[:, : len(split.indices)])
 
     def _average(self, sums: Metrics, count: Int[np.ndarray, " runs"]) -> Metrics:
         """Turn sums with a leading axis of runs into metrics, on the host."""

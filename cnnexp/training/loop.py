@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, SingleDeviceSharding
+from jaxtyping import Bool
 
 from cnnexp.config import RunConfig
 from cnnexp.config.data import Data
 from cnnexp.data.images import Images
-from cnnexp.data.loading import draw_run_split, resolve_split_seed
+from cnnexp.data.loading import compute_test_fingerprint, draw_run_split, resolve_split_seed
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.shapes import resolve_train_size
 from cnnexp.models.spec import total_count
@@ -48,12 +49,14 @@ class LoopState:
         runs: Number of runs.
         padded_state: The states of the runs, padded to a multiple of the devices.
         rows: One row of metrics per run, if the stack was just evaluated; else None.
+        hits: Whether the answer of each run for each test image is right, after the last step; else None.
     """
 
     step: int
     runs: int
     padded_state: State
     rows: list[Row] | None = None
+    hits: Bool[np.ndarray, "runs images"] | None = None
 
     @property
     def state(self) -> State:
@@ -95,6 +98,7 @@ class StackTrainer:
 
     def change_images(self, data: Data, images: Images | ImageFiles) -> None:
         """Give the next stacks other images, of the same shape and number: they have the same program."""
+        self.test_fingerprint = compute_test_fingerprint(images)
         self._images = put_on_devices(images, WHOLE, self._mesh) if isinstance(images, Images) else images
         self._draw_split = lru_cache(maxsize=64)(lambda seed: draw_run_split(images, data, seed))
 
@@ -115,10 +119,13 @@ class StackTrainer:
         source = self._make_batch_source(padded, state)
 
         def pause(*, evaluate: bool) -> LoopState:
-            rows = None
+            rows = hits = None
             if evaluate:
-                rows = _make_rows(self.setup, runs, source.evaluate(state, hyperparameters), step)
-            return LoopState(step=step, runs=len(runs), padded_state=state, rows=rows)
+                metrics = source.evaluate(state, hyperparameters)
+                rows = _make_rows(self.setup, runs, metrics, step)
+                if step == self.setup.duration.steps and metrics["test"].hits is not None:
+                    hits = to_host(metrics["test"].hits)[: len(runs)]
+            return LoopState(step=step, runs=len(runs), padded_state=state, rows=rows, hits=hits)
 
         if resumed is None:
             yield pause(evaluate=True)
@@ -260,7 +267,9 @@ def _make_rows(setup: Setup, runs: Sequence[RunConfig], metrics: dict[str, Metri
     macs = 3 * images * total_count(setup.network, "macs")  # forward pass, and twice that for the gradients
     columns = {
         f"{split}/{name}": np.asarray(values, np.float64).tolist()
-        for split, means in to_host(metrics).items()
+        for split, means in to_host(
+            {name: means._replace(hits=None) for name, means in metrics.items()}
+        ).items()
         for name, values in means.by_name().items()
     }
     return [

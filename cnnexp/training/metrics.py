@@ -39,11 +39,14 @@ class Metrics(NamedTuple):
         accuracy: The fraction of images whose label is right; of several labels, all of them.
         further: The metrics of `resolve_metrics` by name. In a sum over images, the sums from which they are
             computed.
+        hits: Whether the answer for each test image is right, in the order of the images, as the accuracy
+            counts it; None for the other splits.
     """
 
     loss: Float[Array, "..."]
     accuracy: Float[Array, "..."]
     further: dict[str, Any]
+    hits: Bool[Array, "..."] | None = None
 
     def by_name(self) -> dict[str, Any]:
         """Return all metrics by the names that they have in the store."""
@@ -67,7 +70,7 @@ class Metric:
 def average(sums: Metrics, count: Any, metrics: Mapping[str, Metric]) -> Metrics:
     """Turn sums over a number of images into metrics; `metrics` lacks the loss and the accuracy."""
     further = {name: metric.compute(sums.further[name], count) for name, metric in metrics.items()}
-    return Metrics(sums.loss / count, sums.accuracy / count, further)
+    return Metrics(sums.loss / count, sums.accuracy / count, further, sums.hits)
 
 
 def make_mean(function: ImageFunction) -> Metric:

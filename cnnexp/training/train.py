@@ -156,14 +156,15 @@ def evaluate_window(
 
     Returns:
         The sum of the losses, the number of correct answers in place of the accuracy, and the sums from which
-        the further metrics are computed.
+        the further metrics are computed. Hits are those of all images of the window, in their order.
     """
 
     def batch_at(number: Array) -> tuple[RawBatch, Array]:
         return jax.tree.map(lambda leaf: leaf[number], (window.batches, window.valid))
 
     corrupt = partial(corrupt_batch, state, window.normalisation, hyperparameters, setup, split=split)
-    return _sum_batches(state, batch_at, len(window.valid), corrupt, setup)
+    images = window.valid.size if split == "test" else None
+    return _sum_batches(state, batch_at, len(window.valid), corrupt, setup, images)
 
 
 def make_train(
@@ -252,8 +253,10 @@ def _evaluate_split(
         return source.batch(split, batch), number * size + jnp.arange(size) < count
 
     corrupt = partial(corrupt_batch, state, source.normalisation, hyperparameters, setup, split=split)
-    sums = _sum_batches(state, batch_at, -(-count // size), corrupt, setup)
-    return average(sums, count, setup.metrics)
+    images = len(padded) if split == "test" else None
+    sums = _sum_batches(state, batch_at, -(-count // size), corrupt, setup, images)
+    metrics = average(sums, count, setup.metrics)
+    return metrics if sums.hits is None else metrics._replace(hits=sums.hits[: len(indices)])
 
 
 def _sum_batches(
@@ -262,6 +265,7 @@ def _sum_batches(
     batches: int | Integers,
     corrupt: Callable[[RawBatch], tuple[Array, Array]],
     setup: Setup,
+    images: int | None = None,
 ) -> Metrics:
     """Add up losses and correct answers; devices that split a run's batches take whole batches in turn.
 
@@ -271,6 +275,7 @@ def _sum_batches(
         batches: The number of batches.
         corrupt: Returns the images and labels of a batch as the network sees them.
         setup: The static part of the run.
+        images: The number of images of all batches, to list which answers are right; None does not.
     """
     devices, device = locate_device(setup.axis_name)
 
@@ -283,14 +288,25 @@ def _sum_batches(
         loss = jnp.where(valid, measure_losses(setup, logits, labels), 0)
         hits = is_correct(logits, labels) & valid
         further = {name: metric.add(logits, labels, valid) for name, metric in setup.metrics.items()}
-        return Metrics(loss.sum(), hits.sum(), further)
+        return Metrics(loss.sum(), hits.sum(), further, None if images is None else hits)
 
     def add(turn: Array, sums: Metrics) -> Metrics:
-        return jax.tree.map(jnp.add, sums, measure(turn))
+        batch = measure(turn)
+        added = jax.tree.map(jnp.add, sums._replace(hits=None), batch._replace(hits=None))
+        if sums.hits is None or batch.hits is None:
+            return added
+        # A device without a batch left writes to the last one, which it must not change.
+        first, size = ((turn * devices + device) * len(batch.hits),), batch.hits.shape
+        hits = lax.dynamic_slice(sums.hits, first, size) | batch.hits
+        return added._replace(hits=lax.dynamic_update_slice(sums.hits, hits, first))
 
     with matmul_precision(setup):
         shapes = jax.eval_shape(measure, jnp.int32(0)).further if setup.metrics else {}
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        start = Metrics(jnp.float32(0), jnp.int32(0), zeros)
+        no_hits = None if images is None else jnp.zeros(images, bool)
+        start = Metrics(jnp.float32(0), jnp.int32(0), zeros, no_hits)
         sums = lax.fori_loop(0, -(-batches // devices), add, start)
-    return sums if setup.axis_name is None else lax.psum(sums, setup.axis_name)
+    if setup.axis_name is None:
+        return sums
+    hits = None if sums.hits is None else lax.psum(sums.hits.astype(jnp.int32), setup.axis_name) > 0
+    return lax.psum(sums._replace(hits=None), setup.axis_name)._replace(hits=hits)

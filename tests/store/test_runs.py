@@ -17,7 +17,7 @@ import pytest
 from cnnexp.store.checkpoints import StackCheckpoints, iterate_stacks, list_corrupt_stacks, restore
 from cnnexp.store.files import append_bytes, read_bytes, read_json, write_bytes
 from cnnexp.store.leases import Leases
-from cnnexp.store.measurements import read_kernels
+from cnnexp.store.measurements import read_hits, read_kernels
 from cnnexp.store.run_writer import RunWriter, record_command
 from cnnexp.store.runs import (
     FilePrefix,
@@ -31,6 +31,7 @@ from cnnexp.store.runs import (
 from cnnexp.sweep.plan import forecast, plan_sweep
 from cnnexp.sweep.provenance import provenance
 
+HITS = np.array([True, False, True] * 7)
 ROW = {"step": 0, "train/accuracy": 0.84, "test/accuracy": 0.5}
 
 
@@ -44,6 +45,7 @@ def write(configure: Any, tmp_path: Path) -> Callable[..., RunWriter]:
         run.log(ROW | {"step": 5})
         if ended:
             run.write_kernels(5, {"conv_0": np.ones((1, 1, 3, 3, 2))})
+            run.write_hits(HITS, 7)
             run.finish("finished", {"test/accuracy": 0.5, "macs": 10})
         return run
 
@@ -79,6 +81,8 @@ def test_a_flipped_bit_of_a_run_is_detected_or_changes_nothing(write: Any, ended
         for flipped in flip_bits(path, 40):
             if path.name == "kernels.npz":
                 assert read_kernels(folder) == (-1, {}), flipped
+            elif path.name == "hits.npz":
+                assert read_hits(folder) is None, flipped
             else:
                 assert find_corrupt_files(folder) == [path] or read_all() == whole, flipped
     assert find_corrupt_files(folder) == []
@@ -87,7 +91,7 @@ def test_a_flipped_bit_of_a_run_is_detected_or_changes_nothing(write: Any, ended
 def test_a_file_of_the_wrong_type_is_detected_and_other_runs_are_read(write: Any, tmp_path: Path) -> None:
     folder, other = write(0).folder, write(1).folder
     contents: list[bytes | None] = [b"", b"[]", b'"text"', b"null", b"\xff\xfe", b"[" * 100_000, None]
-    for path in [path for path in sorted(folder.iterdir()) if path.name != "kernels.npz"]:
+    for path in [path for path in sorted(folder.iterdir()) if path.suffix != ".npz"]:
         kept = path.read_bytes()
         for content in contents:
             path.unlink()
@@ -266,6 +270,18 @@ def test_a_status_of_an_earlier_version_is_read(write: Any) -> None:
     del status["own_crc32"], status["crc32"]["kernels.npz"]
     (folder / "status.json").write_text(json.dumps(status), encoding="utf-8")
     assert find_corrupt_files(folder) == [] and read_kernels(folder)[0] == 5
+
+
+def test_hits_are_read_as_they_were_written(write: Any) -> None:
+    hits = read_hits(write().folder)
+    assert hits is not None and hits.fingerprint == 7
+    np.testing.assert_array_equal(hits.is_right, HITS)
+    assert read_hits(write(1, ended=False).folder) is None
+
+
+def test_hits_of_more_images_than_bits_are_not_read(tmp_path: Path) -> None:
+    np.savez(tmp_path / "hits.npz", bits=np.zeros(1, np.uint8), images=np.array([2**32 - 1, 0], np.uint32))
+    assert read_hits(tmp_path) is None
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from cnnexp.core.errors import UsageError
 from cnnexp.data.arrays import ArrayRecords
 from cnnexp.data.images import Images
 from cnnexp.data.pipelines import ImageFiles
-from cnnexp.training.loop import Row, StackTrainer
+from cnnexp.training.loop import LoopState, Row, StackTrainer
 from cnnexp.training.metrics import (
     LEVELS,
     average_precision,
@@ -91,10 +91,14 @@ def open_files(images: Images) -> ImageFiles:
     )
 
 
-def train_rows(configs: list[Any], *, streams: bool = False) -> list[Row]:
+def train_stack(configs: list[Any], *, streams: bool = False) -> LoopState:
     images: Any = load_once(configs[0].data)
     images = open_files(images) if streams else images
-    return list(StackTrainer(configs[0], images).train(configs))[-1].rows or []
+    return list(StackTrainer(configs[0], images).train(configs))[-1]
+
+
+def train_rows(configs: list[Any]) -> list[Row]:
+    return train_stack(configs).rows or []
 
 
 def test_images_with_several_labels_have_their_metrics_by_default(configure: Configure) -> None:
@@ -161,12 +165,16 @@ def test_metrics_and_loss_of_the_user_are_measured_in_memory_and_streamed(
     }
     runs = [configure(train=train, seed=seed) for seed in (0, 1)]
     plain = configure(train={**train, "loss": None, "metrics": []})
-    rows, streamed, (expected,) = train_rows(runs), train_rows(runs, streams=True), train_rows([plain])
+    (expected,), memory, stream = train_rows([plain]), train_stack(runs), train_stack(runs, streams=True)
+    rows, streamed = memory.rows or [], stream.rows or []
     assert expected["test/loss"] == pytest.approx(rows[0]["test/loss"], rel=1e-5)
     assert 0.1 <= rows[0]["test/confidence"] <= 1
     assert rows[0]["train/average_precision"] > 0.1
     for row, other in zip(rows, streamed, strict=True):
         assert other == pytest.approx(row, rel=1e-4)
+    assert memory.hits is not None and stream.hits is not None
+    assert memory.hits.mean(1) == pytest.approx([row["test/accuracy"] for row in rows], abs=1e-6)
+    np.testing.assert_array_equal(memory.hits, stream.hits)
 
 
 def test_further_metrics_change_no_other_number(configure: Configure) -> None:
