@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Int, UInt32
 
 from cnnexp.core.machine import cores
 from cnnexp.data.images import Images, Integers, Labels, Normalisation, Pixels
@@ -52,11 +52,11 @@ class InMemory(NamedTuple):
         """The statistics of the training pixels."""
         return self.images.normalisation
 
-    def train_batch(self, order: Key[Array, ""], step: Int[Array, ""], size: int) -> RawBatch:
+    def train_batch(self, order: UInt32[Array, "rounds 2"], step: Int[Array, ""], size: int) -> RawBatch:
         """Return the batch of a step.
 
         Args:
-            order: The key that draws the order of the training images.
+            order: The words that decide the order of the training images; see `draw_order`.
             step: The number of the step.
             size: The number of images of a batch.
         """
@@ -102,7 +102,7 @@ class TrainWindow(NamedTuple):
     first: Int[Array | np.ndarray, ""]
     normalisation: Normalisation
 
-    def train_batch(self, order: Key[Array, ""], step: Int[Array, ""], size: int) -> RawBatch:
+    def train_batch(self, order: UInt32[Array, "rounds 2"], step: Int[Array, ""], size: int) -> RawBatch:
         """Return the batch of a step; order and size, those with which it was streamed, are not used."""
         return jax.tree.map(
             lambda leaf: lax.dynamic_index_in_dim(leaf, step - self.first, keepdims=False), self.batches

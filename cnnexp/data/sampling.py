@@ -2,12 +2,14 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
 from jaxtyping import Array, Int, Key, UInt32
 
 from cnnexp.core.errors import UsageError
+from cnnexp.core.platforms import target_platform
 from cnnexp.data.images import Integers
 
 Seed = int | list[int]
@@ -190,8 +192,13 @@ def split_run_key(key: Key[Array, ""]) -> RunKeys:
     return RunKeys(*random.split(key, 3))
 
 
+def draw_order(key: Key[Array, ""]) -> UInt32[Array, "rounds 2"]:
+    """Draw the random words that decide the order of the training images."""
+    return random.bits(key, (ROUNDS, 2))
+
+
 def batch_indices(
-    key: Key[Array, ""], step: Int[Array, ""], *, batch_size: int, train_size: Integers
+    order: UInt32[Array, "rounds 2"], step: Int[Array, ""], *, batch_size: int, train_size: Integers
 ) -> Int[Array, " batch_size"]:
     """Return the positions within the training subset of the images of a step's batch.
 
@@ -200,14 +207,14 @@ def batch_indices(
     batches, so a resumed run needs only its step, and subsets of all sizes have a common program.
 
     Args:
-        key: The key of the order.
+        order: The result of `draw_order`.
         step: The number of the step.
         batch_size: The number of images of a batch.
         train_size: The number of images of the training subset.
     """
     index = step.astype(jnp.uint32) * batch_size + jnp.arange(batch_size, dtype=jnp.uint32)
     size = jnp.asarray(train_size, jnp.uint32)
-    positions = permute(random.bits(key, (ROUNDS, 2)), index // size, index % size, size).astype(jnp.int32)
+    positions = permute(order, index // size, index % size, size).astype(jnp.int32)
     # Else XLA may compute the rounds again for every pixel that is gathered, and jaxlib 0.11.2 and 0.12.0 do
     # not come to an end of compiling that for a CPU.
     return lax.optimization_barrier(positions)
@@ -234,18 +241,25 @@ def permute(
         size: The number of positions of a permutation.
         rolled: Whether to compile the rounds as a loop, which compiles faster but runs slower.
     """
-    position, epoch = jnp.broadcast_arrays(position, epoch)
+    position = jnp.broadcast_to(position, jnp.broadcast_shapes(position.shape, epoch.shape))
 
-    def apply_round(position: Array, round_words: Array) -> tuple[Array, None]:
+    def draw_round(round_words: Array) -> tuple[Array, Array]:
         fraction = _to_unit_interval(_hash(epoch ^ round_words[0]))
         pair_sum = jnp.floor(fraction * size.astype(jnp.float32)).astype(jnp.uint32)
         pair_sum = jnp.minimum(pair_sum, size - 1)  # the product may be rounded up to the size
+        return pair_sum, _hash(epoch ^ round_words[1])
+
+    def apply_round(position: Array, drawn: tuple[Array, Array]) -> tuple[Array, None]:
+        pair_sum, mask = drawn
         partner = jnp.where(position <= pair_sum, pair_sum - position, pair_sum + (size - position))
         # Both positions of a pair compute the same bit, as they hash the larger of the two.
-        swap_bit = _hash(jnp.maximum(position, partner) ^ _hash(epoch ^ round_words[1])) >> 31
+        swap_bit = _hash(jnp.maximum(position, partner) ^ mask) >> 31
         return jnp.where(swap_bit == 1, partner, position), None
 
-    return lax.scan(apply_round, position, words, unroll=1 if rolled else len(words))[0]
+    unroll = 1 if rolled else len(words)
+    if target_platform() == "tpu" and not rolled:  # where many small operations take long
+        return lax.scan(apply_round, position, jax.vmap(draw_round)(words), unroll=unroll)[0]
+    return lax.scan(lambda carry, xs: apply_round(carry, draw_round(xs)), position, words, unroll=unroll)[0]
 
 
 def _hash(word: UInt32[Array, "..."]) -> UInt32[Array, "..."]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int
 
 from cnnexp.data.images import Images, Normalisation
 from cnnexp.data.pipelines import ImageFiles, RawBatch
-from cnnexp.data.sampling import batch_indices
+from cnnexp.data.sampling import batch_indices, draw_order
 from cnnexp.training.metrics import Metrics
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.processes import from_local_shards, host_device, local_slice, to_host
@@ -239,7 +239,7 @@ def _make_batch_lookup(
     @jax.jit
     def look_up_steps(steps: Int[Array, " steps"]) -> Int[Array, "steps runs b"]:
         def look_up(step: Array, key: Array, train_size: Array) -> Array:
-            return batch_indices(key, step, batch_size=batch_size, train_size=train_size)
+            return batch_indices(draw_order(key), step, batch_size=batch_size, train_size=train_size)
 
         by_run = jax.vmap(look_up, in_axes=(None, 0, 0))
         return jax.vmap(by_run, in_axes=(0, None, None))(steps, keys, sizes)

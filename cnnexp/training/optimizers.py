@@ -1,6 +1,9 @@
 """The optimiser of a run. Its numbers are traced: runs that differ only in these use one program."""
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from cnnexp.config import RunConfig
 from cnnexp.config.sections import Optim
+from cnnexp.core.platforms import target_platform
 from cnnexp.data.corruptions import CorruptionStrengths
 from cnnexp.training.named_optimizers import (
     BANK_AXES,
@@ -17,6 +21,13 @@ from cnnexp.training.named_optimizers import (
     make_named_optimizer,
 )
 from cnnexp.training.schedule import make_learning_rate
+
+# Optimisers that do not distinguish the axes of a parameter.
+IGNORES_AXES = {"adabelief", "adadelta", "adagrad", "adam", "adamax", "adamaxw", "adamw", "amsgrad"}
+IGNORES_AXES |= {"lamb", "lars", "lion", "radam", "rmsprop", "sgd", "yogi"}
+TILE = (8, 128)  # to multiples of which a TPU pads the last two axes of an array
+CONVOLVED_KERNELS = 16  # of a bank, with each of which the layer may convolve
+Packing = tuple[Callable[[Any], Any], Callable[[Any], Any]]
 
 
 class Hyperparameters(NamedTuple):
@@ -122,3 +133,47 @@ def beta_lasso(
         return jax.tree.map(shrink, updates, params), optax.ScaleByScheduleState(state.count + 1)
 
     return optax.GradientTransformation(init, update)
+
+
+def make_packing(optim: Optim, template: Any) -> Packing:
+    """Return how the loop over steps keeps parameters and the state of the optimiser, and the inverse.
+
+    A TPU pads the last two axes of an array: a bank with few output channels takes several times its size.
+    Where the transposed kernels `(R, 1, 1, o, kh * kw * c)` take less, the loop keeps these, and the
+    optimiser works on them. It does so only for banks with a kernel for each position: a convolution takes
+    its kernel as it is.
+
+    Args:
+        optim: The optimiser.
+        template: The arrays to whose shapes the inverse converts.
+
+    Returns:
+        `pack(tree)`, for any part of the template, and `unpack(packed)`, for all of it.
+    """
+    if target_platform() != "tpu" or optim.name not in IGNORES_AXES:
+        return (lambda tree: tree), (lambda tree: tree)
+
+    def pack(leaf: Array) -> Array:
+        if not _is_smaller_packed(leaf.shape):
+            return leaf
+        kernels = leaf.reshape(len(leaf), -1, leaf.shape[-1])
+        return kernels.swapaxes(1, 2)[:, None, None]
+
+    def unpack(leaf: Array, like: Array) -> Array:
+        if leaf.shape == like.shape:
+            return leaf
+        return leaf[:, 0, 0].swapaxes(1, 2).reshape(like.shape)
+
+    return partial(jax.tree.map, pack), lambda tree: jax.tree.map(unpack, tree, template)
+
+
+def _is_smaller_packed(shape: tuple[int, ...]) -> bool:
+    if len(shape) != BANK_AXES or shape[0] <= CONVOLVED_KERNELS or shape[3] < TILE[0]:
+        return False
+    _, kh, kw, c, o = shape
+    return kh * kw > 1 and _pad_tile(o, kh * kw * c) < kh * kw * _pad_tile(c, o)
+
+
+def _pad_tile(rows: int, columns: int) -> int:
+    """Return the numbers that a TPU stores for a matrix."""
+    return math.prod(-(-size // n) * n for size, n in zip((rows, columns), TILE, strict=True))

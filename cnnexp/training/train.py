@@ -20,13 +20,13 @@ from cnnexp.config import RunConfig
 from cnnexp.core.platforms import target_platform
 from cnnexp.data.images import Integers, Normalisation
 from cnnexp.data.pipelines import EvalWindow, InMemory, RawBatch, TrainWindow
-from cnnexp.data.sampling import split_run_key
+from cnnexp.data.sampling import draw_order, split_run_key
 from cnnexp.models.custom import build_network
 from cnnexp.models.network import get_spatial_layers
 from cnnexp.nn.embedding import average_kernels, tie_gradient
 from cnnexp.nn.tied_conv import TiedConv
 from cnnexp.training.metrics import Metrics, average, is_correct
-from cnnexp.training.optimizers import Hyperparameters, make_optimizer
+from cnnexp.training.optimizers import Hyperparameters, make_optimizer, make_packing
 from cnnexp.training.parts import apply_in_parts, compute_gradients
 from cnnexp.training.setup import (
     Setup,
@@ -89,10 +89,8 @@ def train_step(
     if setup.axis_name:
         loss, gradients = lax.pmean((loss, gradients), setup.axis_name)
     gradients = _keep_tied(gradients, state, hyperparameters, setup)
-    updates, opt_state = _optimizer(hyperparameters, setup).update(
-        _in_float32(gradients), state.opt_state, _in_float32(state.params), value=loss
-    )
-    params = _share_kernels(optax.apply_updates(state.params, updates), state, hyperparameters, setup)
+    params, opt_state = _apply_optimizer(gradients, loss, state, hyperparameters, setup)
+    params = _share_kernels(params, state, hyperparameters, setup)
     diverges = (state.diverged_at < 0) & ~jnp.isfinite(loss)
     return state._replace(
         params=params,
@@ -120,13 +118,20 @@ def train_steps(
         setup: The static part of the run.
         steps: The number of steps, which may be traced.
     """
+    order = draw_order(state.order_key)
+    pack, unpack = make_packing(setup.config.optim, (state.params, state.opt_state))
+
+    def convert(change: Callable[[Any], Any], state: State) -> State:
+        params, opt_state = change((state.params, state.opt_state))
+        return state._replace(params=params, opt_state=opt_state)
 
     def step(_: Int[Array, ""], state: State) -> State:
-        batch = source.train_batch(state.order_key, state.step, setup.duration.batch_size)
-        return train_step(state, batch, source.normalisation, hyperparameters, setup)
+        state = convert(unpack, state)
+        batch = source.train_batch(order, state.step, setup.duration.batch_size)
+        return convert(pack, train_step(state, batch, source.normalisation, hyperparameters, setup))
 
     with matmul_precision(setup):
-        return lax.fori_loop(0, steps, step, state)
+        return convert(unpack, lax.fori_loop(0, steps, step, convert(pack, state)))
 
 
 def evaluate(
@@ -200,6 +205,18 @@ def evaluation_batch_size(platform: str) -> int:
 
 def _optimizer(hyperparameters: Hyperparameters, setup: Setup) -> optax.GradientTransformationExtraArgs:
     return make_optimizer(setup.config.optim, hyperparameters, setup.duration.steps)
+
+
+def _apply_optimizer(
+    gradients: Any, loss: Array, state: State, hyperparameters: Hyperparameters, setup: Setup
+) -> tuple[Any, optax.OptState]:
+    """Return the parameters and the state of the optimiser after its step, which it takes on packed banks."""
+    pack, unpack = make_packing(setup.config.optim, (state.params, state.opt_state))
+    params, opt_state = pack((state.params, state.opt_state))
+    updates, opt_state = _optimizer(hyperparameters, setup).update(
+        _in_float32(pack(gradients)), opt_state, _in_float32(params), value=loss
+    )
+    return unpack((optax.apply_updates(params, updates), opt_state))
 
 
 def _in_float32(tree: Any) -> Any:

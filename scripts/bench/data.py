@@ -29,7 +29,7 @@ from jax import lax
 from cnnexp.config.datasets import TFDSImages
 from cnnexp.data.datasets.tfds import TFDSSet
 from cnnexp.data.images import Images
-from cnnexp.data.sampling import batch_indices
+from cnnexp.data.sampling import batch_indices, draw_order
 from cnnexp.data.shapes import infer_shape
 from cnnexp.data.tfds.records import Records
 
@@ -76,10 +76,10 @@ def memory_pipeline(found: TFDSSet, size: int) -> Callable[[], object]:
 
     @jax.jit
     def run(images: Images, first: Any) -> Any:
-        count = jnp.int32(len(images.train_images))
+        count, order = jnp.int32(len(images.train_images)), draw_order(jax.random.key(0))
 
         def step(number: Any, total: Any) -> Any:
-            chosen = batch_indices(jax.random.key(0), first + number, batch_size=size, train_size=count)
+            chosen = batch_indices(order, first + number, batch_size=size, train_size=count)
             batch = images.normalisation.normalise(images.train_images[chosen].astype(jnp.float32))
             return total + lax.optimization_barrier(batch)[..., :1].sum()
 

@@ -16,9 +16,10 @@ from sklearn.datasets import load_digits as sklearn_digits
 
 from cnnexp.cli import main as cli
 from cnnexp.core.errors import UsageError
+from cnnexp.core.platforms import compiling_for
 from cnnexp.data.datasets.digits import split_digits
 from cnnexp.data.loading import count_images_per_class, draw_run_split, load_images
-from cnnexp.data.sampling import batch_indices, draw_split, stratified_sample
+from cnnexp.data.sampling import batch_indices, draw_order, draw_split, stratified_sample
 from cnnexp.data.shapes import infer_shape, resolve_train_size
 from tests.conftest import Configure
 from tests.data.test_synthetic import TASKS, section, task
@@ -182,6 +183,17 @@ def test_show_prints_the_images_of_each_class(
 def test_positions_are_computed_before_images_are_gathered() -> None:
     # At full optimisation jaxlib 0.11 otherwise merges the rounds into the gather and does not end.
     lowered = jax.jit(partial(batch_indices, batch_size=8)).lower(
-        jax.random.key(0), jnp.int32(0), train_size=jnp.int32(20)
+        draw_order(jax.random.key(0)), jnp.int32(0), train_size=jnp.int32(20)
     )
     assert "optimization_barrier" in lowered.as_text()
+
+
+def test_all_platforms_draw_the_same_positions() -> None:
+    drawn = []
+    for platform in ("cpu", "tpu"):
+        with compiling_for(platform):
+            draw = partial(batch_indices, batch_size=50, train_size=jnp.int32(77))
+            drawn.append(
+                jax.jit(lambda words, draw=draw: draw(words, jnp.int32(3)))(draw_order(jax.random.key(0)))
+            )
+    assert (drawn[0] == drawn[1]).all() and len(set(drawn[0].tolist())) > 40

@@ -14,6 +14,7 @@ import pytest
 from cnnexp.config import RunConfig
 from cnnexp.config.sections import Optim
 from cnnexp.core.errors import UsageError
+from cnnexp.core.platforms import compiling_for
 from cnnexp.sweep.program_key import make_program_key
 from cnnexp.training.loop import StackTrainer
 from cnnexp.training.named_optimizers import (
@@ -24,7 +25,7 @@ from cnnexp.training.named_optimizers import (
     list_traced_options,
     select_decayed,
 )
-from cnnexp.training.optimizers import Hyperparameters, make_optimizer
+from cnnexp.training.optimizers import IGNORES_AXES, Hyperparameters, make_optimizer, make_packing
 from cnnexp.training.schedule import make_relative_rate
 from tests.conftest import Configure, load_once
 
@@ -43,7 +44,10 @@ def in_float32(tree: Any) -> Any:
 
 def take_steps(optimizer: optax.GradientTransformation, steps: int = 3) -> Any:
     """The parameters after steps whose gradients are their sines."""
-    params = in_float32(PARAMS)
+    return take_steps_from(optimizer, in_float32(PARAMS), steps)
+
+
+def take_steps_from(optimizer: optax.GradientTransformation, params: Any, steps: int = 3) -> Any:
     extended = optax.with_extra_args_support(optimizer)
     state = extended.init(params)
     for _ in range(steps):
@@ -289,3 +293,26 @@ def test_slots_are_those_of_the_state(user_code: str) -> None:
     assert count_slots(Optim(name=f"{user_code}:signs")) == 0
     assert count_slots(Optim(name="nomodule:signs"), loads_user_code=False) == 2
     assert count_slots(Optim(options={"mu_dtype": "bfloat16"})) == pytest.approx(1.5, abs=0.01)
+
+
+@pytest.mark.parametrize("name", sorted(IGNORES_AXES))
+def test_an_optimizer_takes_the_same_steps_on_packed_banks(configure: Configure, name: str) -> None:
+    params = {"bank": jnp.linspace(-1, 1, 20 * 3 * 3 * 8 * 4).reshape(20, 3, 3, 8, 4), "bias": jnp.ones(4)}
+    optim = configure(optim={"name": name}).optim
+    optimizer = make(configure, name=name)
+    with compiling_for("tpu"):
+        pack, unpack = make_packing(optim, params)
+        assert pack(params)["bank"].shape == (20, 1, 1, 4, 72)  # which a TPU pads to a ninth
+    packed, natural = (take_steps_from(optimizer, start) for start in (pack(params), params))
+    for ours, expected in zip(jax.tree.leaves(unpack(packed)), jax.tree.leaves(natural), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("platform", "name"), [("cpu", "adam"), ("gpu", "adam"), ("tpu", "muon")])
+def test_banks_are_packed_only_on_tpus_and_for_optimizers_that_ignore_axes(
+    configure: Configure, platform: str, name: str
+) -> None:
+    params = {"bank": jnp.ones((20, 3, 3, 8, 4))}
+    with compiling_for(platform):
+        pack, _ = make_packing(configure(optim={"name": name}).optim, params)
+        assert pack(params) is params

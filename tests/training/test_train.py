@@ -9,11 +9,13 @@ import pytest
 from scipy import stats
 
 from cnnexp.config import RunConfig
+from cnnexp.core.platforms import compiling_for
 from cnnexp.data.images import Images
 from cnnexp.data.loading import draw_run_split
 from cnnexp.data.pipelines import InMemory
-from cnnexp.data.sampling import ROUNDS, batch_indices, permute
+from cnnexp.data.sampling import ROUNDS, batch_indices, draw_order, permute
 from cnnexp.sweep.program_key import make_program_key
+from cnnexp.training import optimizers
 from cnnexp.training.loop import LoopState, Row, StackTrainer
 from cnnexp.training.metrics import Metrics, compute_losses, is_correct
 from cnnexp.training.optimizers import Hyperparameters
@@ -106,6 +108,32 @@ def test_warmup_starts_at_zero_and_weight_decay_shrinks(configure: Configure) ->
     assert weights_after_a_step(weight_decay=5.0) < weights_after_a_step(weight_decay=0.0)
 
 
+def test_a_run_with_packed_banks_ends_with_the_weights_of_one_without(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(model={"tying": "local", "features": [8, 4]}, optim={"name": "adamw", "clip": 0.1})
+    setup, numbers = make_setup(config), Hyperparameters.from_config(config)
+    data = select_data(config, load_once(config.data))
+
+    def train() -> list[np.ndarray]:
+        def run(data: InMemory) -> Any:
+            with compiling_for("tpu"):
+                state = init(jax.random.key(0), numbers, setup)
+                shapes = [leaf.shape for leaf in jax.tree.leaves(state.params)]
+                pack, _ = optimizers.make_packing(config.optim, state.params)
+                is_packed.append([leaf.shape for leaf in jax.tree.leaves(pack(state.params))] != shapes)
+                return train_steps(state, data, numbers, setup, steps=3).params
+
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.jit(run)(data))]
+
+    is_packed: list[bool] = []
+    packed = train()
+    monkeypatch.setattr(optimizers, "IGNORES_AXES", ())
+    for ours, expected in zip(packed, train(), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-6)
+    assert is_packed == [True, False]
+
+
 def test_evaluation_counts_every_image_once(configure: Configure) -> None:
     config = configure(data={"images": 130, "train_size": 130, "test_images": 300})
     images, setup = load_once(config.data), make_setup(config)
@@ -137,7 +165,7 @@ def test_every_epoch_has_each_image_once_and_batches_depend_on_their_step_alone(
     @jax.jit
     def draw_batches(steps: jax.Array) -> jax.Array:
         def draw(step: jax.Array) -> jax.Array:
-            return batch_indices(key, step, batch_size=batch, train_size=jnp.int32(size))
+            return batch_indices(draw_order(key), step, batch_size=batch, train_size=jnp.int32(size))
 
         return jax.vmap(draw)(steps)
 
