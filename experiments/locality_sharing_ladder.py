@@ -52,7 +52,8 @@ CLAIMS = {
     **measure_steps("Among deep networks, the {more} is more accurate than the {less}.", D_NETS),
     "Sharing improves accuracy more in deep networks than in shallow networks.": measure(
         "lead in test accuracy (CONV − LOCAL), deep minus shallow; besides depth, the networks differ in "
-        "width and, at size=small, in optimiser (S: alpha 8, SGD; D: alpha 2, AdamW)",
+        "width and, at size=small, in optimiser (S: alpha 8, SGD; D: alpha 2, AdamW); at size=medium, deep "
+        "networks are residual",
         interaction((D_CONV, D_LOCAL), (S_CONV, S_LOCAL)),
     ),
     (
