@@ -1,6 +1,7 @@
 """Tables of cells, for people and for papers: terminal, Markdown, LaTeX, CSV, Parquet."""
 
 import io
+import re
 from collections.abc import Collection, Sequence
 from typing import Literal
 
@@ -15,6 +16,9 @@ from cnnexp.config.sections import LABEL_ACCURACY
 from cnnexp.core.text import markdown_text
 
 Format = Literal["table", "csv", "parquet", "latex", "markdown"]
+NUMBER = re.compile(
+    r"(?:[≥≤<>] ?)?[+−-]?(?:\d[\d,]*\.?\d*|∞)(?:e[+-]?\d+)?(?:[%x]|(?=[ \[])|$)"
+)  # and its interval
 EXACT_MATCH = "test exact match"  # the title of the accuracy where images have several labels
 MIN_SEEDS_FOR_IQM = 4  # with fewer, the interquartile mean is the mean
 
@@ -177,16 +181,18 @@ def format_estimate(metric: str, value: float, low: float = np.nan, high: float 
 
 
 def markdown_table(table: pd.DataFrame, marked: Collection[str] = ()) -> str:
-    """Format a table in Markdown, escaped so that its text is shown unchanged.
+    """Format a table in Markdown, escaped so that its text is shown unchanged; numbers lie on the right.
 
     Args:
         table: The texts.
         marked: The columns whose text is Markdown already.
     """
     shown = [name if name in marked else markdown_text(name) for name in table.columns]
-    lines = [shown, ["---"] * len(table.columns)]
-    for row in table.itertuples(index=False):
-        cells = zip(table.columns, map(format_value, row), strict=True)
+    texts = table.map(format_value)
+    rules = ["---:" if _has_numbers(texts.iloc[:, i]) else "---" for i in range(len(table.columns))]
+    lines = [shown, rules]
+    for row in texts.itertuples(index=False):
+        cells = zip(table.columns, row, strict=True)
         lines.append([text if name in marked else markdown_text(text) for name, text in cells])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -279,6 +285,12 @@ def _latex(text: object) -> str:
     escaped = "".join(SPECIAL.get(character, character) for character in str(text))
     # After \\ or a rule, LaTeX takes a bracket or a star for an argument.
     return f"{{{escaped[0]}}}{escaped[1:]}" if escaped.startswith(("[", "*")) else escaped
+
+
+def _has_numbers(texts: pd.Series) -> bool:
+    """Return whether all texts of a column that are not empty begin with a number."""
+    filled = [text for text in texts if text]
+    return bool(filled) and all(map(NUMBER.match, filled))
 
 
 def _is_number(value: object) -> bool:

@@ -70,7 +70,7 @@ def publish_report(report: Report, folder: Path) -> Path:
     name = report.folder.parent.name
     for figure_name, (_, figure) in report.figures.items():
         write_bytes(folder / "figures" / f"{name}_{figure_name}.png", shrink_png(figure.png))
-    write_text(folder / f"{name}.md", render_markdown(report, f"figures/{name}_"))
+    write_text(folder / f"{name}.md", render_markdown(report, f"figures/{name}_", None))
     return folder / f"{name}.md"
 
 

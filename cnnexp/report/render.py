@@ -1,6 +1,7 @@
 """The report as Markdown, and as one self-contained HTML page in which styles and figures are embedded."""
 
 import base64
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from itertools import count, pairwise
@@ -20,6 +21,7 @@ from cnnexp.plots.rendering import RenderedFigure
 from cnnexp.report.report import Report
 from cnnexp.report.tables import (
     explain_exploratory,
+    list_cell_runs,
     list_versions,
     summarize_runs,
     tabulate_comparison,
@@ -29,13 +31,19 @@ from cnnexp.report.tables import (
     tabulate_tuning,
     tabulate_verdicts,
 )
+from cnnexp.store.files import is_name
 from cnnexp.store.runs import StoredRun, describe_fault, read_error_line
 
 MAX_FAILURES = 20  # listed in a report
 # A second line of defence: even if a page held a script or an address, no browser would run or fetch it.
+# The script that sorts tables is allowed by its hash; no other is.
+SORT_SCRIPT = (Path(__file__).parent / "templates" / "sort.js.jinja").read_text(encoding="utf-8")
+_SORT_HASH = base64.b64encode(hashlib.sha256(SORT_SCRIPT.encode()).digest()).decode()
 POLICY = Markup(
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    f"script-src 'sha256-{_SORT_HASH}'; base-uri 'none'; form-action 'none'"
 )
+LONG_TEXT = 40  # characters; a table with longer texts becomes a list on narrow screens
 VERDICTS = ("supported", "refuted", "inconclusive")
 TEMPLATES_FOLDER = FileSystemLoader(Path(__file__).parent / "templates")
 HTML_TEMPLATES = Environment(
@@ -60,12 +68,14 @@ MARKDOWN_TEMPLATES = Environment(
 )
 
 
-def render_markdown(report: Report, figure_prefix: str = "") -> str:
+def render_markdown(report: Report, figure_prefix: str = "", run_prefix: str | None = "../") -> str:
     """Render the whole report; any text that may come from a store is escaped.
 
     Args:
         report: its contents.
         figure_prefix: the beginning of the addresses of the figures: a folder, or the start of their names.
+        run_prefix: the beginning of the addresses of the folders of runs, to which each cell links; None
+            where there are no such folders.
 
     Returns:
         Markdown.
@@ -81,7 +91,7 @@ def render_markdown(report: Report, figure_prefix: str = "") -> str:
         verdicts=_render_verdicts(report.verdicts),
         common_source=sources.pop() if len(sources) == 1 else "",
         exploratory=explain_exploratory(report.verdicts),
-        cells=Markdown(markdown_table(format_cells(report.cells))),
+        cells=_render_cells(report, run_prefix),
         comparison=Markdown(markdown_table(tabulate_comparison(report.comparison)))
         if len(report.comparison)
         else "",
@@ -94,6 +104,17 @@ def render_markdown(report: Report, figure_prefix: str = "") -> str:
         commands=Markdown(markdown_block("\n".join(report.commands))),
         versions=", ".join(list_versions(report.table)),
     )
+
+
+def _render_cells(report: Report, run_prefix: str | None) -> Markdown:
+    """Render the table of cells, in which the number of each seed links to the folder of its run."""
+    table = format_cells(report.cells)
+    if run_prefix is not None:
+        table["runs"] = [
+            " ".join(f"[{seed}]({run_prefix}{run_id}/)" for seed, run_id in runs if is_name(run_id))
+            for runs in list_cell_runs(report.table)
+        ]
+    return Markdown(markdown_table(table, ["runs"]))
 
 
 def _render_verdicts(verdicts: Sequence[Verdict]) -> Markdown:
@@ -141,7 +162,7 @@ def render_html(markdown: str, figures: Mapping[str, RenderedFigure], *, title: 
     tokens = _place_elements(tokens, figures, parser)
     body = Markup(parser.renderer.render(tokens, parser.options, {}))
     page = HTML_TEMPLATES.get_template("report.html.jinja")
-    return page.render(policy=POLICY, title=title, sections=sections, body=body)
+    return page.render(policy=POLICY, title=title, sections=sections, body=body, script=Markup(SORT_SCRIPT))
 
 
 def _add_anchors(tokens: list[Token]) -> list[tuple[str, str]]:
@@ -165,16 +186,34 @@ def _colour_verdicts(tokens: list[Token]) -> None:
 
 
 def _label_tables(tokens: list[Token]) -> None:
-    """Mark header cells as headers of their columns, and the first cell of each row as that row's header."""
-    row_header = False
-    for previous, token in zip([None, *tokens], tokens, strict=False):
-        if token.type == "th_open":
-            token.attrSet("scope", "col")
-        elif token.type == "td_open" and previous is not None and previous.type == "tr_open":
-            token.tag, row_header = "th", True
-            token.attrSet("scope", "row")
-        elif token.type == "td_close" and row_header:
-            token.tag, row_header = "th", False
+    """Mark headers of columns and rows, cells that are numbers, and tables with long texts.
+
+    The first cell of each row is that row's header. Each cell has the name of its column, which narrow
+    screens show beside it where the table has long texts.
+    """
+    is_row_header, headers, column, table = False, list[str](), 0, Token("", "", 0)
+    for index, token in enumerate(tokens):
+        if token.type == "table_open":
+            table, headers = token, []
+        elif token.type == "tr_open":
+            column = 0
+        elif token.type in ("th_open", "td_open"):
+            text = "".join(child.content for child in tokens[index + 1].children or ())
+            if "right" in str(token.attrs.pop("style", "")):
+                token.attrJoin("class", "number")
+            if token.type == "th_open":
+                token.attrSet("scope", "col")
+                headers.append(text)
+                continue
+            token.attrSet("data-label", headers[column])
+            if column == 0:
+                token.tag, is_row_header = "th", True
+                token.attrSet("scope", "row")
+            elif len(text) > LONG_TEXT:
+                table.attrSet("class", "texts")
+            column += 1
+        elif token.type == "td_close" and is_row_header:
+            token.tag, is_row_header = "th", False
 
 
 def _place_elements(
@@ -190,7 +229,7 @@ def _place_elements(
         elif token.type in ("fence", "code_block"):
             html = elements.code_block(token.content)
         elif token.type == "table_open":
-            html = elements.table_start(next(tables))
+            html = elements.table_start(next(tables), token.attrGet("class"))
         elif token.type == "table_close":
             html = elements.table_end()
         else:

@@ -175,6 +175,19 @@ def explain_exploratory(verdicts: Sequence[Verdict]) -> list[str]:
     ]
 
 
+def list_cell_runs(table: pd.DataFrame) -> list[list[tuple[int, str]]]:
+    """List the seed and the id of each run of a cell, in the order of the rows of `summarize_cells`.
+
+    Args:
+        table: one row per finished run.
+    """
+    keys = varying_keys(table) or ["model.name"]
+    return [
+        sorted(zip(map(int, cell["seed"]), cell["run_id"], strict=True))
+        for _, cell in table.groupby(keys, sort=True, dropna=False)
+    ]
+
+
 def summarize_runs(report: Report) -> str:
     """Summarise in one line how many runs there are, how they ended, and when and where they were trained."""
     counts = Counter(run.status for run in report.runs)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,11 @@ from cnnexp.core.errors import UsageError
 from cnnexp.plots.axes import Published, get_style, tying_sort_key
 from cnnexp.plots.figures import plot_accuracy_and_gap
 from cnnexp.plots.layers import draw_kernel_mosaic
-from cnnexp.report.output import print_report, write_report
+from cnnexp.report.output import print_report, publish_report, write_report
+from cnnexp.report.render import POLICY
 from cnnexp.report.report import make_default_drawings
 from cnnexp.store.runs import read_runs
-from tests.browser import looked_at
+from tests.browser import dom_of, looked_at
 
 SUPPORTED = "supported (exploratory)"  # as the seeds are among those that were seen
 PARAMS = {"dense": 1000, "local": 100, "shared": 10}
@@ -120,8 +122,71 @@ def test_page_is_self_contained(sweep: Path) -> None:
     write_report(sweep)
     page = (sweep / "report/report.html").read_text()
     assert page.count('src="data:image/png;base64,') == page.count('srcset="data:image/png;base64,') == 3
-    assert not re.search(r'(src|srcset|href)="(?!data:|#)', page)
-    assert "<table>" in page and '<strong class="supported">supported</strong>' in page
+    assert not re.search(r'(src|srcset)="(?!data:)|href="(?!#|\.\./[\w.-]+/")', page)
+    assert '<strong class="supported">supported</strong>' in page
+
+
+def test_a_cell_links_to_its_runs_but_not_where_there_is_no_store(sweep: Path, tmp_path: Path) -> None:
+    report = write_report(sweep)
+    page = (sweep / "report/report.html").read_text()
+    links = re.findall(r'<a href="([^"#]+)">(\d)</a>', page)
+    assert len(links) == 18 and {seed for _, seed in links} == {"0", "1", "2"}
+    for address, seed in links:
+        summary = json.loads((sweep / "report" / address / "summary.json").read_text())
+        assert str(summary["seed"]) == seed
+    row = next(line for line in page.split("<tr>") if "local-256-0" in line)
+    assert "local-256-2" in row and "local-64" not in row and "51.0" in row
+    published = publish_report(report, tmp_path / "published").read_text()
+    assert "](figures/" in published and "](../" not in published
+
+
+def test_numbers_of_a_page_lie_on_the_right(sweep: Path) -> None:
+    write_report(sweep)
+    page = (sweep / "report/report.html").read_text()
+    table = page.partition('<h2 id="table">')[2].partition("</table>")[0]
+    numbers = {
+        name
+        for attributes, name in re.findall(r"<th ([^>]*)>([^<]*)</th>", table.partition("</thead>")[0])
+        if 'class="number"' in attributes
+    }
+    assert numbers == {"train_size", "parameters", "MACs", "seeds", "train accuracy", "test accuracy", "gap"}
+    cells = re.findall(r"<t[dh] ([^>]*)>", table.partition("</thead>")[2])
+    assert len(cells) == 6 * (len(numbers) + 2)  # and the tying and the runs
+    assert sum('class="number"' in cell for cell in cells) == 6 * len(numbers)
+    assert "text-align:right" not in page
+
+
+def test_tables_of_the_protocol_have_headings(sweep: Path) -> None:
+    write_report(sweep)
+    page = (sweep / "report/report.html").read_text()
+    for before, after in pairwise(page.split("<table")):
+        assert re.search("<(h2|h3|p|li)", before.rpartition("</table>")[2]), after[:100]
+
+
+@pytest.mark.slow
+def test_tables_are_sorted_by_a_column(sweep: Path) -> None:
+    write_report(sweep)
+    page = sweep / "report/report.html"
+    assert "Sort by this column" in dom_of(page.as_uri())  # as the policy allows this script
+    press = """<script>
+        const table = [...document.querySelectorAll("table")].find(t => /train_size/.test(t.textContent));
+        const read = column => [...table.tBodies[0].rows].map(r => r.cells[column].textContent).join();
+        const seen = [];
+        for (const name of ["parameters", "parameters", "tying"]) {
+          [...table.querySelectorAll("th button")].find(b => b.textContent === name).click();
+          seen.push(read(0), read(2), table.querySelector("[aria-sort]").ariaSort);
+        }
+        document.title = seen.join(";");
+    </script></body>"""
+    copy = page.with_name("sorted.html")
+    copy.write_text(page.read_text().replace(POLICY, "").replace("</body>", press))
+    title = re.search("<title>(.*?)</title>", dom_of(copy.as_uri()))
+    assert title
+    by_parameters, parameters, rises, _, falling, falls, by_tying, _, _ = title[1].split(";")
+    assert by_parameters == "shared,shared,local,local,dense,dense" and rises == "ascending"
+    assert parameters == "10,10,100,100,1,000,1,000" and falls == "descending"
+    assert falling == "1,000,1,000,100,100,10,10"
+    assert by_tying == "dense,dense,local,local,shared,shared"
 
 
 @pytest.mark.parametrize("dark", [False, True])
