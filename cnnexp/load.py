@@ -240,7 +240,7 @@ def load_sweep(path: str | os.PathLike[str], *, evaluations: bool = False) -> pd
     """Read the finished runs of a sweep as a dataframe: one row per run.
 
     Its columns are those of `cnnexp.analysis.dataframe.make_dataframe`. Runs that have not finished or are
-    corrupt are left out, and named on stderr.
+    corrupt are left out, and named on stderr; those of a pilot (`seeds=pilot`) are left out as well.
 
     Args:
         path: The folder of the sweep, such as `results/default`.

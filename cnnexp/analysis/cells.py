@@ -6,6 +6,7 @@ A cell may also be a function of the dataframe, for values that only the sweep k
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from cnnexp.analysis.dataframe import varying_keys
+from cnnexp.analysis.descriptions import described
 from cnnexp.analysis.tuning import select_criterion
 from cnnexp.config import SECTIONS, VARIANTS
 from cnnexp.config.execution import TUNED
@@ -23,6 +25,8 @@ Cell = Mapping[str, object]  # configuration keys and their values, as the dataf
 Rows = Cell | Callable[[pd.DataFrame], pd.DataFrame]  # a cell, or a function that selects rows
 CellRule = Cell | Callable[[pd.DataFrame], Cell]  # a cell, or a function that chooses it from the dataframe
 NET_NAMES = {"shared": "convolution", "local": "locally connected network", "dense": "dense network"}
+# Of the rows from which an estimate is computed, their labels; None where nobody asks, see `trace_rows`.
+_ROWS: ContextVar[list[pd.Index] | None] = ContextVar("rows", default=None)
 # A condition on runs, as `--where` takes it: a column, a relation and an operand.
 CONDITION = re.compile(r"([\w./]+)\s*(<=|>=|!=|=|<|>)\s*(.+)")
 
@@ -147,6 +151,35 @@ def _without_quotes(value: object) -> str:
     return re.sub(r"['\s]", "", str(value))
 
 
+def note_rows(*selections: pd.DataFrame) -> None:
+    """Note the runs from which an estimate is computed, for `trace_rows`."""
+    if (noted := _ROWS.get()) is not None:
+        noted.extend(rows.index for rows in selections)
+
+
+def trace_rows(
+    estimate: Callable[[pd.DataFrame], np.ndarray], table: pd.DataFrame
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Compute an estimate, and return it with the runs from which it was computed.
+
+    Args:
+        estimate: The estimate.
+        table: One row per run.
+
+    Returns:
+        The estimate, and the rows of the runs that it used; all if it does not select them by this module.
+    """
+    token = _ROWS.set([])
+    try:
+        values = estimate(table)
+        noted = _ROWS.get() or []
+    finally:
+        _ROWS.reset(token)
+    used = pd.Index([]).append(list(noted))
+    rows = table[table.index.isin(used)]
+    return values, rows if len(rows) else table
+
+
 def name_nets(cell: Cell, *tyings: str) -> dict[str, Cell]:
     """Name the networks of several tyings under the same conditions.
 
@@ -164,6 +197,7 @@ def name_nets(cell: Cell, *tyings: str) -> dict[str, Cell]:
     return {NET_NAMES[tying]: {**cell, "model.tying": tying} for tying in tyings or NET_NAMES}
 
 
+@described
 def cell_at(key: str, position: int, cell: Cell) -> Callable[[pd.DataFrame], Cell]:
     """Add a key to a cell, at one of the values that the sweep has.
 
@@ -180,6 +214,7 @@ def cell_at(key: str, position: int, cell: Cell) -> Callable[[pd.DataFrame], Cel
     return lambda table: {**cell, key: (values_of(table, key) or [np.nan])[position]}
 
 
+@described
 def best_cell(key: str, cell: Cell, positions: slice | None = None) -> Callable[[pd.DataFrame], Cell]:
     """Add a key to a cell, at the value that is best on validation images, see `select_criterion`.
 
@@ -230,6 +265,8 @@ def pair_by_seed(table: pd.DataFrame, metric: str, *cells: Cell) -> pd.DataFrame
         table = table.assign(**{metric: np.nan})
     named = set().union(TUNED, *cells)
     by = ["seed", *(key for key in varying_keys(table) if key not in named)]
-    columns = [select_cell(table, cell).groupby(by, dropna=False)[metric].mean() for cell in cells]
+    rows = [select_cell(table, cell) for cell in cells]
+    note_rows(*rows)
+    columns = [runs.groupby(by, dropna=False)[metric].mean() for runs in rows]
     joined = pd.concat(columns, axis=1, keys=range(len(cells))).dropna()
     return joined.groupby("seed").mean()

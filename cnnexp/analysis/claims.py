@@ -2,14 +2,14 @@
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from cnnexp.analysis.estimates import Estimate
 
 Unit = Literal["points", "x", ""]
-SEEN_SEEDS = (0, 1, 2, 3, 4)  # of the small sizes of the experiments: their results were known to the authors
+UNIT_SUFFIXES: dict[Unit, str] = {"points": " points", "x": "x", "": ""}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +73,9 @@ class Claim:
         exact: Whether the estimate follows from counts, so that seeds do not matter.
         range: The values that the estimate can have; its interval ends there.
         published: The number that the source reports, as text.
-        exploratory: What was changed about the claim after its data had been seen; empty if nothing was. If
-            any seed in `seen` is among the data, the verdict is marked and not counted.
-        seen: The seeds whose data had been seen.
+        exploratory: What was changed about the claim after results on the first seeds had been seen
+            elsewhere, which the records of a store cannot know; empty if nothing was. Verdicts on the first
+            seeds are marked and not counted; those on fresh seeds (`seeds=confirm`) count.
 
     Raises:
         ValueError: The claim would be supported by no effect, and its sentence does not name the limit.
@@ -91,7 +91,6 @@ class Claim:
     range: tuple[float, float] = (-math.inf, math.inf)
     published: str = ""
     exploratory: str = ""
-    seen: Collection[int] = SEEN_SEEDS
 
     def __post_init__(self) -> None:
         no_effect = 1.0 if self.unit == "x" else 0.0
@@ -121,6 +120,34 @@ def name_limit(limit: float, unit: Unit) -> tuple[str, ...]:
         number = f"{abs(limit) * 100:g}"
         return f"{number} point", f"{number}%"
     return (f"{abs(limit):g}x",) if unit == "x" else (f"{abs(limit):g} ",)
+
+
+def describe_range(expected: Expected, unit: Unit) -> str:
+    """Describe an expected range in words.
+
+    Example:
+        >>> describe_range(more_than(0.02), "points"), describe_range(between(-1.0, 1.0), "")
+        ('above +2.0 points', '-1.00 to 1.00')
+    """
+    suffix = UNIT_SUFFIXES[unit]
+    low, high = (format_in_unit(limit, unit) for limit in (expected.low, expected.high))
+    if math.isinf(expected.high):
+        return f"above {low}{suffix}"
+    return f"below {high}{suffix}" if math.isinf(expected.low) else f"{low} to {high}{suffix}"
+
+
+def format_in_unit(number: float, unit: Unit) -> str:
+    """Format a number in a unit, without the unit: hundredths have their sign and one digit.
+
+    Example:
+        >>> format_in_unit(0.0123, "points"), format_in_unit(12.34, "x"), format_in_unit(1.234, "")
+        ('+1.2', '12.3', '1.23')
+    """
+    if math.isinf(number):
+        return "∞" if number > 0 else "−∞"
+    scale, sign = (100, "+") if unit == "points" else (1, "")
+    digits = 1 if unit == "points" or abs(number) >= 10 else 2
+    return f"{number * scale:{sign}.{digits}f}"
 
 
 def make_claims(

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from cnnexp.analysis.cells import Cell, pair_cells, select_cell, values_of
+from cnnexp.analysis.cells import Cell, note_rows, pair_cells, select_cell, values_of
 from cnnexp.analysis.dataframe import TEST
+from cnnexp.analysis.descriptions import described
 from cnnexp.analysis.estimates import Estimate
 from cnnexp.analysis.statistics import Interval, bounded_interval, interval, jackknife
 
@@ -37,10 +38,9 @@ def collect_curves(
     Returns:
         The sizes that all cells have, and the metric at these sizes for the seeds that have all of them.
     """
-    wide = [
-        select_cell(table, cell).pivot_table(index="seed", columns=x, values=metric, dropna=False)
-        for cell in cells
-    ]
+    rows = [select_cell(table, cell) for cell in cells]
+    note_rows(*rows)
+    wide = [runs.pivot_table(index="seed", columns=x, values=metric, dropna=False) for runs in rows]
     sizes = sorted(set.intersection(*(set(curve.columns) for curve in wide)))
     joined = pd.concat([curve[sizes] for curve in wide], axis=1).dropna()
     return np.array(sizes, float), joined.to_numpy(float).reshape(len(joined), len(cells), len(sizes))
@@ -194,6 +194,7 @@ def images_needed(
     return Interval(*(float(2.0**limit) for limit in (value, low, high)))
 
 
+@described
 def images_saved(net: Cell, reference: Cell, images: int | None = None) -> Estimate:
     """Estimate how often the training images can be halved until a network is only as accurate as another.
 
@@ -218,6 +219,7 @@ def images_saved(net: Cell, reference: Cell, images: int | None = None) -> Estim
     return estimate
 
 
+@described
 def images_ratio(numerator: Cell, denominator: Cell, accuracy: float) -> Estimate:
     """Estimate log2 of the training images that one network needs for an accuracy, over those of another.
 
@@ -232,6 +234,7 @@ def images_ratio(numerator: Cell, denominator: Cell, accuracy: float) -> Estimat
     return lambda table: subtract_bounds(*bound_log_images_by_cell(table, accuracy, numerator, denominator))
 
 
+@described
 def images_exponent(
     key: str, cell: Cell, accuracy: float, proven_growth: Callable[[float], float] | None = None
 ) -> Estimate:
@@ -263,6 +266,7 @@ def images_exponent(
     return estimate
 
 
+@described
 def cost_ratio(cost: str, numerator: Cell, denominator: Cell, accuracy: float = 0.5) -> Estimate:
     """Estimate log2 of the cost at which one network reaches a test accuracy, over that of the other.
 

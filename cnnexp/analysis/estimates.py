@@ -15,12 +15,14 @@ from cnnexp.analysis.cells import (
     CellRule,
     Rows,
     cell_at,
+    note_rows,
     pair_by_seed,
     pair_cells,
     resolve_cell,
     select_rows,
 )
 from cnnexp.analysis.dataframe import TEST, measure_by
+from cnnexp.analysis.descriptions import described
 from cnnexp.analysis.statistics import locality_by_chance
 
 Estimate = Callable[[pd.DataFrame], np.ndarray]  # one number per seed, or the two bounds of each
@@ -30,6 +32,7 @@ EFFECTS: tuple[Effect, ...] = get_args(Effect)
 IMAGE_SHAPES = {"fashion_mnist": (28, 1), "mnist": (28, 1), "cifar10": (32, 3)}
 
 
+@described
 def value(cell: CellRule, metric: str = TEST) -> Estimate:
     """Estimate a metric in one cell.
 
@@ -40,6 +43,7 @@ def value(cell: CellRule, metric: str = TEST) -> Estimate:
     return lambda table: pair_cells(table, metric, resolve_cell(cell, table))[:, 0]
 
 
+@described
 def difference(larger: CellRule, smaller: CellRule, metric: str = TEST) -> Estimate:
     """Estimate the metric in one cell minus the metric in another, paired by seed.
 
@@ -67,6 +71,7 @@ def difference(larger: CellRule, smaller: CellRule, metric: str = TEST) -> Estim
     return estimate
 
 
+@described
 def difference_along(key: str, larger: int, smaller: int, cell: Cell, metric: str = TEST) -> Estimate:
     """Estimate the difference of a metric between two values of a key that the sweep varies.
 
@@ -85,6 +90,7 @@ def difference_along(key: str, larger: int, smaller: int, cell: Cell, metric: st
     return difference(cell_at(key, larger, cell), cell_at(key, smaller, cell), metric)
 
 
+@described
 def interaction(first: tuple[Cell, Cell], second: tuple[Cell, Cell], metric: str = TEST) -> Estimate:
     """Estimate an interaction: the difference of the first pair of cells minus that of the second pair.
 
@@ -102,6 +108,7 @@ def interaction(first: tuple[Cell, Cell], second: tuple[Cell, Cell], metric: str
     return estimate
 
 
+@described
 def smallest_difference(larger: Cell, smaller: Cell, keys: list[str], metric: str = TEST) -> Estimate:
     """Estimate the difference of two cells at the values of some keys where its mean is smallest.
 
@@ -119,6 +126,7 @@ def smallest_difference(larger: Cell, smaller: Cell, keys: list[str], metric: st
     return estimate
 
 
+@described
 def extreme_value(extreme: Literal["lowest", "best"], cells: list[Cell], metric: str = TEST) -> Estimate:
     """Estimate a metric in the extreme one of several cells.
 
@@ -137,6 +145,7 @@ def extreme_value(extreme: Literal["lowest", "best"], cells: list[Cell], metric:
     return estimate
 
 
+@described
 def count_ratio(numerator: Cell, denominator: Cell, count: str = "params/total") -> Estimate:
     """Compute the ratio of a count, such as the parameters, in two cells.
 
@@ -155,6 +164,7 @@ def count_ratio(numerator: Cell, denominator: Cell, count: str = "params/total")
     return estimate
 
 
+@described
 def correlation(metric: str, count: str = "params/total") -> Estimate:
     """Estimate Spearman's rank correlation between a count and a metric over all runs of each seed.
 
@@ -168,12 +178,14 @@ def correlation(metric: str, count: str = "params/total") -> Estimate:
     def estimate(table: pd.DataFrame) -> np.ndarray:
         from scipy.stats import spearmanr
 
+        note_rows(table)
         seeds = [runs for _, runs in table.groupby("seed") if runs[count].nunique() > 2]
         return np.array([float(spearmanr(runs[count], runs[metric]).statistic) for runs in seeds])  # pyright: ignore
 
     return estimate
 
 
+@described
 def factorial_effect(
     effect: Effect,
     neither: Cell,
@@ -210,6 +222,7 @@ def factorial_effect(
     return estimate
 
 
+@described
 def locality_beyond_chance(cell: CellRule, layer: str = "conv_0", window: int = 9) -> Estimate:
     """Estimate the locality of a layer's weights, less that of random weights with as many zeros.
 
@@ -239,6 +252,7 @@ def image_shape(table: pd.DataFrame) -> tuple[int, int]:
     return shapes[0] if shapes else IMAGE_SHAPES["cifar10"]
 
 
+@described
 def within(rows: Rows, estimate: Estimate) -> Estimate:
     """Restrict an estimate to some of the runs.
 
@@ -249,6 +263,7 @@ def within(rows: Rows, estimate: Estimate) -> Estimate:
     return lambda table: estimate(select_rows(table, rows))
 
 
+@described
 def measured_by(metric: str, estimate: Estimate) -> Estimate:
     """Compute an estimate from another metric in place of the accuracy.
 

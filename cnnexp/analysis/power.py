@@ -9,9 +9,9 @@ import pandas as pd
 from jaxtyping import Float
 from scipy.special import chdtri, nctdtr, nctdtrinc
 
-from cnnexp.analysis.claims import Claim, Expected
+from cnnexp.analysis.claims import Claim, Expected, format_in_unit
 from cnnexp.analysis.statistics import CONFIDENCE, student_quantile
-from cnnexp.analysis.verdicts import MAX_ADVISED_SEEDS, MIN_SEEDS, estimate_bounds, format_in_unit
+from cnnexp.analysis.verdicts import MAX_ADVISED_SEEDS, MIN_SEEDS, estimate_bounds
 
 PILOT_SEEDS = range(9_000, 10_000)  # whose runs are never evidence
 POWER = 0.8  # the probability with which a claim is to be decided

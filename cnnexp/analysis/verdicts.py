@@ -10,7 +10,8 @@ import pandas as pd
 from jaxtyping import Float
 from scipy.special import stdtr
 
-from cnnexp.analysis.claims import Claim, Expected, Unit
+from cnnexp.analysis.cells import trace_rows
+from cnnexp.analysis.claims import UNIT_SUFFIXES, Claim, Expected, describe_range, format_in_unit
 from cnnexp.analysis.statistics import (
     CONFIDENCE,
     Interval,
@@ -20,10 +21,9 @@ from cnnexp.analysis.statistics import (
     student_quantile,
 )
 
-Outcome = Literal["supported", "refuted", "inconclusive"]
+Outcome = Literal["supported", "refuted", "inconclusive", "count", "false count"]
 MIN_SEEDS = 3  # that decide a claim
 MAX_ADVISED_SEEDS = 1_000  # further seeds that the advice on an inconclusive claim names
-UNIT_SUFFIXES: dict[Unit, str] = {"points": " points", "x": "x", "": ""}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,8 @@ class Verdict:
 
     Attributes:
         claim: The claim.
-        outcome: "supported", "refuted" or "inconclusive".
+        outcome: "supported", "refuted" or "inconclusive"; of what is true by construction, "count", or "false
+            count" where it is not as the sentence says.
         interval: The interval at `confidence`; None where the sweep lacks cells.
         confidence: The level, which Holm's correction for the experiment's other claims raises.
         seeds: The number of seeds in the estimate.
@@ -42,6 +43,8 @@ class Verdict:
         more_seeds: The number of further seeds that would decide an inconclusive claim if its estimate and
             spread stay as they are; None where no number up to 1,000 would.
         exploratory: Why the verdict does not count; empty where it does.
+        frozen: The date and the short hash of the claim, see `Freeze`; empty where it is not known.
+        scope: The data, networks and length of training on which the verdict rests.
     """
 
     claim: Claim
@@ -53,11 +56,13 @@ class Verdict:
     bounds: tuple[float, float] = (math.nan, math.nan)
     more_seeds: int | None = None
     exploratory: str = ""
+    frozen: str = ""
+    scope: str = ""
 
     @property
     def marked_outcome(self) -> str:
         """The outcome, marked where it does not count."""
-        return f"{self.outcome} (exploratory)" if self.exploratory else self.outcome
+        return f"{self.outcome} (exploratory)" if self.exploratory and not self.claim.exact else self.outcome
 
     @property
     def effect(self) -> str:
@@ -84,11 +89,7 @@ class Verdict:
     @property
     def condition(self) -> str:
         """The range in which the claim expects its estimate, in its unit."""
-        expected, suffix = self.claim.expected, UNIT_SUFFIXES[self.claim.unit]
-        low, high = (format_in_unit(limit, self.claim.unit) for limit in (expected.low, expected.high))
-        if math.isinf(expected.high):
-            return f"above {low}{suffix}"
-        return f"below {high}{suffix}" if math.isinf(expected.low) else f"{low} to {high}{suffix}"
+        return describe_range(self.claim.expected, self.claim.unit)
 
     @property
     def advice(self) -> str:
@@ -108,21 +109,7 @@ class Verdict:
         return f"over {MAX_ADVISED_SEEDS:,} more seeds: too close to the limit"
 
 
-def format_in_unit(number: float, unit: Unit) -> str:
-    """Format a number in a unit, without the unit: hundredths have their sign and one digit.
-
-    Example:
-        >>> format_in_unit(0.0123, "points"), format_in_unit(12.34, "x"), format_in_unit(1.234, "")
-        ('+1.2', '12.3', '1.23')
-    """
-    if math.isinf(number):
-        return "∞" if number > 0 else "−∞"
-    scale, sign = (100, "+") if unit == "points" else (1, "")
-    digits = 1 if unit == "points" or abs(number) >= 10 else 2
-    return f"{number * scale:{sign}.{digits}f}"
-
-
-def judge(claims: Sequence[Claim], table: pd.DataFrame) -> list[Verdict]:
+def judge(claims: Sequence[Claim], table: pd.DataFrame, confidence: float = CONFIDENCE) -> list[Verdict]:
     """Judge a family of claims.
 
     A claim is supported where its whole interval lies inside the expected range, refuted where all of it lies
@@ -131,30 +118,65 @@ def judge(claims: Sequence[Claim], table: pd.DataFrame) -> list[Verdict]:
 
     Args:
         claims: The claims of one experiment.
-        table: One row per run, each cell at its tuned learning rate and weight decay.
+        table: One row per run of one set of seeds, each cell at its tuned learning rate and weight decay.
+        confidence: The level of the family.
 
     Returns:
         The verdicts in the order of the claims.
     """
-    bounds = [estimate_bounds(claim, table) for claim in claims]
+    traced = [trace_rows(claim.estimate, table) for claim in claims]
+    bounds = [_find_bounds(values) for values, _ in traced]
     family = [i for i, claim in enumerate(claims) if not claim.exact and len(bounds[i]) >= 2]
     family.sort(key=lambda i: p_value(bounds[i], claims[i].expected))
 
-    def is_decided(rank: int, confidence: float) -> bool:
+    def is_decided(rank: int, level: float) -> bool:
         index = family[rank]
-        return _make_verdict(claims[index], bounds[index], confidence).outcome != "inconclusive"
+        return _make_verdict(claims[index], bounds[index], level).outcome != "inconclusive"
 
-    confidences = dict(zip(family, holm_confidences(range(len(family)), is_decided), strict=True))
-    verdicts = []
-    for i, claim in enumerate(claims):
-        verdict = _make_verdict(claim, bounds[i], confidences.get(i, CONFIDENCE))
-        exploratory = claim.exploratory if _has_seen_seeds(claim, table) else ""
-        verdicts.append(replace(verdict, exploratory=exploratory))
-    return verdicts
+    levels = holm_confidences(range(len(family)), is_decided, confidence)
+    confidences = dict(zip(family, levels, strict=True))
+    return [
+        replace(
+            _make_verdict(claim, bounds[i], confidences.get(i, confidence)),
+            scope=describe_scope(traced[i][1]),
+        )
+        for i, claim in enumerate(claims)
+    ]
 
 
-def _has_seen_seeds(claim: Claim, table: pd.DataFrame) -> bool:
-    return "seed" not in table or bool(table["seed"].isin(list(claim.seen)).any())
+def describe_scope(rows: pd.DataFrame) -> str:
+    """Describe the data, networks and length of training of some runs in a few words.
+
+    Args:
+        rows: One row per run.
+
+    Example:
+        >>> columns = {"data.name": "digits", "data.canvas": 12, "data.train_size": [256, 1024]}
+        >>> columns |= {"model.name": "simple_cnn", "model.features": "[8, 16]", "steps": 800}
+        >>> describe_scope(pd.DataFrame(columns))
+        'digits 12×12, 256 to 1,024 images; simple_cnn, 2 layers; 800 steps'
+    """
+    columns = {key: rows[key].dropna() for key in rows if len(rows[key].dropna())}
+    data = []
+    if "data.name" in columns:
+        for name, of_name in rows.groupby("data.name", sort=True):
+            sides = [of_name[key].dropna() for key in ("data.canvas", "data.side") if key in of_name]
+            sides = [side for side in sides if len(side)]
+            data.append(f"{name} {_format_range(sides[0], '{0}×{0}')}" if sides else str(name))
+    texts = [" and ".join(data)]
+    if "data.train_size" in columns:
+        texts[0] = ", ".join(filter(None, [texts[0], _format_range(columns["data.train_size"]) + " images"]))
+    names = " and ".join(sorted(set(map(str, columns.get("model.name", ())))))
+    layers = columns.get("model.features", pd.Series(dtype=str)).map(lambda text: str(text).count(",") + 1)
+    if names == "simple_cnn" and len(layers):
+        names += f", {_format_range(layers)} layer{'s' * int(layers.max() > 1)}"
+    texts += [names, f"{_format_range(columns['steps'])} steps" if "steps" in columns else ""]
+    return "; ".join(filter(None, texts))
+
+
+def _format_range(values: pd.Series, form: str = "{0:,}") -> str:
+    low, high = (form.format(int(number)) for number in (values.min(), values.max()))
+    return low if low == high else f"{low} to {high}"
 
 
 def estimate_bounds(claim: Claim, table: pd.DataFrame) -> Float[np.ndarray, "seeds 2"]:
@@ -167,7 +189,11 @@ def estimate_bounds(claim: Claim, table: pd.DataFrame) -> Float[np.ndarray, "see
     Returns:
         One row per seed; no rows if any bound is NaN.
     """
-    values = np.asarray(claim.estimate(table), float)
+    return _find_bounds(claim.estimate(table))
+
+
+def _find_bounds(estimate: np.ndarray) -> Float[np.ndarray, "seeds 2"]:
+    values = np.asarray(estimate, float)
     bounds = values if values.ndim == 2 else np.stack([values, values], axis=1)
     return bounds if not np.isnan(bounds).any() else np.empty((0, 2))
 
@@ -183,6 +209,8 @@ def _make_verdict(claim: Claim, bounds: np.ndarray, confidence: float) -> Verdic
     if claim.exact or len(bounds) >= MIN_SEEDS:
         supported, refuted = claim.expected.holds(low, high), claim.expected.excludes(low, high)
         outcome = "supported" if supported else "refuted" if refuted else outcome
+    if claim.exact:
+        outcome = "count" if outcome == "supported" else "false count"
     return Verdict(
         claim=claim,
         outcome=outcome,

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cnnexp.analysis.cells import Cell, select_cell, values_of
+from cnnexp.analysis.claims import format_in_unit
 from cnnexp.analysis.curves import collect_curves, images_exponent, images_needed
 from cnnexp.analysis.statistics import bounded_interval
-from cnnexp.analysis.verdicts import format_in_unit
 from cnnexp.plots.axes import GREY, TEXT_WIDTH_INCHES, get_style
 from cnnexp.plots.figures import Drawing
 

@@ -1,6 +1,7 @@
 """A report written as files, published beside code, and printed in the terminal."""
 
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 from rich.console import Console
@@ -17,7 +18,13 @@ from cnnexp.report.tables import explain_exploratory, tabulate_verdicts
 from cnnexp.store.files import refuse_links, write_bytes, write_text
 
 WIDE_COLUMNS = 110  # of a terminal that has room for the whole table
-COLOURS = {"supported": "green", "refuted": "red", "inconclusive": "yellow"}
+COLOURS = {
+    "supported": "green",
+    "refuted": "red",
+    "inconclusive": "yellow",
+    "count": "cyan",
+    "false count": "red",
+}
 
 
 def write_report(folder: Path, config_folder: Path | None = None, metric: str | None = None) -> Report:
@@ -45,7 +52,7 @@ def write_report(folder: Path, config_folder: Path | None = None, metric: str | 
         write_text(report.folder / "comparison.csv", report.comparison.to_csv(index=False))
     write_text(report.folder / "table.tex", latex_table(format_cells(report.cells)))
     if report.verdicts:
-        verdicts = tabulate_verdicts(report.verdicts)
+        verdicts = tabulate_verdicts(report.verdicts, report.first_verdicts)
         write_text(report.folder / "verdicts.csv", verdicts.to_csv(index=False))
         paper = verdicts[["claim", "verdict", "effect", "expected"]]
         write_text(report.folder / "verdicts.tex", latex_table(paper, r"p{0.45\linewidth}lll"))
@@ -79,7 +86,7 @@ def print_report(report: Report) -> None:
     console = Console()
     _print_cells(report, console)
     console.print(_tabulate_verdicts(report))
-    for line in explain_exploratory(report.verdicts):
+    for line in [*report.notes, *explain_exploratory(report.verdicts)]:
         console.print(f"* {escape(line)}", highlight=False)
     if report.unmeasured_claims:
         number = pluralize(len(report.unmeasured_claims), "more claim")
@@ -106,10 +113,14 @@ def _print_cells(report: Report, console: Console) -> None:
 
 def _tabulate_verdicts(report: Report) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 1, 0, 0))
-    for verdict in report.verdicts:
-        mark = "*" if verdict.exploratory else ""
+    for verdict, first in zip_longest(report.verdicts, report.first_verdicts):
+        mark = "*" if verdict.exploratory and not verdict.claim.exact else ""
         outcome = f"[{COLOURS[verdict.outcome]}]{verdict.outcome}[/]{mark}"
         table.add_row(outcome, escape(verdict.claim.sentence))
         estimate = f"{verdict.claim.quantity}: {verdict.effect}, expected {verdict.condition}"
-        table.add_row("", f"[dim]{escape('; '.join(filter(None, [estimate, verdict.advice])))}[/]")
+        earlier = ""
+        if first and not first.claim.exact:
+            earlier = f"on the first seeds {first.marked_outcome}, {first.effect}"
+        estimate = "; ".join(filter(None, [estimate, earlier, verdict.advice]))
+        table.add_row("", f"[dim]{escape(estimate)}[/]")
     return table

@@ -25,6 +25,7 @@ from cnnexp.report.tables import (
     list_versions,
     summarize_runs,
     tabulate_comparison,
+    tabulate_counts,
     tabulate_parameters,
     tabulate_protocol,
     tabulate_stopped,
@@ -80,7 +81,11 @@ def render_markdown(report: Report, figure_prefix: str = "", run_prefix: str | N
     Returns:
         Markdown.
     """
-    sources = {verdict.claim.source for verdict in report.verdicts}
+    estimated = [verdict for verdict in report.verdicts if not verdict.claim.exact]
+    first = [verdict for verdict in report.first_verdicts if not verdict.claim.exact]
+    sources = {verdict.claim.source for verdict in estimated}
+    scopes = {verdict.scope for verdict in estimated}
+    counts = tabulate_counts(report.verdicts)
     protocol = tabulate_protocol(report.table)
     protocol["key"] = protocol["key"].map(markdown_code)
     stopped = tabulate_stopped(report.runs)
@@ -88,8 +93,11 @@ def render_markdown(report: Report, figure_prefix: str = "", run_prefix: str | N
         report=report,
         figure_prefix=figure_prefix,
         summary=summarize_runs(report),
-        verdicts=_render_verdicts(report.verdicts),
+        verdicts=_render_verdicts(estimated, first) if estimated else "",
+        tally=_describe_tally(estimated),
+        counts=Markdown(markdown_table(counts)) if len(counts) else "",
         common_source=sources.pop() if len(sources) == 1 else "",
+        common_scope=scopes.pop() if len(scopes) == 1 else "",
         exploratory=explain_exploratory(report.verdicts),
         cells=_render_cells(report, run_prefix),
         comparison=Markdown(markdown_table(tabulate_comparison(report.comparison)))
@@ -117,13 +125,20 @@ def _render_cells(report: Report, run_prefix: str | None) -> Markdown:
     return Markdown(markdown_table(table, ["runs"]))
 
 
-def _render_verdicts(verdicts: Sequence[Verdict]) -> Markdown:
-    """Render the table of verdicts, each outcome in bold."""
-    table = tabulate_verdicts(verdicts).drop(columns="exploratory", errors="ignore")
+def _render_verdicts(verdicts: Sequence[Verdict], first: Sequence[Verdict]) -> Markdown:
+    """Render the table of verdicts, each outcome that counts in bold."""
+    table = tabulate_verdicts(verdicts, first).drop(columns="exploratory", errors="ignore")
     table["verdict"] = [
         verdict.marked_outcome.replace(verdict.outcome, f"**{verdict.outcome}**", 1) for verdict in verdicts
     ]
     return Markdown(markdown_table(table, ["verdict"]))
+
+
+def _describe_tally(verdicts: Sequence[Verdict]) -> str:
+    """Count the verdicts by their outcome, the exploratory ones apart."""
+    counted = [verdict.outcome for verdict in verdicts if not verdict.exploratory]
+    texts = [f"{counted.count(outcome)} {outcome}" for outcome in VERDICTS]
+    return ", ".join([*texts, f"{len(verdicts) - len(counted)} exploratory"])
 
 
 def _list_failures(runs: Sequence[StoredRun], corrupt: Sequence[Path]) -> list[str]:

@@ -1,7 +1,8 @@
 """The contents of a sweep's report: tables, verdicts and figures, gathered once for all of its formats."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,7 @@ from cnnexp.analysis.dataframe import (
     read_finished_runs,
     varying_keys,
 )
+from cnnexp.analysis.frozen import FrozenClaims, format_seeds
 from cnnexp.analysis.tables import (
     compare_tyings,
     distinguishing_keys,
@@ -32,6 +34,7 @@ from cnnexp.store.measurements import read_kernels
 from cnnexp.store.runs import StoredRun, read_commands
 
 MAX_NETWORKS = 6  # whose kernels are drawn
+SETS = {"first": "seeds", "confirm": "fresh seeds"}  # that a report judges, and what it calls them
 KERNELS_CAPTION = (
     "First filters of the first layer for the first input channel, drawn at their output positions in the "
     "middle of the image (one seed, after training; red: positive, blue: negative). All have one colour "
@@ -54,7 +57,11 @@ class Report:
         tuning: how these were chosen.
         cells: one row per cell.
         comparison: one row per tying that is compared with `shared`, see `compare_tyings`.
-        verdicts: those on the claims that were measured, in the order of the experiment.
+        verdicts: those on the claims that were measured, in the order of the experiment; on the fresh seeds
+            where there are any.
+        first_verdicts: those on the same claims on the first seeds, where `verdicts` are on fresh ones.
+        seeds: the seeds on which `table` and `verdicts` rest, in words.
+        notes: what a reader must know about the claims: added seeds, and claims that were dropped.
         unmeasured_claims: the claims for which the sweep lacks cells.
         figures: the caption and the images of each figure, by its name.
         commands: the commands that made the runs.
@@ -71,6 +78,9 @@ class Report:
     cells: pd.DataFrame
     comparison: pd.DataFrame
     verdicts: list[Verdict]
+    first_verdicts: list[Verdict]
+    seeds: str
+    notes: list[str]
     unmeasured_claims: list[Claim]
     figures: Mapping[str, tuple[str, RenderedFigure]]
     commands: list[str]
@@ -100,7 +110,9 @@ def make_report(folder: Path, config_folder: Path | None = None, metric: str | N
         UsageError: there is no such sweep, no finished run in it, or the metric was not measured.
     """
     runs, corrupt = read_finished_runs(folder)
-    tuning = tune(runs)
+    by_set = _split_by_seeds(runs)
+    headline = list(by_set)[-1]  # the fresh seeds, where there are any
+    tuning = tune(by_set[headline])
     table = tuning.table
     experiment = load_experiment(str(table["experiment"].iloc[0]), folder.parent, config_folder)
     metric = choose_metric(table, metric or experiment.metric)
@@ -110,7 +122,14 @@ def make_report(folder: Path, config_folder: Path | None = None, metric: str | N
         for name, drawing in (experiment.figures or make_default_drawings(table)).items()
         if drawing.needs(measured)
     }
-    verdicts = judge(experiment.claims, measured)
+    judged = _judge_set(folder, headline, measured, experiment, metric)
+    first = judged
+    if headline != "first" and "first" in by_set:
+        first_table = measure_by(tune(by_set["first"]).table, metric)
+        first = _judge_set(folder, "first", first_table, experiment, metric)
+    pairs = list(zip(judged.verdicts, first.verdicts, strict=True))
+    is_measured = [any(verdict.interval is not None for verdict in pair) for pair in pairs]
+    rows = list(compress(pairs, is_measured))
     if kernels := _select_kernels(table, runs):
         drawings["kernels"] = Drawing(draw=lambda _: plot_kernels(kernels), caption=KERNELS_CAPTION)
     figures = render_all(drawings, measured)
@@ -125,11 +144,62 @@ def make_report(folder: Path, config_folder: Path | None = None, metric: str | N
         tuning=tuning,
         cells=summarize_cells(table, metric=metric),
         comparison=compare_tyings(measured),
-        verdicts=[verdict for verdict in verdicts if verdict.interval is not None],
-        unmeasured_claims=[verdict.claim for verdict in verdicts if verdict.interval is None],
+        verdicts=[verdict for verdict, _ in rows],
+        first_verdicts=[verdict for _, verdict in rows] if first is not judged else [],
+        seeds=f"{SETS[headline]} {format_seeds(set(table['seed']))}",
+        notes=list(dict.fromkeys([*judged.notes, *first.notes])),
+        unmeasured_claims=[
+            pair[0].claim for pair, known in zip(pairs, is_measured, strict=True) if not known
+        ],
         figures={name: (drawings[name].caption, figure) for name, figure in figures.items()},
         commands=read_commands(folder) or [_reconstruct_command(table, folder.name)],
     )
+
+
+def _split_by_seeds(runs: Sequence[StoredRun]) -> dict[str, list[StoredRun]]:
+    """Split runs by their set of seeds, in the order of `SETS`; a set without a finished run is left out."""
+    fresh = [run for run in runs if run.config.get("seeds") == "confirm"]
+    first = [run for run in runs if run.config.get("seeds") != "confirm"]
+    sets = dict(zip(SETS, (first, fresh), strict=True))
+    return {name: of_set for name, of_set in sets.items() if any(run.status == "finished" for run in of_set)}
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """The verdicts on all claims on one set of seeds, and what a reader must know about them."""
+
+    verdicts: Sequence[Verdict]
+    notes: Sequence[str]
+
+
+def _judge_set(
+    folder: Path, seed_set: str, table: pd.DataFrame, experiment: Experiment, metric: str
+) -> _Judged:
+    """Judge the claims of an experiment on one set of seeds, against what was frozen before its first run.
+
+    Args:
+        folder: the folder of the sweep.
+        seed_set: the name of the set.
+        table: its runs, one row per run, each cell at its tuned values.
+        experiment: the experiment.
+        metric: the metric by which the claims are measured.
+    """
+    claims = experiment.claims
+    default = choose_metric(table, experiment.metric)
+    frozen_metric = experiment.metric if metric == default else metric
+    seeds_of_runs = dict(zip(table["run_id"], table["seed"], strict=True))
+    frozen = FrozenClaims(folder, seed_set, seeds_of_runs, claims, frozen_metric)
+    verdicts = []
+    for verdict in judge(claims, table, frozen.confidence):
+        freeze = frozen.judge_freeze(verdict.claim)
+        known = [verdict.claim.exploratory] if seed_set == "first" and verdict.claim.exploratory else []
+        reasons = "; ".join([*freeze.changes, *known])
+        verdicts.append(replace(verdict, exploratory=reasons, frozen=str(freeze)))
+    dropped = [
+        f"This claim was frozen before the first run, and is no longer in the experiment: {sentence}"
+        for sentence in frozen.list_dropped()
+    ]
+    return _Judged(verdicts, [*frozen.describe_added_seeds(), *dropped])
 
 
 def make_default_drawings(table: pd.DataFrame) -> Mapping[str, Drawing]:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,14 @@ VERDICT_COLUMNS = [
     "claim",
     "verdict",
     "effect",
+    "verdict on the first seeds",
+    "effect on the first seeds",
     "expected",
     "measured by",
     "seeds that agree",
     "would decide",
+    "scope",
+    "frozen",
     "published",
     "source",
     "exploratory",
@@ -46,37 +51,60 @@ LAYER_COLUMNS = [
 COUNT_COLUMNS = ("params", "weights", "connections", "MACs", "memory")
 
 
-def tabulate_verdicts(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+def tabulate_verdicts(verdicts: Sequence[Verdict], first: Sequence[Verdict] = ()) -> pd.DataFrame:
     """Tabulate verdicts, one row per claim.
 
     Args:
         verdicts: those on the claims that were measured.
+        first: those on the same claims on the first seeds, where `verdicts` are on fresh ones.
 
     Returns:
-        The columns of `VERDICT_COLUMNS`, without those that would be empty, and without the source where all
-        claims have the same one.
+        The columns of `VERDICT_COLUMNS`, without those that would be empty, and without the source or the
+        scope where all claims have the same one.
     """
     rows = [
         {
             "claim": verdict.claim.sentence,
             "verdict": verdict.marked_outcome,
             "effect": verdict.effect,
+            "verdict on the first seeds": earlier.marked_outcome if earlier else "",
+            "effect on the first seeds": earlier.effect if earlier else "",
             "expected": verdict.condition,
             "measured by": verdict.claim.quantity,
             "seeds that agree": "" if verdict.claim.exact else f"{verdict.agreeing_seeds} of {verdict.seeds}",
             "would decide": verdict.advice,
+            "scope": verdict.scope,
+            "frozen": verdict.frozen,
             "published": verdict.claim.published,
             "source": verdict.claim.source,
             "exploratory": verdict.exploratory,
         }
-        for verdict in verdicts
+        for verdict, earlier in zip_longest(verdicts, first)
     ]
     table = pd.DataFrame(rows, columns=VERDICT_COLUMNS)
-    optional = ("would decide", "published", "exploratory")
-    omitted = [column for column in optional if (table[column] == "").all()]
-    if table["source"].nunique() == 1:
-        omitted.append("source")
+    optional = ("verdict on the first seeds", "effect on the first seeds", "would decide", "published")
+    omitted = [column for column in (*optional, "frozen", "exploratory") if (table[column] == "").all()]
+    omitted += [column for column in ("source", "scope") if table[column].nunique() == 1]
     return table.drop(columns=omitted)
+
+
+def tabulate_counts(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """Tabulate what is true by construction: counts, which no data could refute.
+
+    Args:
+        verdicts: those on claims that are exact; no other is shown.
+    """
+    rows = [
+        {
+            "statement": verdict.claim.sentence,
+            "count": verdict.effect,
+            "of": verdict.claim.quantity,
+            "as stated": "yes" if verdict.outcome == "count" else "no",
+        }
+        for verdict in verdicts
+        if verdict.claim.exact
+    ]
+    return pd.DataFrame(rows)
 
 
 def tabulate_comparison(comparison: pd.DataFrame) -> pd.DataFrame:
@@ -167,10 +195,10 @@ def tabulate_protocol(table: pd.DataFrame) -> pd.DataFrame:
 
 def explain_exploratory(verdicts: Sequence[Verdict]) -> list[str]:
     """Explain which verdicts are exploratory and do not count yet: one sentence per reason."""
-    counts = Counter(verdict.exploratory for verdict in verdicts if verdict.exploratory)
+    counts = Counter(v.exploratory for v in verdicts if v.exploratory and not v.claim.exact)
     return [
-        f"{pluralize(number, 'claim')} {'is' if number == 1 else 'are'} exploratory, because {reason}. "
-        f"{'It does' if number == 1 else 'They do'} not count until judged on fresh seeds."
+        f"{pluralize(number, 'claim')} {'is' if number == 1 else 'are'} exploratory: {reason}. "
+        f"{'It does' if number == 1 else 'They do'} not count until judged on fresh seeds (seeds=confirm)."
         for reason, number in counts.items()
     ]
 

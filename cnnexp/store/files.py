@@ -50,6 +50,23 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def write_once(path: Path, content: bytes) -> None:
+    """Write a file in one step, unless it exists: of several processes that write it, the first one does."""
+    if path.exists():
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    write_bytes(partial, content)
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            write_bytes(path, content)
+    finally:
+        partial.unlink()
+
+
 def append_bytes(path: Path, content: bytes) -> None:
     """Append to a file in one write; if that fails, as on a full disk, the file is unchanged."""
     with path.open("ab", buffering=0) as file:

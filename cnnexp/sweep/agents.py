@@ -25,6 +25,7 @@ from hydra.errors import OverrideParseException
 from cnnexp.core.errors import SweepFailed, UsageError, format_value
 from cnnexp.core.text import pluralize
 from cnnexp.data.shapes import infer_shape
+from cnnexp.sweep.claims import prepare_freeze
 from cnnexp.sweep.overrides import quote_tyings
 from cnnexp.sweep.points import COMMAND_LINE, SweepPoint
 from cnnexp.sweep.validate import check_configs
@@ -64,6 +65,7 @@ def start_wandb_sweep(points: Sequence[SweepPoint], method: str, agents: int) ->
         raise UsageError(f"--agents {agents}: must be at most {len(points)}, the number of runs")
     tracking = first.tracking
     specification = _specify_wandb_sweep(points, method)
+    prepare_freeze(points)()  # each agent's command knows only one run
     sweep_id = wandb.sweep(specification, entity=tracking.entity, project=tracking.project)
     address = "/".join(part for part in (tracking.entity, tracking.project, sweep_id) if part)
     # A grid ends by itself. For the other methods, the agents share as many runs as the sweep has points.

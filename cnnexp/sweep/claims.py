@@ -1,13 +1,21 @@
 """What makes runs evidence for claims: fresh seeds, and claims frozen before the first run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
+from cnnexp.analysis.descriptions import hash_values
+from cnnexp.config import RunConfig
 from cnnexp.config.sections import FRESH_SEEDS, PILOT_SEEDS
-from cnnexp.core.errors import UsageError
+from cnnexp.core.errors import UsageError, format_value
 from cnnexp.core.text import pluralize
-from cnnexp.store.runs import read_seed_set, run_folder
+from cnnexp.core.user_code import NO_EXPERIMENT
+from cnnexp.store.runs import has_ended, list_run_folders, read_seed_set, run_folder, sweep_folder
 from cnnexp.sweep.points import COMMAND_LINE, SweepPoint
+
+DEFAULT_SIZE = "small"  # of an experiment, as in conf/config.yaml
 
 
 def choose_seeds(points: Sequence[SweepPoint]) -> list[SweepPoint]:
@@ -59,3 +67,97 @@ def _refuse_seen(points: Sequence[SweepPoint]) -> None:
                 f"seeds={name}: seed {point.config.seed} is not fresh: {folder} was trained with "
                 f"seeds={stored}; choose another name"
             )
+
+
+def prepare_freeze(points: Sequence[SweepPoint]) -> Callable[[], None]:
+    """Read the claims of a sweep's experiment, and return the function that freezes them.
+
+    That function writes a record to the sweep's folder, unless the records there name all runs and the same
+    claims, see `cnnexp.analysis.frozen`. It is to be called before anything is computed. A sweep without
+    claims, and a pilot, which is no evidence, have no record.
+
+    Args:
+        points: the points of a sweep.
+
+    Raises:
+        UsageError: the module of the experiment raises.
+    """
+    config = points[0].config
+    if config.experiment == NO_EXPERIMENT or config.seeds == "pilot":
+        return lambda: None
+    from cnnexp.analysis.frozen import describe_claim  # imports pandas
+    from cnnexp.report.experiments import load_experiment  # imports Matplotlib
+
+    results = Path(config.results_dir)
+    folder = COMMAND_LINE.get().config_folder or points[0].config_folder
+    experiment = load_experiment(config.experiment, results, folder)
+    claims = [describe_claim(claim, experiment.metric) for claim in experiment.claims]
+
+    def freeze() -> None:
+        by_size: dict[str, list[SweepPoint]] = {}
+        for point in points:
+            by_size.setdefault(_find_size(point), []).append(point)
+        for size, of_size in by_size.items() if claims else ():
+            _freeze(of_size, size, claims)
+
+    return freeze
+
+
+def _find_size(point: SweepPoint) -> str:
+    sizes = [word.partition("=")[2] for word in point.overrides if word.startswith("size=")]
+    return sizes[-1] if sizes else DEFAULT_SIZE
+
+
+def _freeze(points: Sequence[SweepPoint], size: str, claims: Sequence[Mapping[str, Any]]) -> None:
+    """Write the record of the claims and of the runs that no record names, if anything is new."""
+    from cnnexp.analysis.frozen import Record, read_records, write_record  # imports pandas
+
+    first = points[0].config
+    folder, runs = sweep_folder(first), {point.config.run_id: point for point in points}
+    records = read_records(folder, first.seeds)
+    of_size = [record for record in records if record.size == size]
+    new_runs = runs.keys() - {run_id for record in of_size for run_id in record.runs}
+    if of_size and not new_runs and of_size[-1].claims == list(claims):
+        return
+    elsewhere = {run_id for record in records if record.size != size for run_id in record.runs}
+    configs = _choose_one_run_per_cell(points)
+    record = Record(
+        seed_set=first.seeds,
+        size=size,
+        date=datetime.now(UTC).isoformat(timespec="microseconds"),
+        ended=_count_ended(folder, first.seeds, elsewhere),
+        seeds=sorted({point.config.seed for point in points}),
+        runs=sorted(runs),
+        cells=sorted(hash_values(_drop_seed(config)) for config in configs),
+        protocol=_collect_values(configs),
+        claims=[dict(claim) for claim in claims],
+    )
+    write_record(folder, record)
+
+
+def _choose_one_run_per_cell(points: Sequence[SweepPoint]) -> list[RunConfig]:
+    cells = {}
+    for point in points:
+        overrides = tuple(word for word in point.overrides if not word.lstrip("+").startswith("seed="))
+        cells.setdefault(overrides, point.config)
+    return list(cells.values())
+
+
+def _drop_seed(config: RunConfig) -> dict[str, Any]:
+    return {key: value for key, value in config.identity().items() if key != "seed"}
+
+
+def _collect_values(configs: Sequence[RunConfig]) -> dict[str, list[str]]:
+    """Collect the values of each dotted key, in the order of the cells."""
+    values: dict[str, dict[str, None]] = {}
+    for config in configs:
+        for section, inner in _drop_seed(config).items():
+            for key, value in inner.items() if isinstance(inner, Mapping) else ():
+                values.setdefault(f"{section}.{key}", {})[format_value(value)] = None
+    return {key: list(texts) for key, texts in values.items()}
+
+
+def _count_ended(folder: Path, seed_set: str, elsewhere: set[str]) -> int:
+    """Count the runs of a set of seeds that have a result, without those of other sizes."""
+    folders = (path for path in list_run_folders(folder) if path.name not in elsewhere)
+    return sum(has_ended(path) and read_seed_set(path) == seed_set for path in folders)

@@ -18,6 +18,7 @@ from cnnexp.store.runs import (
     run_folder,
     sweep_folder,
 )
+from cnnexp.sweep.claims import prepare_freeze
 from cnnexp.sweep.cost import limit_weights, refuse_too_large
 from cnnexp.sweep.devices import configure_jax, refuse_missing_devices
 from cnnexp.sweep.multiprocess import (
@@ -113,14 +114,20 @@ def start_progress(
 ) -> tuple[Plan, SweepProgress]:
     """Plan a sweep and display its progress, wherever it is trained.
 
-    Corrupt files are moved aside, and the command is recorded.
+    Corrupt files are moved aside, the claims are frozen, and the command is recorded.
+
+    Raises:
+        UsageError: the module of the experiment raises; nothing was written.
     """
     runs = {run_id: point.config for run_id, point in points.items()}
     plan = plan_sweep(runs)
+    freeze = prepare_freeze(list(points.values())) if plan.stacks else None
     progress = contexts.enter_context(SweepProgress(plan, Cells(points)))
     for path in plan.corrupt:
         progress.print_line(f"{describe_corrupt_file(path)}; moved to {move_corrupt(path).name}")
         (path.parent / "status.json").unlink(missing_ok=True)  # the run has no result any more
+    if freeze:
+        freeze()
     if command:
         record_command(next(iter(runs.values())), command)
     return plan, progress

@@ -22,7 +22,7 @@ from cnnexp.training.metrics import resolve_loss
 from cnnexp.training.named_optimizers import check_optimizer
 from cnnexp.training.schedule import resolve_duration
 
-SWEEP_FILES = ("commands.txt", "leases")  # that a sweep writes to its folder first
+SWEEP_FILES = ("commands.txt", "leases", "claims")  # that a sweep writes to its folder first
 
 
 def refuse_missing_size(words: Sequence[str], groups: Groups) -> None:

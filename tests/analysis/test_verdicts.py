@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import t
 
 from cnnexp.analysis.claims import Claim, Expected, between, less_than, more_than, name_limit
+from cnnexp.analysis.estimates import difference
 from cnnexp.analysis.statistics import (
     holm_confidences,
 )
@@ -84,7 +85,9 @@ def test_a_family_of_claims_widens_the_intervals() -> None:
     assert alone.outcome == "supported" and alone.confidence == pytest.approx(0.95)
     assert among.outcome == "inconclusive" and among.confidence == pytest.approx(0.995)
     exact = judge([just, _claim([2.0], more_than(1.0), exact=True)], pd.DataFrame())
-    assert exact[0].confidence == pytest.approx(0.95) and exact[1].outcome == "supported"
+    assert exact[0].confidence == pytest.approx(0.95) and exact[1].outcome == "count"
+    (false,) = judge([_claim([0.5], more_than(1.0), exact=True)], pd.DataFrame())
+    assert false.outcome == "false count"
 
 
 def test_holm_steps_down_until_one_fails() -> None:
@@ -113,3 +116,26 @@ def test_p_value_is_students() -> None:
     values = np.array([0.1, 0.3, 0.2])
     expected = 2 * t.sf(0.2 / (0.1 / 3**0.5), 2)
     assert p_value(np.stack([values, values], axis=1), more_than(0.0)) == pytest.approx(expected)
+
+
+def test_a_verdict_names_the_runs_that_decide_it_and_no_others() -> None:
+    table = pd.DataFrame(
+        {
+            "seed": [0, 0, 0, 0],
+            "data.name": ["digits", "digits", "digits", "mnist1d"],
+            "data.canvas": [12, 16, 16, None],
+            "model.name": "simple_cnn",
+            "model.features": ["[8]", "[8, 16]", "[8, 16]", "[8]"],
+            "model.tying": ["local", "shared", "local", "shared"],
+            "steps": [100, 800, 800, 100],
+            "test/accuracy": 0.5,
+        }
+    )
+    cells = [{"model.tying": tying, "data.canvas": 16} for tying in ("shared", "local")]
+    claim = replace(_claim([], more_than(0.02)), estimate=difference(*cells))
+    everything = replace(claim, estimate=lambda table: np.zeros(3))
+    scopes = [verdict.scope for verdict in judge([claim, everything], table)]
+    assert scopes == [
+        "digits 16×16; simple_cnn, 2 layers; 800 steps",
+        "digits 12×12 to 16×16 and mnist1d; simple_cnn, 1 to 2 layers; 100 to 800 steps",
+    ]

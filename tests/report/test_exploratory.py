@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from cnnexp.analysis.claims import Claim, Expected, between, less_than, more_than
-from cnnexp.analysis.verdicts import judge
+from cnnexp.analysis.estimates import count_ratio, difference
+from cnnexp.analysis.frozen import Record, describe_claim, write_record
 from cnnexp.report.experiments import Experiment, load_experiment
 from cnnexp.report.output import print_report, write_report
+from cnnexp.store.runs import read_runs
 from tests.report.test_report import write_run
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +66,21 @@ def test_other_claims_stand_as_they_are(sentence: str, expected: Expected, more:
     assert claim(sentence, expected, **more).sentence == sentence
 
 
+def freeze(folder: Path, claims: list[Claim], *, seeds: list[int], seed_set: str = "first", **more) -> None:
+    """Record claims as `cnnexp run` does before it trains the runs of a folder."""
+    runs = [run.run_id for run in read_runs(folder) if run.config["seed"] in seeds]
+    values = {
+        "size": "small",
+        "date": "2026-11-26T10:00:00+00:00",
+        "ended": 0,
+        "cells": ["a"],
+        "protocol": {},
+    }
+    described = [describe_claim(one, None) for one in claims]
+    record = {**values, "seed_set": seed_set, "seeds": seeds, "runs": runs, "claims": described}
+    write_record(folder, Record(**{**record, **more}))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_sentences_of_the_experiments_can_be_read_alone(name: str) -> None:
     sentences = [one.sentence for one in load_experiment(name).claims]
@@ -70,17 +88,6 @@ def test_sentences_of_the_experiments_can_be_read_alone(name: str) -> None:
     for sentence in sentences:
         assert not sentence.startswith(("It ", "They ", "Its ", "Nor ", "The same", "With it ")), sentence
         assert sentence.endswith(".") and len(sentence.split()) >= 8, sentence
-
-
-def test_a_verdict_counts_on_fresh_seeds_alone() -> None:
-    doubtful = claim("It is better.", more_than(0.02), exploratory="the threshold was moved")
-    firm = claim("It is better, too.", more_than(0.02))
-
-    def marks(*seeds: int) -> list[str]:
-        return [one.marked_outcome for one in judge([doubtful, firm], pd.DataFrame({"seed": seeds}))]
-
-    assert marks(0, 1, 2) == marks(4, 5, 6) == ["supported (exploratory)", "supported"]
-    assert marks(5, 6, 7) == ["supported", "supported"]
 
 
 def test_exploratory_verdicts_are_marked_in_every_form_and_counted_apart(
@@ -94,10 +101,11 @@ def test_exploratory_verdicts_are_marked_in_every_form_and_counted_apart(
         claim("It is worse.", less_than(-0.02)),
     ]
     experiment = Experiment(question="Is it better?", claims=claims)
+    freeze(tmp_path / "sweep", claims, seeds=[0, 1, 2])
     monkeypatch.setattr("cnnexp.report.report.load_experiment", lambda *_: experiment)
     report = write_report(tmp_path / "sweep")
     print_report(report)
-    why = "1 claim is exploratory, because the threshold was moved."
+    why = "1 claim is exploratory: the threshold was moved."
     printed = " ".join(capsys.readouterr().out.split())
     assert (
         "supported* It is better." in printed and why in printed and "supported It is better, too." in printed
@@ -123,6 +131,47 @@ def test_exploratory_verdicts_are_marked_in_every_form_and_counted_apart(
     columns = dict(zip(script.COLUMNS, cells, strict=True))
     counted = [columns[name] for name in ("supported", "refuted", "inconclusive", "exploratory")]
     assert counted == ["1", "1", "0", "1"]
+
+
+def test_verdicts_on_fresh_seeds_stand_beside_those_on_the_first_and_are_the_ones_that_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sweep"
+    for seed_set, seeds in {"first": (0, 1, 2), "confirm": (1000, 1001, 1002), "pilot": (9000, 9001)}.items():
+        for seed in seeds:
+            for tying in ("shared", "dense"):
+                better = 0.2 * (tying == "shared" and seed_set != "first") - 0.01 * (seed % 10)
+                write_run(folder, tying, 64, seed, better=better)
+                config = folder / f"{tying}-64-{seed}" / "config.yaml"
+                config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "seeds": seed_set}))
+    cells = {"model.tying": "shared"}, {"model.tying": "dense"}
+    claims = [
+        claim("It is more than 40 points better.", more_than(0.4), estimate=difference(*cells)),
+        claim(
+            "It has fewer parameters.",
+            more_than(1.0),
+            estimate=count_ratio(*cells[::-1]),
+            exact=True,
+            unit="x",
+        ),
+    ]
+    experiment = Experiment(question="Is it better?", claims=claims)
+    monkeypatch.setattr("cnnexp.report.report.load_experiment", lambda *_: experiment)
+    freeze(folder, claims, seeds=[1000, 1001, 1002], seed_set="confirm")
+    report = write_report(folder)
+    print_report(report)
+    markdown = (folder / "report/report.md").read_text()
+    assert "On fresh seeds 1000–1002: 1 supported, 0 refuted, 0 inconclusive, 0 exploratory." in markdown
+    assert "Scope of all verdicts: 64 images; simple_cnn; 10 steps." in markdown
+    row = next(line for line in markdown.splitlines() if "40 points better" in line)
+    assert "| **supported** | +50.0 [+50.0, +50.0] points | refuted (exploratory) | +30.0" in row
+    assert "| 2026-11-26 " in row
+    counts = markdown[markdown.index("## Counts") :]
+    assert "It has fewer parameters. | 100.0x | accuracy | yes |" in counts
+    assert "fewer parameters" not in markdown[: markdown.index("## Counts")]
+    assert "on the first seeds refuted (exploratory), +30.0" in " ".join(capsys.readouterr().out.split())
+    assert set(report.table["seed"]) == {1000, 1001, 1002}
+    assert set(pd.read_csv(folder / "report/table.csv")["seeds"]) == {3}
 
 
 def test_published_values_are_those_of_the_papers() -> None:

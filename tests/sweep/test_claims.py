@@ -7,10 +7,26 @@ import pytest
 import yaml
 
 from cnnexp.analysis.dataframe import make_dataframe, read_finished_runs
+from cnnexp.analysis.frozen import read_records
 from cnnexp.core.errors import UsageError
 from cnnexp.store.runs import list_run_folders, read_run, read_runs
 from cnnexp.sweep.points import SweepPoint
+from cnnexp.sweep.runner import SweepRunner
 from tests.conftest import call_cnnexp
+
+CONF = """# @package _global_
+experiment: mine
+hydra: {sweeper: {params: {model.tying: "shared,local", seed: range(3)}}}
+"""
+CLAIMS = """
+from cnnexp.analysis.claims import make_claims
+from cnnexp.analysis.estimates import difference
+from cnnexp.analysis.measures import measure
+from cnnexp.report.experiments import Experiment
+
+TEST = measure("accuracy", difference({"model.tying": "shared"}, {"model.tying": "local"}))
+EXPERIMENT = Experiment(claims=make_claims({"It is better.": TEST}, source="me", smallest_effect=0.02))
+"""
 
 
 def seeds_of(points: list[SweepPoint]) -> list[int]:
@@ -67,3 +83,62 @@ def test_a_run_from_before_the_sets_is_one_of_the_first(run: Any, tmp_path: Path
     assert config.pop("seeds") == "first"
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     assert make_dataframe([read_run(folder)])["seeds"].tolist() == ["first"]
+
+
+@pytest.fixture
+def own_experiment(tmp_path: Path) -> Path:
+    """Write an experiment of a user in the working folder, and return its module."""
+    for name, text in {"conf/experiment/mine.yaml": CONF, "experiments/mine.py": CLAIMS}.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return tmp_path / "experiments/mine.py"
+
+
+def test_claims_are_on_disk_before_the_first_run_and_changes_are_reported(
+    run: Any, own_experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path("results/mine")
+    trained: list[int] = []
+    lease_stacks = SweepRunner.lease_stacks
+
+    def check(self: SweepRunner, planned: Any) -> Any:
+        trained.append(len(list((folder / "claims").glob("*.json"))))
+        yield from lease_stacks(self, planned)
+
+    monkeypatch.setattr(SweepRunner, "lease_stacks", check)
+    assert run("experiment=mine") == 0 and trained == [1]
+    (record,) = read_records(folder, "first")
+    assert (
+        record.ended == 0 and record.seeds == [0, 1, 2] and len(record.runs) == 6 and len(record.cells) == 2
+    )
+    assert record.protocol["model.tying"] == ["shared", "local"] and record.protocol["train.steps"] == ["6"]
+    assert run("experiment=mine", "seed=1") == 0 and len(read_records(folder, "first")) == 1
+    assert call_cnnexp("report", "mine") == 0
+    assert "exploratory" not in capsys.readouterr().out
+    own_experiment.write_text(CLAIMS.replace("0.02", "0.01"), encoding="utf-8")
+    assert call_cnnexp("report", "mine") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1 claim is exploratory: expected: above +2.0 points -> above +1.0 points." in printed
+    assert run("experiment=mine", "seeds=confirm") == 0
+    (fresh,) = read_records(folder, "confirm")
+    assert fresh.ended == 0 and fresh.seeds == [1000, 1001, 1002]
+    assert call_cnnexp("report", "mine") == 0
+    report = (folder / "report/report.md").read_text()
+    assert "On fresh seeds 1000–1002" in report and "0 exploratory" in report
+    assert run("experiment=mine", "seed=3,4") == 0
+    (_, added) = read_records(folder, "first")
+    assert added.ended == 6 and added.seeds == [3, 4]
+
+
+def test_an_experiment_that_cannot_be_imported_is_refused_before_anything_is_written(
+    run: Any, own_experiment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own_experiment.write_text("1 / 0", encoding="utf-8")
+    assert run("experiment=mine") == 2
+    assert "mine.py: cannot be imported (line 1: ZeroDivisionError" in capsys.readouterr().err
+    assert not Path("results").exists()
+
+
+def test_a_sweep_without_claims_and_a_pilot_leave_no_record(run: Any, own_experiment: Path) -> None:
+    assert run() == 0 and run("experiment=mine", "seeds=pilot", "seed=0") == 0
+    assert not list(Path("results").glob("*/claims"))
