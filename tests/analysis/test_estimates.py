@@ -15,7 +15,7 @@ from cnnexp.analysis.curves import (
     images_needed,
     subtract_bounds,
 )
-from cnnexp.analysis.estimates import correlation, difference, factorial_effect
+from cnnexp.analysis.estimates import correlation, difference, factorial_effect, image_shape
 from cnnexp.analysis.statistics import (
     bounded_interval,
 )
@@ -130,3 +130,17 @@ def test_curves_of_several_cells_are_paired_by_seed_not_by_place(two_tyings: pd.
     _, values = collect_curves(table, "test/accuracy", *cells)
     assert values.shape == (2, 2, 2) and values[:, 0] - values[:, 1] == pytest.approx(np.full((2, 2), 0.3))
     assert collect_curves(table, "test/accuracy", {"model.tying": "tiled"}, cells[0])[1].size == 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "side", "channels"),
+    [
+        ({"data.name": ["digits"], "data.canvas": [12]}, 12, 1),
+        ({"data.name": ["mnist1d", "fashion_mnist"]}, 28, 1),
+        ({"data.name": ["cifar10", "mnist1d"]}, 32, 3),
+    ],
+)
+def test_the_images_of_a_sweep_have_a_side_and_channels(
+    columns: dict[str, list[object]], side: int, channels: int
+) -> None:
+    assert image_shape(pd.DataFrame(columns)) == (side, channels)

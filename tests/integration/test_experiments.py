@@ -99,7 +99,9 @@ def invent_run(config: RunConfig, counts: dict[str, Any], random: np.random.Gene
 def test_every_size_measures_every_claim_and_draws_every_figure(compose: Any, size: str) -> None:
     name, _, size = size.rpartition("_")
     random = np.random.default_rng(0)
-    table = invent_table(compose(name, size), random)
+    configs = compose(name, size)
+    assert {config.name for config in configs} == {f"{name}_medium" if size == "medium" else name}
+    table = invent_table(configs, random)
     experiment = load_experiment(name)
     verdicts = judge(experiment.claims, table)
     about_other_data = (
