@@ -116,7 +116,7 @@ def test_every_size_measures_every_claim_and_draws_every_figure(compose: Any, si
         (verdict.outcome, verdict.effect) for verdict in verdicts
     ]
     for caption, drawing in experiment.figures.items():
-        assert drawing.needs(table) == ((name, size, caption) != ("randomisation", "medium", "signals"))
+        assert drawing.needs(table) == ((size, caption) != ("medium", "signals"))
         if not drawing.needs(table):
             continue
         figure = drawing.draw(table)
