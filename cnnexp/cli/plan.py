@@ -1,12 +1,14 @@
 """`cnnexp plan`: what a sweep would do, cell by cell. Nothing is trained or written."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 
+from cnnexp.config import RunConfig
 from cnnexp.config.execution import LocalLauncher
 from cnnexp.core.errors import UsageError
 from cnnexp.core.text import align_columns, duration_text, pluralize, short_number
@@ -27,6 +29,7 @@ from cnnexp.sweep.validate import check_images, check_run, check_sweep
 from cnnexp.training.schedule import resolve_duration
 from cnnexp.training.strategies import choose_strategy
 
+Label = TypeVar("Label", int, str)  # of a stack
 HEADER = ("cell", "params", "MACs", "memory", "runs", "done", "stack", "time")
 
 
@@ -190,25 +193,45 @@ def _print_totals(plan: Plan, cells: Sequence[CellPlan], impossible: int, time_f
     print(line)
     if plan.runs:
         print(choose_kept(plan.runs).describe())
-    for line in _describe_strategies(plan):
+    stacks, devices = _list_local_stacks(plan), jax.local_devices()
+    name = lambda numbers: f"stacks {_list_numbers(numbers)}"  # noqa: E731
+    for line in describe_strategies(stacks, len(devices), devices[0].platform, name):
         print(line)
     if any(fraction < 1 for fraction in plan.fractions.values()):
         print(_describe_halving(plan))
     print(f"about {duration_text(seconds)}, estimated from {time_forecast.source}")
 
 
-def _describe_strategies(plan: Plan) -> list[str]:
-    """Say, in a line for each strategy, how the devices of this machine would compute the stacks."""
-    numbers: dict[str, list[int]] = {}
-    for number, stack in enumerate(plan.stacks, 1):
-        if isinstance(stack.config.launcher, LocalLauncher):  # the devices of other machines are unknown
-            devices = jax.local_devices()
-            runs = math.ceil(len(stack.runs) / min(len(stack.runs), len(devices)))
-            strategy = choose_strategy(stack.config, runs, devices[0].platform)
-            numbers.setdefault(strategy.describe(), []).append(number)
-    if len(numbers) == 1:
-        return [f"each device computes {description}" for description in numbers]
-    return [f"stacks {_list_numbers(stacks)}: each device computes {how}" for how, stacks in numbers.items()]
+def _list_local_stacks(plan: Plan) -> dict[int, tuple[RunConfig, int]]:
+    """Return a configuration and the size of each stack that this machine trains."""
+    return {
+        number: (stack.config, len(stack.runs))
+        for number, stack in enumerate(plan.stacks, 1)
+        if isinstance(stack.config.launcher, LocalLauncher)
+    }
+
+
+def describe_strategies(
+    stacks: Mapping[Label, tuple[RunConfig, int]],
+    devices: int,
+    platform: str,
+    name: Callable[[Sequence[Label]], str],
+) -> list[str]:
+    """Say, in a line for each strategy, how the devices would compute the stacks.
+
+    Args:
+        stacks: a configuration of each stack, and the number of its runs.
+        devices: the number of devices that divide the runs of a stack among them.
+        platform: `cpu`, `gpu` or `tpu`: the platform of the devices.
+        name: names several stacks.
+    """
+    labels: dict[str, list[Label]] = {}
+    for label, (config, runs) in stacks.items():
+        strategy = choose_strategy(config, math.ceil(runs / min(runs, devices)), platform)
+        labels.setdefault(strategy.describe(), []).append(label)
+    if len(labels) == 1:
+        return [f"each device computes {description}" for description in labels]
+    return [f"{name(group)}: each device computes {how}" for how, group in labels.items()]
 
 
 def _describe_halving(plan: Plan) -> str:

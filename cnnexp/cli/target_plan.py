@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from cnnexp.cli.plan import explain_impossible_cells, refuse_impossible
+from cnnexp.cli.plan import describe_strategies, explain_impossible_cells, refuse_impossible
 from cnnexp.config import RunConfig
 from cnnexp.core.errors import UsageError
 from cnnexp.core.machine import cores
@@ -19,7 +19,6 @@ from cnnexp.sweep.targets import StackJob, Target, compile_for
 from cnnexp.sweep.validate import check_sweep
 from cnnexp.training.program_costs import ProgramCost, StackCost
 from cnnexp.training.schedule import resolve_duration
-from cnnexp.training.strategies import choose_strategy
 
 HEADER = ("program", "runs", "stack", "fit", "memory", "cycles/run", "step", "training", "not priced")
 TRAINING_PROGRAMS = ("train", "evaluate", "evaluate train", "evaluate validation", "evaluate test")
@@ -44,20 +43,24 @@ def print_target_plan(points: Sequence[SweepPoint], target: Target) -> dict[str,
     impossible = explain_impossible_cells(by_id, cells, on_this_machine=False)
     plan = plan_sweep({i: p.config for i, p in by_id.items() if cells.name(i) not in impossible})
     missing = {run_id: plan.runs[run_id] for run_id in plan.fractions}
-    groups = {cells.common_name(group): list(group.values()) for group in group_by_program(missing).values()}
+    by_program = group_by_program(missing)
+    names = {key: cells.common_name(group) for key, group in by_program.items()}
+    groups = {key: list(group.values()) for key, group in by_program.items()}
     memory = short_number(_usable_bytes(target))
     print(f"{target}: stacks may use {memory}B of each of {pluralize(target.devices, 'device')}", flush=True)
     with ThreadPoolExecutor(min(cores(), 4)) as pool:
         fits = dict(zip(groups, pool.map(partial(_fit, target), groups.values()), strict=True))
-    rows = [_format_row(target, name, groups[name], fit) for name, fit in fits.items()]
+    rows = [_format_row(target, names[key], groups[key], fit) for key, fit in fits.items()]
     for line in align_columns([HEADER, *rows]):
         print(line)
-    for line in _describe_strategies(target, groups, fits):
+    stacks = {key: (groups[key][0], fit.runs) for key, fit in fits.items() if fit.runs}
+    name = lambda keys: ", ".join(names[key] for key in keys)  # noqa: E731
+    for line in describe_strategies(stacks, target.devices, target.platform, name):
         print(line)
     for name, reason in impossible.items():
         print(f"impossible: {name}: {reason}")
     _print_totals(target, groups, fits)
-    impossible |= {name: _explain_too_large(target, fit) for name, fit in fits.items() if not fit.runs}
+    impossible |= {names[key]: _explain_too_large(target, fit) for key, fit in fits.items() if not fit.runs}
     refuse_impossible(impossible, len(cells.group_runs(by_id)))
     return dict.fromkeys(by_id, math.nan)
 
@@ -114,21 +117,6 @@ def _format_row(target: Target, name: str, runs: Sequence[RunConfig], fit: Stack
     )
 
 
-def _describe_strategies(
-    target: Target, groups: Mapping[str, Sequence[RunConfig]], fits: Mapping[str, StackFit]
-) -> list[str]:
-    """Say, in a line for each strategy, how the devices of a target would compute the stacks."""
-    programs: dict[str, list[str]] = {}
-    for name, fit in fits.items():
-        if fit.runs:
-            runs = -(-fit.runs // min(fit.runs, target.devices))
-            strategy = choose_strategy(groups[name][0], runs, target.platform)
-            programs.setdefault(strategy.describe(), []).append(name)
-    if len(programs) == 1:
-        return [f"each device computes {description}" for description in programs]
-    return [f"{', '.join(names)}: each device computes {how}" for how, names in programs.items()]
-
-
 def _step_seconds(target: Target, fit: StackFit) -> float | None:
     """Return the predicted time of a step of a stack; None where the compiler predicts none."""
     clock, cycles = target.chip.clock_ghz, fit.cost.step_cycles if fit.cost else None
@@ -150,7 +138,7 @@ def _explain_too_large(target: Target, fit: StackFit) -> str:
 def _print_totals(
     target: Target, groups: Mapping[str, Sequence[RunConfig]], fits: Mapping[str, StackFit]
 ) -> None:
-    stacks = sum(-(-len(groups[name]) // fit.runs) for name, fit in fits.items() if fit.runs)
+    stacks = sum(-(-len(groups[key]) // fit.runs) for key, fit in fits.items() if fit.runs)
     compiled = sum(fit.cost.seconds for fit in fits.values() if fit.cost)
     print(
         f"{pluralize(sum(map(len, groups.values())), 'run')} in {pluralize(stacks, 'stack')} of "
@@ -159,7 +147,7 @@ def _print_totals(
     if target.chip.clock_ghz is None:
         print(f"the compiler for {target.kind} predicts no times")
         return
-    seconds = sum(_training_seconds(target, groups[name], fit) for name, fit in fits.items() if fit.runs)
+    seconds = sum(_training_seconds(target, groups[key], fit) for key, fit in fits.items() if fit.runs)
     print(
         f"training: {duration_text(seconds)}, predicted at {target.chip.clock_ghz} GHz, "
         "without evaluations, compilation, and what is not priced"

@@ -127,7 +127,7 @@ def test_plan_prints_one_line_per_cell_then_impossible_cells_with_reasons_then_t
 
 
 def test_plan_prints_how_the_runs_of_each_stack_are_computed(plan: Any) -> None:
-    lines = plan("model.tying=shared,local", "seed=range(3)", "data.train_size=64", "sweep.stacking=2")
+    lines = plan("model.tying=shared,local", "seed=range(60)", "data.train_size=64", "sweep.stacking=2")
     expected = "each device computes 2 runs at once (sweep.stacking=2): as configured"
     assert [line for line in lines if "sweep.stacking" in line] == [expected]
     assert not any("sweep.stacking" in line for line in plan("launcher=slurm"))
