@@ -1,4 +1,4 @@
-"""Batches of images or feature maps: the order of their axes, and pooling over windows."""
+"""The order of the axes of feature maps and of kernel banks, and pooling of feature maps over windows."""
 
 import math
 from functools import partial, reduce
@@ -19,6 +19,19 @@ MASK_BITS = 8  # of a window of max pooling, one for each entry
 def transpose_layout(x: Float[Array, "_ _ _ _"], old: Layout, new: Layout) -> Float[Array, "_ _ _ _"]:
     """Bring the axes of images from one order into another."""
     return x if old == new else x.transpose([old.index(axis) for axis in new])
+
+
+def bank_to_matrix(bank: Float[Array, "R kh kw c o"]) -> Float[Array, "Ro kkc"]:
+    """Arrange a kernel bank as a matrix: one row of weights for each kernel and output channel."""
+    return jnp.moveaxis(bank, -1, 1).reshape(bank.shape[0] * bank.shape[-1], -1)
+
+
+def matrix_to_bank(
+    matrix: Float[Array, "Ro kkc"], shape: tuple[int, int, int, int, int]
+) -> Float[Array, "R kh kw c o"]:
+    """Arrange the matrix of `bank_to_matrix` as a bank of this shape again."""
+    kernels, *entries, features = shape
+    return jnp.moveaxis(matrix.reshape(kernels, features, *entries), 1, -1)
 
 
 def pool(

@@ -96,6 +96,11 @@ def make_optimizer(
     return optax.with_extra_args_support(parts[0] if len(parts) == 1 else optax.chain(*parts))
 
 
+def ignores_shapes(optim: Optim) -> bool:
+    """Return whether the optimiser is known to compute the same for arrays of other shapes."""
+    return optim.name in IGNORES_AXES and optim.l1 is None
+
+
 def beta_lasso(
     learning_rate: optax.Schedule, l1: Float[Array, ""], threshold: Float[Array, ""]
 ) -> optax.GradientTransformation:

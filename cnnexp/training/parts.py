@@ -1,5 +1,11 @@
-"""Gradients and logits of a batch, computed part by part on CPU, where that is faster."""
+"""Gradients and logits of a batch as a CPU computes them fastest: part by part, with weights as matrices.
 
+While a run is trained or evaluated, the banks of its fully connected layers are matrices, see
+`bank_to_matrix`: the order in which products read them and write their gradient. Otherwise each step would
+copy them from one order into another several times.
+"""
+
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -7,11 +13,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from cnnexp.core.platforms import target_platform
 from cnnexp.models.network import TiedNetwork, list_tied_layers
-from cnnexp.training.optimizers import Hyperparameters
+from cnnexp.nn.feature_maps import bank_to_matrix, matrix_to_bank
+from cnnexp.nn.tying import bank_shape
+from cnnexp.training.optimizers import Hyperparameters, ignores_shapes
 from cnnexp.training.setup import Setup, State, apply_in_training, apply_network, measure_losses
 
 # The patches of a part are copied, multiplied and added up again while they are in a core's cache. A part has
@@ -29,18 +37,20 @@ def compute_gradients(
     """Differentiate the mean loss of a batch by the parameters.
 
     Args:
-        state: The run.
+        state: The run, whose banks may be matrices.
         images: The images as the network sees them.
         labels: Their labels.
         hyperparameters: The traced numbers of the run.
         setup: The static part of the run.
 
     Returns:
-        The mean loss, its gradient, and the variables of the network as they are after the step.
+        The mean loss, its gradient in the shapes of the parameters, and the variables of the network as they
+        are after the step.
     """
 
     def mean_loss(params: Any, images: Array, labels: Array) -> tuple[Float[Array, ""], Any]:
-        logits, variables = apply_in_training(params, state.variables, images, setup)
+        banks = from_matrices(params, setup)
+        logits, variables = apply_in_training(banks, state.variables, images, setup)
         loss = measure_losses(setup, logits, labels, hyperparameters.label_smoothing)
         return loss.mean(), variables
 
@@ -62,7 +72,7 @@ def compute_gradients(
 
 def apply_in_parts(state: State, images: Float[Array, "b h w c"], setup: Setup) -> Float[Array, "b classes"]:
     """Compute the logits of normalised images in evaluation mode, in float32: the same bits as in one."""
-    apply = partial(apply_network, state.params, state.variables, setup=setup)
+    apply = partial(apply_network, from_matrices(state.params, setup), state.variables, setup=setup)
     parts = count_parts(state, len(images), setup, evaluates=True)
     if parts == 1:
         return apply(images)
@@ -83,7 +93,7 @@ def count_parts(state: State, images: int, setup: Setup, *, evaluates: bool = Fa
         setup: The static part of the run.
         evaluates: Whether the network is in evaluation mode.
     """
-    network = nnx.merge(setup.graph, state.params, state.variables)
+    network = nnx.merge(setup.graph, from_matrices(state.params, setup), state.variables)
     if target_platform() != "cpu" or type(network) is not TiedNetwork:
         return 1
     layers = list_tied_layers(network).values()
@@ -104,3 +114,46 @@ def count_parts(state: State, images: int, setup: Setup, *, evaluates: bool = Fa
     allowed = [n for n in range(1, images // SMALLEST_PART + 1) if images % n == 0] or [1]
     fitting = [n for n in allowed if max(patches) * images // n <= PATCH_BYTES]
     return (fitting or allowed[-1:])[0]
+
+
+def can_train_matrices(setup: Setup) -> bool:
+    """Return whether a run may be trained with matrices: whether nothing but the layers depends on shapes."""
+    optim, train = setup.config.optim, setup.config.train
+    return ignores_shapes(optim) and train.share_every is None and train.tied_steps is None
+
+
+def to_matrices(tree: PyTree, setup: Setup) -> PyTree:
+    """Turn the banks of fully connected layers into matrices on CPU: parameters, and what is kept of each.
+
+    Args:
+        tree: The parameters of a run, or its whole state.
+        setup: The static part of the run.
+    """
+    if target_platform() != "cpu":
+        return tree
+    return _map_dense_banks(lambda bank, _: bank_to_matrix(bank), tree, setup)
+
+
+def from_matrices(tree: PyTree, setup: Setup) -> PyTree:
+    """Turn the matrices of `to_matrices` into banks again; banks remain banks."""
+
+    def to_bank(leaf: Array, shape: tuple[int, int, int, int, int]) -> Array:
+        return matrix_to_bank(leaf, shape) if leaf.ndim == 2 else leaf
+
+    return _map_dense_banks(to_bank, tree, setup)
+
+
+def _map_dense_banks(change: Callable[..., Array], tree: PyTree, setup: Setup) -> PyTree:
+    """Apply a function to the banks of fully connected layers with several positions, and their shapes."""
+    shapes = {
+        layer.name: bank_shape(layer.geometry, layer.tying)
+        for layer in setup.network
+        if layer.tying.kind == "dense" and layer.geometry.positions > 1
+    }
+
+    def change_leaf(path: tuple[Any, ...], leaf: Any) -> Any:
+        names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+        layer = names[names.index("bank") - 1] if "bank" in names else ""
+        return change(leaf, shapes[layer]) if layer in shapes else leaf
+
+    return jax.tree_util.tree_map_with_path(change_leaf, tree) if shapes else tree

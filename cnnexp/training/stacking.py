@@ -17,7 +17,7 @@ from cnnexp.training.metrics import Metrics
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.processes import shard
 from cnnexp.training.setup import Setup, State, merge_network
-from cnnexp.training.strategies import map_over_runs
+from cnnexp.training.strategies import map_over_runs, update_runs
 from cnnexp.training.train import evaluate, evaluate_window, init, train_steps
 
 Runs = TypeVar("Runs")  # a pytree with a leading run axis
@@ -94,13 +94,13 @@ def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPr
         common_data: Images | Normalisation,
         steps: Array,
     ) -> State:
-        def train_run(run: tuple[State, Hyperparameters, Subsets | Streamed]) -> State:
-            state, hyperparameters, per_run_data = run
-            return train_steps(
-                state, _make_source(per_run_data, common_data), hyperparameters, setup, steps=steps
-            )
+        def train_run(
+            state: State, hyperparameters: Hyperparameters, per_run_data: Subsets | Streamed
+        ) -> State:
+            source = _make_source(per_run_data, common_data)
+            return train_steps(state, source, hyperparameters, setup, steps=steps)
 
-        return map_over_runs(train_run, setup.config, len(state.step))((state, hyperparameters, per_run_data))
+        return update_runs(train_run, setup.config, len(state.step))(state, hyperparameters, per_run_data)
 
     @jax.jit
     @partial(spread, in_specs=(RUNS, RUNS, RUNS, WHOLE))

@@ -9,10 +9,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax import lax
+from jaxtyping import Array
 
 from cnnexp.config import RunConfig
 from cnnexp.core.platforms import batching_runs, target_platform
@@ -20,6 +21,7 @@ from cnnexp.core.text import pluralize, short_number
 from cnnexp.models.spec import specify_network
 
 Runs = TypeVar("Runs")  # a pytree with a leading run axis
+State = TypeVar("State")  # another one
 Result = TypeVar("Result")
 
 TPU_LANES = 128  # to a multiple of which the compiler pads batches
@@ -116,6 +118,37 @@ def map_over_runs(
         runs: The length of the run axis on one device.
     """
     return map_in_chunks(function, runs, choose_strategy(config, runs, target_platform()).at_once)
+
+
+def update_runs(function: Callable[..., State], config: RunConfig, runs: int) -> Callable[..., State]:
+    """Map a function that updates the state of one run over a stack, as `choose_strategy` decides.
+
+    On CPU, runs that are computed one after another are updated in place: the results are not collected in a
+    second stack, which would have to be filled with zeros first.
+
+    Args:
+        function: `function(state, *others)` returns the new state of one run.
+        config: The configuration of any of the runs.
+        runs: The length of the run axis on one device.
+    """
+    platform = target_platform()
+    if platform != "cpu" or choose_strategy(config, runs, platform).at_once > 1:
+
+        def call(run: tuple[Any, ...]) -> State:
+            return function(*run)
+
+        mapped = map_over_runs(call, config, runs)
+        return lambda *stack: mapped(stack)
+
+    def update(states: State, *others: Any) -> State:
+        def update_run(index: Array, states: State) -> State:
+            state, *rest = jax.tree.map(lambda leaf: leaf[index], (states, *others))
+            new = function(state, *rest)
+            return jax.tree.map(lambda leaf, value: leaf.at[index].set(value), states, new)
+
+        return lax.fori_loop(0, runs, update_run, states)
+
+    return update
 
 
 def map_in_chunks(function: Callable[[Runs], Result], runs: int, at_once: int) -> Callable[[Runs], Result]:

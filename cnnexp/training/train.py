@@ -27,7 +27,13 @@ from cnnexp.nn.embedding import average_kernels, tie_gradient
 from cnnexp.nn.tied_conv import TiedConv
 from cnnexp.training.metrics import Metrics, average, is_correct
 from cnnexp.training.optimizers import Hyperparameters, make_optimizer, make_packing
-from cnnexp.training.parts import apply_in_parts, compute_gradients
+from cnnexp.training.parts import (
+    apply_in_parts,
+    can_train_matrices,
+    compute_gradients,
+    from_matrices,
+    to_matrices,
+)
 from cnnexp.training.setup import (
     Setup,
     State,
@@ -119,6 +125,8 @@ def train_steps(
         steps: The number of steps, which may be traced.
     """
     order = draw_order(state.order_key)
+    if can_train_matrices(setup):
+        state = to_matrices(state, setup)
     pack, unpack = make_packing(setup.config.optim, (state.params, state.opt_state))
 
     def convert(change: Callable[[Any], Any], state: State) -> State:
@@ -131,7 +139,8 @@ def train_steps(
         return convert(pack, train_step(state, batch, source.normalisation, hyperparameters, setup))
 
     with matmul_precision(setup):
-        return convert(unpack, lax.fori_loop(0, steps, step, convert(pack, state)))
+        trained = lax.fori_loop(0, steps, step, convert(pack, state))
+    return from_matrices(convert(unpack, trained), setup)
 
 
 def evaluate(
@@ -144,6 +153,7 @@ def evaluate(
         `validation`, and of the test images as `test`.
     """
     splits = ("train", "validation", "test") if len(source.validation) else ("train", "test")
+    state = state._replace(params=to_matrices(state.params, setup))
     return {split: _evaluate_split(state, source, hyperparameters, setup, split) for split in splits}
 
 
@@ -167,6 +177,7 @@ def evaluate_window(
     def batch_at(number: Array) -> tuple[RawBatch, Array]:
         return jax.tree.map(lambda leaf: leaf[number], (window.batches, window.valid))
 
+    state = state._replace(params=to_matrices(state.params, setup))
     corrupt = partial(corrupt_batch, state, window.normalisation, hyperparameters, setup, split=split)
     images = window.valid.size if split == "test" else None
     return _sum_batches(state, batch_at, len(window.valid), corrupt, setup, images)

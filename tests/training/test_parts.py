@@ -1,5 +1,6 @@
 """Gradients and logits are the same in parts as in one, and batches are divided where that is right."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,12 +10,21 @@ import pytest
 
 from cnnexp.config import RunConfig
 from cnnexp.core.platforms import compiling_for
+from cnnexp.data.pipelines import InMemory
 from cnnexp.training import parts as parts_module
+from cnnexp.training import train as train_module
 from cnnexp.training.optimizers import Hyperparameters
-from cnnexp.training.parts import apply_in_parts, compute_gradients, count_parts
+from cnnexp.training.parts import (
+    apply_in_parts,
+    can_train_matrices,
+    compute_gradients,
+    count_parts,
+    from_matrices,
+    to_matrices,
+)
 from cnnexp.training.setup import Setup, State, make_setup
-from cnnexp.training.train import init
-from tests.conftest import Configure
+from cnnexp.training.train import init, train_steps
+from tests.conftest import Configure, load_once
 
 IMAGES = 48
 
@@ -81,3 +91,51 @@ def test_parts_of_a_batch_have_the_logits_of_the_batch(
 def test_a_batch_whose_patches_fit_in_a_cache_is_not_divided(configure: Configure) -> None:
     state, _, setup = start(configure())
     assert count_parts(state, IMAGES, setup) == 1
+
+
+def test_a_bank_is_the_same_after_it_was_a_matrix(configure: Configure) -> None:
+    state, _, setup = start(configure(model={"tying": "dense", "features": [4, 4]}))
+    matrices = to_matrices(state, setup)
+    banks = [leaf for leaf in jax.tree.leaves(matrices) if leaf.ndim == 5]
+    assert len(banks) == 3  # the weights of the head, and their two moments
+    again = from_matrices(matrices, setup)
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    assert all((a == b).all() for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True))
+    with compiling_for("gpu"):
+        assert jax.tree.leaves(to_matrices(state.params, setup))[0].ndim == 5
+
+
+@pytest.mark.parametrize("optim", [{"clip": 0.5}, {"name": "sgd", "momentum": 0.9}])
+def test_training_with_matrices_has_the_results_of_training_with_banks(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, optim: dict[str, Any]
+) -> None:
+    config = configure(model={"tying": "dense", "features": [4]}, optim={"weight_decay": 0.1, **optim})
+    state, numbers, setup = start(config)
+    images = jax.tree.map(jnp.asarray, load_once(config.data))
+    order = jnp.arange(len(images.train_images))
+    source = InMemory(images, order, jnp.int32(64), order[:0])
+    train = partial(train_steps, state, source, numbers, steps=5)
+    assert can_train_matrices(setup)
+    trained = train(setup)
+    monkeypatch.setattr(train_module, "can_train_matrices", lambda _: False)
+    expected = train(setup)
+    assert jax.tree.structure(trained) == jax.tree.structure(expected)
+    for leaf, value in zip(jax.tree.leaves(trained.params), jax.tree.leaves(expected.params), strict=True):
+        assert leaf.shape == value.shape
+        np.testing.assert_allclose(leaf, value, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"train": {"share_every": 3}},
+        {"train": {"tied_steps": 3}},
+        {"optim": {"l1": 1e-3, "l1_threshold": 1.0}},
+        {"optim": {"name": "adafactor"}},
+    ],
+)
+def test_banks_are_kept_where_more_than_a_layer_depends_on_their_shape(
+    configure: Configure, keys: dict[str, Any]
+) -> None:
+    assert can_train_matrices(make_setup(configure(model={"tying": "dense"})))
+    assert not can_train_matrices(make_setup(configure(model={"tying": "dense"}, **keys)))

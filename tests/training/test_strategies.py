@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from jax import export
 
-from cnnexp.core.platforms import batched_runs
+from cnnexp.core.platforms import batched_runs, compiling_for
 from cnnexp.training import programs, stacking
 from cnnexp.training.loop import StackTrainer
 from cnnexp.training.programs import list_programs
-from cnnexp.training.strategies import choose_strategy, map_in_chunks
+from cnnexp.training.strategies import choose_strategy, map_in_chunks, update_runs
 from tests.clusters import compute_largest_difference, start_run, wait_for_exit
 from tests.conftest import Configure, load_once
 
@@ -70,6 +70,21 @@ def test_chunks_are_of_nearly_equal_sizes(runs: int, at_once: int, sizes: set[in
     values = jnp.arange(float(runs))
     assert (map_in_chunks(square, runs, at_once)(values) == values**2).all()
     assert traced == sizes and batched_runs() == 1
+
+
+def test_runs_that_are_updated_in_place_have_the_results_of_a_map(configure: Configure) -> None:
+    def move(state: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        return {"x": 2 * state["x"] + jax.random.normal(key, state["x"].shape), "n": state["n"] + 1}
+
+    runs = 3
+    keys = jax.random.split(jax.random.key(0), runs)
+    states = {"x": jnp.arange(6.0).reshape(runs, 2), "n": jnp.arange(runs)}
+    expected = jax.vmap(move)(states, keys)
+    for way, platform in (("map", "cpu"), ("vmap", "cpu"), ("map", "gpu")):
+        with compiling_for(platform):
+            update = update_runs(move, configure(sweep={"stacking": way}), runs)
+            updated = jax.jit(update)(states, keys)
+        assert all((updated[name] == expected[name]).all() for name in expected)
 
 
 def test_the_choice_follows_the_platform_and_the_key(configure: Configure) -> None:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from cnnexp.core.platforms import batched_runs, target_platform
 from cnnexp.nn.feature_maps import Layout, transpose_layout
 from cnnexp.nn.geometry import Geometry
+from cnnexp.nn.ops.dense import apply_dense, fastest_dense_layout
 from cnnexp.nn.ops.patches import (
     choose_tile,
     extract_patches,
@@ -37,7 +38,7 @@ DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 def fastest_layout(geometry: Geometry, tying: Tying, lowering: Lowering = "auto") -> Layout | None:
     """Return the layout in which `apply_kernel_bank` is fastest; None where all layouts are equally fast."""
     if _is_dense(geometry, tying):
-        return None
+        return fastest_dense_layout(geometry)
     if geometry.connectivity == "random":
         return "NHWC"
     return _lowering_layout(lowering, per_position=_has_kernel_per_position(geometry, tying))
@@ -77,7 +78,7 @@ def apply_kernel_bank(
     fastest = fastest_layout(geometry, tying, lowering) or layout
     x = transpose_layout(x, layout, fastest)
     if _is_dense(geometry, tying):
-        y = _apply_dense(x, bank, geometry, fastest)
+        y = apply_dense(x, bank, geometry, fastest)
     elif tying.kind == "low_rank":
         assert mixing is not None
         y = _apply_one_kernel(x, _stack_channels(bank), geometry, wiring, lowering)
@@ -133,20 +134,6 @@ def mix_kernels(bank: Float[Array, "R ..."], mixing: Float[Array, "oh ow R"]) ->
 def _stack_channels(bank: Float[Array, "R kh kw c o"]) -> Float[Array, "kh kw c Ro"]:
     """Put the kernels of a bank side by side along their output channels."""
     return jnp.moveaxis(bank, 0, -2).reshape(*bank.shape[1:4], -1)
-
-
-def _apply_dense(
-    x: Float[Array, "_ _ _ _"], bank: Float[Array, "R h w c o"], geometry: Geometry, layout: Layout
-) -> Float[Array, "_ _ _ _"]:
-    """Apply a fully connected layer: every input unit is connected to every output unit."""
-    if layout == "NHWC" or bank.size > x.size:
-        x = transpose_layout(x, layout, "NHWC")
-        y = jnp.einsum("bi,pio->bpo", x.reshape(len(x), -1), bank.reshape(len(bank), -1, bank.shape[-1]))
-        return transpose_layout(y.reshape(len(x), *geometry.out_shape), "NHWC", layout)
-    # The bank, smaller than the images, takes their order instead.
-    columns = bank.transpose(*(1 + "HWC".index(axis) for axis in layout[:3]), 0, 4)
-    y = columns.reshape(geometry.in_units, -1).T @ x.reshape(geometry.in_units, -1)
-    return transpose_layout(y.reshape(*geometry.out_shape, -1), "HWCN", layout)
 
 
 def _mix_outputs(
