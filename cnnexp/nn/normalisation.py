@@ -1,11 +1,15 @@
 """Normalisation layers whose statistics, scale and bias are tied across positions as kernels are."""
 
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.typing import Dtype
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from cnnexp.nn.feature_maps import Layout, transpose_layout
 from cnnexp.nn.geometry import Geometry, Norm
@@ -75,24 +79,20 @@ class TiedNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "_ _ _ _"], layout: Layout = "NHWC") -> Float[Array, "_ _ _ _"]:
         """Normalise feature maps of shape `geometry.out_shape`, with their axes in the order of `layout`."""
+        groups = _Groups(self.geometry, self.tying, self.axis_name, layout)
         wide = x.astype(jnp.float32)
-        mean, variance = self._statistics(wide, layout)
-        scale, bias = (
-            self._spread(leaf[...].astype(jnp.float32), layout) for leaf in (self.scale, self.bias)
-        )
-        return ((wide - mean) * lax.rsqrt(variance + EPSILON) * scale + bias).astype(x.dtype)
-
-    def _statistics(self, x: Float[Array, "_ _ _ _"], layout: Layout) -> tuple[Array, Array]:
-        """Return the mean and the variance of each unit, in shapes that broadcast against `x`."""
+        scale, bias = (leaf[...].astype(jnp.float32) for leaf in (self.scale, self.bias))
         if self.mean is None or self.var is None:
-            return self._image_statistics(x, layout)
-        if self.use_running_average:
-            return self._spread(self.mean[...], layout), self._spread(self.var[...], layout)
-        mean = self._average(x, layout)
-        variance = self._average(jnp.square(x - self._spread(mean, layout)), layout)
-        self.mean[...] = MOMENTUM * self.mean[...] + (1 - MOMENTUM) * lax.stop_gradient(mean)
-        self.var[...] = MOMENTUM * self.var[...] + (1 - MOMENTUM) * lax.stop_gradient(variance)
-        return self._spread(mean, layout), self._spread(variance, layout)
+            mean, variance = self._image_statistics(wide, layout)
+        elif self.use_running_average:
+            mean, variance = groups.spread(self.mean[...]), groups.spread(self.var[...])
+        else:
+            y, mean, variance = cast(Normalised, _normalise_batch(wide, scale, bias, groups))
+            self.mean[...] = MOMENTUM * self.mean[...] + (1 - MOMENTUM) * lax.stop_gradient(mean)
+            self.var[...] = MOMENTUM * self.var[...] + (1 - MOMENTUM) * lax.stop_gradient(variance)
+            return y.astype(x.dtype)
+        scale, bias = groups.spread(scale), groups.spread(bias)
+        return ((wide - mean) * lax.rsqrt(variance + EPSILON) * scale + bias).astype(x.dtype)
 
     def _image_statistics(self, x: Float[Array, "_ _ _ _"], layout: Layout) -> tuple[Array, Array]:
         """Average over all units of an image, or over those of a group of its channels."""
@@ -106,28 +106,78 @@ class TiedNorm(nnx.Module):
         mean, variance = (jnp.repeat(moment.squeeze(channels + 1), size, channels) for moment in moments)
         return mean, variance
 
-    def _average(self, x: Float[Array, "_ _ _ _"], layout: Layout) -> Float[Array, "R c"]:
-        """Average over the batch and over the positions of each group."""
+
+class _Groups(NamedTuple):
+    """The groups of positions that have common parameters; the axes of feature maps are those of `layout`."""
+
+    geometry: Geometry
+    tying: Tying
+    axis_name: str | None
+    layout: Layout
+
+    def average(self, x: Float[Array, "_ _ _ _"]) -> Float[Array, "R c"]:
+        """Average over the images of this device and over the positions of each group."""
         if self.tying.kind == "shared":
-            means = x.mean([layout.index(axis) for axis in "NHW"])[None]
-        else:
-            image = x.mean(layout.index("N"), keepdims=True)
-            units = transpose_layout(image, layout, "NHWC").reshape(-1, self.geometry.features)
-            means = jnp.asarray(self._group_matrix()) @ units
+            return x.mean([self.layout.index(axis) for axis in "NHW"])[None]
+        image = x.mean(self.layout.index("N"), keepdims=True)
+        units = transpose_layout(image, self.layout, "NHWC").reshape(-1, self.geometry.features)
+        members = self._members()
+        return jnp.asarray((members / members.sum(1, keepdims=True)).astype(np.float32)) @ units
+
+    def over_devices(self, means: Float[Array, "R c"]) -> Float[Array, "R c"]:
+        """Average over the devices that hold parts of a batch."""
         return means if self.axis_name is None else lax.pmean(means, self.axis_name)
 
-    def _group_matrix(self) -> Float[np.ndarray, "R positions"]:
-        """Return the matrix that averages over the positions of each group."""
-        index = kernel_index(self.geometry, self.tying).ravel()
-        members = np.arange(index.max() + 1)[:, None] == index
-        return (members / members.sum(1, keepdims=True)).astype(np.float32)
+    def sizes(self, images: int) -> Float[np.ndarray, "R 1"]:
+        """Count the units of each group and channel in some images."""
+        return images * self._members().sum(1, keepdims=True).astype(np.float32)
 
-    def _spread(self, bank: Float[Array, "R c"], layout: Layout) -> Float[Array, "_ _ _ _"]:
+    def spread(self, bank: Float[Array, "R c"]) -> Float[Array, "_ _ _ _"]:
         """Give each position the entry of its group, with a batch axis of one."""
         one_group = self.tying.kind == "shared"
         units = bank if one_group else bank[kernel_index(self.geometry, self.tying)]
         shape = (1, *((1, 1) if one_group else self.geometry.out_size), self.geometry.features)
-        return transpose_layout(units.reshape(shape), "NHWC", layout)
+        return transpose_layout(units.reshape(shape), "NHWC", self.layout)
+
+    def _members(self) -> Bool[np.ndarray, "R positions"]:
+        index = kernel_index(self.geometry, self.tying).ravel()
+        return np.arange(index.max() + 1)[:, None] == index
+
+
+Normalised = tuple[Float[Array, "_ _ _ _"], Float[Array, "R c"], Float[Array, "R c"]]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalise_batch(x: Array, scale: Array, bias: Array, groups: _Groups) -> Any:
+    """Normalise by the statistics of the batch, and return these; they have no gradient of their own.
+
+    The derivative of the formula, which passes over the feature maps five times, has half the passes of
+    that which JAX derives.
+    """
+    mean = groups.over_devices(groups.average(x))
+    centred = x - groups.spread(mean)
+    variance = groups.over_devices(groups.average(jnp.square(centred)))
+    factor = scale * lax.rsqrt(variance + EPSILON)
+    return centred * groups.spread(factor) + groups.spread(bias), mean, variance
+
+
+def _normalise_forward(x: Array, scale: Array, bias: Array, groups: _Groups) -> tuple[Any, Any]:
+    y, mean, variance = cast(Normalised, _normalise_batch(x, scale, bias, groups))
+    return (y, mean, variance), (x, scale, mean, variance)
+
+
+def _normalise_backward(groups: _Groups, residuals: Any, cotangents: Any) -> tuple[Array, Array, Array]:
+    x, scale, mean, variance = residuals
+    slope, rate = cotangents[0], lax.rsqrt(variance + EPSILON)
+    centred = x - groups.spread(mean)
+    by_bias, by_scale = groups.average(slope), groups.average(slope * centred) * rate
+    along_x = groups.over_devices(by_scale) * rate
+    rest = slope - groups.spread(groups.over_devices(by_bias)) - centred * groups.spread(along_x)
+    sizes = groups.sizes(x.shape[groups.layout.index("N")])
+    return rest * groups.spread(scale * rate), by_scale * sizes, by_bias * sizes
+
+
+_normalise_batch.defvjp(_normalise_forward, _normalise_backward)
 
 
 def embed_norm(norm: TiedNorm, *, tying: Tying | str) -> TiedNorm:

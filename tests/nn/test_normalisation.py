@@ -1,6 +1,7 @@
 """Normalisation layers against those of Flax, their tyings, and their embeddings."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cnnexp.nn.feature_maps import transpose_layout
+from cnnexp.nn.feature_maps import Layout, transpose_layout
 from cnnexp.nn.geometry import Geometry
-from cnnexp.nn.normalisation import MOMENTUM, TiedNorm, embed_norm
+from cnnexp.nn.normalisation import EPSILON, MOMENTUM, TiedNorm, embed_norm
 from cnnexp.nn.tying import Tying, kernel_index, norm_shape, parse_norm_tying
 
 GEOMETRY = Geometry(in_shape=(6, 4, 3), features=6, kernel_size=(3, 3))
@@ -63,6 +64,33 @@ def test_every_layout_gives_the_same_result(kind, tying: str) -> None:
         np.testing.assert_allclose(transpose_layout(y, layout, "NHWC"), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("layout", ["NHWC", "CHWN"])
+@pytest.mark.parametrize("tying", TYINGS)
+def test_gradients_are_those_of_the_formula(tying: str, layout: Layout) -> None:
+    index = kernel_index(GEOMETRY, Tying.parse(tying))
+    members = np.arange(index.max() + 1)[:, None, None] == index
+    averages = jnp.asarray(members / members.sum((1, 2), keepdims=True))
+
+    def apply_formula(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        def average(x: jax.Array) -> jax.Array:
+            return jnp.einsum("rhw,hwc->rc", averages, x.mean(0))[index]
+
+        deviations = x - average(x)
+        return deviations / jnp.sqrt(average(deviations**2) + EPSILON) * scale[index] + bias[index]
+
+    def apply_layer(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        norm = TiedNorm(GEOMETRY, "batch", tying=tying)
+        norm.scale[...], norm.bias[...] = scale, bias
+        return transpose_layout(norm(transpose_layout(x, "NHWC", layout), layout), layout, "NHWC")
+
+    parameters = jax.random.normal(jax.random.key(2), (2, len(members), 6))
+    expected, pull = jax.vjp(apply_formula, feature_maps(), *parameters)
+    y, pull_ours = jax.vjp(apply_layer, feature_maps(), *parameters)
+    for ours, gradient in zip(pull_ours(feature_maps(3)), pull(feature_maps(3)), strict=True):
+        np.testing.assert_allclose(ours, gradient, atol=1e-5 * float(jnp.abs(gradient).max()))
+    np.testing.assert_allclose(y, expected, atol=2e-5)
+
+
 @pytest.mark.parametrize("tying", TYINGS)
 def test_an_embedded_normalisation_computes_the_same_function(tying: str) -> None:
     norm = TiedNorm(GEOMETRY, "batch")
@@ -96,14 +124,20 @@ def test_devices_that_split_a_batch_use_its_statistics() -> None:
     expected = norm(x)
     split = TiedNorm(GEOMETRY, "batch", tying="tiled(2)", axis_name="batch")
 
-    def apply(part: jax.Array) -> tuple[jax.Array, jax.Array]:
-        graph, state = nnx.split(split)
-        module = nnx.merge(graph, state, copy=True)
+    def apply(norm: TiedNorm, part: jax.Array) -> tuple[jax.Array, jax.Array]:
+        module = nnx.merge(*nnx.split(norm), copy=True)
         return module(part), module.mean[...]
 
-    parts, means = jax.vmap(apply, axis_name="batch")(x.reshape(2, 4, *x.shape[1:]))
+    def pull(norm: TiedNorm, part: jax.Array, slope: jax.Array) -> jax.Array:
+        return jax.vjp(lambda part: apply(norm, part)[0], part)[1](slope)[0]
+
+    by_device = lambda x: x.reshape(2, 4, *x.shape[1:])  # noqa: E731
+    parts, means = jax.vmap(partial(apply, split), axis_name="batch")(by_device(x))
     np.testing.assert_allclose(parts.reshape(x.shape), expected, atol=1e-5)
     np.testing.assert_allclose(means[0], norm.mean[...], atol=1e-6)
+    slope = feature_maps(1)
+    slopes = jax.vmap(partial(pull, split), axis_name="batch")(by_device(x), by_device(slope))
+    np.testing.assert_allclose(slopes.reshape(x.shape), pull(norm, x, slope), atol=1e-5)
 
 
 def test_groups_that_do_not_divide_the_channels_are_refused() -> None:
