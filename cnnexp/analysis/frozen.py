@@ -6,21 +6,23 @@ content, without the date and the number of runs that had ended.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from cnnexp.analysis.claims import Claim, describe_range
 from cnnexp.analysis.descriptions import describe, hash_values
 from cnnexp.analysis.statistics import CONFIDENCE
-from cnnexp.core.text import pluralize
+from cnnexp.core.text import format_ranges, pluralize
 from cnnexp.store.files import encode_json, read_json, replace_unprintable, write_once
 
 CLAIMS = "claims"  # the folder of the records
 SHORT_HASH = 7  # characters of a claim's hash that a report prints
 MAX_NAMED_CHANGES = 3  # of one field of a claim, in a line
+FIELDS = {"sentence", "estimate"}  # that every claim of a record has
 NEVER = "never frozen: no record of it was made before its first run"
 
 
@@ -89,14 +91,15 @@ def read_records(folder: Path, seed_set: str) -> list[Record]:
     """Read the records of a set of seeds of a sweep, oldest first; files that were edited are left out."""
     records = []
     for path in (folder / CLAIMS).glob("*.json"):
-        try:
-            record = Record(**read_json(path))
-            is_intact = record.identity == path.stem
-        except (TypeError, ValueError, AttributeError):
-            continue
-        if is_intact and record.seed_set == seed_set:
-            records.append(Record(**replace_unprintable(asdict(record))))
+        with suppress(ValidationError):
+            record = _RECORD.validate_python(read_json(path))
+            is_complete = record.claims and all(claim.keys() >= FIELDS for claim in record.claims)
+            if is_complete and record.identity == path.stem and record.seed_set == seed_set:
+                records.append(record)
     return sorted(records, key=lambda record: (record.date, record.identity))
+
+
+_RECORD = TypeAdapter(Record)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +171,7 @@ class FrozenClaims:
     def describe_added_seeds(self) -> list[str]:
         """State which seeds were added after results had been seen, in one sentence each."""
         return [
-            f"Seeds {format_seeds(seeds)} were added on {record.date[:10]}, after "
+            f"Seeds {format_ranges(seeds)} were added on {replace_unprintable(record.date[:10])}, after "
             f"{pluralize(record.ended, 'run')} had ended; claims are judged at {100 * self.confidence:g}%."
             for records in self._records
             for record, seeds in _added_seeds(records)
@@ -182,7 +185,7 @@ class FrozenClaims:
             for claim in records[0].claims
             if self._find(self._described.values(), claim) is None
         ]
-        return list(dict.fromkeys(dropped))
+        return replace_unprintable(list(dict.fromkeys(dropped)))
 
     def _compare(self, records: Sequence[Record], described: Mapping[str, Any]) -> Freeze:
         """Compare a claim with the records of one size."""
@@ -199,9 +202,9 @@ class FrozenClaims:
         of_size = {run_id for record in records for run_id in record.runs}
         judged = {seed for run_id, seed in self._runs.items() if run_id in of_size}
         if planned - judged:
-            changes.append(f"seeds {format_seeds(planned)} -> {format_seeds(judged)}")
+            changes.append(f"seeds {format_ranges(planned)} -> {format_ranges(judged)}")
         return Freeze(
-            date=start.date[:10] if claim else "",
+            date=replace_unprintable(start.date[:10]) if claim else "",
             short_hash=start.hash_claim(claim) if claim else "",
             changes=tuple(changes),
         )
@@ -290,16 +293,3 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
             for key, text in _flatten(inner, f"{prefix}.{name}".lstrip(".")).items()
         }
     return {prefix: str(value)}
-
-
-def format_seeds(seeds: Collection[int]) -> str:
-    """Format seeds, successive ones as a range.
-
-    Example:
-        >>> format_seeds({0, 1, 2, 7})
-        '0–2, 7'
-    """
-    ordered = np.array(sorted(seeds), int)
-    parts = np.split(ordered, np.flatnonzero(np.diff(ordered) > 1) + 1)
-    texts = (f"{part[0]}–{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in parts if len(part))
-    return ", ".join(texts) or "none"

@@ -1,6 +1,7 @@
 """Verdicts on claims: the intervals of their estimates, corrected for the number of claims, decide them."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -20,6 +21,7 @@ from cnnexp.analysis.statistics import (
     standard_error,
     student_quantile,
 )
+from cnnexp.core.text import pluralize
 
 Outcome = Literal["supported", "refuted", "inconclusive", "count", "false count"]
 MIN_SEEDS = 3  # that decide a claim
@@ -271,3 +273,13 @@ def count_more_seeds(
         if expected.holds(*limits) or expected.excludes(*limits):
             return max(n - seeds, 1)
     return None
+
+
+def explain_exploratory(verdicts: Sequence[Verdict]) -> list[str]:
+    """Explain which verdicts are exploratory and do not count yet: one sentence per reason."""
+    counts = Counter(v.exploratory for v in verdicts if v.exploratory and not v.claim.exact)
+    return [
+        f"{pluralize(number, 'claim')} {'is' if number == 1 else 'are'} exploratory: {reason}. "
+        f"{'It does' if number == 1 else 'They do'} not count until judged on fresh seeds (seeds=confirm)."
+        for reason, number in counts.items()
+    ]

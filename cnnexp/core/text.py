@@ -1,7 +1,7 @@
 """Text for people: numbers, and foreign text escaped for Markdown and figures."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 
 def short_number(number: float | int) -> str:
@@ -108,3 +108,18 @@ def align_columns(rows: Sequence[Sequence[str]], left: int = 0) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def format_ranges(numbers: Collection[int]) -> str:
+    """Format whole numbers in ascending order, successive ones as a range.
+
+    >>> format_ranges({0, 1, 2, 7})
+    '0–2, 7'
+    """
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], number]
+        else:
+            ranges.append([number])
+    return ", ".join("–".join(map(str, ends)) for ends in ranges) or "none"

@@ -10,11 +10,12 @@ from rich.table import Table
 
 from cnnexp.analysis.dataframe import warn_excluded_runs
 from cnnexp.analysis.tables import format_cells, latex_table, print_table
+from cnnexp.analysis.verdicts import explain_exploratory
 from cnnexp.core.text import pluralize
 from cnnexp.plots.rendering import shrink_png
 from cnnexp.report.render import render_html, render_markdown
 from cnnexp.report.report import Report, make_report
-from cnnexp.report.tables import explain_exploratory, tabulate_verdicts
+from cnnexp.report.tables import tabulate_verdicts
 from cnnexp.store.files import refuse_links, write_bytes, write_text
 
 WIDE_COLUMNS = 110  # of a terminal that has room for the whole table

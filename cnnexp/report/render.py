@@ -15,12 +15,11 @@ from markdown_it.token import Token
 from markupsafe import Markup
 
 from cnnexp.analysis.tables import format_cells, format_key, markdown_table
-from cnnexp.analysis.verdicts import Verdict
+from cnnexp.analysis.verdicts import Verdict, explain_exploratory
 from cnnexp.core.text import markdown_block, markdown_code, markdown_text
 from cnnexp.plots.rendering import RenderedFigure
 from cnnexp.report.report import Report
 from cnnexp.report.tables import (
-    explain_exploratory,
     list_cell_runs,
     list_versions,
     summarize_runs,

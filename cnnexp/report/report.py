@@ -15,7 +15,7 @@ from cnnexp.analysis.dataframe import (
     read_finished_runs,
     varying_keys,
 )
-from cnnexp.analysis.frozen import FrozenClaims, format_seeds
+from cnnexp.analysis.frozen import FrozenClaims
 from cnnexp.analysis.tables import (
     compare_tyings,
     distinguishing_keys,
@@ -25,7 +25,7 @@ from cnnexp.analysis.tables import (
 )
 from cnnexp.analysis.tuning import Tuning, tune
 from cnnexp.analysis.verdicts import Verdict, judge
-from cnnexp.core.text import figure_text, pluralize
+from cnnexp.core.text import figure_text, format_ranges, pluralize
 from cnnexp.plots.figures import Drawing, draw_by_count, draw_by_images, draw_by_key
 from cnnexp.plots.layers import plot_kernels
 from cnnexp.plots.rendering import RenderedFigure, render_all
@@ -146,7 +146,7 @@ def make_report(folder: Path, config_folder: Path | None = None, metric: str | N
         comparison=compare_tyings(measured),
         verdicts=[verdict for verdict, _ in rows],
         first_verdicts=[verdict for _, verdict in rows] if first is not judged else [],
-        seeds=f"{SETS[headline]} {format_seeds(set(table['seed']))}",
+        seeds=f"{SETS[headline]} {format_ranges(set(table['seed']))}",
         notes=list(dict.fromkeys([*judged.notes, *first.notes])),
         unmeasured_claims=[
             pair[0].claim for pair, known in zip(pairs, is_measured, strict=True) if not known

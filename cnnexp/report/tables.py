@@ -36,6 +36,7 @@ VERDICT_COLUMNS = [
     "source",
     "exploratory",
 ]
+OPTIONAL_COLUMNS = [*VERDICT_COLUMNS[3:5], "would decide", "frozen", "published", "exploratory"]
 LAYER_COLUMNS = [
     "layer",
     "output",
@@ -82,10 +83,8 @@ def tabulate_verdicts(verdicts: Sequence[Verdict], first: Sequence[Verdict] = ()
         for verdict, earlier in zip_longest(verdicts, first)
     ]
     table = pd.DataFrame(rows, columns=VERDICT_COLUMNS)
-    optional = ("verdict on the first seeds", "effect on the first seeds", "would decide", "published")
-    omitted = [column for column in (*optional, "frozen", "exploratory") if (table[column] == "").all()]
-    omitted += [column for column in ("source", "scope") if table[column].nunique() == 1]
-    return table.drop(columns=omitted)
+    omitted = [column for column in OPTIONAL_COLUMNS if (table[column] == "").all()]
+    return table.drop(columns=omitted + [key for key in ("source", "scope") if table[key].nunique() == 1])
 
 
 def tabulate_counts(verdicts: Sequence[Verdict]) -> pd.DataFrame:
@@ -191,16 +190,6 @@ def tabulate_protocol(table: pd.DataFrame) -> pd.DataFrame:
     """
     keys = constant_keys(table)
     return pd.DataFrame({"key": list(keys), "value": list(keys.values())})
-
-
-def explain_exploratory(verdicts: Sequence[Verdict]) -> list[str]:
-    """Explain which verdicts are exploratory and do not count yet: one sentence per reason."""
-    counts = Counter(v.exploratory for v in verdicts if v.exploratory and not v.claim.exact)
-    return [
-        f"{pluralize(number, 'claim')} {'is' if number == 1 else 'are'} exploratory: {reason}. "
-        f"{'It does' if number == 1 else 'They do'} not count until judged on fresh seeds (seeds=confirm)."
-        for reason, number in counts.items()
-    ]
 
 
 def list_cell_runs(table: pd.DataFrame) -> list[list[tuple[int, str]]]:

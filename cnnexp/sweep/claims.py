@@ -69,12 +69,13 @@ def _refuse_seen(points: Sequence[SweepPoint]) -> None:
             )
 
 
-def prepare_freeze(points: Sequence[SweepPoint]) -> Callable[[], None]:
+def prepare_freeze(points: Sequence[SweepPoint]) -> Callable[[], str]:
     """Read the claims of a sweep's experiment, and return the function that freezes them.
 
     That function writes a record to the sweep's folder, unless the records there name all runs and the same
     claims, see `cnnexp.analysis.frozen`. It is to be called before anything is computed. A sweep without
-    claims, and a pilot, which is no evidence, have no record.
+    claims, and a pilot, which is no evidence, have no record. It returns what it froze, in one line, which is
+    empty if that was nothing new.
 
     Args:
         points: the points of a sweep.
@@ -84,7 +85,7 @@ def prepare_freeze(points: Sequence[SweepPoint]) -> Callable[[], None]:
     """
     config = points[0].config
     if config.experiment == NO_EXPERIMENT or config.seeds == "pilot":
-        return lambda: None
+        return lambda: ""
     from cnnexp.analysis.frozen import describe_claim  # imports pandas
     from cnnexp.report.experiments import load_experiment  # imports Matplotlib
 
@@ -93,12 +94,12 @@ def prepare_freeze(points: Sequence[SweepPoint]) -> Callable[[], None]:
     experiment = load_experiment(config.experiment, results, folder)
     claims = [describe_claim(claim, experiment.metric) for claim in experiment.claims]
 
-    def freeze() -> None:
+    def freeze() -> str:
         by_size: dict[str, list[SweepPoint]] = {}
         for point in points:
             by_size.setdefault(_find_size(point), []).append(point)
-        for size, of_size in by_size.items() if claims else ():
-            _freeze(of_size, size, claims)
+        sizes = [size for size, of_size in by_size.items() if claims and _freeze(of_size, size, claims)]
+        return f"{pluralize(len(claims), 'claim')} frozen in {sweep_folder(config)}/claims" if sizes else ""
 
     return freeze
 
@@ -108,8 +109,8 @@ def _find_size(point: SweepPoint) -> str:
     return sizes[-1] if sizes else DEFAULT_SIZE
 
 
-def _freeze(points: Sequence[SweepPoint], size: str, claims: Sequence[Mapping[str, Any]]) -> None:
-    """Write the record of the claims and of the runs that no record names, if anything is new."""
+def _freeze(points: Sequence[SweepPoint], size: str, claims: Sequence[Mapping[str, Any]]) -> bool:
+    """Write the record of the claims and of the runs that no record names; return whether anything is new."""
     from cnnexp.analysis.frozen import Record, read_records, write_record  # imports pandas
 
     first = points[0].config
@@ -118,7 +119,7 @@ def _freeze(points: Sequence[SweepPoint], size: str, claims: Sequence[Mapping[st
     of_size = [record for record in records if record.size == size]
     new_runs = runs.keys() - {run_id for record in of_size for run_id in record.runs}
     if of_size and not new_runs and of_size[-1].claims == list(claims):
-        return
+        return False
     elsewhere = {run_id for record in records if record.size != size for run_id in record.runs}
     configs = _choose_one_run_per_cell(points)
     record = Record(
@@ -133,6 +134,7 @@ def _freeze(points: Sequence[SweepPoint], size: str, claims: Sequence[Mapping[st
         claims=[dict(claim) for claim in claims],
     )
     write_record(folder, record)
+    return True
 
 
 def _choose_one_run_per_cell(points: Sequence[SweepPoint]) -> list[RunConfig]:

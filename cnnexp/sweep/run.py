@@ -126,8 +126,8 @@ def start_progress(
     for path in plan.corrupt:
         progress.print_line(f"{describe_corrupt_file(path)}; moved to {move_corrupt(path).name}")
         (path.parent / "status.json").unlink(missing_ok=True)  # the run has no result any more
-    if freeze:
-        freeze()
+    if freeze and (frozen := freeze()):
+        progress.print_line(frozen)
     if command:
         record_command(next(iter(runs.values())), command)
     return plan, progress

@@ -1,8 +1,10 @@
 """Claims frozen before the first run, and what a report says about each change since."""
 
 import json
+import threading
 from collections.abc import Callable
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,11 @@ import numpy as np
 import pytest
 
 from cnnexp.analysis.claims import Claim, more_than
-from cnnexp.analysis.descriptions import describe
+from cnnexp.analysis.descriptions import describe, hash_values
 from cnnexp.analysis.estimates import difference, within
 from cnnexp.analysis.frozen import NEVER, FrozenClaims, Record, describe_claim, read_records, write_record
 from cnnexp.core.user_code import execute_file
-from cnnexp.store.files import write_json
+from cnnexp.store.files import write_json, write_once
 
 SHARED, DENSE = {"model.tying": "shared"}, {"model.tying": "dense"}
 CLAIM = Claim(
@@ -114,6 +116,36 @@ def test_the_first_of_two_processes_that_freeze_the_same_claims_is_kept(tmp_path
     write_record(tmp_path, replace(RECORD, **LATER))
     assert [record.date for record in read_records(tmp_path, "first")] == [RECORD.date]
     assert len(list((tmp_path / "claims").iterdir())) == 1
+
+
+def test_of_many_threads_that_write_a_record_one_does(tmp_path: Path) -> None:
+    path, barrier = tmp_path / "claims" / "record.json", threading.Barrier(8)
+
+    def write(number: int) -> bytes:
+        barrier.wait()
+        write_once(path, str(number).encode())
+        return path.read_bytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        contents = set(pool.map(write, range(8)))
+    assert len(contents) == 1 and [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"claims": "x"}, {"claims": [{}]}, {"claims": []}, {"seeds": ["x"]}, {"more": 1}, {"ended": None}],
+)
+def test_records_of_somebody_else_are_data(tmp_path: Path, values: dict[str, Any]) -> None:
+    (tmp_path / "claims").mkdir()
+    record = {**(asdict(RECORD) if values else {}), **values}
+    identity = hash_values({key: value for key, value in record.items() if key not in ("date", "ended")})
+    write_json(tmp_path / "claims" / f"{identity}.json", record)
+    assert read_records(tmp_path, "first") == []
+    (tmp_path / "claims" / "text.json").write_text("{")
+    dropped = {**RECORD.claims[0], "sentence": "\x1b[2J", "estimate": 1}
+    write_record(tmp_path, replace(RECORD, date="\x1b[2J" * 9, claims=[*RECORD.claims, dropped]))
+    frozen = FrozenClaims(tmp_path, "first", RUNS, [CLAIM])
+    assert "\x1b" not in f"{frozen.judge_freeze(CLAIM)} {frozen.list_dropped()}"
 
 
 def test_a_claim_that_was_added_later_says_when(changes: Callable[..., str]) -> None:

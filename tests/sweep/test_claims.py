@@ -113,6 +113,7 @@ def test_claims_are_on_disk_before_the_first_run_and_changes_are_reported(
     )
     assert record.protocol["model.tying"] == ["shared", "local"] and record.protocol["train.steps"] == ["6"]
     assert run("experiment=mine", "seed=1") == 0 and len(read_records(folder, "first")) == 1
+    assert "1 claim frozen in results/mine/claims" in capsys.readouterr().err
     assert call_cnnexp("report", "mine") == 0
     assert "exploratory" not in capsys.readouterr().out
     own_experiment.write_text(CLAIMS.replace("0.02", "0.01"), encoding="utf-8")

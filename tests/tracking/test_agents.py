@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from cnnexp.analysis.frozen import read_records
 from cnnexp.core.errors import UsageError
 from cnnexp.store.runs import read_runs
 from cnnexp.sweep.agents import agent_overrides, split_overrides
@@ -35,6 +36,8 @@ def test_agents_of_wandb_train_the_same_runs_as_hydra(shell: Shell) -> None:
     shell.wait_for_mirrors()
     agents = {run.run_id: run for run in read_runs(Path("results/agents"))}
     assert {run.status for run in agents.values()} == {"finished"}
+    (record,) = read_records(Path("results/agents"), "first")  # frozen whole, before the first agent started
+    assert record.ended == 0 and set(record.runs) == set(agents)
     assert set(shell.server.runs) == {"agent0", "agent1", "agent2", "agent3"}
     parameters = yaml.safe_load(shell.server.sweep["config"])["parameters"]
     assert list(parameters) == ["job"] and len(parameters["job"]["values"]) == 4
