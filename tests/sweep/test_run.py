@@ -279,4 +279,4 @@ def test_a_size_of_an_experiment_is_composed_or_refused_with_the_nearest_name(
     ((job,),) = launched
     assert job.config.name == "why_convolutions"
     assert run("experiment=why_convolutions", "size=papper") == 2
-    assert "size=papper: did you mean 'paper'? allowed: demo, paper, small" in capsys.readouterr().err
+    assert "size=papper: why_convolutions has no such size; did you mean 'paper'?" in capsys.readouterr().err
