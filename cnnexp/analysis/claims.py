@@ -76,6 +76,8 @@ class Claim:
         exploratory: What was changed about the claim after results on the first seeds had been seen
             elsewhere, which the records of a store cannot know; empty if nothing was. Verdicts on the first
             seeds are marked and not counted; those on fresh seeds (`seeds=confirm`) count.
+        seen_sizes: The sizes of the experiment at which these results had been seen. Verdicts at other sizes,
+            whose data are others, are not marked.
 
     Raises:
         ValueError: The claim would be supported by no effect, and its sentence does not name the limit.
@@ -91,6 +93,7 @@ class Claim:
     range: tuple[float, float] = (-math.inf, math.inf)
     published: str = ""
     exploratory: str = ""
+    seen_sizes: tuple[str, ...] = ("demo", "small")
 
     def __post_init__(self) -> None:
         no_effect = 1.0 if self.unit == "x" else 0.0

@@ -140,8 +140,8 @@ class FrozenClaims:
         metric: str | None = None,
     ):
         records = [r for r in read_records(folder, seed_set) if not runs.keys().isdisjoint(r.runs)]
-        sizes = {record.size for record in records}
-        self._records = [[record for record in records if record.size == size] for size in sorted(sizes)]
+        self.sizes = sorted({record.size for record in records})  # of the experiment; none without a record
+        self._records = [[record for record in records if record.size == size] for size in self.sizes]
         self._runs = runs
         self._described = {claim.sentence: describe_claim(claim, metric) for claim in claims}
 

@@ -192,7 +192,9 @@ def _judge_set(
     verdicts = []
     for verdict in judge(claims, table, frozen.confidence):
         freeze = frozen.judge_freeze(verdict.claim)
-        known = [verdict.claim.exploratory] if seed_set == "first" and verdict.claim.exploratory else []
+        is_seen = not frozen.sizes or any(size in verdict.claim.seen_sizes for size in frozen.sizes)
+        is_known = seed_set == "first" and is_seen and bool(verdict.claim.exploratory)
+        known = [verdict.claim.exploratory] if is_known else []
         reasons = "; ".join([*freeze.changes, *known])
         verdicts.append(replace(verdict, exploratory=reasons, frozen=str(freeze)))
     dropped = [

@@ -133,6 +133,19 @@ def test_exploratory_verdicts_are_marked_in_every_form_and_counted_apart(
     assert counted == ["1", "1", "0", "1"]
 
 
+@pytest.mark.parametrize(("size", "marked"), [("small", "the threshold was moved"), ("medium", "")])
+def test_a_claim_changed_after_results_of_one_size_is_not_marked_at_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: str, marked: str
+) -> None:
+    for seed in (0, 1, 2):
+        write_run(tmp_path / "sweep", "shared", 64, seed)
+    claims = [claim("It is better.", more_than(0.02), exploratory="the threshold was moved")]
+    freeze(tmp_path / "sweep", claims, seeds=[0, 1, 2], size=size)
+    monkeypatch.setattr("cnnexp.report.report.load_experiment", lambda *_: Experiment(claims=claims))
+    (verdict,) = write_report(tmp_path / "sweep").verdicts
+    assert verdict.exploratory == marked
+
+
 def test_verdicts_on_fresh_seeds_stand_beside_those_on_the_first_and_are_the_ones_that_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
