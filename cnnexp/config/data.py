@@ -187,7 +187,7 @@ TRAINING_CORRUPTIONS = ("label_noise", "crop", "flip")  # of training images, wh
 STRENGTH_KEYS = IMAGE_CORRUPTIONS + TRAINING_CORRUPTIONS
 TRACED_OPTIONS = ("block", "corrupt")
 # Corruptions that runs may have or lack in one program, in which they are then branches.
-OPTIONAL_CORRUPTIONS = ("pixel_noise", "permutation")
+OPTIONAL_CORRUPTIONS = ("pixel_noise", "permutation", "label_noise")
 # The location of the images does not change them.
 STORAGE_KEYS = ("data_dir", "stream", "path", "file", "target", "loading_code")
 

@@ -13,17 +13,23 @@ from tests.conftest import Configure, load_once
 def test_runs_with_and_without_a_corruption_have_one_program_and_the_numbers_of_their_own(
     configure: Configure, model: dict[str, str]
 ) -> None:
-    changes = ({}, {"pixel_noise": 0.2}, {"permutation": "fixed", "block": 2}, {"permutation": "fixed"})
+    changes = (
+        {},
+        {"pixel_noise": 0.2},
+        {"permutation": "fixed", "block": 2},
+        {"permutation": "fixed"},
+        {"label_noise": 0.5},
+    )
     runs = {str(number): configure(model=model, data=change) for number, change in enumerate(changes)}
     ((program_key, group),) = group_by_program(runs).items()
-    (stack,) = split_group(group, program_key, largest=4)
-    assert stack.optional == ["pixel_noise", "permutation"]
+    (stack,) = split_group(group, program_key, largest=5)
+    assert stack.optional == ["pixel_noise", "permutation", "label_noise"]
     images = load_once(stack.config.data)
     configs = list(stack.runs.values())
-    together = list(StackTrainer(stack.config, images, 4, stack.optional).train(configs))[-1].rows or []
+    together = list(StackTrainer(stack.config, images, 5, stack.optional).train(configs))[-1].rows or []
     alone = [list(StackTrainer(run, images).train([run]))[-1].rows for run in configs]
     assert [[row] for row in together] == alone
-    assert len({row["train/loss"] for row in together}) == 4
+    assert len({row["train/loss"] for row in together}) == 5
     assert len(group_by_program({"a": configure(), "b": configure(data={"permutation": "per_image"})})) == 2
 
 

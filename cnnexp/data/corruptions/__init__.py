@@ -156,7 +156,7 @@ class Corruptions:
         Returns:
             Labels of the same shape.
         """
-        if not self._data.label_noise:
+        if not (self._data.label_noise or "label_noise" in self._optional):
             return jnp.asarray(labels)
         fraction = self._strengths.label_noise
         shape = labels.shape[1:]
@@ -165,17 +165,20 @@ class Corruptions:
             uniform_key, offset_key = random.split(random.fold_in(self._keys["label_noise"], image))
             return random.uniform(uniform_key, shape), random.randint(offset_key, shape, 1, max(2, classes))
 
-        uniform, offset = jax.vmap(draw)(jnp.asarray(image_ids))
-        wrong = 1 - labels if shape else (labels + offset) % classes
-        return jnp.where(uniform < fraction, wrong, labels)
+        def flip(labels: Array) -> Int[Array, "b ..."]:
+            uniform, offset = jax.vmap(draw)(jnp.asarray(image_ids))
+            wrong = 1 - labels if shape else (labels + offset) % classes
+            return jnp.where(uniform < fraction, wrong, labels)
+
+        return self._apply_if("label_noise", fraction > 0, flip, jnp.asarray(labels, jnp.int32))
 
     def _apply_if(
-        self, name: str, is_present: Bool[Array, ""], corrupt: Callable[[Array], Array], images: Array
-    ) -> Float[Array, "b h w c"]:
+        self, name: str, is_present: Bool[Array, ""], corrupt: Callable[[Array], Array], values: Array
+    ) -> Array:
         """Apply a corruption of the program; one that is optional, only where the run has it."""
         if name not in self._optional:
-            return corrupt(images)
-        return lax.cond(is_present, corrupt, lambda images: images, images)
+            return corrupt(values)
+        return lax.cond(is_present, corrupt, lambda values: values, values)
 
     def _apply_registered(self, images: Array, image_ids: Array, white: float) -> Float[Array, "b h w c"]:
         """Apply the function that `data.corruption` names to each image, on a scale where white is 1."""
