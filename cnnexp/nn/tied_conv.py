@@ -242,7 +242,8 @@ class TiedConv(nnx.Module):
     @property
     def layout(self) -> Layout | None:
         """The layout in which the layer is fastest; None where all are equally fast."""
-        return fastest_layout(self.geometry, self.tying, self.lowering)
+        dtype = self.dtype or self.bank[...].dtype
+        return fastest_layout(self.geometry, self.tying, self.lowering, dtype)
 
     def mixing(self, dtype: Dtype = jnp.float32) -> Float[Array, "oh ow r"] | None:
         """Return the weight of each kernel at each position of a `low_rank` layer; None for other tyings."""

@@ -112,15 +112,16 @@ def bound_stack_bytes(config: RunConfig, runs: int, platform: str) -> int:
     """
     layers = specify_network(config)
     images = max(config.data.batch_size, evaluation_batch_size(platform))
-    units = 3 * images * sum(map(_activation_bytes, layers))
+    units = 3 * images * sum(_activation_bytes(layer, platform) for layer in layers)
     weights = estimate_state_bytes(config) + sum(3 * layer.params * SLOT_BYTES for layer in layers)
     padding = TPU_PADDING if platform == "tpu" else 1
     return resident_image_bytes(config.data) + runs * padding * (weights + units)
 
 
-def _activation_bytes(layer: LayerSpec) -> int:
+def _activation_bytes(layer: LayerSpec, platform: str) -> int:
     """Return the bytes of the inputs, outputs and, unless it is a convolution, patches of a layer's image."""
-    is_convolution = layer.tying.kind in ("shared", "low_rank") and layer.lowering != "matmul"
+    convolves = layer.lowering == "conv" or (layer.lowering == "auto" and platform == "tpu")
+    is_convolution = layer.tying.kind in ("shared", "low_rank") and convolves
     return _units_bytes(layer, outputs=1) + (0 if is_convolution else _patch_bytes(layer))
 
 

@@ -32,11 +32,12 @@ PROCESSES = {
     "embedding": 1,
     "translation": 1,
 }
-# Each process takes the memory of a GPU as it needs it. With a fraction of its own, it would have to compile
-# programs of several sizes to find out how many runs fit.
-SHARED_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 COLD_FRACTION = 0.65  # of the time of all experiments, for those with an empty cache
 NO_AUTOTUNING = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()}
+# Each process takes the memory of a GPU as it needs it. With a fraction of its own, it would have to compile
+# programs of several sizes to find out how many runs fit. The search for the fastest kernels takes minutes of
+# all cores, which such short runs do not repay.
+SHARED_GPU = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **NO_AUTOTUNING}
 NETS, ALL_NETS, ACCURACY = 256, 10_000, 0.9
 # A recipe with which at least nine of ten networks reach 90% of the test images: two convolutions of 16 and
 # 32 features, and three epochs, whose learning rate rises for 15% of the steps and falls along a cosine.
@@ -161,7 +162,7 @@ def measure_experiments(bench: Bench) -> None:
             aim = {"aim_seconds": 60} if state == "warm" and len(names) == len(PROCESSES) else {}
             values = {"seconds": seconds, "runs_per_second": runs / seconds, **aim}
             case = f"{state}: {runs:,} runs, {len(names)} of {len(PROCESSES)} reports"
-            bench.add("experiments", case, **values, note=f"{cores()} cores")
+            bench.add("experiments", case, **values, note=f"{cores()} cores, no autotuning")
 
 
 def run_experiments(commands: Commands, state: str, names: list[str]) -> list[str]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time forward and backward passes of one layer, side by side with those of other libraries.
 
-    .venv/bin/python scripts/bench/layers.py [--json PATH] [--shapes 0,1] [--dtype bfloat16]
+    .venv/bin/python scripts/bench/layers.py [--json PATH] [--shapes 0,64x32x64x64x3x1] [--dtype bfloat16]
 
 Gradients by weights and by input. `solo` is one call, `scan` steps of gradient descent in `lax.scan`,
 `stack` 8 runs as cnnexp trains them, `vmap` 8 under `jax.vmap`; all in milliseconds a run and a step.
@@ -26,7 +26,7 @@ from jax import lax
 
 from cnnexp.nn.feature_maps import Layout
 from cnnexp.nn.geometry import Geometry
-from cnnexp.nn.ops.kernel_bank import apply_kernel_bank, fastest_layout
+from cnnexp.nn.ops.kernel_bank import Lowering, apply_kernel_bank, fastest_layout
 from cnnexp.nn.tying import Tying, bank_shape, count_layer
 from cnnexp.training.strategies import map_in_chunks
 
@@ -69,14 +69,15 @@ class Layer(NamedTuple):
     layout: Layout = "NHWC"
 
 
-def layers(shape: Shape, tying: str) -> dict[str, Layer]:
+def layers(shape: Shape, tying: str, lowering: Lowering = "auto") -> dict[str, Layer]:
     """Return the layers of cnnexp and of other libraries, each in its own layout."""
     geometry, tied = shape.geometry, Tying.parse(tying)
-    layout = fastest_layout(geometry, tied) or "NHWC"
+    layout = fastest_layout(geometry, tied, lowering) or "NHWC"
     shapes: dict[str, tuple[int, ...]] = {"bank": bank_shape(geometry, tied)}
     if tied.kind == "low_rank":
         shapes["mixing"] = (*geometry.out_size, tied.size)
-    ours = Layer(partial(_ours, geometry=geometry, tying=tied, layout=layout), shapes, layout)
+    apply = partial(_ours, geometry=geometry, tying=tied, layout=layout, lowering=lowering)
+    ours = Layer(apply, shapes, layout)
     window, sizes = (shape.kernel, shape.kernel), (shape.channels, shape.features)
     if tied.kind == "dense":
         units = {"kernel": (geometry.in_units, geometry.out_units)}
@@ -98,8 +99,8 @@ def layers(shape: Shape, tying: str) -> dict[str, Layer]:
     return {"ours": ours, "linen.ConvLocal": Layer(conv_local, {"kernel": kernel_shape})}
 
 
-def _ours(weights: Weights, x: jax.Array, geometry: Geometry, tying: Tying, layout: Layout) -> jax.Array:
-    return apply_kernel_bank(x, weights["bank"], geometry, tying, mixing=weights.get("mixing"), layout=layout)
+def _ours(weights: Weights, x: jax.Array, geometry: Geometry, tying: Tying, **how: Any) -> jax.Array:
+    return apply_kernel_bank(x, weights["bank"], geometry, tying, mixing=weights.get("mixing"), **how)
 
 
 def _dense(weights: Weights, x: jax.Array, geometry: Geometry) -> jax.Array:
@@ -177,10 +178,18 @@ def torch_call(torch: Any, shape: Shape, tying: str) -> Any:
     return call
 
 
+def parse_shape(text: str) -> Shape:
+    """Read a shape: its index, or its numbers."""
+    return Shape(*(map(int, text.split("x")) if "x" in text else SHAPES[int(text)]))
+
+
 def main() -> None:
     """Measure and print."""
     options = benching.parser(__doc__)
-    options.add_argument("--shapes", default="0,1,2,3", help="which of the four shapes")
+    options.add_argument(
+        "--shapes", default="0,1,2,3", help="which of the four shapes, or others, as 64x32x64x64x3x1"
+    )
+    options.add_argument("--lowering", default="auto", choices=["auto", "conv", "matmul"])
     options.add_argument("--tyings", default="shared,local")
     options.add_argument("--settings", default=",".join(SETTINGS), help="solo, scan, stack or vmap")
     options.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
@@ -191,19 +200,27 @@ def main() -> None:
         print("PyTorch is not installed: left out")
     heads = ("case", "ms", "GFLOP/s", "MB", "baseline", "ms", "MB", "ratio")
     print("{:44} {:>8} {:>8} {:>7}  {:20} {:>8} {:>7} {:>6}".format(*heads))
-    for shape in (Shape(*SHAPES[int(index)]) for index in chosen.shapes.split(",")):
+    for shape in map(parse_shape, chosen.shapes.split(",")):
         for tying in chosen.tyings.split(","):
             names = tuple(chosen.settings.split(","))
-            rows += measure(shape, tying, torch, jnp.dtype(chosen.dtype), chosen.repeats, names)
+            dtype = jnp.dtype(chosen.dtype)
+            rows += measure(shape, tying, torch, dtype, chosen.repeats, names, chosen.lowering)
     benching.save(rows, chosen.json)
 
 
 def measure(
-    shape: Shape, tying: str, torch: Any, dtype: Any, repeats: int, names: tuple[str, ...] = SETTINGS
+    shape: Shape,
+    tying: str,
+    torch: Any,
+    dtype: Any,
+    repeats: int,
+    names: tuple[str, ...] = SETTINGS,
+    lowering: Lowering = "auto",
 ) -> list[dict[str, Any]]:
     """Return the rows of one shape and tying."""
     flops = 3 * 2 * count_layer(shape.geometry, tying, "none").macs * shape.batch
-    compiled = {name: settings(layer, shape, dtype, names) for name, layer in layers(shape, tying).items()}
+    compared = layers(shape, tying, lowering)
+    compiled = {name: settings(layer, shape, dtype, names) for name, layer in compared.items()}
     rows = []
     for setting in names:
         per_call = {"solo": 1, "scan": STEPS, "stack": 8, "vmap": 8}[setting]

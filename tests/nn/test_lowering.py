@@ -54,8 +54,19 @@ def test_the_platform_that_a_program_is_traced_for_decides_how_a_layer_is_comput
     assert "conv_general_dilated" not in str(jax.make_jaxpr(layer)(x))
     for platform, tile in {"gpu": (1, 4), "tpu": (1, 1)}.items():
         with compiling_for(platform):
-            assert "conv_general_dilated" in str(jax.make_jaxpr(layer)(x))
+            assert ("conv_general_dilated" in str(jax.make_jaxpr(layer)(x))) == (platform == "tpu")
             assert choose_tile(geometry, batch=128) == tile
+
+
+def test_a_gpu_convolves_wide_layers_of_one_run_where_it_has_fewer_bits_than_float32() -> None:
+    geometry = Geometry(in_shape=(8, 8, 64), features=4, kernel_size=(3, 3))
+    layer, x = build_filled_layer(geometry, "shared"), draw_inputs(geometry)
+
+    def convolves(precision: str, runs: int = 1) -> bool:
+        with compiling_for("gpu"), batching_runs(runs), jax.default_matmul_precision(precision):
+            return "conv_general_dilated" in str(jax.make_jaxpr(layer)(x))
+
+    assert not convolves("float32") and convolves("default") and not convolves("default", runs=2)
 
 
 @pytest.mark.parametrize("tying", ["shared", "tiled(2)", "blocked(5)", "low_rank(2)", "local", "dense"])

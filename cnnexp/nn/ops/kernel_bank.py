@@ -31,17 +31,33 @@ from cnnexp.nn.ops.patches import (
 from cnnexp.nn.tying import Tying, bank_shape, kernel_index
 
 Lowering = Literal["auto", "conv", "matmul"]
+EXACT = ("highest", "float32")  # precisions of matrix products that do not use fewer bits than float32
 MAX_CONVOLUTIONS = 16  # up to which a convolution for each kernel is cheaper than a kernel for each position
+# Of one run alone on a GPU: the numbers in the patches of an image up to which they are copied, and the input
+# channels from which on a convolution of fewer bits is faster, by the measurements in docs/performance.md.
+MAX_PATCH_NUMBERS, WIDE_CHANNELS = 600_000, 32
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
-def fastest_layout(geometry: Geometry, tying: Tying, lowering: Lowering = "auto") -> Layout | None:
-    """Return the layout in which `apply_kernel_bank` is fastest; None where all layouts are equally fast."""
+def fastest_layout(
+    geometry: Geometry, tying: Tying, lowering: Lowering = "auto", dtype: Any = jnp.float32
+) -> Layout | None:
+    """Return the layout in which `apply_kernel_bank` is fastest; None where all layouts are equally fast.
+
+    Args:
+        geometry: The inputs of each output position.
+        tying: The kernel of each output position.
+        lowering: As of `apply_kernel_bank`.
+        dtype: The type in which the layer computes.
+    """
     if _is_dense(geometry, tying):
         return fastest_dense_layout(geometry)
     if geometry.connectivity == "random":
         return "NHWC"
-    return _lowering_layout(lowering, per_position=_has_kernel_per_position(geometry, tying))
+    per_position = _has_kernel_per_position(geometry, tying)
+    return _lowering_layout(
+        resolve_lowering(lowering, geometry, dtype, per_position=per_position), per_position
+    )
 
 
 def apply_kernel_bank(
@@ -75,7 +91,7 @@ def apply_kernel_bank(
         ValueError: The shape of an array does not fit the geometry and the tying.
     """
     _check_shapes(x, bank, geometry, tying, mixing, wiring, layout)
-    fastest = fastest_layout(geometry, tying, lowering) or layout
+    fastest = fastest_layout(geometry, tying, lowering, x.dtype) or layout
     x = transpose_layout(x, layout, fastest)
     if _is_dense(geometry, tying):
         y = apply_dense(x, bank, geometry, fastest)
@@ -196,7 +212,8 @@ def _apply_each_kernel(
     The positions that use a kernel of `tiled` or `blocked` are evenly spaced rows and columns. A strided
     convolution computes them, and the padding of its result, inside and around, puts them where they belong.
     """
-    layout, index = _lowering_layout(lowering, per_position=False), kernel_index(geometry, tying)
+    lowering = resolve_lowering(lowering, geometry, x.dtype, per_position=False)  # that of all parts
+    layout, index = _lowering_layout(lowering), kernel_index(geometry, tying)
     x, total = pad_image(x, geometry, layout), None
     axes = [layout.index(letter) for letter in "HWC"]
     for number, kernel in enumerate(bank):
@@ -223,7 +240,7 @@ def _describe_spacing(positions: np.ndarray) -> tuple[int, int, int]:
     return int(positions[0]), int(positions[-1]), step
 
 
-def resolve_lowering(lowering: Lowering, *, per_position: bool) -> Lowering:
+def resolve_lowering(lowering: Lowering, geometry: Geometry, dtype: Any, *, per_position: bool) -> Lowering:
     """Replace `auto` by the fastest lowering on the platform, as `scripts/bench/layers.py` measures.
 
     A convolution over a batch of runs would become a grouped one, whose weight gradient on GPU has windows as
@@ -232,13 +249,22 @@ def resolve_lowering(lowering: Lowering, *, per_position: bool) -> Lowering:
     if lowering != "auto":
         return lowering
     platform = target_platform()
-    has_products = per_position or platform == "cpu" or (platform == "gpu" and batched_runs() > 1)
+    has_products = per_position or platform == "cpu" or (platform == "gpu" and _multiplies(geometry, dtype))
     return "matmul" if has_products else "conv"
 
 
-def _lowering_layout(lowering: Lowering, *, per_position: bool) -> Layout:
+def _multiplies(geometry: Geometry, dtype: Any) -> bool:
+    """Return whether matrix products of patches are faster on a GPU than a convolution."""
+    if batched_runs() > 1:
+        return True
+    in_float32 = jnp.dtype(dtype).itemsize >= 4 and jax.config.jax_default_matmul_precision in EXACT
+    few_channels = geometry.in_shape[2] < WIDE_CHANNELS
+    return (in_float32 or few_channels) and geometry.positions * geometry.fan_in <= MAX_PATCH_NUMBERS
+
+
+def _lowering_layout(lowering: Lowering, per_position: bool = False) -> Layout:
     """Return the layout in which a lowering computes: the batch last for matrix products of patches."""
-    if resolve_lowering(lowering, per_position=per_position) == "conv":
+    if lowering == "conv":
         return "NHWC"
     if per_position:
         return "HWCN"
@@ -254,7 +280,7 @@ def convolve(
     `HCWN`: one matrix product for each row of the image, and for the gradient of the kernel a sum over rows.
     (Its sum over all positions and images is so long that XLA divides it, with a copy of all patches.)
     """
-    if resolve_lowering(lowering, per_position=False) == "conv":
+    if resolve_lowering(lowering, geometry, x.dtype, per_position=False) == "conv":
         return lax.conv_general_dilated(
             pad_image(x, geometry),
             kernel,
@@ -264,7 +290,7 @@ def convolve(
             dimension_numbers=DIMENSION_NUMBERS,
         )
     window, o = (geometry.kernel_size, geometry.stride, geometry.dilation), kernel.shape[-1]
-    layout = _lowering_layout("matmul", per_position=False)
+    layout = _lowering_layout("matmul")
     columns, flat = extract_patches(pad_image(x, geometry, layout), layout, *window), kernel.reshape(-1, o)
     if layout == "CHWN":
         return (flat.T @ columns.reshape(len(columns), -1)).reshape(o, *columns.shape[1:])
@@ -285,7 +311,7 @@ def convolve_locally(
     Images and results are in the layout of the lowering: `NHWC` for `conv`, `HWCN` for `matmul`.
     """
     oh, ow, kh, kw, c, o = kernels.shape
-    if resolve_lowering(lowering, per_position=True) == "conv":
+    if resolve_lowering(lowering, geometry, x.dtype, per_position=True) == "conv":
         return lax.conv_general_dilated_local(
             pad_image(x, geometry),
             kernels.transpose(0, 1, 4, 2, 3, 5).reshape(oh, ow, c * kh * kw, o),

@@ -20,7 +20,7 @@ from cnnexp.nn.feature_maps import Layout
 from cnnexp.nn.geometry import Geometry
 
 TILE_SIDES = (1, 2, 4)  # output positions along a side of a tile
-ONE_ROUND_ENTRIES = 25  # of a window, up to which a GPU copies all of them in one round
+ONE_ROUND_ENTRIES = 9  # of a window, up to which a GPU copies all of them in one round; 25 are slower
 PRODUCTS_PER_NUMBER = 35  # float32 multiply-adds of an H100 in the time in which it moves a number
 COPY_COST = 25  # multiply-adds in the time in which a number is copied into a patch, on CPU
 
