@@ -82,8 +82,10 @@ class TiedNetwork(nnx.Module):
     ) -> tuple[Array, Layout]:
         """Apply a layer and what follows it, in the layout that is fastest for the layer."""
         layer, activation = get_layer(self, spec), self._get_activation(spec)
-        fastest = layer.layout or layout
-        x, layout = layer.apply_kernels(transpose_layout(x, layout, fastest), fastest), fastest
+        neighbours = self._choose_common_layout(spec)
+        fastest = layer.choose_layout(neighbours) or layout
+        x = layer.apply_kernels(transpose_layout(x, layout, fastest), fastest, neighbours)
+        layout = fastest
         pools_first = spec.pool == "max" and spec.activation in MONOTONE  # the same result from fewer numbers
         biases_last = pools_first and _commutes_with_biases(layer, spec)
         if not biases_last:
@@ -100,6 +102,18 @@ class TiedNetwork(nnx.Module):
         if spec.dropout:
             x = cast(nnx.Dropout, getattr(self, f"{spec.name}_dropout"))(x)
         return x, layout
+
+    def _choose_common_layout(self, spec: LayerSpec) -> Layout | None:
+        """Return the layout of the network's largest convolutions, if the output of a layer is not pooled.
+
+        On CPU, XLA computes patches and their transposition in one fusion, several times slower than each by
+        itself. Pooled maps are so small that it costs little.
+        """
+        is_pooled = spec.pool_size != (1, 1) and spec.out_shape[:2] != (1, 1)
+        if target_platform() != "cpu" or is_pooled:
+            return None
+        has_convolution = any(layer.layout == "NHWC" for layer in list_tied_layers(self).values())
+        return "NHWC" if has_convolution else None
 
     def _get_activation(self, layer: LayerSpec) -> Callable[[Array], Array]:
         if layer.threshold is None:

@@ -12,7 +12,9 @@ from jaxtyping import Array, Float
 from cnnexp.core.platforms import target_platform
 from cnnexp.nn.geometry import Pool
 
-Layout = Literal["NHWC", "CHWN", "HWCN", "HCWN"]  # the order of the axes batch, height, width and channels
+Layout = Literal[
+    "NHWC", "CHWN", "HWCN", "HCWN", "CNHW"
+]  # the order of the axes batch, height, width and channels
 MASK_BITS = 8  # of a window of max pooling, one for each entry
 
 

@@ -71,7 +71,8 @@ class TiedConv(nnx.Module):
         connectivity: `"local"`, or `"random"`: each position sees as many pixels as its window has, drawn
             from anywhere in the image.
         lowering: How the layer is computed: `"conv"` is the convolution of XLA, `"matmul"` are matrix
-            products of patches, and `"auto"` is the faster of them.
+            products of patches, and `"auto"` is the faster of them. Where `"auto"` is a convolution on CPU,
+            it has no derivatives in forward mode (`jax.jvp`).
         dtype: The type in which the layer computes; None promotes the types of images and parameters.
         param_dtype: The type of the parameters.
         kernel_init: Draws each kernel of the bank by itself, from its shape `(kh, kw, c_in, c_out)`. The
@@ -217,8 +218,10 @@ class TiedConv(nnx.Module):
         """
         return self.add_biases(self.apply_kernels(x, layout), layout)
 
-    def apply_kernels(self, x: Float[Array, "_ _ _ _"], layout: Layout = "NHWC") -> Float[Array, "_ _ _ _"]:
-        """Apply the layer without its biases; the arguments are those of `__call__`."""
+    def apply_kernels(
+        self, x: Float[Array, "_ _ _ _"], layout: Layout = "NHWC", neighbours: Layout | None = None
+    ) -> Float[Array, "_ _ _ _"]:
+        """Apply the layer without its biases; the arguments are those of `__call__` and `choose_layout`."""
         dtype = self.dtype or jnp.result_type(x, self.bank[...])
         return apply_kernel_bank(
             x.astype(dtype),
@@ -229,6 +232,7 @@ class TiedConv(nnx.Module):
             wiring=None if self.wiring is None else self.wiring[...],
             lowering=self.lowering,
             layout=layout,
+            neighbours=neighbours,
         )
 
     def add_biases(self, y: Float[Array, "_ _ _ _"], layout: Layout = "NHWC") -> Float[Array, "_ _ _ _"]:
@@ -242,8 +246,16 @@ class TiedConv(nnx.Module):
     @property
     def layout(self) -> Layout | None:
         """The layout in which the layer is fastest; None where all are equally fast."""
+        return self.choose_layout(None)
+
+    def choose_layout(self, neighbours: Layout | None) -> Layout | None:
+        """Return the layout in which the layer is fastest beside layers that are computed in a layout.
+
+        Args:
+            neighbours: That layout; None where it does not matter, as little is transposed.
+        """
         dtype = self.dtype or self.bank[...].dtype
-        return fastest_layout(self.geometry, self.tying, self.lowering, dtype)
+        return fastest_layout(self.geometry, self.tying, self.lowering, dtype, neighbours)
 
     def mixing(self, dtype: Dtype = jnp.float32) -> Float[Array, "oh ow r"] | None:
         """Return the weight of each kernel at each position of a `low_rank` layer; None for other tyings."""

@@ -83,7 +83,7 @@ def apply_in_parts(state: State, images: Float[Array, "b h w c"], setup: Setup) 
 def count_parts(state: State, images: int, setup: Setup, *, evaluates: bool = False) -> int:
     """Choose into how many parts of equal size a batch is divided.
 
-    A batch is divided on CPU, where all layers are convolutions by matrix products of patches and a fully
+    A batch is divided on CPU, where all layers are convolutions that are fast for few images too and a fully
     connected head, and where no image affects another one: not in a network of the user, and in training
     neither with batch normalisation nor with dropout.
 
@@ -97,7 +97,7 @@ def count_parts(state: State, images: int, setup: Setup, *, evaluates: bool = Fa
     if target_platform() != "cpu" or type(network) is not TiedNetwork:
         return 1
     layers = list_tied_layers(network).values()
-    if any(layer.layout not in ("CHWN", None) for layer in layers):
+    if any(layer.layout == "HWCN" or layer.wiring or layer.lowering == "conv" for layer in layers):
         return 1
     patches = [
         layer.bank[...].dtype.itemsize * layer.geometry.fan_in * layer.geometry.positions

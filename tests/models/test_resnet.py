@@ -13,6 +13,7 @@ from cnnexp.core.errors import UsageError
 from cnnexp.data.shapes import infer_shape
 from cnnexp.models.network import TiedNetwork, embed_network
 from cnnexp.models.spec import specify_layers, specify_network, total_count
+from cnnexp.nn.ops import convolution
 from tests.conftest import SMALL, Configure
 from tests.models.test_network import CIFAR
 
@@ -48,6 +49,26 @@ def test_parameters_are_those_of_the_paper(depth: int, shortcut: str, params: in
 def test_a_first_layer_with_stride_2_halves_every_stage() -> None:
     sides = [[layer.out_shape[0] for layer in residual_spec(stem_stride=stride)] for stride in (1, 2)]
     assert sides == [[32, 32, 32, 16, 16, 8, 1, 1], [16, 16, 16, 8, 8, 4, 1, 1]]
+
+
+def test_the_layout_of_large_convolutions_changes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure_resnet(width=8, norm="batch")
+    net = TiedNetwork(specify_network(config), rngs=nnx.Rngs(0))
+    graph, params, variables = nnx.split(net, nnx.Param, ...)
+    images = jax.random.normal(jax.random.key(0), (8, *net.layers[0].geometry.in_shape))
+
+    def loss(params: Any) -> jax.Array:
+        return (nnx.merge(graph, params, variables, copy=True)(images) ** 2).mean()
+
+    results, convolutions = [], []
+    for largest in (2**15, 0):
+        monkeypatch.setattr(convolution, "CPU_PATCH_NUMBERS", largest)
+        compute = jax.value_and_grad(lambda params: loss(params))
+        results.append(jax.tree.leaves(jax.jit(compute)(params)))
+        convolutions.append("conv_general_dilated" in str(jax.make_jaxpr(compute)(params)))
+    assert convolutions == [False, True]
+    for products, xla in zip(*results, strict=True):
+        np.testing.assert_allclose(xla, products, atol=1e-4 * float(jnp.abs(products).max() + 1e-3))
 
 
 def reference_forward(net: TiedNetwork, x: jax.Array, blocks: int, projection: bool) -> jax.Array:

@@ -1,6 +1,7 @@
 """Tiles, layouts and pooling change how a layer is computed, not what it computes."""
 
 from functools import partial
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ from flax import linen, nnx
 from cnnexp.core.platforms import batching_runs, compiling_for
 from cnnexp.nn.feature_maps import Layout, pool, transpose_layout
 from cnnexp.nn.geometry import Geometry, Pool
-from cnnexp.nn.ops import kernel_bank
+from cnnexp.nn.ops import convolution, kernel_bank
 from cnnexp.nn.ops.patches import choose_tile
+from cnnexp.nn.tying import Tying
 from tests.layer_cases import assert_close, build_filled_layer, draw_inputs
 
 LAYOUTS: tuple[Layout, ...] = ("NHWC", "CHWN", "HWCN", "HCWN")
@@ -22,7 +24,7 @@ LAYOUTS: tuple[Layout, ...] = ("NHWC", "CHWN", "HWCN", "HCWN")
 def test_tiles_change_neither_value_nor_gradients(
     monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int], padding: str
 ) -> None:
-    monkeypatch.setattr(kernel_bank, "choose_tile", lambda *_: tile)
+    monkeypatch.setattr(convolution, "choose_tile", lambda *_: tile)
     geometry = Geometry(
         in_shape=(7, 9, 2),
         features=3,
@@ -40,6 +42,69 @@ def test_tiles_change_neither_value_nor_gradients(
         results.append(jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x))
     for ours, xla in zip(*map(jax.tree.leaves, results), strict=True):
         assert_close(ours, xla, 1e-4)
+
+
+def compute_gradients(layer: nnx.Module, x: jax.Array) -> Any:
+    """Return value and gradients of a function of a layer's output by its parameters and by its input."""
+    graph, params = nnx.split(layer)
+
+    def loss(params: nnx.State, x: jax.Array) -> jax.Array:
+        y = cast(Any, nnx.merge(graph, params))(x)
+        return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum()
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", "CIRCULAR"])
+@pytest.mark.parametrize(
+    ("kernel_size", "stride"), [((3, 3), (1, 1)), ((5, 2), (2, 1)), ((3, 3), (2, 2)), ((1, 3), (3, 4))]
+)
+def test_large_convolutions_on_a_cpu_have_the_gradients_that_jax_derives(
+    monkeypatch: pytest.MonkeyPatch, padding: str, kernel_size: tuple[int, int], stride: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(convolution, "CPU_PATCH_NUMBERS", 0)
+    geometry = Geometry(
+        in_shape=(8, 11, 8),
+        features=3,
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=padding,  # pyright: ignore
+    )
+    x, results = draw_inputs(geometry), []
+    for lowering in ("auto", "conv"):
+        layer = build_filled_layer(geometry, "shared", lowering=lowering)
+        assert layer.layout == "NHWC"
+        results.append(compute_gradients(layer, x))
+    for ours, derived in zip(*map(jax.tree.leaves, results), strict=True):
+        assert_close(ours, derived, 1e-5)
+
+
+@pytest.mark.parametrize(("platform", "runs", "changes"), [
+    ("cpu", 1, {}), ("cpu", 8, {}), ("cpu", 1, {"dilation": (2, 2)}), ("cpu", 1, {"in_shape": (28, 28, 3)}),
+    ("cpu", 1, {"kernel_size": (1, 1), "in_shape": (28, 28, 64)}), ("cpu", 1, {"in_shape": (12, 12, 16)}),
+])  # fmt: skip
+def test_only_large_patches_of_many_channels_are_left_to_xla(
+    platform: str, runs: int, changes: dict[str, Any]
+) -> None:
+    shape = {"in_shape": (28, 28, 16), "features": 16, "kernel_size": (3, 3)} | changes
+    with compiling_for(platform), batching_runs(runs):
+        layout = kernel_bank.fastest_layout(Geometry(**shape), Tying("shared"))
+    assert layout == ("NHWC" if not changes and runs == 1 else "CHWN")
+
+
+def test_a_layer_of_few_channels_is_the_same_function_beside_convolutions() -> None:
+    geometry = Geometry(in_shape=(7, 8, 2), features=3, kernel_size=(3, 2), stride=(2, 1))
+    assert kernel_bank.fastest_layout(geometry, Tying("shared"), neighbours="NHWC") == "NHWC"
+    bank = jax.random.normal(jax.random.key(0), (1, 3, 2, 2, 3))
+
+    def apply(bank: jax.Array, x: jax.Array, **options: Any) -> jax.Array:
+        return kernel_bank.apply_kernel_bank(x, bank, geometry, Tying("shared"), **options)
+
+    x = draw_inputs(geometry)
+    expected, pull = jax.vjp(partial(apply, lowering="conv"), bank, x)
+    y, pull_ours = jax.vjp(partial(apply, neighbours="NHWC"), bank, x)
+    for ours, xla in zip((y, *pull_ours(y)), (expected, *pull(expected)), strict=True):
+        assert_close(ours, xla, 1e-5)
 
 
 def test_tiles_are_chosen_for_many_images_and_not_for_one() -> None:

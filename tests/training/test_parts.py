@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from cnnexp.config import RunConfig
 from cnnexp.core.platforms import compiling_for
 from cnnexp.data.pipelines import InMemory
+from cnnexp.models.network import list_tied_layers
+from cnnexp.nn.ops import convolution
 from cnnexp.training import parts as parts_module
 from cnnexp.training import train as train_module
 from cnnexp.training.optimizers import Hyperparameters
@@ -34,11 +37,12 @@ def start(config: RunConfig) -> tuple[State, Hyperparameters, Setup]:
     return init(jax.random.key(0), numbers, setup), numbers, setup
 
 
-@pytest.mark.parametrize("tying", ["shared", "tiled(2)"])
+@pytest.mark.parametrize(("tying", "largest"), [("shared", 2**15), ("tiled(2)", 2**15), ("shared", 0)])
 def test_parts_of_a_batch_add_up_to_its_gradient(
-    configure: Configure, monkeypatch: pytest.MonkeyPatch, tying: str
+    configure: Configure, monkeypatch: pytest.MonkeyPatch, tying: str, largest: int
 ) -> None:
-    state, numbers, setup = start(configure(model={"tying": tying}))
+    monkeypatch.setattr(convolution, "CPU_PATCH_NUMBERS", largest)
+    state, numbers, setup = start(configure(model={"tying": tying, "features": [8, 8]}))
     shape = (IMAGES, *setup.network[0].geometry.in_shape)
     images, labels = jax.random.normal(jax.random.key(1), shape), jnp.arange(IMAGES) % 10
     monkeypatch.setattr(parts_module, "PATCH_BYTES", 1)
@@ -86,6 +90,17 @@ def test_parts_of_a_batch_have_the_logits_of_the_batch(
     monkeypatch.setattr(parts_module, "PATCH_BYTES", 10_000)
     assert count_parts(state, IMAGES, setup, evaluates=True) == 3
     np.testing.assert_allclose(apply_in_parts(state, images, setup), whole, atol=1e-6)
+
+
+def test_a_network_with_a_convolution_of_xla_is_divided_too(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolution, "CPU_PATCH_NUMBERS", 0)
+    monkeypatch.setattr(parts_module, "PATCH_BYTES", 50_000)
+    state, _, setup = start(configure(model={"features": [8, 8], "pool": "max"}))
+    network = nnx.merge(setup.graph, state.params, state.variables)
+    assert [layer.layout for layer in list_tied_layers(network).values()] == ["CHWN", "NHWC", None]
+    assert count_parts(state, IMAGES, setup) == 3
 
 
 def test_a_batch_whose_patches_fit_in_a_cache_is_not_divided(configure: Configure) -> None:

@@ -1,46 +1,40 @@
 """The one formula: `y[b, p, o] = sum_i patches[b, p, i] K[p, i, o]` with `K[p] = sum_r A[p, r] bank[r]`.
 
-It is computed by two basic maps: a convolution, and one kernel for each position. The lowering `conv` is the
-convolution of XLA; `matmul` are matrix products of patches, with the batch as the last axis: a patch is then
-made of long rows, and copying it runs at the speed of memory.
+It is computed by two basic maps: a convolution, and one kernel for each position.
 """
 
 import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from cnnexp.core.platforms import batched_runs, target_platform
 from cnnexp.nn.feature_maps import Layout, transpose_layout
 from cnnexp.nn.geometry import Geometry
-from cnnexp.nn.ops.dense import apply_dense, fastest_dense_layout
-from cnnexp.nn.ops.patches import (
-    choose_tile,
-    extract_patches,
-    gather_wired_patches,
-    merge_tile_kernels,
-    pad_image,
-    tile_patches,
-    untile,
+from cnnexp.nn.ops.convolution import (
+    Kernels,
+    Lowering,
+    convolve,
+    convolve_locally,
+    lowering_layout,
+    resolve_lowering,
 )
+from cnnexp.nn.ops.dense import apply_dense, fastest_dense_layout
+from cnnexp.nn.ops.patches import gather_wired_patches, pad_image
 from cnnexp.nn.tying import Tying, bank_shape, kernel_index
 
-Lowering = Literal["auto", "conv", "matmul"]
-EXACT = ("highest", "float32")  # precisions of matrix products that do not use fewer bits than float32
 MAX_CONVOLUTIONS = 16  # up to which a convolution for each kernel is cheaper than a kernel for each position
-# Of one run alone on a GPU: the numbers in the patches of an image up to which they are copied, and the input
-# channels from which on a convolution of fewer bits is faster, by the measurements in docs/performance.md.
-MAX_PATCH_NUMBERS, WIDE_CHANNELS = 600_000, 32
-DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
 def fastest_layout(
-    geometry: Geometry, tying: Tying, lowering: Lowering = "auto", dtype: Any = jnp.float32
+    geometry: Geometry,
+    tying: Tying,
+    lowering: Lowering = "auto",
+    dtype: Any = jnp.float32,
+    neighbours: Layout | None = None,
 ) -> Layout | None:
     """Return the layout in which `apply_kernel_bank` is fastest; None where all layouts are equally fast.
 
@@ -49,15 +43,13 @@ def fastest_layout(
         tying: The kernel of each output position.
         lowering: As of `apply_kernel_bank`.
         dtype: The type in which the layer computes.
+        neighbours: As of `apply_kernel_bank`.
     """
     if _is_dense(geometry, tying):
         return fastest_dense_layout(geometry)
     if geometry.connectivity == "random":
         return "NHWC"
-    per_position = _has_kernel_per_position(geometry, tying)
-    return _lowering_layout(
-        resolve_lowering(lowering, geometry, dtype, per_position=per_position), per_position
-    )
+    return lowering_layout(lowering, geometry, _describe_kernels(geometry, tying), dtype, neighbours)
 
 
 def apply_kernel_bank(
@@ -70,6 +62,7 @@ def apply_kernel_bank(
     wiring: Int[Array, "positions k"] | None = None,
     lowering: Lowering = "auto",
     layout: Layout = "NHWC",
+    neighbours: Layout | None = None,
 ) -> Float[Array, "_ _ _ _"]:
     """Apply a kernel bank to images.
 
@@ -83,6 +76,8 @@ def apply_kernel_bank(
         lowering: `conv` forces the convolution of XLA, `matmul` matrix products of patches; `auto` takes the
             faster.
         layout: The order of the axes of the images, and of those of the result.
+        neighbours: The layout of the layers before and after this one, where transposing their feature maps
+            costs more than a slower lowering of this layer; None elsewhere.
 
     Returns:
         Feature maps of shape `geometry.out_shape`, in the order of `layout`.
@@ -91,19 +86,19 @@ def apply_kernel_bank(
         ValueError: The shape of an array does not fit the geometry and the tying.
     """
     _check_shapes(x, bank, geometry, tying, mixing, wiring, layout)
-    fastest = fastest_layout(geometry, tying, lowering, x.dtype) or layout
+    fastest = fastest_layout(geometry, tying, lowering, x.dtype, neighbours) or layout
     x = transpose_layout(x, layout, fastest)
     if _is_dense(geometry, tying):
         y = apply_dense(x, bank, geometry, fastest)
     elif tying.kind == "low_rank":
         assert mixing is not None
-        y = _apply_one_kernel(x, _stack_channels(bank), geometry, wiring, lowering)
+        y = _apply_one_kernel(x, _stack_channels(bank), geometry, wiring, lowering, neighbours)
         y = _mix_outputs(y, mixing, fastest)
     elif _has_kernel_per_position(geometry, tying):
         kernels = bank if len(bank) == geometry.positions else bank[kernel_index(geometry, tying).ravel()]
         y = _apply_per_position(x, kernels, geometry, wiring, lowering)
     elif len(bank) == 1:
-        y = _apply_one_kernel(x, bank[0], geometry, wiring, lowering)
+        y = _apply_one_kernel(x, bank[0], geometry, wiring, lowering, neighbours)
     else:
         y = _apply_each_kernel(x, bank, geometry, tying, lowering)
     return transpose_layout(y, fastest, layout)
@@ -142,6 +137,13 @@ def _has_kernel_per_position(geometry: Geometry, tying: Tying) -> bool:
     return kernels > MAX_CONVOLUTIONS or kernels == geometry.positions or geometry.connectivity == "random"
 
 
+def _describe_kernels(geometry: Geometry, tying: Tying) -> Kernels:
+    if _has_kernel_per_position(geometry, tying):
+        return "per position"
+    is_one = tying.kind == "low_rank" or bank_shape(geometry, tying)[0] == 1
+    return "one" if is_one else "several"
+
+
 def mix_kernels(bank: Float[Array, "R ..."], mixing: Float[Array, "oh ow R"]) -> Float[Array, "oh ow ..."]:
     """Mix the kernels of the bank at each position of a `low_rank` layer with the weights `mixing`."""
     return jnp.tensordot(mixing, bank, axes=1)
@@ -177,9 +179,10 @@ def _apply_one_kernel(
     geometry: Geometry,
     wiring: Int[Array, "positions k"] | None,
     lowering: Lowering,
+    neighbours: Layout | None,
 ) -> Float[Array, "_ _ _ _"]:
     if wiring is None:
-        return convolve(x, kernel, geometry, lowering)
+        return convolve(x, kernel, geometry, lowering, neighbours)
     out = jnp.einsum("pbi,io->bpo", gather_wired_patches(x, wiring), kernel.reshape(-1, kernel.shape[-1]))
     return out.reshape(len(x), *geometry.out_size, -1)
 
@@ -212,8 +215,8 @@ def _apply_each_kernel(
     The positions that use a kernel of `tiled` or `blocked` are evenly spaced rows and columns. A strided
     convolution computes them, and the padding of its result, inside and around, puts them where they belong.
     """
-    lowering = resolve_lowering(lowering, geometry, x.dtype, per_position=False)  # that of all parts
-    layout, index = _lowering_layout(lowering), kernel_index(geometry, tying)
+    lowering = resolve_lowering(lowering, geometry, "several", x.dtype)  # that of all parts
+    layout, index = lowering_layout(lowering, geometry, "several", x.dtype), kernel_index(geometry, tying)
     x, total = pad_image(x, geometry, layout), None
     axes = [layout.index(letter) for letter in "HWC"]
     for number, kernel in enumerate(bank):
@@ -238,94 +241,3 @@ def _describe_spacing(positions: np.ndarray) -> tuple[int, int, int]:
     """Return the first, the last and the step of evenly spaced positions."""
     step = int(positions[1] - positions[0]) if len(positions) > 1 else 1
     return int(positions[0]), int(positions[-1]), step
-
-
-def resolve_lowering(lowering: Lowering, geometry: Geometry, dtype: Any, *, per_position: bool) -> Lowering:
-    """Replace `auto` by the fastest lowering on the platform, as `scripts/bench/layers.py` measures.
-
-    A convolution over a batch of runs would become a grouped one, whose weight gradient on GPU has windows as
-    large as the image: there, a batch of matrix products takes its place.
-    """
-    if lowering != "auto":
-        return lowering
-    platform = target_platform()
-    has_products = per_position or platform == "cpu" or (platform == "gpu" and _multiplies(geometry, dtype))
-    return "matmul" if has_products else "conv"
-
-
-def _multiplies(geometry: Geometry, dtype: Any) -> bool:
-    """Return whether matrix products of patches are faster on a GPU than a convolution."""
-    if batched_runs() > 1:
-        return True
-    in_float32 = jnp.dtype(dtype).itemsize >= 4 and jax.config.jax_default_matmul_precision in EXACT
-    few_channels = geometry.in_shape[2] < WIDE_CHANNELS
-    return (in_float32 or few_channels) and geometry.positions * geometry.fan_in <= MAX_PATCH_NUMBERS
-
-
-def _lowering_layout(lowering: Lowering, per_position: bool = False) -> Layout:
-    """Return the layout in which a lowering computes: the batch last for matrix products of patches."""
-    if lowering == "conv":
-        return "NHWC"
-    if per_position:
-        return "HWCN"
-    return "HCWN" if target_platform() == "gpu" else "CHWN"
-
-
-def convolve(
-    x: Float[Array, "_ _ _ _"], kernel: Float[Array, "kh kw c o"], geometry: Geometry, lowering: Lowering
-) -> Float[Array, "_ _ _ _"]:
-    """Convolve images with one kernel; `geometry.features` is not read.
-
-    Images and results are in the layout of the lowering: `NHWC` for `conv`; for `matmul` `CHWN`, and on GPU
-    `HCWN`: one matrix product for each row of the image, and for the gradient of the kernel a sum over rows.
-    (Its sum over all positions and images is so long that XLA divides it, with a copy of all patches.)
-    """
-    if resolve_lowering(lowering, geometry, x.dtype, per_position=False) == "conv":
-        return lax.conv_general_dilated(
-            pad_image(x, geometry),
-            kernel,
-            geometry.stride,
-            "VALID",
-            rhs_dilation=geometry.dilation,
-            dimension_numbers=DIMENSION_NUMBERS,
-        )
-    window, o = (geometry.kernel_size, geometry.stride, geometry.dilation), kernel.shape[-1]
-    layout = _lowering_layout("matmul")
-    columns, flat = extract_patches(pad_image(x, geometry, layout), layout, *window), kernel.reshape(-1, o)
-    if layout == "CHWN":
-        return (flat.T @ columns.reshape(len(columns), -1)).reshape(o, *columns.shape[1:])
-    rows, entries, *rest = columns.shape
-    by_row = jnp.broadcast_to(flat, (rows, *flat.shape))
-    y = jnp.einsum("hio,hin->hon", by_row, columns.reshape(rows, entries, -1))
-    return y.reshape(rows, o, *rest)
-
-
-def convolve_locally(
-    x: Float[Array, "_ _ _ _"],
-    kernels: Float[Array, "oh ow kh kw c o"],
-    geometry: Geometry,
-    lowering: Lowering,
-) -> Float[Array, "_ _ _ _"]:
-    """Apply one kernel per position to images.
-
-    Images and results are in the layout of the lowering: `NHWC` for `conv`, `HWCN` for `matmul`.
-    """
-    oh, ow, kh, kw, c, o = kernels.shape
-    if resolve_lowering(lowering, geometry, x.dtype, per_position=True) == "conv":
-        return lax.conv_general_dilated_local(
-            pad_image(x, geometry),
-            kernels.transpose(0, 1, 4, 2, 3, 5).reshape(oh, ow, c * kh * kw, o),
-            geometry.stride,
-            "VALID",
-            geometry.kernel_size,
-            rhs_dilation=geometry.dilation,
-            dimension_numbers=DIMENSION_NUMBERS,
-        )
-    tile = th, tw = choose_tile(geometry, x.shape[-1])
-    columns = tile_patches(x, "HWCN", geometry, tile)
-    rows, across, entries, b = columns.shape
-    kernels = jnp.pad(kernels, ((0, rows * th - oh), (0, across * tw - ow), *[(0, 0)] * 4))
-    tiles = kernels.reshape(rows, th, across, tw, kh, kw, c, o).transpose(0, 2, 1, 3, 4, 5, 6, 7)
-    weights = jax.vmap(jax.vmap(lambda kernels: merge_tile_kernels(kernels, geometry.stride)))(tiles)
-    y = jnp.einsum("hwib,hwio->hwob", columns, weights.reshape(rows, across, entries, -1))
-    return untile(y.reshape(rows, across, th, tw, o, b).transpose(0, 2, 1, 3, 4, 5), "HWCN", geometry)
