@@ -13,7 +13,6 @@ from cnnexp.analysis.claims import Claim, Expected, format_in_unit
 from cnnexp.analysis.statistics import CONFIDENCE, student_quantile
 from cnnexp.analysis.verdicts import MAX_ADVISED_SEEDS, MIN_SEEDS, estimate_bounds
 
-PILOT_SEEDS = range(9_000, 10_000)  # whose runs are never evidence
 POWER = 0.8  # the probability with which a claim is to be decided
 SPREAD_CONFIDENCE = 0.8  # of the upper limit of a pilot's spread (Browne 1995)
 

@@ -154,6 +154,36 @@ def interquartile_mean(values: Float[np.ndarray, "..."]) -> float:
     return float(np.partition(array, (first, end - 1))[first:end].mean())
 
 
+def interquartile_interval(
+    groups: Sequence[Float[np.ndarray, " seeds"]], confidence: float = CONFIDENCE
+) -> Interval:
+    """Compute the interquartile mean over data sets and seeds, and its interval (Agarwal 2021).
+
+    The values of all data sets are pooled, so that data sets on which nothing or everything works do not
+    decide the mean. The interval is that of the bootstrap with data sets as strata: seeds are drawn within
+    each of them, as the data sets are those that were chosen and not a sample. Its level is raised for few
+    seeds as that of `interval` is.
+
+    Args:
+        groups: The values of the seeds of each data set, as many of each so that all have the same weight.
+        confidence: The level of the interval.
+    """
+    pooled, seeds = np.concatenate(groups), min(map(len, groups))
+    mean = interquartile_mean(pooled)
+    if seeds < 2:
+        return Interval(mean, np.nan, np.nan)
+    rng = np.random.default_rng(SEED)
+    drawn = [
+        np.asarray(values)[rng.integers(len(values), size=(RESAMPLES, len(values)))] for values in groups
+    ]
+    ordered = np.sort(np.concatenate(drawn, axis=1), axis=1)
+    quarter = len(pooled) // 4
+    means = ordered[:, quarter : len(pooled) - quarter].mean(1)
+    tail = _widened_tail(seeds, confidence)
+    low, high = np.quantile(means, (tail, 1 - tail))
+    return Interval(mean, float(low), float(high))
+
+
 def holm_confidences(
     order: Sequence[int], decided: Callable[[int, float], bool], confidence: float = CONFIDENCE
 ) -> list[float]:

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Int
 
 from cnnexp.analysis.dataframe import make_dataframe, normalize_value, varying_keys
 from cnnexp.analysis.statistics import standard_error
@@ -13,6 +15,7 @@ from cnnexp.store.runs import StoredRun
 
 CHOSEN_BY = "validation/accuracy"
 CHOSEN_BY_OF_SEVERAL_LABELS = "validation/average_precision"
+SEED_STRIDE = 2**33  # between the seeds of versions of a dataframe; every seed is below 2**32
 Values = tuple[Any, ...]  # of the tuned keys
 Texts = tuple[str, ...]  # the same, see `normalize_value`
 
@@ -112,6 +115,55 @@ def choose_hyperparameters(
         warnings=warnings,
         criterion=criterion,
     )
+
+
+def choose_again(
+    table: pd.DataFrame,
+    draws: Int[np.ndarray, "draws seeds"],
+    diverged: pd.DataFrame | None = None,
+    stopped: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Choose the hyperparameters of each cell again, by the seeds of each of several draws.
+
+    Args:
+        table: The finished runs, one row per run.
+        draws: Seeds, drawn with replacement.
+        diverged: See `choose_hyperparameters`.
+        stopped: Values whose runs were stopped were not chosen, and are not chosen here.
+
+    Returns:
+        The runs of the values that are best for each draw, stacked. The seed at a place of a draw is numbered
+        `draw * SEED_STRIDE + place`.
+    """
+    varying = varying_keys(table)
+    tried = pd.concat([table, stopped]) if stopped is not None and len(stopped) else table
+    keys, criterion = [key for key in TUNED if key in varying_keys(tried)], select_criterion(table)
+    cell_keys = [key for key in varying if key not in keys]
+    numbers = np.arange(len(draws))[:, None] * SEED_STRIDE + np.arange(draws.shape[1])
+    chosen = []
+    for values, cell in table.groupby(cell_keys, sort=True, dropna=False) if cell_keys else [((), table)]:
+        diverged_values = _diverged_values(diverged, dict(zip(cell_keys, values, strict=True)), keys)
+        candidates = _collect_candidates(cell, keys, criterion, diverged_values)
+        choices = _choose_by_draw(candidates, draws)
+        for index, candidate in enumerate(candidates):
+            runs = _runs_with_values(cell, keys, candidate).drop_duplicates("seed")
+            positions = pd.Index(runs["seed"]).get_indexer(pd.Index(draws[choices == index].ravel()))
+            has_run = positions >= 0
+            seeds = numbers[choices == index].ravel()[has_run]
+            chosen.append(runs.iloc[positions[has_run]].assign(seed=seeds))
+    return pd.concat(chosen, ignore_index=True)
+
+
+def _choose_by_draw(
+    candidates: Mapping[Values, pd.Series], draws: Int[np.ndarray, "draws seeds"]
+) -> Int[np.ndarray, " draws"]:
+    """Return the index of the candidate with the best mean over the seeds of each draw."""
+    names, accuracies = list(candidates), pd.concat(list(candidates.values()), axis=1).dropna()
+    counts = (draws[..., None] == accuracies.index.to_numpy()).sum(1)  # of each seed in each draw
+    means = counts @ accuracies.to_numpy() / np.maximum(counts.sum(1, keepdims=True), 1)
+    means[counts.sum(1) == 0] = accuracies.to_numpy().mean(0)  # a draw of other seeds than all values have
+    tie_break = [1e-9 * _distance_from_middle(name, names) for name in names]
+    return (means - tie_break).argmax(1)
 
 
 def _choose(

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from cnnexp.analysis.statistics import (
     standard_error,
     student_quantile,
 )
+from cnnexp.analysis.variance import Resamples, Variances, estimate_variances, widen
 from cnnexp.core.text import pluralize
 
 Outcome = Literal["supported", "refuted", "inconclusive", "count", "false count"]
@@ -42,6 +43,7 @@ class Verdict:
         agreeing_seeds: The number of these seeds whose estimate alone lies where the claim expects it.
         bounds: The mean bounds of the seeds' estimates: equal where these are known, infinite where a target
             is out of reach.
+        variances: The variance of the mean over seeds by its sources, all of which the interval counts.
         more_seeds: The number of further seeds that would decide an inconclusive claim if its estimate and
             spread stay as they are; None where no number up to 1,000 would.
         exploratory: Why the verdict does not count; empty where it does.
@@ -56,6 +58,7 @@ class Verdict:
     seeds: int = 0
     agreeing_seeds: int = 0
     bounds: tuple[float, float] = (math.nan, math.nan)
+    variances: Variances = field(default_factory=Variances)
     more_seeds: int | None = None
     exploratory: str = ""
     frozen: str = ""
@@ -89,6 +92,21 @@ class Verdict:
         return low if low == high else f"{low} to {high}"
 
     @property
+    def errors(self) -> str:
+        """The standard errors by their sources, in the claim's unit; empty where only seeds are known."""
+        sources = {
+            "seeds": self.variances.seeds,
+            "images": self.variances.images,
+            "tuning": self.variances.choice,
+        }
+        errors = {
+            name: format_in_unit(math.sqrt(variance), self.claim.unit).lstrip("+")
+            for name, variance in sources.items()
+            if variance is not None
+        }
+        return ", ".join(f"{name} {error}" for name, error in errors.items()) if len(errors) > 1 else ""
+
+    @property
     def condition(self) -> str:
         """The range in which the claim expects its estimate, in its unit."""
         return describe_range(self.claim.expected, self.claim.unit)
@@ -111,7 +129,13 @@ class Verdict:
         return f"over {MAX_ADVISED_SEEDS:,} more seeds: too close to the limit"
 
 
-def judge(claims: Sequence[Claim], table: pd.DataFrame, confidence: float = CONFIDENCE) -> list[Verdict]:
+def judge(
+    claims: Sequence[Claim],
+    table: pd.DataFrame,
+    confidence: float = CONFIDENCE,
+    *,
+    resamples: Resamples | None = None,
+) -> list[Verdict]:
     """Judge a family of claims.
 
     A claim is supported where its whole interval lies inside the expected range, refuted where all of it lies
@@ -122,24 +146,30 @@ def judge(claims: Sequence[Claim], table: pd.DataFrame, confidence: float = CONF
         claims: The claims of one experiment.
         table: One row per run of one set of seeds, each cell at its tuned learning rate and weight decay.
         confidence: The level of the family.
+        resamples: Versions of the dataframe from which the variance by test images and by the choice of
+            learning rates is computed; None counts seeds alone.
 
     Returns:
         The verdicts in the order of the claims.
     """
     traced = [trace_rows(claim.estimate, table) for claim in claims]
     bounds = [_find_bounds(values) for values, _ in traced]
+    variances = [
+        estimate_variances(claim.estimate, table, resamples) if resamples and not claim.exact else Variances()
+        for claim in claims
+    ]
     family = [i for i, claim in enumerate(claims) if not claim.exact and len(bounds[i]) >= 2]
-    family.sort(key=lambda i: p_value(bounds[i], claims[i].expected))
+    family.sort(key=lambda i: p_value(bounds[i], claims[i].expected, variances[i].beyond_seeds))
 
     def is_decided(rank: int, level: float) -> bool:
         index = family[rank]
-        return _make_verdict(claims[index], bounds[index], level).outcome != "inconclusive"
+        return _make_verdict(claims[index], bounds[index], level, variances[index]).outcome != "inconclusive"
 
     levels = holm_confidences(range(len(family)), is_decided, confidence)
     confidences = dict(zip(family, levels, strict=True))
     return [
         replace(
-            _make_verdict(claim, bounds[i], confidences.get(i, confidence)),
+            _make_verdict(claim, bounds[i], confidences.get(i, confidence), variances[i]),
             scope=describe_scope(traced[i][1]),
         )
         for i, claim in enumerate(claims)
@@ -200,10 +230,10 @@ def _find_bounds(estimate: np.ndarray) -> Float[np.ndarray, "seeds 2"]:
     return bounds if not np.isnan(bounds).any() else np.empty((0, 2))
 
 
-def _make_verdict(claim: Claim, bounds: np.ndarray, confidence: float) -> Verdict:
+def _make_verdict(claim: Claim, bounds: np.ndarray, confidence: float, variances: Variances) -> Verdict:
     if not len(bounds):
         return Verdict(claim=claim, outcome="inconclusive")
-    value, low, high = bounded_interval(bounds, confidence)
+    value, low, high = widen(bounded_interval(bounds, confidence), variances.beyond_seeds, confidence)
     if claim.exact:
         low = high = value
     low, high = (limit if math.isnan(limit) else float(np.clip(limit, *claim.range)) for limit in (low, high))
@@ -221,13 +251,16 @@ def _make_verdict(claim: Claim, bounds: np.ndarray, confidence: float) -> Verdic
         seeds=len(bounds),
         agreeing_seeds=sum(claim.expected.holds(*seed) for seed in bounds.tolist()),
         bounds=(float(bounds[:, 0].mean()), float(bounds[:, 1].mean())),
+        variances=replace(variances, seeds=max(standard_error(side) for side in bounds.T) ** 2)
+        if len(bounds) > 1 and np.isfinite(bounds).all()
+        else variances,
         more_seeds=None
         if outcome != "inconclusive"
-        else count_more_seeds(bounds, claim.expected, confidence),
+        else count_more_seeds(bounds, claim.expected, confidence, variances.beyond_seeds),
     )
 
 
-def p_value(bounds: Float[np.ndarray, "seeds 2"], expected: Expected) -> float:
+def p_value(bounds: Float[np.ndarray, "seeds 2"], expected: Expected, variance: float = 0.0) -> float:
     """Compute the two-sided p-value of Student's t against the limits of the expected range.
 
     Each limit is tested with the bounds that face it. The p-value is 1 where a limit lies between the mean
@@ -236,6 +269,7 @@ def p_value(bounds: Float[np.ndarray, "seeds 2"], expected: Expected) -> float:
     Args:
         bounds: The lower and the upper bound of each seed's estimate.
         expected: Where the claim expects the estimate.
+        variance: What adds to the variance of the mean over seeds.
     """
     low, high = bounds.mean(0)
     largest = 0.0
@@ -243,14 +277,17 @@ def p_value(bounds: Float[np.ndarray, "seeds 2"], expected: Expected) -> float:
         if low <= limit <= high:
             return 1.0
         facing = bounds[:, 0] if low > limit else bounds[:, 1]
-        error = standard_error(facing)
+        error = math.hypot(standard_error(facing), math.sqrt(variance))
         distance = abs(float(facing.mean()) - limit)
         largest = max(largest, float(2 * stdtr(len(facing) - 1, -distance / error)) if error else 0.0)
     return largest
 
 
 def count_more_seeds(
-    bounds: Float[np.ndarray, "seeds 2"], expected: Expected, confidence: float = CONFIDENCE
+    bounds: Float[np.ndarray, "seeds 2"],
+    expected: Expected,
+    confidence: float = CONFIDENCE,
+    variance: float = 0.0,
 ) -> int | None:
     """Estimate how many further seeds would make the interval narrow enough to decide the claim.
 
@@ -258,6 +295,7 @@ def count_more_seeds(
         bounds: The lower and the upper bound of each seed's estimate; their means and spread are kept.
         expected: Where the claim expects the estimate.
         confidence: The level of the interval.
+        variance: What adds to the variance of the mean over seeds, however many there are.
 
     Returns:
         The number of seeds; None if no number up to `MAX_ADVISED_SEEDS` decides the claim.
@@ -269,7 +307,9 @@ def count_more_seeds(
     low_spread, high_spread = (side.std(ddof=1) if np.isfinite(side).all() else 0.0 for side in bounds.T)
     for n in range(max(seeds, MIN_SEEDS), seeds + MAX_ADVISED_SEEDS + 1):
         width = student_quantile((1 + confidence) / 2, n - 1) / math.sqrt(n)
-        limits = float(low - width * low_spread), float(high + width * high_spread)
+        over_seeds = Interval(0.0, -width * low_spread, width * high_spread)
+        _, below, above = widen(over_seeds, variance, confidence)
+        limits = float(low + below), float(high + above)
         if expected.holds(*limits) or expected.excludes(*limits):
             return max(n - seeds, 1)
     return None

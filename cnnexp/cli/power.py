@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cnnexp.analysis.dataframe import choose_metric, measure_by
-from cnnexp.analysis.power import PILOT_SEEDS, ClaimPower, estimate_power
+from cnnexp.analysis.power import ClaimPower, estimate_power
 from cnnexp.analysis.tuning import tune
 from cnnexp.config import RunConfig
+from cnnexp.config.sections import FRESH_SEEDS
 from cnnexp.core.text import align_columns, pluralize
 from cnnexp.store.runs import find_corrupt_files, has_ended, read_run, run_folder
 from cnnexp.sweep.plan import Plan
@@ -54,7 +55,7 @@ def _find_pilot_runs(plan: Plan, cells: Cells) -> list[RunConfig]:
     """List the runs of the planned cells on the seeds of a pilot that the store has."""
     configs = [plan.runs[members[0]] for members in cells.group_runs(plan.runs).values()]
     pilot = []
-    for seed in PILOT_SEEDS:
+    for seed in FRESH_SEEDS["pilot"]:
         of_seed = (config.model_copy(update={"seed": seed}) for config in configs)
         runs = [run for run in of_seed if run_folder(run).is_dir()]
         if not runs:

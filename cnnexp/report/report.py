@@ -24,6 +24,7 @@ from cnnexp.analysis.tables import (
     summarize_cells,
 )
 from cnnexp.analysis.tuning import Tuning, tune
+from cnnexp.analysis.variance import Resamples, make_resamples
 from cnnexp.analysis.verdicts import Verdict, judge
 from cnnexp.core.text import figure_text, format_ranges, pluralize
 from cnnexp.plots.figures import Drawing, draw_by_count, draw_by_images, draw_by_key
@@ -61,6 +62,7 @@ class Report:
             where there are any.
         first_verdicts: those on the same claims on the first seeds, where `verdicts` are on fresh ones.
         seeds: the seeds on which `table` and `verdicts` rest, in words.
+        counted_variance: which sources of variance the intervals of `verdicts` count, in a sentence.
         notes: what a reader must know about the claims: added seeds, and claims that were dropped.
         unmeasured_claims: the claims for which the sweep lacks cells.
         figures: the caption and the images of each figure, by its name.
@@ -80,6 +82,7 @@ class Report:
     verdicts: list[Verdict]
     first_verdicts: list[Verdict]
     seeds: str
+    counted_variance: str
     notes: list[str]
     unmeasured_claims: list[Claim]
     figures: Mapping[str, tuple[str, RenderedFigure]]
@@ -122,11 +125,14 @@ def make_report(folder: Path, config_folder: Path | None = None, metric: str | N
         for name, drawing in (experiment.figures or make_default_drawings(table)).items()
         if drawing.needs(measured)
     }
-    judged = _judge_set(folder, headline, measured, experiment, metric)
+    resamples = make_resamples(by_set[headline], tuning, metric)
+    judged = _judge_set(folder, headline, measured, experiment, metric, resamples)
     first = judged
     if headline != "first" and "first" in by_set:
-        first_table = measure_by(tune(by_set["first"]).table, metric)
-        first = _judge_set(folder, "first", first_table, experiment, metric)
+        first_tuning = tune(by_set["first"])
+        first_table = measure_by(first_tuning.table, metric)
+        first_resamples = make_resamples(by_set["first"], first_tuning, metric)
+        first = _judge_set(folder, "first", first_table, experiment, metric, first_resamples)
     pairs = list(zip(judged.verdicts, first.verdicts, strict=True))
     is_measured = [any(verdict.interval is not None for verdict in pair) for pair in pairs]
     rows = list(compress(pairs, is_measured))
@@ -147,6 +153,7 @@ def make_report(folder: Path, config_folder: Path | None = None, metric: str | N
         verdicts=[verdict for verdict, _ in rows],
         first_verdicts=[verdict for _, verdict in rows] if first is not judged else [],
         seeds=f"{SETS[headline]} {format_ranges(set(table['seed']))}",
+        counted_variance=resamples.describe(),
         notes=list(dict.fromkeys([*judged.notes, *first.notes])),
         unmeasured_claims=[
             pair[0].claim for pair, known in zip(pairs, is_measured, strict=True) if not known
@@ -173,7 +180,12 @@ class _Judged:
 
 
 def _judge_set(
-    folder: Path, seed_set: str, table: pd.DataFrame, experiment: Experiment, metric: str
+    folder: Path,
+    seed_set: str,
+    table: pd.DataFrame,
+    experiment: Experiment,
+    metric: str,
+    resamples: Resamples,
 ) -> _Judged:
     """Judge the claims of an experiment on one set of seeds, against what was frozen before its first run.
 
@@ -183,6 +195,7 @@ def _judge_set(
         table: its runs, one row per run, each cell at its tuned values.
         experiment: the experiment.
         metric: the metric by which the claims are measured.
+        resamples: versions of `table`, for the variance by test images and tuning.
     """
     claims = experiment.claims
     default = choose_metric(table, experiment.metric)
@@ -190,7 +203,7 @@ def _judge_set(
     seeds_of_runs = dict(zip(table["run_id"], table["seed"], strict=True))
     frozen = FrozenClaims(folder, seed_set, seeds_of_runs, claims, frozen_metric)
     verdicts = []
-    for verdict in judge(claims, table, frozen.confidence):
+    for verdict in judge(claims, table, frozen.confidence, resamples=resamples):
         freeze = frozen.judge_freeze(verdict.claim)
         is_seen = not frozen.sizes or any(size in verdict.claim.seen_sizes for size in frozen.sizes)
         is_known = seed_set == "first" and is_seen and bool(verdict.claim.exploratory)

@@ -24,6 +24,7 @@ VERDICT_COLUMNS = [
     "claim",
     "verdict",
     "effect",
+    "standard errors",
     "verdict on the first seeds",
     "effect on the first seeds",
     "expected",
@@ -36,7 +37,7 @@ VERDICT_COLUMNS = [
     "source",
     "exploratory",
 ]
-OPTIONAL_COLUMNS = [*VERDICT_COLUMNS[3:5], "would decide", "frozen", "published", "exploratory"]
+OPTIONAL_COLUMNS = [*VERDICT_COLUMNS[3:6], "would decide", "frozen", "published", "exploratory"]
 LAYER_COLUMNS = [
     "layer",
     "output",
@@ -68,6 +69,7 @@ def tabulate_verdicts(verdicts: Sequence[Verdict], first: Sequence[Verdict] = ()
             "claim": verdict.claim.sentence,
             "verdict": verdict.marked_outcome,
             "effect": verdict.effect,
+            "standard errors": verdict.errors,
             "verdict on the first seeds": earlier.marked_outcome if earlier else "",
             "effect on the first seeds": earlier.effect if earlier else "",
             "expected": verdict.condition,

@@ -87,6 +87,29 @@ def test_frame_has_a_row_a_finished_run_and_knows_its_cells(sweep: Path) -> None
     assert run["steps_to/0.5/low"].item() == 6 and run["steps_to/0.5/high"].item() == 10
 
 
+def test_verdicts_count_the_test_images_where_hits_are_stored(sweep: Path) -> None:
+    lead = "A convolution is more accurate than a dense network trained on the same images."
+    (alone,) = (v for v in write_report(sweep).verdicts if v.claim.sentence == lead)
+    text = (sweep / "report/report.md").read_text()
+    assert "count the seeds, but not the draw of the test images." in text and "standard errors" not in text
+    is_easy = np.random.default_rng(0).random(200)
+    for run in read_runs(sweep):
+        is_right = (
+            is_easy < run.summary["test/accuracy"]
+            if run.config["model"]["tying"] == "shared"
+            else is_easy > 0.5
+        )
+        bits = {"bits": np.packbits(is_right), "images": np.array([200, 7], np.uint32)}
+        np.savez(run.folder / "hits.npz", **bits)
+    (counted,) = (v for v in write_report(sweep).verdicts if v.claim.sentence == lead)
+    assert alone.interval is not None and counted.interval is not None
+    assert counted.interval.value == alone.interval.value
+    assert counted.interval.low < alone.interval.low - 0.05 and counted.interval.high > alone.interval.high
+    text = (sweep / "report/report.md").read_text()
+    assert "count the seeds and the draw of the test images, which all seeds have in common." in text
+    assert re.search(r"\| seeds 0.0, images [1-9]", text)
+
+
 def test_report_has_the_numbers_the_verdicts_and_the_pictures(
     sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
