@@ -27,6 +27,15 @@ from cnnexp.analysis.statistics import locality_by_chance
 
 Estimate = Callable[[pd.DataFrame], np.ndarray]  # one number per seed, or the two bounds of each
 Effect = Literal["total", "first", "second", "interaction"]  # of two factors
+# Functions that make estimates of how much more one cell has than another.
+COMPARISONS = (
+    "difference",
+    "difference_along",
+    "smallest_difference",
+    "images_saved",
+    "images_ratio",
+    "cost_ratio",
+)
 EFFECTS: tuple[Effect, ...] = get_args(Effect)
 # Side in pixels and channels of the images of data sets without a canvas; CIFAR-10 stands for all others.
 IMAGE_SHAPES = {"fashion_mnist": (28, 1), "mnist": (28, 1), "cifar10": (32, 3)}
@@ -287,3 +296,20 @@ def measured_by(metric: str, estimate: Estimate) -> Estimate:
         array([0.125])
     """
     return lambda table: estimate(measure_by(table, metric))
+
+
+def is_comparison(estimate: Estimate) -> bool:
+    """Return whether an estimate compares two cells: it is positive where the first has more than the second.
+
+    Args:
+        estimate: The estimate; one that no function of this package made compares nothing.
+
+    Example:
+        >>> shared, local = {"model.tying": "shared"}, {"model.tying": "local"}
+        >>> is_comparison(within({"data.crop": 0}, difference(shared, local))), is_comparison(value(shared))
+        (True, False)
+    """
+    made = getattr(estimate, "described_as", {})
+    if isinstance(inner := made.get("estimate"), Callable):  # of `within` and `measured_by`
+        return is_comparison(inner)
+    return made.get("function") in COMPARISONS

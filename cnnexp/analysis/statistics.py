@@ -12,6 +12,7 @@ MIN_RESAMPLES_BEYOND = 10  # resamples beyond a limit, below which the bootstrap
 MIN_BOOTSTRAP_VALUES = 10  # values below which the bootstrap covers less than Student's t
 SEED = 0  # of the bootstrap: the same table gives the same intervals
 CONFIDENCE = 0.95
+MEANINGFUL_PROBABILITY = 0.75  # of A > B, below which a difference hardly matters (Bouthillier 2021)
 
 
 class Interval(NamedTuple):
@@ -141,6 +142,18 @@ def probability_greater(values: Float[np.ndarray, "seeds 2"], confidence: float 
     middle = (fraction + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(fraction * (1 - fraction) / n + z**2 / (4 * n**2))
     return Interval(fraction, float(middle - half), float(middle + half))
+
+
+def probability_positive(bounds: Float[np.ndarray, "seeds 2"], confidence: float = CONFIDENCE) -> Interval:
+    """Estimate the probability that a difference of paired runs is positive, see `probability_greater`.
+
+    Args:
+        bounds: The lower and the upper bound of each seed's difference; one that may have either sign counts
+            half.
+        confidence: The level of the interval.
+    """
+    signs = 0.5 * ((bounds[:, 0] > 0) + 1.0 - (bounds[:, 1] < 0))
+    return probability_greater(np.stack([signs, np.full(len(signs), 0.5)], axis=1), confidence)
 
 
 def interquartile_mean(values: Float[np.ndarray, "..."]) -> float:

@@ -13,11 +13,14 @@ from scipy.special import stdtr
 
 from cnnexp.analysis.cells import trace_rows
 from cnnexp.analysis.claims import UNIT_SUFFIXES, Claim, Expected, describe_range, format_in_unit
+from cnnexp.analysis.estimates import is_comparison
 from cnnexp.analysis.statistics import (
     CONFIDENCE,
+    MEANINGFUL_PROBABILITY,
     Interval,
     bounded_interval,
     holm_confidences,
+    probability_positive,
     standard_error,
     student_quantile,
 )
@@ -44,6 +47,7 @@ class Verdict:
         bounds: The mean bounds of the seeds' estimates: equal where these are known, infinite where a target
             is out of reach.
         variances: The variance of the mean over seeds by its sources, all of which the interval counts.
+        probability: P(A > B) over seeds with its 95% interval, where the claim compares two cells; else None.
         more_seeds: The number of further seeds that would decide an inconclusive claim if its estimate and
             spread stay as they are; None where no number up to 1,000 would.
         exploratory: Why the verdict does not count; empty where it does.
@@ -59,6 +63,7 @@ class Verdict:
     agreeing_seeds: int = 0
     bounds: tuple[float, float] = (math.nan, math.nan)
     variances: Variances = field(default_factory=Variances)
+    probability: Interval | None = None
     more_seeds: int | None = None
     exploratory: str = ""
     frozen: str = ""
@@ -105,6 +110,15 @@ class Verdict:
             if variance is not None
         }
         return ", ".join(f"{name} {error}" for name, error in errors.items()) if len(errors) > 1 else ""
+
+    @property
+    def win_rate(self) -> str:
+        """P(A > B), and whether it is meaningful: above 0.5 for certain, and perhaps above 0.75."""
+        if self.probability is None:
+            return ""
+        value, low, high = self.probability
+        is_meaningful = low > 0.5 and high > MEANINGFUL_PROBABILITY
+        return f"{value:.2f} [{low:.2f}, {high:.2f}]{', meaningful' * is_meaningful}"
 
     @property
     def condition(self) -> str:
@@ -254,6 +268,7 @@ def _make_verdict(claim: Claim, bounds: np.ndarray, confidence: float, variances
         variances=replace(variances, seeds=max(standard_error(side) for side in bounds.T) ** 2)
         if len(bounds) > 1 and np.isfinite(bounds).all()
         else variances,
+        probability=probability_positive(bounds) if is_comparison(claim.estimate) else None,
         more_seeds=None
         if outcome != "inconclusive"
         else count_more_seeds(bounds, claim.expected, confidence, variances.beyond_seeds),

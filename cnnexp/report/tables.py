@@ -25,6 +25,7 @@ VERDICT_COLUMNS = [
     "verdict",
     "effect",
     "standard errors",
+    "P(A > B)",
     "verdict on the first seeds",
     "effect on the first seeds",
     "expected",
@@ -37,7 +38,7 @@ VERDICT_COLUMNS = [
     "source",
     "exploratory",
 ]
-OPTIONAL_COLUMNS = [*VERDICT_COLUMNS[3:6], "would decide", "frozen", "published", "exploratory"]
+OPTIONAL_COLUMNS = [*VERDICT_COLUMNS[3:7], "would decide", "frozen", "published", "exploratory"]
 LAYER_COLUMNS = [
     "layer",
     "output",
@@ -70,6 +71,7 @@ def tabulate_verdicts(verdicts: Sequence[Verdict], first: Sequence[Verdict] = ()
             "verdict": verdict.marked_outcome,
             "effect": verdict.effect,
             "standard errors": verdict.errors,
+            "P(A > B)": verdict.win_rate,
             "verdict on the first seeds": earlier.marked_outcome if earlier else "",
             "effect on the first seeds": earlier.effect if earlier else "",
             "expected": verdict.condition,

@@ -16,6 +16,7 @@ from cnnexp.analysis.statistics import (
     interval,
     jackknife,
     probability_greater,
+    probability_positive,
     student_interval,
     student_quantile,
 )
@@ -97,6 +98,12 @@ def test_probability_of_being_greater() -> None:
     assert found.value == pytest.approx((1 + 1 + 0 + 0.5) / 4)
     all_greater = probability_greater(np.array([[1.0, 0.0]] * 10))
     assert all_greater.value == 1 and all_greater.low == pytest.approx(0.7225, abs=1e-3)  # Wilson's, n = 10
+
+
+def test_a_difference_that_may_have_either_sign_is_half_a_win() -> None:
+    bounds = np.array([[0.1, 0.1], [0.2, np.inf], [-0.1, 0.1], [-0.3, -0.2]])
+    assert probability_positive(bounds) == probability_greater(np.array([[1.0, 0], [1, 0], [0, 0], [0, 1]]))
+    assert probability_positive(bounds).value == 2.5 / 4
 
 
 def test_interquartile_mean_leaves_out_the_quarters() -> None:

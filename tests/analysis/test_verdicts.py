@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import t
 
 from cnnexp.analysis.claims import Claim, Expected, between, less_than, more_than, name_limit
-from cnnexp.analysis.estimates import difference
+from cnnexp.analysis.estimates import difference, value
 from cnnexp.analysis.statistics import (
     holm_confidences,
 )
@@ -139,3 +139,27 @@ def test_a_verdict_names_the_runs_that_decide_it_and_no_others() -> None:
         "digits 16×16; simple_cnn, 2 layers; 800 steps",
         "digits 12×12 to 16×16 and mnist1d; simple_cnn, 1 to 2 layers; 100 to 800 steps",
     ]
+
+
+@pytest.mark.parametrize(
+    ("leads", "text"),
+    [
+        ([0.1, 0.2, 0.1, 0.3], "1.00 [0.51, 1.00], meaningful"),
+        ([0.1, 0.2, 0.1], "1.00 [0.44, 1.00]"),  # too few to exclude chance
+        ([0.1, -0.1, 0.1, -0.1], "0.50 [0.15, 0.85]"),
+    ],
+)
+def test_a_claim_that_compares_two_cells_has_the_probability_that_one_is_better(
+    leads: list[float], text: str
+) -> None:
+    rows = [
+        {"seed": seed, "model.tying": tying, "test/accuracy": 0.5 + lead * (tying == "shared")}
+        for seed, lead in enumerate(leads)
+        for tying in ("shared", "local")
+    ]
+    lead = difference({"model.tying": "shared"}, {"model.tying": "local"})
+    alone = value({"model.tying": "shared"})
+    claims = [replace(_claim([], more_than(0.02)), estimate=estimate) for estimate in (lead, alone)]
+    compared, single = judge(claims, pd.DataFrame(rows))
+    assert compared.win_rate == text
+    assert single.win_rate == "" and single.probability is None
