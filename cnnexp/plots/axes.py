@@ -170,6 +170,7 @@ def draw_intervals(axes: Axes, x: np.ndarray, intervals: Sequence[Interval], **s
     """
     values, low, high = np.array(intervals, float).T
     error = np.nan_to_num([values - low, high - values])
+    error = np.maximum(error, 0)  # limits of equal values can be off by a rounding error
     axes.errorbar(x, values, yerr=error, capsize=2, elinewidth=0.8, **style)
 
 

@@ -197,7 +197,8 @@ def _draw_marks(accuracy: Axes, gap: Axes, y: float, runs: pd.DataFrame, tying: 
         (gap, GAP, {}),
     ):
         value, low, high = interval_over_seeds(runs, metric)
-        error = np.nan_to_num([[value - low], [high - value]])  # no bar where a single seed has no interval
+        # No bar where a single seed has no interval; limits of equal values can be off by a rounding error.
+        error = np.nan_to_num(np.maximum([[value - low], [high - value]], 0))
         look = {**get_style(tying), "linestyle": "none", **look}
         axes.errorbar([value], [y], xerr=error, capsize=2, elinewidth=0.8, **look)
 

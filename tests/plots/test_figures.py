@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from cnnexp.analysis.statistics import Interval
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying
-from cnnexp.plots.axes import Published
+from cnnexp.plots.axes import Published, draw_intervals
 from cnnexp.plots.figures import draw_by_key, plot_accuracy_and_gap, plot_accuracy_by_condition
 from cnnexp.plots.layers import draw_kernel_mosaic, plot_kernels
 from cnnexp.plots.panels import Line, Panel, plot_accuracy_panels
@@ -134,3 +135,10 @@ def test_positions_of_low_rank_show_every_kernel() -> None:
     stripes = np.asarray(axes.images[0].get_array())
     assert stripes.shape == (6, 4 * 6) and (stripes.reshape(6, 6, 4) == [1, 2, 3, 4]).all()
     assert axes.images[0].get_extent() == [-0.5, 5.5, 5.5, -0.5]
+
+
+def test_limits_that_a_rounding_error_moves_past_the_value_are_drawn() -> None:
+    axes = Figure().subplots()
+    value = 0.3
+    draw_intervals(axes, np.array([0.0]), [Interval(value, np.nextafter(value, 1), np.nextafter(value, 0))])
+    assert axes.collections
