@@ -22,8 +22,8 @@ from cnnexp.nn.ops.convolution import (
     lowering_layout,
     resolve_lowering,
 )
-from cnnexp.nn.ops.dense import apply_dense, fastest_dense_layout
 from cnnexp.nn.ops.patches import gather_wired_patches, pad_image
+from cnnexp.nn.ops.products import apply_dense, fastest_dense_layout
 from cnnexp.nn.tying import Tying, bank_shape, kernel_index
 
 MAX_CONVOLUTIONS = 16  # up to which a convolution for each kernel is cheaper than a kernel for each position

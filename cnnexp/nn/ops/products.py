@@ -1,8 +1,9 @@
-"""Fully connected layers: one matrix product.
+"""Matrix products in the order that is fastest on CPU: of fully connected layers, and of single positions.
 
-On CPU, a layer with several positions multiplies its weights, as the matrix of `bank_to_matrix`, by images
-whose last axis is the batch. Then no product has to copy the weights, or their gradient, into another order,
-as long as they are kept as that matrix; what follows the product reads long rows.
+XLA's CPU backend multiplies a matrix by its columns more slowly than by its rows. A fully connected layer
+with several positions therefore multiplies its weights, as the matrix of `bank_to_matrix`, by images whose
+last axis is the batch. Then no product has to copy the weights, or their gradient, into another order, as
+long as they are kept as that matrix; what follows the product reads long rows.
 """
 
 from typing import Any
@@ -50,10 +51,9 @@ def apply_dense(
 
 @jax.custom_jvp
 def multiply_rows(weights: Float[Array, "o i"], x: Float[Array, "b i"]) -> Float[Array, "o b"]:
-    """Multiply weights by images; the gradient of each is a product that XLA's fast kernels take as it is.
+    """Multiply weights by images; the gradient of each is a product of rows as well.
 
-    XLA's CPU backend multiplies a matrix by its columns several times more slowly than by its rows. The
-    barriers keep it from turning a product, and thereby its operands, around.
+    The barriers keep XLA from turning a product, and thereby its operands, around.
     """
     return lax.dot_general(weights, x, BY_ROWS)
 
@@ -64,3 +64,30 @@ def _multiply_rows_jvp(primals: Any, tangents: Any) -> Any:
     by_weights = lax.dot_general(weights_tangent, x, BY_ROWS)
     by_x = lax.optimization_barrier(lax.dot_general(lax.optimization_barrier(x_tangent), weights, BY_ROWS))
     return multiply_rows(weights, x), by_weights + by_x.T
+
+
+def multiply_positions(
+    weights: Float[Array, "h w i o"], patches: Float[Array, "h w i b"]
+) -> Float[Array, "h w o b"]:
+    """Multiply the patches of each position by its weights."""
+    if target_platform() != "cpu":
+        return _multiply_positions(weights, patches)
+    return _multiply_transposed(weights, patches)
+
+
+def _multiply_positions(weights: Array, patches: Array) -> Array:
+    return jnp.einsum("hwib,hwio->hwob", patches, weights)
+
+
+@jax.custom_jvp
+def _multiply_transposed(weights: Array, patches: Array) -> Array:
+    rows = lax.optimization_barrier(weights.swapaxes(2, 3))
+    return lax.dot_general(rows, patches, (((3,), (2,)), ((0, 1), (0, 1))))
+
+
+@_multiply_transposed.defjvp
+def _multiply_transposed_jvp(primals: Any, tangents: Any) -> Any:
+    (weights, patches), (weights_tangent, patches_tangent) = primals, tangents
+    by_weights = _multiply_positions(weights_tangent, patches)
+    by_patches = _multiply_positions(weights, patches_tangent)
+    return _multiply_transposed(weights, patches), by_weights + by_patches

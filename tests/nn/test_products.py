@@ -1,0 +1,43 @@
+"""The products of layers differentiate like plain products, in both modes and twice."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnnexp.nn.feature_maps import bank_to_matrix, matrix_to_bank
+from cnnexp.nn.ops.products import multiply_positions, multiply_rows
+
+
+@pytest.mark.parametrize(
+    ("product", "plain", "shapes"),
+    [
+        (multiply_rows, "oi,bi->ob", ((5, 3), (4, 3))),
+        (multiply_positions, "hwio,hwib->hwob", ((2, 1, 3, 5), (2, 1, 3, 4))),
+    ],
+)
+def test_a_product_and_its_derivatives_are_those_of_the_formula(
+    product: Callable[..., jax.Array], plain: str, shapes: tuple[tuple[int, ...], ...]
+) -> None:
+    operands = [jax.random.normal(jax.random.key(n), shape) for n, shape in enumerate(shapes)]
+
+    def loss(weights: jax.Array, x: jax.Array) -> jax.Array:
+        return (product(weights, x) ** 3).sum()
+
+    def expected_loss(weights: jax.Array, x: jax.Array) -> jax.Array:
+        return (jnp.einsum(plain, weights, x) ** 3).sum()
+
+    for differentiate in (jax.grad, jax.jacfwd, jax.hessian):
+        pair = (differentiate(function, (0, 1))(*operands) for function in (loss, expected_loss))
+        for one, other in zip(*map(jax.tree.leaves, pair), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+    assert loss(*operands) == pytest.approx(float(expected_loss(*operands)), rel=1e-5)
+
+
+def test_a_row_of_the_matrix_has_the_weights_of_one_output_unit() -> None:
+    bank = jnp.arange(2.0 * 3 * 4 * 5 * 6).reshape(2, 3, 4, 5, 6)
+    matrix = bank_to_matrix(bank)
+    assert (matrix[1 * 6 + 2] == bank[1, ..., 2].ravel()).all()
+    assert (matrix_to_bank(matrix, (2, 3, 4, 5, 6)) == bank).all()
