@@ -122,5 +122,6 @@ def test_stacks_on_gpus_have_no_grouped_convolution(
     assert largest_group(lower_training(configure, monkeypatch)) == 0
     forced = lower_training(configure, monkeypatch, model={"lowering": "conv"})
     assert largest_group(forced) == 4  # that `largest_group` would find one
-    in_turn = lower_training(configure, monkeypatch, sweep={"stacking": "map"})
+    wide = {"features": [32, 32], "precision": "default"}
+    in_turn = lower_training(configure, monkeypatch, sweep={"stacking": "map"}, model=wide)
     assert largest_group(in_turn) == 1
