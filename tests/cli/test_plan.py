@@ -39,7 +39,7 @@ def compose_by_hydra(*overrides: str) -> RunConfig:
         ([{"data": {"train_size": 30}}, {"data": {"train_size": 10}}], 1),
         ([{"data": {"pixel_noise": 0.1}}, {"data": {"pixel_noise": 0.2}}, {}], 1),
         ([{"data": {"seed": 1}}, {"data": {"noise": 0.1}}, {"data": {"apart": True}}], 1),
-        ([{"data": {"label_noise": 0.1}}, {"data": {"label_noise": 0.2}}, {}], 2),
+        ([{"data": {"label_noise": 0.1}}, {"data": {"label_noise": 0.2}}, {}], 1),
         ([{"model": {"tying": "local"}}, {"model": {"kernel_size": 5}}, {"data": {"batch_size": 7}}], 3),
         ([{"train": {"steps": 9}}, {"train": {"eval_every": 1.0}}, {"data": {"validation_size": 9}}], 3),
         ([{"tracking": {"project": "other"}}, {"sweep": {"max_stack": 3}}], 1),
