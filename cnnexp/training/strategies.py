@@ -25,9 +25,8 @@ State = TypeVar("State")  # another one
 Result = TypeVar("Result")
 
 TPU_LANES = 128  # to a multiple of which the compiler pads batches
-TPU_SMALL_BYTES = 6 * 2**20  # of a step of one run, up to which several runs at once are faster
+TPU_SMALL_BYTES = 2.5 * 2**20  # of a layer in a step of one run, up to which several runs at once are faster
 TPU_CHUNK = 8  # so many
-FEW_CHANNELS = 8
 FLOAT_BYTES = 4
 
 
@@ -74,37 +73,29 @@ def choose_strategy(config: RunConfig, runs: int, platform: str) -> Strategy:
     if platform == "cpu":
         return Strategy(runs, 1, "a step of one run keeps the cores busy, and its arrays fit in the caches")
     if platform == "tpu":
-        size = estimate_step_bytes(config)
-        text = f"the arrays of a step of one run, {short_number(size)}B,"
+        size = estimate_layer_bytes(config)
+        text = f"the arrays of a step of one run, {short_number(size)}B per layer,"
         if size <= TPU_SMALL_BYTES:
             reason = f"{text} are so small that instructions cost more than data"
             return Strategy(runs, min(runs, TPU_CHUNK), reason)
-        if _convolves_few_channels(config):
-            reason = "for one run, the compiler takes minutes over the convolution of few channels in float32"
-            return Strategy(runs, min(runs, 4), reason)
         return Strategy(runs, 1, f"{text} stay in vector memory, those of several do not")
     return Strategy(
         runs, runs, "one batched program takes half the time of runs in turn, measured on an H100"
     )
 
 
-def estimate_step_bytes(config: RunConfig) -> int:
-    """Estimate the bytes of the arrays of a step of one run on a TPU: activations, and weights four times."""
+def estimate_layer_bytes(config: RunConfig) -> int:
+    """Estimate the bytes of the arrays of a mean layer in a step of one run on a TPU.
+
+    They are the activations, and the weights four times: with their gradient and two moments. A normalisation
+    counts as a layer.
+    """
     layers = specify_network(config)
     images = TPU_LANES * math.ceil(config.data.batch_size / TPU_LANES)
     units = sum(layer.geometry.in_units + layer.geometry.out_units for layer in layers)
-    return FLOAT_BYTES * (images * units + 4 * round(sum(layer.params for layer in layers)))
-
-
-def _convolves_few_channels(config: RunConfig) -> bool:
-    """Return whether a layer convolves few channels in float32, which libtpu compiles slowly for one run."""
-    return config.model.precision == "float32" and any(
-        layer.geometry.in_shape[2] < FEW_CHANNELS
-        and layer.tying.kind not in ("local", "dense")
-        and not layer.geometry.covers_image
-        and layer.dtype in (None, "float32")
-        for layer in specify_network(config)
-    )
+    numbers = images * units + 4 * sum(layer.params for layer in layers)
+    parts = sum(1 + (layer.norm != "none") for layer in layers)
+    return round(FLOAT_BYTES * numbers / parts)
 
 
 def map_over_runs(

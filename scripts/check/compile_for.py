@@ -2,6 +2,7 @@
 """Compile every program of a run for accelerators that this machine lacks, and print what they need.
 
     scripts/check/compile_for.py --target v5e:1x1 [--target h100] [--set all|representative] [OVERRIDES]
+    scripts/check/compile_for.py --target v5e:1x1 --stacking map,8,vmap [--runs 64] [OVERRIDES]
 
 Compiles initialisation, training, evaluation (of images in memory, and streamed) and the inspection of
 kernels for every tying, normalisation and number type, a residual network, and stacks of 1, 8 and 64 runs,
@@ -12,13 +13,17 @@ One line per stack: the seconds that its compilation took; bytes of one device, 
 the largest program besides; floating-point operations of a step of all runs, counted by cnnexp; and on TPUs
 the predicted clock cycles per run and step, without the operations that the last column counts. The exit code
 is 1 if a program does not compile.
+
+With `--stacking`, only the training of stacks of `--runs` runs is compiled, by several strategies: a Markdown
+table of the thousands of cycles per run and step, in which what `sweep.stacking=auto` chooses is bold, and
+the ratio of that to the fewest.
 """
 
 import argparse
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -31,7 +36,8 @@ from cnnexp.core.text import short_number
 from cnnexp.models.spec import specify_network, total_count
 from cnnexp.sweep.points import to_dict
 from cnnexp.sweep.targets import CompiledProgram, StackJob, Target, compile_for
-from cnnexp.training.program_costs import StackCost
+from cnnexp.training.program_costs import ProgramCost, StackCost
+from cnnexp.training.strategies import choose_strategy
 
 TYINGS = ("shared", "tiled(2)", "blocked(2)", "low_rank(2)", "local", "dense")
 NORMS = ("none", "batch", "layer", "group")
@@ -152,6 +158,56 @@ def check(target: Target, cases: Sequence[Case], overrides: Sequence[str], proce
     return failed
 
 
+def compare_strategies(
+    target: Target, cases: Sequence[Case], strategies: Sequence[str], overrides: Sequence[str], processes: int
+) -> int:
+    """Print a table of the cycles of each strategy, and return the number of programs that do not compile."""
+    jobs = [
+        StackJob(
+            config=configure(case, [*overrides, f"sweep.stacking={name}"]),
+            runs=case.runs,
+            programs=("train",),
+        )
+        for case, name in itertools.product(cases, strategies)
+    ]
+    print(f"| network | runs | {' | '.join(strategies)} | chosen / best | not priced |")
+    print(f"|---|--:|{'--:|' * len(strategies)}--:|---|", flush=True)
+    failed, done = 0, {}
+    for result in compile_for(target, jobs, processes):
+        case, name = cases[result.job // len(strategies)], strategies[result.job % len(strategies)]
+        costs = done.setdefault(case, {})
+        costs[name] = result.cost
+        failed += result.cost is None
+        if len(costs) == len(strategies):
+            in_order = {name: costs[name] for name in strategies}
+            print(format_strategies(target, case, in_order, overrides), flush=True)
+    return failed
+
+
+def format_strategies(
+    target: Target, case: Case, costs: Mapping[str, ProgramCost | None], overrides: Sequence[str]
+) -> str:
+    """Format the row of a network: the costs of its training by strategy, None where it does not compile."""
+    on_device = -(-case.runs // target.devices)
+    chosen = choose_strategy(configure(case, overrides), on_device, target.platform).name
+    cycles = {n: cost.step_cycles / on_device for n, cost in costs.items() if cost and cost.step_cycles}
+    cells = {name: f"{cycles[name] / 1000:,.0f}" if name in cycles else "-" for name in costs}
+    if chosen in cells:
+        cells[chosen] = f"**{cells[chosen]}**"
+    ratio = f"{cycles[chosen] / min(cycles.values()):.2f}" if chosen in cycles else chosen
+    cost = costs.get(chosen)
+    not_priced = ", ".join(f"{n} {kind}" for kind, n in cost.not_priced.items()) if cost else ""
+    return f"| {case} | {case.runs} | {' | '.join(cells.values())} | {ratio} | {not_priced} |"
+
+
+def list_compared(runs: int) -> list[Case]:
+    """List the stacks whose strategies are compared."""
+    networks = [network(tying) for tying in ("shared", "local", "low_rank(2)", "tiled(2)", "dense")]
+    networks += [network("local", "batch"), RESNET]
+    types = [(), ("model.precision=default",), ("model.dtype=bfloat16",)]
+    return [Case((*words, *kind), runs) for words, kind in itertools.product(networks, types)]
+
+
 def main() -> int:
     """Compile the stacks of a set for each target."""
     parser = argparse.ArgumentParser(
@@ -160,11 +216,20 @@ def main() -> int:
     parser.add_argument("--target", action="append", default=[])
     parser.add_argument("--set", choices=("all", "representative"), default="all")
     parser.add_argument("--only", default="", help="only networks whose line holds this text")
-    parser.add_argument("--runs", type=int, help="only stacks of this many runs")
+    parser.add_argument("--runs", type=int, help="only stacks of this many runs; those of --stacking: 64")
+    parser.add_argument("--stacking", default="", help="strategies to compare, separated by commas")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     arguments, overrides = parser.parse_known_args()
     jax.config.update("jax_platforms", "cpu")  # installed compilers must not make JAX look for devices
     targets = [Target.parse(text) for text in arguments.target]
+    if arguments.stacking:
+        cases = [case for case in list_compared(arguments.runs or 64) if arguments.only in str(case)]
+        strategies = arguments.stacking.split(",")
+        failed = [
+            compare_strategies(target, cases, strategies, overrides, arguments.processes)
+            for target in targets
+        ]
+        return any(failed)
     if arguments.set == "representative":
         chosen = {Target.parse(name): cases for name, cases in REPRESENTATIVE.items()}
         chosen = {target: cases for target, cases in chosen.items() if not targets or target in targets}

@@ -13,7 +13,7 @@ from cnnexp.core.platforms import batching_runs, compiling_for
 from cnnexp.nn.feature_maps import Layout, pool, transpose_layout
 from cnnexp.nn.geometry import Geometry, Pool
 from cnnexp.nn.ops import convolution, kernel_bank
-from cnnexp.nn.ops.patches import choose_tile
+from cnnexp.nn.ops.patches import choose_lane_tile, choose_tile
 from cnnexp.nn.tying import Tying
 from tests.layer_cases import assert_close, build_filled_layer, draw_inputs
 
@@ -167,6 +167,42 @@ def test_what_is_chosen_for_stacks_on_gpu_changes_neither_value_nor_gradients(ty
             results.append(jax.jit(jax.vmap(jax.value_and_grad(loss)))(runs))
     for on_gpu, on_cpu in zip(*map(jax.tree.leaves, results), strict=True):
         assert_close(on_gpu, on_cpu, 1e-4)
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID", "CIRCULAR"])
+@pytest.mark.parametrize("tying", ["shared", "tiled(2)", "low_rank(2)"])
+@pytest.mark.parametrize(("stride", "dilation"), [((1, 1), (1, 1)), ((1, 2), (1, 1)), ((1, 1), (2, 1))])
+def test_convolutions_of_few_channels_on_tpus_have_the_values_and_gradients_of_others(
+    tying: str, padding: str, stride: tuple[int, int], dilation: tuple[int, int]
+) -> None:
+    geometry = Geometry(
+        in_shape=(9, 11, 2),
+        features=12,
+        kernel_size=(3, 4),
+        stride=stride,
+        padding=padding,  # pyright: ignore
+        dilation=dilation,
+    )
+    graph, params = nnx.split(build_filled_layer(geometry, tying))
+
+    def loss(params: nnx.State, x: jax.Array) -> jax.Array:
+        return (nnx.merge(graph, params)(x) ** 2).mean()
+
+    results = []
+    for platform in ("tpu", "cpu"):
+        with compiling_for(platform), jax.default_matmul_precision("float32"):
+            differentiate = jax.value_and_grad(loss, argnums=(0, 1))
+            program = str(jax.make_jaxpr(differentiate)(params, draw_inputs(geometry)))
+            assert "conv_general_dilated" not in program
+            results.append(jax.jit(differentiate)(params, draw_inputs(geometry)))
+    for on_tpu, on_cpu in zip(*map(jax.tree.leaves, results), strict=True):
+        assert_close(on_tpu, on_cpu, 1e-4)
+
+
+@pytest.mark.parametrize(("features", "tile"), [(16, (2, 4)), (32, (2, 2)), (64, (1, 2)), (128, (1, 1))])
+def test_the_features_of_a_tile_fill_the_lanes_of_a_tpu(features: int, tile: tuple[int, int]) -> None:
+    geometry = Geometry(in_shape=(28, 28, 1), features=16, kernel_size=(5, 5))
+    assert choose_lane_tile(geometry, features) == tile
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])

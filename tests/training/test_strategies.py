@@ -92,9 +92,6 @@ def test_the_choice_follows_the_platform_and_the_key(configure: Configure) -> No
     platforms = ("cpu", "gpu", "tpu")
     assert [choose_strategy(small, 64, platform).name for platform in platforms] == ["map", "vmap", "8"]
     assert [choose_strategy(large, 64, platform).name for platform in platforms] == ["map", "vmap", "map"]
-    shared, product = {"features": [512]}, {"features": [512], "precision": "default"}
-    assert choose_strategy(configure(model=shared), 64, "tpu").at_once == 4
-    assert choose_strategy(configure(model=product), 64, "tpu").at_once == 1
     assert choose_strategy(configure(), 1, "gpu").at_once == 1
     for platform in platforms:
         for value, at_once in {16: 8, 3: 3, "map": 1, "vmap": 8}.items():

@@ -10,13 +10,15 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 from cnnexp.core.platforms import batched_runs, target_platform
-from cnnexp.nn.feature_maps import Layout
+from cnnexp.nn.feature_maps import Layout, transpose_layout
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.ops.patches import (
+    choose_lane_tile,
     choose_tile,
     extract_patches,
     merge_tile_kernels,
@@ -36,7 +38,9 @@ MAX_PATCH_NUMBERS, WIDE_CHANNELS = 600_000, 32
 # On CPU, a convolution is computed by matrix products up to so many numbers in the patches of an image: those
 # of the smallest part of a batch, 16 images, are then 2 MB, and stay in the cache of a core.
 CPU_PATCH_NUMBERS = 2**15
-CPU_FEW_CHANNELS = 8  # below which the convolution of XLA is slow on CPU
+# Channels below which the convolution of XLA is slow on CPU, and its weight gradient takes libtpu minutes to
+# compile for one run in float32.
+FEW_CHANNELS = 8
 Pair = tuple[int, int]  # down and across
 Pads = tuple[Pair, Pair]  # pixels before and after the image, down and across
 
@@ -70,7 +74,7 @@ def resolve_lowering(
         return "conv"
     many_numbers = geometry.fan_in * geometry.positions > CPU_PATCH_NUMBERS
     has_windows = math.prod(geometry.kernel_size) > 1 and geometry.dilation == (1, 1)
-    suits_xla = geometry.in_shape[2] >= CPU_FEW_CHANNELS and kernels == "one" and batched_runs() == 1
+    suits_xla = geometry.in_shape[2] >= FEW_CHANNELS and kernels == "one" and batched_runs() == 1
     return "conv" if (many_numbers or neighbours == "NHWC") and has_windows and suits_xla else "matmul"
 
 
@@ -78,10 +82,14 @@ def _multiplies(geometry: Geometry, dtype: Any) -> bool:
     """Return whether matrix products of patches are faster on a GPU than a convolution."""
     if batched_runs() > 1:
         return True
-    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    in_float32 = jnp.dtype(dtype).itemsize >= 4 and precision in EXACT
     few_channels = geometry.in_shape[2] < WIDE_CHANNELS
-    return (in_float32 or few_channels) and geometry.positions * geometry.fan_in <= MAX_PATCH_NUMBERS
+    return (_is_exact(dtype) or few_channels) and geometry.positions * geometry.fan_in <= MAX_PATCH_NUMBERS
+
+
+def _is_exact(dtype: Any) -> bool:
+    """Return whether matrix products of a type have the precision of float32."""
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    return jnp.dtype(dtype).itemsize >= 4 and precision in EXACT
 
 
 def lowering_layout(
@@ -101,7 +109,7 @@ def lowering_layout(
         return "HWCN"
     if target_platform() == "gpu":
         return "HCWN"
-    few_channels = geometry.in_shape[2] < CPU_FEW_CHANNELS
+    few_channels = geometry.in_shape[2] < FEW_CHANNELS
     return "NHWC" if neighbours == "NHWC" and kernels == "one" and few_channels else "CHWN"
 
 
@@ -125,6 +133,8 @@ def convolve(
     if resolve_lowering(lowering, geometry, "one", x.dtype, neighbours) == "conv":
         if lowering == "auto" and target_platform() == "cpu":
             return _convolve_for_cpu(x, kernel, geometry)
+        if target_platform() == "tpu" and _is_exact(x.dtype) and x.shape[-1] < FEW_CHANNELS:
+            return _convolve_tiles(x, kernel, geometry)
         return lax.conv_general_dilated(
             pad_image(x, geometry),
             kernel,
@@ -146,6 +156,24 @@ def convolve(
     by_row = jnp.broadcast_to(flat, (rows, *flat.shape))
     y = jnp.einsum("hio,hin->hon", by_row, columns.reshape(rows, entries, -1))
     return y.reshape(rows, o, *rest)
+
+
+def _convolve_tiles(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c o"], geometry: Geometry
+) -> Float[Array, "b oh ow o"]:
+    """Convolve images of few channels by matrix products of tiles, whose features fill the lanes of a TPU."""
+    (kh, kw, _, o), (sh, sw) = kernel.shape, geometry.stride
+    th, tw = tile = choose_lane_tile(geometry, o)
+    columns = tile_patches(transpose_layout(x, "NHWC", "HWCN"), "HWCN", geometry, tile)
+    rows, across, entries, b = columns.shape
+    # Ones where an entry of the kernel of a position lies in the window of the tile.
+    places = np.zeros(((th - 1) * sh + kh, (tw - 1) * sw + kw, th, tw, kh, kw), np.float32)
+    for i, j, row, column in np.ndindex(th, tw, kh, kw):
+        places[i * sh + row, j * sw + column, i, j, row, column] = 1
+    weights = jnp.einsum("efijkl,klco->efcijo", places, kernel).reshape(entries, -1)
+    y = jnp.einsum("io,hwib->ohwb", weights, columns).transpose(1, 2, 0, 3)
+    tiles = y.reshape(rows, across, th, tw, o, b).transpose(0, 2, 1, 3, 4, 5)
+    return transpose_layout(untile(tiles, "HWCN", geometry), "HWCN", "NHWC")
 
 
 def _convolve_for_cpu(x: Array, kernel: Array, geometry: Geometry) -> Array:

@@ -22,6 +22,7 @@ from cnnexp.nn.geometry import Geometry
 TILE_SIDES = (1, 2, 4)  # output positions along a side of a tile
 ONE_ROUND_ENTRIES = 9  # of a window, up to which a GPU copies all of them in one round; 25 are slower
 PRODUCTS_PER_NUMBER = 35  # float32 multiply-adds of an H100 in the time in which it moves a number
+LANES = 128  # of a TPU
 COPY_COST = 25  # multiply-adds in the time in which a number is copied into a patch, on CPU
 
 
@@ -145,10 +146,26 @@ def choose_tile(geometry: Geometry, batch: int) -> tuple[int, int]:
         # Multiply-adds of a position for each image and input channel, copies included.
         window = math.prod(_tile_extent(geometry, tile))
         copies = window / math.prod(tile) + window * geometry.features / batch
-        waste = math.prod(-(-n // t) * t / n for n, t in zip(geometry.out_size, tile, strict=True))
-        return waste * (COPY_COST * copies + window * geometry.features)
+        return _count_waste(geometry, tile) * (COPY_COST * copies + window * geometry.features)
 
     return min(((h, w) for h in TILE_SIDES for w in TILE_SIDES), key=cost)
+
+
+def choose_lane_tile(geometry: Geometry, features: int) -> tuple[int, int]:
+    """Choose the tile with the fewest inputs per position whose features fit in the lanes of a TPU."""
+    if geometry.dilation != (1, 1):
+        return 1, 1
+
+    def count_inputs(tile: tuple[int, int]) -> float:
+        return _count_waste(geometry, tile) * math.prod(_tile_extent(geometry, tile)) / math.prod(tile)
+
+    fitting = [(h, w) for h in TILE_SIDES for w in TILE_SIDES if h * w * features <= LANES]
+    return min(fitting or [(1, 1)], key=count_inputs)
+
+
+def _count_waste(geometry: Geometry, tile: tuple[int, int]) -> float:
+    """Return the positions of all tiles, relative to those of the layer."""
+    return math.prod(-(-n // t) * t / n for n, t in zip(geometry.out_size, tile, strict=True))
 
 
 def _count_moved_numbers(geometry: Geometry, batch: int, tile: tuple[int, int]) -> float:
