@@ -119,8 +119,19 @@ CAPTION = (
     "Horizontal lines: test accuracy of networks initialised with their own tying. Mean and 95% interval "
     "over seeds."
 )
+LIMITATIONS = (
+    "One network on one data set is untied after a few numbers of steps, and the total number of steps "
+    "is the same whenever it is untied. The learning rate was tuned for each network, but as one rate "
+    "for the time before and after; nothing else was. The distance from a convolution is measured in "
+    "the weights: two networks at a large distance may still compute similar functions."
+)
 EXPERIMENT = Experiment(
     question="What remains of a convolution after its weights are untied?",
     claims=make_claims(CLAIMS, source="d'Ascoli 2019 (1906.06766)", smallest_effect=0.01),
     figures={"by_time": Drawing(draw=plot_by_time, caption=CAPTION)},
+    curves={
+        "initialised with their own tying": {TIED_STEPS: None},
+        "started as a convolution": {TIED_STEPS: 0},
+    },
+    limitations=LIMITATIONS,
 )

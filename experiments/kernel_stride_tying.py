@@ -113,6 +113,13 @@ def count_without_head(table: pd.DataFrame) -> pd.DataFrame:
 
 STRIDES = {f"stride {stride}": {"model.stride": stride} for stride in (1, 2)}
 SCOPE = "at equal width; lines join the kernel sizes of a tying"
+LIMITATIONS = (
+    "All tyings have one network, one data set and one width, and the controls for parameters and MACs "
+    "have one kernel size and stride. Only the learning rate was tuned for each network; regularisation "
+    "that might favour networks with many weights was not. Few training images make gaps large, and "
+    "their order may differ with more images. Kernel size and stride change the number of positions and "
+    "the size of the head as well."
+)
 EXPERIMENT = Experiment(
     question="What do kernel size, stride and tying cost, and how do they affect the generalisation gap?",
     claims=make_claims(
@@ -134,4 +141,9 @@ EXPERIMENT = Experiment(
             "model.kernel_size", "kernel size", {**EQUAL_WIDTH, "model.tying": Not("dense")}, STRIDES
         ),
     },
+    curves={
+        f"5x5 kernels, {name}": {**EQUAL_WIDTH, **stride, "model.kernel_size": 5}
+        for name, stride in STRIDES.items()
+    },
+    limitations=LIMITATIONS,
 )

@@ -113,6 +113,13 @@ SHUFFLE_CLAIMS = {
         "On shuffled MNIST-1D, a dense network is more accurate than a locally connected network."
     ): measure_difference(SHUFFLED_1D, "dense", "local", quantity="test accuracy on shuffled MNIST-1D"),
 }
+LIMITATIONS = (
+    "Networks are small, and trained until they fit or the steps are over; a network that has not "
+    "fitted might still have with more steps or another optimiser. Only the learning rate was tuned, "
+    "and on validation images, which carry no signal where labels or pixels are random. Few "
+    "permutations are tried. Regularisation was not varied, so nothing is said about whether it would "
+    "separate true from random labels."
+)
 EXPERIMENT = Experiment(
     question="What can networks fit, and what can they learn, when pixels or labels are randomised?",
     claims=[
@@ -123,4 +130,8 @@ EXPERIMENT = Experiment(
         "accuracy_by_condition": draw_by_condition(USUAL, CONDITIONS),
         "signals": draw_by_condition({}, ORDERS, SIGNALS, "on MNIST-1D, in order and shuffled", STARS),
     },
+    curves={
+        name: {**USUAL, **CONDITIONS[name]} for name in ("true labels", "random labels", "shuffled pixels")
+    },
+    limitations=LIMITATIONS,
 )

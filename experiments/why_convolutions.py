@@ -111,6 +111,13 @@ CLAIMS = {
     ),
 }
 POST = "the usual answer: sparsity of connections and parameter sharing"
+LIMITATIONS = (
+    "One data set and one small network are tried, with kernels of one size and equal widths, so "
+    "nothing is said about deep networks or about much larger images. The learning rate was tuned for "
+    "each network; weight decay, augmentation, width and the length of training were not. All networks "
+    "are trained for the same number of steps, which is not the same compute. Below size=paper, images "
+    "show one object on a plain background; natural scenes may reward locality and sharing differently."
+)
 EXPERIMENT = Experiment(
     question="Why do convolutions work?",
     claims=make_claims(CLAIMS, source=POST, smallest_effect=0.02, exploratory=CHANGED),
@@ -120,4 +127,9 @@ EXPERIMENT = Experiment(
         "accuracy_by_params": draw_by_count(USUAL),
         "equivalent_matrices": draw_matrices(),
     },
+    curves={
+        name: {**USUAL, **CONDITIONS[name], **SAME_SIZE}
+        for name in ("unmodified", "pixel noise 0.1", "pixels permuted")
+    },
+    limitations=LIMITATIONS,
 )

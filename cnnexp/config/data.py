@@ -1,6 +1,6 @@
 """The data sections: the images, their number and their corruptions."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, SerializeAsAny, model_validator
 from pydantic_core import PydanticCustomError
@@ -28,7 +28,13 @@ BATCH_SIZE = (
 
 
 class DataSection(Section):
-    """The keys of every data set; those from `corrupt` on are the corruptions and the augmentation."""
+    """The keys of every data set; those from `corrupt` on are the corruptions and the augmentation.
+
+    Attributes:
+        licence: The licence of the images, and who states it, for reports; a registered data set has its own.
+    """
+
+    licence: ClassVar[str] = "not stated"
 
     train_size: Size | None = Field(
         default=None,
@@ -135,6 +141,23 @@ class DataSection(Section):
 
 TFDS_VARIANT = "tfds"  # the variant of every name that is not the name of another
 DATA_VARIANTS: dict[str, type[DataSection]] = {}  # filled by `cnnexp.config.datasets`
+DIGITS_SHA256 = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
+MADE_HERE = "none needed: cnnexp draws the images"
+# By the name of the set without its variant, as the authors state it. TFDS keeps the checksums of its files.
+LICENCES = {
+    "digits": "CC BY 4.0 (UCI Machine Learning Repository, optical recognition of handwritten digits); the "
+    f"file digits.csv.gz of scikit-learn has the SHA-256 {DIGITS_SHA256}",
+    **dict.fromkeys(("signal_distribution", "channel_norm", "k_patterns", "mnist1d"), MADE_HERE),
+    "mnist": "none stated by its authors",
+    "fashion_mnist": "MIT (Zalando)",
+    "kmnist": "CC BY-SA 4.0 (ROIS-DS Center for Open Data in the Humanities)",
+    "emnist": "none stated by its authors; derived from NIST Special Database 19",
+    "cifar10": "none stated by its authors",
+    "cifar100": "none stated by its authors",
+    "svhn_cropped": "for non-commercial use only (Stanford University)",
+    "imagenet2012": "for non-commercial research and education only, after registration (image-net.org)",
+    "imagenette": "Apache 2.0 for the selection (fast.ai); the images are ImageNet's",
+}
 
 
 def register_section(section: type[DataSection]) -> None:
@@ -159,6 +182,11 @@ def find_variant(name: str) -> str:
     if name not in DATA_VARIANTS:
         load_entry_points()
     return name if name in DATA_VARIANTS else TFDS_VARIANT
+
+
+def describe_licence(name: str) -> str:
+    """Describe the licence of a data set, by the name that `data.name` gives it."""
+    return LICENCES.get(name.partition("/")[0]) or DATA_VARIANTS.get(name, DataSection).licence
 
 
 def _parse_section(value: object) -> DataSection:

@@ -71,17 +71,17 @@ def plot_accuracy_and_gap(
         lines: Join the cells of a line; otherwise each cell is a mark.
         published: Published accuracies, by positions of the axis.
         columns: By the title of each column of the figure, the runs that it shows: the accuracy above the
-            gap. If None, both lie side by side.
+            gap. Without them, or without such runs, both lie side by side.
     """
     by = by if by in table else "model.name"  # networks without a tying
     names = sorted(table[by].astype(str).unique(), key=tying_sort_key)
-    parts = {title: select_rows(table, rows) for title, rows in (columns or {"": None}).items()}
-    parts = {title: runs for title, runs in parts.items() if len(runs)}
-    if columns:
-        figure = Figure(figsize=(TEXT_WIDTH_INCHES, 4.8), layout="constrained")
+    parts = {title: select_rows(table, rows) for title, rows in (columns or {}).items()}
+    shown = {title: runs for title, runs in parts.items() if len(runs)}
+    parts = shown or {"": table}
+    figure = Figure(figsize=(TEXT_WIDTH_INCHES, 4.8 if shown else 2.7), layout="constrained")
+    if shown:
         pairs = figure.subplots(2, len(parts), sharex=True, sharey="row", squeeze=False).T.tolist()
     else:
-        figure = Figure(figsize=(TEXT_WIDTH_INCHES, 2.7), layout="constrained")
         pairs = [list(figure.subplots(1, 2, sharex=True))]
     for (title, runs), (accuracy, gap) in zip(parts.items(), pairs, strict=True):
         _draw_lines(accuracy, gap, runs, x, by, names, base=base, lines=lines)
@@ -89,7 +89,7 @@ def plot_accuracy_and_gap(
             draw_published(accuracy, published)
         if title:
             accuracy.set_title(title)
-        for axes in (gap,) if columns else (accuracy, gap):
+        for axes in (gap,) if shown else (accuracy, gap):
             axes.set_xlabel(label or figure_text(format_key(x).replace("_", " ")))
     for _, gap in pairs:  # once all columns are drawn, as they have one scale
         include_zero(gap)
@@ -101,8 +101,8 @@ def plot_accuracy_and_gap(
     for accuracy, _ in pairs:
         handles, labels = accuracy.get_legend_handles_labels()
         entries = dict(zip(labels, handles, strict=True)) | entries
-    location = "outside lower center" if columns else "outside right center"
-    figure.legend(list(entries.values()), list(entries), loc=location, ncols=4 if columns else 1)
+    location = "outside lower center" if shown else "outside right center"
+    figure.legend(list(entries.values()), list(entries), loc=location, ncols=4 if shown else 1)
     return figure
 
 

@@ -1,20 +1,24 @@
-"""Figures of the training images that networks need, and of how these grow with the problem."""
+"""Figures of how fast networks learn: in the training images that they need, and in steps."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cnnexp.analysis.cells import Cell, select_cell, values_of
+from cnnexp.analysis.cells import Cell, Rows, select_cell, select_rows, values_of
 from cnnexp.analysis.claims import format_in_unit
 from cnnexp.analysis.curves import collect_curves, images_exponent, images_needed
-from cnnexp.analysis.statistics import bounded_interval
-from cnnexp.plots.axes import GREY, TEXT_WIDTH_INCHES, get_style
+from cnnexp.analysis.statistics import bounded_interval, interval
+from cnnexp.analysis.tables import format_value, is_fraction
+from cnnexp.core.text import figure_text
+from cnnexp.plots.axes import GREY, TEXT_WIDTH_INCHES, get_style, tying_sort_key
 from cnnexp.plots.figures import Drawing
 
+FEW_EVALUATIONS = 50  # at regular intervals
 ROOM_FOR_EXPONENTS = 30  # factor by which the axis of images is extended
 
 
@@ -142,3 +146,84 @@ def draw_images_needed(
         heights = shift * value[is_bound]
         axes.plot(positions[is_bound], heights, color=style["color"], marker=arrow, linestyle="none")
     return float(value[0])
+
+
+Histories = Mapping[str, Sequence[Mapping[str, int | float]]]  # the evaluations of each run, by its id
+
+
+def draw_learning_curves(panels: Mapping[str, Rows], histories: Histories, metric: str) -> Drawing:
+    """Make the figure of the test accuracy while networks are trained, see `plot_learning_curves`."""
+    return Drawing(
+        draw=lambda table: plot_learning_curves(table, panels, histories, metric),
+        caption="Learning curves: test accuracy at each evaluation, at the learning rate that was chosen. "
+        "Lines: means over seeds; bands: 95% intervals, not corrected for the number of evaluations.",
+    )
+
+
+def plot_learning_curves(
+    table: pd.DataFrame, panels: Mapping[str, Rows], histories: Histories, metric: str = "accuracy"
+) -> Figure:
+    """Draw a metric on test images against training steps: one column per panel, one line per tying.
+
+    Args:
+        table: One row per run.
+        panels: By the title of each column, the runs that it shows; columns without runs are left out.
+        histories: The evaluations of each run, by its id.
+        metric: The name of the metric, without its split.
+    """
+    parts = {title: select_rows(table, rows) for title, rows in panels.items()}
+    parts = {title: runs for title, runs in parts.items() if len(runs)}
+    figure = Figure(figsize=(TEXT_WIDTH_INCHES, 2.9), layout="constrained")
+    columns = figure.subplots(1, max(1, len(parts)), sharey=True, squeeze=False)[0]
+    by = "model.tying" if "model.tying" in table else "model.name"
+    labels = sorted({name for runs in parts.values() for name in runs[by].astype(str)}, key=tying_sort_key)
+    for axes, (title, runs) in zip(columns, parts.items(), strict=False):
+        for name in labels:
+            steps, curves = collect_histories(runs[runs[by].astype(str) == name], histories, f"test/{metric}")
+            if len(steps):
+                estimates = np.array([interval(values) for values in curves.T], float).T
+                value, low, high = np.clip(estimates, 0, 1) if is_fraction(f"test/{metric}") else estimates
+                axes.plot(steps, value, **get_style(name) | {"markersize": 2.5})
+                axes.fill_between(steps, low, high, color=get_style(name)["color"], alpha=0.2, linewidth=0)
+        if _are_logarithmic(runs, histories):
+            axes.set_xscale("symlog", linthresh=1)  # with step 0
+        axes.set(title=figure_text(title), xlabel="training steps")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+    columns[0].set_ylim(bottom=0)
+    columns[0].set_ylabel(f"test {metric.replace('_', ' ')}")
+    for name in labels:
+        columns[0].plot([], [], **get_style(name), label=figure_text(format_value(name)))
+    figure.legend(*columns[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    return figure
+
+
+def _are_logarithmic(runs: pd.DataFrame, histories: Histories) -> bool:
+    """Return whether evaluations lie closer at first, so that only a logarithmic axis shows them."""
+    steps = {row["step"] for run_id in runs["run_id"] for row in histories.get(run_id, ()) if row["step"]}
+    return bool(steps) and max(steps) > FEW_EVALUATIONS * min(steps)
+
+
+def collect_histories(
+    runs: pd.DataFrame, histories: Histories, metric: str
+) -> tuple[Float[np.ndarray, " steps"], Float[np.ndarray, "seeds steps"]]:
+    """Collect a metric at the evaluations that all runs have, averaged over the runs of each seed.
+
+    Args:
+        runs: One row per run.
+        histories: The evaluations of each run, by its id.
+        metric: The metric, with its split.
+
+    Returns:
+        The steps, and the metric by seed and step.
+    """
+    rows = [
+        {"seed": seed, "run": run_id, "step": row["step"], "value": row[metric]}
+        for seed, run_id in zip(runs["seed"], runs["run_id"], strict=True)
+        for row in histories.get(run_id, ())
+        if metric in row
+    ]
+    if not rows:
+        return np.empty(0), np.empty((0, 0))
+    by_run = pd.DataFrame(rows).pivot_table(index=["seed", "run"], columns="step", values="value")
+    by_seed = by_run.dropna(axis="columns").groupby("seed").mean()
+    return by_seed.columns.to_numpy(float), by_seed.to_numpy(float)

@@ -4,8 +4,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
+
+from cnnexp.analysis.cells import Rows, select_rows
 from cnnexp.analysis.claims import Claim
+from cnnexp.analysis.dataframe import varying_keys
+from cnnexp.analysis.tables import distinguishing_keys, format_key, format_value
 from cnnexp.core.errors import UsageError
 from cnnexp.core.user_code import (
     NO_EXPERIMENT,
@@ -26,6 +32,10 @@ class Experiment:
         question: the title of the report.
         claims: the claims that it judges.
         figures: its figures by their file names.
+        curves: the runs whose learning curves are drawn, by the title of each column of that figure; where
+            they are not in the sweep, the largest group of runs that differ only in their tyings.
+        limitations: what the experiment cannot show, in sentences: its data, its networks, and what was not
+            tuned.
         metric: the metric that claims and figures are measured by, such as `average_precision`; see
             `choose_metric` for the default.
         missing: why the experiment of a sweep could not be loaded, in which case the report has no claims;
@@ -35,6 +45,8 @@ class Experiment:
     question: str = "What did this sweep show?"
     claims: Sequence[Claim] = ()
     figures: Mapping[str, Drawing] = field(default_factory=dict)
+    curves: Mapping[str, Rows] = field(default_factory=dict)
+    limitations: str = ""
     metric: str | None = None
     missing: str = ""
 
@@ -71,3 +83,36 @@ def load_experiment(name: str, results: Path | None = None, config_folder: Path 
     if not isinstance(experiment, Experiment):
         raise UsageError(f"{path}: defines no EXPERIMENT of the class {Experiment.__module__}.Experiment")
     return experiment
+
+
+def choose_curves(experiment: Experiment, table: pd.DataFrame) -> Mapping[str, Rows]:
+    """Choose the runs whose learning curves are drawn, by the titles of the columns.
+
+    Args:
+        experiment: names them; those that it names and the sweep lacks are left out.
+        table: one row per finished run.
+
+    Returns:
+        Without any of those of the experiment, the group that differs only in the tying and has the most
+        tyings; of several, the last, which has the most training images.
+    """
+    named = {}
+    for title, rows in experiment.curves.items():
+        is_missing = not callable(rows) and any(key not in table for key in rows)
+        if not is_missing and len(select_rows(table, rows)):
+            named[title] = rows
+    if named:
+        return named
+    by = "model.tying" if "model.tying" in table else "model.name"
+    keys = [key for key in varying_keys(table) if key != by]
+    sizes = [key for key in keys if key == "data.train_size"]
+    groups: dict[Any, pd.DataFrame] = dict(list(table.groupby(keys, dropna=False))) if keys else {(): table}
+    names = distinguishing_keys(table[keys].drop_duplicates()) if keys else []
+
+    def rank(values: Any) -> tuple[int, float]:
+        size = float(groups[values][sizes[0]].iloc[0]) if sizes else 0.0
+        return groups[values][by].nunique(), size
+
+    chosen = groups[max(reversed(groups), key=rank)]
+    title = ", ".join(f"{format_key(key)} {format_value(chosen[key].iloc[0])}" for key in names)
+    return {title: lambda table: table[table["run_id"].isin(chosen["run_id"])]}

@@ -18,6 +18,7 @@ from cnnexp.analysis.tables import format_cells, format_key, markdown_table
 from cnnexp.analysis.verdicts import Verdict, explain_exploratory
 from cnnexp.core.text import markdown_block, markdown_code, markdown_text
 from cnnexp.plots.rendering import RenderedFigure
+from cnnexp.report.compute import describe_compute, tabulate_compute, tabulate_data
 from cnnexp.report.report import Report
 from cnnexp.report.tables import (
     list_cell_runs,
@@ -105,6 +106,9 @@ def render_markdown(report: Report, figure_prefix: str = "", run_prefix: str | N
         tuned_keys=" and ".join(format_key(key).replace("_", " ") for key in report.tuning.keys),
         tuning=Markdown(markdown_table(tabulate_tuning(report.tuning)) if report.tuning.keys else ""),
         stopped=Markdown(markdown_table(stopped)) if len(stopped) else "",
+        compute=Markdown(markdown_table(tabulate_compute(report))),
+        compute_notes=describe_compute(report),
+        data_sources=Markdown(markdown_table(tabulate_data(report.table))),
         parameters=Markdown(markdown_table(tabulate_parameters(report.table))),
         protocol=Markdown(markdown_table(protocol, ["key"])),
         failures=[Markdown(line) for line in _list_failures(report.runs, report.corrupt)],

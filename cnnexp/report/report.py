@@ -28,9 +28,10 @@ from cnnexp.analysis.variance import Resamples, make_resamples
 from cnnexp.analysis.verdicts import Verdict, judge
 from cnnexp.core.text import figure_text, format_ranges, pluralize
 from cnnexp.plots.figures import Drawing, draw_by_count, draw_by_images, draw_by_key
+from cnnexp.plots.growth import draw_learning_curves
 from cnnexp.plots.layers import plot_kernels
 from cnnexp.plots.rendering import RenderedFigure, render_all
-from cnnexp.report.experiments import Experiment, load_experiment
+from cnnexp.report.experiments import Experiment, choose_curves, load_experiment
 from cnnexp.store.measurements import read_kernels
 from cnnexp.store.runs import StoredRun, read_commands
 
@@ -136,6 +137,9 @@ def make_report(folder: Path, config_folder: Path | None = None, metric: str | N
     pairs = list(zip(judged.verdicts, first.verdicts, strict=True))
     is_measured = [any(verdict.interval is not None for verdict in pair) for pair in pairs]
     rows = list(compress(pairs, is_measured))
+    if curves := choose_curves(experiment, measured):
+        histories = {run.run_id: run.history for run in runs}
+        drawings["learning_curves"] = draw_learning_curves(curves, histories, metric)
     if kernels := _select_kernels(table, runs):
         drawings["kernels"] = Drawing(draw=lambda _: plot_kernels(kernels), caption=KERNELS_CAPTION)
     figures = render_all(drawings, measured)

@@ -6,11 +6,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from cnnexp.analysis.statistics import Interval
+from cnnexp.models.layers import LayerSpec
 from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying
 from cnnexp.plots.axes import Published, draw_intervals
 from cnnexp.plots.figures import draw_by_key, plot_accuracy_and_gap, plot_accuracy_by_condition
-from cnnexp.plots.layers import draw_kernel_mosaic, plot_kernels
+from cnnexp.plots.growth import collect_histories, plot_learning_curves
+from cnnexp.plots.layers import draw_kernel_mosaic, draw_positions, plot_kernels
 from cnnexp.plots.panels import Line, Panel, plot_accuracy_panels
 from tests.analysis.test_compare import runs_of, swept
 
@@ -125,9 +127,6 @@ def test_kernels_of_all_networks_have_one_scale_and_its_key() -> None:
 
 
 def test_positions_of_low_rank_show_every_kernel() -> None:
-    from cnnexp.models.layers import LayerSpec
-    from cnnexp.plots.layers import draw_positions
-
     axes = Figure().subplots()
     geometry = Geometry(in_shape=(6, 6, 1), features=1, kernel_size=(3, 3))
     layer = LayerSpec(name="conv_0", geometry=geometry, tying=Tying("low_rank", 4), bias="none")
@@ -142,3 +141,27 @@ def test_limits_that_a_rounding_error_moves_past_the_value_are_drawn() -> None:
     value = 0.3
     draw_intervals(axes, np.array([0.0]), [Interval(value, np.nextafter(value, 1), np.nextafter(value, 0))])
     assert axes.collections
+
+
+def test_learning_curves_are_means_over_seeds_at_the_evaluations_of_all_runs() -> None:
+    table = swept(runs_of(0.5, model__tying="shared"), runs_of(0.4, model__tying="local"))
+    table["run_id"] = [f"run{number}" for number in table.index]
+    histories = {
+        run_id: [{"step": step, "test/accuracy": 0.1 * step + 0.01 * seed} for step in (0, 1, 2, 5)]
+        for run_id, seed in zip(table["run_id"], table["seed"], strict=True)
+    }
+    histories["run0"] = histories["run0"][:3]  # whose last evaluation is another's
+    steps, curves = collect_histories(table[table["model.tying"] == "shared"], histories, "test/accuracy")
+    assert steps.tolist() == [0, 1, 2] and curves.shape == (table["seed"].nunique(), 3)
+    assert curves.mean(0) == pytest.approx(0.1 * steps + 0.01 * table["seed"].unique().mean())
+    panels = {"all": {}, "local": {"model.tying": "local"}, "none": {"model.tying": "dense"}}
+    figure = plot_learning_curves(table, panels, histories)
+    assert [axes.get_title() for axes in figure.axes] == ["all", "local"]
+    both, local = figure.axes
+    assert len(both.collections) == 2 and len(local.collections) == 1  # the bands
+    assert both.get_ylim() == local.get_ylim() and list_legend(figure) == ["local", "shared"]
+    line = both.lines[1]
+    assert line.get_ydata() == pytest.approx(curves.mean(0))
+    assert both.get_xscale() == "linear"
+    often = {run: [*rows, {"step": 400, "test/accuracy": 0.9}] for run, rows in histories.items()}
+    assert plot_learning_curves(table, panels, often).axes[0].get_xscale() == "symlog"

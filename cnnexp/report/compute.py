@@ -1,0 +1,112 @@
+"""What a sweep cost, by what its runs were for, and which data it used under which licences."""
+
+import re
+from collections.abc import Sequence
+
+import pandas as pd
+
+from cnnexp.config.data import describe_licence
+from cnnexp.core.text import pluralize
+from cnnexp.report.report import Report
+from cnnexp.store.files import read_json
+from cnnexp.store.runs import STATUS, StoredRun
+
+SECONDS_PER_HOUR = 3600
+DEVICES = re.compile(r"(\d+) x ")  # the beginning of a description such as "2 x cpu (AMD EPYC)"
+
+
+def tabulate_compute(report: Report) -> pd.DataFrame:
+    """Tabulate runs, floating-point operations and device hours, by what the runs were for.
+
+    Args:
+        report: The contents of the report.
+
+    Returns:
+        One row per kind of run, and their total: the runs of the tables, those that only chose
+        hyperparameters or have other seeds, and those without a result that counts.
+    """
+    chosen = set(report.table["run_id"])
+    finished = [run for run in report.runs if run.status == "finished"]
+    kinds = {
+        "in the tables": [run for run in finished if run.run_id in chosen],
+        "tuning, and other seeds": [run for run in finished if run.run_id not in chosen],
+        "stopped, diverged, failed or not finished": [run for run in report.runs if run.status != "finished"],
+    }
+    rows = [_describe_cost(name, runs) for name, runs in (kinds | {"total": report.runs}).items()]
+    return pd.DataFrame(rows)
+
+
+def _describe_cost(name: str, runs: Sequence[StoredRun]) -> dict[str, str]:
+    training = sum(map(count_training_flops, runs))
+    total = sum(run.summary.get("flops") or 0.0 for run in runs)
+    ended = sum(count_training_flops(run) for run in runs if run.summary.get("flops"))
+    return {
+        "runs": name,
+        "number": f"{len(runs):,}",
+        "FLOPs of training": f"{training:.2e}",
+        "FLOPs of evaluation": f"{max(0.0, total - ended):.2e}",
+        "device hours": f"{measure_device_hours(runs):.3g}",
+    }
+
+
+def count_training_flops(run: StoredRun) -> float:
+    """Count the floating-point operations of the training steps of a run, up to its last evaluation.
+
+    Each MAC is two operations, and each step passes three times through the network.
+    """
+    return 2.0 * max((row.get("macs", 0) for row in run.history), default=0)
+
+
+def measure_device_hours(runs: Sequence[StoredRun]) -> float:
+    """Measure the hours for which runs occupied devices: wall time multiplied by the number of devices.
+
+    A run without a summary has no time of its own. Of such runs, which may have been trained side by side,
+    the union of the times between start and last write counts.
+    """
+    seconds, spans, devices = 0.0, [], 1
+    for run in runs:
+        match = DEVICES.match(str(run.summary.get("device", "")))
+        devices = int(match[1]) if match else devices
+        if run.summary:
+            seconds += devices * (run.summary.get("wall_seconds") or 0.0)
+            continue
+        status = read_json(run.folder / STATUS)
+        if isinstance(status.get("started"), int | float) and isinstance(status.get("updated"), int | float):
+            spans.append((status["started"], status["updated"]))
+    end = 0.0
+    for start, updated in sorted(spans):
+        seconds += devices * max(0.0, updated - max(start, end))
+        end = max(end, updated)
+    return seconds / SECONDS_PER_HOUR
+
+
+def describe_compute(report: Report) -> str:
+    """Explain how the numbers of `tabulate_compute` were found."""
+    devices = " and ".join(sorted(map(str, report.table["device"].unique())))
+    number = pluralize(len(report.runs), "run")
+    return (
+        f"All {number} of this sweep count, on {devices}. FLOPs are computed, not measured: two per MAC, "
+        "three passes per training step and one per evaluation; normalisation, activations and the optimiser "
+        "are left out. Device hours are wall time multiplied by the number of devices (on CPU, each core is "
+        "a device), compilation included. Runs whose folders were removed are not counted."
+    )
+
+
+def tabulate_data(table: pd.DataFrame) -> pd.DataFrame:
+    """Tabulate the data sets of a sweep with their licences, and the checksums that runs have stored.
+
+    Args:
+        table: One row per finished run.
+    """
+    rows = []
+    names = table["data.name"] if "data.name" in table else pd.Series("unknown", index=table.index)
+    for name, runs in table.groupby(names.astype(str).to_numpy()):
+        checksums = runs["data.checksum"].dropna().astype(str).unique() if "data.checksum" in runs else ()
+        rows.append(
+            {
+                "data": str(name),
+                "licence": describe_licence(str(name)),
+                "checksum of the images": ", ".join(sorted(checksums)),
+            }
+        )
+    return pd.DataFrame(rows)
