@@ -51,18 +51,30 @@ code_option = click.option(
     help="What claims and figures are measured by, such as average_precision (default: accuracy, or "
     "label_accuracy for images with several labels).",
 )
+@click.option(
+    "--checklist",
+    is_flag=True,
+    help="Also write checklist.md: the NeurIPS checklist, with what the store can answer.",
+)
 def report(
-    name: str, results_dir: Path, publish: Path | None, config_dir: Path | None, metric: str | None
+    name: str,
+    results_dir: Path,
+    publish: Path | None,
+    config_dir: Path | None,
+    metric: str | None,
+    checklist: bool,
 ) -> None:
     """Write the table, figures and verdicts of the sweep NAME: its folder under the results, or a path."""
     from cnnexp.core.machine import check_writable
-    from cnnexp.report.output import print_report, publish_report, write_report
+    from cnnexp.report.output import print_report, publish_report, write_checklist, write_report
 
     folder = find_sweep(name, results_dir)
     if publish:
         check_writable(publish, f"--publish {publish}")
     written = write_report(folder, config_dir, metric)
     print_report(written)
+    if checklist:
+        print(write_checklist(written))
     if publish:
         print(publish_report(written, publish))
 

@@ -13,6 +13,7 @@ from cnnexp.analysis.tables import format_cells, latex_table, print_table
 from cnnexp.analysis.verdicts import explain_exploratory
 from cnnexp.core.text import pluralize
 from cnnexp.plots.rendering import shrink_png
+from cnnexp.report.checklist import render_checklist
 from cnnexp.report.render import render_html, render_markdown
 from cnnexp.report.report import Report, make_report
 from cnnexp.report.tables import tabulate_verdicts
@@ -63,6 +64,12 @@ def write_report(folder: Path, config_folder: Path | None = None, metric: str | 
     html = render_html(markdown, figures, title=report.experiment.question)
     write_text(report.folder / "report.html", html)
     return report
+
+
+def write_checklist(report: Report) -> Path:
+    """Write the NeurIPS checklist into the folder of a report, see `render_checklist`; return the file."""
+    write_text(report.folder / "checklist.md", render_checklist(report))
+    return report.folder / "checklist.md"
 
 
 def publish_report(report: Report, folder: Path) -> Path:

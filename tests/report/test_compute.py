@@ -2,16 +2,20 @@
 
 import hashlib
 import json
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cnnexp.config.data import DIGITS_SHA256, describe_licence
 from cnnexp.report.compute import count_training_flops, measure_device_hours, tabulate_compute
 from cnnexp.report.experiments import load_experiment
 from cnnexp.report.output import write_report
 from cnnexp.store.runs import read_runs
-from tests.report.test_exploratory import NAMES
+from tests.conftest import call_cnnexp
+from tests.report.test_exploratory import NAMES, ROOT
 from tests.report.test_report import write_run
 
 
@@ -77,3 +81,30 @@ def test_data_sets_have_licences() -> None:
     assert describe_licence("npz") == describe_licence("some_set") == "not stated"
     file = Path(datasets.__file__).parent / "data/digits.csv.gz"
     assert hashlib.sha256(file.read_bytes()).hexdigest() == DIGITS_SHA256
+
+
+def test_the_checklist_answers_what_the_store_knows_and_marks_the_rest(
+    tuned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tuned / "commands.txt").write_text("cnnexp run experiment=why_convolutions\n")
+    assert call_cnnexp("report", "why_convolutions", "--results-dir", str(tuned.parent)) == 0
+    assert not (tuned / "report/checklist.md").exists()
+    assert call_cnnexp("report", "why_convolutions", "--results-dir", str(tuned.parent), "--checklist") == 0
+    assert "checklist.md" in capsys.readouterr().out
+    text = (tuned / "report/checklist.md").read_text()
+    sections = re.split("(?m)^## ", text)[1:]
+    assert [section.partition(".")[0] for section in sections] == [str(n) for n in range(1, 17)]
+    for section in sections:  # each has an answer or a mark
+        assert re.search(r"(?m)^- \S", section) and "{{" not in section
+    assert "9 runs, 9.00e+03 FLOPs" in text and "`cnnexp run experiment=why_convolutions`" in text
+    assert load_experiment("why_convolutions").limitations[:30] in text and "3 seeds" in text
+    for number in (9, 10, 13):
+        assert "[TODO]" in sections[number - 1]
+
+
+def test_the_citation_names_the_version_and_licence_of_the_package() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert citation["authors"] == [{"name": "The cnnexp authors"}]
