@@ -136,7 +136,9 @@ def constant_keys(table: pd.DataFrame) -> dict[str, str]:
 
 
 def _count_distinct(values: pd.Series) -> int:
-    return len(set(map(str, values)))
+    # Equal numbers have equal texts, but a column of several types may have 1 and True.
+    is_of_one_type = values.dtype != object or pd.api.types.infer_dtype(values, skipna=False) == "string"
+    return len(set(map(str, values.unique() if is_of_one_type else values)))
 
 
 def config_keys(table: pd.DataFrame) -> list[str]:
