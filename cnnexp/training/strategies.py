@@ -80,7 +80,7 @@ def choose_strategy(config: RunConfig, runs: int, platform: str) -> Strategy:
             return Strategy(runs, min(runs, TPU_CHUNK), reason)
         return Strategy(runs, 1, f"{text} stay in vector memory, those of several do not")
     return Strategy(
-        runs, runs, "one batched program takes half the time of runs in turn, measured on an H100"
+        runs, runs, "one batched program takes less than half the time of runs in turn, measured on an H100"
     )
 
 
