@@ -11,6 +11,7 @@ from scipy.special import chdtri, nctdtr, nctdtrinc
 
 from cnnexp.analysis.claims import Claim, Expected, format_in_unit
 from cnnexp.analysis.statistics import CONFIDENCE, student_quantile
+from cnnexp.analysis.variance import Resamples, estimate_variances
 from cnnexp.analysis.verdicts import MAX_ADVISED_SEEDS, MIN_SEEDS, estimate_bounds
 
 POWER = 0.8  # the probability with which a claim is to be decided
@@ -68,7 +69,9 @@ class ClaimPower:
         }
 
 
-def estimate_power(claims: Sequence[Claim], pilot: pd.DataFrame, seeds: int) -> list[ClaimPower]:
+def estimate_power(
+    claims: Sequence[Claim], pilot: pd.DataFrame, seeds: int, resamples: Resamples | None = None
+) -> list[ClaimPower]:
     """Estimate what a number of seeds can decide about the claims of an experiment.
 
     The level is that of Bonferroni's correction for all claims that depend on seeds: the level at which
@@ -79,6 +82,8 @@ def estimate_power(claims: Sequence[Claim], pilot: pd.DataFrame, seeds: int) -> 
         claims: The claims.
         pilot: One row per run of the pilot, each cell at its tuned learning rate and weight decay.
         seeds: The number of planned seeds.
+        resamples: Versions of the pilot's dataframe, for the variance by test images, which no number of
+            seeds reduces; None counts seeds alone.
 
     Returns:
         One entry for each claim that depends on seeds and whose spread the pilot shows, in their order.
@@ -87,7 +92,9 @@ def estimate_power(claims: Sequence[Claim], pilot: pd.DataFrame, seeds: int) -> 
     family = [(claim, values) for claim, values in bounds if len(values) >= 2]
     confidence = correct_level(len(family))
     return [
-        _estimate_claim_power(claim, values, seeds, confidence)
+        _estimate_claim_power(
+            claim, values, seeds, confidence, _measure_image_variance(claim, pilot, resamples)
+        )
         for claim, values in family
         if 0 < _measure_spread(values) < math.inf
     ]
@@ -99,7 +106,11 @@ def correct_level(claims: int) -> float:
 
 
 def _estimate_claim_power(
-    claim: Claim, bounds: Float[np.ndarray, "seeds 2"], seeds: int, confidence: float
+    claim: Claim,
+    bounds: Float[np.ndarray, "seeds 2"],
+    seeds: int,
+    confidence: float,
+    variance: float,
 ) -> ClaimPower:
     spread = _measure_spread(bounds)
     limit = limit_spread(spread, len(bounds) - 1)
@@ -111,10 +122,16 @@ def _estimate_claim_power(
         spread=spread,
         spread_limit=limit,
         distance=distance,
-        smallest=find_smallest_effect(spread, seeds, confidence),
-        smallest_at_limit=find_smallest_effect(limit, seeds, confidence),
-        needed=count_needed_seeds(distance, limit, confidence),
+        smallest=find_smallest_effect(spread, seeds, confidence, variance=variance),
+        smallest_at_limit=find_smallest_effect(limit, seeds, confidence, variance=variance),
+        needed=count_needed_seeds(distance, limit, confidence, variance=variance),
     )
+
+
+def _measure_image_variance(claim: Claim, pilot: pd.DataFrame, resamples: Resamples | None) -> float:
+    if resamples is None:
+        return 0.0
+    return estimate_variances(claim.estimate, pilot, Resamples(images=resamples.images)).beyond_seeds
 
 
 def _measure_spread(bounds: Float[np.ndarray, "seeds 2"]) -> float:
@@ -162,7 +179,9 @@ def compute_power(distance: float, spread: float, seeds: int, confidence: float)
     return float(1 - nctdtr(seeds - 1, distance * math.sqrt(seeds) / spread, quantile))
 
 
-def find_smallest_effect(spread: float, seeds: int, confidence: float, power: float = POWER) -> float:
+def find_smallest_effect(
+    spread: float, seeds: int, confidence: float, power: float = POWER, variance: float = 0.0
+) -> float:
     """Find the smallest distance from a limit that seeds decide with some probability.
 
     Args:
@@ -170,6 +189,7 @@ def find_smallest_effect(spread: float, seeds: int, confidence: float, power: fl
         seeds: The number of seeds; fewer than `MIN_SEEDS` decide nothing.
         confidence: The level of the interval.
         power: The probability.
+        variance: What adds to the variance of the mean, however many seeds there are.
 
     Returns:
         The distance in units of the spread; infinite where nothing is decided.
@@ -182,10 +202,12 @@ def find_smallest_effect(spread: float, seeds: int, confidence: float, power: fl
         return math.inf
     quantile = student_quantile((1 + confidence) / 2, seeds - 1)
     noncentrality = float(nctdtrinc(seeds - 1, 1 - power, quantile))
-    return noncentrality * spread / math.sqrt(seeds)
+    return noncentrality * math.hypot(spread / math.sqrt(seeds), math.sqrt(variance))
 
 
-def count_needed_seeds(distance: float, spread: float, confidence: float, power: float = POWER) -> int | None:
+def count_needed_seeds(
+    distance: float, spread: float, confidence: float, power: float = POWER, variance: float = 0.0
+) -> int | None:
     """Count the seeds that decide an effect at some distance from a limit.
 
     Args:
@@ -193,16 +215,17 @@ def count_needed_seeds(distance: float, spread: float, confidence: float, power:
         spread: The standard deviation over seeds.
         confidence: The level of the interval.
         power: The probability with which it is to be decided.
+        variance: What adds to the variance of the mean, however many seeds there are.
 
     Returns:
         The smallest such number; None where it is over `MAX_ADVISED_SEEDS`.
     """
     low, high = MIN_SEEDS - 1, MAX_ADVISED_SEEDS  # more seeds never decide less
-    if not find_smallest_effect(spread, high, confidence, power) <= distance:
+    if not find_smallest_effect(spread, high, confidence, power, variance) <= distance:
         return None
     while high - low > 1:
         middle = (low + high) // 2
-        if find_smallest_effect(spread, middle, confidence, power) <= distance:
+        if find_smallest_effect(spread, middle, confidence, power, variance) <= distance:
             high = middle
         else:
             low = middle

@@ -6,6 +6,7 @@ from pathlib import Path
 from cnnexp.analysis.dataframe import choose_metric, measure_by
 from cnnexp.analysis.power import ClaimPower, estimate_power
 from cnnexp.analysis.tuning import tune
+from cnnexp.analysis.variance import make_resamples
 from cnnexp.config import RunConfig
 from cnnexp.config.sections import FRESH_SEEDS
 from cnnexp.core.text import align_columns, pluralize
@@ -32,10 +33,11 @@ def describe_power(plan: Plan, cells: Cells) -> list[str]:
 
     config = next(iter(plan.runs.values()))
     experiment = load_experiment(config.experiment, Path(config.results_dir))
-    tuned = tune(runs).table
-    table = measure_by(tuned, choose_metric(tuned, experiment.metric))
+    tuning = tune(runs)
+    metric = choose_metric(tuning.table, experiment.metric)
+    table, resamples = measure_by(tuning.table, metric), make_resamples(runs, tuning, metric)
     seeds = len({run.seed for run in plan.runs.values()})
-    powers = estimate_power(experiment.claims, table, seeds)
+    powers = estimate_power(experiment.claims, table, seeds, resamples)
     if not powers:
         return []
     known = pluralize(len(known_seeds), "pilot seed" if pilot else "seed")

@@ -67,6 +67,13 @@ def test_the_needed_seeds_are_the_fewest_that_decide() -> None:
     assert count_needed_seeds(10.0, 0.05, 0.95) == 3
 
 
+def test_no_number_of_seeds_decides_what_the_test_images_leave_open() -> None:
+    alone, widened = (find_smallest_effect(0.05, 400, 0.95, variance=v) for v in (0.0, 0.02**2))
+    assert widened > 2.8 * 0.02 > alone
+    assert count_needed_seeds(0.05, 0.05, 0.95) is not None
+    assert count_needed_seeds(0.05, 0.05, 0.95, variance=0.02**2) is None
+
+
 def test_each_claim_is_planned_at_the_level_of_the_whole_family() -> None:
     values = [0.05, 0.06, 0.08]
     alone = estimate_power([_claim(values)], pd.DataFrame(), 5)[0]
