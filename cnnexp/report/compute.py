@@ -88,7 +88,8 @@ def describe_compute(report: Report) -> str:
         f"All {number} of this sweep count, on {devices}. FLOPs are computed, not measured: two per MAC, "
         "three passes per training step and one per evaluation; normalisation, activations and the optimiser "
         "are left out. Device hours are wall time multiplied by the number of devices (on CPU, each core is "
-        "a device), compilation included. Runs whose folders were removed are not counted."
+        "a device), compilation included. Runs whose folders were removed are not counted. "
+        "Energy and peak memory were not measured."
     )
 
 
