@@ -5,14 +5,11 @@ others `follow_primary`.
 """
 
 import math
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import jax
 import numpy as np
@@ -44,10 +41,6 @@ from cnnexp.sweep.signals import Interrupted, StopSignals
 from cnnexp.tracking.mirror import Mirror
 from cnnexp.training.loop import LoopState, StackTrainer
 from cnnexp.training.processes import any_process, broadcast_from_primary
-
-WRITERS = 16  # threads that write the runs of a stack: each waits for the disk most of the time
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class TrainerCache:
@@ -127,8 +120,7 @@ class Worker:
         checkpoints = StackCheckpoints(self._folder, list(stack.runs), since=restored.step)
         self._leases.check()
         histories = restored.histories
-        start = lambda run_id: RunWriter(stack.runs[run_id], histories.get(run_id, b""))  # noqa: E731
-        self._writers = dict(zip(stack.runs, _write_in_threads(start, stack.runs), strict=True))
+        self._writers = {i: RunWriter(run, histories.get(i, b"")) for i, run in stack.runs.items()}
         self._paused = {i: writer for i, writer in self._paused.items() if i not in stack.runs}
         self._best = dict(restored.best)
         saved, last = time.monotonic(), trainer.setup.duration.steps
@@ -189,14 +181,15 @@ class Worker:
 
     def _record(self, stack: Stack, loop_state: LoopState, trainer: StackTrainer, seconds: float) -> None:
         """Write the evaluations of the runs in progress, and the results of those that end here."""
+        ended: list[str] = []
         rows = dict(zip(stack.runs, loop_state.rows or (), strict=True))
         at_end = loop_state.step == trainer.setup.duration.steps
         kernels = trainer.inspect_kernels(loop_state) if at_end else None
         weights_of = _copy_once(loop_state)
-
-        def record(index: int, run_id: str) -> bool:
-            """Write what is known of a run, and return whether it ends here."""
-            row, writer, diverged_at = rows[run_id], self._writers[run_id], loop_state.diverged_at[index]
+        for index, (run_id, diverged_at) in enumerate(zip(stack.runs, loop_state.diverged_at, strict=True)):
+            if run_id not in self._writers:
+                continue
+            row, writer = rows[run_id], self._writers[run_id]
             measures: dict[str, float] = {}
             if kernels is not None:
                 sample, measures = kernels[index]
@@ -219,11 +212,7 @@ class Worker:
                 if at_end and loop_state.hits is not None:
                     writer.write_hits(loop_state.hits[index], trainer.test_fingerprint)
                 writer.finish(status, summary | measures | {"diverged_step": diverged_at})
-            return diverged_at is not None or at_end
-
-        recorded = [(index, run_id) for index, run_id in enumerate(stack.runs) if run_id in self._writers]
-        ends = _write_in_threads(lambda run: record(*run), recorded)
-        ended = [run_id for (_, run_id), has_ended in zip(recorded, ends, strict=True) if has_ended]
+                ended.append(run_id)
         for run_id in ended:
             del self._writers[run_id]
         self._progress.show_evaluation(stack, rows, ended)
@@ -233,21 +222,13 @@ class Worker:
 def _copy_once(loop_state: LoopState) -> Callable[[int], Weights]:
     """Return a function from the index of a run to its weights, which are copied from the devices once."""
     copies: list[dict[str, np.ndarray]] = []
-    lock = threading.Lock()
 
     def weights_of(index: int) -> Weights:
-        with lock:
-            if not copies:
-                copies.extend(loop_state.copy_weights())
+        if not copies:
+            copies.extend(loop_state.copy_weights())
         return Weights(step=loop_state.step, arrays=copies[index])
 
     return weights_of
-
-
-def _write_in_threads(write: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Return the result of a function for each item, in their order; the first error is raised at the end."""
-    with ThreadPoolExecutor(WRITERS) as pool:
-        return list(pool.map(write, items))
 
 
 def follow_primary(runs: Mapping[str, RunConfig], signals: StopSignals) -> None:
