@@ -100,7 +100,8 @@ def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPr
             source = _make_source(per_run_data, common_data)
             return train_steps(state, source, hyperparameters, setup, steps=steps)
 
-        return update_runs(train_run, setup.config, len(state.step))(state, hyperparameters, per_run_data)
+        others = (hyperparameters, per_run_data)
+        return update_runs(train_run, setup.config, len(state.step), others)(state)
 
     @jax.jit
     @partial(spread, in_specs=(RUNS, RUNS, RUNS, WHOLE))

@@ -111,7 +111,9 @@ def map_over_runs(
     return map_in_chunks(function, runs, choose_strategy(config, runs, target_platform()).at_once)
 
 
-def update_runs(function: Callable[..., State], config: RunConfig, runs: int) -> Callable[..., State]:
+def update_runs(
+    function: Callable[..., State], config: RunConfig, runs: int, others: tuple[Any, ...] = ()
+) -> Callable[[State], State]:
     """Map a function that updates the state of one run over a stack, as `choose_strategy` decides.
 
     On CPU, runs that are computed one after another are updated in place: the results are not collected in a
@@ -121,6 +123,7 @@ def update_runs(function: Callable[..., State], config: RunConfig, runs: int) ->
         function: `function(state, *others)` returns the new state of one run.
         config: The configuration of any of the runs.
         runs: The length of the run axis on one device.
+        others: The other arguments of the function, with a leading run axis.
     """
     platform = target_platform()
     if platform != "cpu" or choose_strategy(config, runs, platform).at_once > 1:
@@ -129,17 +132,14 @@ def update_runs(function: Callable[..., State], config: RunConfig, runs: int) ->
             return function(*run)
 
         mapped = map_over_runs(call, config, runs)
-        return lambda *stack: mapped(stack)
+        return lambda states: mapped((states, *others))
 
-    def update(states: State, *others: Any) -> State:
-        def update_run(index: Array, states: State) -> State:
-            state, *rest = jax.tree.map(lambda leaf: leaf[index], (states, *others))
-            new = function(state, *rest)
-            return jax.tree.map(lambda leaf, value: leaf.at[index].set(value), states, new)
+    def update_run(index: Array, states: State) -> State:
+        state, *rest = jax.tree.map(lambda leaf: leaf[index], (states, *others))
+        new = function(state, *rest)
+        return jax.tree.map(lambda leaf, value: leaf.at[index].set(value), states, new)
 
-        return lax.fori_loop(0, runs, update_run, states)
-
-    return update
+    return partial(lax.fori_loop, 0, runs, update_run)
 
 
 def map_in_chunks(function: Callable[[Runs], Result], runs: int, at_once: int) -> Callable[[Runs], Result]:

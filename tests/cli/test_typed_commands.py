@@ -146,7 +146,7 @@ def test_a_job_that_slurm_refuses_is_one_line_and_writes_nothing(tmp_path: Path)
 
 LINES = [
     ("cnnexp re", ["report", "results"]),
-    ("cnnexp run seed", ["seed="]),
+    ("cnnexp run seed", ["seed=", "seeds="]),
     ("cnnexp run model.ty", ["model.tying="]),
     ("cnnexp run model.tying=sh", ["model.tying=shared"]),
     ("cnnexp plan model.tying=shared,lo", ["model.tying=shared,local"]),

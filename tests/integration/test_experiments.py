@@ -1,5 +1,6 @@
 """Every size of every experiment answers all of its claims, and a new experiment is two small files."""
 
+import ast
 import itertools
 import math
 import re
@@ -133,8 +134,14 @@ def test_why_convolutions_has_one_program_per_tying_connectivity_and_head(
 
 
 @pytest.mark.parametrize("module", sorted((ROOT / "experiments").glob("*.py")), ids=lambda path: path.stem)
-def test_an_experiment_has_less_than_120_lines(module: Path) -> None:
-    assert sum(bool(line.strip()) for line in module.read_text(encoding="utf-8").splitlines()) < 120
+def test_an_experiment_has_at_most_130_lines_beside_its_limitations(module: Path) -> None:
+    lines = module.read_text(encoding="utf-8").splitlines()
+    statements = ast.parse("\n".join(lines)).body
+    (text,) = (
+        s for s in statements if isinstance(s, ast.Assign) and ast.unparse(s.targets[0]) == "LIMITATIONS"
+    )
+    del lines[text.lineno - 1 : text.end_lineno]
+    assert sum(bool(line.strip()) for line in lines) <= 130
 
 
 def count_visible_values(axes: Axes) -> int:

@@ -74,6 +74,7 @@ def test_a_report_runs_no_script(sweep: Path) -> None:
         assert page.count("taken over") >= 8 or "javascript" in payload  # it is shown
         (script,) = re.findall("<script>(.*?)</script>", page, re.DOTALL)
         page = page.replace(script, "")
+        page = re.sub(r'<img alt="[^"<>]*" src="data:image/png;base64,[\w+/=]*">', "", page)  # its figures
         assert script == SORT_SCRIPT  # the only one that the policy allows
         assert not re.search(r'<script[^>]|<img|<[^>]*href="(?!#|\.\./[\w.-]+/")', page)
         pages.append(page)

@@ -115,7 +115,8 @@ def test_tiles_are_chosen_for_many_images_and_not_for_one() -> None:
 
 def test_the_platform_that_a_program_is_traced_for_decides_how_a_layer_is_computed() -> None:
     geometry = Geometry(in_shape=(28, 28, 1), features=16, kernel_size=(5, 5))
-    layer, x = build_filled_layer(geometry, "shared"), draw_inputs(geometry)
+    wide = Geometry(in_shape=(8, 8, 8), features=16, kernel_size=(3, 3))
+    layer, x = build_filled_layer(wide, "shared"), draw_inputs(wide)
     assert "conv_general_dilated" not in str(jax.make_jaxpr(layer)(x))
     for platform, tile in {"gpu": (1, 4), "tpu": (1, 1)}.items():
         with compiling_for(platform):

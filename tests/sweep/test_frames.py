@@ -9,7 +9,7 @@ import pytest
 import cnnexp
 from cnnexp.training import train
 
-MOST_FRAMES = 10
+MOST_FRAMES = 11
 ROOT = Path(cnnexp.__file__).parent.parent
 COMMANDS = ROOT / "cnnexp" / "cli"
 

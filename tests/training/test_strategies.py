@@ -82,8 +82,8 @@ def test_runs_that_are_updated_in_place_have_the_results_of_a_map(configure: Con
     expected = jax.vmap(move)(states, keys)
     for way, platform in (("map", "cpu"), ("vmap", "cpu"), ("map", "gpu")):
         with compiling_for(platform):
-            update = update_runs(move, configure(sweep={"stacking": way}), runs)
-            updated = jax.jit(update)(states, keys)
+            update = update_runs(move, configure(sweep={"stacking": way}), runs, (keys,))
+            updated = jax.jit(update)(states)
         assert all((updated[name] == expected[name]).all() for name in expected)
 
 

@@ -26,7 +26,6 @@ from cnnexp.nn.ops.patches import (
     tile_patches,
     untile,
 )
-from cnnexp.nn.ops.products import multiply_positions
 
 Lowering = Literal["auto", "conv", "matmul"]
 Kernels = Literal["one", "several", "per position"]  # how many kernels a layer has
@@ -289,5 +288,5 @@ def convolve_locally(
     kernels = jnp.pad(kernels, ((0, rows * th - oh), (0, across * tw - ow), *[(0, 0)] * 4))
     tiles = kernels.reshape(rows, th, across, tw, kh, kw, c, o).transpose(0, 2, 1, 3, 4, 5, 6, 7)
     weights = jax.vmap(jax.vmap(lambda kernels: merge_tile_kernels(kernels, geometry.stride)))(tiles)
-    y = multiply_positions(weights.reshape(rows, across, entries, -1), columns)
+    y = jnp.einsum("hwib,hwio->hwob", columns, weights.reshape(rows, across, entries, -1))
     return untile(y.reshape(rows, across, th, tw, o, b).transpose(0, 2, 1, 3, 4, 5), "HWCN", geometry)

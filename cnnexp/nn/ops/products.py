@@ -1,4 +1,4 @@
-"""Matrix products in the order that is fastest on CPU: of fully connected layers, and of single positions.
+"""Matrix products of fully connected layers in the order that is fastest on CPU.
 
 XLA's CPU backend multiplies a matrix by its columns more slowly than by its rows. A fully connected layer
 with several positions therefore multiplies its weights, as the matrix of `bank_to_matrix`, by images whose
@@ -64,30 +64,3 @@ def _multiply_rows_jvp(primals: Any, tangents: Any) -> Any:
     by_weights = lax.dot_general(weights_tangent, x, BY_ROWS)
     by_x = lax.optimization_barrier(lax.dot_general(lax.optimization_barrier(x_tangent), weights, BY_ROWS))
     return multiply_rows(weights, x), by_weights + by_x.T
-
-
-def multiply_positions(
-    weights: Float[Array, "h w i o"], patches: Float[Array, "h w i b"]
-) -> Float[Array, "h w o b"]:
-    """Multiply the patches of each position by its weights."""
-    if target_platform() != "cpu":
-        return _multiply_positions(weights, patches)
-    return _multiply_transposed(weights, patches)
-
-
-def _multiply_positions(weights: Array, patches: Array) -> Array:
-    return jnp.einsum("hwib,hwio->hwob", patches, weights)
-
-
-@jax.custom_jvp
-def _multiply_transposed(weights: Array, patches: Array) -> Array:
-    rows = lax.optimization_barrier(weights.swapaxes(2, 3))
-    return lax.dot_general(rows, patches, (((3,), (2,)), ((0, 1), (0, 1))))
-
-
-@_multiply_transposed.defjvp
-def _multiply_transposed_jvp(primals: Any, tangents: Any) -> Any:
-    (weights, patches), (weights_tangent, patches_tangent) = primals, tangents
-    by_weights = _multiply_positions(weights_tangent, patches)
-    by_patches = _multiply_positions(weights, patches_tangent)
-    return _multiply_transposed(weights, patches), by_weights + by_patches
