@@ -167,7 +167,7 @@ class LoadedRun:
         return decoded[1]
 
     def hits(self) -> Hits:
-        """Read which test images the trained network answers right, as measured after the last step.
+        """Read which test images the trained network classifies correctly after the last step.
 
         Raises:
             UsageError: The run has not stored them, or they are corrupt.

@@ -120,10 +120,10 @@ CAPTION = (
     "over seeds."
 )
 LIMITATIONS = (
-    "One network on one data set is untied after a few numbers of steps, and the total number of steps "
-    "is the same whenever it is untied. The learning rate was tuned for each network, but as one rate "
-    "for the time before and after; nothing else was. The distance from a convolution is measured in "
-    "the weights: two networks at a large distance may still compute similar functions."
+    "One network is untied on one data set, at a few steps of training, and the total number of steps is "
+    "the same whenever it is untied. The learning rate was tuned for each network, as one rate for the "
+    "steps before and after untying; nothing else was tuned. The distance from a convolution is measured "
+    "between weights: two networks at a large distance may still compute similar functions."
 )
 EXPERIMENT = Experiment(
     question="What remains of a convolution after its weights are untied?",

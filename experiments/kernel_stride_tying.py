@@ -114,11 +114,11 @@ def count_without_head(table: pd.DataFrame) -> pd.DataFrame:
 STRIDES = {f"stride {stride}": {"model.stride": stride} for stride in (1, 2)}
 SCOPE = "at equal width; lines join the kernel sizes of a tying"
 LIMITATIONS = (
-    "All tyings have one network, one data set and one width, and the controls for parameters and MACs "
-    "have one kernel size and stride. Only the learning rate was tuned for each network; regularisation "
-    "that might favour networks with many weights was not. Few training images make gaps large, and "
-    "their order may differ with more images. Kernel size and stride change the number of positions and "
-    "the size of the head as well."
+    "Tyings are compared in one network, on one data set and at one width; the controls for parameters "
+    "and MACs have one kernel size and stride. Only the learning rate was tuned for each network; "
+    "regularisation, which might favour networks with many weights, was not. Generalisation gaps are "
+    "large because the training images are few, and the tyings may rank differently with more images. "
+    "Kernel size and stride also change the number of positions and the size of the head."
 )
 EXPERIMENT = Experiment(
     question="What do kernel size, stride and tying cost, and how do they affect the generalisation gap?",

@@ -132,9 +132,9 @@ def nets_and_best_lasso(table: pd.DataFrame) -> pd.DataFrame:
 LIMITATIONS = (
     "Shallow and deep networks differ in more than depth: in width, and at some sizes in optimiser. "
     "Networks are compared at equal width, not with equally many parameters. The penalty of beta-LASSO "
-    "is chosen among few values, and its threshold is the published one. Only the learning rate was "
-    "tuned otherwise. Images are of one set, and MNIST-1D is synthetic; below size=paper, published "
-    "values are from networks many times wider and longer trained."
+    "was chosen from a few values, its threshold is the published one, and apart from these only the "
+    "learning rate was tuned. There is one data set of images, and MNIST-1D is synthetic. Published "
+    "values are from networks that are wider and were trained for longer: many times so below size=paper."
 )
 EXPERIMENT = Experiment(
     question="How much do sharing and locality help, and can a dense network learn locality?",

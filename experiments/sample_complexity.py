@@ -118,8 +118,8 @@ LIMITATIONS = (
     "Both tasks are synthetic, with independent Gaussian noise and a signal at a single place, as the "
     "theorems assume; natural images have neither. The theorems bound the images that some algorithm "
     "needs, while networks here are trained by one optimiser with one tuned learning rate. Exponents "
-    "come from few sizes, over which bounds without constants and logarithms may not have reached their "
-    "slopes yet."
+    "are fitted to few sizes, which may be too small for the bounds, stated without constants and "
+    "logarithms, to hold."
 )
 EXPERIMENT = Experiment(
     question="How many images does each network need, and how does this number grow with the problem?",

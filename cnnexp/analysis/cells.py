@@ -25,7 +25,7 @@ Cell = Mapping[str, object]  # configuration keys and their values, as the dataf
 Rows = Cell | Callable[[pd.DataFrame], pd.DataFrame]  # a cell, or a function that selects rows
 CellRule = Cell | Callable[[pd.DataFrame], Cell]  # a cell, or a function that chooses it from the dataframe
 NET_NAMES = {"shared": "convolution", "local": "locally connected network", "dense": "dense network"}
-# Of the rows from which an estimate is computed, their labels; None where nobody asks, see `trace_rows`.
+# The labels of the rows from which an estimate is computed; None outside of `trace_rows`.
 _ROWS: ContextVar[list[pd.Index] | None] = ContextVar("rows", default=None)
 # A condition on runs, as `--where` takes it: a column, a relation and an operand.
 CONDITION = re.compile(r"([\w./]+)\s*(<=|>=|!=|=|<|>)\s*(.+)")

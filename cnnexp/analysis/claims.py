@@ -74,10 +74,10 @@ class Claim:
         range: The values that the estimate can have; its interval ends there.
         published: The number that the source reports, as text.
         exploratory: What was changed about the claim after results on the first seeds had been seen
-            elsewhere, which the records of a store cannot know; empty if nothing was. Verdicts on the first
+            elsewhere, which the records of a store cannot show; empty if nothing was. Verdicts on the first
             seeds are marked and not counted; those on fresh seeds (`seeds=confirm`) count.
         seen_sizes: The sizes of the experiment at which these results had been seen. Verdicts at other sizes,
-            whose data are others, are not marked.
+            which have other data, are not marked.
 
     Raises:
         ValueError: The claim would be supported by no effect, and its sentence does not name the limit.

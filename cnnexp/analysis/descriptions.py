@@ -1,4 +1,4 @@
-"""Descriptions of estimates: what they compute, as values that can be stored, read and compared."""
+"""Descriptions of what estimates compute, as values that can be stored, read and compared."""
 
 import ast
 import functools
@@ -22,7 +22,7 @@ HASH_CHARACTERS = 12
 
 
 def described(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
-    """Decorate a function that makes an estimate: what it makes knows the function and its arguments.
+    """Decorate a function that makes an estimate, so that the estimate records the arguments.
 
     Args:
         make: A function that returns a new function, such as `cnnexp.analysis.estimates.difference`.
@@ -50,8 +50,8 @@ def described(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
 def describe(value: Any) -> Any:
     """Describe an estimate, a cell or any of their arguments by values that JSON can hold.
 
-    An estimate that a `described` function made is the name of that function with its arguments. Any other
-    function is its name with a hash of its code, see `describe_function`.
+    An estimate that a `described` function made is described by the name and the arguments of that function,
+    and any other function by its name and a hash of its code, see `describe_function`.
     """
     if isinstance(value, np.generic):
         value = value.item()

@@ -302,7 +302,7 @@ def is_comparison(estimate: Estimate) -> bool:
     """Return whether an estimate compares two cells: it is positive where the first has more than the second.
 
     Args:
-        estimate: The estimate; one that no function of this package made compares nothing.
+        estimate: The estimate; one that no function of this package made is not a comparison.
 
     Example:
         >>> shared, local = {"model.tying": "shared"}, {"model.tying": "local"}

@@ -1,8 +1,8 @@
-"""Claims frozen before the first run of a sweep, and what has changed about them since.
+"""Claims that were frozen before the first run of a sweep, and the changes to them since.
 
-The folder `claims` of a sweep holds one file for each time that a command was about to train runs which no
-earlier file names, or with changed claims. Files are only added. The name of a file is the hash of its
-content, without the date and the number of runs that had ended.
+Whenever a command is about to train runs that no earlier file names, or the claims have changed, a file is
+added to the folder `claims` of the sweep; none is ever changed or removed. The name of a file is the hash of
+its content, without the date and the number of runs that had ended.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ CLAIMS = "claims"  # the folder of the records
 SHORT_HASH = 7  # characters of a claim's hash that a report prints
 MAX_NAMED_CHANGES = 3  # of one field of a claim, in a line
 FIELDS = {"sentence", "estimate"}  # that every claim of a record has
-NEVER = "never frozen: no record of it was made before its first run"
+NEVER = "never frozen: no record was made before the first run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +36,9 @@ class Record:
         date: The UTC time, in ISO format.
         ended: The number of runs of this set and size that had ended by then.
         seeds: The seeds of the runs.
-        runs: Their ids.
-        cells: The hashes of their configurations without the seed.
-        protocol: Their values by configuration key, without the seed.
+        runs: The ids of the runs.
+        cells: The hashes of the runs' configurations without the seed.
+        protocol: The values of each configuration key, without the seed.
         claims: The claims, see `describe_claim`.
     """
 
@@ -83,7 +83,7 @@ def describe_claim(claim: Claim, metric: str | None) -> dict[str, Any]:
 
 
 def write_record(folder: Path, record: Record) -> None:
-    """Write a record to the folder of a sweep, unless it is there already; on return it is on the disk."""
+    """Write a record to the folder of a sweep, unless it exists; on return it is safely on disk."""
     write_once(folder / CLAIMS / f"{record.identity}.json", encode_json(asdict(record)))
 
 
@@ -107,9 +107,9 @@ class Freeze:
     """When a claim was frozen, and what has changed since.
 
     Attributes:
-        date: The UTC date; empty where it never was.
+        date: The UTC date; empty where the claim was never frozen.
         short_hash: The first characters of its hash.
-        changes: Why it is exploratory, one reason each; empty where it counts.
+        changes: The reasons why the claim is exploratory; empty where its verdict counts.
     """
 
     date: str = ""
@@ -121,7 +121,7 @@ class Freeze:
 
 
 class FrozenClaims:
-    """The records of one set of seeds of a sweep, against the claims and the runs that a report judges.
+    """The records of one set of seeds of a sweep, compared with the claims and runs that a report judges.
 
     Args:
         folder: The folder of the sweep.
@@ -147,7 +147,7 @@ class FrozenClaims:
 
     @property
     def looks(self) -> int:
-        """The number of times that results were seen before the last seeds were added, and once more."""
+        """The number of times that the claims are judged: once, and again each time that seeds were added."""
         return max((1 + len(list(_added_seeds(records))) for records in self._records), default=1)
 
     @property

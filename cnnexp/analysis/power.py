@@ -22,8 +22,8 @@ SPREAD_CONFIDENCE = 0.8  # of the upper limit of a pilot's spread (Browne 1995)
 class ClaimPower:
     """What a planned number of seeds can decide about one claim.
 
-    Distances are those of the true effect from the nearest limit of the claim's expected range, in the
-    claim's unit (for points in fractions of 1).
+    Distances are measured from the true effect to the nearest limit of the claim's expected range, in the
+    claim's unit (points as fractions of 1).
 
     Attributes:
         claim: The claim.
@@ -76,14 +76,14 @@ def estimate_power(
 
     The level is that of Bonferroni's correction for all claims that depend on seeds: the level at which
     Holm's method judges its first claim, and the highest that any claim has to meet. The mean of the pilot
-    says nothing about whether a claim holds, only roughly how far its effect is from deciding.
+    does not say whether a claim holds, only roughly how far its effect is from the claim's limit.
 
     Args:
         claims: The claims.
         pilot: One row per run of the pilot, each cell at its tuned learning rate and weight decay.
         seeds: The number of planned seeds.
-        resamples: Versions of the pilot's dataframe, for the variance by test images, which no number of
-            seeds reduces; None counts seeds alone.
+        resamples: Versions of the pilot's dataframe, for the variance due to test images, which no number of
+            seeds reduces; with None, only the variance due to seeds is considered.
 
     Returns:
         One entry for each claim that depends on seeds and whose spread the pilot shows, in their order.

@@ -174,11 +174,12 @@ def interquartile_interval(
 
     The values of all data sets are pooled, so that data sets on which nothing or everything works do not
     decide the mean. The interval is that of the bootstrap with data sets as strata: seeds are drawn within
-    each of them, as the data sets are those that were chosen and not a sample. Its level is raised for few
-    seeds as that of `interval` is.
+    each data set, because the data sets were chosen, not sampled. For few seeds, the level is raised as in
+    `interval`.
 
     Args:
-        groups: The values of the seeds of each data set, as many of each so that all have the same weight.
+        groups: The values of the seeds of each data set, equally many for all, so that all have the same
+            weight.
         confidence: The level of the interval.
     """
     pooled, seeds = np.concatenate(groups), min(map(len, groups))

@@ -129,7 +129,7 @@ def choose_again(
         table: The finished runs, one row per run.
         draws: Seeds, drawn with replacement.
         diverged: See `choose_hyperparameters`.
-        stopped: Values whose runs were stopped were not chosen, and are not chosen here.
+        stopped: The runs that were stopped early, whose values are not chosen here either.
 
     Returns:
         The runs of the values that are best for each draw, stacked. The seed at a place of a draw is numbered

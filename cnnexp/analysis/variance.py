@@ -1,8 +1,8 @@
-"""Variance of estimates that their spread over seeds does not show: test images, and the choice of rates.
+"""The variance of estimates beyond their spread over seeds: test images, and the choice of learning rates.
 
 All seeds of a sweep are measured on the same test images, so a test set that happens to favour one network
-favours it for every seed. And the learning rate of a cell is chosen once for all of its seeds. Both make the
-mean of an estimate less certain than its spread over seeds says.
+favours it for every seed. The learning rate of a cell is also chosen once, for all of its seeds. Both make
+the mean of an estimate less certain than its spread over seeds suggests.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,9 +31,9 @@ class Variances:
     A source that could not be measured is None.
 
     Attributes:
-        seeds: The variance by the seeds: their squared standard error.
-        images: The variance by the draw of the test images, which the seeds have in common.
-        choice: The variance by the choice of the learning rate and weight decay.
+        seeds: The variance due to the seeds: the squared standard error of their mean.
+        images: The variance due to the draw of the test images, which the seeds have in common.
+        choice: The variance due to the choice of the learning rate and weight decay.
     """
 
     seeds: float | None = None
@@ -42,7 +42,7 @@ class Variances:
 
     @property
     def beyond_seeds(self) -> float:
-        """What adds to the variance by the seeds."""
+        """The variance that adds to that due to the seeds."""
         return (self.images or 0.0) + (self.choice or 0.0)
 
 
@@ -62,13 +62,13 @@ class Resamples:
     draws: Int[np.ndarray, "draws seeds"] | None = None
 
     def describe(self) -> str:
-        """Say in one sentence which sources of variance the intervals of claims count."""
+        """Say in one sentence which sources of variance the intervals of claims account for."""
         sources = ["the seeds"]
         sources += ["the draw of the test images, which all seeds have in common"] * (self.images is not None)
         sources += ["the choice of the tuned values"] * (self.choices is not None)
         listed = ", ".join(sources[:-1]) + " and " * (len(sources) > 1) + sources[-1]
         ending = "" if self.images is not None else ", but not the draw of the test images"
-        return f"The intervals of claims count {listed}{ending}."
+        return f"The intervals of claims account for {listed}{ending}."
 
 
 def make_resamples(runs: Sequence[StoredRun], tuning: Tuning, metric: str) -> Resamples:
@@ -103,7 +103,7 @@ def leave_out_images(
 
     Args:
         table: One row per run.
-        hits: The test images that each run answers right.
+        hits: The test images that each run classifies correctly.
         groups: The number of groups, which is also that of versions.
 
     Returns:
@@ -129,7 +129,7 @@ def leave_out_images(
 
 
 def estimate_variances(estimate: Estimate, table: pd.DataFrame, resamples: Resamples) -> Variances:
-    """Estimate what adds to the variance of the mean of an estimate over seeds.
+    """Estimate the variance of the mean of an estimate over seeds that its spread over seeds does not show.
 
     Args:
         estimate: The estimate.
@@ -137,8 +137,9 @@ def estimate_variances(estimate: Estimate, table: pd.DataFrame, resamples: Resam
         resamples: Versions of the same dataframe.
 
     Returns:
-        The variances beyond that by the seeds; 0 where the estimate does not depend on what was resampled,
-        None where it was not resampled, or has too few seeds or infinite bounds.
+        The variances beyond that due to the seeds. A variance is 0 where the estimate does not depend on what
+        was resampled, and None where nothing was resampled or the estimate has too few seeds or infinite
+        bounds.
     """
     values = _to_bounds(estimate(table))
     if len(values) < 2 or not np.isfinite(values).all():
@@ -157,12 +158,12 @@ def estimate_variances(estimate: Estimate, table: pd.DataFrame, resamples: Resam
 
 
 def measure_image_variance(versions: Float[np.ndarray, "groups seeds"]) -> float:
-    """Measure the variance of a mean over seeds by their common test images (the delete-group jackknife).
+    """Measure the variance of a mean over seeds due to their common test images (delete-group jackknife).
 
     For two crossed factors, the variance of the mean over n seeds and m images is A/n + B/m + C/(n m), with
     the variances A of seeds, B of images and C of their interaction (Owen 2007). The spread of the values
-    over seeds has the first and the last of these. What is left, B/m, is the covariance of two seeds when
-    images change, and is estimated by its mean over all pairs of seeds.
+    over seeds contains the first and the last of these. The remaining term, B/m, is the covariance of two
+    seeds when the images change, and is estimated by its mean over all pairs of seeds.
 
     Args:
         versions: The estimate of each seed without each group of images.
@@ -178,7 +179,7 @@ def measure_image_variance(versions: Float[np.ndarray, "groups seeds"]) -> float
 def measure_choice_variance(
     chosen_again: Float[np.ndarray, "draws seeds"], as_chosen: Float[np.ndarray, "draws seeds"]
 ) -> float:
-    """Measure how much the variance of a mean over seeds grows because hyperparameters are chosen by them.
+    """Measure how much the choice of hyperparameters by the same seeds adds to the variance of their mean.
 
     Args:
         chosen_again: The estimate of each drawn seed, at the values that are best on validation images for
@@ -193,12 +194,12 @@ def measure_choice_variance(
 def widen(interval: Interval, variance: float, confidence: float = CONFIDENCE) -> Interval:
     """Widen an interval by an independent variance of its estimate (the MOVER of Zou and Donner 2008).
 
-    Each half of the new interval is the root of the sum of squares of the old half and of that of the
-    variance alone.
+    Each half of the new interval is the square root of the sum of two squares: that of the old half, and that
+    of the half of an interval with the additional variance alone.
 
     Args:
         interval: The interval over seeds.
-        variance: The additional variance, known with the degrees of freedom of `GROUPS`.
+        variance: The additional variance, estimated with `GROUPS - 1` degrees of freedom.
         confidence: The level of the interval.
 
     Example:

@@ -38,21 +38,21 @@ class Verdict:
 
     Attributes:
         claim: The claim.
-        outcome: "supported", "refuted" or "inconclusive"; of what is true by construction, "count", or "false
-            count" where it is not as the sentence says.
+        outcome: "supported", "refuted" or "inconclusive"; for what is true by construction, "count",
+            or "false count" where the count contradicts the sentence.
         interval: The interval at `confidence`; None where the sweep lacks cells.
         confidence: The level, which Holm's correction for the experiment's other claims raises.
         seeds: The number of seeds in the estimate.
         agreeing_seeds: The number of these seeds whose estimate alone lies where the claim expects it.
         bounds: The mean bounds of the seeds' estimates: equal where these are known, infinite where a target
             is out of reach.
-        variances: The variance of the mean over seeds by its sources, all of which the interval counts.
+        variances: The variance of the mean over seeds by its sources, all of which the interval accounts for.
         probability: P(A > B) over seeds with its 95% interval, where the claim compares two cells; else None.
         more_seeds: The number of further seeds that would decide an inconclusive claim if its estimate and
             spread stay as they are; None where no number up to 1,000 would.
         exploratory: Why the verdict does not count; empty where it does.
         frozen: The date and the short hash of the claim, see `Freeze`; empty where it is not known.
-        scope: The data, networks and length of training on which the verdict rests.
+        scope: The data, networks and length of training on which the verdict is based.
     """
 
     claim: Claim
@@ -113,7 +113,7 @@ class Verdict:
 
     @property
     def win_rate(self) -> str:
-        """P(A > B), and whether it is meaningful: above 0.5 for certain, and perhaps above 0.75."""
+        """P(A > B), marked as meaningful where its interval lies above 0.5 and reaches above 0.75."""
         if self.probability is None:
             return ""
         value, low, high = self.probability
@@ -161,7 +161,7 @@ def judge(
         table: One row per run of one set of seeds, each cell at its tuned learning rate and weight decay.
         confidence: The level of the family.
         resamples: Versions of the dataframe from which the variance by test images and by the choice of
-            learning rates is computed; None counts seeds alone.
+            learning rates is computed; with None, the intervals account for seeds alone.
 
     Returns:
         The verdicts in the order of the claims.
@@ -284,7 +284,7 @@ def p_value(bounds: Float[np.ndarray, "seeds 2"], expected: Expected, variance: 
     Args:
         bounds: The lower and the upper bound of each seed's estimate.
         expected: Where the claim expects the estimate.
-        variance: What adds to the variance of the mean over seeds.
+        variance: The variance that adds to that of the mean over seeds.
     """
     low, high = bounds.mean(0)
     largest = 0.0
@@ -310,7 +310,7 @@ def count_more_seeds(
         bounds: The lower and the upper bound of each seed's estimate; their means and spread are kept.
         expected: Where the claim expects the estimate.
         confidence: The level of the interval.
-        variance: What adds to the variance of the mean over seeds, however many there are.
+        variance: The variance that adds to that of the mean over seeds, however many seeds there are.
 
     Returns:
         The number of seeds; None if no number up to `MAX_ADVISED_SEEDS` decides the claim.

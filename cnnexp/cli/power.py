@@ -21,7 +21,8 @@ def describe_power(plan: Plan, cells: Cells) -> list[str]:
     The spread over seeds is that of the pilot; without a pilot, that of the planned seeds that have ended.
 
     Returns:
-        A line on the seeds, the columns and one line per claim; nothing where there are no two such seeds.
+        A line on the seeds, the titles of the columns and one line per claim; no lines if fewer than two
+        seeds have finished runs.
     """
     pilot = _find_pilot_runs(plan, cells)
     folders = [run_folder(run) for run in pilot or [plan.runs[run_id] for run_id in plan.ended]]

@@ -95,7 +95,8 @@ class RunConfig(Section):
         default="first",
         description="The set of seeds of a sweep. `first`: those of `seed`. `confirm`: as many fresh seeds, "
         "from 1000 on, on which the report judges the same claims again. `pilot`: the first 3 (or as many as "
-        "a typed `seed` has), from 9000 on, for the power calculation of `cnnexp plan`; never evidence.",
+        "`seed` has on the command line), from 9000 on, for the power calculation of `cnnexp plan`; never "
+        "evidence.",
     )
     model: Model = Field(discriminator="name", description="The network.")
     data: Data = Field(description="The images, their number, and their corruptions.")

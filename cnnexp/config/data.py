@@ -142,20 +142,22 @@ class DataSection(Section):
 TFDS_VARIANT = "tfds"  # the variant of every name that is not the name of another
 DATA_VARIANTS: dict[str, type[DataSection]] = {}  # filled by `cnnexp.config.datasets`
 DIGITS_SHA256 = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"
-MADE_HERE = "none needed: cnnexp draws the images"
-# By the name of the set without its variant, as the authors state it. TFDS keeps the checksums of its files.
+MADE_HERE = "none needed: cnnexp generates the images"
+# By the name of the data set without its variant, as its authors state it. TFDS keeps the checksums of files.
 LICENCES = {
     "digits": "CC BY 4.0 (UCI Machine Learning Repository, optical recognition of handwritten digits); the "
     f"file digits.csv.gz of scikit-learn has the SHA-256 {DIGITS_SHA256}",
-    **dict.fromkeys(("signal_distribution", "channel_norm", "k_patterns", "mnist1d"), MADE_HERE),
+    **dict.fromkeys(("signal_distribution", "channel_norm", "k_patterns"), MADE_HERE),
+    "mnist1d": f"{MADE_HERE}, from the templates of the mnist1d package (Apache 2.0, Greydanus 2020)",
     "mnist": "none stated by its authors",
     "fashion_mnist": "MIT (Zalando)",
-    "kmnist": "CC BY-SA 4.0 (ROIS-DS Center for Open Data in the Humanities)",
+    "kmnist": "CC BY-SA 4.0 (KMNIST Dataset, created by CODH, adapted from Kuzushiji Dataset, created by "
+    "NIJL and others)",
     "emnist": "none stated by its authors; derived from NIST Special Database 19",
     "cifar10": "none stated by its authors",
     "cifar100": "none stated by its authors",
     "svhn_cropped": "for non-commercial use only (Stanford University)",
-    "imagenet2012": "for non-commercial research and education only, after registration (image-net.org)",
+    "imagenet2012": "for non-commercial research and education only, by its terms of access (image-net.org)",
     "imagenette": "Apache 2.0 for the selection (fast.ai); the images are ImageNet's",
 }
 

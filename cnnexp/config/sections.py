@@ -31,7 +31,7 @@ Size = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # JAX would drop the bits above
 SeedSet = Literal["first", "confirm", "pilot"]
-# The seeds of the sets other than the first; a pilot has as many seeds as stated unless `seed=` is typed.
+# The seeds of the sets other than the first; a pilot has `PILOT_SEEDS` seeds unless the command has `seed=`.
 FRESH_SEEDS: dict[str, range] = {"confirm": range(1000, 9000), "pilot": range(9000, 10_000)}
 PILOT_SEEDS = 3
 Positive = Annotated[float, Field(gt=0)]

@@ -151,8 +151,8 @@ Normalised = tuple[Float[Array, "_ _ _ _"], Float[Array, "R c"], Float[Array, "R
 def _normalise_batch(x: Array, scale: Array, bias: Array, groups: _Groups) -> Any:
     """Normalise by the statistics of the batch, and return these; they have no gradient of their own.
 
-    The derivative of the formula, which passes over the feature maps five times, has half the passes of
-    that which JAX derives.
+    The derivative is written out: it passes over the feature maps five times, half as often as the one that
+    JAX derives.
     """
     mean = groups.over_devices(groups.average(x))
     centred = x - groups.spread(mean)

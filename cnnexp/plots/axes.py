@@ -175,7 +175,7 @@ def draw_intervals(axes: Axes, x: np.ndarray, intervals: Sequence[Interval], **s
 
 
 def interval_over_seeds(runs: pd.DataFrame, metric: str) -> Interval:
-    """Compute the interval of a metric over seeds; that of a fraction ends at 0 and 1, as in tables."""
+    """Compute the interval of a metric over seeds; limits of fractions are clipped, as in tables."""
     value, low, high = interval(runs.groupby("seed")[metric].mean().to_numpy())
     if is_fraction(metric):
         low, high = np.clip((low, high), -1 if metric.startswith("gap") else 0, 1)

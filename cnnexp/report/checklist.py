@@ -1,4 +1,4 @@
-"""The NeurIPS checklist of a sweep: what the store can answer, and marks for what only authors know."""
+"""The NeurIPS checklist of a sweep: answers from the store, and marks where only the authors know."""
 
 from collections import Counter
 
@@ -17,8 +17,9 @@ def render_checklist(report: Report) -> str:
     Args:
         report: The contents of the report.
     """
-    outcomes = Counter(verdict.outcome for verdict in report.verdicts)
-    exploratory = sum(bool(verdict.exploratory) for verdict in report.verdicts)
+    estimated = [verdict for verdict in report.verdicts if not verdict.claim.exact]
+    outcomes = Counter(verdict.outcome for verdict in estimated)
+    exploratory = sum(bool(verdict.exploratory) for verdict in estimated)
     names = report.table["data.name"] if "data.name" in report.table else report.table["experiment"]
     data = sorted(set(names.astype(str)))
     total = tabulate_compute(report).iloc[-1]
@@ -26,7 +27,7 @@ def render_checklist(report: Report) -> str:
     return MARKDOWN_TEMPLATES.get_template("checklist.md.jinja").render(
         report=report,
         outcomes=", ".join(f"{number} {outcome}" for outcome, number in outcomes.items()) or "none",
-        exploratory=f"Of these, {exploratory} are exploratory and do not count." if exploratory else "",
+        exploratory=f"Exploratory, and therefore not counted: {exploratory}." if exploratory else "",
         commands=Markdown(", ".join(map(markdown_code, report.commands))),
         revisions=" and ".join(sorted(set(report.table["git_revision"].astype(str)))),
         versions=", ".join(list_versions(report.table)),

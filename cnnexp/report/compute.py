@@ -1,4 +1,4 @@
-"""What a sweep cost, by what its runs were for, and which data it used under which licences."""
+"""Tables of what a sweep cost, by the purpose of its runs, and of its data sets and their licences."""
 
 import re
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ DEVICES = re.compile(r"(\d+) x ")  # the beginning of a description such as "2 x
 
 
 def tabulate_compute(report: Report) -> pd.DataFrame:
-    """Tabulate runs, floating-point operations and device hours, by what the runs were for.
+    """Tabulate runs, floating-point operations and device hours, by the purpose of the runs.
 
     Args:
         report: The contents of the report.
 
     Returns:
-        One row per kind of run, and their total: the runs of the tables, those that only chose
+        One row per purpose, and their total: the runs of the tables, those that only served to choose
         hyperparameters or have other seeds, and those without a result that counts.
     """
     chosen = set(report.table["run_id"])
@@ -52,7 +52,7 @@ def _describe_cost(name: str, runs: Sequence[StoredRun]) -> dict[str, str]:
 def count_training_flops(run: StoredRun) -> float:
     """Count the floating-point operations of the training steps of a run, up to its last evaluation.
 
-    Each MAC is two operations, and each step passes three times through the network.
+    Each MAC is two operations, and a training step costs as much as three forward passes.
     """
     return 2.0 * max((row.get("macs", 0) for row in run.history), default=0)
 
@@ -60,8 +60,8 @@ def count_training_flops(run: StoredRun) -> float:
 def measure_device_hours(runs: Sequence[StoredRun]) -> float:
     """Measure the hours for which runs occupied devices: wall time multiplied by the number of devices.
 
-    A run without a summary has no time of its own. Of such runs, which may have been trained side by side,
-    the union of the times between start and last write counts.
+    A run without a summary has not stored its wall time. Such runs may have been trained side by side, so the
+    union of their times between start and last write is counted.
     """
     seconds, spans, devices = 0.0, [], 1
     for run in runs:
@@ -81,14 +81,14 @@ def measure_device_hours(runs: Sequence[StoredRun]) -> float:
 
 
 def describe_compute(report: Report) -> str:
-    """Explain how the numbers of `tabulate_compute` were found."""
+    """Explain how the numbers of `tabulate_compute` were computed."""
     devices = " and ".join(sorted(map(str, report.table["device"].unique())))
     number = pluralize(len(report.runs), "run")
     return (
-        f"All {number} of this sweep count, on {devices}. FLOPs are computed, not measured: two per MAC, "
-        "three passes per training step and one per evaluation; normalisation, activations and the optimiser "
-        "are left out. Device hours are wall time multiplied by the number of devices (on CPU, each core is "
-        "a device), compilation included. Runs whose folders were removed are not counted. "
+        f"All {number} of this sweep are included, on {devices}. FLOPs are computed, not measured: two per "
+        "MAC, three passes per training step and one per evaluation; normalisation, activations and the "
+        "optimiser are left out. Device hours are wall time multiplied by the number of devices (on CPU, "
+        "each core is a device), compilation included. Runs whose folders were removed are not counted. "
         "Energy and peak memory were not measured."
     )
 

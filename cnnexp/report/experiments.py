@@ -30,7 +30,7 @@ class Experiment:
 
     Attributes:
         question: the title of the report.
-        claims: the claims that it judges.
+        claims: the claims that the report judges.
         figures: its figures by their file names.
         curves: the runs whose learning curves are drawn, by the title of each column of that figure; where
             they are not in the sweep, the largest group of runs that differ only in their tyings.
@@ -89,12 +89,12 @@ def choose_curves(experiment: Experiment, table: pd.DataFrame) -> Mapping[str, R
     """Choose the runs whose learning curves are drawn, by the titles of the columns.
 
     Args:
-        experiment: names them; those that it names and the sweep lacks are left out.
+        experiment: the experiment that names them; runs that the sweep lacks are left out.
         table: one row per finished run.
 
     Returns:
-        Without any of those of the experiment, the group that differs only in the tying and has the most
-        tyings; of several, the last, which has the most training images.
+        The runs that the experiment names. If the sweep has none of them, the group of runs that differ only
+        in their tyings and has the most tyings; of several, the one with the most training images.
     """
     named = {}
     for title, rows in experiment.curves.items():

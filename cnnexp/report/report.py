@@ -62,8 +62,8 @@ class Report:
         verdicts: those on the claims that were measured, in the order of the experiment; on the fresh seeds
             where there are any.
         first_verdicts: those on the same claims on the first seeds, where `verdicts` are on fresh ones.
-        seeds: the seeds on which `table` and `verdicts` rest, in words.
-        counted_variance: which sources of variance the intervals of `verdicts` count, in a sentence.
+        seeds: the seeds of the runs in `table`, on which the `verdicts` are based, in words.
+        counted_variance: a sentence on the sources of variance that the intervals of `verdicts` account for.
         notes: what a reader must know about the claims: added seeds, and claims that were dropped.
         unmeasured_claims: the claims for which the sweep lacks cells.
         figures: the caption and the images of each figure, by its name.
@@ -176,7 +176,7 @@ def _split_by_seeds(runs: Sequence[StoredRun]) -> dict[str, list[StoredRun]]:
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Judgement:
     """The verdicts on all claims on one set of seeds, and what a reader must know about them."""
 
     verdicts: Sequence[Verdict]
@@ -190,7 +190,7 @@ def _judge_set(
     experiment: Experiment,
     metric: str,
     resamples: Resamples,
-) -> _Judged:
+) -> _Judgement:
     """Judge the claims of an experiment on one set of seeds, against what was frozen before its first run.
 
     Args:
@@ -218,7 +218,7 @@ def _judge_set(
         f"This claim was frozen before the first run, and is no longer in the experiment: {sentence}"
         for sentence in frozen.list_dropped()
     ]
-    return _Judged(verdicts, [*frozen.describe_added_seeds(), *dropped])
+    return _Judgement(verdicts, [*frozen.describe_added_seeds(), *dropped])
 
 
 def make_default_drawings(table: pd.DataFrame) -> Mapping[str, Drawing]:

@@ -48,10 +48,10 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Hits:
-    """The test images that a run answers right.
+    """The test images that a run classifies correctly.
 
     Attributes:
-        is_right: Whether the answer is right, in the order of the images.
+        is_right: Whether each image is classified correctly, in the order of the images.
         fingerprint: A number that is equal for runs with the same test images in the same order.
     """
 
@@ -119,7 +119,7 @@ def read_kernels(folder: Path) -> tuple[int, dict[str, np.ndarray]]:
 
 
 def read_hits(folder: Path) -> Hits | None:
-    """Read which test images a run answers right; None where it stored nothing, or the file is corrupt."""
+    """Read which test images a run classifies correctly; None if it stored nothing or the file is corrupt."""
     arrays = _read_arrays(folder, HITS)
     try:
         images, fingerprint = map(int, arrays["images"])

@@ -87,10 +87,10 @@ class RunWriter:
         self._checksums[KERNELS] = zlib.crc32(file.getvalue())
 
     def write_hits(self, hits: Bool[np.ndarray, " images"], fingerprint: int) -> None:
-        """Store which test images are answered right, one bit each, before the run is finished.
+        """Store which test images are classified correctly, one bit each, before the run is finished.
 
         Args:
-            hits: Whether each answer is right, in the order of the images.
+            hits: Whether each image is classified correctly, in the order of the images.
             fingerprint: A number that is equal for runs with the same test images.
         """
         file = io.BytesIO()

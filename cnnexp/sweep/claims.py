@@ -1,4 +1,4 @@
-"""What makes runs evidence for claims: fresh seeds, and claims frozen before the first run."""
+"""The conditions under which runs are evidence for claims: fresh seeds, and claims frozen beforehand."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,16 +19,16 @@ DEFAULT_SIZE = "small"  # of an experiment, as in conf/config.yaml
 
 
 def choose_seeds(points: Sequence[SweepPoint]) -> list[SweepPoint]:
-    """Replace the seeds of a sweep by those of its set: of `seeds=confirm`, as many fresh ones.
+    """Replace the seeds of a sweep by those of its set: for `seeds=confirm`, by equally many fresh seeds.
 
     The smallest seed becomes the first of the set, and so on: the same command always has the same seeds. A
-    command that names seeds of the set already, as those of W&B's agents do, is left as it is.
+    command whose seeds already belong to the set, such as that of an agent of W&B, is not changed.
 
     Args:
         points: the points of a sweep.
 
     Raises:
-        UsageError: a set does not have as many seeds, or one of its runs was trained for another set.
+        UsageError: the set has too few seeds, or one of the runs was trained for another set.
     """
     (name, *others) = {point.config.seeds for point in points}
     if name not in FRESH_SEEDS or others:  # several sets are refused with the other keys of a sweep
@@ -73,9 +73,9 @@ def prepare_freeze(points: Sequence[SweepPoint]) -> Callable[[], str]:
     """Read the claims of a sweep's experiment, and return the function that freezes them.
 
     That function writes a record to the sweep's folder, unless the records there name all runs and the same
-    claims, see `cnnexp.analysis.frozen`. It is to be called before anything is computed. A sweep without
-    claims, and a pilot, which is no evidence, have no record. It returns what it froze, in one line, which is
-    empty if that was nothing new.
+    claims, see `cnnexp.analysis.frozen`. Call it before anything is computed. A sweep without claims has no
+    record, nor has a pilot, which is no evidence. The function returns a line that says what it froze, or an
+    empty text if nothing was new.
 
     Args:
         points: the points of a sweep.

@@ -117,13 +117,13 @@ def count_parts(state: State, images: int, setup: Setup, *, evaluates: bool = Fa
 
 
 def can_train_matrices(setup: Setup) -> bool:
-    """Return whether a run may be trained with matrices: whether nothing but the layers depends on shapes."""
+    """Return whether a run can be trained with matrices: whether only its layers depend on shapes."""
     optim, train = setup.config.optim, setup.config.train
     return ignores_shapes(optim) and train.share_every is None and train.tied_steps is None
 
 
 def to_matrices(tree: PyTree, setup: Setup) -> PyTree:
-    """Turn the banks of fully connected layers into matrices on CPU: parameters, and what is kept of each.
+    """Turn the banks of fully connected layers into matrices on CPU, in parameters and optimiser state.
 
     Args:
         tree: The parameters of a run, or its whole state.

@@ -21,7 +21,7 @@ from cnnexp.core.text import pluralize, short_number
 from cnnexp.models.spec import specify_network
 
 Runs = TypeVar("Runs")  # a pytree with a leading run axis
-State = TypeVar("State")  # another one
+State = TypeVar("State")  # a pytree with a leading run axis
 Result = TypeVar("Result")
 
 TPU_LANES = 128  # to a multiple of which the compiler pads batches
@@ -85,7 +85,7 @@ def choose_strategy(config: RunConfig, runs: int, platform: str) -> Strategy:
 
 
 def estimate_layer_bytes(config: RunConfig) -> int:
-    """Estimate the bytes of the arrays of a mean layer in a step of one run on a TPU.
+    """Estimate the bytes of the arrays of an average layer in a step of one run on a TPU.
 
     They are the activations, and the weights four times: with their gradient and two moments. A normalisation
     counts as a layer.

@@ -35,7 +35,7 @@ def count_errors(looks: list[int], *, halved: bool) -> float:
 
 def main() -> None:
     """Print the table."""
-    print("| seeds | each look at 95% | error halved at each look |\n|---|---|---|")
+    print("| seeds | every analysis at 95% | error halved at each addition |\n|---|---|---|")
     for name, looks in SCHEDULES.items():
         rates = [100 * count_errors(looks, halved=halved) for halved in (False, True)]
         print(f"| {name} | {rates[0]:.1f} | {rates[1]:.1f} |")

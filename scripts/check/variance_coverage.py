@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Print the coverage of intervals that count test images and the choice of the learning rate.
+"""Print the coverage of intervals that account for test images and the choice of the learning rate.
 
     scripts/check/variance_coverage.py [--simulations 2000]
 

@@ -4,8 +4,9 @@
 scripts/docs/paper_cost.py            # write the table
 scripts/docs/paper_cost.py --print    # only print it
 
-Each layer is counted at the rate that docs/performance.md measured on an NVIDIA H100 for layers of its width,
-as a fraction of the rate of large float32 products. Compilation, pooling and normalisation are not counted.
+Each layer is assumed to run at the rate that docs/performance.md measured on an NVIDIA H100 for layers of its
+width, as a fraction of the rate of large float32 products. Compilation, pooling and normalisation are not
+included.
 """
 
 import argparse

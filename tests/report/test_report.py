@@ -91,7 +91,10 @@ def test_verdicts_count_the_test_images_where_hits_are_stored(sweep: Path) -> No
     lead = "A convolution is more accurate than a dense network trained on the same images."
     (alone,) = (v for v in write_report(sweep).verdicts if v.claim.sentence == lead)
     text = (sweep / "report/report.md").read_text()
-    assert "count the seeds, but not the draw of the test images." in text and "standard errors" not in text
+    assert (
+        "account for the seeds, but not the draw of the test images." in text
+        and "standard errors" not in text
+    )
     is_easy = np.random.default_rng(0).random(200)
     for run in read_runs(sweep):
         is_right = (
@@ -106,7 +109,7 @@ def test_verdicts_count_the_test_images_where_hits_are_stored(sweep: Path) -> No
     assert counted.interval.value == alone.interval.value
     assert counted.interval.low < alone.interval.low - 0.05 and counted.interval.high > alone.interval.high
     text = (sweep / "report/report.md").read_text()
-    assert "count the seeds and the draw of the test images, which all seeds have in common." in text
+    assert "account for the seeds and the draw of the test images, which all seeds have in common." in text
     assert re.search(r"\| seeds 0.0, images [1-9]", text)
 
 

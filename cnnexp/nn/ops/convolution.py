@@ -1,7 +1,7 @@
-"""Two basic maps, a convolution and one kernel for each position, and the ways of computing them.
+"""Two basic maps, a convolution and a layer with one kernel per position, and the ways of computing them.
 
-The lowering `conv` is the convolution of XLA; `matmul` are matrix products of patches, with the batch as the
-last axis: a patch is then made of long rows, and copying it runs at the speed of memory.
+The lowering `conv` is the convolution of XLA; `matmul` computes matrix products of patches, with the batch as
+the last axis: a patch then consists of long rows, and copying it runs at the speed of memory.
 """
 
 import math
@@ -34,8 +34,8 @@ EXACT = ("highest", "float32")  # precisions of matrix products that do not use 
 # Of one run alone on a GPU: the numbers in the patches of an image up to which they are copied, and the input
 # channels from which on a convolution of fewer bits is faster, by the measurements in docs/performance.md.
 MAX_PATCH_NUMBERS, WIDE_CHANNELS = 600_000, 32
-# On CPU, a convolution is computed by matrix products up to so many numbers in the patches of an image: those
-# of the smallest part of a batch, 16 images, are then 2 MB, and stay in the cache of a core.
+# On CPU, a convolution is computed by matrix products if the patches of an image have at most this many
+# numbers: those of the smallest part of a batch, 16 images, then take 2 MB, and stay in the cache of a core.
 CPU_PATCH_NUMBERS = 2**15
 # Channels below which the convolution of XLA is slow on CPU, and its weight gradient takes libtpu minutes to
 # compile for one run in float32.
@@ -124,8 +124,8 @@ def convolve(
     Images and results are in the layout of the lowering: `NHWC` for `conv`; for `matmul` `CHWN`, or `NHWC`
     beside layers of this layout where channels are few; and on GPU `HCWN`: one matrix product for each row of
     the image, and for the gradient of the kernel a sum over rows. (Its sum over all positions and images is
-    so long that XLA divides it, with a copy of all patches.) Where `auto` chooses `conv` on CPU, there are
-    only derivatives in reverse mode.
+    so long that XLA divides it, with a copy of all patches.) Where `auto` chooses `conv` on CPU, only
+    reverse-mode derivatives are defined.
     """
     window, o = (geometry.kernel_size, geometry.stride, geometry.dilation), kernel.shape[-1]
     layout = lowering_layout(lowering, geometry, "one", x.dtype, neighbours)
@@ -188,7 +188,7 @@ def _convolve_images(
     """Convolve images that are padded with zeros.
 
     Both gradients are convolutions of the kind that XLA computes fast on CPU, without copying patches. Those
-    that JAX derives are up to a hundred times slower inside of a loop (jax issue 12868).
+    that JAX derives are up to a hundred times slower inside a loop (jax issue 12868).
     """
     return _call_xla(x, kernel, pads, stride=stride)
 
@@ -214,7 +214,7 @@ def _pull_images(
     stride: Pair,
     pads: Pads,
 ) -> Float[Array, "b h w c"]:
-    """Return the gradient of images of a size: a convolution with the reversed kernel.
+    """Return the gradient with respect to the images: a convolution with the reversed kernel.
 
     With strides, the pixels at each offset from the corners of the windows meet their own entries of the
     kernel. One convolution computes all offsets as channels.
@@ -244,7 +244,7 @@ def _pull_images(
 def _pull_kernel(
     slope: Float[Array, "b oh ow o"], x: Float[Array, "b h w c"], size: Pair, stride: Pair, pads: Pads
 ) -> Float[Array, "kh kw c o"]:
-    """Return the gradient of a kernel of a size: a convolution whose kernel is `slope`, over the batch.
+    """Return the gradient with respect to the kernel: a convolution over the batch whose kernel is `slope`.
 
     The barrier keeps XLA from computing the transposed arrays where they are read.
     """

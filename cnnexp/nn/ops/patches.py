@@ -82,7 +82,7 @@ def _patches_jvp(layout: Layout, size: Any, stride: Any, dilation: Any, primals:
 def _gather_at_once(
     x: Array, layout: Layout, size: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
 ) -> Array:
-    """Copy the entries of each window side by side in one round; so many reads of the images."""
+    """Copy the entries of each window side by side in one round, with one read of the images per entry."""
     rows = [_kernel_entry(x, layout, "H", i, size[0], stride[0], dilation[0]) for i in range(size[0])]
     entries = [
         _kernel_entry(row, layout, "W", j, size[1], stride[1], dilation[1])

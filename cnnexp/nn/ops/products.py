@@ -1,9 +1,9 @@
 """Matrix products of fully connected layers in the order that is fastest on CPU.
 
-XLA's CPU backend multiplies a matrix by its columns more slowly than by its rows. A fully connected layer
-with several positions therefore multiplies its weights, as the matrix of `bank_to_matrix`, by images whose
-last axis is the batch. Then no product has to copy the weights, or their gradient, into another order, as
-long as they are kept as that matrix; what follows the product reads long rows.
+XLA's CPU backend is faster at products that run along the rows of a matrix than along its columns. A fully
+connected layer with several positions therefore multiplies its weights, as the matrix of `bank_to_matrix`, by
+images whose last axis is the batch. As long as the weights are kept as that matrix, no product has to copy
+them, or their gradient, into another order, and the operations after the product read long rows.
 """
 
 from typing import Any
@@ -53,7 +53,7 @@ def apply_dense(
 def multiply_rows(weights: Float[Array, "o i"], x: Float[Array, "b i"]) -> Float[Array, "o b"]:
     """Multiply weights by images; the gradient of each is a product of rows as well.
 
-    The barriers keep XLA from turning a product, and thereby its operands, around.
+    The barriers keep XLA from transposing a product, and with it the operands.
     """
     return lax.dot_general(weights, x, BY_ROWS)
 
