@@ -141,12 +141,12 @@ def beta_lasso(
 
 
 def make_packing(optim: Optim, template: Any) -> Packing:
-    """Return how the loop over steps keeps parameters and the state of the optimiser, and the inverse.
+    """Make the functions that convert a run's arrays to the form that the loop over steps keeps, and back.
 
     A TPU pads the last two axes of an array: a bank with few output channels takes several times its size.
-    Where the transposed kernels `(R, 1, 1, o, kh * kw * c)` take less, the loop keeps these, and the
-    optimiser works on them. It does so only for banks with a kernel for each position: a convolution takes
-    its kernel as it is.
+    Where the transposed kernels `(R, 1, 1, o, kh * kw * c)` take less memory, the loop keeps these, and the
+    optimiser works on them. This is done only for banks with one kernel per position: a convolution needs
+    its kernel unchanged.
 
     Args:
         optim: The optimiser.

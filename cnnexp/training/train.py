@@ -303,7 +303,7 @@ def _sum_batches(
         batches: The number of batches.
         corrupt: Returns the images and labels of a batch as the network sees them.
         setup: The static part of the run.
-        images: The number of images of all batches, to list which answers are right; None does not.
+        images: The number of images of all batches, to record which are classified correctly; None: do not.
     """
     devices, device = locate_device(setup.axis_name)
 
