@@ -112,7 +112,7 @@ CLAIMS = {
 }
 POST = "the usual answer: sparsity of connections and parameter sharing"
 LIMITATIONS = (
-    "One data set and one small network are tried, with kernels of one size and equal widths, so the "
+    "One data set and one small network are tried, with the same kernel sizes and equal widths, so the "
     "results say nothing about deep networks or much larger images. The learning rate was tuned for "
     "each network; weight decay, augmentation, width and the length of training were not. All networks "
     "are trained for the same number of steps, which is not the same amount of compute. Images "

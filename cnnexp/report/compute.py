@@ -2,16 +2,18 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from cnnexp.config.data import describe_licence
-from cnnexp.core.text import pluralize
+from cnnexp.core.text import pluralize, short_number
 from cnnexp.report.report import Report
 from cnnexp.store.files import read_json
 from cnnexp.store.runs import STATUS, StoredRun
+from cnnexp.store.usage import read_usage
 
-SECONDS_PER_HOUR = 3600
+SECONDS_PER_HOUR, JOULES_PER_KWH = 3600, 3.6e6
 DEVICES = re.compile(r"(\d+) x ")  # the beginning of a description such as "2 x cpu (AMD EPYC)"
 
 
@@ -89,7 +91,37 @@ def describe_compute(report: Report) -> str:
         "MAC, three passes per training step and one per evaluation; normalisation, activations and the "
         "optimiser are left out. Device hours are wall time multiplied by the number of devices (on CPU, "
         "each core is a device), compilation included. Runs whose folders were removed are not counted. "
-        "Energy and peak memory were not measured."
+        f"{describe_usage(report.runs[0].folder.parent)}"
+    )
+
+
+def describe_usage(folder: Path) -> str:
+    """Describe the peak memory and the energy of a sweep, in sentences.
+
+    Args:
+        folder: The folder of the sweep.
+    """
+    usages = [usage for usage in read_usage(folder) if usage.seed_set != "pilot"]
+    if not usages:
+        return "Energy and peak memory were not measured."
+    peak = f"{short_number(max(usage.peak_bytes for usage in usages))}B"
+    devices = [usage.peak_device_bytes for usage in usages if usage.peak_device_bytes]
+    memory = f"{peak} of a process"
+    if devices:
+        memory += f" and {short_number(max(devices))}B of a device"
+    energies = [
+        f"{sum(joules) / JOULES_PER_KWH:.3g} kWh by the counters of {name}"
+        for name, joules in (
+            ("CPUs", [usage.cpu_joules for usage in usages if usage.cpu_joules is not None]),
+            ("GPUs", [usage.gpu_joules for usage in usages if usage.gpu_joules is not None]),
+        )
+        if joules
+    ]
+    energy = f"Energy: {' and '.join(energies)}, which count all that these machines did meanwhile."
+    counted = pluralize(len(usages), "process", "processes")
+    return (
+        f"Peak memory: {memory}, by {counted} that ended in an orderly way. "
+        f"{energy if energies else 'Energy was not measured: no counter of these machines can be read.'}"
     )
 
 

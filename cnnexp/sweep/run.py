@@ -18,6 +18,7 @@ from cnnexp.store.runs import (
     run_folder,
     sweep_folder,
 )
+from cnnexp.store.usage import record_usage
 from cnnexp.sweep.claims import prepare_freeze
 from cnnexp.sweep.cost import limit_weights, refuse_too_large
 from cnnexp.sweep.devices import configure_jax, refuse_missing_devices
@@ -60,7 +61,9 @@ def run_sweep(points: Sequence[SweepPoint], command: str | None = None) -> dict[
         check_and_prepare([point.config for point in points])
         points, kept = limit_weights(points)
         by_id = {point.config.run_id: point for point in points}
+        usage = record_usage(sweep_folder(first), first.seeds)
         if not is_primary():
+            contexts.enter_context(usage)
             follow_primary({run_id: point.config for run_id, point in by_id.items()}, signals)
             return dict.fromkeys(by_id, math.nan)
         plan, progress = start_progress(by_id, command, contexts)
@@ -77,6 +80,8 @@ def run_sweep(points: Sequence[SweepPoint], command: str | None = None) -> dict[
             )
         )
         mirror.notify([run_folder(plan.runs[run_id]) for run_id in plan.ended])
+        if plan.stacks:
+            contexts.enter_context(usage)
         runner = SweepRunner(plan.runs, leases, signals, progress, mirror)
         with announce_end():
             for stack in runner.lease_stacks(plan.stacks):
