@@ -13,7 +13,7 @@ EXPERIMENT = '''
 from cnnexp import Claim, Experiment
 from cnnexp.analysis.claims import more_than
 from cnnexp.analysis.estimates import difference
-from cnnexp.plots.axes import Line, Panel, plot_accuracy_panels
+from cnnexp.plots.panels import Line, Panel, plot_accuracy_panels
 from cnnexp.plots.figures import Drawing
 
 COLUMN = "probe/equivariance_error/blocks_0_first"
