@@ -131,9 +131,7 @@ def test_code_of_the_user_and_the_package_list_are_sent_as_plain_wandb_does(shel
     Path("conf/experiment").mkdir(parents=True)
     Path("conf/experiment/mine.yaml").write_text("# @package _global_\nexperiment: mine\n", encoding="utf-8")
     Path("experiments").mkdir()
-    experiment = (
-        "from cnnexp.report.experiments import Experiment\n\nEXPERIMENT = Experiment('Why?', claims=[])\n"
-    )
+    experiment = "from cnnexp.report.experiments import Experiment\n\nEXPERIMENT = Experiment()\n"
     Path("experiments/mine.py").write_text(experiment, encoding="utf-8")
     sweep = [word for word in SMALL_SWEEP if not word.startswith("model.")]
     own = ["experiment=mine", "model=custom", "model.file=network.py", "seed=0", "tracking.mode=offline"]
