@@ -104,7 +104,8 @@ class EnergyMeter:
         for folder in self._packages:
             with suppress(OSError, ValueError):  # most systems show the counters to the administrator alone
                 energy, limit = (
-                    MICRO * int((folder / name).read_text()) for name in ("energy_uj", "max_energy_range_uj")
+                    MICRO * int((folder / name).read_text(encoding="utf-8"))
+                    for name in ("energy_uj", "max_energy_range_uj")
                 )
                 yield f"cpu {folder.name}", energy, limit
 
