@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import pandas as pd
+
 from cnnexp.analysis.estimates import Estimate
 
 Unit = Literal["points", "x", ""]
@@ -175,3 +177,38 @@ def make_claims(
     """
     common = {"expected": more_than(smallest_effect), **common}
     return [Claim(**{"sentence": sentence, **common, **test}) for sentence, test in tests.items()]
+
+
+def describe_scope(rows: pd.DataFrame) -> str:
+    """Describe the data, networks and length of training of some runs in a few words.
+
+    Args:
+        rows: One row per run.
+
+    Example:
+        >>> columns = {"data.name": "digits", "data.canvas": 12, "data.train_size": [256, 1024]}
+        >>> columns |= {"model.name": "simple_cnn", "model.features": "[8, 16]", "steps": 800}
+        >>> describe_scope(pd.DataFrame(columns))
+        'digits 12×12, 256 to 1,024 images; simple_cnn, 2 layers; 800 steps'
+    """
+    columns = {key: rows[key].dropna() for key in rows if len(rows[key].dropna())}
+    data = []
+    if "data.name" in columns:
+        for name, of_name in rows.groupby("data.name", sort=True):
+            sides = [of_name[key].dropna() for key in ("data.canvas", "data.side") if key in of_name]
+            sides = [side for side in sides if len(side)]
+            data.append(f"{name} {_format_range(sides[0], '{0}×{0}')}" if sides else str(name))
+    texts = [" and ".join(data)]
+    if "data.train_size" in columns:
+        texts[0] = ", ".join(filter(None, [texts[0], _format_range(columns["data.train_size"]) + " images"]))
+    names = " and ".join(sorted(set(map(str, columns.get("model.name", ())))))
+    layers = columns.get("model.features", pd.Series(dtype=str)).map(lambda text: str(text).count(",") + 1)
+    if names == "simple_cnn" and len(layers):
+        names += f", {_format_range(layers)} layer{'s' * int(layers.max() > 1)}"
+    texts += [names, f"{_format_range(columns['steps'])} steps" if "steps" in columns else ""]
+    return "; ".join(filter(None, texts))
+
+
+def _format_range(values: pd.Series, form: str = "{0:,}") -> str:
+    low, high = (form.format(int(number)) for number in (values.min(), values.max()))
+    return low if low == high else f"{low} to {high}"

@@ -12,7 +12,14 @@ from jaxtyping import Float
 from scipy.special import stdtr
 
 from cnnexp.analysis.cells import trace_rows
-from cnnexp.analysis.claims import UNIT_SUFFIXES, Claim, Expected, describe_range, format_in_unit
+from cnnexp.analysis.claims import (
+    UNIT_SUFFIXES,
+    Claim,
+    Expected,
+    describe_range,
+    describe_scope,
+    format_in_unit,
+)
 from cnnexp.analysis.estimates import is_comparison
 from cnnexp.analysis.statistics import (
     CONFIDENCE,
@@ -44,8 +51,10 @@ class Verdict:
         confidence: The level, which Holm's correction for the experiment's other claims raises.
         seeds: The number of seeds in the estimate.
         agreeing_seeds: The number of these seeds whose estimate alone lies where the claim expects it.
-        bounds: The mean bounds of the seeds' estimates: equal where these are known, infinite where a target
-            is out of reach.
+        family_confidence: The level of all of these claims together.
+        by_seed: The bounds of each seed's estimate: equal where it is known, infinite where a target is out of
+            reach.
+        bounds: The mean bounds of the seeds' estimates.
         variances: The variance of the mean over seeds by its sources, all of which the interval accounts for.
         probability: P(A > B) over seeds with its 95% interval, where the claim compares two cells; else None.
         more_seeds: The number of further seeds that would decide an inconclusive claim if its estimate and
@@ -61,6 +70,8 @@ class Verdict:
     confidence: float = CONFIDENCE
     seeds: int = 0
     agreeing_seeds: int = 0
+    family_confidence: float = CONFIDENCE
+    by_seed: tuple[tuple[float, float], ...] = ()
     bounds: tuple[float, float] = (math.nan, math.nan)
     variances: Variances = field(default_factory=Variances)
     probability: Interval | None = None
@@ -184,45 +195,29 @@ def judge(
     return [
         replace(
             _make_verdict(claim, bounds[i], confidences.get(i, confidence), variances[i]),
+            family_confidence=confidence,
             scope=describe_scope(traced[i][1]),
         )
         for i, claim in enumerate(claims)
     ]
 
 
-def describe_scope(rows: pd.DataFrame) -> str:
-    """Describe the data, networks and length of training of some runs in a few words.
+def judge_at(verdict: Verdict, confidence: float) -> Verdict:
+    """Judge a claim again from its values by seed, at another level of its interval.
 
     Args:
-        rows: One row per run.
-
-    Example:
-        >>> columns = {"data.name": "digits", "data.canvas": 12, "data.train_size": [256, 1024]}
-        >>> columns |= {"model.name": "simple_cnn", "model.features": "[8, 16]", "steps": 800}
-        >>> describe_scope(pd.DataFrame(columns))
-        'digits 12×12, 256 to 1,024 images; simple_cnn, 2 layers; 800 steps'
+        verdict: The verdict at the level of its own family.
+        confidence: The new level.
     """
-    columns = {key: rows[key].dropna() for key in rows if len(rows[key].dropna())}
-    data = []
-    if "data.name" in columns:
-        for name, of_name in rows.groupby("data.name", sort=True):
-            sides = [of_name[key].dropna() for key in ("data.canvas", "data.side") if key in of_name]
-            sides = [side for side in sides if len(side)]
-            data.append(f"{name} {_format_range(sides[0], '{0}×{0}')}" if sides else str(name))
-    texts = [" and ".join(data)]
-    if "data.train_size" in columns:
-        texts[0] = ", ".join(filter(None, [texts[0], _format_range(columns["data.train_size"]) + " images"]))
-    names = " and ".join(sorted(set(map(str, columns.get("model.name", ())))))
-    layers = columns.get("model.features", pd.Series(dtype=str)).map(lambda text: str(text).count(",") + 1)
-    if names == "simple_cnn" and len(layers):
-        names += f", {_format_range(layers)} layer{'s' * int(layers.max() > 1)}"
-    texts += [names, f"{_format_range(columns['steps'])} steps" if "steps" in columns else ""]
-    return "; ".join(filter(None, texts))
-
-
-def _format_range(values: pd.Series, form: str = "{0:,}") -> str:
-    low, high = (form.format(int(number)) for number in (values.min(), values.max()))
-    return low if low == high else f"{low} to {high}"
+    bounds = np.array(verdict.by_seed, float).reshape(-1, 2)
+    again = _make_verdict(verdict.claim, bounds, confidence, verdict.variances)
+    return replace(
+        verdict,
+        outcome=again.outcome,
+        interval=again.interval,
+        confidence=again.confidence,
+        more_seeds=again.more_seeds,
+    )
 
 
 def estimate_bounds(claim: Claim, table: pd.DataFrame) -> Float[np.ndarray, "seeds 2"]:
@@ -264,6 +259,7 @@ def _make_verdict(claim: Claim, bounds: np.ndarray, confidence: float, variances
         confidence=confidence,
         seeds=len(bounds),
         agreeing_seeds=sum(claim.expected.holds(*seed) for seed in bounds.tolist()),
+        by_seed=tuple((low, high) for low, high in bounds.tolist()),
         bounds=(float(bounds[:, 0].mean()), float(bounds[:, 1].mean())),
         variances=replace(variances, seeds=max(standard_error(side) for side in bounds.T) ** 2)
         if len(bounds) > 1 and np.isfinite(bounds).all()

@@ -41,7 +41,7 @@ code_option = click.option(
     "--publish",
     type=FilePath(),
     metavar="DIR",
-    help="Also write DIR/NAME.md with small figures, to commit beside the code.",
+    help="Also write DIR/NAME.md with small figures and DIR/NAME.json, to commit beside the code.",
 )
 @config_dir_option
 @click.option(

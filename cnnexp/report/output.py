@@ -14,6 +14,7 @@ from cnnexp.analysis.verdicts import explain_exploratory
 from cnnexp.core.text import pluralize
 from cnnexp.plots.rendering import shrink_png
 from cnnexp.report.checklist import render_checklist
+from cnnexp.report.records import encode_record, make_record
 from cnnexp.report.render import render_html, render_markdown
 from cnnexp.report.report import Report, make_report
 from cnnexp.report.tables import tabulate_verdicts
@@ -56,6 +57,7 @@ def write_report(folder: Path, config_folder: Path | None = None, metric: str | 
     if report.verdicts:
         verdicts = tabulate_verdicts(report.verdicts, report.first_verdicts)
         write_text(report.folder / "verdicts.csv", verdicts.to_csv(index=False))
+        write_text(report.folder / "verdicts.json", encode_record(make_record(report)))
         paper = verdicts[["claim", "verdict", "effect", "expected"]]
         write_text(report.folder / "verdicts.tex", latex_table(paper, r"p{0.45\linewidth}lll"))
     markdown = render_markdown(report)
@@ -77,7 +79,8 @@ def publish_report(report: Report, folder: Path) -> Path:
 
     Args:
         report: its contents.
-        folder: the report becomes `NAME.md` in it, and its figures go to its folder `figures`.
+        folder: the report becomes `NAME.md` in it, and its verdicts `NAME.json`; its figures go to its folder
+            `figures`.
 
     Returns:
         The Markdown file.
@@ -85,6 +88,7 @@ def publish_report(report: Report, folder: Path) -> Path:
     name = report.folder.parent.name
     for figure_name, (_, figure) in report.figures.items():
         write_bytes(folder / "figures" / f"{name}_{figure_name}.png", shrink_png(figure.png))
+    write_text(folder / f"{name}.json", encode_record(make_record(report)))
     write_text(folder / f"{name}.md", render_markdown(report, f"figures/{name}_", None))
     return folder / f"{name}.md"
 
