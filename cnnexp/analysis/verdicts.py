@@ -52,8 +52,8 @@ class Verdict:
         seeds: The number of seeds in the estimate.
         agreeing_seeds: The number of these seeds whose estimate alone lies where the claim expects it.
         family_confidence: The level of all of these claims together.
-        by_seed: The bounds of each seed's estimate: equal where it is known, infinite where a target is out of
-            reach.
+        by_seed: The bounds of each seed's estimate: equal where it is known, infinite where a target is out
+            of reach.
         bounds: The mean bounds of the seeds' estimates.
         variances: The variance of the mean over seeds by its sources, all of which the interval accounts for.
         probability: P(A > B) over seeds with its 95% interval, where the claim compares two cells; else None.
