@@ -20,7 +20,7 @@ from cnnexp.report.experiments import Experiment
 CHANGED = "training was lengthened from 400 to 800 steps, and the learning rates, the pixel noise and the "
 CHANGED += "spacing of evaluations were changed (size=small), after results on the same seeds had been seen"
 USUAL = {"model.connectivity": "local", "model.head": "softmax", "data.apart": Not(True)}
-USUAL |= {"data.permutation": "none", "data.pixel_noise": 0.0}
+USUAL |= {"data.permutation": "none", "data.pixel_noise": 0.0, "model.match": "none"}
 CONDITIONS = {
     "unmodified": {},
     "wired at random": {"model.connectivity": "random"},
@@ -46,6 +46,7 @@ NETS = {"dense": DENSE, "shared": SHARED}
 CORNERS = {"wired at random": RANDOM, "window": LOCAL, "one filter": RANDOM_SHARED, "convolution": SHARED}
 CLEAN, _, NOISY, PERMUTED, BLOCKS, _, SIGMOID = map(pair, CONDITIONS)
 UNSEEN = pair("unseen positions", "local", {})
+WIDE = {**CLEAN[0], "model.match": "macs", "model.match_tying": "dense"}  # a convolution with more features
 SIZES, LEAD = "mean over training sizes", "lead in test accuracy (shared − dense)"
 CLAIMS = {
     "A convolution has fewer parameters than a dense network of equal width.": measure_counts(
@@ -54,6 +55,9 @@ CLAIMS = {
     "A convolution is more accurate than a dense network trained on the same images.": measure(
         f"test accuracy, shared − dense, {SIZES}", difference(SHARED, DENSE)
     ),
+    (
+        "A convolution that has as many MACs as a dense network is more accurate, trained on the same images."
+    ): measure("test accuracy, shared with as many MACs − dense", difference(WIDE, CLEAN[1])),
     (
         "A convolution needs at most half as many training images as a dense network for the same accuracy."
     ): measure_images(NETS),
@@ -86,6 +90,9 @@ CLAIMS = {
     "A convolution has a smaller generalisation gap than a dense network.": measure(
         f"generalisation gap, dense − shared, {SIZES}", difference(DENSE, SHARED, GAP)
     ),
+    (
+        "A convolution that has as many MACs as a dense network has a smaller generalisation gap."
+    ): measure("generalisation gap, dense − shared with as many MACs", difference(CLEAN[1], WIDE, GAP)),
     "Pixel noise widens the generalisation gap of a dense network more than that of a convolution.": measure(
         "increase of the gap by pixel noise of 0.1, dense − shared", interaction(CLEAN, NOISY, GAP)
     ),
@@ -112,8 +119,9 @@ CLAIMS = {
 }
 POST = "the usual answer: sparsity of connections and parameter sharing"
 LIMITATIONS = (
-    "One data set and one small network are tried, with the same kernel sizes and equal widths, so the "
-    "results say nothing about deep networks or much larger images. The learning rate was tuned for "
+    "One data set and one small network are tried, with the same kernel sizes; widths are equal, except that "
+    "two claims are about a convolution with as many MACs as the dense network. The results say nothing "
+    "about deep networks or much larger images. The learning rate was tuned for "
     "each network; weight decay, augmentation, width and the length of training were not. All networks "
     "are trained for the same number of steps, which is not the same amount of compute. Images "
     "show one object on a plain background; natural scenes may reward locality and sharing differently."
