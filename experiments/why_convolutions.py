@@ -90,9 +90,9 @@ CLAIMS = {
     "A convolution has a smaller generalisation gap than a dense network.": measure(
         f"generalisation gap, dense − shared, {SIZES}", difference(DENSE, SHARED, GAP)
     ),
-    (
-        "A convolution that has as many MACs as a dense network has a smaller generalisation gap."
-    ): measure("generalisation gap, dense − shared with as many MACs", difference(CLEAN[1], WIDE, GAP)),
+    ("A convolution that has as many MACs as a dense network has a smaller generalisation gap."): measure(
+        "generalisation gap, dense − shared with as many MACs", difference(CLEAN[1], WIDE, GAP)
+    ),
     "Pixel noise widens the generalisation gap of a dense network more than that of a convolution.": measure(
         "increase of the gap by pixel noise of 0.1, dense − shared", interaction(CLEAN, NOISY, GAP)
     ),

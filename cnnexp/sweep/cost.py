@@ -22,9 +22,9 @@ from cnnexp.models.spec import specify_network
 from cnnexp.nn.tying import norm_shape
 from cnnexp.sweep.points import SweepPoint
 from cnnexp.sweep.stack_size import fit_stack
+from cnnexp.training.evaluation import evaluation_batch_size
 from cnnexp.training.named_optimizers import count_slots
 from cnnexp.training.program_costs import StackCost, compile_in_process
-from cnnexp.training.train import evaluation_batch_size
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 SLOT_BYTES = 4  # per number that an optimiser keeps: float32

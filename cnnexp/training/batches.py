@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Int
 from cnnexp.data.images import Images, Normalisation
 from cnnexp.data.pipelines import ImageFiles, RawBatch
 from cnnexp.data.sampling import batch_indices, draw_order
+from cnnexp.training.evaluation import evaluation_batch_size
 from cnnexp.training.metrics import Metrics
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.processes import from_local_shards, host_device, local_slice, to_host
@@ -28,7 +29,6 @@ from cnnexp.training.stacking import (
     mesh_platform,
     put_on_devices,
 )
-from cnnexp.training.train import evaluation_batch_size
 
 WINDOW_BYTES = 64 * 2**20  # of images that are streamed at once
 WINDOW_STEPS = 64

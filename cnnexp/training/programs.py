@@ -14,6 +14,7 @@ from cnnexp.data.images import DataShape, Images, Normalisation
 from cnnexp.data.pipelines import RawBatch
 from cnnexp.data.shapes import infer_shape
 from cnnexp.training.batches import eval_window_batches, train_window_steps
+from cnnexp.training.evaluation import evaluation_batch_size
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.setup import Setup, make_setup
 from cnnexp.training.stacking import (
@@ -28,7 +29,6 @@ from cnnexp.training.stacking import (
     make_device_mesh,
     mesh_platform,
 )
-from cnnexp.training.train import evaluation_batch_size
 
 Shape: Any = jax.ShapeDtypeStruct
 

@@ -13,12 +13,13 @@ from cnnexp.core.platforms import compiling_for
 from cnnexp.data.images import Images, Normalisation
 from cnnexp.data.pipelines import EvalWindow, InMemory, RawBatch, TrainWindow
 from cnnexp.models.network import measure_kernels, sample_kernels
+from cnnexp.training.evaluation import evaluate, evaluate_window
 from cnnexp.training.metrics import Metrics
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.processes import shard
 from cnnexp.training.setup import Setup, State, merge_network
 from cnnexp.training.strategies import map_over_runs, update_runs
-from cnnexp.training.train import evaluate, evaluate_window, init, train_steps
+from cnnexp.training.train import init, train_steps
 
 Runs = TypeVar("Runs")  # a pytree with a leading run axis
 RUNS, WHOLE = PartitionSpec("runs"), PartitionSpec()

@@ -34,7 +34,7 @@ from cnnexp.config import RunConfig, parse
 from cnnexp.data.images import Images, make_images
 from cnnexp.sweep.devices import configure_jax
 from cnnexp.sweep.points import to_dict
-from cnnexp.training import train
+from cnnexp.training import evaluation, train
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.setup import State, make_setup
 from cnnexp.training.stacking import RUNS, WHOLE, Subsets, compile_stack, make_device_mesh, put_on_devices
@@ -140,7 +140,7 @@ def compile_case(case: Case) -> tuple[Any, float]:
     function: Any = programs.evaluate if case.evaluation_batch else programs.advance
     steps = () if case.evaluation_batch else (jnp.int32(1),)
     with TRACING:
-        train.evaluation_batch_size = lambda platform: case.evaluation_batch
+        evaluation.evaluation_batch_size = lambda platform: case.evaluation_batch
         lowered = function.lower(*runs, images, *steps)
     return lowered.compile(), time.perf_counter() - started
 

@@ -153,7 +153,7 @@ def user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_metrics_and_loss_of_the_user_are_measured_in_memory_and_streamed(
     configure: Configure, user_code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cnnexp.training.train.EVALUATION_BATCH_ON_CPU", 16)  # four batches
+    monkeypatch.setattr("cnnexp.training.evaluation.EVALUATION_BATCH_ON_CPU", 16)  # four batches
     monkeypatch.setattr("cnnexp.training.batches.WINDOW_BYTES", 3000)  # each in a window of its own
     names = ["confidence", "mean_label"]
     train = {

@@ -16,12 +16,13 @@ from cnnexp.data.pipelines import InMemory
 from cnnexp.data.sampling import ROUNDS, batch_indices, draw_order, permute
 from cnnexp.sweep.program_key import make_program_key
 from cnnexp.training import optimizers
+from cnnexp.training.evaluation import evaluate, evaluation_batch_size
 from cnnexp.training.loop import LoopState, Row, StackTrainer
 from cnnexp.training.metrics import Metrics, compute_losses, is_correct
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.schedule import resolve_duration
 from cnnexp.training.setup import State, apply_network, make_setup
-from cnnexp.training.train import evaluate, evaluation_batch_size, init, make_train, train_steps
+from cnnexp.training.train import init, make_train, train_steps
 from tests.conftest import Configure, load_once
 
 
