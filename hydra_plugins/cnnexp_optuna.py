@@ -123,6 +123,11 @@ class OptunaSweeper(Sweeper):
                 "hydra/sweeper=optuna: chooses by the end of each run, and successive halving stops some "
                 "early; set tune.rungs=1"
             )
+        if config.tune.extend:
+            raise UsageError(
+                "hydra/sweeper=optuna: chooses all values itself, and adds none beyond them; set "
+                "tune.extend=0"
+            )
         if not config.launcher.get("wait", True):
             raise UsageError(
                 "hydra/sweeper=optuna: chooses each batch by the results of earlier ones; "

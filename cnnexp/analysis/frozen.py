@@ -7,7 +7,7 @@ its content, without the date and the number of runs that had ended.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from cnnexp.store.files import encode_json, read_json, replace_unprintable, writ
 CLAIMS = "claims"  # the folder of the records
 SHORT_HASH = 7  # characters of a claim's hash that a report prints
 MAX_NAMED_CHANGES = 3  # of one field of a claim, in a line
+ADDED_LATER = ("extend", "added")  # fields that older records lack; they are hashed only where they are set
 FIELDS = {"sentence", "estimate"}  # that every claim of a record has
 NEVER = "never frozen: no record was made before the first run"
 
@@ -40,6 +41,8 @@ class Record:
         cells: The hashes of the runs' configurations without the seed.
         protocol: The values of each configuration key, without the seed.
         claims: The claims, see `describe_claim`.
+        extend: The number of rounds in which a rule adds values to a cell, see `tune.extend`.
+        added: Those of `cells` that the rule has added. They differ only in tuned keys from others.
     """
 
     seed_set: str
@@ -51,15 +54,23 @@ class Record:
     cells: list[str]
     protocol: dict[str, list[str]]
     claims: list[dict[str, Any]]
+    extend: int = 0
+    added: list[str] = field(default_factory=list)
 
     @property
     def identity(self) -> str:
         """The hash of all that is frozen."""
-        return hash_values({k: v for k, v in asdict(self).items() if k not in ("date", "ended")})
+        omitted = ("date", "ended", *(name for name in ADDED_LATER if not getattr(self, name)))
+        return hash_values({k: v for k, v in asdict(self).items() if k not in omitted})
+
+    def list_changed_cells(self, rounds: int) -> set[str]:
+        """List the cells without those that the rule has added, unless it had another number of rounds."""
+        return set(self.cells) - set(self.added if self.extend == rounds else ())
 
     def hash_claim(self, claim: Mapping[str, Any]) -> str:
         """Hash a claim with the protocol and the seeds of this record."""
-        return hash_values({**claim, "cells": self.cells, "seeds": self.seeds})[:SHORT_HASH]
+        rule = {"extend": self.extend} if self.extend else {}
+        return hash_values({**claim, **rule, "cells": self.cells, "seeds": self.seeds})[:SHORT_HASH]
 
 
 def describe_claim(claim: Claim, metric: str | None) -> dict[str, Any]:
@@ -244,19 +255,18 @@ def _added_seeds(records: Sequence[Record]) -> Iterator[tuple[Record, set[int]]]
 def _list_changes(frozen: Mapping[str, Any], described: Mapping[str, Any]) -> list[str]:
     """List the fields of a claim that differ from the frozen ones, as `field: old -> new`."""
     changes = []
-    for field in described:
-        if frozen.get(field) == described[field] or field == "limits":
+    for name in described:
+        if frozen.get(name) == described[name] or name == "limits":
             continue
-        if field == "sentence":
+        if name == "sentence":
             changes.append(f"sentence, which was {frozen['sentence']!r}")
             continue
-        old, new = _flatten(frozen.get(field)), _flatten(described[field])
+        old, new = _flatten(frozen.get(name)), _flatten(described[name])
         keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
         for key in keys[:MAX_NAMED_CHANGES]:
-            name = f"{field} {key}".strip()
-            changes.append(f"{name}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}")
+            changes.append(f"{f'{name} {key}'.strip()}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}")
         if len(keys) > MAX_NAMED_CHANGES:
-            changes.append(f"{field}: {len(keys) - MAX_NAMED_CHANGES} more")
+            changes.append(f"{name}: {len(keys) - MAX_NAMED_CHANGES} more")
     return changes
 
 
@@ -264,10 +274,12 @@ def _list_protocol_changes(records: Sequence[Record]) -> list[str]:
     """Describe the configurations that were added after runs had ended, by the keys with new values."""
     planned = [record for record in records if not record.ended] or [records[0]]
     cells = set().union(*(record.cells for record in planned))
-    later = [record for record in records if set(record.cells) - cells]
+    rounds = planned[-1].extend
+    later = [record for record in records if record.list_changed_cells(rounds) - cells]
     if not later:
         return []
     old, new = (_merge_protocols(part) for part in (planned, [*planned, *later]))
+    old["tune.extend"], new["tune.extend"] = [str(rounds)], [str(later[-1].extend)]
     keys = [key for key in new if old.get(key) != new[key]]
     texts = [f"{key} {', '.join(old.get(key, ['absent']))} -> {', '.join(new[key])}" for key in keys]
     number = len(cells.union(*(record.cells for record in later)))

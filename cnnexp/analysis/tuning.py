@@ -15,6 +15,7 @@ from cnnexp.store.runs import StoredRun
 
 CHOSEN_BY = "validation/accuracy"
 CHOSEN_BY_OF_SEVERAL_LABELS = "validation/average_precision"
+EXTEND = "tune.extend"  # the column with the number of rounds in which values are added
 SEED_STRIDE = 2**33  # between the seeds of versions of a dataframe; every seed is below 2**32
 Values = tuple[Any, ...]  # of the tuned keys
 Texts = tuple[str, ...]  # the same, see `normalize_value`
@@ -27,11 +28,12 @@ class Tuning:
     Attributes:
         table: The runs of the chosen values.
         keys: The keys that were tuned; empty where the sweep varies none of them.
-        choices: One row per cell: its keys, the chosen values, the mean of `criterion` at these, and
-            `at_edge`: the keys chosen at the smallest or largest value tried, with "(flat)" where the next
-            value is as good within chance.
+        choices: One row per cell: its keys, the chosen values, the mean of `criterion` at these, `tried`: the
+            number of values, and `at_edge`: the keys chosen at the smallest or largest value tried, with
+            "(flat)" where the next value is as good within chance.
         warnings: What is doubtful about the choices, one line each.
         criterion: The column by which they were chosen, see `select_criterion`.
+        rounds: The number of rounds in which `tune.extend` might add values.
     """
 
     table: pd.DataFrame
@@ -39,6 +41,13 @@ class Tuning:
     choices: pd.DataFrame
     warnings: list[str]
     criterion: str = CHOSEN_BY
+    rounds: int = 0
+
+    @property
+    def budget(self) -> str:
+        """The number of values that were tried in each cell, as "5" or "5 to 7"."""
+        numbers = sorted({self.choices["tried"].min(), self.choices["tried"].max()})
+        return " to ".join(map(str, numbers))
 
 
 def select_criterion(table: pd.DataFrame) -> str:
@@ -62,7 +71,10 @@ def tune(runs: Sequence[StoredRun]) -> Tuning:
 
 
 def choose_hyperparameters(
-    table: pd.DataFrame, diverged: pd.DataFrame | None = None, stopped: pd.DataFrame | None = None
+    table: pd.DataFrame,
+    diverged: pd.DataFrame | None = None,
+    stopped: pd.DataFrame | None = None,
+    criterion: str | None = None,
 ) -> Tuning:
     """Keep, in each cell, the runs of the learning rate and weight decay with the best validation accuracy.
 
@@ -74,16 +86,17 @@ def choose_hyperparameters(
         table: The finished runs, one row per run.
         diverged: The runs whose loss became infinite or NaN; they are not in `table`.
         stopped: The runs that successive halving stopped, whose values are not chosen; not in `table` either.
+        criterion: The column whose largest mean is the best; None: see `select_criterion`.
 
     Returns:
         The kept runs, the choices, and what is doubtful about them.
     """
     varying = varying_keys(table)
-    tried = pd.concat([table, stopped]) if stopped is not None and len(stopped) else table
+    tried = _concatenate(table, stopped, diverged)
     keys = [key for key in TUNED if key in varying_keys(tried)]
     if not keys:
         return Tuning(table=table, keys=[], choices=pd.DataFrame(), warnings=[])
-    criterion = select_criterion(table)
+    criterion = criterion or select_criterion(table)
     if criterion not in table or table[criterion].isna().any():
         warning = (
             f"{' and '.join(keys)} varied, but nothing was chosen without validation images; each "
@@ -102,7 +115,8 @@ def choose_hyperparameters(
         choices.append({**cell_values, **choice})
         seed_counts = {len(_runs_with_values(cell, keys, candidate)) for candidate in candidates}
         cells_lacking_seeds += len(seed_counts) > 1
-    warnings = _edge_warnings(keys, choices)
+    rounds = int(table[EXTEND].max()) if EXTEND in table else 0
+    warnings = _edge_warnings(keys, choices, rounds)
     if cells_lacking_seeds:
         warnings.append(
             f"in {cells_lacking_seeds} of {len(choices)} cells some values lack seeds; "
@@ -114,6 +128,7 @@ def choose_hyperparameters(
         choices=pd.DataFrame(choices),
         warnings=warnings,
         criterion=criterion,
+        rounds=rounds,
     )
 
 
@@ -136,7 +151,7 @@ def choose_again(
         `draw * SEED_STRIDE + place`.
     """
     varying = varying_keys(table)
-    tried = pd.concat([table, stopped]) if stopped is not None and len(stopped) else table
+    tried = _concatenate(table, stopped, diverged)
     keys, criterion = [key for key in TUNED if key in varying_keys(tried)], select_criterion(table)
     cell_keys = [key for key in varying if key not in keys]
     numbers = np.arange(len(draws))[:, None] * SEED_STRIDE + np.arange(draws.shape[1])
@@ -152,6 +167,11 @@ def choose_again(
             seeds = numbers[choices == index].ravel()[has_run]
             chosen.append(runs.iloc[positions[has_run]].assign(seed=seeds))
     return pd.concat(chosen, ignore_index=True)
+
+
+def _concatenate(table: pd.DataFrame, *others: pd.DataFrame | None) -> pd.DataFrame:
+    filled = [other for other in others if other is not None and len(other)]
+    return pd.concat([table, *filled]) if filled else table
 
 
 def _choose_by_draw(
@@ -180,7 +200,7 @@ def _choose(
         keys: The keys that were tuned.
         criterion: The column by which they are chosen.
         candidates: That column of each candidate, by seed.
-        tried: The runs of the cell, the stopped ones included.
+        tried: The runs of the cell, those that were stopped or diverged included.
 
     Returns:
         The runs of the chosen candidate, and its row of `Tuning.choices` without the keys of the cell.
@@ -197,7 +217,8 @@ def _choose(
     accuracies = {values: candidates.get(values) for values in [*candidates, *values_tried]}
     edges = [_describe_edge(key, chosen[i], i, chosen, accuracies) for i, key in enumerate(keys)]
     choice = dict(zip(keys, chosen, strict=True))
-    choice |= {criterion: runs[criterion].mean(), "at_edge": " ".join(filter(None, edges))}
+    choice |= {criterion: runs[criterion].mean(), "tried": len(accuracies)}
+    choice |= {"at_edge": " ".join(filter(None, edges))}
     return runs, choice
 
 
@@ -271,7 +292,8 @@ def _describe_edge(
     return f"{key} (flat)" if flat else key
 
 
-def _edge_warnings(keys: Sequence[str], choices: Sequence[Mapping[str, Any]]) -> list[str]:
+def _edge_warnings(keys: Sequence[str], choices: Sequence[Mapping[str, Any]], rounds: int) -> list[str]:
+    advice = f" after {rounds} rounds" * (rounds > 0) + f"; {EXTEND}={rounds + 2} tries values beyond it"
     warnings = []
     for key in keys:
         edges = [row for row in choices if key in str(row["at_edge"])]
@@ -281,6 +303,6 @@ def _edge_warnings(keys: Sequence[str], choices: Sequence[Mapping[str, Any]]) ->
             flat = f" (in {len(edges) - len(steep)} more the next value is as good within chance)"
             warnings.append(
                 f"{key}: in {len(steep)} of {len(choices)} cells the value chosen, {values}, is at the edge "
-                f"of those tried{flat * (len(edges) > len(steep))}; try values beyond it"
+                f"of those tried{flat * (len(edges) > len(steep))}{advice}"
             )
     return warnings

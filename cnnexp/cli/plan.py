@@ -23,6 +23,7 @@ from cnnexp.sweep.cost import (
     memory_warning,
     refuse_too_large,
 )
+from cnnexp.sweep.extension import describe_extensions, describe_possible_extensions, extend_points
 from cnnexp.sweep.plan import COMPILE_SECONDS, Forecast, Plan, forecast, plan_sweep
 from cnnexp.sweep.points import Cells, SweepPoint
 from cnnexp.sweep.validate import check_images, check_run, check_sweep
@@ -67,8 +68,9 @@ def print_plan(points: Sequence[SweepPoint]) -> dict[str, float]:
     Raises:
         UsageError: after printing, if any cell cannot be trained.
     """
+    check_sweep([point.config for point in points])
+    points = extend_points(points)
     by_id = {point.config.run_id: point for point in points}
-    check_sweep([point.config for point in by_id.values()])
     cells = Cells(by_id)
     impossible = explain_impossible_cells(by_id, cells)
     runs = {i: point.config for i, point in by_id.items() if cells.name(i) not in impossible}
@@ -86,6 +88,8 @@ def print_plan(points: Sequence[SweepPoint]) -> dict[str, float]:
     for path in plan.corrupt:
         print(f"{describe_corrupt_file(path)}; cnnexp run moves it and trains its run again")
     _print_totals(plan, cell_plans, len(impossible), time_forecast)
+    for line in [*describe_extensions(points), describe_possible_extensions(points)]:
+        print(line, end="\n" if line else "")
     if runs and points[0].config.experiment != NO_EXPERIMENT:
         from cnnexp.cli.power import describe_power  # imports pandas
 

@@ -74,6 +74,7 @@ class Tune(Section):
     """The competition of learning rates and weight decays: by default, each is trained to the end.
 
     With successive halving, values are compared at a few steps, the rungs, and the worst are stopped there.
+    With `extend`, values beyond those tried are added where the best one is the smallest or the largest.
     Nothing here changes the result of a run that is trained to the end.
     """
 
@@ -92,6 +93,12 @@ class Tune(Section):
         default="validation/accuracy",
         description="The metric whose mean over seeds decides which values are best: those with the "
         "smallest `validation/loss`, or with the largest value of any other metric.",
+    )
+    extend: Count = Field(
+        default=0,
+        description="The maximum number of rounds in which values are added. Once all runs of a cell have "
+        "ended and its best learning rate or weight decay is the smallest or the largest that was tried, the "
+        "next value beyond it is trained with all seeds. 0: none is added.",
     )
 
 

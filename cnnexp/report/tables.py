@@ -135,7 +135,9 @@ def tabulate_comparison(comparison: pd.DataFrame) -> pd.DataFrame:
 def tabulate_tuning(tuning: Tuning) -> pd.DataFrame:
     """Tabulate the chosen hyperparameters, one row per cell."""
     choices, criterion = tuning.choices, tuning.criterion
-    shown = choices.assign(**{criterion: (100 * choices[criterion]).map("{:.1f}".format)})
+    shown = choices.drop(columns="tried").assign(
+        **{criterion: (100 * choices[criterion]).map("{:.1f}".format)}
+    )
     shown = shown[[*distinguishing_keys(shown), criterion, "at_edge"]].map(format_value)
     titles = {column: format_key(column) for column in shown.columns}
     titles |= {criterion: title_metric(criterion), "at_edge": "at the edge"}

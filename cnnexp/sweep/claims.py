@@ -118,10 +118,12 @@ def _freeze(points: Sequence[SweepPoint], size: str, claims: Sequence[Mapping[st
     records = read_records(folder, first.seeds)
     of_size = [record for record in records if record.size == size]
     new_runs = runs.keys() - {run_id for record in of_size for run_id in record.runs}
-    if of_size and not new_runs and of_size[-1].claims == list(claims):
+    is_frozen = of_size and of_size[-1].claims == list(claims) and of_size[-1].extend == first.tune.extend
+    if is_frozen and not new_runs:
         return False
     elsewhere = {run_id for record in records if record.size != size for run_id in record.runs}
     configs = _choose_one_run_per_cell(points)
+    added = _choose_one_run_per_cell([point for point in points if point.extension])
     record = Record(
         seed_set=first.seeds,
         size=size,
@@ -132,6 +134,8 @@ def _freeze(points: Sequence[SweepPoint], size: str, claims: Sequence[Mapping[st
         cells=sorted(hash_values(_drop_seed(config)) for config in configs),
         protocol=_collect_values(configs),
         claims=[dict(claim) for claim in claims],
+        extend=first.tune.extend,
+        added=sorted(hash_values(_drop_seed(config)) for config in added),
     )
     write_record(folder, record)
     return True

@@ -162,7 +162,7 @@ class Halving:
 
     def _make_stop(self, group: Group, rung: int, score: float, cut: float) -> Stop:
         tune = group.config.tune
-        value, cut_value = (_sign(tune.by) * each if math.isfinite(each) else None for each in (score, cut))
+        value, cut_value = (sign_of(tune.by) * each if math.isfinite(each) else None for each in (score, cut))
         step = group.rungs[rung - 1]
         return Stop(
             rung=rung, step=step, by=tune.by, value=value, cut=cut_value, rungs=tune.rungs, keep=tune.keep
@@ -173,7 +173,7 @@ class Halving:
         measured = (self._values.get((run_id, step)) for run_id in group.candidates[values])
         metric = [value for value in measured if value is not None]  # None: the run has failed
         mean = sum(metric) / len(metric) if metric else math.nan
-        return _sign(group.config.tune.by) * mean if math.isfinite(mean) else -math.inf
+        return sign_of(group.config.tune.by) * mean if math.isfinite(mean) else -math.inf
 
     def _has_reached(self, run_id: str, step: int) -> bool:
         """Return whether a run has been measured at a step, or diverged by then."""
@@ -200,18 +200,21 @@ class Halving:
         return stop if stop and (stop.rungs, stop.keep, stop.by) == rules else None
 
 
-def make_groups(runs: Mapping[str, RunConfig]) -> list[Group]:
-    """Return the groups of runs that compete: those of several values of the tuned keys."""
-    candidates: dict[str, dict[Values, dict[str, RunConfig]]] = {}
+def group_by_values(runs: Mapping[str, RunConfig]) -> list[dict[Values, dict[str, RunConfig]]]:
+    """Group runs by cells, which differ in more than seeds and tuned keys, and by the values of these."""
+    cells: dict[str, dict[Values, dict[str, RunConfig]]] = {}
     for run_id, run in runs.items():
-        if run.tune.rungs == 1:
-            continue
         identity = run.identity()
         del identity["seed"]
-        values = tuple(float(identity[section].pop(key)) for section, key in map(_split_key, TUNED))
-        candidates.setdefault(json.dumps(identity, sort_keys=True), {}).setdefault(values, {})[run_id] = run
+        values = tuple(float(identity[section].pop(key)) for section, key in map(split_key, TUNED))
+        cells.setdefault(json.dumps(identity, sort_keys=True), {}).setdefault(values, {})[run_id] = run
+    return list(cells.values())
+
+
+def make_groups(runs: Mapping[str, RunConfig]) -> list[Group]:
+    """Return the groups of runs that compete: those of several values of the tuned keys."""
     groups = []
-    for by_values in candidates.values():
+    for by_values in group_by_values({run_id: run for run_id, run in runs.items() if run.tune.rungs > 1}):
         if len(by_values) > 1:
             config = next(iter(next(iter(by_values.values())).values()))
             groups.append(Group(candidates=by_values, rungs=find_rungs(config), config=config))
@@ -249,23 +252,27 @@ def check_tuning(config: RunConfig) -> None:
         reason = "must be measured on validation images, as the test must choose nothing; "
         reason *= not tune.by.startswith("validation/")
         raise UsageError(f"tune.by={tune.by}: {reason}{suggestion(tune.by, metrics)}")
-    if tune.rungs == 1:
-        return
-    key = f"tune.rungs={tune.rungs}"
-    if not config.data.validation_size:
-        raise UsageError(f"{key}: needs validation images; data.validation_size must be at least 1 (got 0)")
-    if not isinstance(config.launcher, LocalLauncher):
-        raise UsageError(
-            f"{key}: needs launcher=local (got {config.launcher.name}), as tasks elsewhere do not see all "
-            "runs that compete"
-        )
-    find_rungs(config)
+    needed = {f"tune.rungs={tune.rungs}": tune.rungs > 1, f"tune.extend={tune.extend}": tune.extend > 0}
+    for key in (key for key, is_set in needed.items() if is_set):
+        if not config.data.validation_size:
+            raise UsageError(
+                f"{key}: needs validation images; data.validation_size must be at least 1 (got 0)"
+            )
+        if not isinstance(config.launcher, LocalLauncher):
+            raise UsageError(
+                f"{key}: needs launcher=local (got {config.launcher.name}), as tasks elsewhere do not see "
+                "all runs that compete"
+            )
+    if tune.rungs > 1:
+        find_rungs(config)
 
 
-def _sign(metric: str) -> int:
+def sign_of(metric: str) -> int:
+    """Return 1 for a metric of which more is better, -1 for a loss."""
     return -1 if metric == "validation/loss" else 1
 
 
-def _split_key(key: str) -> tuple[str, str]:
+def split_key(key: str) -> tuple[str, str]:
+    """Split a dotted key into its section and its name."""
     section, _, name = key.partition(".")
     return section, name

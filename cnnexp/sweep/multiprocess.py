@@ -126,6 +126,9 @@ def check_processes(runs: Sequence[RunConfig]) -> None:
     if processes == 1:
         return
     for run in runs:
+        if run.tune.extend:
+            key = f"tune.extend={run.tune.extend}"
+            raise UsageError(f"{key}: must be 0 when several processes train together")
         if run.train.parallel != "data":
             key = f"train.parallel={run.train.parallel}"
             raise UsageError(f"{key}: must be data when several processes train together")

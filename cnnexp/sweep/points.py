@@ -56,6 +56,21 @@ COMMAND_LINE: ContextVar[CommandLine] = ContextVar("command_line", default=Comma
 
 
 @dataclass(frozen=True, kw_only=True)
+class Extension:
+    """The value that `tune.extend` added to a cell.
+
+    Attributes:
+        round: The round in which it was added, from 1 on.
+        key: The tuned key.
+        value: Its new value.
+    """
+
+    round: int
+    key: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepPoint:
     """One combination of a sweep's overrides, and the configuration that it makes.
 
@@ -63,11 +78,13 @@ class SweepPoint:
         config: the run to train.
         overrides: all overrides of the run, those common to all points included.
         context: options and overrides of Hydra without which `overrides` would make another configuration.
+        extension: the value that `tune.extend` added; None for a point that the command asks for.
     """
 
     config: RunConfig
     overrides: tuple[str, ...] = ()
     context: tuple[str, ...] = ()
+    extension: Extension | None = None
 
     @property
     def config_folder(self) -> Path | None:

@@ -22,6 +22,7 @@ from cnnexp.store.usage import record_usage
 from cnnexp.sweep.claims import prepare_freeze
 from cnnexp.sweep.cost import limit_weights, refuse_too_large
 from cnnexp.sweep.devices import configure_jax, refuse_missing_devices
+from cnnexp.sweep.extension import describe_extensions, extend_points
 from cnnexp.sweep.multiprocess import (
     announce_end,
     check_processes,
@@ -55,20 +56,52 @@ def run_sweep(points: Sequence[SweepPoint], command: str | None = None) -> dict[
         SweepFailed: a run raised; the others were trained nevertheless, unless `sweep.on_error=stop`.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    first = points[0].config
-    with translate_lost_process(), ExitStack() as contexts:
-        signals = contexts.enter_context(StopSignals())
+    failed: dict[str, str] = {}
+    with translate_lost_process(), StopSignals() as signals:
         check_and_prepare([point.config for point in points])
+        if not is_primary():
+            return _follow(points, signals)
+        number, lines, extended = 0, list[str](), extend_points(points)
+        while len(extended) > number:
+            number, earlier, lines = len(extended), lines, describe_extensions(extended)
+            remaining = [point for point in extended if point.config.run_id not in failed]
+            failed |= _train(remaining, command, signals, [line for line in lines if line not in earlier])
+            if failed and points[0].config.sweep.on_error == "stop":
+                break
+            command, extended = None, extend_points(points)
+    by_id = {point.config.run_id: point for point in extended}
+    if failed:
+        raise SweepFailed(describe_failures(failed, by_id))
+    return {run_id: validation_accuracy(point.config) for run_id, point in by_id.items()}
+
+
+def _follow(points: Sequence[SweepPoint], signals: StopSignals) -> dict[str, float]:
+    """Train in step with the primary process."""
+    runs = {point.config.run_id: point.config for point in limit_weights(points)[0]}
+    first = points[0].config
+    with record_usage(sweep_folder(first), first.seeds):
+        follow_primary(runs, signals)
+    return dict.fromkeys(runs, math.nan)
+
+
+def _train(
+    points: Sequence[SweepPoint], command: str | None, signals: StopSignals, lines: Sequence[str]
+) -> dict[str, str]:
+    """Train the runs that have no result in the store, and return by run the first line of what was raised.
+
+    Args:
+        points: the points of the sweep.
+        command: to be stored beside the runs, if any.
+        signals: of the sweep.
+        lines: to print first.
+    """
+    first = points[0].config
+    with ExitStack() as contexts:
         points, kept = limit_weights(points)
         by_id = {point.config.run_id: point for point in points}
-        usage = record_usage(sweep_folder(first), first.seeds)
-        if not is_primary():
-            contexts.enter_context(usage)
-            follow_primary({run_id: point.config for run_id, point in by_id.items()}, signals)
-            return dict.fromkeys(by_id, math.nan)
         plan, progress = start_progress(by_id, command, contexts)
-        if kept.refused:
-            progress.print_line(kept.describe_refused())
+        for line in [*lines, *([kept.describe_refused()] if kept.refused else [])]:
+            progress.print_line(line)
         leases = contexts.enter_context(Leases(sweep_folder(first)))
         mirror = contexts.enter_context(
             Mirror(
@@ -81,15 +114,13 @@ def run_sweep(points: Sequence[SweepPoint], command: str | None = None) -> dict[
         )
         mirror.notify([run_folder(plan.runs[run_id]) for run_id in plan.ended])
         if plan.stacks:
-            contexts.enter_context(usage)
+            contexts.enter_context(record_usage(sweep_folder(first), first.seeds))
         runner = SweepRunner(plan.runs, leases, signals, progress, mirror)
         with announce_end():
             for stack in runner.lease_stacks(plan.stacks):
                 with runner.handle_failures(stack):
                     runner.worker.train(stack)
-    if runner.failed:
-        raise SweepFailed(describe_failures(runner.failed, by_id))
-    return {run_id: validation_accuracy(run) for run_id, run in plan.runs.items()}
+    return runner.failed
 
 
 def check_and_prepare(runs: Sequence[RunConfig]) -> None:
