@@ -63,11 +63,16 @@ def select_cell(table: pd.DataFrame, cell: Cell) -> pd.DataFrame:
         >>> select_cell(table, {"model.tying": Not("local")})["model.tying"].tolist()
         ['shared']
     """
-    chosen = pd.Series(True, index=table.index)
+    return table[_match_cell(table, cell)]
+
+
+def _match_cell(table: pd.DataFrame, cell: Cell) -> pd.Series:
+    """Return for each run whether its keys have the values of a cell."""
+    matches = pd.Series(True, index=table.index)
     for key, value in cell.items():
         column = _get_column(table, key)
-        chosen &= ~_equals(column, value.value) if isinstance(value, Not) else _equals(column, value)
-    return table[chosen]
+        matches &= ~_equals(column, value.value) if isinstance(value, Not) else _equals(column, value)
+    return matches
 
 
 def _get_column(table: pd.DataFrame, key: str) -> pd.Series:
@@ -265,7 +270,8 @@ def pair_by_seed(table: pd.DataFrame, metric: str, *cells: Cell) -> pd.DataFrame
         table = table.assign(**{metric: np.nan})
     named = set().union(TUNED, *cells)
     by = ["seed", *(key for key in varying_keys(table) if key not in named)]
-    rows = [select_cell(table, cell) for cell in cells]
+    narrow = table[list(dict.fromkeys([*by, metric]))]  # copying all columns for each cell takes longer
+    rows = [narrow[_match_cell(table, cell)] for cell in cells]
     note_rows(*rows)
     columns = [runs.groupby(by, dropna=False)[metric].mean() for runs in rows]
     joined = pd.concat(columns, axis=1, keys=range(len(cells))).dropna()

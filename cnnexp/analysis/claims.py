@@ -11,6 +11,7 @@ import pandas as pd
 from cnnexp.analysis.estimates import Estimate
 
 Unit = Literal["points", "x", ""]
+SCOPE_KEYS = ("data.name", "data.train_size", "model.name", "model.features", "steps")  # see `describe_scope`
 UNIT_SUFFIXES: dict[Unit, str] = {"points": " points", "x": "x", "": ""}
 
 
@@ -191,7 +192,8 @@ def describe_scope(rows: pd.DataFrame) -> str:
         >>> describe_scope(pd.DataFrame(columns))
         'digits 12×12, 256 to 1,024 images; simple_cnn, 2 layers; 800 steps'
     """
-    columns = {key: rows[key].dropna() for key in rows if len(rows[key].dropna())}
+    present = (key for key in SCOPE_KEYS if key in rows)
+    columns = {key: values for key in present if len(values := rows[key].dropna())}
     data = []
     if "data.name" in columns:
         for name, of_name in rows.groupby("data.name", sort=True):

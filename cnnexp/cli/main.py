@@ -1,5 +1,6 @@
 """The command `cnnexp`: its subcommands, and how errors are printed."""
 
+import gc
 import os
 import sys
 
@@ -11,6 +12,7 @@ from cnnexp.core.errors import UsageError
 from cnnexp.core.terminal import CLOSED_PIPE, DISK_ERROR, describe_disk_error, is_disk_error, prepare_terminal
 
 USAGE_ERROR, FAILED, INTERRUPTED = 2, 1, 130
+COLLECTION_THRESHOLD = 20_000  # new objects between two garbage collections; by default, 700 to 2,000
 
 COMMANDS = {
     "run": ("cnnexp.cli.sweeps:run", "Train one run or a sweep."),
@@ -63,6 +65,7 @@ cnnexp = Group(COMMANDS, name="cnnexp", help=HELP, params=[make_version_option()
 
 def main() -> None:
     """Run the command of this process: errors that a user can cause are one line and exit code 2."""
+    gc.set_threshold(COLLECTION_THRESHOLD)  # imports make many objects, all of which stay
     prepare_terminal()
     try:
         code = _invoke(sys.argv[1:])

@@ -4,12 +4,14 @@ import io
 import multiprocessing
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
+from matplotlib import rcParams
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.style import context
 
@@ -41,30 +43,41 @@ def render(drawing: Drawing, table: pd.DataFrame) -> RenderedFigure:
     """
     with context(["default", PAPER]):
         figure = drawing.draw(table)
-        png = _encode_figure(figure, "png")
+        png = _encode_png(figure)
         figure.set_layout_engine("none")  # keeps the layout, which would be computed again for the PDF
-        pdf = _encode_figure(figure, "pdf")
+        pdf = _encode_pdf(figure)
     with context(["default", PAPER | DARK]):
-        return RenderedFigure(png=png, pdf=pdf, dark_png=_encode_figure(drawing.draw(table), "png"))
+        dark = drawing.draw(table)
+        _copy_layout(figure, dark)
+        return RenderedFigure(png=png, dark_png=_encode_png(dark), pdf=pdf)
 
 
-def render_all(drawings: Mapping[str, Drawing], table: pd.DataFrame) -> dict[str, RenderedFigure]:
-    """Draw several figures, in as many processes as there are cores if they can be forked safely.
+@contextmanager
+def start_rendering(
+    drawings: Mapping[str, Drawing], table: pd.DataFrame
+) -> Iterator[Callable[[], dict[str, RenderedFigure]]]:
+    """Begin to draw several figures, in as many processes as there are cores if they can be forked safely.
 
     Args:
         drawings: The figures by their names.
         table: One row per run.
 
-    Returns:
-        The encoded images by name; see `render`.
+    Yields:
+        A function that waits for the encoded images and returns them by name, see `render`.
     """
     processes = min(cores(), len(drawings))
     # JAX has threads; a fork of a process with threads can hang. Windows has no fork.
     if processes < 2 or "jax" in sys.modules or "fork" not in multiprocessing.get_all_start_methods():
-        return {name: render(drawing, table) for name, drawing in drawings.items()}
+        yield lambda: {name: render(drawing, table) for name, drawing in drawings.items()}
+        return
     forks = multiprocessing.get_context("fork")  # drawings are functions that cannot be sent to a process
     with ProcessPoolExecutor(processes, forks, _inherit_drawings, (drawings, table)) as pool:
-        return dict(zip(drawings, pool.map(_render_inherited, drawings), strict=True))
+        images = pool.map(_render_inherited, drawings)
+        try:
+            yield lambda: dict(zip(drawings, images, strict=True))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 _INHERITED: list[tuple[Mapping[str, Drawing], pd.DataFrame]] = []  # by a forked process
@@ -94,8 +107,30 @@ def shrink_png(png: bytes) -> bytes:
     return file.getvalue()
 
 
-def _encode_figure(figure: Figure, form: str) -> bytes:
+def _copy_layout(source: Figure, target: Figure) -> None:
+    """Place the axes of a figure as in another version of it, whose layout was computed.
+
+    Where the layout consists of more than the places of axes, it is left to be computed again.
+    """
+    has_titles = any([target.get_suptitle(), target.get_supxlabel(), target.get_supylabel()])
+    if has_titles or target.subfigs or len(target.axes) != len(source.axes):
+        return
+    for axes, placed in zip(target.axes, source.axes, strict=True):
+        axes.set_position(placed.get_position(original=True), which="original")
+    target.set_layout_engine("none")
+
+
+def _encode_png(figure: Figure) -> bytes:
+    """Encode a figure as `savefig` does, which would draw it twice if it has a layout engine."""
     file = io.BytesIO()
-    metadata: dict[str, Any] = {"CreationDate": None} if form == "pdf" else {}
-    figure.savefig(file, format=form, metadata=metadata)
+    figure.set_dpi(rcParams["savefig.dpi"])
+    FigureCanvasAgg(figure).print_png(file)
+    return file.getvalue()
+
+
+def _encode_pdf(figure: Figure) -> bytes:
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf  # takes a tenth of a second to import
+
+    file = io.BytesIO()
+    FigureCanvasPdf(figure).print_pdf(file, metadata={"CreationDate": None})
     return file.getvalue()

@@ -30,7 +30,7 @@ from cnnexp.core.text import figure_text, format_ranges, pluralize
 from cnnexp.plots.figures import Drawing, draw_by_count, draw_by_images, draw_by_key
 from cnnexp.plots.growth import draw_learning_curves
 from cnnexp.plots.layers import plot_kernels
-from cnnexp.plots.rendering import RenderedFigure, render_all
+from cnnexp.plots.rendering import RenderedFigure, start_rendering
 from cnnexp.report.experiments import Experiment, choose_curves, load_experiment
 from cnnexp.store.measurements import read_kernels
 from cnnexp.store.runs import StoredRun, read_commands
@@ -121,28 +121,21 @@ def make_report(folder: Path, config_folder: Path | None = None, metric: str | N
     experiment = load_experiment(str(table["experiment"].iloc[0]), folder.parent, config_folder)
     metric = choose_metric(table, metric or experiment.metric)
     measured = measure_by(table, metric)
-    drawings = {
-        name: drawing
-        for name, drawing in (experiment.figures or make_default_drawings(table)).items()
-        if drawing.needs(measured)
-    }
-    resamples = make_resamples(by_set[headline], tuning, metric)
-    judged = _judge_set(folder, headline, measured, experiment, metric, resamples)
-    first = judged
-    if headline != "first" and "first" in by_set:
-        first_tuning = tune(by_set["first"])
-        first_table = measure_by(first_tuning.table, metric)
-        first_resamples = make_resamples(by_set["first"], first_tuning, metric)
-        first = _judge_set(folder, "first", first_table, experiment, metric, first_resamples)
+    drawings = _make_drawings(experiment, measured, runs, metric)
+    with start_rendering(drawings, measured) as wait_for_figures:  # by other processes, while this one judges
+        resamples = make_resamples(by_set[headline], tuning, metric)
+        judged = _judge_set(folder, headline, measured, experiment, metric, resamples)
+        first = judged
+        if headline != "first" and "first" in by_set:
+            first_tuning = tune(by_set["first"])
+            first_table = measure_by(first_tuning.table, metric)
+            first_resamples = make_resamples(by_set["first"], first_tuning, metric)
+            first = _judge_set(folder, "first", first_table, experiment, metric, first_resamples)
+        cells, comparison = summarize_cells(table, metric=metric), compare_tyings(measured)
+        figures = wait_for_figures()
     pairs = list(zip(judged.verdicts, first.verdicts, strict=True))
     is_measured = [any(verdict.interval is not None for verdict in pair) for pair in pairs]
     rows = list(compress(pairs, is_measured))
-    if curves := choose_curves(experiment, measured):
-        histories = {run.run_id: run.history for run in runs}
-        drawings["learning_curves"] = draw_learning_curves(curves, histories, metric)
-    if kernels := _select_kernels(table, runs):
-        drawings["kernels"] = Drawing(draw=lambda _: plot_kernels(kernels), caption=KERNELS_CAPTION)
-    figures = render_all(drawings, measured)
     return Report(
         folder=folder / "report",
         experiment=experiment,
@@ -152,8 +145,8 @@ def make_report(folder: Path, config_folder: Path | None = None, metric: str | N
         table=table,
         metric=metric,
         tuning=tuning,
-        cells=summarize_cells(table, metric=metric),
-        comparison=compare_tyings(measured),
+        cells=cells,
+        comparison=comparison,
         verdicts=[verdict for verdict, _ in rows],
         first_verdicts=[verdict for _, verdict in rows] if first is not judged else [],
         seeds=f"{SETS[headline]} {format_ranges(set(table['seed']))}",
@@ -221,6 +214,23 @@ def _judge_set(
     return _Judgement(verdicts, [*frozen.describe_added_seeds(), *dropped])
 
 
+def _make_drawings(
+    experiment: Experiment, table: pd.DataFrame, runs: Sequence[StoredRun], metric: str
+) -> dict[str, Drawing]:
+    """Choose the figures for which a sweep has runs, in the order of the report."""
+    drawings = {
+        name: drawing
+        for name, drawing in (experiment.figures or make_default_drawings(table)).items()
+        if drawing.needs(table)
+    }
+    if curves := choose_curves(experiment, table):
+        histories = {run.run_id: run.history for run in runs}
+        drawings["learning_curves"] = draw_learning_curves(curves, histories, metric)
+    if kernels := _select_kernels(table, runs):
+        drawings["kernels"] = Drawing(draw=lambda _: plot_kernels(kernels), caption=KERNELS_CAPTION)
+    return drawings
+
+
 def make_default_drawings(table: pd.DataFrame) -> Mapping[str, Drawing]:
     """Choose the figures of a sweep whose experiment has none of its own."""
     drawings = {}
@@ -234,7 +244,7 @@ def make_default_drawings(table: pd.DataFrame) -> Mapping[str, Drawing]:
     return drawings
 
 
-def _select_kernels(table: pd.DataFrame, runs: list[StoredRun]) -> dict[str, dict]:
+def _select_kernels(table: pd.DataFrame, runs: Sequence[StoredRun]) -> dict[str, dict]:
     """Read the first layer's kernels in one run of each network, of the runs that stored any.
 
     Returns:
