@@ -281,7 +281,7 @@ def _describe_edge(
         == (*chosen[:key_index], *chosen[key_index + 1 :])
     }
     ordered = [] if value != value else sorted(others)  # NaN: an optimiser without the key
-    if len(ordered) < 2 or value not in (ordered[0], ordered[-1]):
+    if len(ordered) < 2 or value not in (ordered[0], ordered[-1]) or value == 0:  # nothing lies beyond zero
         return ""
     inward = ordered[1] if value == ordered[0] else ordered[-2]
     next_best, best = others[inward], others[value]

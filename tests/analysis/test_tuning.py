@@ -35,6 +35,20 @@ def test_a_choice_at_the_edge_is_warned_of() -> None:
     assert tuning.choices["at_edge"].tolist() == ["optim.learning_rate"] * 2
 
 
+def test_a_weight_decay_of_zero_is_no_edge() -> None:
+    def choose(decays: list[float]) -> list[str]:
+        table = _tuned([0.01, 0.1], [0.7, 0.5], [0.5, 0.5])
+        table["optim.weight_decay"] = table["optim.learning_rate"].map(
+            dict(zip([0.01, 0.1], decays, strict=True))
+        )
+        return (
+            choose_hyperparameters(table.assign(**{"optim.learning_rate": 0.01})).choices["at_edge"].tolist()
+        )
+
+    assert choose([0.0, 0.05]) == [""] * 2
+    assert choose([0.05, 0.0]) == ["optim.weight_decay"] * 2
+
+
 def test_stopped_rates_are_not_chosen_but_count_as_tried() -> None:
     table = _tuned([0.001, 0.01, 0.1], [0.5, 0.6, 0.4], [0.5] * 3)
     finished = table["optim.learning_rate"] == 0.01
