@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from cnnexp.analysis.estimates import Estimate
+from cnnexp.analysis.statistics import Interval
 
 Unit = Literal["points", "x", ""]
 SCOPE_KEYS = ("data.name", "data.train_size", "model.name", "model.features", "steps")  # see `describe_scope`
@@ -154,6 +155,17 @@ def format_in_unit(number: float, unit: Unit) -> str:
     scale, sign = (100, "+") if unit == "points" else (1, "")
     digits = 1 if unit == "points" or abs(number) >= 10 else 2
     return f"{number * scale:{sign}.{digits}f}"
+
+
+def format_interval(interval: Interval, unit: Unit) -> str:
+    """Format an estimate with its interval in a unit.
+
+    Example:
+        >>> format_interval(Interval(0.1, 0.05, 0.16), "points")
+        '+10.0 [+5.0, +16.0] points'
+    """
+    value, low, high = (format_in_unit(number, unit) for number in interval)
+    return f"{value} [{low}, {high}]{UNIT_SUFFIXES[unit]}"
 
 
 def make_claims(

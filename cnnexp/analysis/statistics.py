@@ -103,7 +103,7 @@ def _widened_tail(n: int, confidence: float) -> float:
     return float(ndtr(-np.sqrt(n / (n - 1)) * student_quantile((1 + confidence) / 2, n - 1)))
 
 
-def student_quantile(probability: float, freedom: int) -> float:
+def student_quantile(probability: float, freedom: float | int) -> float:
     """Compute a quantile of Student's t, as `scipy.stats.t.ppf`, whose import takes longer than a report.
 
     Args:

@@ -132,6 +132,11 @@ class Verdict:
         return f"{value:.2f} [{low:.2f}, {high:.2f}]{', meaningful' * is_meaningful}"
 
     @property
+    def data(self) -> str:
+        """The data of its scope, without the number of images."""
+        return self.scope.partition(";")[0].partition(",")[0]
+
+    @property
     def condition(self) -> str:
         """The range in which the claim expects its estimate, in its unit."""
         return describe_range(self.claim.expected, self.claim.unit)

@@ -39,6 +39,10 @@ COMMANDS = {
         "cnnexp.cli.stored:compare",
         "Compare two sweeps: which numbers changed beyond their intervals.",
     ),
+    "join": (
+        "cnnexp.cli.stored:join",
+        "Print the claims of several sweeps on one table, with means over data sets.",
+    ),
     "sync": ("cnnexp.cli.stored:sync", "Upload the runs of a sweep that W&B lacks."),
     "dashboard": ("cnnexp.cli.stored:dashboard", "Create a W&B workspace and report of a sweep."),
     "data": ("cnnexp.cli.data:command", "Prepare image sets, and list those that are prepared."),

@@ -1,4 +1,4 @@
-"""The commands about sweeps in the store, from `report` and `results` to `eval` and `probe`."""
+"""The commands about sweeps in the store, from `report` to `probe`."""
 
 import sys
 from pathlib import Path
@@ -12,6 +12,7 @@ from cnnexp.cli.options import (
     Folder,
     Text,
     check_results_dir,
+    complete_sweep,
     find_sweep,
     format_option,
     results_dir_option,
@@ -143,6 +144,17 @@ def compare(name: str, other: str, results_dir: Path, form: Any) -> None:
     from cnnexp.cli.tables import print_comparison
 
     print_comparison(find_sweep(name, results_dir), find_sweep(other, results_dir), form=form)
+
+
+@click.command("join", cls=Command)
+@click.argument("names", metavar="NAME OTHER...", nargs=-1, shell_complete=complete_sweep)
+@results_dir_option
+@format_option
+def join(names: tuple[str, ...], results_dir: Path, form: Any) -> None:
+    """Print the claims of sweeps (or files DIR/NAME.json of `report --publish DIR`) with their means."""
+    from cnnexp.cli.tables import print_joint_verdicts
+
+    print_joint_verdicts(names, results_dir, form=form)
 
 
 @click.command("sync", cls=Command)

@@ -1,4 +1,4 @@
-"""The tables that `cnnexp results` and `cnnexp compare` print."""
+"""The tables that `cnnexp results`, `cnnexp compare` and `cnnexp join` print."""
 
 import sys
 from collections.abc import Collection, Sequence
@@ -25,6 +25,7 @@ from cnnexp.analysis.dataframe import (
     varying_keys,
     warn_excluded_runs,
 )
+from cnnexp.analysis.joint import format_jointly, judge_jointly, tabulate_jointly
 from cnnexp.analysis.statistics import CONFIDENCE
 from cnnexp.analysis.tables import (
     Format,
@@ -38,6 +39,7 @@ from cnnexp.analysis.tables import (
     summarize_cells,
 )
 from cnnexp.analysis.tuning import tune
+from cnnexp.cli.options import find_sweep
 from cnnexp.config.execution import TUNED
 from cnnexp.core.errors import UsageError, suggestion
 from cnnexp.core.text import pluralize
@@ -218,3 +220,45 @@ def _print_changes(table: pd.DataFrame, texts: pd.DataFrame) -> None:
         f"{moved} of {len(table)} numbers moved: the {level:.4g}% interval of the change excludes zero "
         f"({100 * CONFIDENCE:g}%, corrected for the number of comparisons)"
     )
+
+
+def print_joint_verdicts(names: Sequence[str], results_dir: Path, *, form: Format = "table") -> None:
+    """Print the claims of several sweeps: one row per sentence and sweep, and the mean over data sets.
+
+    Args:
+        names: The sweeps, or files that `cnnexp report NAME --publish DIR` wrote: DIR/NAME.json.
+        results_dir: The folder of sweeps.
+        form: The format of the table.
+
+    Raises:
+        UsageError: There are fewer than two names, one is neither a sweep nor such a file, a sweep has no
+            finished run, or two have the same name.
+    """
+    from cnnexp.report.output import print_jointly  # imports Matplotlib
+    from cnnexp.report.records import make_record, read_record, restore_verdicts
+    from cnnexp.report.report import make_report
+
+    if len(names) < 2:
+        raise UsageError(f"{names[0] if names else 'NAME'}: must be at least 2 sweeps (got {len(names)})")
+    if form == "parquet" and sys.stdout.isatty():
+        raise UsageError("--format parquet: a terminal cannot show bytes; redirect them: … > FILE")
+    paths = [Path(name).expanduser() for name in names]
+    sources = [
+        path if path.suffix == ".json" and path.is_file() else find_sweep(name, results_dir)
+        for name, path in zip(names, paths, strict=True)
+    ]
+    known = {source: read_record(source) for source in sources if source.is_file()}
+    sweeps = [known[source].sweep if source in known else source.absolute().name for source in sources]
+    for name in sweeps:
+        if sweeps.count(name) > 1:
+            raise UsageError(f"{name}: must be different sweeps (got two of this name)")
+    verdicts = {}
+    for name, source in zip(sweeps, sources, strict=True):
+        record = known.get(source) or make_record(make_report(source, with_figures=False))
+        verdicts[name] = [restore_verdicts(claim)[0] for claim in record.claims]
+    if not (claims := judge_jointly(verdicts)):
+        raise UsageError(f"{', '.join(sweeps)}: must have claims that were measured (got none)")
+    if form == "table":
+        print_jointly(claims)
+        return
+    sys.stdout.buffer.write(encode_table(tabulate_jointly(claims), format_jointly(claims), form))

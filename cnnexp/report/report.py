@@ -99,13 +99,20 @@ class Report:
         return f"{epochs[0]:g} epochs" if len(epochs) == 1 else f"{steps[0]:,} to {steps[-1]:,} steps"
 
 
-def make_report(folder: Path, config_folder: Path | None = None, metric: str | None = None) -> Report:
+def make_report(
+    folder: Path,
+    config_folder: Path | None = None,
+    metric: str | None = None,
+    *,
+    with_figures: bool = True,
+) -> Report:
     """Judge the claims, tabulate the cells and draw the figures of a sweep.
 
     Args:
         folder: the sweep's.
         config_folder: the user's folder of configuration files, see `load_experiment`.
         metric: the metric that claims and figures are measured by; None: that of the experiment.
+        with_figures: whether to draw the figures, which takes most of the time.
 
     Returns:
         The contents of the report, of which nothing is written yet.
@@ -121,7 +128,7 @@ def make_report(folder: Path, config_folder: Path | None = None, metric: str | N
     experiment = load_experiment(str(table["experiment"].iloc[0]), folder.parent, config_folder)
     metric = choose_metric(table, metric or experiment.metric)
     measured = measure_by(table, metric)
-    drawings = _make_drawings(experiment, measured, runs, metric)
+    drawings = _make_drawings(experiment, measured, runs, metric) if with_figures else {}
     with start_rendering(drawings, measured) as wait_for_figures:  # by other processes, while this one judges
         resamples = make_resamples(by_set[headline], tuning, metric)
         judged = _judge_set(folder, headline, measured, experiment, metric, resamples)

@@ -18,7 +18,9 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 from scipy.stats import bootstrap
 
+from cnnexp.analysis.claims import Claim, more_than
 from cnnexp.analysis.curves import fit_mean_power_law, images_needed, subtract_bounds
+from cnnexp.analysis.joint import estimate_mean
 from cnnexp.analysis.statistics import (
     bounded_interval,
     interval,
@@ -26,6 +28,7 @@ from cnnexp.analysis.statistics import (
     probability_greater,
     student_interval,
 )
+from cnnexp.analysis.verdicts import Verdict
 from cnnexp.core.terminal import progress_bar
 from cnnexp.training.schedule import LOG_RATIO
 
@@ -34,6 +37,7 @@ ALLOWED = (0.93, 0.97)  # at 10 seeds
 SIZES = np.array([64.0, 256.0, 1024.0, 4096.0, 16384.0])
 TRUE = 2 * SIZES**-0.5 + 0.02
 FITS = 500  # simulations of what is fitted, with 30 seeds: each is 31 fits
+EFFECT = Claim(sentence="", source="", estimate=lambda _: np.empty(0), quantity="", expected=more_than(0.0))
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 Limits = Callable[[np.ndarray], tuple[float, float, float]]
 
@@ -51,6 +55,13 @@ def skewed(rng: np.random.Generator, n: int) -> np.ndarray:
 def pairs(rng: np.random.Generator, n: int) -> np.ndarray:
     """Draw two cells of a sweep that have half of their variance, that of the seed, in common."""
     return np.array([0.8, 0.4]) + rng.normal(0, 0.02, (n, 1)) + rng.normal(0, 0.02, (n, 2))
+
+
+def data_sets(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Draw effects on five data sets, the first of which has 3 seeds, with errors of 1 to 5 points."""
+    values = rng.normal(0.1, 0.01 * np.arange(1, 6), (n, 5))
+    values[3:, 0] = np.nan
+    return values
 
 
 def learning_curves(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -72,6 +83,22 @@ def ratio(values: np.ndarray) -> tuple[float, float, float]:
 def win_rate(values: np.ndarray) -> tuple[float, float, float]:
     """Estimate P(A > B) of nearly equal cells."""
     return probability_greater(values - np.array([0.4, 0.0]))
+
+
+def mean_of_two(values: np.ndarray) -> tuple[float, float, float]:
+    """Estimate the mean effect over the first and the last data set."""
+    return mean_over_data_sets(values[:, [0, -1]])
+
+
+def mean_over_data_sets(values: np.ndarray) -> tuple[float, float, float]:
+    """Estimate the mean effect over data sets."""
+    by_seed = [column[~np.isnan(column)] for column in values.T]
+    return estimate_mean(
+        [
+            Verdict(claim=EFFECT, outcome="inconclusive", by_seed=tuple(zip(each, each, strict=True)))
+            for each in by_seed
+        ]
+    )
 
 
 def exponent(errors: np.ndarray) -> tuple[float, float, float]:
@@ -106,6 +133,8 @@ CASES: dict[str, tuple[Draw, Limits, float, bool]] = {  # data, interval, truth,
     "mean, skewed data: `interval`": (skewed, interval, 0.2, True),
     "mean, skewed data: Student's t alone": (skewed, student_interval, 0.2, False),
     "ratio of paired cells: jackknife, `interval`": (pairs, ratio, 2.0, True),
+    "mean over 2 data sets, one of them with 3 seeds": (data_sets, mean_of_two, 0.1, True),
+    "mean over 5 data sets, one of them with 3 seeds": (data_sets, mean_over_data_sets, 0.1, True),
     "P(A > B), true value 0.5: Wilson": (pairs, win_rate, 0.5, False),
     "exponent of a learning curve: jackknife": (learning_curves, exponent, 0.5, True),
     "images for 90% accuracy, interpolated": (
