@@ -9,7 +9,7 @@ from typing import TypeVar
 import jax
 
 from cnnexp.config import RunConfig
-from cnnexp.config.execution import LocalLauncher
+from cnnexp.config.launchers import LocalLauncher
 from cnnexp.core.errors import UsageError
 from cnnexp.core.text import align_columns, duration_text, pluralize, short_number
 from cnnexp.core.user_code import NO_EXPERIMENT

@@ -24,7 +24,8 @@ from cnnexp.config.data import (
 )
 from cnnexp.config.datasets import Digits, TFDSImages
 from cnnexp.config.describe import describe_requirement, most_specific_errors
-from cnnexp.config.execution import LAUNCHER_VARIANTS, Launcher, LocalLauncher, Sweep, Tracking, Tune
+from cnnexp.config.execution import Sweep, Tracking, Tune
+from cnnexp.config.launchers import LAUNCHER_VARIANTS, Launcher, LocalLauncher
 from cnnexp.config.model import MLP, CustomModel, Model, ResNet, SimpleCNN
 from cnnexp.config.sections import AllowedText, Folder, Optim, Section, Seed, SeedSet, Train
 from cnnexp.core.errors import UsageError, nearest_name, shorten_value, suggestion

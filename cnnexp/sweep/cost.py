@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import jax
 
 from cnnexp.config import RunConfig
-from cnnexp.config.execution import LocalLauncher
+from cnnexp.config.launchers import LocalLauncher
 from cnnexp.core.errors import UsageError
 from cnnexp.core.machine import (
     available_memory,

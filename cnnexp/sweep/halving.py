@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from cnnexp.config import RunConfig
-from cnnexp.config.execution import TUNED, LocalLauncher
+from cnnexp.config.execution import TUNED
+from cnnexp.config.launchers import LocalLauncher
 from cnnexp.core.errors import UsageError, suggestion
 from cnnexp.store.files import read_json
 from cnnexp.store.runs import ENDED, STATUS, Stop, parse_stop, read_history, run_folder

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from cnnexp.config import RunConfig
-from cnnexp.config.execution import LocalLauncher
+from cnnexp.config.launchers import LocalLauncher
 from cnnexp.core.errors import UsageError, describe_exception
 from cnnexp.store.files import write_text
 from cnnexp.sweep.devices import jax_is_running

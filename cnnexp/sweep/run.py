@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from cnnexp.config import RunConfig
-from cnnexp.config.execution import LocalLauncher
+from cnnexp.config.launchers import LocalLauncher
 from cnnexp.core.errors import SweepFailed
 from cnnexp.data.loading import describe_drawn_tests, images_key, read_and_check
 from cnnexp.store.files import read_json, refuse_links

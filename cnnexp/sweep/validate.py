@@ -9,7 +9,7 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolationType
 
 from cnnexp.config import RunConfig, make_unknown_key_error
-from cnnexp.config.execution import LocalLauncher
+from cnnexp.config.launchers import LocalLauncher
 from cnnexp.core.errors import UsageError, describe_exception, shorten_value, suggestion
 from cnnexp.core.machine import check_writable
 from cnnexp.data.shapes import check_corruptions, check_prepared, check_size, infer_shape

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cnnexp.config.execution import parse_minutes
+from cnnexp.config.launchers import parse_minutes
 from cnnexp.store.files import write_json
 from cnnexp.store.runs import run_folder
 from tests.clusters import (

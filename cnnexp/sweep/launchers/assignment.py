@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cnnexp.config.execution import LocalLauncher
+from cnnexp.config.launchers import LocalLauncher
 from cnnexp.core.errors import SweepFailed
 from cnnexp.store.files import read_json
 from cnnexp.store.leases import BEAT_SECONDS, LEASE_SECONDS, Leases

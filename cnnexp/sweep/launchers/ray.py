@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, chdir
 from typing import TYPE_CHECKING, Any
 
-from cnnexp.config.execution import RayLauncher
+from cnnexp.config.launchers import RayLauncher
 from cnnexp.core.errors import SweepFailed, UsageError, describe_exception
 from cnnexp.core.text import pluralize
 from cnnexp.sweep.launchers.assignment import Assignment, assign, watch

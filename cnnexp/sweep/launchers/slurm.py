@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cnnexp.config.execution import SlurmLauncher, parse_minutes
+from cnnexp.config.launchers import SlurmLauncher, parse_minutes
 from cnnexp.core.errors import UsageError
 from cnnexp.core.text import pluralize
 from cnnexp.store.runs import list_run_folders, sweep_folder
