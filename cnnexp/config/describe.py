@@ -157,6 +157,7 @@ BOUND_REQUIREMENTS: dict[str, tuple[str, Callable[[Any], str]]] = {
 LENGTH_REQUIREMENTS = {"too_short": ("min_length", "at least"), "too_long": ("max_length", "at most")}
 PATTERN_REQUIREMENTS = {
     "name": "letters, digits, '_', '-' and '.', beginning with a letter or digit",
+    "train.eval_every": "a number, log, or log(N) with 1 to 99 evaluations per doubling of the steps",
     "data.checksum": "x and 16 hexadecimal digits, as a stored configuration has it",
     "data.name": "the name of a data set as TFDS writes it, such as cifar10 or emnist/letters",
 }

@@ -35,6 +35,8 @@ SeedSet = Literal["first", "confirm", "pilot"]
 FRESH_SEEDS: dict[str, range] = {"confirm": range(1000, 9000), "pilot": range(9000, 10_000)}
 PILOT_SEEDS = 3
 Positive = Annotated[float, Field(gt=0)]
+# Evaluations per doubling of the number of steps, see `cnnexp.training.schedule`.
+LogSpacing = Annotated[str, Field(pattern=r"^log\([1-9][0-9]?\)$"), AllowedText("log(N)")]
 Deviation = Annotated[float, Field(ge=0)]
 ProperFraction = Annotated[float, Field(ge=0, lt=1)]
 Item = TypeVar("Item")
@@ -211,11 +213,12 @@ class Train(Section):
     steps: Size | None = Field(
         default=None, description="The length of a run, in optimiser steps. Set either this or `epochs`."
     )
-    eval_every: Positive | Literal["log"] | None = Field(
+    eval_every: Positive | LogSpacing | Literal["log"] | None = Field(
         default=None,
         description="The interval between two evaluations, in the unit of the length (epochs or steps). "
         "null: one epoch, or a tenth of the steps. `log`: every step at first, then whenever the number "
-        "of steps has grown by 15%.",
+        "of steps has grown by 15%. `log(N)`: N times per doubling of the number of steps; `log(5)` has "
+        "almost as many evaluations as `log`, `log(2)` half as many.",
     )
     label_smoothing: ProperFraction = Field(
         default=0.0,

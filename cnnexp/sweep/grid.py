@@ -26,6 +26,7 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.In: lambda value, values: value in values,
     ast.NotIn: lambda value, values: value not in values,
 }
+CALLS = ("tiled", "blocked", "low_rank", "log")  # texts that look like a call of a function: log(2)
 WORDS = {"true": True, "false": False, "null": None}  # as in YAML
 LANGUAGE = "must be made of keys, values, ==, !=, <, <=, >, >=, in, and, or, not and brackets"
 
@@ -201,7 +202,7 @@ class Condition:
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise UsageError(f"{typed}: cannot be read; {LANGUAGE}") from None
         for node in ast.walk(condition.tree):
-            if not isinstance(node, ALLOWED_NODES) or (isinstance(node, ast.Call) and not _is_tying(node)):
+            if not isinstance(node, ALLOWED_NODES) or (isinstance(node, ast.Call) and not _is_text(node)):
                 raise UsageError(f"{typed}: {ast.unparse(node)!r} is not allowed; {LANGUAGE}")
         if isinstance(condition.tree, ast.Constant | ast.List | ast.Tuple | ast.Call):
             raise UsageError(f"{typed}: must be a condition, such as seed<3")
@@ -256,7 +257,7 @@ class Condition:
                 return point.get(name, name)  # a text such as local, if it is no key
             case ast.Attribute():
                 return _look_up(point, ast.unparse(node))
-        return ast.unparse(node)  # a tying, such as tiled(2)
+        return ast.unparse(node)  # a text such as tiled(2)
 
     def _compare(self, node: ast.Compare, point: Mapping[str, Any]) -> bool:
         values = [self._evaluate(part, point) for part in (node.left, *node.comparators)]
@@ -279,8 +280,8 @@ ALLOWED_NODES = (
 )
 
 
-def _is_tying(call: ast.Call) -> bool:
-    is_named = isinstance(call.func, ast.Name) and call.func.id in ("tiled", "blocked", "low_rank")
+def _is_text(call: ast.Call) -> bool:
+    is_named = isinstance(call.func, ast.Name) and call.func.id in CALLS
     return is_named and not call.keywords and all(isinstance(value, ast.Constant) for value in call.args)
 
 

@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 
 from cnnexp.config import make_unknown_key_error
 from cnnexp.core.errors import UsageError, format_value, nearest_name, suggestion
-from cnnexp.sweep.grid import WHERE, ZIP, check_discrete
+from cnnexp.sweep.grid import CALLS, WHERE, ZIP, check_discrete
 
 SWEEPERS = ("cnnexp", "optuna")
 # The keys of `hydra.sweeper` by the sweeper that has them.
@@ -126,14 +126,14 @@ def check_overrides(words: Sequence[str], groups: Groups) -> list[str]:
 
 
 def quote_tyings(overrides: Sequence[str]) -> list[str]:
-    """Put `tiled(2)` and `train[:80%]` in quotes, which Hydra would read as a function call and a list.
+    """Put `tiled(2)`, `log(2)` and `train[:80%]` in quotes, as Hydra would read function calls and a list.
 
     In a key that takes a tying, every word with brackets is quoted that is not one of Hydra's functions, so
     that a misspelt tying is reported as such.
     """
 
     def quote(override: str) -> str:
-        names = "tiled|blocked|low_rank"
+        names = "|".join(CALLS)
         if re.match(r"\+{0,2}model\.(tying|match_tying|bias)=", override):
             names = rf"(?!(?:{'|'.join(create_functions().definitions)})\()[A-Za-z_]\w*"
         return re.sub(rf"""(?<!["'\w])((?:{names})\([^()]*\))(?!["'])""", r'"\1"', _quote_splits(override))

@@ -22,7 +22,7 @@ from cnnexp.models.spec import specify_network, total_count
 
 # Ratio of the steps at successive evaluations with `train.eval_every=log`: a fifth of an octave, less than
 # the scatter over seeds of the steps to a target. A finer grid would cost more and show little more: 750
-# steps have 42 evaluations; with a ratio of 1.1 they would have 57.
+# steps have 42 evaluations; with a ratio of 1.1 they would have 57, and with `log(2)` they have 20.
 LOG_RATIO = 1.15
 MAX_IMAGES, MAX_STEPS = 2**32, 2**31 - 1  # the counters of a run: see `cnnexp.data.sampling`
 MAX_EVALUATIONS = 1_000_000
@@ -71,6 +71,8 @@ def resolve_duration(config: RunConfig) -> Duration:
     every = config.train.eval_every
     if every == "log":
         evaluations = _logarithmic_steps(steps)
+    elif isinstance(every, str):
+        evaluations = _steps_per_doubling(steps, int(every.removeprefix("log(").removesuffix(")")))
     else:
         interval = default_interval if every is None else every * unit
         evaluations = _regular_steps(steps, interval, f"train.eval_every={every}", unit)
@@ -123,6 +125,12 @@ def _logarithmic_steps(steps: int) -> Iterator[int]:
     while step < steps:
         yield step
         step = max(step + 1, round(step * LOG_RATIO))
+
+
+def _steps_per_doubling(steps: int, number: int) -> Iterator[int]:
+    """Yield the powers of two and, between two of them, further steps at equal ratios, rounded."""
+    for index in range(math.ceil(number * math.log2(steps))):
+        yield round(2 ** (index / number))
 
 
 def make_learning_rate(optim: Optim, peak: Float[Array, ""] | float, steps: int) -> optax.Schedule:

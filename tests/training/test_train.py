@@ -241,6 +241,9 @@ def test_label_smoothing_changes_the_training_and_not_the_metrics(configure: Con
         ({"epochs": None, "steps": 20, "eval_every": "log"}, (0, *range(1, 11), 12, 14, 16, 18, 20)),
         ({"epochs": 4.0, "steps": None, "eval_every": "log"}, (0, *range(1, 11), 12)),
         ({"epochs": None, "steps": 1, "eval_every": "log"}, (0, 1)),
+        ({"epochs": None, "steps": 1, "eval_every": "log(2)"}, (0, 1)),
+        ({"epochs": None, "steps": 32, "eval_every": "log(1)"}, (0, 1, 2, 4, 8, 16, 32)),
+        ({"epochs": None, "steps": 40, "eval_every": "log(2)"}, (0, 1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 40)),
     ],
 )
 def test_runs_are_evaluated_after_the_configured_steps(
