@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from cnnexp.training.program_costs import StackCost
 
 PROBED_RUNS = 16  # per device: stacks of this size and of half of it are compiled first
+WORTHWHILE_GAIN = 1.15  # by which a stack must be larger for it to be compiled as well
 
 # From sizes of stacks to the costs of each; None where one does not fit in memory.
 Measure = Callable[[Sequence[int]], Sequence[StackCost | None]]
@@ -83,15 +84,23 @@ def fit_stack(wanted: int, devices: int, limit_bytes: float, measure: Measure) -
     if not fits(size):
         return StackFit(runs=0, cost=costs[size], largest=0)
     compile_stacks(_halve(size, devices))
-    measured = sorted((-(-n // devices), c.peak_bytes) for n, c in costs.items() if c and n <= size)
-    largest = max(size, StackMemory.from_costs(measured).largest(limit_bytes) * devices)
+
+    def estimate_largest() -> int:
+        """Estimate the largest stack by the line through the two largest stacks that fit."""
+        measured = sorted((-(-n // devices), cost.peak_bytes) for n in costs if (cost := fits(n)))
+        return max(size, StackMemory.from_costs(measured[-2:]).largest(limit_bytes) * devices)
+
+    largest, is_refined = estimate_largest(), False
     while True:
-        number = -(-wanted // largest)
-        runs = -(-wanted // number)
+        runs = -(-wanted // -(-wanted // largest))
         compile_stacks(runs)
-        if fits(runs) or runs <= size:
-            return StackFit(runs=runs, cost=costs[runs], largest=largest)
-        largest = max(size, int(0.8 * runs))
+        if not fits(runs) and runs > size:
+            largest = max(size, int(0.8 * runs))
+            continue
+        refined = estimate_largest()
+        if is_refined or runs == wanted or refined < WORTHWHILE_GAIN * largest:
+            return StackFit(runs=runs, cost=costs[runs], largest=max(largest, refined))
+        largest, is_refined = refined, True  # small stacks need relatively more, at least on a TPU
 
 
 def _halve(size: int, devices: int) -> int:

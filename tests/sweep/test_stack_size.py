@@ -67,3 +67,15 @@ def test_a_stack_that_does_not_compile_for_lack_of_memory_is_made_smaller() -> N
     fit = fit_stack(16, 1, 100.0 + 30 * 3, compiler(1, compiled, memory=200))
     assert fit.runs in (2, 3) and fit.cost and fit.cost.peak_bytes <= 190
     assert fit_stack(16, 1, 100.0, compiler(1, [], memory=200)).runs == 0
+
+
+def test_a_stack_for_which_small_stacks_are_no_measure_is_made_larger() -> None:
+    compiled: list[int] = []
+
+    def measure(sizes: Sequence[int]) -> list[StackCost | None]:
+        compiled.extend(sizes)
+        return [StackCost([cost("train", 30 * min(n, 16) + 10 * max(n - 16, 0), 0)]) for n in sizes]
+
+    fit = fit_stack(10_000, 1, 6000.0, measure)  # the line through 8 and 16 runs says 200
+    assert compiled == [8, 16, 200, 556] and fit.largest == 568
+    assert fit.cost and fit.cost.peak_bytes == 30 * 16 + 10 * 540
