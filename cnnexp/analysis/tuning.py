@@ -1,12 +1,10 @@
 """Fair tuning: the best learning rate and weight decay of each cell, chosen on validation images."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from jaxtyping import Int
 
 from cnnexp.analysis.dataframe import make_dataframe, normalize_value, varying_keys
 from cnnexp.analysis.statistics import standard_error
@@ -16,7 +14,7 @@ from cnnexp.store.runs import StoredRun
 CHOSEN_BY = "validation/accuracy"
 CHOSEN_BY_OF_SEVERAL_LABELS = "validation/average_precision"
 EXTEND = "tune.extend"  # the column with the number of rounds in which values are added
-SEED_STRIDE = 2**33  # between the seeds of versions of a dataframe; every seed is below 2**32
+STATUSES = ("finished", "diverged", "stopped")  # of runs whose values were tried
 Values = tuple[Any, ...]  # of the tuned keys
 Texts = tuple[str, ...]  # the same, see `normalize_value`
 
@@ -34,6 +32,7 @@ class Tuning:
         warnings: What is doubtful about the choices, one line each.
         criterion: The column by which they were chosen, see `select_criterion`.
         rounds: The number of rounds in which `tune.extend` might add values.
+        tried: The runs of all values by their status: finished, diverged and stopped.
     """
 
     table: pd.DataFrame
@@ -42,6 +41,7 @@ class Tuning:
     warnings: list[str]
     criterion: str = CHOSEN_BY
     rounds: int = 0
+    tried: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
     @property
     def budget(self) -> str:
@@ -65,9 +65,9 @@ def select_criterion(table: pd.DataFrame) -> str:
 
 def tune(runs: Sequence[StoredRun]) -> Tuning:
     """Choose the hyperparameters of the finished runs of a sweep, see `choose_hyperparameters`."""
-    return choose_hyperparameters(
-        make_dataframe(runs), make_dataframe(runs, "diverged"), make_dataframe(runs, "stopped")
-    )
+    tried = {status: make_dataframe(runs, status) for status in STATUSES}
+    finished, diverged, stopped = tried.values()
+    return replace(choose_hyperparameters(finished, diverged, stopped), tried=tried)
 
 
 def choose_hyperparameters(
@@ -92,7 +92,7 @@ def choose_hyperparameters(
         The kept runs, the choices, and what is doubtful about them.
     """
     varying = varying_keys(table)
-    tried = _concatenate(table, stopped, diverged)
+    tried = concatenate(table, stopped, diverged)
     keys = [key for key in TUNED if key in varying_keys(tried)]
     if not keys:
         return Tuning(table=table, keys=[], choices=pd.DataFrame(), warnings=[])
@@ -107,13 +107,13 @@ def choose_hyperparameters(
     kept, choices, cells_lacking_seeds = [], [], 0
     for values, cell in table.groupby(cell_keys, sort=True, dropna=False) if cell_keys else [((), table)]:
         cell_values = dict(zip(cell_keys, values, strict=True))
-        diverged_values = _diverged_values(diverged, cell_values, keys)
-        candidates = _collect_candidates(cell, keys, criterion, diverged_values)
+        diverged_values = find_diverged_values(diverged, cell_values, keys)
+        candidates = collect_candidates(cell, keys, criterion, diverged_values)
         cell_tried = _select_cell(tried, cell_values)
         runs, choice = _choose(cell, keys, criterion, candidates, cell_tried)
         kept.append(runs)
         choices.append({**cell_values, **choice})
-        seed_counts = {len(_runs_with_values(cell, keys, candidate)) for candidate in candidates}
+        seed_counts = {len(select_values(cell, keys, candidate)) for candidate in candidates}
         cells_lacking_seeds += len(seed_counts) > 1
     rounds = int(table[EXTEND].max()) if EXTEND in table else 0
     warnings = _edge_warnings(keys, choices, rounds)
@@ -132,58 +132,10 @@ def choose_hyperparameters(
     )
 
 
-def choose_again(
-    table: pd.DataFrame,
-    draws: Int[np.ndarray, "draws seeds"],
-    diverged: pd.DataFrame | None = None,
-    stopped: pd.DataFrame | None = None,
-) -> pd.DataFrame:
-    """Choose the hyperparameters of each cell again, by the seeds of each of several draws.
-
-    Args:
-        table: The finished runs, one row per run.
-        draws: Seeds, drawn with replacement.
-        diverged: See `choose_hyperparameters`.
-        stopped: The runs that were stopped early, whose values are not chosen here either.
-
-    Returns:
-        The runs of the values that are best for each draw, stacked. The seed at a place of a draw is numbered
-        `draw * SEED_STRIDE + place`.
-    """
-    varying = varying_keys(table)
-    tried = _concatenate(table, stopped, diverged)
-    keys, criterion = [key for key in TUNED if key in varying_keys(tried)], select_criterion(table)
-    cell_keys = [key for key in varying if key not in keys]
-    numbers = np.arange(len(draws))[:, None] * SEED_STRIDE + np.arange(draws.shape[1])
-    chosen = []
-    for values, cell in table.groupby(cell_keys, sort=True, dropna=False) if cell_keys else [((), table)]:
-        diverged_values = _diverged_values(diverged, dict(zip(cell_keys, values, strict=True)), keys)
-        candidates = _collect_candidates(cell, keys, criterion, diverged_values)
-        choices = _choose_by_draw(candidates, draws)
-        for index, candidate in enumerate(candidates):
-            runs = _runs_with_values(cell, keys, candidate).drop_duplicates("seed")
-            positions = pd.Index(runs["seed"]).get_indexer(pd.Index(draws[choices == index].ravel()))
-            has_run = positions >= 0
-            seeds = numbers[choices == index].ravel()[has_run]
-            chosen.append(runs.iloc[positions[has_run]].assign(seed=seeds))
-    return pd.concat(chosen, ignore_index=True)
-
-
-def _concatenate(table: pd.DataFrame, *others: pd.DataFrame | None) -> pd.DataFrame:
+def concatenate(table: pd.DataFrame, *others: pd.DataFrame | None) -> pd.DataFrame:
+    """Concatenate a dataframe and those of the others that have rows."""
     filled = [other for other in others if other is not None and len(other)]
     return pd.concat([table, *filled]) if filled else table
-
-
-def _choose_by_draw(
-    candidates: Mapping[Values, pd.Series], draws: Int[np.ndarray, "draws seeds"]
-) -> Int[np.ndarray, " draws"]:
-    """Return the index of the candidate with the best mean over the seeds of each draw."""
-    names, accuracies = list(candidates), pd.concat(list(candidates.values()), axis=1).dropna()
-    counts = (draws[..., None] == accuracies.index.to_numpy()).sum(1)  # of each seed in each draw
-    means = counts @ accuracies.to_numpy() / np.maximum(counts.sum(1, keepdims=True), 1)
-    means[counts.sum(1) == 0] = accuracies.to_numpy().mean(0)  # a draw of other seeds than all values have
-    tie_break = [1e-9 * _distance_from_middle(name, names) for name in names]
-    return (means - tie_break).argmax(1)
 
 
 def _choose(
@@ -209,10 +161,10 @@ def _choose(
         candidates,
         key=lambda candidate: (
             candidates[candidate].mean(),
-            -_distance_from_middle(candidate, list(candidates)),
+            -distance_from_middle(candidate, list(candidates)),
         ),
     )
-    runs = _runs_with_values(cell, keys, chosen)
+    runs = select_values(cell, keys, chosen)
     values_tried = list(dict(list(tried.groupby(keys, dropna=False))))
     accuracies = {values: candidates.get(values) for values in [*candidates, *values_tried]}
     edges = [_describe_edge(key, chosen[i], i, chosen, accuracies) for i, key in enumerate(keys)]
@@ -222,7 +174,7 @@ def _choose(
     return runs, choice
 
 
-def _collect_candidates(
+def collect_candidates(
     cell: pd.DataFrame, keys: list[str], criterion: str, diverged: set[Texts]
 ) -> dict[Values, pd.Series]:
     """Collect the criterion of each value that may be chosen, for the seeds that all have."""
@@ -238,9 +190,10 @@ def _collect_candidates(
     return {values: mean[sorted(common)] if common else mean for values, mean in means.items()}
 
 
-def _diverged_values(
+def find_diverged_values(
     diverged: pd.DataFrame | None, cell_values: Mapping[str, object], keys: list[str]
 ) -> set[Texts]:
+    """Find the values of the tuned keys at which a run of a cell diverged."""
     if diverged is None or not len(diverged):
         return set()
     cell = _select_cell(diverged, cell_values).reindex(columns=keys).map(normalize_value)
@@ -255,7 +208,8 @@ def _select_cell(table: pd.DataFrame, cell_values: Mapping[str, object]) -> pd.D
     return table
 
 
-def _runs_with_values(cell: pd.DataFrame, keys: list[str], values: Values) -> pd.DataFrame:
+def select_values(cell: pd.DataFrame, keys: list[str], values: Values) -> pd.DataFrame:
+    """Select the runs of a cell that have values of the tuned keys."""
     same = (
         cell[key].isna() if pd.isna(value) else cell[key] == value
         for key, value in zip(keys, values, strict=True)
@@ -263,7 +217,8 @@ def _runs_with_values(cell: pd.DataFrame, keys: list[str], values: Values) -> pd
     return cell[pd.concat(list(same), axis=1).all(axis=1)]
 
 
-def _distance_from_middle(candidate: Values, candidates: Sequence[Values]) -> float:
+def distance_from_middle(candidate: Values, candidates: Sequence[Values]) -> float:
+    """Return how far a candidate is from the middle of all candidates, in their order."""
     return abs(candidates.index(candidate) - (len(candidates) - 1) / 2)
 
 

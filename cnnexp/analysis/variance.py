@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from cnnexp.analysis.dataframe import GAP, TEST, TRAIN, make_dataframe, measure_by
+from cnnexp.analysis.dataframe import GAP, TEST, TRAIN, measure_by
 from cnnexp.analysis.estimates import Estimate
+from cnnexp.analysis.retuning import SEED_STRIDE, choose_again
 from cnnexp.analysis.statistics import CONFIDENCE, Interval, student_quantile
-from cnnexp.analysis.tuning import SEED_STRIDE, Tuning, choose_again
+from cnnexp.analysis.tuning import Tuning
 from cnnexp.store.measurements import Hits, read_hits
 from cnnexp.store.runs import StoredRun
 
@@ -86,9 +87,7 @@ def make_resamples(runs: Sequence[StoredRun], tuning: Tuning, metric: str) -> Re
         return Resamples(images=images)
     seeds = np.unique(tuning.table["seed"])
     draws = np.random.default_rng(SEED).integers(len(seeds), size=(DRAWS, len(seeds)))
-    table, diverged, stopped = (
-        make_dataframe(runs, status) for status in ("finished", "diverged", "stopped")
-    )
+    table, diverged, stopped = tuning.tried.values()
     choices = measure_by(choose_again(table, seeds[draws], diverged, stopped), metric)
     return Resamples(images=images, choices=choices, draws=draws)
 

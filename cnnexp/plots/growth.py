@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from cnnexp.analysis.cells import Cell, Rows, select_cell, select_rows, values_of
 from cnnexp.analysis.claims import format_in_unit
@@ -181,20 +183,64 @@ def plot_learning_curves(
         for name in labels:
             steps, curves = collect_histories(runs[runs[by].astype(str) == name], histories, f"test/{metric}")
             if len(steps):
-                estimates = np.array([interval(values) for values in curves.T], float).T
-                value, low, high = np.clip(estimates, 0, 1) if is_fraction(f"test/{metric}") else estimates
-                axes.plot(steps, value, **get_style(name) | {"markersize": 2.5})
-                axes.fill_between(steps, low, high, color=get_style(name)["color"], alpha=0.2, linewidth=0)
+                _draw_band(axes, steps, curves, name, f"test/{metric}")
         if _are_logarithmic(runs, histories):
             axes.set_xscale("symlog", linthresh=1)  # with step 0
         axes.set(title=figure_text(title), xlabel="training steps")
         axes.xaxis.set_major_formatter("{x:,.0f}")
     columns[0].set_ylim(bottom=0)
     columns[0].set_ylabel(f"test {metric.replace('_', ' ')}")
-    for name in labels:
-        columns[0].plot([], [], **get_style(name), label=figure_text(format_value(name)))
-    figure.legend(*columns[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    _add_tyings(figure, columns[0], labels)
     return figure
+
+
+def draw_budgets(budgets: Mapping[str, Mapping[str, pd.DataFrame]], metric: str) -> Drawing:
+    """Make the figure of the test accuracy against the number of values tried, see `plot_budgets`."""
+    return Drawing(
+        draw=lambda _: plot_budgets(budgets, metric),
+        caption="Accuracy against budget: the expected test accuracy of the value that validation images "
+        "choose from fewer learning rates and weight decays than were tried: the mean over all subsets of so "
+        "many values (Dodge 2019). Lines: means over seeds; bands: 95% intervals.",
+    )
+
+
+def plot_budgets(budgets: Mapping[str, Mapping[str, pd.DataFrame]], metric: str = "accuracy") -> Figure:
+    """Draw the expected metric on test images against the number of values tried, one line per tying.
+
+    Args:
+        budgets: By the title of each column and by tying, the metric by seed and number of values.
+        metric: The name of the metric, without its split.
+    """
+    figure = Figure(figsize=(TEXT_WIDTH_INCHES, 2.7), layout="constrained")
+    columns = figure.subplots(1, max(1, len(budgets)), sharey=True, squeeze=False)[0]
+    labels = sorted({name for traces in budgets.values() for name in traces}, key=tying_sort_key)
+    for axes, (title, traces) in zip(columns, budgets.items(), strict=False):
+        for name in (name for name in labels if name in traces):
+            trace = traces[name]
+            _draw_band(axes, trace.columns.to_numpy(float), trace.to_numpy(float), name, f"test/{metric}")
+        axes.set(title=figure_text(title), xlabel="values tried")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    columns[0].set_ylabel(f"expected test {metric.replace('_', ' ')}")
+    _add_tyings(figure, columns[0], labels)
+    return figure
+
+
+def _draw_band(
+    axes: Axes, x: Float[np.ndarray, " x"], curves: Float[np.ndarray, "seeds x"], tying: str, metric: str
+) -> None:
+    """Draw the mean over seeds and its interval as a band, in the style of a tying."""
+    estimates = np.array([interval(values) for values in curves.T], float).T
+    value, low, high = np.clip(estimates, 0, 1) if is_fraction(metric) else estimates
+    style: dict[str, Any] = get_style(tying) | {"markersize": 2.5}
+    axes.plot(x, value, **style)
+    axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
+
+
+def _add_tyings(figure: Figure, axes: Axes, tyings: Sequence[str]) -> None:
+    """Add a legend of tyings below a figure."""
+    for name in tyings:
+        axes.plot([], [], **get_style(name), label=figure_text(format_value(name)))
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6)
 
 
 def _are_logarithmic(runs: pd.DataFrame, histories: Histories) -> bool:

@@ -16,6 +16,7 @@ from cnnexp.analysis.dataframe import (
     varying_keys,
 )
 from cnnexp.analysis.frozen import FrozenClaims
+from cnnexp.analysis.retuning import trace_budgets
 from cnnexp.analysis.tables import (
     compare_tyings,
     distinguishing_keys,
@@ -28,7 +29,7 @@ from cnnexp.analysis.variance import Resamples, make_resamples
 from cnnexp.analysis.verdicts import Verdict, judge
 from cnnexp.core.text import figure_text, format_ranges, pluralize
 from cnnexp.plots.figures import Drawing, draw_by_count, draw_by_images, draw_by_key
-from cnnexp.plots.growth import draw_learning_curves
+from cnnexp.plots.growth import draw_budgets, draw_learning_curves
 from cnnexp.plots.layers import plot_kernels
 from cnnexp.plots.rendering import RenderedFigure, start_rendering
 from cnnexp.report.experiments import Experiment, choose_curves, load_experiment
@@ -128,7 +129,7 @@ def make_report(
     experiment = load_experiment(str(table["experiment"].iloc[0]), folder.parent, config_folder)
     metric = choose_metric(table, metric or experiment.metric)
     measured = measure_by(table, metric)
-    drawings = _make_drawings(experiment, measured, runs, metric) if with_figures else {}
+    drawings = _make_drawings(experiment, measured, runs, metric, tuning) if with_figures else {}
     with start_rendering(drawings, measured) as wait_for_figures:  # by other processes, while this one judges
         resamples = make_resamples(by_set[headline], tuning, metric)
         judged = _judge_set(folder, headline, measured, experiment, metric, resamples)
@@ -222,7 +223,7 @@ def _judge_set(
 
 
 def _make_drawings(
-    experiment: Experiment, table: pd.DataFrame, runs: Sequence[StoredRun], metric: str
+    experiment: Experiment, table: pd.DataFrame, runs: Sequence[StoredRun], metric: str, tuning: Tuning
 ) -> dict[str, Drawing]:
     """Choose the figures for which a sweep has runs, in the order of the report."""
     drawings = {
@@ -233,6 +234,8 @@ def _make_drawings(
     if curves := choose_curves(experiment, table):
         histories = {run.run_id: run.history for run in runs}
         drawings["learning_curves"] = draw_learning_curves(curves, histories, metric)
+        if budgets := trace_budgets(tuning, curves, histories, metric):
+            drawings["accuracy_by_budget"] = draw_budgets(budgets, metric)
     if kernels := _select_kernels(table, runs):
         drawings["kernels"] = Drawing(draw=lambda _: plot_kernels(kernels), caption=KERNELS_CAPTION)
     return drawings

@@ -6,8 +6,9 @@ import pytest
 
 from cnnexp.analysis.cells import pair_cells
 from cnnexp.analysis.estimates import difference, smallest_difference
+from cnnexp.analysis.retuning import SEED_STRIDE, choose_again
 from cnnexp.analysis.statistics import Interval, interquartile_interval, jackknife
-from cnnexp.analysis.tuning import SEED_STRIDE, choose_again, choose_hyperparameters
+from cnnexp.analysis.tuning import choose_hyperparameters
 from cnnexp.analysis.variance import (
     GROUPS,
     Resamples,

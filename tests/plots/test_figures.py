@@ -11,7 +11,7 @@ from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.tying import Tying
 from cnnexp.plots.axes import Published, draw_intervals
 from cnnexp.plots.figures import draw_by_key, plot_accuracy_and_gap, plot_accuracy_by_condition
-from cnnexp.plots.growth import collect_histories, plot_learning_curves
+from cnnexp.plots.growth import collect_histories, plot_budgets, plot_learning_curves
 from cnnexp.plots.layers import draw_kernel_mosaic, draw_positions, plot_kernels
 from cnnexp.plots.panels import Line, Panel, plot_accuracy_panels
 from tests.analysis.test_compare import runs_of, swept
@@ -165,3 +165,14 @@ def test_learning_curves_are_means_over_seeds_at_the_evaluations_of_all_runs() -
     assert both.get_xscale() == "linear"
     often = {run: [*rows, {"step": 400, "test/accuracy": 0.9}] for run, rows in histories.items()}
     assert plot_learning_curves(table, panels, often).axes[0].get_xscale() == "symlog"
+
+
+def test_a_budget_has_a_line_per_tying_and_whole_numbers_of_values() -> None:
+    trace = pd.DataFrame([[0.4, 0.5, 0.6], [0.5, 0.6, 0.7]], index=[0, 1], columns=[1, 2, 3])
+    budgets = {"clean": {"shared": trace, "local": trace.iloc[:, :2]}, "noisy": {"local": trace}}
+    figure = plot_budgets(budgets)
+    clean, noisy = figure.axes
+    assert [line.get_xdata().tolist() for line in clean.lines[:2]] == [[1, 2], [1, 2, 3]]  # local, shared
+    np.testing.assert_allclose(clean.lines[1].get_ydata(), [0.45, 0.55, 0.65])
+    assert all(tick == round(tick) for tick in noisy.get_xticks())
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["local", "shared"]
