@@ -5,15 +5,13 @@ data sets were chosen, not sampled: the mean is that over these data sets, and s
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from scipy.special import stdtr
 
-from cnnexp.analysis.claims import format_interval
 from cnnexp.analysis.statistics import (
     CONFIDENCE,
     Interval,
@@ -26,7 +24,6 @@ from cnnexp.analysis.variance import GROUPS, widen
 from cnnexp.analysis.verdicts import MIN_SEEDS, Outcome, Verdict, judge_at
 
 MIN_DATA_SETS = 3  # of an interquartile mean, which leaves out a quarter of the values at either end
-MEAN, INTERQUARTILE = "mean", "interquartile mean"  # what the tables call those over data sets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,58 +202,6 @@ def _combine(verdicts: Sequence[Verdict], side: int) -> _Side:
         return _Side(mean, 0.0, 1.0)
     freedom = total**2 / sum(variance**2 / number for variance, number in variances)
     return _Side(mean, math.sqrt(total) / len(verdicts), freedom)
-
-
-def tabulate_jointly(claims: Sequence[JointClaim]) -> pd.DataFrame:
-    """Tabulate the verdicts as numbers: one row per sentence and data set, and one for each mean.
-
-    Args:
-        claims: See `judge_jointly`.
-    """
-    names = [
-        f"{estimate}{limit}" for estimate in ("effect", INTERQUARTILE) for limit in ("", "/low", "/high")
-    ]
-    unknown = Interval(math.nan, math.nan, math.nan)
-    return pd.DataFrame(
-        {
-            "claim": claim.sentence,
-            "sweep": name,
-            "data": verdict.data,
-            "verdict": verdict.outcome,
-            "exploratory": verdict.exploratory,
-            **dict(zip(names, (*(verdict.interval or unknown), *(trimmed or unknown)), strict=True)),
-            "confidence": verdict.confidence,
-            "unit": verdict.claim.unit,
-            "expected": verdict.condition,
-            "seeds": verdict.seeds,
-        }
-        for claim, name, verdict, trimmed in _list_rows(claims)
-    )
-
-
-def format_jointly(claims: Sequence[JointClaim]) -> pd.DataFrame:
-    """Format the verdicts as texts, in the rows of `tabulate_jointly`."""
-    return pd.DataFrame(
-        {
-            "claim": claim.sentence,
-            "sweep": name,
-            "data": verdict.data,
-            "verdict": verdict.marked_outcome,
-            "effect": verdict.effect,
-            INTERQUARTILE: format_interval(trimmed, verdict.claim.unit) if trimmed else "",
-            "expected": verdict.condition,
-            "seeds": "" if verdict.claim.exact else str(verdict.seeds),
-        }
-        for claim, name, verdict, trimmed in _list_rows(claims)
-    )
-
-
-def _list_rows(claims: Sequence[JointClaim]) -> Iterator[tuple[JointClaim, str, Verdict, Interval | None]]:
-    for claim in claims:
-        for name, verdict in claim.verdicts.items():
-            yield claim, name, verdict, None
-        if claim.mean is not None:
-            yield claim, MEAN, claim.mean, claim.interquartile
 
 
 def _judge_mean(verdicts: Sequence[Verdict], confidence: float) -> Verdict:

@@ -25,7 +25,6 @@ from cnnexp.analysis.dataframe import (
     varying_keys,
     warn_excluded_runs,
 )
-from cnnexp.analysis.joint import format_jointly, judge_jointly, tabulate_jointly
 from cnnexp.analysis.statistics import CONFIDENCE
 from cnnexp.analysis.tables import (
     Format,
@@ -234,8 +233,13 @@ def print_joint_verdicts(names: Sequence[str], results_dir: Path, *, form: Forma
         UsageError: There are fewer than two names, one is neither a sweep nor such a file, a sweep has no
             finished run, or two have the same name.
     """
-    from cnnexp.report.output import print_jointly  # imports Matplotlib
-    from cnnexp.report.records import make_record, read_record, restore_verdicts
+    from cnnexp.report.joint import (  # imports Matplotlib
+        format_jointly,
+        join_records,
+        print_jointly,
+        tabulate_jointly,
+    )
+    from cnnexp.report.records import make_record, read_record
     from cnnexp.report.report import make_report
 
     if len(names) < 2:
@@ -252,13 +256,12 @@ def print_joint_verdicts(names: Sequence[str], results_dir: Path, *, form: Forma
     for name in sweeps:
         if sweeps.count(name) > 1:
             raise UsageError(f"{name}: must be different sweeps (got two of this name)")
-    verdicts = {}
-    for name, source in zip(sweeps, sources, strict=True):
-        record = known.get(source) or make_record(make_report(source, with_figures=False))
-        verdicts[name] = [restore_verdicts(claim)[0] for claim in record.claims]
-    if not (claims := judge_jointly(verdicts)):
+    joint = join_records(
+        [known.get(source) or make_record(make_report(source, with_figures=False)) for source in sources]
+    )
+    if not joint.claims:
         raise UsageError(f"{', '.join(sweeps)}: must have claims that were measured (got none)")
     if form == "table":
-        print_jointly(claims)
+        print_jointly(joint)
         return
-    sys.stdout.buffer.write(encode_table(tabulate_jointly(claims), format_jointly(claims), form))
+    sys.stdout.buffer.write(encode_table(tabulate_jointly(joint), format_jointly(joint), form))

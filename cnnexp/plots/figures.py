@@ -234,6 +234,7 @@ def draw_by_key(
         ),
         caption=f"Accuracy and generalisation gap against {label}: mean and 95% interval over seeds; dotted: "
         "the same networks on their training images.",
+        needs=lambda table: len(select_rows(table, runs)) > 0,
     )
 
 
@@ -272,6 +273,7 @@ def draw_by_count(
         ),
         caption=f"Accuracy (hollow: on the training images) and generalisation gap against {label}"
         f"{scope and f', {scope}'}: mean and 95% interval over seeds, averaged over all other keys.",
+        needs=lambda table: len(select_rows(table, runs)) > 0,
     )
 
 

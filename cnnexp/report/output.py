@@ -1,7 +1,6 @@
 """A report written as files, published beside code, and printed in the terminal."""
 
 import sys
-from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from cnnexp.analysis.dataframe import warn_excluded_runs
-from cnnexp.analysis.joint import INTERQUARTILE, JointClaim, format_jointly
 from cnnexp.analysis.tables import format_cells, latex_table, print_table
 from cnnexp.analysis.verdicts import explain_exploratory
 from cnnexp.core.text import pluralize
@@ -138,32 +136,3 @@ def _tabulate_verdicts(report: Report) -> Table:
         estimate = "; ".join(filter(None, [estimate, earlier, verdict.advice]))
         table.add_row("", f"[dim]{escape(estimate)}[/]")
     return table
-
-
-def print_jointly(claims: Sequence[JointClaim]) -> None:
-    """Print the verdicts of several sweeps, sentence by sentence."""
-    console = Console()
-    texts = format_jointly(claims)
-    obstacles = {claim.sentence: claim.obstacle for claim in claims}
-    for sentence, rows in texts.groupby("claim", sort=False):
-        console.print(escape(str(sentence)), highlight=False)
-        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0), pad_edge=False)
-        for row in rows.to_dict("records"):
-            outcome, _, mark = row["verdict"].partition(" (")
-            table.add_row(
-                f"  {escape(row['sweep'])}",
-                escape(row["data"]),
-                f"[{COLOURS[outcome]}]{outcome}[/]{'*' * bool(mark)}",
-                escape(row["effect"]),
-            )
-            if row[INTERQUARTILE]:
-                table.add_row(f"  {INTERQUARTILE}", "", "", escape(row[INTERQUARTILE]))
-        console.print(table)
-        if obstacle := obstacles[str(sentence)]:
-            console.print(f"  [dim]no mean: {obstacle}[/]")
-    judged = [verdict for claim in claims for verdict in (*claim.verdicts.values(), claim.mean) if verdict]
-    number = sum(not verdict.claim.exact for verdict in judged)
-    level = 100 * max((verdict.family_confidence for verdict in judged), default=0)
-    console.print(f"\n{pluralize(number, 'verdict')} of one family, at {level:g}% together")
-    if any(verdict.exploratory and not verdict.claim.exact for verdict in judged):
-        console.print("* exploratory: does not count")

@@ -10,9 +10,7 @@ from cnnexp.analysis.claims import Claim, Expected, between, more_than
 from cnnexp.analysis.joint import (
     compute_interquartile_mean,
     estimate_mean,
-    format_jointly,
     judge_jointly,
-    tabulate_jointly,
 )
 from cnnexp.analysis.statistics import Interval, student_interval
 from cnnexp.analysis.variance import Variances
@@ -120,7 +118,7 @@ def test_effects_that_are_not_alike_have_no_mean(other: dict, obstacle: str) -> 
         {"small": [make_verdict(FIRST, data="digits")], "medium": [make_verdict(SECOND, **other)]}
     )
     assert claim.mean is None and claim.interquartile is None and claim.obstacle == obstacle
-    assert len(claim.verdicts) == len(tabulate_jointly([claim])) == 2
+    assert len(claim.verdicts) == 2
 
 
 def test_counts_and_single_data_sets_have_no_mean_and_no_obstacle() -> None:
@@ -143,21 +141,6 @@ def test_a_family_has_the_level_of_its_strictest_sweep_and_few_seeds_decide_noth
     )
     assert claim.mean is not None and claim.mean.confidence >= 0.99
     assert claim.mean.outcome == "inconclusive"
-
-
-def test_tables_have_a_row_for_each_data_set_and_mean() -> None:
-    values = [FIRST, SECOND, THIRD]
-    verdicts = [
-        make_verdict(one, data=name, exploratory="seen" * (name == "b"))
-        for one, name in zip(values, "abc", strict=True)
-    ]
-    claims = judge_jointly({name: [one] for name, one in zip(("s1", "s2", "s3"), verdicts, strict=True)})
-    texts, numbers = format_jointly(claims), tabulate_jointly(claims)
-    assert list(texts["sweep"]) == ["s1", "s2", "s3", "mean"] and list(texts["data"][:3]) == ["a", "b", "c"]
-    assert texts["verdict"][3] == "supported (exploratory)" and texts["verdict"][0] == "supported"
-    assert texts["interquartile mean"][3].endswith("] points") and texts["interquartile mean"][0] == ""
-    assert numbers["effect"][3] == pytest.approx(np.mean(values))
-    assert numbers["seeds"][3] == 18
 
 
 def test_two_sided_expectations_are_judged_on_the_mean() -> None:

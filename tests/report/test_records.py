@@ -39,7 +39,7 @@ def report(sweep: Path) -> Report:  # noqa: F811
         if run.config["seed"] >= 1000:
             path = run.folder / "config.yaml"
             path.write_text(path.read_text() + "seeds: confirm\n")
-    return make_report(sweep)
+    return make_report(sweep, with_figures=False)
 
 
 def test_verdicts_on_both_sets_of_seeds_are_restored_from_a_published_file(

@@ -58,6 +58,7 @@ def write_run(
     run = folder / (f"{tying}-{size}-{seed}" + (f"-{rate}" if rate else ""))
     run.mkdir(parents=True)
     model = {"name": "simple_cnn", "tying": tying, "connectivity": "local", "head": "softmax"}
+    model["match"] = "none"
     config = {"experiment": "why_convolutions", "seed": seed, "model": model}
     data = {
         "train_size": size,
