@@ -233,3 +233,29 @@ def test_functions_made_in_one_line_differ_by_what_they_close_over() -> None:
         return lambda values: values + number
 
     assert describe(shift(1.0)) == describe(shift(1.0)) != describe(shift(2.0))
+
+
+def test_values_that_a_frozen_rule_added_belong_to_the_protocol(changes: Callable[..., str]) -> None:
+    planned = replace(RECORD, extend=2)
+    protocol = {"optim.learning_rate": ["0.1", "0.3"]}
+    runs = {**RUNS, "d": 0, "e": 1, "f": 2}
+    extended = {**LATER, "runs": list(runs), "cells": ["cell", "next"], "protocol": protocol}
+    by_rule = replace(planned, **extended, added=["next"])
+    assert changes(planned, by_rule, runs=runs) == ""
+    by_hand = replace(planned, **extended, added=[])
+    assert changes(by_hand, runs=runs) == "protocol: optim.learning_rate absent -> 0.1, 0.3"
+
+
+def test_a_rule_counts_only_with_the_number_of_rounds_that_was_frozen(changes: Callable[..., str]) -> None:
+    extended = replace(RECORD, **LATER, extend=2, cells=["cell", "next"], added=["next"])
+    assert changes(RECORD, extended) == "protocol: tune.extend 0 -> 2"
+
+
+def test_records_from_before_the_rule_keep_their_hash(tmp_path: Path) -> None:
+    write_record(tmp_path, RECORD)
+    (path,) = (tmp_path / "claims").iterdir()
+    values = asdict(RECORD)
+    del values["extend"], values["added"]
+    assert path.stem == hash_values({k: v for k, v in values.items() if k not in ("date", "ended")})
+    write_json(path, values)
+    assert read_records(tmp_path, "first") == [RECORD]

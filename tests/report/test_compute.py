@@ -68,7 +68,8 @@ def test_limitations_are_in_the_report_and_learning_curves_among_its_figures(tun
     report = write_report(tuned)
     page = (tuned / "report/report.html").read_text()
     assert '<h2 id="limitations">' in page and report.experiment.limitations[:40] in page
-    assert "learning_curves" in report.figures
+    assert "learning_curves" in report.figures and "accuracy_by_budget" in report.figures
+    assert "2 values were tried in each cell." in page
 
 
 def test_data_sets_have_licences() -> None:
