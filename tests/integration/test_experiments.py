@@ -124,12 +124,14 @@ def test_every_size_measures_every_claim_and_draws_every_figure(compose: Any, si
         assert figure.axes and all(count_visible_values(axes) > 1 for axes in figure.axes), caption
 
 
-@pytest.mark.parametrize(("size", "programs"), [("demo", 3), ("small", 7), ("paper", 8)])
-def test_why_convolutions_has_one_program_per_tying_connectivity_and_head(
+@pytest.mark.parametrize(("size", "programs"), [("demo", 3), ("small", 8), ("paper", 9)])
+def test_why_convolutions_has_one_program_per_tying_connectivity_head_and_width(
     compose: Any, size: str, programs: int
 ) -> None:
     runs = {run.run_id: run for run in compose("why_convolutions", size)}
-    kinds = {(run.model.tying, run.model.connectivity, run.model.head) for run in runs.values()}
+    kinds = {
+        (run.model.tying, run.model.connectivity, run.model.head, run.model.match) for run in runs.values()
+    }
     assert len(group_by_program(runs)) == len(kinds) == programs
 
 
