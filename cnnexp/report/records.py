@@ -146,19 +146,25 @@ def restore_verdicts(claim: ClaimRecord) -> tuple[Verdict, Verdict | None]:
     """Restore the verdict on a claim, and that on the first seeds where the other is on fresh ones.
 
     The claim can be judged again at another level, but not on other runs: its estimate is not recorded.
+
+    Raises:
+        UsageError: no effect at all would support the claim, see `Claim`.
     """
     low, high = claim.expected
-    restored = Claim(
-        sentence=claim.sentence,
-        source=claim.source,
-        estimate=_refuse_estimate,
-        quantity=claim.measured_by,
-        expected=Expected(low=low, high=high),
-        unit=claim.unit,
-        exact=claim.exact,
-        range=claim.range,
-        published=claim.published,
-    )
+    try:
+        restored = Claim(
+            sentence=claim.sentence,
+            source=claim.source,
+            estimate=_refuse_estimate,
+            quantity=claim.measured_by,
+            expected=Expected(low=low, high=high),
+            unit=claim.unit,
+            exact=claim.exact,
+            range=claim.range,
+            published=claim.published,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     first = claim.first_verdict
     return _restore_verdict(restored, claim.verdict), first and _restore_verdict(restored, first)
 
