@@ -93,10 +93,20 @@ class CnnexpLauncher(Launcher):
         method: how W&B's sweep chooses its points: grid, random or bayes.
         agents: the number of processes on this machine that carry out W&B's sweep.
         target: the accelerators that `plan` compiles for; null: it compiles nothing.
+        as_json: whether `plan` prints JSON.
     """
 
-    def __init__(self, action: str = "run", method: str = "grid", agents: int = 1, target: str | None = None):
-        self.action, self.method, self.agents, self.target = action, method, agents, target
+    def __init__(
+        self,
+        action: str = "run",
+        method: str = "grid",
+        agents: int = 1,
+        target: str | None = None,
+        *,
+        as_json: bool = False,
+    ):
+        self.action, self.method, self.agents = action, method, agents
+        self.target, self.as_json = target, as_json
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep the loader and the configuration of the whole sweep, from which each point is composed."""
@@ -149,7 +159,7 @@ class CnnexpLauncher(Launcher):
                 return partial(print_target_plan, target=Target.parse(self.target))
             from cnnexp.cli.plan import print_plan
 
-            return print_plan
+            return partial(print_plan, as_json=True) if self.as_json else print_plan
         if self.action == "show":
             from cnnexp.cli.show import print_networks
 
@@ -217,6 +227,7 @@ _store.store(
         "method": "grid",
         "agents": 1,
         "target": None,
+        "as_json": False,
     },
     provider="cnnexp",
 )

@@ -1,10 +1,11 @@
 """`cnnexp plan`: what a sweep would do, cell by cell. Nothing is trained or written."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -59,8 +60,12 @@ class CellPlan:
     seconds: float
 
 
-def print_plan(points: Sequence[SweepPoint]) -> dict[str, float]:
+def print_plan(points: Sequence[SweepPoint], *, as_json: bool = False) -> dict[str, float]:
     """Print one line per cell, the cells that cannot be trained with their reasons, and the totals.
+
+    Args:
+        points: the points of the sweep.
+        as_json: print all of these as one JSON object instead.
 
     Returns:
         NaN for every run, as no accuracy is known.
@@ -77,26 +82,54 @@ def print_plan(points: Sequence[SweepPoint]) -> dict[str, float]:
     plan = plan_sweep(runs)
     time_forecast = forecast(Path(points[0].config.results_dir))
     cell_plans = _plan_cells(plan, cells, time_forecast)
-    for line in align_columns([HEADER, *map(_format_row, cell_plans)]):
-        print(line)
-    for name, reason in impossible.items():
-        print(f"impossible: {name}: {reason}")
-    for name, warning in _memory_warnings(plan, cells).items():
-        print(f"warning: {name}: {warning}")
-    for line in describe_drawn_tests(run.data for run in runs.values()):
-        print(line)
-    for path in plan.corrupt:
-        print(f"{describe_corrupt_file(path)}; cnnexp run moves it and trains its run again")
-    _print_totals(plan, cell_plans, len(impossible), time_forecast)
-    for line in [*describe_extensions(points), describe_possible_extensions(points)]:
-        print(line, end="\n" if line else "")
+    warnings = _memory_warnings(plan, cells)
+    power = None
     if runs and points[0].config.experiment != NO_EXPERIMENT:
-        from cnnexp.cli.power import describe_power  # imports pandas
+        from cnnexp.cli.power import measure_power  # imports pandas
 
-        for line in describe_power(plan, cells):
+        power = measure_power(plan, cells)
+    if as_json:
+        values = _summarize_plan(plan, cell_plans, time_forecast) | {"extended": describe_extensions(points)}
+        values |= {"impossible": impossible, "warnings": warnings, "power": power and power.to_json()}
+        print(json.dumps(values, indent=2))
+    else:
+        for line in align_columns([HEADER, *map(_format_row, cell_plans)]):
+            print(line)
+        _print_problems(plan, impossible, warnings)
+        _print_totals(plan, cell_plans, len(impossible), time_forecast)
+        possible = describe_possible_extensions(points)
+        for line in [*describe_extensions(points), *([possible] if possible else [])]:
+            print(line)
+        for line in power.describe() if power else ():
             print(line)
     refuse_impossible(impossible, len(impossible) + len(cell_plans))
     return dict.fromkeys(by_id, math.nan)
+
+
+def _summarize_plan(plan: Plan, cells: Sequence[CellPlan], time_forecast: Forecast) -> dict[str, Any]:
+    """Return the numbers of a plan by name, and those of each cell."""
+    return {
+        "runs": len(plan.runs),
+        "done": len(plan.ended),
+        "stopped": len(plan.stopped),
+        "stacks": len(plan.stacks),
+        "programs": (programs := len({stack.program_key for stack in plan.stacks})),
+        "seconds": sum(cell.seconds for cell in cells) + programs * COMPILE_SECONDS,
+        "estimated_from": time_forecast.source,
+        "cells": [asdict(cell) for cell in cells],
+        "corrupt": list(map(str, plan.corrupt)),
+    }
+
+
+def _print_problems(plan: Plan, impossible: Mapping[str, str], warnings: Mapping[str, str]) -> None:
+    for name, reason in impossible.items():
+        print(f"impossible: {name}: {reason}")
+    for name, warning in warnings.items():
+        print(f"warning: {name}: {warning}")
+    for line in describe_drawn_tests(run.data for run in plan.runs.values()):
+        print(line)
+    for path in plan.corrupt:
+        print(f"{describe_corrupt_file(path)}; cnnexp run moves it and trains its run again")
 
 
 def explain_impossible_cells(

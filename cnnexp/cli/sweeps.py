@@ -87,12 +87,17 @@ def run(keys: bool, **options: Any) -> int:
     help="Compile for accelerators that need not be there, such as v5e:2x2 (a grid of TPU chips) or h100: "
     "print the memory that stacks need, how many runs fit, and the predicted time of a step.",
 )
-def plan(target: str | None, **options: Any) -> int:
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the plan as one JSON object, with plain numbers."
+)
+def plan(target: str | None, as_json: bool, **options: Any) -> int:
     """Show what a sweep would train, cell by cell, and how long it would take.
 
     The keys are those of `cnnexp run --help`.
     """
-    action = ["hydra.launcher.action=plan"]
+    action = ["hydra.launcher.action=plan", f"hydra.launcher.as_json={as_json}"]
+    if target is not None and as_json:
+        raise UsageError("--json --target: cannot be used together")
     if target is not None:
         import jax
 

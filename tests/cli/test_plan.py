@@ -1,5 +1,6 @@
 """From overrides to cells and stacks, and what `cnnexp plan` says of them."""
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -184,6 +185,17 @@ def test_plan_tells_what_the_seeds_can_decide_from_a_pilot_alone(
     )
     assert row.startswith("3.0 (≤ 6.4)") or row.split()[:3] == ["3.0", "(≤", "6.4)"]
     assert " 11.0 " in row  # 13 points, 2 of which do not matter
+    assert call_cnnexp("plan", "--json", *words) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["runs"] == len(points) and len(values["cells"]) == len(points) / 10
+    power = values["power"]
+    assert (power["seeds"], power["known_seeds"], power["source"]) == (10, 3, "pilot")
+    (claim,) = (each for each in power["claims"] if each["claim"] in row)
+    assert claim["spread"] == pytest.approx(0.03) and claim["distance"] == pytest.approx(0.11)
+    assert claim["smallest"] < claim["smallest_at_limit"] and claim["unit"] == "points"
+    assert call_cnnexp("plan", "--json", *words[:-1], "seed=0,1") == 0
+    claims = json.loads(capsys.readouterr().out)["power"]["claims"]
+    assert {each["smallest"] for each in claims} == {None}  # two seeds decide nothing
 
 
 def _no_results(points: Sequence[SweepPoint]) -> dict[str, float]:
