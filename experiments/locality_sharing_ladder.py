@@ -11,12 +11,12 @@ from functools import partial
 
 import pandas as pd
 
-from cnnexp.analysis.cells import Cell, Not, best_cell, cell_at, name_nets, select_cell, values_of
+from cnnexp.analysis.cells import Cell, Not, best_cell, cell_at, select_cell, values_of
 from cnnexp.analysis.claims import make_claims, more_than
 from cnnexp.analysis.dataframe import GAP
 from cnnexp.analysis.estimates import difference, interaction, value
 from cnnexp.analysis.estimates import locality_beyond_chance as beyond_chance
-from cnnexp.analysis.measures import measure, measure_fraction, measure_steps
+from cnnexp.analysis.measures import measure, measure_fraction, measure_steps, name_nets
 from cnnexp.plots.axes import Published
 from cnnexp.plots.figures import draw_by_condition, draw_by_count
 from cnnexp.report.experiments import Experiment

@@ -7,10 +7,10 @@ generalisation. The lead of convolutions over dense networks disappears with the
 (Greydanus 2020). With ten classes, a label noise of 0.9 makes labels uniformly random.
 """
 
-from cnnexp.analysis.cells import Cell, Not, name_nets
+from cnnexp.analysis.cells import Cell, Not
 from cnnexp.analysis.claims import between, less_than, make_claims, more_than
 from cnnexp.analysis.estimates import difference, extreme_value, interaction, value
-from cnnexp.analysis.measures import measure, measure_difference
+from cnnexp.analysis.measures import measure, measure_difference, name_nets
 from cnnexp.plots.axes import Published
 from cnnexp.plots.figures import draw_by_condition
 from cnnexp.report.experiments import Experiment

@@ -14,11 +14,11 @@ that were tried: k + d, for example, merely doubles from k = 4 to 16 with d = 8,
 
 from functools import partial
 
-from cnnexp.analysis.cells import Cell, cell_at, name_nets
+from cnnexp.analysis.cells import Cell, cell_at
 from cnnexp.analysis.claims import between, less_than, make_claims, more_than
 from cnnexp.analysis.curves import images_exponent, images_ratio
 from cnnexp.analysis.estimates import difference, within
-from cnnexp.analysis.measures import measure, measure_steps
+from cnnexp.analysis.measures import measure, measure_steps, name_nets
 from cnnexp.plots.growth import Growth, draw_growth
 from cnnexp.report.experiments import Experiment
 

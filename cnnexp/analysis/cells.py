@@ -5,7 +5,8 @@ A cell may also be a function of the dataframe, for values that only the sweep k
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +25,12 @@ from cnnexp.core.errors import UsageError, suggestion
 Cell = Mapping[str, object]  # configuration keys and their values, as the dataframe has them
 Rows = Cell | Callable[[pd.DataFrame], pd.DataFrame]  # a cell, or a function that selects rows
 CellRule = Cell | Callable[[pd.DataFrame], Cell]  # a cell, or a function that chooses it from the dataframe
-NET_NAMES = {"shared": "convolution", "local": "locally connected network", "dense": "dense network"}
 # The labels of the rows from which an estimate is computed; None outside of `trace_rows`.
 _ROWS: ContextVar[list[pd.Index] | None] = ContextVar("rows", default=None)
 # A condition on runs, as `--where` takes it: a column, a relation and an operand.
 CONDITION = re.compile(r"([\w./]+)\s*(<=|>=|!=|=|<|>)\s*(.+)")
+# By the id of a table that does not change: its varying keys, and its rows with a value, see `unchanged`.
+_KNOWN: ContextVar[dict[int, dict[Any, Any]] | None] = ContextVar("known", default=None)
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,30 @@ def _match_cell(table: pd.DataFrame, cell: Cell) -> pd.Series:
     """Return for each run whether its keys have the values of a cell."""
     matches = pd.Series(True, index=table.index)
     for key, value in cell.items():
-        column = _get_column(table, key)
-        matches &= ~_equals(column, value.value) if isinstance(value, Not) else _equals(column, value)
+        matches &= _look_up(table, (key, repr(value)), lambda key=key, value=value: _match(table, key, value))
     return matches
+
+
+def _match(table: pd.DataFrame, key: str, value: object) -> pd.Series:
+    column = _get_column(table, key)
+    return ~_equals(column, value.value) if isinstance(value, Not) else _equals(column, value)
+
+
+@contextmanager
+def unchanged(*tables: pd.DataFrame) -> Iterator[None]:
+    """Declare that some tables do not change, so that each selection from them is computed once."""
+    token = _KNOWN.set({id(table): {} for table in tables})
+    try:
+        yield
+    finally:
+        _KNOWN.reset(token)
+
+
+def _look_up(table: pd.DataFrame, name: Any, compute: Callable[[], Any]) -> Any:
+    known = (_KNOWN.get() or {}).get(id(table), {})
+    if name not in known:
+        known[name] = compute()
+    return known[name]
 
 
 def _get_column(table: pd.DataFrame, key: str) -> pd.Series:
@@ -185,23 +208,6 @@ def trace_rows(
     return values, rows if len(rows) else table
 
 
-def name_nets(cell: Cell, *tyings: str) -> dict[str, Cell]:
-    """Name the networks of several tyings under the same conditions.
-
-    Args:
-        cell: The keys that the networks have in common.
-        *tyings: Some of `NET_NAMES`; all if none is given.
-
-    Returns:
-        The cells by the English names of the networks, as sentences of claims use them.
-
-    Example:
-        >>> name_nets({"data.crop": 0}, "shared")
-        {'convolution': {'data.crop': 0, 'model.tying': 'shared'}}
-    """
-    return {NET_NAMES[tying]: {**cell, "model.tying": tying} for tying in tyings or NET_NAMES}
-
-
 @described
 def cell_at(key: str, position: int, cell: Cell) -> Callable[[pd.DataFrame], Cell]:
     """Add a key to a cell, at one of the values that the sweep has.
@@ -244,7 +250,9 @@ def resolve_cell(cell: CellRule, table: pd.DataFrame) -> Cell:
     return cell(table) if callable(cell) else cell
 
 
-def pair_cells(table: pd.DataFrame, metric: str, *cells: Cell) -> Float[np.ndarray, "seeds cells"]:
+def pair_cells(
+    table: pd.DataFrame, metric: str | pd.Series, *cells: Cell
+) -> Float[np.ndarray, "seeds cells"]:
     """Collect a metric in several cells, seed by seed.
 
     Runs are paired by seed and by every varying key that no cell names, and averaged over the latter. The
@@ -252,7 +260,8 @@ def pair_cells(table: pd.DataFrame, metric: str, *cells: Cell) -> Float[np.ndarr
 
     Args:
         table: One row per run.
-        metric: A column of the dataframe; "learned/distance/*" is the mean over the layers.
+        metric: A column of the dataframe, or of values beside it; "learned/distance/*" is the mean over the
+            layers.
         *cells: The cells.
 
     Returns:
@@ -261,18 +270,23 @@ def pair_cells(table: pd.DataFrame, metric: str, *cells: Cell) -> Float[np.ndarr
     return pair_by_seed(table, metric, *cells).to_numpy(float).reshape(-1, len(cells))
 
 
-def pair_by_seed(table: pd.DataFrame, metric: str, *cells: Cell) -> pd.DataFrame:
+def pair_by_seed(table: pd.DataFrame, metric: str | pd.Series, *cells: Cell) -> pd.DataFrame:
     """Collect a metric as `pair_cells` does: one row per seed, one column per cell."""
-    if metric.endswith("*"):  # the mean over layers
-        layers = [column for column in table if str(column).startswith(metric[:-1])]
-        table = table.assign(**{metric: table[layers].mean(axis=1)})
-    elif metric.startswith("probe/") and metric not in table:  # `cnnexp probe` was not run yet
-        table = table.assign(**{metric: np.nan})
-    named = set().union(TUNED, *cells)
-    by = ["seed", *(key for key in varying_keys(table) if key not in named)]
-    narrow = table[list(dict.fromkeys([*by, metric]))]  # copying all columns for each cell takes longer
-    rows = [narrow[_match_cell(table, cell)] for cell in cells]
+    varying = _look_up(table, "varying keys", lambda: varying_keys(table))
+    by = ["seed", *(key for key in varying if key not in set().union(TUNED, *cells))]
+    values = table[by].assign(value=_get_metric(table, metric))  # not all columns, which take long to copy
+    rows = [values[_match_cell(table, cell)] for cell in cells]
     note_rows(*rows)
-    columns = [runs.groupby(by, dropna=False)[metric].mean() for runs in rows]
+    columns = [runs.groupby(by, dropna=False)["value"].mean() for runs in rows]
     joined = pd.concat(columns, axis=1, keys=range(len(cells))).dropna()
     return joined.groupby("seed").mean()
+
+
+def _get_metric(table: pd.DataFrame, metric: str | pd.Series) -> pd.Series | float:
+    if isinstance(metric, pd.Series):
+        return metric
+    if metric.endswith("*"):  # the mean over layers
+        return table[[column for column in table if str(column).startswith(metric[:-1])]].mean(axis=1)
+    if metric.startswith("probe/") and metric not in table:  # `cnnexp probe` was not run yet
+        return np.nan
+    return table[metric]

@@ -288,8 +288,8 @@ def cost_ratio(cost: str, numerator: Cell, denominator: Cell, accuracy: float = 
         bounds = []  # the lower and the upper one, each of shape (seeds, cells)
         for side in ("low", "high"):
             steps = table[f"steps_to/{accuracy:g}/{side}"].clip(lower=1)
-            log_costs = np.log2(steps * (1 if cost == "steps" else table[cost]))
-            bounds.append(pair_cells(table.assign(log_cost=log_costs), "log_cost", *cells))
+            log_costs = pd.Series(np.log2(steps * (1 if cost == "steps" else table[cost])), table.index)
+            bounds.append(pair_cells(table, log_costs, *cells))
         numerator_bounds, denominator_bounds = np.stack(bounds, axis=-1).swapaxes(0, 1)
         return subtract_bounds(numerator_bounds, denominator_bounds)
 

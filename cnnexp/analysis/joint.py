@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtr
 
+from cnnexp.analysis.power import MIN_SEEDS
 from cnnexp.analysis.statistics import (
     CONFIDENCE,
     Interval,
@@ -21,7 +22,7 @@ from cnnexp.analysis.statistics import (
     student_quantile,
 )
 from cnnexp.analysis.variance import GROUPS, widen
-from cnnexp.analysis.verdicts import MIN_SEEDS, Outcome, Verdict, judge_at
+from cnnexp.analysis.verdicts import Outcome, Verdict, judge_at
 
 MIN_DATA_SETS = 3  # of an interquartile mean, which leaves out a quarter of the values at either end
 

@@ -11,7 +11,25 @@ from cnnexp.analysis.dataframe import TEST
 from cnnexp.analysis.estimates import EFFECTS, Estimate, difference, factorial_effect
 
 Measure = dict[str, Any]  # fields of a `Claim` that `make_claims` completes
+NET_NAMES = {"shared": "convolution", "local": "locally connected network", "dense": "dense network"}
 COSTS = {"steps": "steps", "MACs": "macs"}  # the columns of what a network needs until a target
+
+
+def name_nets(cell: Cell, *tyings: str) -> dict[str, Cell]:
+    """Name the networks of several tyings under the same conditions.
+
+    Args:
+        cell: The keys that the networks have in common.
+        *tyings: Some of `NET_NAMES`; all if none is given.
+
+    Returns:
+        The cells by the English names of the networks, as sentences of claims use them.
+
+    Example:
+        >>> name_nets({"data.crop": 0}, "shared")
+        {'convolution': {'data.crop': 0, 'model.tying': 'shared'}}
+    """
+    return {NET_NAMES[tying]: {**cell, "model.tying": tying} for tying in tyings or NET_NAMES}
 
 
 def measure(quantity: str, estimate: Estimate, **fields: Any) -> Measure:

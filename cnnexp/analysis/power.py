@@ -1,4 +1,4 @@
-"""Power: the smallest effect that a number of seeds can decide, from the spread of a pilot's seeds."""
+"""Power: the smallest effect that a number of seeds can decide, and the seeds that an effect needs."""
 
 import math
 from collections.abc import Sequence
@@ -10,10 +10,11 @@ from jaxtyping import Float
 from scipy.special import chdtri, nctdtr, nctdtrinc
 
 from cnnexp.analysis.claims import Claim, Expected, format_in_unit
-from cnnexp.analysis.statistics import CONFIDENCE, student_quantile
-from cnnexp.analysis.variance import Resamples, estimate_variances
-from cnnexp.analysis.verdicts import MAX_ADVISED_SEEDS, MIN_SEEDS, estimate_bounds
+from cnnexp.analysis.statistics import CONFIDENCE, Interval, student_quantile
+from cnnexp.analysis.variance import Resamples, estimate_variances, widen
 
+MIN_SEEDS = 3  # that decide a claim
+MAX_ADVISED_SEEDS = 1_000  # further seeds that the advice on an inconclusive claim names
 POWER = 0.8  # the probability with which a claim is to be decided
 SPREAD_CONFIDENCE = 0.8  # of the upper limit of a pilot's spread (Browne 1995)
 
@@ -230,3 +231,52 @@ def count_needed_seeds(
         else:
             low = middle
     return high
+
+
+def estimate_bounds(claim: Claim, table: pd.DataFrame) -> Float[np.ndarray, "seeds 2"]:
+    """Estimate the bounds of each seed, see `to_bounds`.
+
+    Args:
+        claim: The claim.
+        table: One row per run, each cell at its tuned learning rate and weight decay.
+    """
+    return to_bounds(claim.estimate(table))
+
+
+def to_bounds(estimate: np.ndarray) -> Float[np.ndarray, "seeds 2"]:
+    """Return the bounds of each seed's estimate, equal where it is not censored; no rows if any is NaN."""
+    values = np.asarray(estimate, float)
+    bounds = values if values.ndim == 2 else np.stack([values, values], axis=1)
+    return bounds if not np.isnan(bounds).any() else np.empty((0, 2))
+
+
+def count_more_seeds(
+    bounds: Float[np.ndarray, "seeds 2"],
+    expected: Expected,
+    confidence: float = CONFIDENCE,
+    variance: float = 0.0,
+) -> int | None:
+    """Estimate how many further seeds would make the interval narrow enough to decide the claim.
+
+    Args:
+        bounds: The lower and the upper bound of each seed's estimate; their means and spread are kept.
+        expected: Where the claim expects the estimate.
+        confidence: The level of the interval.
+        variance: The variance that adds to that of the mean over seeds, however many seeds there are.
+
+    Returns:
+        The number of seeds; None if no number up to `MAX_ADVISED_SEEDS` decides the claim.
+    """
+    seeds = len(bounds)
+    if seeds < 2:
+        return None
+    low, high = bounds.mean(0)
+    low_spread, high_spread = (side.std(ddof=1) if np.isfinite(side).all() else 0.0 for side in bounds.T)
+    for n in range(max(seeds, MIN_SEEDS), seeds + MAX_ADVISED_SEEDS + 1):
+        width = student_quantile((1 + confidence) / 2, n - 1) / math.sqrt(n)
+        over_seeds = Interval(0.0, -width * low_spread, width * high_spread)
+        _, below, above = widen(over_seeds, variance, confidence)
+        limits = float(low + below), float(high + above)
+        if expected.holds(*limits) or expected.excludes(*limits):
+            return max(n - seeds, 1)
+    return None

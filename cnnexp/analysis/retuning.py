@@ -48,8 +48,9 @@ def choose_again(
     keys, criterion = [key for key in TUNED if key in varying_keys(tried)], select_criterion(table)
     cell_keys = [key for key in varying if key not in keys]
     numbers = np.arange(len(draws))[:, None] * SEED_STRIDE + np.arange(draws.shape[1])
-    chosen = []
-    for values, cell in table.groupby(cell_keys, sort=True, dropna=False) if cell_keys else [((), table)]:
+    rows, seeds = [], []  # positions in the dataframe, and the seeds that they get
+    narrow = table[["seed", criterion, *keys, *cell_keys]].reset_index(drop=True)
+    for values, cell in narrow.groupby(cell_keys, sort=True, dropna=False) if cell_keys else [((), narrow)]:
         diverged_values = find_diverged_values(diverged, dict(zip(cell_keys, values, strict=True)), keys)
         candidates = collect_candidates(cell, keys, criterion, diverged_values)
         choices = _choose_by_draw(candidates, draws)
@@ -57,9 +58,9 @@ def choose_again(
             runs = select_values(cell, keys, candidate).drop_duplicates("seed")
             positions = pd.Index(runs["seed"]).get_indexer(pd.Index(draws[choices == index].ravel()))
             has_run = positions >= 0
-            seeds = numbers[choices == index].ravel()[has_run]
-            chosen.append(runs.iloc[positions[has_run]].assign(seed=seeds))
-    return pd.concat(chosen, ignore_index=True)
+            rows.append(runs.index.to_numpy()[positions[has_run]])
+            seeds.append(numbers[choices == index].ravel()[has_run])
+    return table.iloc[np.concatenate(rows)].assign(seed=np.concatenate(seeds)).reset_index(drop=True)
 
 
 def _choose_by_draw(

@@ -104,16 +104,17 @@ def choose_hyperparameters(
         )
         return Tuning(table=table, keys=[], choices=pd.DataFrame(), warnings=[warning])
     cell_keys = [key for key in varying if key not in keys]
+    tried_keys, tried_texts = tried[keys], tried.reindex(columns=cell_keys).map(normalize_value)
     kept, choices, cells_lacking_seeds = [], [], 0
     for values, cell in table.groupby(cell_keys, sort=True, dropna=False) if cell_keys else [((), table)]:
         cell_values = dict(zip(cell_keys, values, strict=True))
         diverged_values = find_diverged_values(diverged, cell_values, keys)
         candidates = collect_candidates(cell, keys, criterion, diverged_values)
-        cell_tried = _select_cell(tried, cell_values)
+        cell_tried = tried_keys[(tried_texts == list(map(normalize_value, values))).all(axis=1)]
         runs, choice = _choose(cell, keys, criterion, candidates, cell_tried)
         kept.append(runs)
         choices.append({**cell_values, **choice})
-        seed_counts = {len(select_values(cell, keys, candidate)) for candidate in candidates}
+        seed_counts = {len(select_values(cell[keys], keys, candidate)) for candidate in candidates}
         cells_lacking_seeds += len(seed_counts) > 1
     rounds = int(table[EXTEND].max()) if EXTEND in table else 0
     warnings = _edge_warnings(keys, choices, rounds)
@@ -165,7 +166,7 @@ def _choose(
         ),
     )
     runs = select_values(cell, keys, chosen)
-    values_tried = list(dict(list(tried.groupby(keys, dropna=False))))
+    values_tried = list(dict(list(tried[keys].groupby(keys, dropna=False))))
     accuracies = {values: candidates.get(values) for values in [*candidates, *values_tried]}
     edges = [_describe_edge(key, chosen[i], i, chosen, accuracies) for i, key in enumerate(keys)]
     choice = dict(zip(keys, chosen, strict=True))
@@ -178,7 +179,8 @@ def collect_candidates(
     cell: pd.DataFrame, keys: list[str], criterion: str, diverged: set[Texts]
 ) -> dict[Values, pd.Series]:
     """Collect the criterion of each value that may be chosen, for the seeds that all have."""
-    candidates = dict(list(cell.groupby(keys, dropna=False)))  # not all optimisers have all keys
+    narrow = cell[["seed", criterion, *keys]]
+    candidates = dict(list(narrow.groupby(keys, dropna=False)))  # not all optimisers have all keys
     converged = {
         values: runs
         for values, runs in candidates.items()

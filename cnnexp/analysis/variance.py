@@ -118,22 +118,26 @@ def leave_out_images(
         sizes = np.bincount(group, minlength=groups)
         right = np.bincount(group, weights=hit.is_right, minlength=groups)
         accuracies.append((right.sum() - right) / (images - sizes))
-    versions = []
-    for version, test in enumerate(np.transpose(accuracies)):
-        changed = {TEST: test, "seed": table["seed"] + version * SEED_STRIDE}
-        if TRAIN in table:
-            changed[GAP] = table[TRAIN] - test
-        versions.append(table.assign(**changed))
-    return pd.concat(versions, ignore_index=True)
+    versions = stack_versions(table, groups).assign(**{TEST: np.transpose(accuracies).ravel()})
+    return versions.assign(**{GAP: versions[TRAIN] - versions[TEST]}) if TRAIN in table else versions
 
 
-def estimate_variances(estimate: Estimate, table: pd.DataFrame, resamples: Resamples) -> Variances:
+def stack_versions(table: pd.DataFrame, number: int) -> pd.DataFrame:
+    """Stack copies of a dataframe, whose seeds are numbered by copy, see `SEED_STRIDE`."""
+    stacked = table.iloc[np.tile(np.arange(len(table)), number)].reset_index(drop=True)
+    return stacked.assign(seed=stacked["seed"] + np.repeat(np.arange(number), len(table)) * SEED_STRIDE)
+
+
+def estimate_variances(
+    estimate: Estimate, table: pd.DataFrame, resamples: Resamples, twice: pd.DataFrame | None = None
+) -> Variances:
     """Estimate the variance of the mean of an estimate over seeds that its spread over seeds does not show.
 
     Args:
         estimate: The estimate.
         table: One row per run, each cell at its chosen learning rate and weight decay.
         resamples: Versions of the same dataframe.
+        twice: Two copies of the dataframe, see `stack_versions`; made here if None.
 
     Returns:
         The variances beyond that due to the seeds. A variance is 0 where the estimate does not depend on what
@@ -143,7 +147,7 @@ def estimate_variances(estimate: Estimate, table: pd.DataFrame, resamples: Resam
     values = _to_bounds(estimate(table))
     if len(values) < 2 or not np.isfinite(values).all():
         return Variances()
-    is_by_seed = _is_by_seed(estimate, table, values)
+    is_by_seed = _is_by_seed(estimate, stack_versions(table, 2) if twice is None else twice, values)
     images = choice = None
     if resamples.images is not None:
         versions = _estimate_versions(estimate, resamples.images, values.shape, is_by_seed=is_by_seed)
@@ -219,10 +223,9 @@ def _to_bounds(values: np.ndarray) -> Float[np.ndarray, "seeds sides"]:
     return array if array.ndim == 2 else array[:, None]
 
 
-def _is_by_seed(estimate: Estimate, table: pd.DataFrame, values: np.ndarray) -> bool:
+def _is_by_seed(estimate: Estimate, twice: pd.DataFrame, values: np.ndarray) -> bool:
     """Check that an estimate treats each seed alone, so that all versions can be estimated at once."""
-    doubled = pd.concat([table, table.assign(seed=table["seed"] + SEED_STRIDE)], ignore_index=True)
-    both = _to_bounds(estimate(doubled))
+    both = _to_bounds(estimate(twice))
     return both.shape == (2 * len(values), values.shape[1]) and np.allclose(both, np.tile(values, (2, 1)))
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy.special import stdtr
 
-from cnnexp.analysis.cells import trace_rows
+from cnnexp.analysis.cells import trace_rows, unchanged
 from cnnexp.analysis.claims import (
     UNIT_SUFFIXES,
     Claim,
@@ -21,6 +21,7 @@ from cnnexp.analysis.claims import (
     format_in_unit,
 )
 from cnnexp.analysis.estimates import is_comparison
+from cnnexp.analysis.power import MAX_ADVISED_SEEDS, MIN_SEEDS, count_more_seeds, to_bounds
 from cnnexp.analysis.statistics import (
     CONFIDENCE,
     MEANINGFUL_PROBABILITY,
@@ -29,14 +30,11 @@ from cnnexp.analysis.statistics import (
     holm_confidences,
     probability_positive,
     standard_error,
-    student_quantile,
 )
-from cnnexp.analysis.variance import Resamples, Variances, estimate_variances, widen
+from cnnexp.analysis.variance import Resamples, Variances, estimate_variances, stack_versions, widen
 from cnnexp.core.text import pluralize
 
 Outcome = Literal["supported", "refuted", "inconclusive", "count", "false count"]
-MIN_SEEDS = 3  # that decide a claim
-MAX_ADVISED_SEEDS = 1_000  # further seeds that the advice on an inconclusive claim names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,12 +180,10 @@ def judge(
     Returns:
         The verdicts in the order of the claims.
     """
-    traced = [trace_rows(claim.estimate, table) for claim in claims]
-    bounds = [_find_bounds(values) for values, _ in traced]
-    variances = [
-        estimate_variances(claim.estimate, table, resamples) if resamples and not claim.exact else Variances()
-        for claim in claims
-    ]
+    with unchanged(table):
+        traced = [trace_rows(claim.estimate, table) for claim in claims]
+    bounds = [to_bounds(values) for values, _ in traced]
+    variances = _estimate_all_variances(claims, table, resamples)
     family = [i for i, claim in enumerate(claims) if not claim.exact and len(bounds[i]) >= 2]
     family.sort(key=lambda i: p_value(bounds[i], claims[i].expected, variances[i].beyond_seeds))
 
@@ -207,6 +203,20 @@ def judge(
     ]
 
 
+def _estimate_all_variances(
+    claims: Sequence[Claim], table: pd.DataFrame, resamples: Resamples | None
+) -> list[Variances]:
+    if resamples is None:
+        return [Variances()] * len(claims)
+    twice = stack_versions(table, 2)
+    stacks = [stack for stack in (resamples.images, resamples.choices) if stack is not None]
+    with unchanged(table, twice, *stacks):
+        return [
+            Variances() if claim.exact else estimate_variances(claim.estimate, table, resamples, twice)
+            for claim in claims
+        ]
+
+
 def judge_at(verdict: Verdict, confidence: float) -> Verdict:
     """Judge a claim again from its values by seed, at another level of its interval.
 
@@ -223,25 +233,6 @@ def judge_at(verdict: Verdict, confidence: float) -> Verdict:
         confidence=again.confidence,
         more_seeds=again.more_seeds,
     )
-
-
-def estimate_bounds(claim: Claim, table: pd.DataFrame) -> Float[np.ndarray, "seeds 2"]:
-    """Estimate the bounds of each seed, which are equal where nothing is censored.
-
-    Args:
-        claim: The claim.
-        table: One row per run, each cell at its tuned learning rate and weight decay.
-
-    Returns:
-        One row per seed; no rows if any bound is NaN.
-    """
-    return _find_bounds(claim.estimate(table))
-
-
-def _find_bounds(estimate: np.ndarray) -> Float[np.ndarray, "seeds 2"]:
-    values = np.asarray(estimate, float)
-    bounds = values if values.ndim == 2 else np.stack([values, values], axis=1)
-    return bounds if not np.isnan(bounds).any() else np.empty((0, 2))
 
 
 def _make_verdict(claim: Claim, bounds: np.ndarray, confidence: float, variances: Variances) -> Verdict:
@@ -297,38 +288,6 @@ def p_value(bounds: Float[np.ndarray, "seeds 2"], expected: Expected, variance: 
         distance = abs(float(facing.mean()) - limit)
         largest = max(largest, float(2 * stdtr(len(facing) - 1, -distance / error)) if error else 0.0)
     return largest
-
-
-def count_more_seeds(
-    bounds: Float[np.ndarray, "seeds 2"],
-    expected: Expected,
-    confidence: float = CONFIDENCE,
-    variance: float = 0.0,
-) -> int | None:
-    """Estimate how many further seeds would make the interval narrow enough to decide the claim.
-
-    Args:
-        bounds: The lower and the upper bound of each seed's estimate; their means and spread are kept.
-        expected: Where the claim expects the estimate.
-        confidence: The level of the interval.
-        variance: The variance that adds to that of the mean over seeds, however many seeds there are.
-
-    Returns:
-        The number of seeds; None if no number up to `MAX_ADVISED_SEEDS` decides the claim.
-    """
-    seeds = len(bounds)
-    if seeds < 2:
-        return None
-    low, high = bounds.mean(0)
-    low_spread, high_spread = (side.std(ddof=1) if np.isfinite(side).all() else 0.0 for side in bounds.T)
-    for n in range(max(seeds, MIN_SEEDS), seeds + MAX_ADVISED_SEEDS + 1):
-        width = student_quantile((1 + confidence) / 2, n - 1) / math.sqrt(n)
-        over_seeds = Interval(0.0, -width * low_spread, width * high_spread)
-        _, below, above = widen(over_seeds, variance, confidence)
-        limits = float(low + below), float(high + above)
-        if expected.holds(*limits) or expected.excludes(*limits):
-            return max(n - seeds, 1)
-    return None
 
 
 def explain_exploratory(verdicts: Sequence[Verdict]) -> list[str]:

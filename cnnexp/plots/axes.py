@@ -137,6 +137,22 @@ def draw_cells(
         draw_intervals(axes, x, [interval_over_seeds(cell, metric) for cell in cells], **style, **look)
 
 
+def draw_marks(accuracy: Axes, gap: Axes, y: float, runs: pd.DataFrame, tying: str) -> None:
+    """Draw accuracies and gap of one tying at one y, with intervals; nothing where there are no runs."""
+    if not len(runs):
+        return
+    for axes, metric, look in (
+        (accuracy, TRAIN, {"markerfacecolor": "none"}),
+        (accuracy, TEST, {}),
+        (gap, GAP, {}),
+    ):
+        value, low, high = interval_over_seeds(runs, metric)
+        # No bar where a single seed has no interval; limits of equal values can be off by a rounding error.
+        error = np.nan_to_num(np.maximum([[value - low], [high - value]], 0))
+        look = {**get_style(tying), "linestyle": "none", **look}
+        axes.errorbar([value], [y], xerr=error, capsize=2, elinewidth=0.8, **look)
+
+
 def draw_published(
     axes: Axes, published: Published, positions: Mapping[str, float] | None = None, *, sideways: bool = False
 ) -> None:

@@ -20,10 +20,10 @@ from cnnexp.plots.axes import (
     Published,
     add_key,
     draw_cells,
+    draw_marks,
     draw_published,
     get_style,
     include_zero,
-    interval_over_seeds,
     tying_sort_key,
 )
 
@@ -118,10 +118,11 @@ def _draw_lines(
     lines: bool,
 ) -> None:
     """Draw accuracies and gap of one column of the figure, one line per name; see `plot_accuracy_and_gap`."""
-    cells = table.assign(**{by: table[by].astype(str)})[[by, x]].drop_duplicates()
+    table = _narrow(table, by, x)
+    cells = table[[by, x]].drop_duplicates()
     overlap = cells[x].duplicated().any()
     for index, name in enumerate(names):
-        runs, style = table[table[by].astype(str) == name], get_style(name)
+        runs, style = table[table[by] == name], get_style(name)
         positions = np.sort(runs[x].unique()).astype(float)
         offset = DODGE * ((index + 0.5) / len(names) - 0.5) * overlap
         values = [runs[runs[x] == position] for position in positions]
@@ -130,6 +131,12 @@ def _draw_lines(
         label = figure_text(format_value(name))
         if len(values):
             draw_cells(accuracy, gap, shifted, values, label=label, lines=lines, **style)
+
+
+def _narrow(table: pd.DataFrame, by: str, *columns: str) -> pd.DataFrame:
+    """Keep the columns of a figure, as all take long to copy for each of its cells; `by` becomes text."""
+    names = dict.fromkeys([by, *columns, "seed", TRAIN, TEST, GAP])
+    return table[[name for name in names if name in table]].assign(**{by: table[by].astype(str)})
 
 
 def _scale_axis(table: pd.DataFrame, axes: Axes, x: str, base: int | None) -> None:
@@ -164,13 +171,14 @@ def plot_accuracy_by_condition(
     rows = {name: runs for name, runs in rows.items() if len(runs)}
     figure = Figure(figsize=(TEXT_WIDTH_INCHES, max(1.6, 1.0 + 0.32 * len(rows))), layout="constrained")
     accuracy, gap = figure.subplots(1, 2, sharey=True)
-    drawn = [sorted(runs["model.tying"].astype(str).unique(), key=tying_sort_key) for runs in rows.values()]
+    cells = [_narrow(runs, "model.tying") for runs in rows.values()]
+    drawn = [sorted(runs["model.tying"].unique(), key=tying_sort_key) for runs in cells]
     tyings = sorted({tying for row in drawn for tying in row}, key=tying_sort_key)
     rows_name_tyings = len(tyings) == len(rows) == sum(map(len, drawn))  # the legend would repeat the rows
     for index, tying in enumerate(tyings):
         offset = 0.0 if rows_name_tyings else 0.5 * ((index + 0.5) / len(tyings) - 0.5)
-        for row, runs in enumerate(rows.values()):
-            _draw_marks(accuracy, gap, row + offset, runs[runs["model.tying"].astype(str) == tying], tying)
+        for row, runs in enumerate(cells):
+            draw_marks(accuracy, gap, row + offset, runs[runs["model.tying"] == tying], tying)
         if not rows_name_tyings:
             label = figure_text(format_value(tying))
             accuracy.plot([], [], label=label, **get_style(tying), linestyle="none")
@@ -185,22 +193,6 @@ def plot_accuracy_by_condition(
     handles, labels = accuracy.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3 if published else 6)
     return figure
-
-
-def _draw_marks(accuracy: Axes, gap: Axes, y: float, runs: pd.DataFrame, tying: str) -> None:
-    """Draw accuracies and gap of one tying at one y, with intervals; nothing where there are no runs."""
-    if not len(runs):
-        return
-    for axes, metric, look in (
-        (accuracy, TRAIN, {"markerfacecolor": "none"}),
-        (accuracy, TEST, {}),
-        (gap, GAP, {}),
-    ):
-        value, low, high = interval_over_seeds(runs, metric)
-        # No bar where a single seed has no interval; limits of equal values can be off by a rounding error.
-        error = np.nan_to_num(np.maximum([[value - low], [high - value]], 0))
-        look = {**get_style(tying), "linestyle": "none", **look}
-        axes.errorbar([value], [y], xerr=error, capsize=2, elinewidth=0.8, **look)
 
 
 def draw_by_images(runs: Rows | None = None) -> Drawing:

@@ -72,9 +72,10 @@ def start_rendering(
         return
     forks = multiprocessing.get_context("fork")  # drawings are functions that cannot be sent to a process
     with ProcessPoolExecutor(processes, forks, _inherit_drawings, (drawings, table)) as pool:
-        images = pool.map(_render_inherited, drawings)
+        # The last begin first: kernels, which take longest, come last in a report.
+        images = {name: pool.submit(_render_inherited, name) for name in reversed(list(drawings))}
         try:
-            yield lambda: dict(zip(drawings, images, strict=True))
+            yield lambda: {name: images[name].result() for name in drawings}
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

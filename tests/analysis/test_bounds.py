@@ -9,8 +9,9 @@ import pytest
 
 from cnnexp.analysis.claims import Claim, Expected, between, less_than, more_than
 from cnnexp.analysis.dataframe import steps_to
+from cnnexp.analysis.power import count_more_seeds
 from cnnexp.analysis.statistics import bounded_interval
-from cnnexp.analysis.verdicts import count_more_seeds, judge, p_value
+from cnnexp.analysis.verdicts import judge, p_value
 from cnnexp.training.schedule import LOG_RATIO, resolve_duration
 from tests.conftest import Configure
 

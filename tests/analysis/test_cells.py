@@ -5,7 +5,7 @@ import itertools
 import pandas as pd
 import pytest
 
-from cnnexp.analysis.cells import Not, select_cell, select_runs
+from cnnexp.analysis.cells import Not, pair_cells, select_cell, select_runs, unchanged
 from cnnexp.analysis.dataframe import varying_keys
 from cnnexp.core.errors import UsageError
 
@@ -65,3 +65,17 @@ def test_a_key_that_the_data_do_not_have_has_no_value(table: pd.DataFrame) -> No
     assert len(select_cell(table, {"data.apart": None})) == len(table)
     with pytest.raises(UsageError, match=r"^data\.aprat: no such key in a cell"):
         select_cell(table, {"data.aprat": True})
+
+
+def test_what_is_known_of_unchanged_tables_is_forgotten_afterwards() -> None:
+    table = pd.DataFrame({"seed": [0, 0, 1], "model.tying": ["shared", "local", "shared"], "data.crop": 2.0})
+    table["test/accuracy"] = [0.5, 0.25, 1.0]
+    other, shared = table.assign(**{"model.tying": "local"}), {"model.tying": "shared", "data.crop": 2}
+    rest = {"model.tying": Not("shared")}
+    with unchanged(table):
+        for _ in range(2):  # the second time, from what is known
+            assert pair_cells(table, "test/accuracy", shared).tolist() == [[0.5], [1.0]]
+            assert pair_cells(table, "test/accuracy", shared, rest).tolist() == [[0.5, 0.25]]
+            assert pair_cells(other, "test/accuracy", shared).tolist() == []
+    table["model.tying"] = ["local", "local", "shared"]
+    assert pair_cells(table, "test/accuracy", shared).tolist() == [[1.0]]

@@ -9,10 +9,11 @@ from scipy.stats import t
 
 from cnnexp.analysis.claims import Claim, Expected, between, less_than, more_than, name_limit
 from cnnexp.analysis.estimates import difference, value
+from cnnexp.analysis.power import count_more_seeds
 from cnnexp.analysis.statistics import (
     holm_confidences,
 )
-from cnnexp.analysis.verdicts import count_more_seeds, judge, p_value
+from cnnexp.analysis.verdicts import judge, p_value
 
 
 def _claim(values: list[float], expected: Expected, *, exact: bool = False) -> Claim:
