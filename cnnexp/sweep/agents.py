@@ -57,7 +57,8 @@ def start_wandb_sweep(points: Sequence[SweepPoint], method: str, agents: int) ->
     if first.tune.rungs > 1:
         raise UsageError(f"tune.rungs={first.tune.rungs}: must be 1, as W&B's agents train each run alone")
     if first.tune.extend:
-        raise UsageError(f"tune.extend={first.tune.extend}: must be 0, as W&B chooses the runs of its agents")
+        message = "W&B's agents add no values; the same command with `cnnexp run` adds them afterwards"
+        print(f"cnnexp: tune.extend={first.tune.extend}: {message}", file=sys.stderr)
     resolve_mode("online")  # raises if no key is configured
     hide_credentials()
     check_configs([point.config for point in points])

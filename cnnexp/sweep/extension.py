@@ -50,6 +50,22 @@ def extend_points(points: Sequence[SweepPoint]) -> list[SweepPoint]:
     return list(extended.values())
 
 
+def iterate_rounds(points: Sequence[SweepPoint]) -> Iterator[tuple[list[SweepPoint], list[str]]]:
+    """Yield the points of a sweep, then again with those that `tune.extend` adds once they have been trained.
+
+    Args:
+        points: the points that the command asks for.
+
+    Yields:
+        All points, and lines that describe those that were added since the last round.
+    """
+    number, lines, extended = 0, list[str](), extend_points(points)
+    while len(extended) > number:
+        number, earlier, lines = len(extended), lines, describe_extensions(extended)
+        yield extended, [line for line in lines if line not in earlier]
+        extended = extend_points(points)
+
+
 def describe_extensions(points: Sequence[SweepPoint]) -> list[str]:
     """Describe the points that were added to a sweep, one line per round and value.
 

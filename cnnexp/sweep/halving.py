@@ -259,13 +259,14 @@ def check_tuning(config: RunConfig) -> None:
             raise UsageError(
                 f"{key}: needs validation images; data.validation_size must be at least 1 (got 0)"
             )
-        if not isinstance(config.launcher, LocalLauncher):
-            raise UsageError(
-                f"{key}: needs launcher=local (got {config.launcher.name}), as tasks elsewhere do not see "
-                "all runs that compete"
-            )
-    if tune.rungs > 1:
-        find_rungs(config)
+    if tune.rungs == 1:
+        return
+    if not isinstance(config.launcher, LocalLauncher):
+        raise UsageError(
+            f"tune.rungs={tune.rungs}: needs launcher=local (got {config.launcher.name}), as tasks elsewhere "
+            "do not see all runs that compete"
+        )
+    find_rungs(config)
 
 
 def sign_of(metric: str) -> int:

@@ -22,7 +22,7 @@ from cnnexp.store.usage import record_usage
 from cnnexp.sweep.claims import prepare_freeze
 from cnnexp.sweep.cost import limit_weights, refuse_too_large
 from cnnexp.sweep.devices import configure_jax, refuse_missing_devices
-from cnnexp.sweep.extension import describe_extensions, extend_points
+from cnnexp.sweep.extension import iterate_rounds
 from cnnexp.sweep.multiprocess import (
     announce_end,
     check_processes,
@@ -41,12 +41,15 @@ from cnnexp.tracking.mirror import Mirror
 from cnnexp.training.processes import is_primary
 
 
-def run_sweep(points: Sequence[SweepPoint], command: str | None = None) -> dict[str, float]:
+def run_sweep(
+    points: Sequence[SweepPoint], command: str | None = None, *, extends: bool = True
+) -> dict[str, float]:
     """Train the runs that have no result in the store.
 
     Args:
         points: the points of the sweep, one for each run.
         command: the command as it was typed, to be stored beside the runs.
+        extends: whether `tune.extend` adds values; not to a part of a sweep, which shows no choice.
 
     Returns:
         The validation accuracy of every run by its id, NaN without one.
@@ -61,14 +64,13 @@ def run_sweep(points: Sequence[SweepPoint], command: str | None = None) -> dict[
         check_and_prepare([point.config for point in points])
         if not is_primary():
             return _follow(points, signals)
-        number, lines, extended = 0, list[str](), extend_points(points)
-        while len(extended) > number:
-            number, earlier, lines = len(extended), lines, describe_extensions(extended)
+        extended: Sequence[SweepPoint] = points
+        for extended, lines in iterate_rounds(points) if extends else [(points, [])]:
             remaining = [point for point in extended if point.config.run_id not in failed]
-            failed |= _train(remaining, command, signals, [line for line in lines if line not in earlier])
+            failed |= _train(remaining, command, signals, lines)
             if failed and points[0].config.sweep.on_error == "stop":
                 break
-            command, extended = None, extend_points(points)
+            command = None  # is stored
     by_id = {point.config.run_id: point for point in extended}
     if failed:
         raise SweepFailed(describe_failures(failed, by_id))

@@ -1,7 +1,7 @@
 """`tune.extend` adds the values beyond an edge at which a cell's choice lies, and nothing else."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ from cnnexp.sweep.extension import (
     find_next_value,
     propose_values,
 )
+from cnnexp.sweep.launchers.assignment import assign, watch
+from cnnexp.sweep.plan import Plan
 from cnnexp.sweep.points import SweepPoint, format_rerun_commands
+from cnnexp.sweep.progress import SweepProgress
 from cnnexp.sweep.runner import SweepRunner
 from tests.conftest import Configure, call_cnnexp
 from tests.sweep.test_claims import CLAIMS
@@ -206,3 +209,35 @@ def test_an_interrupted_extension_is_resumed_and_belongs_to_the_frozen_protocol(
     assert call_cnnexp("report", "mine") == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "exploratory: protocol: optim.learning_rate 0.0001, 0.0003 -> 0.0001, 0.0003, 0.001" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_workers_elsewhere_get_the_added_values_round_by_round_and_add_none_themselves(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points: list[SweepPoint] = []
+
+    def launch(jobs: list[SweepPoint], command: str | None = None) -> dict[str, float]:
+        points.extend(jobs)
+        return {job.config.run_id: 0.5 for job in jobs}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cnnexp.sweep.launchers.choose_launch", lambda name: launch)
+        words = ["data.validation_size=40", "optim.learning_rate=0.0001,0.0003", "seed=0,1"]
+        assert run(*words, "tune.extend=2", "tune.by=validation/loss", "sweep.max_stack=1") == 0
+    sent: list[list[float]] = []
+
+    def send(plan: Plan, by_id: Mapping[str, SweepPoint], _: SweepProgress) -> Iterator[bool]:
+        assignments = assign(plan, by_id)
+        sent.append([rate for each in assignments for rate in rates_of(list(each.points))])
+        for assignment in assignments:
+            assignment()
+        yield False
+
+    watch(points, None, send, lambda stop_requested: None, wait=False)  # ends after the first round
+    assert len(list(Path("results/default").glob("*/summary.json"))) == len(sent[0]) == 4
+    accuracies = watch(points, None, send, lambda stop_requested: None)
+    assert sent[1:] == [[0.0009] * 2, [0.0027] * 2] and len(accuracies) == 8
+    printed = capsys.readouterr().err
+    assert printed.count("round 1 of 2 of tune.extend") == printed.count("round 2 of 2 of tune.extend") == 1

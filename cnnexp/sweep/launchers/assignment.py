@@ -18,6 +18,7 @@ from cnnexp.store.files import read_json
 from cnnexp.store.leases import BEAT_SECONDS, LEASE_SECONDS, Leases
 from cnnexp.store.runs import ENDED, read_error_line, read_history, run_folder, sweep_folder
 from cnnexp.sweep.cost import limit_weights
+from cnnexp.sweep.extension import iterate_rounds
 from cnnexp.sweep.plan import Plan
 from cnnexp.sweep.points import SweepPoint
 from cnnexp.sweep.progress import SweepProgress
@@ -62,7 +63,7 @@ class Assignment:
             claimed = claimed_runs(points[0])
             if free := [point for point in points if point.config.run_id not in claimed]:
                 try:
-                    run_sweep(free)
+                    run_sweep(free, extends=False)
                 except SweepFailed as error:
                     failed = failed or error
                     if free[0].config.sweep.on_error == "stop":
@@ -159,10 +160,13 @@ class StoreWatcher:
         return {run_id: validation_accuracy(point.config) for run_id, point in self._points.items()}
 
 
+Send = Callable[[Plan, Mapping[str, SweepPoint], SweepProgress], Iterator[bool]]
+
+
 def watch(
     points: Sequence[SweepPoint],
     command: str | None,
-    send: Callable[[Plan, Mapping[str, SweepPoint], SweepProgress], Iterator[bool]],
+    send: Send,
     cancel: Callable[[bool], None],
     *,
     wait: bool = True,
@@ -180,15 +184,35 @@ def watch(
     Raises:
         UsageError, SweepFailed, Interrupted: as `run_sweep`.
     """
+    with StopSignals() as signals:
+        check_and_prepare([point.config for point in points])
+        accuracies: dict[str, float] = {}
+        for extended, lines in iterate_rounds(points):
+            accuracies = _watch_round(extended, command, send, cancel, signals, lines, wait=wait)
+            if not wait:
+                break
+            command = None  # is stored
+    return accuracies
+
+
+def _watch_round(
+    points: Sequence[SweepPoint],
+    command: str | None,
+    send: Send,
+    cancel: Callable[[bool], None],
+    signals: StopSignals,
+    lines: Sequence[str],
+    *,
+    wait: bool,
+) -> dict[str, float]:
+    """Let workers train the runs that have no result; see `watch`. The lines are printed first."""
     stop = points[0].config.sweep.on_error == "stop"
     with ExitStack() as contexts:
-        signals = contexts.enter_context(StopSignals())
-        check_and_prepare([point.config for point in points])
         points, kept = limit_weights(points)
         by_id = {point.config.run_id: point for point in points}
         plan, progress = start_progress(by_id, command, contexts)
-        if kept.refused:
-            progress.print_line(kept.describe_refused())
+        for line in [*lines, *([kept.describe_refused()] if kept.refused else [])]:
+            progress.print_line(line)
         watcher = StoreWatcher(by_id, plan, progress)
         for working in send(plan, by_id, progress) if plan.stacks else ():
             if not wait:

@@ -76,12 +76,13 @@ def submit(points: Sequence[SweepPoint], command: str | None) -> dict[str, float
 
     def send(plan: Plan, by_id: Mapping[str, SweepPoint], progress: "SweepProgress") -> Iterator[bool]:
         assignments = assign(plan, by_id, max_assignments=launcher.tasks)
-        job_ids.extend(_submit_array(assignments, launcher))
-        progress.print_line(_describe_submission(job_ids, assignments, plan))
+        new_ids = _submit_array(assignments, launcher)
+        job_ids.extend(new_ids)
+        progress.print_line(_describe_submission(new_ids, assignments, plan))
         checked, working = 0.0, True
         while True:
             if time.monotonic() - checked > QUEUE_SECONDS:
-                working, checked = any(map(_is_queued, job_ids)), time.monotonic()
+                working, checked = any(map(_is_queued, new_ids)), time.monotonic()
             yield working
 
     def cancel(stop_requested: bool) -> None:
