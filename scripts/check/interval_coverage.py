@@ -12,8 +12,10 @@ which may cover more than 95%. The table of one run is in docs/statistics.md.
 import argparse
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -71,8 +73,9 @@ def learning_curves(rng: np.random.Generator, n: int) -> np.ndarray:
 
 def scipy_bootstrap(values: np.ndarray) -> tuple[float, float, float]:
     """Compute SciPy's BCa interval, not widened."""
-    found = bootstrap((values,), np.mean, n_resamples=2_000, rng=np.random.default_rng(0)).confidence_interval
-    return float(values.mean()), float(found.low), float(found.high)
+    result = bootstrap((values,), np.mean, n_resamples=2_000, rng=np.random.default_rng(0))
+    low, high = result.confidence_interval
+    return float(values.mean()), float(low), float(high)
 
 
 def ratio(values: np.ndarray) -> tuple[float, float, float]:
@@ -126,72 +129,112 @@ def images_for_90(errors: np.ndarray) -> tuple[float, float, float]:
     return images_needed(SIZES, 1 - errors, 0.9)
 
 
-CASES: dict[str, tuple[Draw, Limits, float, bool]] = {  # data, interval, truth, whether it must hold at 10
-    "mean, normal data: `interval`": (normal, interval, 0.8, True),
-    "mean, normal data: Student's t alone": (normal, student_interval, 0.8, False),
-    "mean, normal data: BCa bootstrap, not widened": (normal, scipy_bootstrap, 0.8, False),
-    "mean, skewed data: `interval`": (skewed, interval, 0.2, True),
-    "mean, skewed data: Student's t alone": (skewed, student_interval, 0.2, False),
-    "ratio of paired cells: jackknife, `interval`": (pairs, ratio, 2.0, True),
-    "mean over 2 data sets, one of them with 3 seeds": (data_sets, mean_of_two, 0.1, True),
-    "mean over 5 data sets, one of them with 3 seeds": (data_sets, mean_over_data_sets, 0.1, True),
-    "P(A > B), true value 0.5: Wilson": (pairs, win_rate, 0.5, False),
-    "exponent of a learning curve: jackknife": (learning_curves, exponent, 0.5, True),
-    "images for 90% accuracy, interpolated": (
-        learning_curves,
-        images_for_90,
-        images_for_90(TRUE[None])[0],
-        True,
+Estimated = tuple[float, float, float]  # an estimate and the limits of its interval
+
+
+class Case(NamedTuple):
+    """A row of a table of coverages.
+
+    Attributes:
+        simulate: Returns the estimate and the limits from data that a generator draws for a number of seeds.
+        truth: The true value, or a function of the number of seeds.
+        must_hold: Whether the coverage at 10 seeds must lie in the allowed range.
+    """
+
+    simulate: Callable[[np.random.Generator, int], Estimated]
+    truth: float | Callable[[int], float]
+    must_hold: bool
+
+
+def simulate_of(draw: Draw, limits: Limits) -> Callable[[np.random.Generator, int], Estimated]:
+    """Combine a function that draws data and one that computes the interval."""
+    return partial(_draw_and_estimate, draw, limits)
+
+
+def _draw_and_estimate(draw: Draw, limits: Limits, rng: np.random.Generator, seeds: int) -> Estimated:
+    return limits(draw(rng, seeds))
+
+
+FIT = simulate_of(learning_curves, exponent)
+CASES = {
+    "mean, normal data: `interval`": Case(simulate_of(normal, interval), 0.8, True),
+    "mean, normal data: Student's t alone": Case(simulate_of(normal, student_interval), 0.8, False),
+    "mean, normal data: BCa bootstrap, not widened": Case(simulate_of(normal, scipy_bootstrap), 0.8, False),
+    "mean, skewed data: `interval`": Case(simulate_of(skewed, interval), 0.2, True),
+    "mean, skewed data: Student's t alone": Case(simulate_of(skewed, student_interval), 0.2, False),
+    "ratio of paired cells: jackknife, `interval`": Case(simulate_of(pairs, ratio), 2.0, True),
+    "mean over 2 data sets, one of them with 3 seeds": Case(simulate_of(data_sets, mean_of_two), 0.1, True),
+    "mean over 5 data sets, one of them with 3 seeds": Case(
+        simulate_of(data_sets, mean_over_data_sets), 0.1, True
     ),
-    "ratio of the steps to a target: bounds": (
-        crossings,
-        times_the_steps,
-        float(np.log2(100 / 70)),
-        False,
+    "P(A > B), true value 0.5: Wilson": Case(simulate_of(pairs, win_rate), 0.5, False),
+    "exponent of a learning curve: jackknife": Case(FIT, 0.5, True),
+    "images for 90% accuracy, interpolated": Case(
+        simulate_of(learning_curves, images_for_90), images_for_90(TRUE[None])[0], True
+    ),
+    "ratio of the steps to a target: bounds": Case(
+        simulate_of(crossings, times_the_steps), float(np.log2(100 / 70)), False
     ),
 }
 
 
-def coverage(draw: Draw, limits: Limits, truth: float, seeds: int, simulations: int) -> float:
+def measure_coverage(case: Case, seeds: int, simulations: int) -> float:
     """Return the fraction of simulated intervals that contain the true value."""
     warnings.simplefilter("ignore")
+    truth = case.truth(seeds) if callable(case.truth) else case.truth
     held = 0
     for number in range(simulations):
-        _, low, high = limits(draw(np.random.default_rng([seeds, number]), seeds))
+        _, low, high = case.simulate(np.random.default_rng([seeds, number]), seeds)
         held += low <= truth <= high
     return held / simulations
 
 
-def main() -> int:
-    """Print the table."""
-    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def print_coverages(
+    description: str | None,
+    cases: Mapping[str, Case],
+    seeds: Sequence[int],
+    allowed: tuple[float, float],
+    count: Callable[[Case, int, int], int] = lambda case, seeds, simulations: simulations,
+) -> int:
+    """Print the table of a script that measures coverages, with the option `--simulations`.
+
+    Args:
+        description: The documentation of the script.
+        cases: The rows by their names.
+        seeds: The numbers of seeds, one column each.
+        allowed: The range of coverages that is allowed at 10 seeds.
+        count: Returns the simulations of a case, of the number of seeds and the option.
+
+    Returns:
+        The exit code: 1 if the coverage of a case that must hold lies outside.
+    """
+    options = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     options.add_argument("--simulations", type=int, default=2_000)
     simulations = options.parse_args().simulations
     print(f"Coverage of 95% intervals, in %, over {simulations:,} simulations")
-    print("\n| estimate | " + " | ".join(f"{n} seeds" for n in SEEDS) + " |")
-    print("|---" * (1 + len(SEEDS)) + "|")
-    wrong = False
-    with ProcessPoolExecutor() as pool, progress_bar("simulating", len(CASES) * len(SEEDS)) as advance:
-        asked = {
-            name: [
-                pool.submit(coverage, draw, limits, truth, n, _simulations(limits, n, simulations))
-                for n in SEEDS
-            ]
-            for name, (draw, limits, truth, _) in CASES.items()
+    print("\n| estimate | " + " | ".join(f"{number} seeds" for number in seeds) + " |")
+    print("|---" * (1 + len(seeds)) + "|")
+    is_wrong = False
+    with ProcessPoolExecutor() as pool, progress_bar("simulating", len(cases) * len(seeds)) as advance:
+        futures = {
+            name: [pool.submit(measure_coverage, case, n, count(case, n, simulations)) for n in seeds]
+            for name, case in cases.items()
         }
-        for name, found in asked.items():
-            shares = []
-            for share in found:
-                shares.append(share.result())
+        for name, of_case in futures.items():
+            coverages = []
+            for future in of_case:
+                coverages.append(future.result())
                 advance(1)
-            wrong |= CASES[name][3] and not ALLOWED[0] <= shares[SEEDS.index(10)] <= ALLOWED[1]
-            print(f"| {name} | " + " | ".join(f"{100 * share:.1f}" for share in shares) + " |", flush=True)
-    return int(wrong)
+            low, high = allowed
+            is_wrong |= cases[name].must_hold and not low <= coverages[seeds.index(10)] <= high
+            print(f"| {name} | " + " | ".join(f"{100 * value:.1f}" for value in coverages) + " |", flush=True)
+    return int(is_wrong)
 
 
-def _simulations(limits: Limits, seeds: int, simulations: int) -> int:
-    return min(simulations, FITS) if limits is exponent and seeds > 10 else simulations
+def count_simulations(case: Case, seeds: int, simulations: int) -> int:
+    """Return the number of simulations of a case, of which fits with many seeds have fewer."""
+    return min(simulations, FITS) if case.simulate is FIT and seeds > 10 else simulations
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(print_coverages(__doc__, CASES, SEEDS, ALLOWED, count_simulations))

@@ -9,19 +9,15 @@ script exits with 1 if an interval that `cnnexp report` uses covers less than 93
 one run is in docs/statistics.md.
 """
 
-import argparse
 import sys
-import warnings
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 
 import numpy as np
+from interval_coverage import Case, print_coverages
 from scipy.special import ndtr
 
 from cnnexp.analysis.statistics import Interval, interquartile_interval, interval
 from cnnexp.analysis.variance import DRAWS, GROUPS, measure_choice_variance, measure_image_variance, widen
-from cnnexp.core.terminal import progress_bar
 
 SEEDS = (3, 5, 10, 20)
 SMALLEST = 0.93  # coverage that is allowed at 10 seeds
@@ -136,56 +132,17 @@ def true_interquartile_mean(seeds: int) -> float:
     return float(pooled[:, quarter : pooled.shape[1] - quarter].mean())
 
 
-CASES: dict[str, tuple[Callable[[np.random.Generator, int], Interval], float | None, bool]] = {
-    "same test images for all seeds: seeds alone": (seeds_alone, TRUE_DIFFERENCE, False),
-    "same test images: bootstrap of seeds and images, percentiles": (
-        crossed_bootstrap,
-        TRUE_DIFFERENCE,
-        False,
+CASES = {
+    "same test images for all seeds: seeds alone": Case(seeds_alone, TRUE_DIFFERENCE, False),
+    "same test images: bootstrap of seeds and images, percentiles": Case(
+        crossed_bootstrap, TRUE_DIFFERENCE, False
     ),
-    "same test images: seeds, widened by the images": (crossed, TRUE_DIFFERENCE, True),
-    "learning rate chosen: seeds alone": (rate_as_given, 0.0, False),
-    "learning rate chosen: seeds, widened by the choice": (rate_chosen, 0.0, True),
-    "both: seeds, widened by images and choice": (both, TRUE_DIFFERENCE, True),
-    "interquartile mean over 5 data sets": (over_data_sets, None, True),
+    "same test images: seeds, widened by the images": Case(crossed, TRUE_DIFFERENCE, True),
+    "learning rate chosen: seeds alone": Case(rate_as_given, 0.0, False),
+    "learning rate chosen: seeds, widened by the choice": Case(rate_chosen, 0.0, True),
+    "both: seeds, widened by images and choice": Case(both, TRUE_DIFFERENCE, True),
+    "interquartile mean over 5 data sets": Case(over_data_sets, true_interquartile_mean, True),
 }
 
-
-def measure_coverage(name: str, seeds: int, simulations: int) -> float:
-    """Return the fraction of simulated intervals that contain the true value."""
-    warnings.simplefilter("ignore")
-    simulate, truth, _ = CASES[name]
-    truth = true_interquartile_mean(seeds) if truth is None else truth
-    held = 0
-    for number in range(simulations):
-        _, low, high = simulate(np.random.default_rng([seeds, number]), seeds)
-        held += low <= truth <= high
-    return held / simulations
-
-
-def main() -> int:
-    """Print the table."""
-    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    options.add_argument("--simulations", type=int, default=2_000)
-    simulations = options.parse_args().simulations
-    print(f"Coverage of 95% intervals, in %, over {simulations:,} simulations")
-    print("\n| interval | " + " | ".join(f"{n} seeds" for n in SEEDS) + " |")
-    print("|---" * (1 + len(SEEDS)) + "|")
-    is_wrong = False
-    with ProcessPoolExecutor() as pool, progress_bar("simulating", len(CASES) * len(SEEDS)) as advance:
-        futures = {
-            name: [pool.submit(measure_coverage, name, seeds, simulations) for seeds in SEEDS]
-            for name in CASES
-        }
-        for name, of_case in futures.items():
-            fractions = []
-            for future in of_case:
-                fractions.append(future.result())
-                advance(1)
-            is_wrong |= CASES[name][2] and fractions[SEEDS.index(10)] < SMALLEST
-            print(f"| {name} | " + " | ".join(f"{100 * value:.1f}" for value in fractions) + " |", flush=True)
-    return int(is_wrong)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(print_coverages(__doc__, CASES, SEEDS, (SMALLEST, 1.0)))

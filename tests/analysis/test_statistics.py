@@ -1,10 +1,8 @@
 """Intervals and other statistics of values whose distribution is known."""
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Literal
 
+import interval_coverage
 import numpy as np
 import pytest
 from hypothesis import given
@@ -71,18 +69,13 @@ def test_interval_is_the_accelerated_bootstraps_at_hesterbergs_level() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
-    script = Path(__file__).parents[2] / "scripts" / "check" / "interval_coverage.py"
-    spec = importlib.util.spec_from_file_location("interval_coverage", script)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["interval_coverage"] = module
-    spec.loader.exec_module(module)
-    for draw, limits, truth, must_hold in module.CASES.values():
-        if must_hold:
+    for case in interval_coverage.CASES.values():
+        if case.must_hold:
             # The first of the script's 2,000 simulations: within two deviations of its limits.
-            number = 100 if limits is module.exponent else 500
+            number = 100 if case.simulate is interval_coverage.FIT else 500
             near = 2 * (0.93 * 0.07 / number) ** 0.5
-            assert 0.93 - near <= module.coverage(draw, limits, truth, 10, number) <= 0.97 + near
+            coverage = interval_coverage.measure_coverage(case, 10, number)
+            assert 0.93 - near <= coverage <= 0.97 + near
 
 
 def test_jackknife_of_a_mean_are_the_values_and_of_a_square_is_unbiased() -> None:
