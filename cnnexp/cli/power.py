@@ -14,8 +14,9 @@ from cnnexp.config import RunConfig
 from cnnexp.config.sections import FRESH_SEEDS
 from cnnexp.core.text import align_columns, pluralize
 from cnnexp.store.runs import find_corrupt_files, has_ended, read_run, run_folder
+from cnnexp.sweep.extension import extend_points
 from cnnexp.sweep.plan import Plan
-from cnnexp.sweep.points import Cells
+from cnnexp.sweep.points import Cells, SweepPoint
 
 NUMBERS = (  # of a claim's power
     "confidence",
@@ -104,7 +105,7 @@ def _tabulate_power(powers: Sequence[ClaimPower]) -> list[dict[str, str]]:
 
 
 def _find_pilot_runs(plan: Plan, cells: Cells) -> list[RunConfig]:
-    """List the runs of the planned cells on the seeds of a pilot that the store has."""
+    """List the runs on the seeds of a pilot that the store has: of planned cells, and of values added."""
     configs = [plan.runs[members[0]] for members in cells.group_runs(plan.runs).values()]
     pilot = []
     for seed in FRESH_SEEDS["pilot"]:
@@ -113,4 +114,7 @@ def _find_pilot_runs(plan: Plan, cells: Cells) -> list[RunConfig]:
         if not runs:
             break
         pilot += runs
-    return pilot
+    if not pilot:
+        return []
+    extended = extend_points([SweepPoint(config=run) for run in pilot])
+    return [point.config for point in extended if run_folder(point.config).is_dir()]

@@ -16,6 +16,7 @@ from cnnexp.store.files import write_json
 from cnnexp.store.run_writer import RunWriter
 from cnnexp.store.runs import sweep_folder
 from cnnexp.sweep.cost import estimate_state_bytes, largest_stack
+from cnnexp.sweep.extension import extend_points
 from cnnexp.sweep.plan import balance_devices, group_by_checkpoint, group_by_program, split_group
 from cnnexp.sweep.points import Cells, SweepPoint, format_rerun_commands, to_dict
 from tests.conftest import Configure, call_cnnexp
@@ -196,6 +197,36 @@ def test_plan_tells_what_the_seeds_can_decide_from_a_pilot_alone(
     assert call_cnnexp("plan", "--json", *words[:-1], "seed=0,1") == 0
     claims = json.loads(capsys.readouterr().out)["power"]["claims"]
     assert {each["smallest"] for each in claims} == {None}  # two seeds decide nothing
+
+
+def test_the_pilot_counts_with_the_values_that_the_rule_added_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["experiment=why_convolutions", "size=demo", "data.train_size=256", "seed=range(10)"]
+    words += ["optim.learning_rate=0.01,0.03", "data.validation_size=50", "tune.extend=1"]
+    points: list[SweepPoint] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("cnnexp.cli.plan.print_plan", lambda given: points.extend(given) or _no_results(given))
+        assert call_cnnexp("plan", *words) == 0
+    leads = {9_000: 0.10, 9_001: 0.16, 9_002: 0.13}  # of shared over dense, at the added value alone
+    pilot = [
+        SweepPoint(config=point.config.model_copy(update={"seed": seed}))
+        for point in points
+        for seed in leads
+        if point.config.seed == 0
+    ]
+    for _ in range(2):
+        for run in (point.config for point in extend_points(pilot)):
+            rate = run.optim.learning_rate
+            accuracy = 0.5 + leads[run.seed] * (run.model.tying == "shared" and rate == 0.09)
+            metrics = {"train/accuracy": 0.9, "test/accuracy": accuracy, "gap/accuracy": 0.9 - accuracy}
+            summary = {"experiment": run.experiment, "seed": run.seed, "validation/accuracy": rate, **metrics}
+            RunWriter(run).finish("finished", summary | {"params/total": 1, "macs": 1})
+    assert call_cnnexp("plan", "--json", *words) == 0
+    claims = json.loads(capsys.readouterr().out)["power"]["claims"]
+    (claim,) = (each for each in claims if "is more accurate than a dense network trained" in each["claim"])
+    assert claim["distance"] == pytest.approx(0.11)
 
 
 def _no_results(points: Sequence[SweepPoint]) -> dict[str, float]:
