@@ -31,6 +31,7 @@ CONDITIONS = {
     "sigmoid head": {"model.head": "sigmoid"},
 }
 SAME_SIZE = {"data.train_size": 1024}  # the number of training images that all conditions have
+ANY_WIDTH = {**USUAL, **SAME_SIZE, "model.match": Not("params")}
 
 
 def pair(condition: str = "unmodified", other: str = "dense", sizes: dict = SAME_SIZE) -> tuple[dict, dict]:
@@ -132,7 +133,7 @@ EXPERIMENT = Experiment(
     figures={
         "accuracy_by_images": draw_by_images(USUAL),
         "accuracy_by_condition": draw_by_condition(USUAL, CONDITIONS, SAME_SIZE, "at 1,024 training images"),
-        "accuracy_by_params": draw_by_count(USUAL),
+        "accuracy_by_params": draw_by_count(ANY_WIDTH, scope="at 1,024 training images"),
         "equivalent_matrices": draw_matrices(),
     },
     curves={

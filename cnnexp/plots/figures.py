@@ -264,7 +264,7 @@ def draw_by_count(
             columns=columns,
         ),
         caption=f"Accuracy (hollow: on the training images) and generalisation gap against {label}"
-        f"{scope and f', {scope}'}: mean and 95% interval over seeds, averaged over all other keys.",
+        f"{scope and f', {scope}'}: mean and 95% interval over seeds. Runs with the same count are averaged.",
         needs=lambda table: len(select_rows(table, runs)) > 0,
     )
 
