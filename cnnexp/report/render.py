@@ -46,6 +46,7 @@ POLICY = Markup(
 )
 LONG_TEXT = 40  # characters; a table with longer texts becomes a list on narrow screens
 VERDICTS = ("supported", "refuted", "inconclusive")
+DETAILS = ["measured by", "standard errors", "P(A > B)", "scope", "frozen", "published", "source"]
 TEMPLATES_FOLDER = FileSystemLoader(Path(__file__).parent / "templates")
 HTML_TEMPLATES = Environment(
     loader=TEMPLATES_FOLDER,
@@ -86,6 +87,7 @@ def render_markdown(report: Report, figure_prefix: str = "", run_prefix: str | N
     sources = {verdict.claim.source for verdict in estimated}
     scopes = {verdict.scope for verdict in estimated}
     counts = tabulate_counts(report.verdicts)
+    verdicts, details = _render_verdicts(estimated, first) if estimated else (Markdown(), Markdown())
     protocol = tabulate_protocol(report.table)
     protocol["key"] = protocol["key"].map(markdown_code)
     stopped = tabulate_stopped(report.runs)
@@ -93,7 +95,8 @@ def render_markdown(report: Report, figure_prefix: str = "", run_prefix: str | N
         report=report,
         figure_prefix=figure_prefix,
         summary=summarize_runs(report),
-        verdicts=_render_verdicts(estimated, first) if estimated else "",
+        verdicts=verdicts,
+        details=details,
         tally=_describe_tally(estimated),
         counts=Markdown(markdown_table(counts)) if len(counts) else "",
         common_source=sources.pop() if len(sources) == 1 else "",
@@ -128,13 +131,20 @@ def _render_cells(report: Report, run_prefix: str | None) -> Markdown:
     return Markdown(markdown_table(table, ["runs"]))
 
 
-def _render_verdicts(verdicts: Sequence[Verdict], first: Sequence[Verdict]) -> Markdown:
-    """Render the table of verdicts, each outcome that counts in bold."""
+def _render_verdicts(verdicts: Sequence[Verdict], first: Sequence[Verdict]) -> tuple[Markdown, Markdown]:
+    """Render the verdicts, each outcome in bold, and their details in a table with the same numbers."""
     table = tabulate_verdicts(verdicts, first).drop(columns="exploratory", errors="ignore")
+    table["claim"] = [f"({number}) {sentence}" for number, sentence in enumerate(table["claim"], 1)]
     table["verdict"] = [
         verdict.marked_outcome.replace(verdict.outcome, f"**{verdict.outcome}**", 1) for verdict in verdicts
     ]
-    return Markdown(markdown_table(table, ["verdict"]))
+    if first:
+        before = table.pop("verdict on the first seeds") + ": " + table.pop("effect on the first seeds")
+        table.insert(3, "on the first seeds", before)
+    details = table[[column for column in DETAILS if column in table]]
+    details.insert(0, "claim", [f"({number})" for number in range(1, len(table) + 1)])
+    outcomes = table.drop(columns=[column for column in DETAILS if column in table])
+    return Markdown(markdown_table(outcomes, ["verdict"])), Markdown(markdown_table(details))
 
 
 def _describe_tally(verdicts: Sequence[Verdict]) -> str:
@@ -227,6 +237,8 @@ def _label_tables(tokens: list[Token]) -> None:
             if column == 0:
                 token.tag, is_row_header = "th", True
                 token.attrSet("scope", "row")
+                if len(text) > LONG_TEXT:
+                    token.attrJoin("class", "long")
             elif len(text) > LONG_TEXT:
                 table.attrSet("class", "texts")
             column += 1

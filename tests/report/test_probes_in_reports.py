@@ -58,5 +58,7 @@ def test_a_claim_and_a_figure_of_a_new_experiment_use_a_column_of_probes(
     assert call_cnnexp("probe", "mine") == 0 and call_cnnexp("report", "mine") == 0
     text = report.read_text(encoding="utf-8")
     (row,) = (line for line in text.splitlines() if "error of equivariance, local - shared" in line)
-    assert "supported" in row, row
+    number = row.split(" | ")[0].strip("| ")
+    (verdict,) = (line for line in text.splitlines() if line.startswith(f"| {number} ") and line != row)
+    assert "supported" in verdict, verdict
     assert figure.exists() and "probed.png" in text

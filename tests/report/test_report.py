@@ -139,7 +139,7 @@ def test_report_has_the_numbers_the_verdicts_and_the_pictures(
     markdown = (sweep / "report/report.md").read_text()
     assert "cnnexp run experiment=why_convolutions" in markdown and "10 steps" in markdown
     pictures = re.findall(r"\]\(([\w.]+)\)", markdown)
-    assert len(pictures) == 4
+    assert len(pictures) == 3
     for name in pictures:
         assert (sweep / "report" / name).read_bytes()[:4] == b"\x89PNG"
         assert (sweep / "report" / name).with_suffix(".pdf").read_bytes()[:4] == b"%PDF"
@@ -148,7 +148,7 @@ def test_report_has_the_numbers_the_verdicts_and_the_pictures(
 def test_page_is_self_contained(sweep: Path) -> None:
     write_report(sweep)
     page = (sweep / "report/report.html").read_text()
-    assert page.count('src="data:image/png;base64,') == page.count('srcset="data:image/png;base64,') == 4
+    assert page.count('src="data:image/png;base64,') == page.count('srcset="data:image/png;base64,') == 3
     assert not re.search(r'(src|srcset)="(?!data:)|href="(?!#|\.\./[\w.-]+/")', page)
     assert '<strong class="supported">supported</strong>' in page
 
@@ -223,7 +223,7 @@ def test_page_is_readable_on_a_phone_and_by_a_screen_reader(sweep: Path, *, dark
     found = looked_at(sweep / "report/report.html", 390, dark=dark)
     assert found["violations"] == [] and found["passes"] > 20
     assert found["overflow"] <= 0 and found["dark"] == dark
-    assert len(found["images"]) == 4 and min(found["images"]) > 600
+    assert len(found["images"]) == 3 and min(found["images"]) > 600
 
 
 def test_report_says_what_failed_and_what_was_typed(sweep: Path) -> None:
