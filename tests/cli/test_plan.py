@@ -194,16 +194,13 @@ def test_plan_tells_what_the_seeds_can_decide_from_a_pilot_alone(
     (claim,) = (each for each in power["claims"] if each["claim"] in row)
     assert claim["spread"] == pytest.approx(0.03) and claim["distance"] == pytest.approx(0.11)
     assert claim["smallest"] < claim["smallest_at_limit"] and claim["unit"] == "points"
-    assert call_cnnexp("plan", "--json", *words[:-1], "seed=0,1") == 0
-    claims = json.loads(capsys.readouterr().out)["power"]["claims"]
-    assert {each["smallest"] for each in claims} == {None}  # two seeds decide nothing
 
 
 def test_the_pilot_counts_with_the_values_that_the_rule_added_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["experiment=why_convolutions", "size=demo", "data.train_size=256", "seed=range(10)"]
+    words = ["experiment=why_convolutions", "size=demo", "data.train_size=256", "seed=0,1"]
     words += ["optim.learning_rate=0.01,0.03", "data.validation_size=50", "tune.extend=1"]
     points: list[SweepPoint] = []
     with monkeypatch.context() as patch:
@@ -227,6 +224,7 @@ def test_the_pilot_counts_with_the_values_that_the_rule_added_to_it(
     claims = json.loads(capsys.readouterr().out)["power"]["claims"]
     (claim,) = (each for each in claims if "is more accurate than a dense network trained" in each["claim"])
     assert claim["distance"] == pytest.approx(0.11)
+    assert claim["smallest"] is None  # two seeds decide nothing
 
 
 def _no_results(points: Sequence[SweepPoint]) -> dict[str, float]:
