@@ -1,4 +1,4 @@
-"""The page "Why do convolutions work?" is up to date, and reads well whatever the reports say."""
+"""The pages that are made of published verdicts are up to date, and read well whatever the verdicts are."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +12,7 @@ from cnnexp.report.records import ClaimRecord, ReportRecord, VerdictRecord, enco
 ROOT = Path(__file__).parents[2]
 SCRIPT = "scripts/docs/why_convolutions_work.py"
 page = execute_file(ROOT / SCRIPT)
+listing = execute_file(ROOT / "scripts/docs/list_experiments.py")
 LEAD = "A convolution is more accurate than a dense network trained on the same images."
 SPARSITY = "A sparse network wired at random is more accurate than a dense network: sparsity alone helps."
 COUNT = "A convolution has fewer parameters than a dense network of equal width."
@@ -128,3 +129,26 @@ def test_exploratory_verdicts_and_other_data_are_marked(publish: Publish, tmp_pa
     text = page.render_page(tmp_path)
     assert "| supported (exploratory): +11.0 [" in text and "] points (mnist1d) |" in text
     assert "No test counts yet: 1 verdict is exploratory." in text and "1 exploratory.**" in text
+
+
+def test_the_table_of_experiments_counts_the_verdicts_of_each_size_and_set_of_seeds(
+    publish: Publish, tmp_path: Path
+) -> None:
+    claims = {LEAD: [0.1, 0.11, 0.12], SPARSITY: [0.1, 0.11, 0.12], COUNT: [117.0]}
+    publish("translation", "digits 12×12", claims, exploratory="changed")
+    publish("translation_medium", "fashion_mnist", claims, seeds="fresh seeds 1000–1002")
+    for name in ("translation_medium", "translation", "older"):
+        (tmp_path / f"{name}.md").write_text("# Does it move?\n")
+    (tmp_path / "translation.py").touch()
+    rows = [listing.render_row(path).strip("|\n ") for path in listing.list_reports(tmp_path)]
+    assert [row.split(" | ", 1) for row in rows] == [
+        ["[older](older.md)", "small | Does it move? | see the report, which is older than this table |  |"],
+        [
+            "[translation](translation.md)",
+            "small | Does it move? | 2 exploratory | not yet | 120 runs, 10 min",
+        ],
+        [
+            "[translation](translation_medium.md)",
+            "medium |  | 2 inconclusive | 2 inconclusive | 120 runs, 10 min",
+        ],
+    ]
