@@ -142,7 +142,7 @@ def test_the_table_of_experiments_counts_the_verdicts_of_each_size_and_set_of_se
     (tmp_path / "translation.py").touch()
     rows = [listing.render_row(path).strip("|\n ") for path in listing.list_reports(tmp_path)]
     assert [row.split(" | ", 1) for row in rows] == [
-        ["[older](older.md)", "small | Does it move? | see the report, which is older than this table |  |"],
+        ["[older](older.md)", "small | Does it move? | see the report, which is older than this table"],
         [
             "[translation](translation.md)",
             "small | Does it move? | 2 exploratory | not yet | 120 runs, 10 min",
