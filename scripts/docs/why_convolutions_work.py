@@ -131,8 +131,9 @@ The page takes the answer sentence by sentence and says what was measured for ea
 
 A claim is *supported* if the whole interval of its effect lies in the expected range, *refuted* if the whole
 interval lies outside it, and *inconclusive* otherwise. Claims were written down before the first run; a
-verdict is *exploratory*, and does not count, if its claim was changed afterwards. A *count* is true by
-construction and proves nothing about learning. *Gap* is training accuracy minus test accuracy.
+verdict is *exploratory*, and does not count, if its claim was changed afterwards (the reports say what
+changed). A *count* is true by construction and proves nothing about learning. *Gap* is training accuracy
+minus test accuracy.
 """
 FAMILY = """
 The {verdicts} of this page, the means included, are one family: Holm's method corrects their intervals, so
@@ -205,7 +206,8 @@ def _describe_result(claims: Sequence[JointClaim]) -> str:
         verb = "is" if len(verdicts) == 1 else "are"
         return f"No test counts yet: {pluralize(len(verdicts), 'verdict')} {verb} exploratory."
     if len(set(counted)) == 1:
-        return f"**{counted[0].capitalize()}** in {'all ' * (len(counted) > 1)}{tests}."
+        number = "both tests" if len(counted) == 2 else f"{'all ' * (len(counted) > 1)}{tests}"
+        return f"**{counted[0].capitalize()}** in {number}."
     return f"**Mixed**: of {tests}, {_count_outcomes([v for v in verdicts if not v.exploratory])}."
 
 

@@ -119,7 +119,7 @@ def test_verdicts_of_two_data_sets_stand_side_by_side_with_their_mean(
     assert "| **refuted**: -10.8 [" in rows[SPARSITY] and "| not measured on these data |" in rows[SPARSITY]
     assert "| count: 117.0x | not measured yet |" in rows[COUNT]
     assert "**3 verdicts in all: 2 supported, 1 refuted.** 1 mean over data sets: 1 supported." in text
-    assert "**Supported** in all 2 tests." in text and "**Refuted** in 1 test." in text
+    assert "**Supported** in both tests." in text and "**Refuted** in 1 test." in text
     assert "120 runs, 10 min of training; fresh seeds 1000–1004; 1 of 1 outcomes are" in text
     assert "The 4 verdicts of this page" in text
 
