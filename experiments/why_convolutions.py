@@ -122,10 +122,10 @@ POST = "the usual answer: sparsity of connections and parameter sharing"
 LIMITATIONS = (
     "One data set and one small network are tried, with the same kernel sizes; widths are equal, except that "
     "two claims are about a convolution with as many MACs as the dense network. The results say nothing "
-    "about deep networks or much larger images. The learning rate was tuned for "
-    "each network; weight decay, augmentation, width and the length of training were not. All networks "
-    "are trained for the same number of steps, which is not the same amount of compute. Images "
-    "show one object on a plain background; natural scenes may reward locality and sharing differently."
+    "about deep networks or much larger images. The learning rate was tuned for each network, and so was the "
+    "weight decay on Fashion-MNIST; augmentation, width and the length of training were not. All networks "
+    "are trained for the same number of steps, which is not the same amount of compute. Images show one "
+    "object on a plain background; natural scenes may reward locality and sharing differently."
 )
 EXPERIMENT = Experiment(
     question="Why do convolutions work?",

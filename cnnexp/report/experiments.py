@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from cnnexp.analysis.cells import Rows, select_rows
+from cnnexp.analysis.cells import Not, Rows, select_rows
 from cnnexp.analysis.claims import Claim
 from cnnexp.analysis.dataframe import varying_keys
 from cnnexp.analysis.tables import distinguishing_keys, format_key, format_value
@@ -98,7 +98,8 @@ def choose_curves(experiment: Experiment, table: pd.DataFrame) -> Mapping[str, R
     """
     named = {}
     for title, rows in experiment.curves.items():
-        is_missing = not callable(rows) and any(key not in table for key in rows)
+        needed = () if callable(rows) else (key for key, value in rows.items() if not isinstance(value, Not))
+        is_missing = any(key not in table for key in needed)
         if not is_missing and len(select_rows(table, rows)):
             named[title] = rows
     if named:

@@ -6,12 +6,14 @@ import re
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
+from cnnexp.analysis.cells import Not
 from cnnexp.config.data import DIGITS_SHA256, describe_licence
 from cnnexp.report.compute import count_training_flops, measure_device_hours, tabulate_compute
-from cnnexp.report.experiments import load_experiment
+from cnnexp.report.experiments import Experiment, choose_curves, load_experiment
 from cnnexp.report.output import write_report
 from cnnexp.store.runs import read_runs
 from tests.conftest import call_cnnexp
@@ -109,3 +111,10 @@ def test_the_citation_names_the_version_and_licence_of_the_package() -> None:
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
     assert citation["authors"] == [{"name": "The cnnexp authors"}]
+
+
+def test_curves_that_exclude_a_value_need_no_column_of_it() -> None:
+    table = pd.DataFrame({"model.tying": ["shared", "dense"], "run_id": ["a", "b"]})
+    curves = {"usual": {"data.apart": Not(True)}, "noisy": {"data.pixel_noise": 0.0}}
+    experiment = Experiment(question="?", claims=(), curves=curves)
+    assert list(choose_curves(experiment, table)) == ["usual"]
