@@ -40,7 +40,7 @@ class Section:
 
 SECTIONS = [
     Section(
-        "“Convolutions work.”",
+        "“Convolutions work”: are they more accurate than dense networks?",
         {
             "A convolution is more accurate than a dense network trained on the same images.": WHY,
             "A convolution that has as many MACs as a dense network is more accurate, trained on the same "
@@ -130,10 +130,10 @@ means fewer parameters, faster learning, fewer training images and less overfitt
 The page takes the answer sentence by sentence and says what was measured for each.
 
 A claim is *supported* if the whole interval of its effect lies in the expected range, *refuted* if the whole
-interval lies outside it, and *inconclusive* otherwise. Claims were written down before the first run; a
-verdict is *exploratory*, and does not count, if its claim was changed afterwards (the reports say what
-changed). A *count* is true by construction and proves nothing about learning. *Gap* is training accuracy
-minus test accuracy.
+interval lies outside it, and *inconclusive* otherwise. An effect in the right direction that is smaller than
+the smallest effect that matters refutes it, too. Claims were written down before the first run; a verdict
+is *exploratory*, and does not count, if its claim was changed afterwards (the reports say what changed). A
+*count* is true by construction and proves nothing about learning. *Gap* is training minus test accuracy.
 """
 FAMILY = """
 The {verdicts} of this page, the means included, are one family: Holm's method corrects their intervals, so
