@@ -4,6 +4,7 @@
 scripts/docs/list_experiments.py    # after cnnexp report NAME --publish experiments
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,6 @@ OUTCOMES = ("supported", "refuted", "inconclusive", "exploratory")
 COLUMNS = ("experiment", "size", "question", "on the first seeds", "on fresh seeds", "runs, training")
 HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
 NOT_YET = "not yet"
-UNRECORDED = "see the report, which is older than this table"
 
 
 def list_reports(folder: Path) -> list[Path]:
@@ -41,9 +41,10 @@ def split_name(name: str, folder: Path) -> tuple[str, str]:
 def render_row(report: Path) -> str:
     """Render what a report says, in one line."""
     name, size = split_name(report.stem, report.parent)
-    title = report.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    text = report.read_text(encoding="utf-8")
+    title = text.partition("\n")[0].removeprefix("# ")
     path = report.with_suffix(".json")
-    columns = describe_verdicts(read_record(path)) if path.exists() else [UNRECORDED, "", ""]
+    columns = describe_verdicts(read_record(path)) if path.exists() else read_old_report(text)
     question = markdown_text(title) if size == SIZES[0] else ""  # all sizes have the same one
     cells = [f"[{name}]({report.name})", size, question, *columns]
     return f"| {' | '.join(cells)} |\n"
@@ -57,6 +58,15 @@ def describe_verdicts(record: ReportRecord) -> list[str]:
     is_fresh = record.seeds.startswith("fresh")
     sets = [count_outcomes(first) or NOT_YET, latest] if is_fresh else [latest, NOT_YET]
     return [*sets, f"{pluralize(record.runs, 'run')}, {duration_text(record.training_seconds)}"]
+
+
+def read_old_report(text: str) -> list[str]:
+    """Count the verdicts in the text of a report that was published before verdicts had a file."""
+    marks = Counter(re.findall(r"\*\*(supported|refuted|inconclusive)\*\* \|", text))
+    marks["exploratory"] = text.count("** (exploratory) |")
+    counts = ", ".join(f"{marks[outcome]} {outcome}" for outcome in OUTCOMES if marks[outcome])
+    runs = re.search(r"^([\d,]+ runs?).*; (.*) of training", text, re.MULTILINE)
+    return [counts, NOT_YET, f"{runs[1]}, {runs[2]}" if runs else ""]
 
 
 def count_outcomes(verdicts: Sequence[VerdictRecord]) -> str:

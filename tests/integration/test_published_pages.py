@@ -139,10 +139,16 @@ def test_the_table_of_experiments_counts_the_verdicts_of_each_size_and_set_of_se
     publish("translation_medium", "fashion_mnist", claims, seeds="fresh seeds 1000–1002")
     for name in ("translation_medium", "translation", "older"):
         (tmp_path / f"{name}.md").write_text("# Does it move?\n")
+    verdicts = "| A. | **refuted** | 1 |\n| B. | **refuted** (exploratory) | 2 |\n"
+    summary = "1,200 runs: 1,200 finished; 7 min of training on cpu.\n"
+    (tmp_path / "older.md").write_text(f"# Does it move?\n\n{summary}\n{verdicts}")
     (tmp_path / "translation.py").touch()
     rows = [listing.render_row(path).strip("|\n ") for path in listing.list_reports(tmp_path)]
     assert [row.split(" | ", 1) for row in rows] == [
-        ["[older](older.md)", "small | Does it move? | see the report, which is older than this table"],
+        [
+            "[older](older.md)",
+            "small | Does it move? | 1 refuted, 1 exploratory | not yet | 1,200 runs, 7 min",
+        ],
         [
             "[translation](translation.md)",
             "small | Does it move? | 2 exploratory | not yet | 120 runs, 10 min",
