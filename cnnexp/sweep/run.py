@@ -2,8 +2,8 @@
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 from cnnexp.config import RunConfig
 from cnnexp.config.launchers import LocalLauncher
@@ -29,7 +29,7 @@ from cnnexp.sweep.multiprocess import (
     join_processes,
     translate_lost_process,
 )
-from cnnexp.sweep.plan import Plan, plan_sweep
+from cnnexp.sweep.plan import Plan, Stack, plan_sweep
 from cnnexp.sweep.points import Cells, SweepPoint, describe_failures
 from cnnexp.sweep.progress import SweepProgress
 from cnnexp.sweep.provenance import list_user_files
@@ -67,7 +67,11 @@ def run_sweep(
         extended: Sequence[SweepPoint] = points
         for extended, lines in iterate_rounds(points) if extends else [(points, [])]:
             remaining = [point for point in extended if point.config.run_id not in failed]
-            failed |= _train(remaining, command, signals, lines)
+            with _start_runner(remaining, command, signals, lines) as (runner, stacks), announce_end():
+                for stack in runner.lease_stacks(stacks):
+                    with runner.handle_failures(stack):
+                        runner.worker.train(stack)
+            failed |= runner.failed
             if failed and points[0].config.sweep.on_error == "stop":
                 break
             command = None  # is stored
@@ -86,10 +90,11 @@ def _follow(points: Sequence[SweepPoint], signals: StopSignals) -> dict[str, flo
     return dict.fromkeys(runs, math.nan)
 
 
-def _train(
+@contextmanager
+def _start_runner(
     points: Sequence[SweepPoint], command: str | None, signals: StopSignals, lines: Sequence[str]
-) -> dict[str, str]:
-    """Train the runs that have no result in the store, and return by run the first line of what was raised.
+) -> Iterator[tuple[SweepRunner, list[Stack]]]:
+    """Plan a sweep, and start its progress bar and its mirror; yield its runner and the stacks to train.
 
     Args:
         points: the points of the sweep.
@@ -117,12 +122,7 @@ def _train(
         mirror.notify([run_folder(plan.runs[run_id]) for run_id in plan.ended])
         if plan.stacks:
             contexts.enter_context(record_usage(sweep_folder(first), first.seeds))
-        runner = SweepRunner(plan.runs, leases, signals, progress, mirror)
-        with announce_end():
-            for stack in runner.lease_stacks(plan.stacks):
-                with runner.handle_failures(stack):
-                    runner.worker.train(stack)
-    return runner.failed
+        yield SweepRunner(plan.runs, leases, signals, progress, mirror), plan.stacks
 
 
 def check_and_prepare(runs: Sequence[RunConfig]) -> None:
