@@ -37,6 +37,7 @@ def test_without_a_key_runs_are_written_offline_and_sync_refuses_to_send(shell: 
 def test_offline_files_have_every_evaluation_once(shell: Shell) -> None:
     done = shell.run("seed=0,1", mode="offline")
     assert f"wandb sync {SWEEP.resolve()}/wandb/offline-run-*" in done.stderr
+    shell.wait_for_mirrors()
     runs = read_stored()
     files = list(SWEEP.glob("wandb/offline-run-*/*.wandb"))
     mirrored = {sent["id"]: sent for sent in map(read_wandb_file, files)}
@@ -51,6 +52,7 @@ def test_offline_files_have_every_evaluation_once(shell: Shell) -> None:
         (ledger,) = read_json(runs[run_id].folder / "wandb.json").values()
         assert ledger["rows"] == 3
     shell.run("seed=0,1", mode="offline")  # nothing is written twice
+    shell.wait_for_mirrors()
     assert len(list(SWEEP.glob("wandb/offline-run-*"))) == 2
     shell.sync("default", "--to", "elsewhere")
     assert len(list(Path("elsewhere/wandb").glob("offline-run-*"))) == 3  # two runs and their sweep
@@ -61,6 +63,7 @@ def test_trackio_shows_the_runs_in_a_browser(shell: Shell) -> None:
     shell.environment |= {"TRACKIO_SPACE_ID": "some/space", "TRACKIO_SERVER_URL": "http://127.0.0.1:9"}
     done = shell.run("seed=0,1", "tracking.project=my.model", mode="local")
     assert "cnnexp dashboard --local --project my.model" in done.stderr
+    shell.wait_for_mirrors()
     database = Path("results/trackio/mymodel.db")
 
     def read_rows() -> list[tuple[str, int]]:
