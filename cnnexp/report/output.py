@@ -1,6 +1,9 @@
 """A report written as files, published beside code, and printed in the terminal."""
 
+import re
+import shlex
 import sys
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -21,6 +24,8 @@ from cnnexp.report.tables import tabulate_verdicts
 from cnnexp.store.files import refuse_links, write_bytes, write_text
 
 WIDE_COLUMNS = 110  # of a terminal that has room for the whole table
+# Options that say where a sweep was stored, run and tracked. They decide no result.
+LOCAL_OPTION = re.compile(r"\+{0,2}(results_dir|(sweep|tracking|launcher)(\.[\w.]+)?)=")
 COLOURS = {
     "supported": "green",
     "refuted": "red",
@@ -82,15 +87,31 @@ def publish_report(report: Report, folder: Path) -> Path:
         folder: the report becomes `NAME.md` in it, and its verdicts `NAME.json`; its figures go to its folder
             `figures`.
 
+    Its commands leave out the folder of results and what else does not decide a result (`LOCAL_OPTION`).
+
     Returns:
         The Markdown file.
     """
     name = report.folder.parent.name
+    commands = list(dict.fromkeys(_leave_out_execution(command) for command in report.commands))
+    report = replace(report, commands=commands)
     for figure_name, (_, figure) in report.figures.items():
         write_bytes(folder / "figures" / f"{name}_{figure_name}.png", shrink_png(figure.png))
     write_text(folder / f"{name}.json", encode_record(make_record(report)))
     write_text(folder / f"{name}.md", render_markdown(report, f"figures/{name}_", None))
     return folder / f"{name}.md"
+
+
+def _leave_out_execution(command: str) -> str:
+    """Leave out of a command the folder of results and the options of its execution and tracking."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # an open quotation mark
+        return command
+    is_local = [LOCAL_OPTION.match(word) is not None for word in words]
+    if not any(is_local):
+        return command
+    return shlex.join(word for word, local in zip(words, is_local, strict=True) if not local)
 
 
 def print_report(report: Report) -> None:

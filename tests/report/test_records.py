@@ -96,3 +96,15 @@ def test_text_of_a_foreign_record_cannot_control_the_terminal(report: Report, tm
     path = tmp_path / "foreign.json"
     path.write_text(json.dumps(values))
     assert "\x1b" not in read_record(path).question
+
+
+def test_published_commands_do_not_say_where_a_sweep_was_run(report: Report, tmp_path: Path) -> None:
+    command = "cnnexp run experiment=why_convolutions 'model.tying=shared,tiled(2)' data.noise=0.2"
+    commands = [
+        f"{command} results_dir=/scratch/me tracking.mode=disabled +sweep.max_weights_gb=0.2 launcher=slurm",
+        command,
+        "cnnexp run 'an open quotation mark results_dir=x",
+    ]
+    published = publish_report(replace(report, commands=commands), tmp_path)
+    assert read_record(published.with_suffix(".json")).commands == [command, commands[2]]
+    assert f"\n{command}\n" in published.read_text() and "/scratch" not in published.read_text()
