@@ -115,11 +115,11 @@ STRIDES = {f"stride {stride}": {"model.stride": stride} for stride in (1, 2)}
 SCOPE = "at equal width; lines join the kernel sizes of a tying"
 LIMITATIONS = (
     "Tyings are compared in one network, on one data set and, but for the controls, at one width; the "
-    "controls for parameters and MACs have one kernel size and stride. Only the learning rate was tuned "
-    "for each network; "
-    "regularisation, which might favour networks with many weights, was not. Generalisation gaps are "
-    "large because the training images are few, and the tyings may rank differently with more images. "
-    "Kernel size and stride also change the number of positions and the size of the head."
+    "controls for parameters and MACs have one kernel size and stride. The learning rate was tuned for "
+    "each network, and the weight decay on Fashion-MNIST only, although regularisation might favour "
+    "networks with many weights. Generalisation gaps are large because the training images are few, and "
+    "the tyings may rank differently with more images. Kernel size and stride also change the number of "
+    "positions and the size of the head."
 )
 EXPERIMENT = Experiment(
     question="What do kernel size, stride and tying cost, and how do they affect the generalisation gap?",

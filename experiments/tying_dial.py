@@ -130,9 +130,10 @@ LAYER_CAPTION = (
 )
 LIMITATIONS = (
     "The dials are tried in one network of few layers on one data set, at equal width; only two of the "
-    "low-rank networks have controls with as many parameters. Only the learning rate was tuned, although "
-    "mixing weights may need a rate of their own. How much tying is best depends on the number of "
-    "training images, of which one is tried, and on how much the images vary with position."
+    "low-rank networks have controls with as many parameters. Only the learning rate was tuned and, on "
+    "Fashion-MNIST, the weight decay, although mixing weights may need a rate of their own. How much "
+    "tying is best depends on the number of training images, of which one is tried, and on how much the "
+    "images vary with position."
 )
 EXPERIMENT = Experiment(
     question="How much tying is best, between a convolution and a locally connected layer?",
