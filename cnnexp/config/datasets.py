@@ -1,12 +1,13 @@
-"""The sections of the data sets, one class for each kind."""
+"""The sections of the data sets that hold images, one class for each kind."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from cnnexp.config.data import BATCH_SIZE, DATA_VARIANTS, TFDS_VARIANT, DataSection
-from cnnexp.config.sections import AllowedText, Count, Deviation, Folder, Seed, Size, Text
+from cnnexp.config.sections import AllowedText, Deviation, Folder, Seed, Size, Text
+from cnnexp.config.synthetic import SYNTHETIC_VARIANTS
 from cnnexp.core.errors import format_value
 
 
@@ -51,96 +52,6 @@ class Digits(DataSection):
         description="The seed that draws the split of the digits, their positions and the noise on the "
         "canvas.",
     )
-
-
-class SyntheticTask(DataSection):
-    """A synthetic task: a seed draws any number of images."""
-
-    images: Size = Field(default=10_000, description="The number of training images.")
-    test_images: Size = Field(default=2_000, description="The number of test images.")
-    seed: Seed = Field(default=0, description="The seed that draws the task and its images.")
-
-
-def _with_default(key: str, default: int) -> Any:
-    """Return the key of a synthetic task with another default."""
-    return Field(default=default, description=SyntheticTask.model_fields[key].description)
-
-
-class SignalDistribution(SyntheticTask):
-    """Dynamic Signal Distribution (Lahoti 2024): one of k patches carries a signal, the others only noise.
-
-    The label is the sign of the signal. A layer sees one patch per position with model.kernel_size=[[d,1]]
-    model.stride=[[d,1]].
-    """
-
-    name: Literal["signal_distribution"] = Field(
-        default="signal_distribution",
-        description="The data set: signals in which one patch carries a pattern with a positive or "
-        "negative sign (Lahoti 2024).",
-    )
-    patches: Size = Field(default=8, description="The number k of patches per signal.")
-    dimension: Size = Field(default=8, description="The number d of values per patch.")
-    noise: Deviation = Field(
-        default=0.25,
-        description="The standard deviation of the noise on all patches, on a scale where the pattern has "
-        "norm 1.",
-    )
-    images: Size = _with_default("images", 8_192)
-
-
-class ChannelNorm(SyntheticTask):
-    """Gaussian images, labelled by which of two channels has the larger norm (Li, Zhang and Arora 2021)."""
-
-    name: Literal["channel_norm"] = Field(
-        default="channel_norm",
-        description="The data set: Gaussian images, labelled by which of the red and green channels has "
-        "the larger norm (Li, Zhang and Arora 2021).",
-    )
-    side: Size = Field(default=16, description="The side d of the images, in pixels. They have 3 channels.")
-
-
-class KPatterns(SyntheticTask):
-    """Bit strings, labelled by a function of k consecutive bits (Malach and Shalev-Shwartz 2021)."""
-
-    name: Literal["k_patterns"] = Field(
-        default="k_patterns",
-        description="The data set: strings of n bits, labelled by a function of k consecutive bits at an "
-        "unknown position (Malach and Shalev-Shwartz 2021).",
-    )
-    length: Size = Field(default=60, description="The number n of bits per input.")
-    pattern: Size = Field(default=5, description="The number k of bits that determine the label.")
-    function: Literal["parity", "random"] = Field(
-        default="parity", description="The function of these bits: their parity, or a random function."
-    )
-
-
-class MNIST1D(SyntheticTask):
-    """One-dimensional digits, padded, scaled, shifted, sheared and covered with noise (Greydanus 2020)."""
-
-    name: Literal["mnist1d"] = Field(
-        default="mnist1d", description="The data set: MNIST-1D, signals of ten classes (Greydanus 2020)."
-    )
-    length: Size = Field(default=40, description="The number of points per signal.")
-    padding: Annotated[list[Count], Field(min_length=2, max_length=2)] = Field(
-        default=[36, 60],
-        description="The minimum and maximum number of zeros appended to the 12 points of a template.",
-    )
-    scale: Deviation = Field(
-        default=0.4, description="The width of the range around 1 that amplitudes are drawn from."
-    )
-    translation: Size = Field(default=48, description="The number of possible cyclic shifts of a template.")
-    correlated_noise: Deviation = Field(
-        default=0.25, description="The standard deviation of the correlated noise, before it is smoothed."
-    )
-    noise: Deviation = Field(
-        default=0.02,
-        description="The standard deviation of the noise that is independent from point to point.",
-    )
-    shear: Deviation = Field(
-        default=0.75, description="The width of the range around 0 that slopes are drawn from."
-    )
-    images: Size = _with_default("images", 4_000)
-    test_images: Size = _with_default("test_images", 1_000)
 
 
 TestFraction = Annotated[float, Field(gt=0, lt=1)]
@@ -286,10 +197,7 @@ class CustomData(ArrayData):
 DATA_VARIANTS.update(
     {
         "digits": Digits,
-        "signal_distribution": SignalDistribution,
-        "channel_norm": ChannelNorm,
-        "k_patterns": KPatterns,
-        "mnist1d": MNIST1D,
+        **SYNTHETIC_VARIANTS,
         "npz": NPZ,
         "folder": ImageFolder,
         "custom": CustomData,

@@ -14,7 +14,7 @@ import jax
 import mnist1d.data
 import numpy as np
 
-from cnnexp.config.datasets import MNIST1D
+from cnnexp.config.synthetic import MNIST1D
 from cnnexp.data.datasets.mnist1d import make_mnist1d_task
 from cnnexp.data.datasets.synthetic import make_draw_images
 

@@ -3,6 +3,7 @@
 from functools import cache
 from typing import Any
 
+import jax
 import mnist1d.data
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from mnist1d_reference import PAPER
 from scipy import stats
 
 from cnnexp.config.data import DATA_VARIANTS, DataSection
+from cnnexp.data.datasets.hierarchy import draw_rules
 from cnnexp.data.datasets.mnist1d import make_templates
 from cnnexp.data.images import Images
 from cnnexp.data.loading import load_images
@@ -22,6 +24,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "channel_norm": {"side": 6},
     "k_patterns": {"length": 20, "pattern": 3, "function": "parity"},
     "mnist1d": PAPER,
+    "random_hierarchy": {"classes": 5, "vocabulary": 4, "synonyms": 3, "depth": 3, "places": 2},
 }
 
 
@@ -85,6 +88,35 @@ def test_labels_of_k_patterns_depend_on_consecutive_bits_at_one_position(functio
     start = determines_label.index(True)
     parity = bits[:, start : start + 3].sum(1) % 2
     assert (parity == images.train_labels).all() == (function == "parity")
+
+
+@pytest.mark.parametrize(("placement", "places"), [("block", 2), ("patch", 2), ("block", 1)])
+def test_the_grammar_of_random_hierarchy_derives_every_signal_from_its_label(
+    placement: str, places: int
+) -> None:
+    data = section("random_hierarchy", placement=placement, places=places)
+    rules = [np.asarray(level) for level in draw_rules(data, jax.random.split(jax.random.key(0), 3)[0])]
+    parents = [
+        {tuple(symbols): parent for parent, tuples in enumerate(level) for symbols in tuples}
+        for level in rules
+    ]
+    assert [len(level) for level in parents] == [5 * 3, 4 * 3, 4 * 3]  # no tuple has two parents
+    images = task("random_hierarchy", placement=placement, places=places)
+    derived_places, symbols_seen = set(), set()
+    for signal, label in zip(images.train_images[:200, :, 0], images.train_labels, strict=False):
+        assert set(signal.sum(1)) <= {0, 1}
+        symbols = np.where(signal.any(1), signal.argmax(1), -1)
+        symbols_seen |= {tuple(symbols)}
+        for level in reversed(parents):
+            patches = symbols.reshape(-1, 2 * places)
+            assert set((patches >= 0).sum(1)) <= {0, 2}
+            derived_places |= {tuple(np.flatnonzero(patch >= 0)) for patch in patches if patch.max() >= 0}
+            derived = [level[tuple(patch[patch >= 0])] if patch.max() >= 0 else -1 for patch in patches]
+            symbols = np.array(derived)
+        assert list(symbols) == [label]
+    assert len(symbols_seen) > 190
+    number = {("block", 2): 2 * 2, ("patch", 2): 6, ("block", 1): 1}[placement, places]
+    assert len(derived_places) == number
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import numpy as np
 from jax import random
 from jaxtyping import Array, Float, Int, Key
 
-from cnnexp.config.datasets import MNIST1D
+from cnnexp.config.synthetic import MNIST1D
 from cnnexp.core.errors import UsageError, format_value
 from cnnexp.core.machine import machine_memory_text
 from cnnexp.core.text import short_number

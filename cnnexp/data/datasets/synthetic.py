@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax, random
 from jaxtyping import Array, Float, Int, Key
 
-from cnnexp.config.datasets import ChannelNorm, KPatterns, SignalDistribution, SyntheticTask
+from cnnexp.config.synthetic import ChannelNorm, KPatterns, SignalDistribution, SyntheticTask
 from cnnexp.core.errors import UsageError
 from cnnexp.data.images import DataShape, Images, make_images
 from cnnexp.data.registry import Dataset, register_dataset
