@@ -188,10 +188,11 @@ class ResNet(ModelSection):
     )
     bias: BiasText = Field(default="none", description="How output positions use biases, as in `simple_cnn`.")
     padding: Padding = Field(default="SAME", description="The padding at the border, as in `simple_cnn`.")
-    shortcut: Literal["identity", "projection"] = Field(
+    shortcut: Literal["identity", "projection", "none"] = Field(
         default="identity",
-        description="The shortcut where a stage changes the shape. `identity`: every second pixel, and "
-        "channels of zeros (option A of He 2016). `projection`: a tied 1x1 convolution (option B).",
+        description="The shortcut around each block. Where a stage changes the shape, `identity` takes every "
+        "second pixel and adds channels of zeros (option A of He 2016), and `projection` is a tied 1x1 "
+        "convolution (option B). `none`: the plain network of the same layers, without shortcuts.",
     )
     norm: Norm = Field(default="batch", description=ModelSection.model_fields["norm"].description)
     lowering: Lowering = Field(default="auto", description="How layers are computed, as in `simple_cnn`.")

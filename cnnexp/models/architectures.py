@@ -81,11 +81,13 @@ def _list_residual_layers(model: ResNet, image: tuple[int, int, int]) -> list[La
 def _list_block_layers(
     name: str, before: LayerSpec, model: ResNet, stage: int, block: int, tying: str
 ) -> list[LayerSpec]:
-    """Specify two layers and their shortcut, which is a layer itself where it is a projection."""
+    """Specify two layers and their shortcut, if any, which is a layer itself where it is a projection."""
     features, stride = model.width * 2**stage, 2 if stage and not block else 1
     common = {"features": features, "tying": tying}
     first = _specify_residual_layer(f"{name}_conv_0", model, before.out_shape, stride=stride, **common)
     second = _specify_residual_layer(f"{name}_conv_1", model, first.out_shape, **common)
+    if model.shortcut == "none":
+        return [first, second]
     shortcut, layers = before.name, []
     if model.shortcut == "projection" and before.out_shape != second.out_shape:
         projection = _specify_residual_layer(
