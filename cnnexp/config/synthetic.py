@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cnnexp.config.data import DataSection
-from cnnexp.config.sections import Count, Deviation, Seed, Size
+from cnnexp.config.sections import AllowedText, Count, Deviation, Positive, Seed, Size
 
 
 class SyntheticTask(DataSection):
@@ -66,6 +66,39 @@ class KPatterns(SyntheticTask):
     pattern: Size = Field(default=5, description="The number k of bits that determine the label.")
     function: Literal["parity", "random"] = Field(
         default="parity", description="The function of these bits: their parity, or a random function."
+    )
+
+
+class NonlinearGaussian(SyntheticTask):
+    """Translation-invariant images, labelled by their correlation length (Ingrosso and Goldt 2022)."""
+
+    name: Literal["nonlinear_gaussian"] = Field(
+        default="nonlinear_gaussian",
+        description="The data set: images of a Gaussian process that a saturating function is applied to, "
+        "labelled by their correlation length (Ingrosso and Goldt 2022).",
+    )
+    side: Size = Field(
+        default=20, description="The side of the images, in pixels, or the length of the signals."
+    )
+    dimensions: Literal[1, 2] = Field(
+        default=2, description="2: images of `side` x `side` pixels. 1: signals of `side` points."
+    )
+    correlation_lengths: Annotated[
+        list[Positive], Field(min_length=2), AllowedText("a list with one number per class")
+    ] = Field(
+        default=[1.0, 2.0],
+        description="The correlation length of the Gaussian process in each class, in pixels: the distance "
+        "at which the correlation of two pixels has fallen to 1/e.",
+    )
+    gain: Positive = Field(
+        default=3.0,
+        description="The gain of the saturating function: images with a large gain have sharp edges, those "
+        "with a small one are almost Gaussian.",
+    )
+    gaussian_clone: bool = Field(
+        default=False,
+        description="Whether images are replaced by Gaussian ones with the same mean and covariance in each "
+        "class.",
     )
 
 
@@ -139,6 +172,7 @@ SYNTHETIC_VARIANTS: dict[str, type[DataSection]] = {
     "signal_distribution": SignalDistribution,
     "channel_norm": ChannelNorm,
     "k_patterns": KPatterns,
+    "nonlinear_gaussian": NonlinearGaussian,
     "mnist1d": MNIST1D,
     "random_hierarchy": RandomHierarchy,
 }

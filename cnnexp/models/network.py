@@ -14,7 +14,7 @@ from cnnexp.models.layers import LayerSpec, NetworkSpec
 from cnnexp.nn.embedding import distance_to_shared, embed
 from cnnexp.nn.feature_maps import Layout, pool, transpose_layout
 from cnnexp.nn.normalisation import TiedNorm, embed_norm
-from cnnexp.nn.probes import locality
+from cnnexp.nn.probes import inverse_participation, locality, surviving_neighbours
 from cnnexp.nn.tied_conv import TiedConv
 from cnnexp.nn.tying import Tying, parse_norm_tying
 
@@ -255,7 +255,9 @@ def measure_kernels(net: nnx.Module) -> dict[str, Float[Array, ""]]:
     Returns:
         By names in a summary: `learned/distance/<layer>` is `distance_to_shared` of layers that may differ
         from a convolution, `learned/locality/<layer>` is `locality` of dense layers for a window as large as
-        the kernel, and `learned/zeros/<layer>` is the fraction of weights that are zero.
+        the kernel, and `learned/zeros/<layer>` is the fraction of weights that are zero. Of layers whose
+        units see the whole image, `learned/inverse_participation/<layer>` and
+        `learned/surviving_neighbours/<layer>` are the measures of `cnnexp.nn.probes` with these names.
     """
     measures: dict[str, Float[Array, ""]] = {}
     for name, layer in get_spatial_layers(net).items():
@@ -266,7 +268,23 @@ def measure_kernels(net: nnx.Module) -> dict[str, Float[Array, ""]]:
         (kh, kw), (h, w, _) = layer.geometry.kernel_size, layer.geometry.in_shape
         if layer.tying.kind == "dense" and kh <= h and kw <= w:
             measures[f"learned/locality/{name}"] = locality(layer, (kh, kw))
+    for name, layer in _list_layers_on_whole_images(net).items():
+        measures[f"learned/zeros/{name}"] = (layer.bank[...] == 0).mean()
+        measures[f"learned/inverse_participation/{name}"] = inverse_participation(layer)
+        measures[f"learned/surviving_neighbours/{name}"] = surviving_neighbours(layer)
     return measures
+
+
+def _list_layers_on_whole_images(net: nnx.Module) -> dict[str, TiedConv]:
+    """Return the layers whose units see all pixels: dense feature maps, and a dense first layer."""
+    layers = list_tied_layers(net)
+    first = next(iter(layers), None)
+    return {
+        name: layer
+        for name, layer in layers.items()
+        if (layer.tying.kind == "dense" and layer.geometry.positions > 1)
+        or (name == first and layer.geometry.covers_image and layer.geometry.in_shape[:2] != (1, 1))
+    }
 
 
 def sample_kernels(net: nnx.Module) -> dict[str, Float[Array, "rows columns kh kw filters"]]:

@@ -83,6 +83,68 @@ def locality(layer: TiedConv, window: tuple[int, int]) -> Float[Array, ""]:
     return boxes.max((2, 3)).sum() / energy.sum()
 
 
+def inverse_participation(layer: TiedConv) -> Float[Array, ""]:
+    """Measure how few pixels the units of a layer weigh: the inverse participation ratio times the pixels.
+
+    With the squared weights e of a unit by pixel, it is `n sum(e^2) / sum(e)^2`, the mean over units: 1 where
+    all n pixels weigh equally, 1 + 2/c for weights of c channels that are drawn from a Gaussian, and n where
+    each unit sees a single pixel (Ingrosso and Goldt 2022, without the factor n).
+
+    Args:
+        layer: A layer whose units see the whole image.
+
+    Raises:
+        ValueError: They do not.
+    """
+    energy = _squared_weights(layer, "inverse participation").sum(-2)  # oh ow h w o
+    pixels = energy.shape[2] * energy.shape[3]
+    ratios = pixels * jnp.square(energy).sum((2, 3)) / _positive(jnp.square(energy.sum((2, 3))))
+    sees_pixels = energy.sum((2, 3)) > 0
+    return (ratios * sees_pixels).sum() / _positive(sees_pixels.sum().astype(energy.dtype))
+
+
+def surviving_neighbours(layer: TiedConv) -> Float[Array, ""]:
+    """Measure how often the neighbour of a nonzero weight is nonzero, over how often it would be by chance.
+
+    Neighbours are weights of the same unit and channel, of pixels that have a side in common. By chance, each
+    unit would have its number of nonzero weights at pixels drawn in proportion to the number of units that
+    use them: what all units have in common, such as a border that none uses, counts as chance, and so do
+    units that have lost all weights.
+
+    Args:
+        layer: A layer whose units see the whole image.
+
+    Returns:
+        The ratio: 1 where nonzero weights lie anywhere, more where they lie side by side.
+
+    Raises:
+        ValueError: Units do not see the whole image.
+    """
+    nonzero = (_squared_weights(layer, "surviving neighbours") > 0).astype(jnp.float32)
+    nonzero = jnp.moveaxis(nonzero, -1, 2)  # oh ow o h w c
+    nonzero = nonzero.reshape(-1, *nonzero.shape[3:])  # units h w c
+    by_unit, by_pixel = nonzero.sum((1, 2, 3)), nonzero.sum(0)
+    neighbours = neighbours_by_chance = jnp.float32(0)
+    for axis in (0, 1):  # down and across
+        first, second = (jnp.delete(nonzero, end, axis + 1) for end in (-1, 0))
+        neighbours += (first * second).sum()
+        neighbours_by_chance += (first.sum(0) * second.sum(0)).sum()
+    pairs = (by_unit * (by_unit - 1)).sum()  # of nonzero weights of a unit, each in both orders
+    pairs_by_chance = jnp.square(by_pixel.sum()) - jnp.square(by_pixel).sum()
+    return neighbours * pairs_by_chance / _positive(neighbours_by_chance * pairs)
+
+
+def _squared_weights(layer: TiedConv, measure: str) -> Float[Array, "oh ow h w c o"]:
+    if layer.tying.kind != "dense" and not layer.geometry.covers_image:
+        raise ValueError(f"{measure} of a {layer.tying} layer follows from its kernel_size; allowed: dense")
+    return jnp.square(layer.position_kernels())
+
+
+def _positive(array: Array) -> Array:
+    """Replace zeros, by which nothing can be divided."""
+    return jnp.maximum(array, jnp.finfo(array.dtype).tiny)
+
+
 def equivariance_error(
     function: Callable[[Maps], Maps],
     images: Maps,

@@ -25,6 +25,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "k_patterns": {"length": 20, "pattern": 3, "function": "parity"},
     "mnist1d": PAPER,
     "random_hierarchy": {"classes": 5, "vocabulary": 4, "synonyms": 3, "depth": 3, "places": 2},
+    "nonlinear_gaussian": {"side": 6, "correlation_lengths": [0.5, 1.0, 2.0]},
 }
 
 
@@ -117,6 +118,25 @@ def test_the_grammar_of_random_hierarchy_derives_every_signal_from_its_label(
     assert len(symbols_seen) > 190
     number = {("block", 2): 2 * 2, ("patch", 2): 6, ("block", 1): 1}[placement, places]
     assert len(derived_places) == number
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_gaussian_clones_have_the_covariance_of_the_images_but_not_their_edges(dimensions: int) -> None:
+    keys: dict[str, Any] = {"dimensions": dimensions, "images": 6000, "gain": 3.0}
+    images, clones = (task("nonlinear_gaussian", gaussian_clone=clone, **keys) for clone in (False, True))
+    for label in range(3):
+        covariances, fourth_moments = [], []
+        for drawn in (images, clones):
+            pixels = drawn.train_images[drawn.train_labels == label].reshape(2000, -1)
+            covariances.append(pixels.T @ pixels / 2000)
+            fourth_moments.append((pixels**4).mean() / (pixels**2).mean() ** 2)
+        assert covariances[0] == pytest.approx(covariances[1], abs=0.15)
+        assert np.diag(covariances[0]).mean() == pytest.approx(1, abs=0.05)
+        circulant = [covariances[0][i, (i + 1) % 6] for i in range(6)]  # the first row, around its border
+        assert circulant == pytest.approx(np.full(6, np.mean(circulant)), abs=0.1)
+        assert fourth_moments[0] < 1.6 and fourth_moments[1] == pytest.approx(3, abs=0.2)
+    small_gain = task("nonlinear_gaussian", **{**keys, "gain": 0.1}).train_images
+    assert (small_gain**4).mean() / (small_gain**2).mean() ** 2 == pytest.approx(3, abs=0.2)
 
 
 @pytest.mark.slow

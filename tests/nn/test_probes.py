@@ -11,10 +11,12 @@ from cnnexp.nn.geometry import Geometry
 from cnnexp.nn.probes import (
     effective_receptive_field,
     equivariance_error,
+    inverse_participation,
     kernel_distances,
     locality,
     receptive_field_size,
     shift_consistency,
+    surviving_neighbours,
 )
 from cnnexp.nn.tied_conv import TiedConv
 from tests.layer_cases import build_filled_layer, build_layer, compile_module, draw_inputs
@@ -59,6 +61,36 @@ def test_locality_is_one_for_embedded_convolutions_and_small_for_random_weights(
         locality(anywhere, (10, 9))
     with pytest.raises(ValueError, match="follows from its kernel_size"):
         locality(build_layer(geometry, "local"), (3, 3))
+
+
+def test_inverse_participation_of_one_pixel_of_all_pixels_and_of_gaussian_weights() -> None:
+    geometry = Geometry(in_shape=(8, 8, 1), features=200, kernel_size=(8, 8), padding="VALID")
+    layer = build_layer(geometry, "shared")
+    single = jnp.zeros(layer.bank.shape).at[0, 3, 5].set(2.0)
+    gaussian = random.normal(random.key(0), layer.bank.shape)
+    for weights, expected in ((single, 64.0), (jnp.ones_like(single), 1.0), (gaussian, 3.0)):
+        layer.bank[...] = weights.at[..., 100:].set(0)  # half of the units are unused
+        assert float(inverse_participation(layer)) == pytest.approx(expected, rel=0.05)
+    with pytest.raises(ValueError, match="follows from its kernel_size"):
+        inverse_participation(
+            build_layer(Geometry(in_shape=(8, 8, 1), features=1, kernel_size=(3, 3)), "local")
+        )
+
+
+def test_surviving_neighbours_are_those_of_chance_unless_weights_of_a_unit_lie_side_by_side() -> None:
+    geometry = Geometry(in_shape=(12, 12, 2), features=300, kernel_size=(12, 12), padding="VALID")
+    layer, kept = build_layer(geometry, "shared"), jnp.zeros((1, 12, 12, 2, 300))
+    weights = layer.bank[...]
+    assert float(surviving_neighbours(layer)) == pytest.approx(1)
+    # Few units have most weights, and few pixels are used by most units: neither makes a unit local.
+    uneven = jnp.linspace(0, 0.6, 300) * (jnp.arange(144.0).reshape(1, 12, 12, 1, 1) / 144)
+    layer.bank[...] = weights * random.bernoulli(random.key(1), jnp.broadcast_to(uneven, kept.shape))
+    assert float(surviving_neighbours(layer)) == pytest.approx(1, abs=0.03)
+    for unit in range(300):  # 4x4 windows at different places
+        row, column = unit % 9, unit // 9 % 9
+        kept = kept.at[0, row : row + 4, column : column + 4, :, unit].set(1)
+    layer.bank[...] = weights * kept
+    assert float(surviving_neighbours(layer)) > 4
 
 
 @pytest.mark.parametrize("shift", [(1, 0), (0, 2), (3, -1)])

@@ -114,7 +114,8 @@ def test_kernels_of_a_network_are_measured_by_layer(configure: Configure) -> Non
         return measure_kernels(net)
 
     measured = measure()
-    assert set(measured) == {f"learned/{name}/conv_0" for name in ("distance", "zeros", "locality")}
+    names = ("distance", "zeros", "locality", "inverse_participation", "surviving_neighbours")
+    assert set(measured) == {f"learned/{name}/conv_0" for name in names}
     assert float(measured["learned/zeros/conv_0"]) == pytest.approx(0.5, abs=0.01)
     assert 0.9 < float(measured["learned/distance/conv_0"]) < 1
     shared = nnx.eval_shape(lambda: TiedNetwork(specify_network(configure()), rngs=nnx.Rngs(0)))
