@@ -28,6 +28,7 @@ from cnnexp.analysis.dataframe import make_dataframe, read_finished_runs, warn_e
 from cnnexp.config import CODE_KEYS, RunConfig, list_code, parse
 from cnnexp.core.errors import UsageError
 from cnnexp.core.user_code import check_stored_code, replace_source
+from cnnexp.data.arrangement import draw_strengths
 from cnnexp.data.corruptions import Corruptions
 from cnnexp.data.images import Images
 from cnnexp.data.loading import draw_run_split, load_images, resolve_split_seed
@@ -49,7 +50,6 @@ from cnnexp.store.runs import (
     read_run,
 )
 from cnnexp.store.weights import Weights, decode_weights
-from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.setup import load_network, make_setup
 
 IMAGES_AT_ONCE = 1024  # that are normalised and corrupted
@@ -292,7 +292,7 @@ def _make_corruptions(config: RunConfig, images: Images) -> Corruptions:
     return Corruptions(
         config.data,
         split_run_key(jax.random.key(config.seed)).noise,
-        Hyperparameters.from_config(config).strengths,
+        draw_strengths(config, images),
         images.normalisation,
     )
 

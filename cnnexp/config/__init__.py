@@ -51,7 +51,7 @@ SECTIONS: dict[str, type[Section]] = {
 }
 # Keys that came after the first results were kept: at their defaults they are no part of a run's identity.
 OMITTED_AT_DEFAULT: dict[str, tuple[str, ...]] = {
-    "data": ("corruption", "corruption_strength", "corruption_options", "code"),
+    "data": ("corruption", "corruption_strength", "corruption_options", "code", "arrange"),
     "model": ("threshold", "norm", "norm_tying", "norm_groups", "dropout", "stem_stride"),
     "optim": ("l1", "l1_threshold", "options", "schedule_options", "clip", "decay_biases", "code"),
     "train": ("share_every", "tied_steps", "loss", "metrics", "code"),

@@ -21,6 +21,7 @@ from cnnexp.core.plugins import load_entry_points
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Permutation = Literal["none", "fixed", "per_image"]
+Arrange = Literal["none", "correlations", "random"]
 BATCH_SIZE = (
     "The number of images per optimiser step, at most the number of training images of the data set. If it "
     "exceeds `train_size`, a batch repeats some images."
@@ -80,6 +81,12 @@ class DataSection(Section):
     block: Size = Field(
         default=1,
         description="The side of the blocks that `permutation` permutes, in pixels; 1: single pixels.",
+    )
+    arrange: Arrange = Field(
+        default="none",
+        description="How pixels are rearranged, in the same way in all images of both splits, after the "
+        "corruptions. `correlations`: pixels that are correlated in the training images of the run become "
+        "neighbours (Alexander 2023). `random`: at random, a control.",
     )
     pixel_noise: Deviation = Field(
         default=0.0,

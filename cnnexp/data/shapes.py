@@ -8,6 +8,7 @@ from cnnexp.data.datasets import find_dataset
 from cnnexp.data.images import DataShape
 from cnnexp.data.registry import check_corruption
 
+MAX_ARRANGED_PIXELS = 4096  # the time of an arrangement grows with the cube of their number
 MAX_LISTED_BLOCK = 1000  # pixels: larger block sizes are not listed in a message
 
 
@@ -72,9 +73,9 @@ def check_corruptions(data: Data) -> None:
     """Check that the configured corruptions and tasks are possible for images of this shape.
 
     Raises:
-        UsageError: Blocks do not fill the image, a shift, crop or resolution is larger than the image, the
-            function that `data.corruption` names cannot be applied, or a synthetic task asks for more than
-            its inputs hold.
+        UsageError: Blocks do not fill the image, a shift, crop or resolution is larger than the image, pixels
+            cannot be rearranged, the function that `data.corruption` names cannot be applied, or a synthetic
+            task asks for more than its inputs hold.
     """
     height, width, channels = infer_shape(data).image
     size = f"{height}x{width} images"
@@ -90,6 +91,14 @@ def check_corruptions(data: Data) -> None:
         sides = range(1, min(height, MAX_LISTED_BLOCK) + 1)
         listed = ", ".join(str(side) for side in sides if _tiles_image(side, height, width))
         raise UsageError(f"data.block={data.block}: blocks must tile {size}; allowed: {listed}")
+    if data.arrange != "none" and data.permutation == "per_image":
+        raise UsageError(
+            f"data.arrange={data.arrange}: must be none with data.permutation=per_image, which leaves no "
+            "correlations"
+        )
+    if data.arrange != "none" and height * width > MAX_ARRANGED_PIXELS:
+        limit = f"images of more than {MAX_ARRANGED_PIXELS} pixels (got {height}x{width})"
+        raise UsageError(f"data.arrange={data.arrange}: must be none for {limit}")
     check_corruption(data, (height, width, channels))
     find_dataset(data).check_keys()
 

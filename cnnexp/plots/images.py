@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from cnnexp.config import RunConfig
 from cnnexp.config.data import Data, corruption_summary
-from cnnexp.data.corruptions import Corruptions, CorruptionStrengths
+from cnnexp.data.arrangement import draw_strengths
+from cnnexp.data.corruptions import Corruptions
 from cnnexp.data.images import Images
 from cnnexp.data.pipelines import ImageFiles
 from cnnexp.data.sampling import balanced_order, split_run_key
@@ -92,7 +93,7 @@ class _Row:
         if self._config is not None:
             data, key = self._config.data, split_run_key(jax.random.key(self._config.seed)).noise
             corruptions = Corruptions(
-                data, key, CorruptionStrengths.from_config(data), self._images.normalisation
+                data, key, draw_strengths(self._config, self._images), self._images.normalisation
             )
             image_ids = -1 - self._indices if self._split == "test" else self._indices
             step = np.zeros((), np.int32) if self._split == "train" else None

@@ -28,7 +28,7 @@ from cnnexp.training.schedule import resolve_duration
 COMMON_KEYS = tuple(DataSection.model_fields)  # of all data sets
 # Keys of the data that decide how a network is trained, and those that the program fills in.
 TRAINING_KEYS = (
-    *("train_size", "validation_size", "split_seed", "batch_size", "code", "loading_code"),
+    *("train_size", "validation_size", "split_seed", "batch_size", "arrange", "code", "loading_code"),
     *TRAINING_CORRUPTIONS,
 )
 PLACES = ("stream", "data_dir", "loading_code")  # that decide neither the images nor where a user finds them

@@ -119,7 +119,8 @@ def evaluate_sweep(folder: Path, words: Sequence[str], code: Sequence[str] = ())
             ):
                 trainer = trainer or StackTrainer(stack.config, images, len(stack.runs), stack.optional)
                 weights = [jobs[name].run.weights().arrays for name in stack.runs]
-                rows = trainer.evaluate(list(stack.runs.values()), weights)
+                trained = [jobs[name].trained for name in stack.runs]
+                rows = trainer.evaluate(list(stack.runs.values()), weights, trained)
                 for name, row in zip(stack.runs, rows, strict=True):
                     _store(jobs[name], row)
     return len(jobs)
@@ -133,6 +134,9 @@ def _make_jobs(runs: Sequence[LoadedRun], conditions: Sequence[Conditions]) -> d
     for (run, trained, each), config in zip(pairs, changed, strict=True):
         is_trained_on = have_same_images(trained, config)
         if not is_trained_on:
+            if trained.data.arrange != "none":
+                arranged = f"networks trained with data.arrange={trained.data.arrange} take no other images"
+                raise UsageError(f"{' '.join(each.words)}: {arranged}")
             check_same_kind(trained, config, each.words)
             config = without_training(config, trained)
         check_corruptions(config.data)

@@ -14,6 +14,7 @@ from jaxtyping import Bool
 
 from cnnexp.config import RunConfig
 from cnnexp.config.data import Data
+from cnnexp.data.arrangement import draw_strengths
 from cnnexp.data.images import Images
 from cnnexp.data.loading import compute_test_fingerprint, draw_run_split, resolve_split_seed
 from cnnexp.data.pipelines import ImageFiles
@@ -100,6 +101,7 @@ class StackTrainer:
         """Give the next stacks other images, of the same shape and number: they have the same program."""
         self.test_fingerprint = compute_test_fingerprint(images)
         self._images = put_on_devices(images, WHOLE, self._mesh) if isinstance(images, Images) else images
+        self._draw_strengths = lambda run: draw_strengths(run, images)
         self._draw_split = lru_cache(maxsize=64)(lambda seed: draw_run_split(images, data, seed))
 
     def train(self, runs: Sequence[RunConfig], resumed: State | None = None) -> Iterator[LoopState]:
@@ -141,12 +143,19 @@ class StackTrainer:
                 step += steps
                 yield pause(evaluate=step == stop)
 
-    def evaluate(self, runs: Sequence[RunConfig], weights: Sequence[Mapping[str, np.ndarray]]) -> list[Row]:
+    def evaluate(
+        self,
+        runs: Sequence[RunConfig],
+        weights: Sequence[Mapping[str, np.ndarray]],
+        trained: Sequence[RunConfig] | None = None,
+    ) -> list[Row]:
         """Evaluate trained networks, each with the hyperparameters and corruptions of its configuration.
 
         Args:
             runs: The configurations of the runs, one each.
             weights: The named arrays of each run; see `restore_weights`.
+            trained: The configurations with which the networks were trained, which decide how pixels are
+                arranged; None: `runs`.
 
         Returns:
             One row of metrics per run.
@@ -156,7 +165,9 @@ class StackTrainer:
         """
         padding = -len(runs) % self._mesh.shape["runs"]
         padded, padded_weights = [*runs, *[runs[-1]] * padding], [*weights, *[weights[-1]] * padding]
-        hyperparameters = self._stack_hyperparameters(padded)
+        hyperparameters = self._stack_hyperparameters(
+            padded, None if trained is None else [*trained, *[trained[-1]] * padding]
+        )
         state, _ = self._start(padded, hyperparameters, None)
         restored = [restore_weights(self.setup, arrays) for arrays in padded_weights]
         params, variables = jax.tree.map(lambda *leaves: jnp.stack(leaves), *restored)
@@ -207,8 +218,17 @@ class StackTrainer:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state
         )
 
-    def _stack_hyperparameters(self, runs: Sequence[RunConfig]) -> Hyperparameters:
-        numbers = map(Hyperparameters.from_config, runs)
+    def _stack_hyperparameters(
+        self, runs: Sequence[RunConfig], arranged_as: Sequence[RunConfig] | None = None
+    ) -> Hyperparameters:
+        """Stack the numbers of runs; pixels are arranged as those of other runs if any are given."""
+        numbers = [Hyperparameters.from_config(run) for run in runs]
+        if self.setup.config.data.arrange != "none":
+            arrangements = [self._draw_strengths(run).arrangement for run in arranged_as or runs]
+            numbers = [
+                each._replace(strengths=each.strengths._replace(arrangement=arrangement))
+                for each, arrangement in zip(numbers, arrangements, strict=True)
+            ]
         stacked = jax.tree.map(lambda *values: np.stack(values), *numbers)
         return put_on_devices(stacked, RUNS, self._mesh)
 

@@ -63,7 +63,11 @@ def list_programs(
     setup = make_setup(config, BATCH if mesh.shape[BATCH] > 1 else None)
     programs = compile_stack(setup, mesh, streams=streams)
     runs += -runs % mesh.shape["runs"]
-    hyperparameters = _stack(Hyperparameters.from_config(config), runs)
+    numbers = Hyperparameters.from_config(config)
+    if config.data.arrange != "none":
+        pixels = jnp.arange(math.prod(infer_shape(config.data).image[:2]))
+        numbers = numbers._replace(strengths=numbers.strengths._replace(arrangement=pixels))
+    hyperparameters = _stack(numbers, runs)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), runs))
     by_run = _placement(mesh, RUNS)
     start = (by_run(keys), by_run(hyperparameters))

@@ -23,7 +23,12 @@ FULL_RESOLUTION = 2**16  # pixels per side: more than any image has
 
 
 class CorruptionStrengths(NamedTuple):
-    """The strength of each corruption, as in `DataSection`, and the splits that are corrupted."""
+    """The strength of each corruption, as in `DataSection`, and the splits that are corrupted.
+
+    Attributes:
+        arrangement: For each pixel of the images that the network sees, the index of the pixel that is put
+            there after the corruptions, see `cnnexp.data.arrangement`; None leaves pixels where they are.
+    """
 
     resolution: Int[Array, "..."]
     image_noise: Float[Array, "..."]
@@ -37,10 +42,11 @@ class CorruptionStrengths(NamedTuple):
     corruption: Float[Array, "..."]
     train: Bool[Array, "..."]
     test: Bool[Array, "..."]
+    arrangement: Int[Array, "... pixels"] | None = None
 
     @classmethod
     def from_config(cls, data: DataSection) -> "CorruptionStrengths":
-        """Read the strengths from the configuration."""
+        """Read the strengths from the configuration; the arrangement, which depends on images, is None."""
         return cls(
             resolution=jnp.int32(data.resolution or FULL_RESOLUTION),
             image_noise=jnp.float32(data.image_noise),
@@ -81,6 +87,8 @@ class Corruptions:
         normalisation: Normalisation,
         optional: Collection[str] = (),
     ):
+        if data.arrange != "none" and strengths.arrangement is None:
+            raise ValueError(f"data.arrange={data.arrange}: needs the arrangement, see draw_strengths")
         self._data, self._strengths, self._normalisation = data, strengths, normalisation
         self._optional = optional
         names = (
@@ -140,6 +148,10 @@ class Corruptions:
             images = self._add_salt_and_pepper(images, image_ids, fraction, is_bytes=white == 255.0)
         if data.corruption_strength:
             images = jnp.where(is_corrupted, self._apply_registered(images, image_ids, white), images)
+        if strengths.arrangement is not None:
+            count, height, width, channels = images.shape
+            images = images.reshape(count, height * width, channels)[:, strengths.arrangement]
+            images = images.reshape(count, height, width, channels)
         return self._normalisation.normalise(images)
 
     def labels(self, labels: Labels, image_ids: Integers, classes: int) -> Int[Array, "b ..."]:
