@@ -154,10 +154,8 @@ MADE_HERE = "none needed: cnnexp generates the images"
 LICENCES = {
     "digits": "CC BY 4.0 (UCI Machine Learning Repository, optical recognition of handwritten digits); the "
     f"file digits.csv.gz of scikit-learn has the SHA-256 {DIGITS_SHA256}",
-    **dict.fromkeys(
-        ("signal_distribution", "channel_norm", "k_patterns", "nonlinear_gaussian", "random_hierarchy"),
-        MADE_HERE,
-    ),
+    **dict.fromkeys(("signal_distribution", "channel_norm", "k_patterns"), MADE_HERE),
+    **dict.fromkeys(("nonlinear_gaussian", "random_hierarchy", "teacher"), MADE_HERE),
     "mnist1d": f"{MADE_HERE}, from the templates of the mnist1d package (Apache 2.0, Greydanus 2020)",
     "mnist": "none stated by its authors",
     "fashion_mnist": "MIT (Zalando)",

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from cnnexp.config.data import DataSection
-from cnnexp.config.sections import AllowedText, Count, Deviation, Positive, Seed, Size
+from cnnexp.config.sections import AllowedText, Count, Deviation, Positive, Seed, Size, TyingText
 
 
 class SyntheticTask(DataSection):
@@ -167,6 +167,33 @@ class RandomHierarchy(SyntheticTask):
     )
 
 
+class Teacher(SyntheticTask):
+    """Gaussian signals, labelled by a random network with one tied layer, the teacher.
+
+    The layer is rectified and averaged over its positions. The class is the largest of its random linear
+    functions, each shifted and scaled so that classes are about equally frequent.
+    """
+
+    name: Literal["teacher"] = Field(
+        default="teacher", description="The data set: Gaussian signals, labelled by a random network."
+    )
+    tying: TyingText = Field(
+        default="shared",
+        description="How output positions of the teacher use kernels, as `model.tying` of a student.",
+    )
+    length: Size = Field(default=70, description="The number of points per signal.")
+    kernel_size: Size = Field(
+        default=3, description="The number of points that a position of the teacher sees."
+    )
+    features: Size = Field(default=8, description="The number of output channels of the teacher's layer.")
+    classes: Annotated[int, Field(ge=2)] = Field(default=4, description="The number of classes.")
+    mixing: Deviation = Field(
+        default=1.0,
+        description="The standard deviation from which the mixing weights of a `low_rank` teacher are drawn, "
+        "before their softmax (1: as Zhou 2021). 0: all positions mix kernels equally.",
+    )
+
+
 # The sections by the names of their data sets.
 SYNTHETIC_VARIANTS: dict[str, type[DataSection]] = {
     "signal_distribution": SignalDistribution,
@@ -175,4 +202,5 @@ SYNTHETIC_VARIANTS: dict[str, type[DataSection]] = {
     "nonlinear_gaussian": NonlinearGaussian,
     "mnist1d": MNIST1D,
     "random_hierarchy": RandomHierarchy,
+    "teacher": Teacher,
 }

@@ -13,6 +13,7 @@ from scipy import stats
 from cnnexp.config.data import DATA_VARIANTS, DataSection
 from cnnexp.data.datasets.hierarchy import draw_rules
 from cnnexp.data.datasets.mnist1d import make_templates
+from cnnexp.data.datasets.teacher import draw_layer
 from cnnexp.data.images import Images
 from cnnexp.data.loading import load_images
 from cnnexp.data.shapes import infer_shape
@@ -24,6 +25,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "channel_norm": {"side": 6},
     "k_patterns": {"length": 20, "pattern": 3, "function": "parity"},
     "mnist1d": PAPER,
+    "teacher": {"tying": "low_rank(2)", "length": 20},
     "random_hierarchy": {"classes": 5, "vocabulary": 4, "synonyms": 3, "depth": 3, "places": 2},
     "nonlinear_gaussian": {"side": 6, "correlation_lengths": [0.5, 1.0, 2.0]},
 }
@@ -137,6 +139,26 @@ def test_gaussian_clones_have_the_covariance_of_the_images_but_not_their_edges(d
         assert fourth_moments[0] < 1.6 and fourth_moments[1] == pytest.approx(3, abs=0.2)
     small_gain = task("nonlinear_gaussian", **{**keys, "gain": 0.1}).train_images
     assert (small_gain**4).mean() / (small_gain**2).mean() ** 2 == pytest.approx(3, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("tying", "rank"), [("shared", 1), ("low_rank(2)", 2), ("low_rank(5)", 5), ("local", 18)]
+)
+def test_a_teacher_labels_signals_by_position_kernels_of_the_rank_of_its_tying(tying: str, rank: int) -> None:
+    images, data = task("teacher", tying=tying), section("teacher", tying=tying)
+    layer_key, mixing_key, head_key, _ = jax.random.split(jax.random.split(jax.random.key(0), 3)[0], 4)
+    kernels = np.asarray(draw_layer(data, layer_key, mixing_key).position_kernels(), np.float64)[
+        :, 0, :, 0, 0
+    ]
+    assert kernels.shape == (18, 3, 8)
+    assert np.linalg.matrix_rank(kernels.reshape(18, -1), tol=1e-4) == rank
+    signals = np.concatenate([images.train_images, images.test_images])[:, :, 0, 0]
+    windows = np.lib.stride_tricks.sliding_window_view(signals, 3, axis=1)
+    features = np.maximum(np.einsum("npk,pkf->npf", windows, kernels), 0).mean(1)
+    outputs = features @ np.asarray(jax.random.normal(head_key, (8, 4)))
+    labels = ((outputs - outputs.mean(0)) / outputs.std(0)).argmax(1)  # of 900 signals, not of the reference
+    assert (labels == np.concatenate([images.train_labels, images.test_labels])).mean() > 0.93
+    assert np.bincount(images.train_labels).min() > 600 / 4 / 2
 
 
 @pytest.mark.slow
