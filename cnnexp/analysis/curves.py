@@ -1,7 +1,6 @@
-"""Learning curves: power laws, and the training images or steps that networks need for a test accuracy."""
+"""Learning curves: the training images or steps that networks need for a test accuracy."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,17 +10,7 @@ from cnnexp.analysis.cells import Cell, note_rows, pair_cells, select_cell, valu
 from cnnexp.analysis.dataframe import TEST
 from cnnexp.analysis.descriptions import described
 from cnnexp.analysis.estimates import Estimate
-from cnnexp.analysis.statistics import Interval, bounded_interval, interval, jackknife
-
-MAX_EXPONENT = 5.0  # of a fitted power law
-
-
-class PowerLaw(NamedTuple):
-    """`error = scale * images**-exponent + offset`, each with its interval over seeds."""
-
-    scale: Interval
-    exponent: Interval
-    offset: Interval
+from cnnexp.analysis.statistics import Interval, bounded_interval
 
 
 def collect_curves(
@@ -44,57 +33,6 @@ def collect_curves(
     sizes = sorted(set.intersection(*(set(curve.columns) for curve in wide)))
     joined = pd.concat([curve[sizes] for curve in wide], axis=1).dropna()
     return np.array(sizes, float), joined.to_numpy(float).reshape(len(joined), len(cells), len(sizes))
-
-
-def fit_power_law(
-    sizes: Float[np.ndarray, " sizes"], errors: Float[np.ndarray, " sizes"]
-) -> Float[np.ndarray, "3"]:
-    """Fit the scale, exponent and offset of a power law by least squares in the logarithm of the error.
-
-    The offset, the error that remains with any number of images, lies between 0 and the smallest error.
-
-    Args:
-        sizes: Numbers of training images.
-        errors: The error at each of them, as a fraction.
-
-    Returns:
-        The scale, the exponent and the offset.
-    """
-    from scipy.optimize import least_squares
-
-    logs, target = np.log(sizes), np.log(np.maximum(errors, 1e-6))
-    smallest = float(np.exp(target.min()))
-
-    def residuals(parameters: np.ndarray) -> np.ndarray:
-        log_scale, exponent, offset = parameters
-        return np.logaddexp(log_scale - exponent * logs, np.log(offset)) - target
-
-    fits = []
-    for fraction in (0.05, 0.5, 0.9):  # of the smallest error, from which the offset starts
-        steepness, level = np.polyfit(logs, np.log(np.exp(target) - fraction * smallest), 1)
-        start = [level, np.clip(-steepness, 0.01, MAX_EXPONENT - 0.01), fraction * smallest]
-        bounds = ([-50, 0, 1e-12], [50, MAX_EXPONENT, max(smallest, 2e-12)])
-        fits.append(least_squares(residuals, start, bounds=bounds, x_scale=[1, 1, smallest]))
-    best = min(fits, key=lambda fit: fit.cost)
-    return np.array([np.exp(best.x[0]), best.x[1], best.x[2]])
-
-
-def fit_mean_power_law(
-    sizes: Float[np.ndarray, " sizes"], errors: Float[np.ndarray, "seeds sizes"], confidence: float = 0.95
-) -> PowerLaw:
-    """Fit the power law of the mean curve, with jackknife intervals over seeds.
-
-    Args:
-        sizes: Numbers of training images.
-        errors: The error of each seed at each of them, as a fraction.
-        confidence: The level of the intervals.
-    """
-    fitted = fit_power_law(sizes, errors.mean(0))
-    pseudo_values = jackknife(lambda seeds: fit_power_law(sizes, seeds.mean(0)), errors)
-    intervals = [interval(values, confidence) for values in pseudo_values.T]
-    return PowerLaw(
-        *(Interval(float(x), limits.low, limits.high) for x, limits in zip(fitted, intervals, strict=True))
-    )
 
 
 def bound_log_images(

@@ -21,8 +21,9 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from cnnexp.analysis.claims import Claim, more_than
-from cnnexp.analysis.curves import fit_mean_power_law, images_needed, subtract_bounds
+from cnnexp.analysis.curves import images_needed, subtract_bounds
 from cnnexp.analysis.joint import estimate_mean
+from cnnexp.analysis.power_laws import fit_mean_power_law
 from cnnexp.analysis.statistics import (
     bounded_interval,
     interval,

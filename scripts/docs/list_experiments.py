@@ -4,6 +4,7 @@
 scripts/docs/list_experiments.py    # after cnnexp report NAME --publish experiments
 """
 
+import ast
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ SIZES = ("small", "medium", "paper")
 OUTCOMES = ("supported", "refuted", "inconclusive", "exploratory")
 COLUMNS = ("experiment", "size", "question", "on the first seeds", "on fresh seeds", "runs, training")
 HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n"
-NOT_YET = "not yet"
+NOT_YET, NOT_RUN = "not yet", "not run yet"
 
 
 def list_reports(folder: Path) -> list[Path]:
@@ -30,6 +31,26 @@ def list_reports(folder: Path) -> list[Path]:
         return name, SIZES.index(size) if size in SIZES else len(SIZES), size
 
     return sorted(reports, key=rank)
+
+
+def list_unreported(folder: Path) -> list[Path]:
+    """List the modules of experiments that have no published report."""
+    reported = {split_name(report.stem, folder)[0] for report in list_reports(folder)}
+    return [path for path in sorted(folder.glob("*.py")) if path.stem not in reported]
+
+
+def render_unreported(module: Path) -> str:
+    """Render the question of an experiment that has no report: the first line of its module."""
+    docstring = ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or ""
+    cells = [
+        f"[{module.stem}]({module.name})",
+        "",
+        markdown_text(docstring.partition("\n")[0]),
+        NOT_RUN,
+        "",
+        "",
+    ]
+    return f"| {' | '.join(cells)} |\n"
 
 
 def split_name(name: str, folder: Path) -> tuple[str, str]:
@@ -80,7 +101,11 @@ def main() -> None:
     readme = EXPERIMENTS / "README.md"
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    table = HEADER + "".join(map(render_row, list_reports(EXPERIMENTS)))
+    rows = [
+        *map(render_row, list_reports(EXPERIMENTS)),
+        *map(render_unreported, list_unreported(EXPERIMENTS)),
+    ]
+    table = HEADER + "".join(rows)
     readme.write_text(f"{before}{BEGIN}\n\n{table}\n{END}{after}", encoding="utf-8")
     print(table, end="")
 

@@ -10,8 +10,6 @@ from cnnexp.analysis.cells import pair_cells
 from cnnexp.analysis.curves import (
     bound_log_images,
     collect_curves,
-    fit_mean_power_law,
-    fit_power_law,
     images_needed,
     subtract_bounds,
 )
@@ -76,20 +74,6 @@ def test_effects_of_a_factorial_design_add_up() -> None:
     assert (effect("first"), effect("second")) == pytest.approx((5.0, 4.0))
     assert effect("interaction") == pytest.approx(6.0)
     assert effect("first") + effect("second") == pytest.approx(effect("total"))
-
-
-@pytest.mark.parametrize(
-    ("scale", "exponent", "offset"), [(2.0, 0.5, 0.02), (5.0, 1.0, 0.0), (1.0, 0.3, 0.1)]
-)
-def test_power_laws_are_found_again(scale: float, exponent: float, offset: float) -> None:
-    errors = scale * SIZES**-exponent + offset
-    found = fit_power_law(SIZES, errors)
-    assert found[1] == pytest.approx(exponent, abs=0.01)
-    assert found[0] == pytest.approx(scale, rel=0.05) and found[2] == pytest.approx(offset, abs=0.005)
-    noise = np.exp(np.random.default_rng(0).normal(0, 0.005, (8, 4)))
-    law = fit_mean_power_law(SIZES, errors * noise)
-    assert law.exponent.low < exponent < law.exponent.high
-    assert law.exponent.high - law.exponent.low < 0.4
 
 
 def test_images_needed_are_read_off_the_curve_and_censored() -> None:

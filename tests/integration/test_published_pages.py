@@ -158,3 +158,9 @@ def test_the_table_of_experiments_counts_the_verdicts_of_each_size_and_set_of_se
             "medium |  | 2 inconclusive | 2 inconclusive | 120 runs, 10 min",
         ],
     ]
+    (tmp_path / "unborn.py").write_text('"""Does it | matter?\n\nNot yet.\n"""\n')
+    (module,) = listing.list_unreported(tmp_path)
+    assert (
+        listing.render_unreported(module)
+        == "| [unborn](unborn.py) |  | Does it \\| matter? | not run yet |  |  |\n"
+    )
