@@ -52,9 +52,9 @@ SECTIONS: dict[str, type[Section]] = {
 # Keys that came after the first results were kept: at their defaults they are no part of a run's identity.
 OMITTED_AT_DEFAULT: dict[str, tuple[str, ...]] = {
     "data": ("corruption", "corruption_strength", "corruption_options", "code", "arrange"),
-    "model": ("threshold", "norm", "norm_tying", "norm_groups", "dropout", "stem_stride"),
+    "model": ("blur_size", "threshold", "norm", "norm_tying", "norm_groups", "dropout", "stem_stride"),
     "optim": ("l1", "l1_threshold", "options", "schedule_options", "clip", "decay_biases", "code"),
-    "train": ("share_every", "tied_steps", "loss", "metrics", "code"),
+    "train": ("share_every", "tied_steps", "loss", "metrics", "probes", "code"),
 }
 LATER_TFDS_KEYS = ("test_fraction", "seed")  # likewise, of the sets of TFDS alone
 # Keys that may name code of the user, by the key of the section that holds the checksum of this code.
@@ -62,7 +62,7 @@ CODE_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
     "model": {"code": ("file", "target")},
     "data": {"code": ("corruption",), "loading_code": ("file", "target")},
     "optim": {"code": ("name", "schedule")},
-    "train": {"code": ("loss", "metrics")},
+    "train": {"code": ("loss", "metrics", "probes")},
 }
 DEFAULT_FUNCTIONS = {"model": "make", "data": "load"}  # in a `file` or `target` without the name of one
 # Keys that do not change a result, and are no part of a run's identity.

@@ -134,10 +134,19 @@ class SimpleCNN(ModelSection):
     )
     pool: Pool | PerLayer[Pool] = Field(
         default="max",
-        description="The pooling after each layer. `global_average` averages over the whole image.",
+        description="The pooling after each layer. `blur` filters with a low pass and keeps every "
+        "`pool_size`-th pixel. `max_blur` takes the maximum of the window at every pixel, and then does the "
+        "same (Zhang 2019). `global_average` averages over the whole image.",
     )
     pool_size: Size | PerLayer[Size] = Field(
-        default=2, description="Side of the pooling windows, which do not overlap, in pixels."
+        default=2,
+        description="Side of the pooling windows and distance between them, in pixels. Those of `max` and "
+        "`average` do not overlap.",
+    )
+    blur_size: Size | PerLayer[Size] = Field(
+        default=3,
+        description="Side of the low-pass filter of `pool=blur` and `max_blur`, in pixels, whose weights are "
+        "binomial coefficients. 3: the weights 1, 2, 1; 1: no filter.",
     )
     match: Literal["none", "params", "macs"] = Field(
         default="none",

@@ -235,6 +235,12 @@ class Train(Section):
         "of logits and labels that return a number for each image. With several labels per image the first "
         "two are always measured.",
     )
+    probes: list[Text] = Field(
+        default=[],
+        description="Measurements of the trained network on test images, and of the network as it was "
+        "initialised: shift_consistency, stability, or import paths of functions of the network, images and "
+        "a random key.",
+    )
     share_every: Size | None = Field(
         default=None,
         description="The number of steps after which, repeatedly, the kernels of all positions are "
@@ -252,8 +258,8 @@ class Train(Section):
     )
     code: Text | None = Field(
         default=None,
-        description="The checksum of the user's code in `loss` and `metrics`. It is filled in by the "
-        "program, so that changed code is trained as new runs.",
+        description="The checksum of the user's code in `loss`, `metrics` and `probes`. It is filled in by "
+        "the program, so that changed code is trained as new runs.",
     )
     keep: Literal["last", "best", "none"] = Field(
         default="last",

@@ -21,6 +21,7 @@ LAYER_KEYS = (  # keys of the configuration that take a list with one value per 
     "bias",
     "pool",
     "pool_size",
+    "blur_size",
 )
 
 
@@ -111,7 +112,7 @@ def _specify_residual_layer(
     value = {
         **{key: getattr(model, key) for key in ("padding", "bias", "kernel_size")},
         **{"features": features, "tying": tying, "stride": stride, "dilation": 1},
-        **{"connectivity": "local", "pool": "none", "pool_size": 1},
+        **{"connectivity": "local", "pool": "none", "pool_size": 1, "blur_size": 1},
     }
     return _specify_convolution(name, in_shape, value | ({"kernel_size": 1} if kernel_size else {}), model)
 
@@ -135,6 +136,9 @@ def _specify_convolution(
         _check_size(key, value[key], geometry, name)
     _check_groups(model, geometry, name)
     pool, pool_size = _resolve_pool(value, geometry, name)
+    blur_size = (1, 1)
+    if "blur" in pool:
+        blur_size = _resolve_blur(value["blur_size"], geometry, name)
     return LayerSpec(
         name=name,
         geometry=geometry,
@@ -144,6 +148,7 @@ def _specify_convolution(
         threshold=model.threshold,
         pool=pool,
         pool_size=pool_size,
+        blur_size=blur_size,
         norm=model.norm,
         norm_tying=parse_norm_tying(Tying.parse(value["tying"]), model.norm_tying),
         norm_groups=model.norm_groups,
@@ -168,6 +173,18 @@ def _resolve_pool(value: dict[str, Any], geometry: Geometry, name: str) -> tuple
             f"nothing; allowed: 1 to {min(h, w)}, or model.pool=none"
         )
     return kind, size
+
+
+def _resolve_blur(size: int, geometry: Geometry, name: str) -> tuple[int, int]:
+    """Return the size of the low-pass filter after a layer, which the output of the layer must hold."""
+    h, w = geometry.out_size
+    height, width = _to_height_and_width(size, geometry.in_shape)
+    if height > h or width > w:
+        raise UsageError(
+            f"model.blur_size={size}: larger than the {h}x{w} output of layer {name}; "
+            f"allowed: 1 to {min(h, w)}"
+        )
+    return height, width
 
 
 def _check_groups(model: ModelSection, geometry: Geometry, name: str) -> None:

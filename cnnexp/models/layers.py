@@ -26,6 +26,7 @@ class LayerSpec:
     threshold: float | None = None
     pool: Pool = "none"
     pool_size: tuple[int, int] = (1, 1)
+    blur_size: tuple[int, int] = (1, 1)
     norm: Norm = "none"
     norm_tying: Tying = Tying("shared")  # noqa: RUF009
     norm_groups: int = 1

@@ -98,7 +98,8 @@ class TiedNetwork(nnx.Module):
             x = pool(x, spec.pool, spec.pool_size, layout)
             x = activation(layer.add_biases(x, layout) if biases_last else x)
         else:
-            x = pool(activation(x), spec.pool, spec.pool_size, layout)
+            circular = spec.geometry.padding == "CIRCULAR"
+            x = pool(activation(x), spec.pool, spec.pool_size, layout, spec.blur_size, circular=circular)
         if spec.dropout:
             x = cast(nnx.Dropout, getattr(self, f"{spec.name}_dropout"))(x)
         return x, layout

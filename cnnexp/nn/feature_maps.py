@@ -37,15 +37,29 @@ def matrix_to_bank(
 
 
 def pool(
-    x: Float[Array, "_ _ _ _"], kind: Pool, size: tuple[int, int], layout: Layout = "NHWC"
+    x: Float[Array, "_ _ _ _"],
+    kind: Pool,
+    size: tuple[int, int],
+    layout: Layout = "NHWC",
+    blur_size: tuple[int, int] = (3, 3),
+    *,
+    circular: bool = False,
 ) -> Float[Array, "_ _ _ _"]:
-    """Pool images over windows that do not overlap.
+    """Pool images over windows.
+
+    The windows of `max` and `average` do not overlap. `blur` filters the images with a low pass, and keeps a
+    pixel of each window. `max_blur` first takes the maximum of a window around every pixel (Zhang 2019,
+    1904.11486). With filters of size 1, these are subsampling and `max`; `blur` with a filter of size 2 and
+    windows of size 2 is `average`.
 
     Args:
         x: Images, with their axes in the order of `layout`.
-        kind: `max` or `average`; `none` returns the images.
+        kind: `max`, `average`, `blur` or `max_blur`; `none` returns the images.
         size: Height and width of a window, in pixels. Pixels at the edge that fill no window are dropped.
         layout: The order of the axes of the images and of the result.
+        blur_size: Height and width of the filter of `blur` and `max_blur`, in pixels, whose weights are
+            binomial coefficients.
+        circular: Whether the filter continues the image with its other side; else with its edge pixels.
 
     Returns:
         The pooled images, of `height // size[0]` by `width // size[1]` pixels.
@@ -58,6 +72,13 @@ def pool(
     height, width = (x.shape[layout.index(name)] for name in "HW")
     if height < size[0] or width < size[1]:
         raise ValueError(f"pooling windows of {size[0]}x{size[1]} on {height}x{width} images leave nothing")
+    if kind in ("blur", "max_blur"):
+        for name, s in zip("HW", size if kind == "max_blur" else (), strict=False):
+            x = _take_dense_maximum(x, layout.index(name), s, circular=circular)
+        for name, s, taps in zip("HW", size, blur_size, strict=True):
+            first = 0 if kind == "max_blur" else (s - 1) // 2  # the centre of a window
+            x = _blur(x, layout.index(name), s, taps, first, circular=circular)
+        return x
     for name, s in zip("HW", size, strict=True):
         axis = layout.index(name)
         x = lax.slice_in_dim(x, 0, x.shape[axis] // s * s, axis=axis)
@@ -65,6 +86,31 @@ def pool(
     if kind == "max":
         return _take_maximum(x, axes, size)
     return _split_windows(x, axes, size).mean(_window_axes(axes))
+
+
+def _blur(x: Array, axis: int, step: int, taps: int, first: int, *, circular: bool) -> Array:
+    """Filter an axis with binomial coefficients, and keep every `step`-th pixel from the first one."""
+    length = x.shape[axis] // step
+    padded = _extend(x, axis, (taps - 1) // 2, taps // 2, circular=circular)
+    span = (length - 1) * step + 1
+    return sum(
+        math.comb(taps - 1, k)
+        / 2 ** (taps - 1)
+        * lax.slice_in_dim(padded, first + k, first + k + span, step, axis)
+        for k in range(taps)
+    )
+
+
+def _take_dense_maximum(x: Array, axis: int, size: int, *, circular: bool) -> Array:
+    """Take the maximum of each pixel of an axis and the `size - 1` pixels after it."""
+    padded, length = _extend(x, axis, 0, size - 1, circular=circular), x.shape[axis]
+    return reduce(jnp.maximum, [lax.slice_in_dim(padded, k, k + length, axis=axis) for k in range(size)])
+
+
+def _extend(x: Array, axis: int, before: int, after: int, *, circular: bool) -> Array:
+    """Extend an axis by pixels of its other side, or by its edge pixels."""
+    widths = [(before, after) if number == axis else (0, 0) for number in range(x.ndim)]
+    return jnp.pad(x, widths, mode="wrap" if circular else "edge")
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))

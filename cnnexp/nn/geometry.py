@@ -12,7 +12,7 @@ from jaxtyping import Int
 Padding = Literal["SAME", "VALID", "CIRCULAR"]
 COUNT_BLOCK = 2**20  # windows, or entries of a kernel, whose arrays are in memory at once
 Connectivity = Literal["local", "random"]
-Pool = Literal["max", "average", "global_average", "none"]
+Pool = Literal["max", "average", "blur", "max_blur", "global_average", "none"]
 Norm = Literal["none", "batch", "layer", "group"]
 
 

@@ -20,6 +20,7 @@ from cnnexp.sweep.overrides import SWEEPER_KEYS, Groups
 from cnnexp.tracking.target import resolve_mode
 from cnnexp.training.metrics import resolve_loss
 from cnnexp.training.named_optimizers import check_optimizer
+from cnnexp.training.probes import resolve_probes
 from cnnexp.training.schedule import resolve_duration
 
 SWEEP_FILES = ("commands.txt", "leases", "claims")  # that a sweep writes to its folder first
@@ -226,6 +227,7 @@ def check_run(config: RunConfig) -> None:
     steps = resolve_duration(config).steps
     check_optimizer(config.optim, steps)
     resolve_loss(config)
+    resolve_probes(config)
     check_tuning(config)
     for key in ("tied_steps", "share_every"):
         value = getattr(config.train, key)

@@ -194,6 +194,8 @@ class Worker:
             if kernels is not None:
                 sample, measures = kernels[index]
                 writer.write_kernels(loop_state.step, sample)
+            if loop_state.probes is not None:
+                measures = measures | loop_state.probes[index]
             writer.log(row)
             keep = stack.runs[run_id].train.keep
             if keep == "best" and self._is_best(run_id, row):

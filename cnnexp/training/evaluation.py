@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,16 @@ from jax import lax
 from jaxtyping import Array
 
 from cnnexp.core.platforms import target_platform
-from cnnexp.data.images import Integers
+from cnnexp.data.images import Integers, Normalisation
 from cnnexp.data.pipelines import EvalWindow, InMemory, RawBatch
 from cnnexp.training.metrics import Metrics, average, is_correct
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.parts import apply_in_parts, to_matrices
+from cnnexp.training.probes import measure_probes
 from cnnexp.training.setup import (
     Setup,
     State,
+    apply_network,
     corrupt_batch,
     locate_device,
     matmul_precision,
@@ -25,6 +28,7 @@ from cnnexp.training.setup import (
 
 # Images per batch of an evaluation. On CPU the activations of a batch must stay in its caches.
 EVALUATION_BATCH_ON_CPU, EVALUATION_BATCH = 128, 512
+PROBES = 2**17  # folded into the key of the corruptions, for that of the probes
 
 
 def evaluate(
@@ -65,6 +69,35 @@ def evaluate_window(
     corrupt = partial(corrupt_batch, state, window.normalisation, hyperparameters, setup, split=split)
     images = window.valid.size if split == "test" else None
     return _sum_batches(state, batch_at, len(window.valid), corrupt, setup, images)
+
+
+def probe_network(
+    state: State,
+    initial: tuple[Any, Any],
+    batch: RawBatch,
+    normalisation: Normalisation,
+    hyperparameters: Hyperparameters,
+    setup: Setup,
+) -> dict[str, Array]:
+    """Measure the probes of `train.probes` on test images, of the trained network and of the initial one.
+
+    Args:
+        state: The run after its last step.
+        initial: The `params` and `variables` of the run before its first step.
+        batch: Test images as they are stored.
+        normalisation: Mean and deviation of the training pixels.
+        hyperparameters: The traced numbers of the run.
+        setup: The static part of the run.
+
+    Returns:
+        By names in a summary: `learned/<probe>/<measure>`, and `initial/<probe>/<measure>`.
+    """
+    images, _ = corrupt_batch(state, normalisation, hyperparameters, setup, batch, split="test")
+    weights = {"learned": (state.params, state.variables), "initial": initial}
+    networks = {name: partial(apply_network, *pair, setup=setup) for name, pair in weights.items()}
+    with matmul_precision(setup):
+        key = jax.random.fold_in(state.noise_key, PROBES)
+        return measure_probes(setup.probes, networks, images, key)
 
 
 def evaluation_batch_size(platform: str) -> int:

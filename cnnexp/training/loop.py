@@ -17,12 +17,13 @@ from cnnexp.config.data import Data
 from cnnexp.data.arrangement import draw_strengths
 from cnnexp.data.images import Images
 from cnnexp.data.loading import compute_test_fingerprint, draw_run_split, resolve_split_seed
-from cnnexp.data.pipelines import ImageFiles
+from cnnexp.data.pipelines import ImageFiles, RawBatch
 from cnnexp.data.shapes import resolve_train_size
 from cnnexp.models.spec import total_count
 from cnnexp.training.batches import BatchSource, MemorySource, StreamSource
 from cnnexp.training.metrics import Metrics
 from cnnexp.training.optimizers import Hyperparameters
+from cnnexp.training.probes import PROBED_IMAGES
 from cnnexp.training.processes import broadcast_from_primary, host_device, to_host
 from cnnexp.training.setup import Setup, State, make_setup, name_weights, restore_weights
 from cnnexp.training.stacking import (
@@ -51,6 +52,7 @@ class LoopState:
         padded_state: The states of the runs, padded to a multiple of the devices.
         rows: One row of metrics per run, if the stack was just evaluated; else None.
         hits: Whether the answer of each run for each test image is right, after the last step; else None.
+        probes: The measures of `train.probes` of each run by name, after the last step; else None.
     """
 
     step: int
@@ -58,6 +60,7 @@ class LoopState:
     padded_state: State
     rows: list[Row] | None = None
     hits: Bool[np.ndarray, "runs images"] | None = None
+    probes: list[dict[str, float]] | None = None
 
     @property
     def state(self) -> State:
@@ -102,6 +105,7 @@ class StackTrainer:
         self.test_fingerprint = compute_test_fingerprint(images)
         self._images = put_on_devices(images, WHOLE, self._mesh) if isinstance(images, Images) else images
         self._draw_strengths = lambda run: draw_strengths(run, images)
+        self._test_labels = images.test_labels
         self._draw_split = lru_cache(maxsize=64)(lambda seed: draw_run_split(images, data, seed))
 
     def train(self, runs: Sequence[RunConfig], resumed: State | None = None) -> Iterator[LoopState]:
@@ -121,13 +125,17 @@ class StackTrainer:
         source = self._make_batch_source(padded, state)
 
         def pause(*, evaluate: bool) -> LoopState:
-            rows = hits = None
+            rows = hits = probes = None
             if evaluate:
                 metrics = source.evaluate(state, hyperparameters)
                 rows = _make_rows(self.setup, runs, metrics, step)
                 if step == self.setup.duration.steps and metrics["test"].hits is not None:
                     hits = to_host(metrics["test"].hits)[: len(runs)]
-            return LoopState(step=step, runs=len(runs), padded_state=state, rows=rows, hits=hits)
+                if step == self.setup.duration.steps and self.setup.probes:
+                    probes = self._probe(padded, state, hyperparameters)[: len(runs)]
+            return LoopState(
+                step=step, runs=len(runs), padded_state=state, rows=rows, hits=hits, probes=probes
+            )
 
         if resumed is None:
             yield pause(evaluate=True)
@@ -242,6 +250,22 @@ class StackTrainer:
         padding = len(runs) - len(resumed.step)
         padded = jax.tree.map(lambda leaf: _pad(leaf, padding), resumed)
         return put_on_devices(padded, RUNS, self._mesh), int(to_host(resumed.step)[0])
+
+    def _probe(
+        self, runs: Sequence[RunConfig], state: State, hyperparameters: Hyperparameters
+    ) -> list[dict[str, float]]:
+        """Measure the probes of each run on the first test images."""
+        initial, _ = self._start(runs, hyperparameters, None)
+        labels = np.asarray(self._test_labels[:PROBED_IMAGES])
+        indices = np.arange(len(labels), dtype=np.int32)
+        if isinstance(self._images, Images):
+            pixels = self._images.test_images[: len(labels)]
+        else:
+            pixels = self._images.records["test"].read(indices.tolist())[0]
+        batch = put_on_devices(RawBatch(pixels, labels, -1 - indices), WHOLE, self._mesh)
+        normalisation = put_on_devices(self._images.normalisation, WHOLE, self._mesh)
+        measures = to_host(self._programs.probe(state, initial, hyperparameters, batch, normalisation))
+        return [{name: float(leaf[run]) for name, leaf in measures.items()} for run in range(len(runs))]
 
     def _make_batch_source(self, runs: Sequence[RunConfig], state: State) -> BatchSource:
         subsets = self._draw_subsets(runs)

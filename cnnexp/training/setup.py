@@ -24,6 +24,7 @@ from cnnexp.models.spec import specify_network
 from cnnexp.nn.normalisation import TiedNorm
 from cnnexp.training.metrics import Loss, Metric, compute_losses, resolve_loss, resolve_metrics
 from cnnexp.training.optimizers import Hyperparameters
+from cnnexp.training.probes import Probe, resolve_probes
 from cnnexp.training.processes import to_host
 from cnnexp.training.schedule import Duration, resolve_duration
 
@@ -85,6 +86,11 @@ class Setup:
     def metrics(self) -> Mapping[str, Metric]:
         """The metrics beside loss and accuracy, by their names in the store."""
         return resolve_metrics(self.config)
+
+    @cached_property
+    def probes(self) -> Mapping[str, Probe]:
+        """The probes of the trained network, by their names in the summary."""
+        return resolve_probes(self.config)
 
 
 def make_setup(config: RunConfig, axis_name: str | None = None, optional: Collection[str] = ()) -> Setup:

@@ -13,7 +13,7 @@ from cnnexp.core.platforms import compiling_for
 from cnnexp.data.images import Images, Normalisation
 from cnnexp.data.pipelines import EvalWindow, InMemory, RawBatch, TrainWindow
 from cnnexp.models.network import measure_kernels, sample_kernels
-from cnnexp.training.evaluation import evaluate, evaluate_window
+from cnnexp.training.evaluation import evaluate, evaluate_window, probe_network
 from cnnexp.training.metrics import Metrics
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.processes import shard
@@ -55,6 +55,7 @@ class StackPrograms(NamedTuple):
         add_window: by split, `add(state, hyperparameters, valid, batches, normalisation)` sums over a
             streamed window that all runs see, and of which each counts the images that are valid for it.
         inspect: `inspect(state)` returns the results of `sample_kernels` and of `measure_kernels`.
+        probe: `probe(state, initial, hyperparameters, batch, normalisation)`, see `probe_network`.
     """
 
     init: Callable[[Key[Array, " runs"], Hyperparameters], State]
@@ -70,6 +71,7 @@ class StackPrograms(NamedTuple):
         ],
     ]
     inspect: Callable[[State], tuple[dict[str, Array], dict[str, Array]]]
+    probe: Callable[[State, State, Hyperparameters, RawBatch, Normalisation], dict[str, Array]]
 
 
 def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPrograms:
@@ -118,6 +120,23 @@ def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPr
             (state, hyperparameters, per_run_data)
         )
 
+    @jax.jit
+    @partial(spread, in_specs=(RUNS, RUNS, RUNS, WHOLE, WHOLE))
+    @for_devices
+    def probe(
+        state: State,
+        initial: State,
+        hyperparameters: Hyperparameters,
+        batch: RawBatch,
+        normalisation: Normalisation,
+    ) -> dict[str, Array]:
+        def probe_run(run: tuple[State, State, Hyperparameters]) -> dict[str, Array]:
+            state, initial, hyperparameters = run
+            weights = initial.params, initial.variables
+            return probe_network(state, weights, batch, normalisation, hyperparameters, setup)
+
+        return map_over_runs(probe_run, setup.config, len(state.step))((state, initial, hyperparameters))
+
     init_run = for_devices(partial(init, setup=setup))
     return StackPrograms(
         init=jax.jit(spread(jax.vmap(init_run), in_specs=(RUNS, RUNS))),
@@ -125,6 +144,7 @@ def compile_stack(setup: Setup, mesh: Mesh, *, streams: bool = False) -> StackPr
         evaluate=evaluate_stack,
         add_window={split: _compile_window(setup, mesh, split) for split in SPLITS},
         inspect=jax.jit(jax.vmap(for_devices(partial(_inspect, setup=setup)))),
+        probe=probe,
     )
 
 

@@ -28,6 +28,7 @@ from tests.conftest import Configure
         {"features": 4, "kernel_size": [[3, 1], 2], "stride": 2, "padding": "VALID", "pool": "none"},
         {"features": [2, 2], "tying": "dense", "bias": ["local", "none"], "pool": "average"},
         {"features": [2, 3], "tying": ["tiled(2)", "low_rank(2)"], "bias": "same", "dilation": 2},
+        {"features": [2, 3], "pool": ["blur", "max_blur"], "pool_size": [2, 3], "blur_size": [5, 2]},
         {"features": 2, "connectivity": "random", "padding": "CIRCULAR", "pool": "global_average"},
     ],
 )

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
+from scipy import ndimage
 
 from cnnexp.core.platforms import batching_runs, compiling_for
 from cnnexp.nn.feature_maps import Layout, pool, transpose_layout
@@ -227,6 +228,40 @@ def test_pooling_is_that_of_flax_in_every_layout(kind: Pool, platform: str) -> N
     for value, gradient in pooled:
         assert_close(value, expected[0])
         assert_close(gradient, expected[1])
+
+
+@pytest.mark.parametrize("circular", [False, True])
+@pytest.mark.parametrize("taps", [(1, 1), (3, 2), (4, 5)])
+def test_blur_is_a_binomial_filter_before_subsampling_in_every_layout(
+    taps: tuple[int, int], circular: bool
+) -> None:
+    x = np.random.default_rng(0).normal(size=(2, 9, 8, 3))
+    mode = "wrap" if circular else "nearest"
+    blurred, size = x, (3, 2)
+    largest = ndimage.maximum_filter(x, (1, *size, 1), mode=mode, origin=(0, -1, -1, 0))
+    for axis, n in enumerate(taps, start=1):
+        weights = np.poly1d([0.5, 0.5]) ** (n - 1)
+        filtered = [
+            ndimage.convolve1d(values, np.atleast_1d(weights), axis, mode=mode)
+            for values in (blurred, largest)
+        ]
+        blurred, largest = filtered
+    for layout in LAYOUTS:
+        for kind, expected in (("blur", blurred[:, 1::3, ::2]), ("max_blur", largest[:, ::3, ::2])):
+            y = transpose_layout(jnp.asarray(x, jnp.float32), "NHWC", layout)
+            pooled = pool(y, cast(Pool, kind), size, layout, taps, circular=circular)
+            assert_close(transpose_layout(pooled, layout, "NHWC"), expected[:, :3, :4], 1e-5)
+
+
+def test_pooling_with_blur_contains_the_usual_pooling_and_commutes_with_shifts_of_its_step() -> None:
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    assert_close(pool(x, "blur", (2, 2), blur_size=(2, 2)), pool(x, "average", (2, 2)))
+    assert_close(pool(x, "max_blur", (2, 2), blur_size=(1, 1)), pool(x, "max", (2, 2)))
+    blur = partial(pool, kind="blur", size=(2, 2), blur_size=(5, 5), circular=True)
+    assert_close(blur(jnp.roll(x, (2, 4), (1, 2))), jnp.roll(blur(x), (1, 2), (1, 2)))
+    assert_close(blur(jnp.ones((1, 8, 8, 1))), jnp.ones((1, 4, 4, 1)))
+    checkerboard = jnp.indices((8, 8)).sum(0)[None, ..., None] % 2
+    assert jnp.std(blur(checkerboard.astype(jnp.float32))) < 1e-6  # no alias of the highest frequency
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
