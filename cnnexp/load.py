@@ -35,6 +35,7 @@ from cnnexp.data.loading import draw_run_split, load_images, resolve_split_seed
 from cnnexp.data.pipelines import InMemory
 from cnnexp.data.sampling import split_run_key
 from cnnexp.data.shapes import infer_shape
+from cnnexp.models.spec import specify_network
 from cnnexp.store.files import read_bytes, read_json
 from cnnexp.store.measurements import Hits, read_hits
 from cnnexp.store.runs import (
@@ -50,6 +51,7 @@ from cnnexp.store.runs import (
     read_run,
 )
 from cnnexp.store.weights import Weights, decode_weights
+from cnnexp.training.pruning import select_masks
 from cnnexp.training.setup import load_network, make_setup
 
 IMAGES_AT_ONCE = 1024  # that are normalised and corrupted
@@ -191,6 +193,15 @@ class LoadedRun:
             return load_network(make_setup(config), self.weights().arrays)
         except ValueError as error:
             raise UsageError(f"{self.folder / WEIGHTS}: not of this network: {error}") from None
+
+    def masks(self) -> dict[str, np.ndarray]:
+        """Return which weights survived the pruning of the run, by the names of the arrays that were pruned.
+
+        Raises:
+            UsageError: The run has no weights, or they are corrupt.
+        """
+        config = self.permit_code("model")
+        return select_masks(self.weights().arrays, config, specify_network(config))
 
     def data(self) -> RunImages:
         """Load the images that the run was trained on and measured with, in memory.

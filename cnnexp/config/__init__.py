@@ -54,7 +54,10 @@ OMITTED_AT_DEFAULT: dict[str, tuple[str, ...]] = {
     "data": ("corruption", "corruption_strength", "corruption_options", "code", "arrange"),
     "model": ("blur_size", "threshold", "norm", "norm_tying", "norm_groups", "dropout", "stem_stride"),
     "optim": ("l1", "l1_threshold", "options", "schedule_options", "clip", "decay_biases", "code"),
-    "train": ("share_every", "tied_steps", "loss", "metrics", "probes", "code"),
+    "train": (
+        *("share_every", "tied_steps", "loss", "metrics", "probes", "code"),
+        *("prune_rounds", "prune_fraction", "prune_by", "prune_rewind", "prune_layers"),
+    ),
 }
 LATER_TFDS_KEYS = ("test_fraction", "seed")  # likewise, of the sets of TFDS alone
 # Keys that may name code of the user, by the key of the section that holds the checksum of this code.
@@ -71,7 +74,7 @@ EXECUTION_KEYS: dict[str, tuple[str, ...]] = {"data": STORAGE_KEYS, "train": ("p
 # among the options of the optimiser are traced as well, see `cnnexp.training.optimizers`.
 TRACED_KEYS: dict[str, tuple[str, ...]] = {
     "optim": ("learning_rate", "weight_decay", "momentum", "l1", "l1_threshold", "clip"),
-    "train": ("label_smoothing", "share_every", "tied_steps"),
+    "train": ("label_smoothing", "share_every", "tied_steps", "prune_fraction"),
     "data": (*STRENGTH_KEYS, *TRACED_OPTIONS),
 }
 

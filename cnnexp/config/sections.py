@@ -251,6 +251,28 @@ class Train(Section):
         description="The number of steps for which a less tied network is first trained as a convolution, "
         "before it is untied (d'Ascoli 2019). null: the network is initialised with its own tying.",
     )
+    prune_rounds: Size | None = Field(
+        default=None,
+        description="The number of times that weights are pruned. Each time, the surviving weights are "
+        "rewound and trained for another round (Frankle 2020); `steps` or `epochs` are then those of the "
+        "first round. null: never.",
+    )
+    prune_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="The fraction of the surviving weights of each layer that are pruned at a time.",
+    )
+    prune_by: Literal["magnitude", "random"] = Field(
+        default="magnitude", description="The weights that are pruned: the smallest ones, or any."
+    )
+    prune_rewind: Count = Field(
+        default=0,
+        description="The step to which weights and optimiser are rewound; 0: their initial values. Rounds "
+        "after the first one begin at this step.",
+    )
+    prune_layers: Literal["hidden", "first", "all"] = Field(
+        default="hidden",
+        description="The layers that are pruned. `hidden`: all but the head. `first`: the first one.",
+    )
     parallel: Literal["none", "data"] = Field(
         default="none",
         description="How to use devices if there are fewer runs than devices. `none`: some devices stay "
@@ -277,4 +299,20 @@ class Train(Section):
         if (self.epochs is None) == (self.steps is None):
             keys = f"train.epochs={format_value(self.epochs)} train.steps={format_value(self.steps)}"
             raise ValueError(f"{keys}: a run lasts either epochs or steps; set one, null the other")
+        return self
+
+    @model_validator(mode="after")
+    def _check_pruning(self) -> "Train":
+        rounds, fraction = self.prune_rounds, self.prune_fraction
+        if (rounds is None) != (fraction is None):
+            keys = f"train.prune_rounds={format_value(rounds)} train.prune_fraction={format_value(fraction)}"
+            raise ValueError(f"{keys}: pruning needs both; set both, or neither")
+        for key in ("share_every", "tied_steps") if rounds else ():
+            if getattr(self, key) is not None:
+                raise ValueError(f"train.{key}={getattr(self, key)}: must be null with train.prune_rounds")
+        if rounds and self.keep == "best":
+            raise ValueError(
+                "train.keep=best: must be last or none with train.prune_rounds, as the best weights may be "
+                "those of an earlier round"
+            )
         return self

@@ -21,6 +21,7 @@ from cnnexp.tracking.target import resolve_mode
 from cnnexp.training.metrics import resolve_loss
 from cnnexp.training.named_optimizers import check_optimizer
 from cnnexp.training.probes import resolve_probes
+from cnnexp.training.pruning import check_pruning
 from cnnexp.training.schedule import resolve_duration
 
 SWEEP_FILES = ("commands.txt", "leases", "claims")  # that a sweep writes to its folder first
@@ -229,6 +230,7 @@ def check_run(config: RunConfig) -> None:
     resolve_loss(config)
     resolve_probes(config)
     check_tuning(config)
+    check_pruning(config)
     for key in ("tied_steps", "share_every"):
         value = getattr(config.train, key)
         if value is not None and value > steps:

@@ -47,6 +47,7 @@ class Hyperparameters(NamedTuple):
     strengths: CorruptionStrengths
     clip: Float[Array, "..."]
     options: dict[str, Float[Array, "..."]]
+    prune_fraction: Float[Array, "..."]
 
     @classmethod
     def from_config(cls, config: RunConfig) -> "Hyperparameters":
@@ -62,6 +63,7 @@ class Hyperparameters(NamedTuple):
             strengths=CorruptionStrengths.from_config(config.data),
             clip=jnp.float32(optim.clip or 0),
             options={name: jnp.float32(optim.options[name]) for name in list_traced_options(optim)},
+            prune_fraction=jnp.float32(train.prune_fraction or 0),
         )
 
 

@@ -119,7 +119,8 @@ def count_parts(state: State, images: int, setup: Setup, *, evaluates: bool = Fa
 def can_train_matrices(setup: Setup) -> bool:
     """Return whether a run can be trained with matrices: whether only its layers depend on shapes."""
     optim, train = setup.config.optim, setup.config.train
-    return ignores_shapes(optim) and train.share_every is None and train.tied_steps is None
+    changes_layers = (train.share_every, train.tied_steps, train.prune_rounds) != (None, None, None)
+    return ignores_shapes(optim) and not changes_layers
 
 
 def to_matrices(tree: PyTree, setup: Setup) -> PyTree:

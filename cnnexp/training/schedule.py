@@ -25,7 +25,7 @@ from cnnexp.models.spec import specify_network, total_count
 # steps have 42 evaluations; with a ratio of 1.1 they would have 57, and with `log(2)` they have 20.
 LOG_RATIO = 1.15
 MAX_IMAGES, MAX_STEPS = 2**32, 2**31 - 1  # the counters of a run: see `cnnexp.data.sampling`
-MAX_EVALUATIONS = 1_000_000
+MAX_EVALUATIONS, MAX_PRUNINGS = 1_000_000, 1_000
 PLAIN = ("constant", "cosine")  # schedules without arguments
 
 
@@ -39,12 +39,16 @@ class Duration:
         batch_size: Number of images of one step.
         evaluate_after: Steps after which the run is evaluated, ascending; the first is 0, before any
             training, the last is `steps`.
+        round_steps: Number of steps of the first round of a run that is pruned; else `steps`.
+        prunes_after: Steps after which the run is pruned, each of which ends a round.
     """
 
     steps: int
     train_size: int
     batch_size: int
     evaluate_after: tuple[int, ...]
+    round_steps: int
+    prunes_after: tuple[int, ...] = ()
 
     def epochs(self, step: int) -> float:
         """Convert a step to passes over the training images."""
@@ -57,7 +61,8 @@ def resolve_duration(config: RunConfig) -> Duration:
     An epoch is `train_size / batch_size` steps. A run has at least one step.
 
     Raises:
-        UsageError: The run has too many images, steps or evaluations to count.
+        UsageError: The run has too many images, steps or evaluations to count, or would be rewound to a step
+            that it has not reached.
     """
     size, batch = resolve_train_size(config.data), config.data.batch_size
     _refuse_too_long(config, size)
@@ -68,6 +73,10 @@ def resolve_duration(config: RunConfig) -> Duration:
     else:
         steps = config.train.steps or 1
         unit, default_interval = 1.0, steps
+    round_steps, prunes_after = steps, _list_prunings(config, steps)
+    if prunes_after:
+        steps = prunes_after[-1] + steps - config.train.prune_rewind
+        _refuse_too_many_steps("train.prune_rounds", config.train.prune_rounds, steps, batch)
     every = config.train.eval_every
     if every == "log":
         evaluations = _logarithmic_steps(steps)
@@ -76,8 +85,28 @@ def resolve_duration(config: RunConfig) -> Duration:
     else:
         interval = default_interval if every is None else every * unit
         evaluations = _regular_steps(steps, interval, f"train.eval_every={every}", unit)
-    after = tuple(sorted({0, steps, *evaluations}))
-    return Duration(steps=steps, train_size=size, batch_size=batch, evaluate_after=after)
+    rewinds = {config.train.prune_rewind} if prunes_after else ()
+    after = tuple(sorted({0, steps, *evaluations, *prunes_after, *rewinds}))
+    return Duration(
+        steps=steps,
+        train_size=size,
+        batch_size=batch,
+        evaluate_after=after,
+        round_steps=round_steps,
+        prunes_after=prunes_after,
+    )
+
+
+def _list_prunings(config: RunConfig, steps: int) -> tuple[int, ...]:
+    """List the steps after which a run is pruned, given the length of its first round."""
+    rounds, rewind = config.train.prune_rounds, config.train.prune_rewind
+    if rounds is None:
+        return ()
+    if rewind >= steps:
+        raise UsageError(f"train.prune_rewind={rewind}: must be less than {steps}, the steps of a round")
+    if rounds > MAX_PRUNINGS:
+        raise UsageError(f"train.prune_rounds={rounds}: must be at most {MAX_PRUNINGS}")
+    return tuple(steps + index * (steps - rewind) for index in range(rounds))
 
 
 def estimate_flops(run: RunConfig) -> float:
@@ -94,10 +123,14 @@ def _refuse_too_long(config: RunConfig, size: int) -> None:
     reason = "a run's order of images is counted in 32 bits; allowed"
     if train.epochs is not None and train.epochs > MAX_IMAGES / size:
         raise UsageError(f"train.epochs={train.epochs:g}: {reason}: at most {MAX_IMAGES // size:,}")
-    if train.steps is not None and train.steps > (max_steps := min(MAX_STEPS, MAX_IMAGES // batch)):
-        raise UsageError(
-            f"train.steps={train.steps}: {reason}: at most {max_steps:,} steps of {batch} images"
-        )
+    if train.steps is not None:
+        _refuse_too_many_steps("train.steps", train.steps, train.steps, batch)
+
+
+def _refuse_too_many_steps(key: str, value: Any, steps: int, batch: int) -> None:
+    if steps > (max_steps := min(MAX_STEPS, MAX_IMAGES // batch)):
+        reason = "a run's order of images is counted in 32 bits; allowed"
+        raise UsageError(f"{key}={value}: {reason}: at most {max_steps:,} steps of {batch} images")
 
 
 def _regular_steps(steps: int, interval: float, key: str, unit: float) -> Iterator[int]:

@@ -26,11 +26,12 @@ from cnnexp.training.metrics import Loss, Metric, compute_losses, resolve_loss, 
 from cnnexp.training.optimizers import Hyperparameters
 from cnnexp.training.probes import Probe, resolve_probes
 from cnnexp.training.processes import to_host
+from cnnexp.training.pruning import Pruning
 from cnnexp.training.schedule import Duration, resolve_duration
 
 
-class State(NamedTuple):
-    """A run in progress; its field names are those of a checkpoint.
+class UnprunedState(NamedTuple):
+    """A run in progress that is not pruned; its field names are those of a checkpoint.
 
     Attributes:
         params: The trained parameters of the network.
@@ -50,6 +51,32 @@ class State(NamedTuple):
     diverged_at: Int[Array, ""]
     order_key: Key[Array, ""]
     noise_key: Key[Array, ""]
+
+    @property
+    def pruning(self) -> None:
+        """None, where a `PrunedState` has its masks."""
+        return None
+
+
+class PrunedState(NamedTuple):
+    """A run in progress that is pruned.
+
+    Attributes:
+        pruning: The masks, and the weights to which the run is rewound. The other fields are those of
+            `UnprunedState`.
+    """
+
+    params: PyTree[Float[Array, "..."]]
+    variables: PyTree
+    opt_state: optax.OptState
+    step: Int[Array, ""]
+    diverged_at: Int[Array, ""]
+    order_key: Key[Array, ""]
+    noise_key: Key[Array, ""]
+    pruning: Pruning
+
+
+State = UnprunedState | PrunedState
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -33,9 +33,12 @@ from cnnexp.training.parts import (
     from_matrices,
     to_matrices,
 )
+from cnnexp.training.pruning import begin_round, remove_pruned, start_pruning
 from cnnexp.training.setup import (
+    PrunedState,
     Setup,
     State,
+    UnprunedState,
     corrupt_batch,
     make_setup,
     matmul_precision,
@@ -43,7 +46,7 @@ from cnnexp.training.setup import (
     take_local_part,
 )
 
-DROPOUT = 1  # folded into the key of the parameters, for that of dropout
+DROPOUT, PRUNING = 1, 2  # folded into the key of the parameters, for those of dropout and of random pruning
 
 
 def init(key: Key[Array, ""], hyperparameters: Hyperparameters, setup: Setup) -> State:
@@ -60,7 +63,10 @@ def init(key: Key[Array, ""], hyperparameters: Hyperparameters, setup: Setup) ->
     network = build_network(setup.config, setup.network, rngs=rngs)
     _, params, variables = nnx.split(network, nnx.Param, ...)
     opt_state = _optimizer(hyperparameters, setup).init(_in_float32(params))
-    return State(params, variables, opt_state, jnp.int32(0), jnp.int32(-1), keys.order, keys.noise)
+    key = jax.random.fold_in(keys.init, PRUNING)
+    pruning = start_pruning(params, variables, opt_state, key, setup.config, setup.network)
+    state = UnprunedState(params, variables, opt_state, jnp.int32(0), jnp.int32(-1), keys.order, keys.noise)
+    return state if pruning is None else PrunedState(*state, pruning)
 
 
 def train_step(
@@ -89,9 +95,9 @@ def train_step(
     loss, gradients, variables = compute_gradients(state, images, labels, hyperparameters, setup)
     if setup.axis_name:
         loss, gradients = lax.pmean((loss, gradients), setup.axis_name)
-    gradients = _keep_tied(gradients, state, hyperparameters, setup)
+    gradients = remove_pruned(_keep_tied(gradients, state, hyperparameters, setup), state.pruning)
     params, opt_state = _apply_optimizer(gradients, loss, state, hyperparameters, setup)
-    params = _share_kernels(params, state, hyperparameters, setup)
+    params = remove_pruned(_share_kernels(params, state, hyperparameters, setup), state.pruning)
     diverges = (state.diverged_at < 0) & ~jnp.isfinite(loss)
     return state._replace(
         params=params,
@@ -113,13 +119,14 @@ def train_steps(
     """Train for a number of steps: one compiled loop, the same for any number.
 
     Args:
-        state: The run before the steps.
+        state: The run before the steps. A run that is pruned may be so before the first of them only.
         source: Where the images come from.
         hyperparameters: The traced numbers of the run.
         setup: The static part of the run.
         steps: The number of steps, which may be traced.
     """
     order = draw_order(state.order_key)
+    state = begin_round(state, hyperparameters.prune_fraction, setup.config, setup.duration.prunes_after)
     if can_train_matrices(setup):
         state = to_matrices(state, setup)
     pack, unpack = make_packing(setup.config.optim, (state.params, state.opt_state))
@@ -165,7 +172,7 @@ def make_train(
 
 
 def _optimizer(hyperparameters: Hyperparameters, setup: Setup) -> optax.GradientTransformationExtraArgs:
-    return make_optimizer(setup.config.optim, hyperparameters, setup.duration.steps)
+    return make_optimizer(setup.config.optim, hyperparameters, setup.duration.round_steps)
 
 
 def _apply_optimizer(
