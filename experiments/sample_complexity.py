@@ -130,5 +130,9 @@ EXPERIMENT = Experiment(
     figures={
         "images_by_problem": draw_growth([*PANELS, SIDES], "Lahoti 2024: shared k + d, local kd, dense k²d")
     },
+    curves={
+        "k = d = 8, 256 images": {**signals(), "data.train_size": 256},
+        "channel norm, side 8, 1,024 images": {**CHANNELS, "data.side": 8, "data.train_size": 1024},
+    },
     limitations=LIMITATIONS,
 )

@@ -1,6 +1,7 @@
 """Experiments: the question, claims and figures of a sweep, loaded by name from a folder `experiments`."""
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from cnnexp.core.user_code import (
 from cnnexp.plots.figures import Drawing
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+TITLE_CHARACTERS = 60  # of a line above a column of a figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,5 +117,7 @@ def choose_curves(experiment: Experiment, table: pd.DataFrame) -> Mapping[str, R
         return groups[values][by].nunique(), size
 
     chosen = groups[max(reversed(groups), key=rank)]
-    title = ", ".join(f"{format_key(key)} {format_value(chosen[key].iloc[0])}" for key in names)
+    values = {key: chosen[key].iloc[0] for key in names if chosen[key].notna().any()}
+    words = ", ".join(f"{format_key(key)} {format_value(value)}" for key, value in values.items())
+    title = textwrap.fill(words, TITLE_CHARACTERS)
     return {title: lambda table: table[table["run_id"].isin(chosen["run_id"])]}

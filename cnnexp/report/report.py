@@ -233,7 +233,8 @@ def _make_drawings(
     }
     if curves := choose_curves(experiment, table):
         histories = {run.run_id: run.history for run in runs}
-        drawings["learning_curves"] = draw_learning_curves(curves, histories, metric)
+        if max(map(len, histories.values()), default=0) > 2:  # otherwise a line from start to end
+            drawings["learning_curves"] = draw_learning_curves(curves, histories, metric)
         if budgets := trace_budgets(tuning, curves, histories, metric):
             drawings["accuracy_by_budget"] = draw_budgets(budgets, metric)
     if kernels := _select_kernels(table, runs):

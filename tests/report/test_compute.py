@@ -118,3 +118,14 @@ def test_curves_that_exclude_a_value_need_no_column_of_it() -> None:
     curves = {"usual": {"data.apart": Not(True)}, "noisy": {"data.pixel_noise": 0.0}}
     experiment = Experiment(question="?", claims=(), curves=curves)
     assert list(choose_curves(experiment, table)) == ["usual"]
+
+
+def test_the_title_of_curves_is_wrapped_and_omits_keys_without_a_value() -> None:
+    keys = [f"data.quite_a_long_key_{number}" for number in range(4)]
+    usual = dict.fromkeys(keys, 1) | {"model.tying": "shared", "seed": 0, "data.absent": None}
+    changed = [usual | {key: 2} for key in keys] + [usual | {"data.absent": 3}, usual]
+    table = pd.DataFrame([row | {"run_id": str(number)} for number, row in enumerate(changed)])
+    ((title, runs),) = choose_curves(Experiment(question="?", claims=()), table).items()
+    assert len(runs(table)) == 1 and runs(table)["data.absent"].isna().all()
+    assert max(map(len, title.split("\n"))) <= 60 and "absent" not in title
+    assert title.replace("\n", " ").count("key") == len(keys)
