@@ -1,6 +1,6 @@
 """Learning curves: the training images or steps that networks need for a test accuracy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -27,12 +27,19 @@ def collect_curves(
     Returns:
         The sizes that all cells have, and the metric at these sizes for the seeds that have all of them.
     """
-    rows = [select_cell(table, cell) for cell in cells]
-    note_rows(*rows)
-    wide = [runs.pivot_table(index="seed", columns=x, values=metric, dropna=False) for runs in rows]
+    wide = _pivot_curves(table, metric, cells, x)
     sizes = sorted(set.intersection(*(set(curve.columns) for curve in wide)))
     joined = pd.concat([curve[sizes] for curve in wide], axis=1).dropna()
     return np.array(sizes, float), joined.to_numpy(float).reshape(len(joined), len(cells), len(sizes))
+
+
+def _pivot_curves(
+    table: pd.DataFrame, metric: str, cells: Sequence[Cell], x: str = "data.train_size"
+) -> list[pd.DataFrame]:
+    """Return the metric by seed and size, one dataframe per cell."""
+    rows = [select_cell(table, cell) for cell in cells]
+    note_rows(*rows)
+    return [runs.pivot_table(index="seed", columns=x, values=metric, dropna=False) for runs in rows]
 
 
 def bound_log_images(
@@ -77,11 +84,20 @@ def subtract_bounds(
 def bound_log_images_by_cell(
     table: pd.DataFrame, accuracy: float, *cells: Cell
 ) -> Float[np.ndarray, "cells seeds 2"]:
-    """Bound log2 of the images to a test accuracy in each cell, for the seeds that all cells have."""
-    sizes, accuracies = collect_curves(table, TEST, *cells)
-    if not accuracies.size:
+    """Bound log2 of the images to a test accuracy in each cell, for the seeds that all cells have.
+
+    The sizes may differ from cell to cell. A seed counts if it has all sizes of each cell.
+    """
+    curves = [curve.dropna() for curve in _pivot_curves(table, TEST, cells)]
+    seeds = sorted(set.intersection(*(set(curve.index) for curve in curves)))
+    if not seeds:
         return np.empty((len(cells), 0, 2))
-    return np.array([bound_log_images(sizes, curves, accuracy) for curves in accuracies.swapaxes(0, 1)])
+    return np.array(
+        [
+            bound_log_images(curve.columns.to_numpy(float), curve.loc[seeds].to_numpy(float), accuracy)
+            for curve in curves
+        ]
+    )
 
 
 def bound_slope(
@@ -200,6 +216,33 @@ def images_exponent(
             return exponent
         log_growth = np.log2([proven_growth(value) for value in values])
         return exponent - np.polyfit(log_values, log_growth, 1)[0]
+
+    return estimate
+
+
+@described
+def exponent_difference(key: str, larger: Cell, smaller: Cell, accuracy: float) -> Estimate:
+    """Estimate how much larger the exponent of `images_exponent` is for one network than for another.
+
+    Args:
+        key: The key with which the images grow.
+        larger: The network that is expected to have the larger exponent, without the key.
+        smaller: The network whose exponent is subtracted, without the key.
+        accuracy: The test accuracy for which images are needed.
+
+    Returns:
+        An estimate with bounds, over the values of the key that both networks have.
+    """
+
+    def estimate(table: pd.DataFrame) -> np.ndarray:
+        nets = larger, smaller
+        values = sorted(set.intersection(*(set(values_of(select_cell(table, net), key)) for net in nets)))
+        if len(values) < 2:
+            return np.empty(0)
+        cells = [{**net, key: value} for net in nets for value in values]
+        bounds = bound_log_images_by_cell(table, accuracy, *cells)
+        parts = bounds[: len(values)], bounds[len(values) :]
+        return subtract_bounds(*(bound_slope(np.log2(values), part) for part in parts))
 
     return estimate
 

@@ -34,6 +34,7 @@ COMPARISONS = (
     "smallest_difference",
     "images_saved",
     "images_ratio",
+    "exponent_difference",
     "cost_ratio",
 )
 EFFECTS: tuple[Effect, ...] = get_args(Effect)

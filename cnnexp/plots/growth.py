@@ -138,13 +138,13 @@ def draw_images_needed(
     """
     curves = [collect_curves(table, "test/accuracy", cell) for cell in cells.values()]
     needed = [images_needed(sizes, accuracies[:, 0], accuracy) for sizes, accuracies in curves]
-    sizes, _ = curves[0]
+    fewest, most = np.array([(sizes[0], sizes[-1]) for sizes, _ in curves]).T
     value, low, high = np.array(needed).T
     style, positions = get_style(tying), np.array(list(cells))
-    error = [value - np.maximum(low, sizes[0]), np.minimum(high, sizes[-1]) - value]
+    error = [value - np.maximum(low, fewest), np.minimum(high, most) - value]
     axes.plot(positions, value, style["marker"] + "-", color=style["color"], label=tying)
     axes.errorbar(positions, value, np.clip(error, 0, None), capsize=2, fmt="none", ecolor=style["color"])
-    for is_bound, arrow, shift in ((np.isinf(high), "$↑$", 1.5), (low < sizes[0], "$↓$", 1 / 1.5)):
+    for is_bound, arrow, shift in ((np.isinf(high), "$↑$", 1.5), (low < fewest, "$↓$", 1 / 1.5)):
         heights = shift * value[is_bound]
         axes.plot(positions[is_bound], heights, color=style["color"], marker=arrow, linestyle="none")
     return float(value[0])

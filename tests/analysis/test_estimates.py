@@ -10,10 +10,12 @@ from cnnexp.analysis.cells import pair_cells
 from cnnexp.analysis.curves import (
     bound_log_images,
     collect_curves,
+    exponent_difference,
+    images_exponent,
     images_needed,
     subtract_bounds,
 )
-from cnnexp.analysis.estimates import correlation, difference, factorial_effect, image_shape
+from cnnexp.analysis.estimates import correlation, difference, factorial_effect, image_shape, is_comparison
 from cnnexp.analysis.statistics import (
     bounded_interval,
 )
@@ -90,6 +92,34 @@ def test_images_needed_are_read_off_the_curve_and_censored() -> None:
     assert censored.low <= censored.value  # of the same estimator
     assert images_needed(SIZES, curves_, 0.99) == (4096, 4096, np.inf)
     assert images_needed(SIZES, curves_, 0.1) == (64, 1, 64)  # reached with the fewest: perhaps with one
+
+
+def test_exponents_are_found_from_cells_with_sizes_of_their_own() -> None:
+    """Images grow as places^3 for the local net and as places for the shared one, from 64."""
+    rows = [
+        {
+            "seed": seed,
+            "model.tying": tying,
+            "data.places": places,
+            "data.train_size": size,
+            "test/accuracy": 0.5 + 0.1 * np.log2(size / needed) + 0.001 * seed,
+        }
+        for tying, exponent in (("local", 3), ("shared", 1))
+        for places in (1, 2, 4)
+        for needed in (64 * places**exponent,)
+        for size in (needed // 2, 2 * needed, 4 * needed)
+        for seed in (0, 1)
+    ]
+    local, shared = ({"model.tying": tying} for tying in ("local", "shared"))
+    table = pd.DataFrame(rows)
+    exponent = images_exponent("data.places", local, 0.5)(table)
+    assert exponent == pytest.approx(np.full((2, 2), 3.0))
+    difference_ = exponent_difference("data.places", local, shared, 0.5)
+    assert is_comparison(difference_) and difference_(table) == pytest.approx(np.full((2, 2), 2.0))
+    unreached = exponent_difference("data.places", local, shared, 0.69)(table)
+    assert unreached == pytest.approx(np.full((2, 2), 2.0))  # within the largest sizes of every cell
+    assert np.isinf(exponent_difference("data.places", local, shared, 0.8)(table)).any()
+    assert len(exponent_difference("data.places", local, {"model.tying": "dense"}, 0.5)(table)) == 0
 
 
 def test_what_is_censored_on_both_sides_is_not_known() -> None:
