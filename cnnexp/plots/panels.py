@@ -1,4 +1,7 @@
-"""Figures of accuracies and gaps along several axes, on which an experiment places its own cells."""
+"""Figures of accuracies and gaps along several axes, and of the best networks under several conditions.
+
+An experiment places its own cells on them.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +11,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from cnnexp.analysis.cells import Cell, select_cell
 from cnnexp.analysis.dataframe import GAP, TEST, name_metric
+from cnnexp.analysis.tables import format_value
+from cnnexp.core.text import figure_text
 from cnnexp.plots.axes import (
     GAP_LABEL,
     GREY,
@@ -24,6 +30,7 @@ from cnnexp.plots.axes import (
     include_zero,
     interval_over_seeds,
 )
+from cnnexp.plots.figures import Drawing
 
 
 @dataclass(frozen=True)
@@ -150,3 +157,87 @@ def draw_level(axes: Axes, runs: pd.DataFrame, metric: str, *, label: str = "", 
     axes.axhline(value, label=label, **style)
     if low < high:
         axes.axhspan(low, high, color=style.get("color", GREY), alpha=0.12, linewidth=0)
+
+
+def count_best(
+    table: pd.DataFrame, condition: str, network: str, order: Sequence[str], metric: str = TEST
+) -> pd.DataFrame:
+    """Count how often each network is the best under each condition.
+
+    Args:
+        table: One row per run.
+        condition: The column of the condition, such as `data.tying`.
+        network: The column that tells the networks apart, such as `model.tying`.
+        order: The values of both columns, in the order of the result; others are left out.
+        metric: The column whose largest value is the best.
+
+    Returns:
+        The fraction of seeds for which the network of a column has the largest metric under the condition of
+        a row. Networks that tie share a seed. Seeds without all networks do not count; a condition without
+        seeds has no numbers.
+
+    Example:
+        >>> columns = {"seed": 0, "data.tying": "local", "model.tying": ["local", "shared"]}
+        >>> table = pd.DataFrame({**columns, "test/accuracy": [0.75, 0.5]})
+        >>> count_best(table, "data.tying", "model.tying", ["shared", "local"]).loc["local"].tolist()
+        [0.0, 1.0]
+    """
+    wide = table.pivot_table(index=[condition, "seed"], columns=network, values=metric)
+    wide = wide.reindex(columns=[name for name in order if name in wide]).dropna()
+    is_best = wide.eq(wide.max(axis=1), axis=0)
+    fractions = is_best.div(is_best.sum(axis=1), axis=0).groupby(level=0).mean()
+    return fractions.reindex(index=list(order), columns=list(order))
+
+
+def draw_best(
+    condition: str, network: str, order: Sequence[str], columns: Mapping[str, Cell], labels: tuple[str, str]
+) -> Drawing:
+    """Make the figure of the networks that are the best under each condition, see `plot_best`."""
+    return Drawing(
+        draw=lambda table: plot_best(table, condition, network, order, columns, labels),
+        caption=f"The fraction of seeds for which each {labels[1]} (column) is the most accurate, by "
+        f"{labels[0]} (row); in brackets, its mean test accuracy in hundredths. Frames: {labels[1]} and "
+        f"{labels[0]} are of the same kind.",
+    )
+
+
+def plot_best(
+    table: pd.DataFrame,
+    condition: str,
+    network: str,
+    order: Sequence[str],
+    columns: Mapping[str, Cell],
+    labels: tuple[str, str],
+) -> Figure:
+    """Draw how often each network is the best under each condition: a confusion matrix per column.
+
+    Args:
+        table: One row per run.
+        condition: The column of the dataframe with the condition, a row of the matrix.
+        network: The column of the dataframe that tells the networks apart, a column of the matrix.
+        order: The values of both.
+        columns: By the title of each column of the figure, the cell that it shows.
+        labels: The names of the condition and of the network, for the axes.
+    """
+    figure = Figure(figsize=(TEXT_WIDTH_INCHES, 0.6 + 2.0 * len(order) / 4), layout="constrained")
+    names = [figure_text(format_value(name)) for name in order]
+    grid = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for axes, (title, cell) in zip(grid, columns.items(), strict=True):
+        runs = select_cell(table, cell)
+        fractions = count_best(runs, condition, network, order).to_numpy(float)
+        means = runs.pivot_table(index=condition, columns=network, values=TEST)
+        accuracies = means.reindex(index=list(order), columns=list(order)).to_numpy(float)
+        axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for row, column in np.argwhere(np.isfinite(fractions)):
+            fraction = fractions[row, column]
+            text = f"{fraction:.0%}\n({100 * accuracies[row, column]:.0f})"
+            color = "white" if fraction > 0.5 else "black"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+            if row == column:
+                axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=GREY))
+        axes.set(title=title, xlabel=labels[1])
+        axes.set_xticks(range(len(names)), names, rotation=30)
+        axes.grid(visible=False)
+    grid[0].set_yticks(range(len(names)), names)
+    grid[0].set_ylabel(labels[0])
+    return figure

@@ -13,7 +13,7 @@ from cnnexp.plots.axes import Published, draw_intervals
 from cnnexp.plots.figures import draw_by_key, plot_accuracy_and_gap, plot_accuracy_by_condition
 from cnnexp.plots.growth import collect_histories, plot_budgets, plot_learning_curves
 from cnnexp.plots.layers import draw_kernel_mosaic, draw_positions, plot_kernels
-from cnnexp.plots.panels import Line, Panel, plot_accuracy_panels
+from cnnexp.plots.panels import Line, Panel, count_best, plot_accuracy_panels, plot_best
 from tests.analysis.test_compare import runs_of, swept
 
 STRIDES = {f"stride {stride}": {"model.stride": stride} for stride in (1, 2)}
@@ -176,3 +176,33 @@ def test_a_budget_has_a_line_per_tying_and_whole_numbers_of_values() -> None:
     np.testing.assert_allclose(clean.lines[1].get_ydata(), [0.45, 0.55, 0.65])
     assert all(tick == round(tick) for tick in noisy.get_xticks())
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["local", "shared"]
+
+
+def test_the_best_network_under_each_condition_is_counted_by_seed() -> None:
+    """The local teacher's best student is local for 3 of 4 seeds, shared for one; one seed has a tie."""
+    accuracies = {"shared": [0.9, 0.9, 0.9, 0.7], "local": [0.8, 0.9, 0.7, 0.6]}
+    rows = [
+        {"seed": seed, "data.tying": teacher, "model.tying": student, "test/accuracy": values[seed]}
+        for teacher, students in {
+            "shared": accuracies,
+            "local": {"shared": [0.4] * 3 + [0.6], "local": [0.5] * 4},
+        }.items()
+        for student, values in students.items()
+        for seed in range(4)
+    ]
+    table = pd.DataFrame(rows)
+    best = count_best(table, "data.tying", "model.tying", ["shared", "local"])
+    assert best.to_numpy().tolist() == [[3.5 / 4, 0.5 / 4], [1 / 4, 3 / 4]]
+    incomplete = table.drop(index=0)  # a seed without all students does not count
+    assert count_best(incomplete, "data.tying", "model.tying", ["shared", "local"]).loc[
+        "shared"
+    ].tolist() == [
+        2.5 / 3,
+        0.5 / 3,
+    ]
+    figure = plot_best(
+        table, "data.tying", "model.tying", ["shared", "local"], {"all": {}}, ("teacher", "student")
+    )
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["88%\n(85)", "12%\n(75)", "25%\n(45)", "75%\n(50)"]
