@@ -101,7 +101,7 @@ def _draw_tying(axes: Axes, table: pd.DataFrame, panel: Growth, tying: str, row:
     """
     cell: Cell = {**panel.cell, "model.tying": tying}
     values = values_of(select_cell(table, cell), panel.key)
-    cells = {value: {**cell, panel.key: value} for value in values}
+    cells: dict[float, Cell] = {float(value): {**cell, panel.key: value} for value in values}
     first_images = draw_images_needed(axes, table, cells, panel.accuracy, tying)
     if proven_growth := panel.proven_growth.get(tying):
         color = get_style(tying)["color"]
