@@ -45,7 +45,7 @@ def claim_lead(teacher: str, other: str) -> tuple[str, Measure]:
     is_freer = ORDER.index(other) > ORDER.index(teacher)
     return sentence, measure(
         f"test accuracy on labels of {teacher}, {teacher} − {other}, most images",
-        difference(*cells),
+        difference(cells[0], cells[1]),
         source="the design of this sweep: a freer student needs more images" if is_freer else ZHOU,
     )
 
