@@ -127,7 +127,9 @@ INTRODUCTION = """\
 The usual answer, as blog posts and courses give it: convolutions work because of **sparsity of connections**
 (a unit sees a small region of the image) and **parameter sharing** (the same filter is used everywhere). This
 means fewer parameters, faster learning, fewer training images and less overfitting to the noise of pixels.
-The page takes the answer sentence by sentence and says what was measured for each.
+The page takes the answer sentence by sentence and says what was measured for each, on images whose content
+lies anywhere (*scattered digits* on a small canvas) and on images that are centred (the clothes of
+*Fashion-MNIST*). Where the two disagree, read their columns and not the mean.
 
 A claim is *supported* if the whole interval of its effect lies in the expected range, *refuted* if the whole
 interval lies outside it, and *inconclusive* otherwise. An effect in the right direction that is smaller than
@@ -193,7 +195,18 @@ def _summarize(claims: Sequence[JointClaim]) -> str:
         return "Nothing on this page is measured yet: no report is published."
     means = [claim.mean for claim in claims if claim.mean]
     of_means = means and f" {pluralize(len(means), 'mean')} over data sets: {_count_outcomes(means)}."
-    return f"**{pluralize(len(verdicts), 'verdict')} in all: {_count_outcomes(verdicts)}.**{of_means or ''}"
+    total = f"**{pluralize(len(verdicts), 'verdict')} in all: {_count_outcomes(verdicts)}.**{of_means or ''}"
+    return f"{total}\n{_count_by_data(claims)}"
+
+
+def _count_by_data(claims: Sequence[JointClaim]) -> str:
+    by_data: dict[str, list[Verdict]] = {}
+    for claim in claims:
+        for name, verdict in claim.verdicts.items():
+            size = next((size for size in reversed(COLUMNS) if name.endswith(size)), "")
+            by_data.setdefault(COLUMNS[size], []).extend([] if verdict.claim.exact else [verdict])
+    counts = [f"{data}: {_count_outcomes(verdicts)}" for data, verdicts in by_data.items() if verdicts]
+    return f"By data set: {'; '.join(counts)}."
 
 
 def _describe_result(claims: Sequence[JointClaim]) -> str:
