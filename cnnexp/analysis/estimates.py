@@ -119,6 +119,33 @@ def interaction(first: tuple[Cell, Cell], second: tuple[Cell, Cell], metric: str
 
 
 @described
+def recovery(intact: Cell, damaged: Cell, repaired: Cell, fraction: float, metric: str = TEST) -> Estimate:
+    """Estimate how much more a repair gives back than a fraction of what a damage took.
+
+    It is `repaired - damaged - fraction * (intact - damaged)`, paired by seed. A ratio of the two differences
+    would have no mean where the damage of a seed may be zero.
+
+    Args:
+        intact: The cell without damage.
+        damaged: The same with the damage.
+        repaired: The same with the damage and its repair.
+        fraction: The fraction of the damage that is subtracted.
+        metric: A column of the dataframe.
+
+    Example:
+        >>> table = pd.DataFrame({"seed": 0, "data.shift": [0, 1, 2], "test/accuracy": [0.875, 0.5, 0.75]})
+        >>> recovery(*({"data.shift": shift} for shift in (0, 1, 2)), fraction=0.5)(table)
+        array([0.0625])
+    """
+
+    def estimate(table: pd.DataFrame) -> np.ndarray:
+        before, after, then = pair_cells(table, metric, intact, damaged, repaired).T
+        return then - after - fraction * (before - after)
+
+    return estimate
+
+
+@described
 def smallest_difference(larger: Cell, smaller: Cell, keys: list[str], metric: str = TEST) -> Estimate:
     """Estimate the difference of two cells at the values of some keys where its mean is smallest.
 

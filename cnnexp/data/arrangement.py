@@ -2,9 +2,9 @@
 
 A convolution needs neighbouring pixels to be related. Where the order of the pixels was lost, a better one
 can be found from the correlations between pixels, without labels (Alexander 2023, 2303.11249; Le Roux 2007,
-"Learning the 2-D topology of images"). Two spectral coordinates of the graph of correlations give each pixel
-its first position. Assignments of pixels to positions then improve it: each maximises the sum, over pixels,
-of the correlations with the pixels around their position, within a neighbourhood that shrinks.
+"Learning the 2-D topology of images"). Each pixel gets coordinates whose distances are those in the graph of
+the largest correlations. They are assigned to the positions of the image, and further assignments each
+maximise the sum, over pixels, of the correlations with the pixels around their position.
 """
 
 import json
@@ -26,9 +26,13 @@ from cnnexp.data.shapes import resolve_train_size
 MAX_IMAGES = 4096  # from which correlations are computed
 IMAGES_AT_ONCE = 1024  # that are corrupted
 RANDOM = 2**16  # folded into the key of the corruptions, for that of a random arrangement
-SPECTRAL_POWER, POWER = 8, 2  # of correlations, for the first positions and for the assignments
-LARGEST_NEIGHBOURHOOD, SMALLEST_NEIGHBOURHOOD = 1 / 6, 0.6  # deviations: of the image's side, and in pixels
-SHRINKAGE = 0.8
+NEIGHBOURS = 8  # of a pixel in the graph of correlations
+SMALLEST_CORRELATION = 1e-3  # smaller ones are noise
+MAJORISATIONS = 30
+ANGLES = range(0, 90, 15)  # degrees, by which coordinates are rotated to fit the grid
+POWER = 2  # of correlations, in the assignments
+SPECTRAL_POWER = 4  # of correlations, in the order of a signal
+NEIGHBOURHOODS = (2.0, 1.5, 1.2, 0.9, 0.7, 0.6)  # standard deviations in pixels, one for each assignment
 Arrangement = Int[np.ndarray, " pixels"]
 # Runs of one seed have one arrangement, whatever their networks and learning rates.
 _arrangements: dict[str, Arrangement] = {}
@@ -70,21 +74,18 @@ def arrange_pixels(images: Float[np.ndarray, "n h w c"]) -> Arrangement:
 
     _, height, width, _ = images.shape
     correlations = correlate_pixels(images)
-    arrangement = _place_spectrally(correlations, height, width)
+    arrangement = _place_by_distances(correlations, height, width)
     row, column = np.divmod(np.arange(height * width), width)
     squares = (row[:, None] - row) ** 2 + (column[:, None] - column) ** 2
     affinity = correlations**POWER
     np.fill_diagonal(affinity, 0)
-    deviation = LARGEST_NEIGHBOURHOOD * max(height, width)
-    while True:
+    for deviation in NEIGHBOURHOODS:
         weights = np.exp(-squares / (2 * deviation**2))
         np.fill_diagonal(weights, 0)
         weights /= np.maximum(weights.sum(1, keepdims=True), np.finfo(float).tiny)
         gain = weights @ affinity[arrangement]  # of a pixel at a position
         _, arrangement = linear_sum_assignment(gain, maximize=True)
-        if deviation <= SMALLEST_NEIGHBOURHOOD:
-            return arrangement.astype(np.int32)
-        deviation = max(SHRINKAGE * deviation, SMALLEST_NEIGHBOURHOOD)
+    return arrangement.astype(np.int32)
 
 
 def correlate_pixels(images: Float[np.ndarray, "n h w c"]) -> Float[np.ndarray, "pixels pixels"]:
@@ -138,28 +139,83 @@ def _image_shape(images: Images | ImageFiles) -> tuple[int, ...]:
     return images.train_images.shape[1:] if isinstance(images, Images) else images.records["train"].shape
 
 
-def _place_spectrally(
+def _place_by_distances(
     correlations: Float[np.ndarray, "pixels pixels"], height: int, width: int
 ) -> Arrangement:
-    """Place pixels by the first eigenvectors of the normalised Laplacian of the graph of correlations.
+    """Place pixels on the grid by coordinates whose distances are those in the graph of correlations."""
+    from scipy.optimize import linear_sum_assignment
 
-    The first decides the row, and the second the position within the row; of a signal, the first decides.
+    pixels = len(correlations)
+    if pixels < 3:
+        return np.arange(pixels)
+    if min(height, width) == 1:
+        return _order_spectrally(correlations)
+    coordinates = _embed(_measure_graph_distances(correlations))
+    grid = np.stack(np.divmod(np.arange(pixels), width), 1)
+    assignments = []
+    for angle in np.deg2rad(ANGLES):
+        rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        ranks = np.argsort(np.argsort(coordinates @ rotation, axis=0, kind="stable"), axis=0)
+        places = ranks / pixels * (height, width)
+        costs = np.square(grid[:, None] - places).sum(-1)
+        positions, arrangement = linear_sum_assignment(costs)
+        assignments.append((costs[positions, arrangement].sum(), arrangement))
+    return min(assignments, key=lambda assignment: assignment[0])[1]
+
+
+def _measure_graph_distances(
+    correlations: Float[np.ndarray, "pixels pixels"],
+) -> Float[np.ndarray, "pixels pixels"]:
+    """Measure distances along the graph that joins each pixel with those of the largest correlations.
+
+    An edge has the length at which a correlation that falls as a Gaussian of the distance has this value.
+    """
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import shortest_path
+
+    pixels = len(correlations)
+    lengths = np.sqrt(-np.log(np.clip(correlations, SMALLEST_CORRELATION, 1 - SMALLEST_CORRELATION)))
+    np.fill_diagonal(lengths, 0)
+    count = min(NEIGHBOURS, pixels - 1)
+    columns = np.argsort(lengths, axis=1, kind="stable")[:, 1 : count + 1].ravel()
+    rows = np.repeat(np.arange(pixels), count)
+    graph = csr_array((lengths[rows, columns], (rows, columns)), shape=(pixels, pixels))
+    distances = shortest_path(graph.maximum(graph.T), method="D", directed=False)
+    is_connected = np.isfinite(distances)
+    return np.where(is_connected, distances, distances[is_connected].max())
+
+
+def _order_spectrally(correlations: Float[np.ndarray, "pixels pixels"]) -> Arrangement:
+    """Order the points of a signal by the second eigenvector of the normalised graph of correlations."""
+    from scipy.linalg import eigh
+
+    graph, number = correlations**SPECTRAL_POWER, len(correlations)
+    np.fill_diagonal(graph, 0)
+    degree = graph.sum(1) + np.finfo(np.float32).eps
+    _, vectors = eigh(graph / np.sqrt(degree[:, None] * degree), subset_by_index=(number - 2, number - 2))
+    return np.argsort(vectors[:, 0] / np.sqrt(degree), kind="stable")
+
+
+def _embed(distances: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n 2"]:
+    """Find two coordinates with given distances, of which short ones count most (Kamada and Kawai 1989).
+
+    Classical scaling gives the first coordinates; majorisation then lowers the sum of squared relative errors
+    (Gansner 2004).
     """
     from scipy.linalg import eigh
 
-    pixels, axes = len(correlations), 1 if min(height, width) == 1 else 2
-    if pixels <= axes + 1:
-        return np.arange(pixels)
-    graph = correlations**SPECTRAL_POWER
-    np.fill_diagonal(graph, 0)
-    degree = graph.sum(1) + np.finfo(np.float32).eps
-    _, vectors = eigh(
-        graph / np.sqrt(degree[:, None] * degree), subset_by_index=(pixels - 1 - axes, pixels - 2)
-    )
-    coordinates = vectors[:, ::-1] / np.sqrt(degree)[:, None]
-    order = np.argsort(coordinates[:, 0], kind="stable")
-    if axes == 1:
-        return order
-    rows = order.reshape(height, width)
-    by_column = np.argsort(coordinates[rows, 1], axis=1, kind="stable")
-    return np.take_along_axis(rows, by_column, axis=1).ravel()
+    number = len(distances)
+    squares = np.square(distances)
+    centred = -(squares - squares.mean(0) - squares.mean(1)[:, None] + squares.mean()) / 2
+    values, vectors = eigh(centred, subset_by_index=(number - 2, number - 1))
+    coordinates = vectors[:, ::-1] * np.sqrt(np.maximum(values[::-1], 0))
+    weights = 1 / np.maximum(squares, np.square(SMALLEST_CORRELATION))
+    np.fill_diagonal(weights, 0)
+    inverse = np.linalg.inv(np.diag(weights.sum(1)) - weights + 1 / number)
+    for _ in range(MAJORISATIONS):
+        lengths = np.linalg.norm(coordinates[:, None] - coordinates, axis=-1)
+        ratios = weights * distances / np.maximum(lengths, SMALLEST_CORRELATION)
+        np.fill_diagonal(ratios, 0)
+        coordinates = inverse @ (ratios.sum(1)[:, None] * coordinates - ratios @ coordinates)
+        coordinates -= coordinates.mean(0)
+    return coordinates
