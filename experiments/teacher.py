@@ -28,7 +28,7 @@ TYINGS = {
     "local": "locally connected network",
 }
 ORDER = list(TYINGS)
-SIZES = (256, 1024, 4096)
+SIZES = (512, 4096)
 MARGIN = 0.01
 
 
@@ -102,7 +102,7 @@ CLAIMS = {
 }
 LIMITATIONS = (
     "Inputs are independent Gaussian numbers, and teachers are a single layer, averaged over positions. Each "
-    "tying has one teacher, which seeds do not vary. Zhou 2021 predicts the output of every position (a "
+    "tying has a single teacher, which seeds do not vary. Zhou 2021 predicts the output of every position (a "
     "regression) and compares networks by meta-learning over many tasks with 20 signals each; here, there is "
     "one task with one label per signal. Students are trained for a fixed number of steps: one that is as "
     "free as its teacher may still not find its teacher's function, and a freer one may come closer because "
