@@ -34,6 +34,7 @@ from cnnexp.sweep.provenance import summary_of
 from tests.conftest import call_cnnexp
 
 ROOT = Path(__file__).parents[2]
+LAYERS = ("conv_0", "dense_0")
 SIZES = sorted(path.stem for path in (ROOT / "conf/experiment_size").glob("*.yaml"))
 
 
@@ -75,6 +76,8 @@ def invent_run(config: RunConfig, counts: dict[str, Any], random: np.random.Gene
     metrics |= {"validation/accuracy": test}
     history = [{"step": step, "epoch": 0.0, "test/accuracy": step / 10} for step in (0, 5)]
     learned = {f"learned/{measure}/conv_0": random.uniform() for measure in ("distance", "zeros", "locality")}
+    by_unit = ("zeros", "inverse_participation", "surviving_neighbours")
+    learned |= {f"learned/{measure}/{layer}": random.uniform() for measure in by_unit for layer in LAYERS}
     return StoredRun(
         run_id=config.run_id,
         folder=Path(),
