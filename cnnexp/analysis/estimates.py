@@ -146,6 +146,31 @@ def recovery(intact: Cell, damaged: Cell, repaired: Cell, fraction: float, metri
 
 
 @described
+def log_change(cell: Cell, before: str, after: str, *, less: Cell | None = None) -> Estimate:
+    """Estimate log2 of one metric over another in a cell, less the same in another cell if one is given.
+
+    Args:
+        cell: The cell.
+        before: A column of the dataframe with positive numbers.
+        after: The column that divides it.
+        less: The cell whose estimate is subtracted, paired by seed.
+
+    Example:
+        >>> table = pd.DataFrame({"seed": [0, 1], "initial/a": [1.0, 2.0], "learned/a": [0.5, 0.5]})
+        >>> log_change({}, "initial/a", "learned/a")(table)
+        array([1., 2.])
+    """
+
+    def estimate(table: pd.DataFrame) -> np.ndarray:
+        logs = np.log2(table[before] / table[after])
+        cells = [cell] if less is None else [cell, less]
+        values = pair_cells(table, logs, *cells)
+        return values[:, 0] - (values[:, 1] if less is not None else 0)
+
+    return estimate
+
+
+@described
 def smallest_difference(larger: Cell, smaller: Cell, keys: list[str], metric: str = TEST) -> Estimate:
     """Estimate the difference of two cells at the values of some keys where its mean is smallest.
 

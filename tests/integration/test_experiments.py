@@ -78,6 +78,8 @@ def invent_run(config: RunConfig, counts: dict[str, Any], random: np.random.Gene
     learned = {f"learned/{measure}/conv_0": random.uniform() for measure in ("distance", "zeros", "locality")}
     by_unit = ("zeros", "inverse_participation", "surviving_neighbours")
     learned |= {f"learned/{measure}/{layer}": random.uniform() for measure in by_unit for layer in LAYERS}
+    probed = ("shift_consistency/circular", "stability/ratio")
+    learned |= {f"{when}/{name}": random.uniform() for when in ("learned", "initial") for name in probed}
     return StoredRun(
         run_id=config.run_id,
         folder=Path(),
