@@ -162,7 +162,7 @@ def log_change(cell: Cell, before: str, after: str, *, less: Cell | None = None)
     """
 
     def estimate(table: pd.DataFrame) -> np.ndarray:
-        logs = np.log2(table[before] / table[after])
+        logs = pd.Series(np.log2(table[before] / table[after]), index=table.index)
         cells = [cell] if less is None else [cell, less]
         values = pair_cells(table, logs, *cells)
         return values[:, 0] - (values[:, 1] if less is not None else 0)

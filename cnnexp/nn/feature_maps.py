@@ -93,12 +93,12 @@ def _blur(x: Array, axis: int, step: int, taps: int, first: int, *, circular: bo
     length = x.shape[axis] // step
     padded = _extend(x, axis, (taps - 1) // 2, taps // 2, circular=circular)
     span = (length - 1) * step + 1
-    return sum(
-        math.comb(taps - 1, k)
-        / 2 ** (taps - 1)
-        * lax.slice_in_dim(padded, first + k, first + k + span, step, axis)
-        for k in range(taps)
-    )
+    weights = [math.comb(taps - 1, k) / 2 ** (taps - 1) for k in range(taps)]
+    parts = [
+        weight * lax.slice_in_dim(padded, first + k, first + k + span, step, axis)
+        for k, weight in enumerate(weights)
+    ]
+    return reduce(jnp.add, parts)
 
 
 def _take_dense_maximum(x: Array, axis: int, size: int, *, circular: bool) -> Array:
