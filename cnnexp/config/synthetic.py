@@ -81,7 +81,9 @@ class NonlinearGaussian(SyntheticTask):
         default=20, description="The side of the images, in pixels, or the length of the signals."
     )
     dimensions: Literal[1, 2] = Field(
-        default=2, description="2: images of `side` x `side` pixels. 1: signals of `side` points."
+        default=2,
+        description="The number of dimensions. 2: images of `side` x `side` pixels. 1: signals of `side` "
+        "points.",
     )
     correlation_lengths: Annotated[
         list[Positive], Field(min_length=2), AllowedText("a list with one number per class")

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
-MAX_LISTED_NAMES = 30  # in a message
+MAX_LISTED_NAMES = 40  # in a message
 MAX_VALUE_CHARACTERS = 120  # of a value in a message
 
 

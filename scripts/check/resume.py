@@ -93,7 +93,7 @@ def main() -> int:
         process.wait()
         training = time.monotonic() - training
         print(f"left alone: {state_of(alone)} after {training:.1f} s of training", flush=True)
-        kills = 0
+        kills = ends = 0
         while kills < options.kills:
             process, moment = start(killed, overrides), draw.uniform(0, training)
             wait_for_rows(process, killed)
@@ -108,7 +108,8 @@ def main() -> int:
                 if differences(alone, killed):
                     break
                 print(f"done: {state_of(killed)}; the same numbers; from the beginning again", flush=True)
-                (killed / "sweep").rename(Path(work) / f"done{kills}")
+                (killed / "sweep").rename(Path(work) / f"done{ends}")
+                ends += 1
         start(killed, overrides).wait()
         different = differences(alone, killed)
         print(f"after {kills} kills: {state_of(killed)}; runs that differ: {', '.join(different) or 'none'}")
