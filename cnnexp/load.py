@@ -211,7 +211,7 @@ class LoadedRun:
                 may not be executed, see `permit_code`.
         """
         config = self.permit_code("data")
-        return draw_images(config, load_images(config.data))
+        return draw_images(config, load_images(config.images))
 
     def _training_advice(self) -> str:
         """Say which commands train the run again so that its weights are stored."""

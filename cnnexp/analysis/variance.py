@@ -65,7 +65,7 @@ class Resamples:
     def describe(self) -> str:
         """Say in one sentence which sources of variance the intervals of claims account for."""
         sources = ["the seeds"]
-        sources += ["the draw of the test images, which all seeds have in common"] * (self.images is not None)
+        sources += ["the draw of the test images"] * (self.images is not None)
         sources += ["the choice of the tuned values"] * (self.choices is not None)
         listed = ", ".join(sources[:-1]) + " and " * (len(sources) > 1) + sources[-1]
         ending = "" if self.images is not None else ", but not the draw of the test images"

@@ -126,7 +126,7 @@ def _print_problems(plan: Plan, impossible: Mapping[str, str], warnings: Mapping
         print(f"impossible: {name}: {reason}")
     for name, warning in warnings.items():
         print(f"warning: {name}: {warning}")
-    for line in describe_drawn_tests(run.data for run in plan.runs.values()):
+    for line in describe_drawn_tests(run.images for run in plan.runs.values()):
         print(line)
     for path in plan.corrupt:
         print(f"{describe_corrupt_file(path)}; cnnexp run moves it and trains its run again")

@@ -124,9 +124,9 @@ def _describe_images(configs: Sequence[RunConfig], pictures: Pictures) -> Iterat
     sets: dict[str, list[RunConfig]] = {}
     for config in configs:
         check_corruptions(config.data)
-        sets.setdefault(images_key(config.data), []).append(config)
+        sets.setdefault(images_key(config.images), []).append(config)
     for runs_of_set in sets.values():
-        data = runs_of_set[0].data
+        data = runs_of_set[0].images
         try:
             check_prepared(data)
             check_size(data)

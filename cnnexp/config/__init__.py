@@ -28,6 +28,7 @@ from cnnexp.config.execution import Sweep, Tracking, Tune
 from cnnexp.config.launchers import LAUNCHER_VARIANTS, Launcher, LocalLauncher
 from cnnexp.config.model import MLP, CustomModel, Model, ResNet, SimpleCNN
 from cnnexp.config.sections import AllowedText, Folder, Optim, Section, Seed, SeedSet, Train
+from cnnexp.config.synthetic import SyntheticTask
 from cnnexp.core.errors import UsageError, nearest_name, shorten_value, suggestion
 from cnnexp.core.user_code import compute_code_checksum
 
@@ -112,6 +113,13 @@ class RunConfig(Section):
     sweep: Sweep = Field(description="How a sweep is carried out.")
     tracking: Tracking = Field(description="The destination that runs are mirrored to.")
     launcher: Launcher = Field(description="Where the runs of a sweep are trained.")
+
+    @property
+    def images(self) -> Data:
+        """Return the section that says which images the run reads, with a seed where a task has none."""
+        if isinstance(self.data, SyntheticTask) and self.data.seed is None:
+            return self.data.model_copy(update={"seed": self.seed})
+        return self.data
 
     def identity(self) -> dict[str, Any]:
         """Return all that decides the run's result, and nothing else."""

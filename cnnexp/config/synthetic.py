@@ -13,7 +13,11 @@ class SyntheticTask(DataSection):
 
     images: Size = Field(default=10_000, description="The number of training images.")
     test_images: Size = Field(default=2_000, description="The number of test images.")
-    seed: Seed = Field(default=0, description="The seed that draws the task and its images.")
+    seed: Seed | None = Field(
+        default=0,
+        description="The seed that draws the task and its images; null: the seed of the run, so that each "
+        "seed of a sweep has a task of its own.",
+    )
 
 
 def _with_default(key: str, default: int) -> Any:

@@ -49,7 +49,7 @@ def draw_strengths(config: RunConfig, images: Images | ImageFiles) -> Corruption
     strengths = CorruptionStrengths.from_config(config.data)
     if config.data.arrange == "none":
         return strengths
-    name = json.dumps([config.seed, images_key(config.data), config.data.model_dump(mode="json")])
+    name = json.dumps([config.seed, images_key(config.images), config.data.model_dump(mode="json")])
     if name not in _arrangements:
         while len(_arrangements) >= _MAX_KEPT:
             del _arrangements[next(iter(_arrangements))]

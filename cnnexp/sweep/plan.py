@@ -177,7 +177,7 @@ def group_by_images(runs: Mapping[str, RunConfig]) -> list[dict[str, RunConfig]]
     """Group runs by the images that they load: those of a stack have their images in common."""
     groups: dict[str, dict[str, RunConfig]] = {}
     for run_id, run in runs.items():
-        groups.setdefault(images_key(run.data), {})[run_id] = run
+        groups.setdefault(images_key(run.images), {})[run_id] = run
     return list(groups.values())
 
 

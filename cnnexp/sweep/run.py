@@ -139,9 +139,9 @@ def check_and_prepare(runs: Sequence[RunConfig]) -> None:
     refuse_missing_devices()
     refuse_too_large(runs)
     check_processes(runs)
-    for line in describe_drawn_tests(run.data for run in runs) if is_primary() else ():
+    for line in describe_drawn_tests(run.images for run in runs) if is_primary() else ():
         print(f"cnnexp: {line}", file=sys.stderr)
-    for data in {images_key(run.data): run.data for run in runs}.values():
+    for data in {images_key(run.images): run.images for run in runs}.values():
         for warning in read_and_check(data):
             if is_primary():
                 print(f"cnnexp: warning: {warning}", file=sys.stderr)

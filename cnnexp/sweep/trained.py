@@ -159,11 +159,11 @@ def _group_by_images(jobs: Mapping[str, _Job]) -> Iterator[tuple[Images | ImageF
     """Group jobs by the images that they load; these are normalised as those of the training."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name, job in jobs.items():
-        groups.setdefault((images_key(job.config.data), images_key(job.trained.data)), []).append(name)
+        groups.setdefault((images_key(job.config.images), images_key(job.trained.images)), []).append(name)
     for names in groups.values():
         job = jobs[names[0]]
-        trained = None if job.is_trained_on else load_or_open(job.trained.data)
-        images = load_or_open(job.config.data)
+        trained = None if job.is_trained_on else load_or_open(job.trained.images)
+        images = load_or_open(job.config.images)
         yield (images if trained is None else _prepare_other(images, trained, job)), names
 
 
@@ -182,7 +182,7 @@ def _prepare_other(
 
 
 def _check_images(configs: Iterable[RunConfig]) -> None:
-    for data in {images_key(config.data): config.data for config in configs}.values():
+    for data in {images_key(config.images): config.images for config in configs}.values():
         check_prepared(data)
     refuse_missing_devices()
 
@@ -208,8 +208,8 @@ def probe_sweep(folder: Path, code: Sequence[str] = ()) -> int:
     images: dict[str, Images] = {}
     probe = jax.jit(_probe, static_argnames="setup")
     for run, config in zip(runs, configs, strict=True):
-        key = images_key(config.data)
-        images = images if key in images else {key: load_images(config.data)}
+        key = images_key(config.images)
+        images = images if key in images else {key: load_images(config.images)}
         setup = setups.setdefault(make_program_key(config), make_setup(config))
         params, variables = restore_weights(setup, run.weights().arrays)
         seen = draw_test_images(config, images[key], PROBED_IMAGES)

@@ -52,7 +52,7 @@ class TrainerCache:
 
     def trainer_for(self, stack: Stack) -> StackTrainer:
         """Return the trainer of the last stack if it fits this one, else build another."""
-        data = stack.config.data
+        data = stack.config.images
         key = (stack.program_key, data.stream, min(len(stack.runs), jax.local_device_count()))
         if self._trainer is None or self._trainer[0] != key:
             self.clear()

@@ -173,10 +173,10 @@ def _draw_data(folder: Path, configs: list[RunConfig]) -> list[tuple[str, Figure
     """Draw examples of each set of images, of those that this machine has."""
     sets: dict[str, list[RunConfig]] = {}
     for config in configs:
-        sets.setdefault(images_key(config.data), []).append(config)
+        sets.setdefault(images_key(config.images), []).append(config)
     figures = []
     for same_images in list(sets.values())[:MAX_FIGURES]:
-        data = same_images[0].data
+        data = same_images[0].images
         data_dir = getattr(data, "data_dir", None)
         if data_dir and resolve_data_dir(data_dir).resolve().is_relative_to(folder.parent.resolve()):
             continue  # files among the results may come from anybody, and are not read as images

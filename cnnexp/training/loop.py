@@ -95,7 +95,7 @@ class StackTrainer:
         splits_batches = config.train.parallel == "data"
         self._mesh = make_device_mesh(runs, config.data.batch_size if splits_batches else 1)
         self.setup = make_setup(config, BATCH if self._mesh.shape[BATCH] > 1 else None, optional)
-        self.change_images(config.data, images)
+        self.change_images(config.images, images)
         self._programs = compile_stack(self.setup, self._mesh, streams=not isinstance(images, Images))
         self._pieces = 0
         self._piece_steps = FIRST_PIECE_STEPS

@@ -1,6 +1,7 @@
 """Synthetic tasks: their known answers hold, and a larger number of images extends a smaller one."""
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from cnnexp.data.datasets.teacher import draw_layer
 from cnnexp.data.images import Images
 from cnnexp.data.loading import load_images
 from cnnexp.data.shapes import infer_shape
+from cnnexp.load import load_run
 from tests.conftest import SMALL
 
 COMMON = {key: value for key, value in SMALL["data"].items() if key in DataSection.model_fields}
@@ -178,3 +180,34 @@ def test_mnist1d_matches_the_mnist1d_package_class_by_class() -> None:
         assert np.abs(a.mean(0) - b.mean(0)).max() < 4.5 * error.max()
         assert a.std(0) == pytest.approx(b.std(0), rel=0.15)
         assert np.corrcoef(a.T) == pytest.approx(np.corrcoef(b.T), abs=0.2)
+
+
+def test_without_a_seed_of_its_own_a_task_is_drawn_by_the_seed_of_each_run(run: Any, tmp_path: Path) -> None:
+    network = [
+        "data=teacher",
+        "optim.learning_rate=0.1",
+        "data.images=200",
+        "data.test_images=50",
+        "data.train_size=64",
+        "train.steps=6",
+    ]
+    network += [
+        "train.eval_every=6",
+        "model.features=[2]",
+        "model.padding=VALID",
+        "model.pool=global_average",
+    ]
+    assert run("name=own", "data.seed=null", "seed=0,1", base=network) == 0
+    for seed in (0, 1):
+        assert run(f"name=given_{seed}", f"data.seed={seed}", f"seed={seed}", base=network) == 0
+    runs = [load_run(path.parent) for path in tmp_path.glob("results/own/*/summary.json")]
+    own = {loaded.config.seed: loaded for loaded in runs}
+    for seed in (0, 1):
+        (path,) = tmp_path.glob(f"results/given_{seed}/*/summary.json")
+        given = load_run(path.parent)
+        same = own[seed]
+        accuracies = [loaded.summary["test/accuracy"] for loaded in (same, given)]
+        assert accuracies[0] == accuracies[1]
+        assert (same.data().test_images == given.data().test_images).all()
+    with pytest.raises(ValueError, match=r"^data\.seed=null: load the images of a run"):
+        load_images(own[0].config.data)

@@ -84,6 +84,10 @@ class SyntheticSet(Dataset[TaskKeys]):
 
     def load(self) -> Images:
         """Draw the training and test images from two independent streams of random numbers."""
+        if self.data.seed is None:
+            raise ValueError(
+                "data.seed=null: load the images of a run (RunConfig.images), which have its seed"
+            )
         task_key, train_key, test_key = random.split(random.key(self.data.seed), 3)
         task = self.make_task(task_key)
         draw_images = make_draw_images(task.draw_image)
