@@ -100,7 +100,7 @@ def draw_levels(levels: int, *tyings: str) -> Growth:
 
 
 LIMITATIONS = (
-    "Each hierarchy has a single random grammar, which seeds do not vary. Both hierarchies are smaller than "
+    "Each seed has its own random grammar. Both hierarchies are smaller than "
     "the paper's, which have 6 to 10 classes, symbols and synonyms, and the one of 3 levels has 2 synonyms "
     "per symbol rather than as many as possible. Exponents are fitted to 1, 2 and 3 places. With 1 place "
     "there are only 1,296 (2 levels) or 512 (3 levels) different signals, so that some test signals are also "

@@ -243,9 +243,9 @@ class Cells:
 
     def __init__(self, points: Mapping[str, SweepPoint]):
         values = {run_id: dict(map(_split_override, p.overrides)) for run_id, p in points.items()}
-        values_of_key: dict[str, set[str]] = {}
-        for key, value in (pair for values_of_run in values.values() for pair in values_of_run.items()):
-            values_of_key.setdefault(key, set()).add(value)
+        keys = dict.fromkeys(key for values_of_run in values.values() for key in values_of_run)
+        # A key that only some runs override is None for the others.
+        values_of_key = {key: {of_run.get(key) for of_run in values.values()} for key in keys}
         self._varying = [key for key in values_of_key if len(values_of_key[key]) > 1 and key != "seed"]
         self._names = {run_id: self._name_cell(values_of_run) for run_id, values_of_run in values.items()}
 
