@@ -102,8 +102,8 @@ CLAIMS = {
 }
 LIMITATIONS = (
     "Inputs are independent Gaussian numbers, and teachers are a single layer, averaged over positions. Each "
-    "seed draws its own teachers, some of which are harder to learn than others. Zhou 2021 predicts the output of every position (a "
-    "regression) and compares networks by meta-learning over many tasks with 20 signals each; here, there is "
+    "seed draws its own teachers, some of which are harder to learn than others. Zhou 2021 predicts the "
+    "output of every position (a regression) and compares networks by meta-learning over many tasks with 20 signals each; here, there is "
     "one task with one label per signal. Students are trained for a fixed number of steps: one that is as "
     "free as its teacher may still not find its teacher's function, and a freer one may come closer because "
     "it is easier to train. In a pilot of two seeds with 5,000 steps and 4,096 images, students of rank 2 "
