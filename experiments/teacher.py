@@ -101,15 +101,15 @@ CLAIMS = {
     ),
 }
 LIMITATIONS = (
-    "Inputs are independent Gaussian numbers, and teachers are a single layer, averaged over positions. Each "
-    "seed draws its own teachers, some of which are harder to learn than others. Zhou 2021 predicts the "
-    "output of every position (a regression) and compares networks by meta-learning over many tasks with 20 signals each; here, there is "
-    "one task with one label per signal. Students are trained for a fixed number of steps: one that is as "
-    "free as its teacher may still not find its teacher's function, and a freer one may come closer because "
-    "it is easier to train. In a pilot of two seeds with 5,000 steps and 4,096 images, students of rank 2 "
-    "and 5 fitted 84% and 86% of the training labels of teachers of their own rank, and locally connected "
-    "students 98% and 97%. The learning rate was tuned, but mixing "
-    "weights may need one of their own."
+    "Inputs are independent Gaussian numbers, and teachers are a single layer, averaged over positions. "
+    "Each seed draws its own teachers, some of which are harder to learn than others. Zhou 2021 predicts "
+    "the output of every position (a regression) and compares networks by meta-learning over many tasks "
+    "with 20 signals each; here, there is one task with one label per signal. Students are trained for a "
+    "fixed number of steps: one that is as free as its teacher may still not find its teacher's function,"
+    " and a freer one may come closer because it is easier to train. In a pilot of two seeds with 5,000 "
+    "steps and 4,096 images, students of rank 2 and 5 fitted 84% and 86% of the training labels of "
+    "teachers of their own rank, and locally connected students 98% and 97%. The learning rate was tuned,"
+    " but mixing weights may need one of their own."
 )
 EXPERIMENT = Experiment(
     question="Does the best student have the tying of its teacher?",
