@@ -96,5 +96,9 @@ EXPERIMENT = Experiment(
     question="Do dense networks become local by themselves?",
     claims=make_claims(CLAIMS, source="Ingrosso and Goldt 2022 (2202.00565)", smallest_effect=0.5),
     figures={"by_gain": Drawing(draw=plot_by_gain, caption=CAPTION)},
+    curves={
+        "images with edges, gain 3": {**IMAGES, GAIN: 3.0, STEPS: 10_000},
+        "their Gaussian clones": {**CLONES, GAIN: 3.0, STEPS: 10_000},
+    },
     limitations=LIMITATIONS,
 )

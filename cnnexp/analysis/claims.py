@@ -211,7 +211,9 @@ def describe_scope(rows: pd.DataFrame) -> str:
         for name, of_name in rows.groupby("data.name", sort=True):
             sides = [of_name[key].dropna() for key in ("data.canvas", "data.side") if key in of_name]
             sides = [side for side in sides if len(side)]
-            data.append(f"{name} {_format_range(sides[0], '{0}×{0}')}" if sides else str(name))
+            is_signal = "data.dimensions" in of_name and (of_name["data.dimensions"] == 1).all()
+            form = "of {0} points" if is_signal else "{0}×{0}"
+            data.append(f"{name} {_format_range(sides[0], form)}" if sides else str(name))
     texts = [" and ".join(data)]
     if "data.train_size" in columns:
         texts[0] = ", ".join(filter(None, [texts[0], _format_range(columns["data.train_size"]) + " images"]))
