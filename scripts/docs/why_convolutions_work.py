@@ -36,6 +36,7 @@ class Section:
     title: str
     claims: dict[str, str]  # the experiment by the claim's sentence
     figure: tuple[str, str]  # the experiment and the name of the figure
+    column: str = ""  # the title of the only column, if each experiment has data of its own
 
 
 SECTIONS = [
@@ -120,7 +121,31 @@ SECTIONS = [
         },
         ("randomisation", "accuracy_by_condition"),
     ),
+    Section(
+        "What the field has added since: where locality and sharing come from, and what they are worth",
+        {
+            "On a hierarchy of 3 levels, the exponent with which the number of images needed grows with the "
+            "number of places per symbol is more than 0.5 larger for a locally connected network than for a "
+            "convolution.": "hierarchy",
+            "Hidden units of a dense network are more local after training on images with edges than on "
+            "Gaussian clones with the same covariance.": "gaussianity",
+            "The masks that iterative magnitude pruning leaves are more local than random masks of the same "
+            "density.": "tickets",
+            "Rearranging permuted pixels by their correlations gives a convolution back more than a third of "
+            "the accuracy that the permutation took.": "unshuffle",
+            "Low-pass filters raise the fraction of pairs of shifted images that a convolution with strides "
+            "of 2 classifies alike.": "aliasing",
+            "For more than half of the teachers, the best student has the tying of its teacher.": "teacher",
+            "The lead of a convolution over a dense network with as many MACs shrinks as both become "
+            "larger.": "scale",
+            "With batch normalisation and shortcuts, a deep locally connected network is more accurate than "
+            "a deep dense network.": "normalisation",
+        },
+        ("hierarchy", "images_by_places"),
+        column="tasks made for one question",
+    ),
 ]
+SINGLE = {name: section.column for section in SECTIONS if section.column for name in section.claims.values()}
 INTRODUCTION = """\
 # Why do convolutions work?
 
@@ -200,11 +225,11 @@ def _summarize(claims: Sequence[JointClaim]) -> str:
 
 
 def _count_by_data(claims: Sequence[JointClaim]) -> str:
-    by_data: dict[str, list[Verdict]] = {}
+    by_data: dict[str, list[Verdict]] = {name: [] for name in (*COLUMNS.values(), *SINGLE.values())}
     for claim in claims:
         for name, verdict in claim.verdicts.items():
             size = next((size for size in reversed(COLUMNS) if name.endswith(size)), "")
-            by_data.setdefault(COLUMNS[size], []).extend([] if verdict.claim.exact else [verdict])
+            by_data[SINGLE.get(name, COLUMNS[size])].extend([] if verdict.claim.exact else [verdict])
     counts = [f"{data}: {_count_outcomes(verdicts)}" for data, verdicts in by_data.items() if verdicts]
     return f"By data set: {'; '.join(counts)}."
 
@@ -229,13 +254,17 @@ def render_table(
 ) -> str:
     """Render the table of a section: one row per claim, one column per data set, and the mean over them."""
     rows = []
+    titles = {"": section.column} if section.column else {size: COLUMNS[size] for size in sizes}
     for sentence, experiment in section.claims.items():
-        of_sizes = {size: records.get(experiment + size) for size in sizes}
+        of_sizes = {size: records.get(experiment + size) for size in titles}
         claim = claims.get(sentence)
         rows.append(
             {
                 "claim": f"{sentence}{_describe_measure(claim)}",
-                **{COLUMNS[size]: _render_cell(of_sizes[size], sentence, claim, size) for size in sizes},
+                **{
+                    title: _render_cell(of_sizes[size], sentence, claim, size)
+                    for size, title in titles.items()
+                },
                 "mean": _render_mean(claim),
             }
         )
@@ -282,7 +311,10 @@ def _list_figures(folder: Path, experiment: str, figure: str) -> Iterator[tuple[
 
 
 def _link_figures(folder: Path, experiment: str, figure: str) -> str:
-    links = [f"[{COLUMNS[size]}]({address})" for size, address in _list_figures(folder, experiment, figure)]
+    links = [
+        f"[{experiment if experiment in SINGLE else COLUMNS[size]}]({address})"
+        for size, address in _list_figures(folder, experiment, figure)
+    ]
     return f" Figure: {', '.join(links)}." if links else ""
 
 

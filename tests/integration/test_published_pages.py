@@ -124,6 +124,19 @@ def test_verdicts_of_two_data_sets_stand_side_by_side_with_their_mean(
     assert "The 4 verdicts of this page" in text
 
 
+def test_experiments_with_data_of_their_own_share_a_column(publish: Publish, tmp_path: Path) -> None:
+    publish("why_convolutions", "digits 12×12, 256 images", {LEAD: [0.1, 0.11, 0.12]})
+    section = page.SECTIONS[-1]
+    sentence = next(claim for claim, experiment in section.claims.items() if experiment == "gaussianity")
+    publish("gaussianity", "nonlinear_gaussian of 60 points", {sentence: [5.1, 5.2, 5.3]})
+    text = page.render_page(tmp_path)
+    assert f"By data set: scattered digits: 1 supported; {section.column}: 1 supported." in text
+    table = text.partition(f"| claim | {section.column} |")[2].partition("\n\n")[0]
+    (row,) = (line for line in table.splitlines() if sentence in line)
+    assert "**supported**: " in row and row.endswith("(nonlinear_gaussian of 60 points) |")
+    assert table.count("not measured yet") == len(section.claims) - 1
+
+
 def test_exploratory_verdicts_and_other_data_are_marked(publish: Publish, tmp_path: Path) -> None:
     publish("why_convolutions", "mnist1d, 256 images", {LEAD: [0.1, 0.11, 0.12]}, exploratory="changed")
     text = page.render_page(tmp_path)
