@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from cnnexp.analysis.cells import Cell, Rows, select_cell, select_rows, values_of
 from cnnexp.analysis.claims import format_in_unit
@@ -21,6 +21,7 @@ from cnnexp.plots.axes import GREY, TEXT_WIDTH_INCHES, get_style, tying_sort_key
 from cnnexp.plots.figures import Drawing
 
 FEW_EVALUATIONS = 50  # at regular intervals
+MAX_TICKS = 6  # values of a key that each have a tick
 ROOM_FOR_EXPONENTS = 30  # factor by which the axis of images is extended
 
 
@@ -33,8 +34,8 @@ class Growth:
         key: The key.
         cell: The other keys, except the tying.
         accuracy: The test accuracy for which images are needed.
-        proven_growth: By tying, how a proven bound grows with the key; drawn from the first point of the
-            network's line, beside the exponent of the line.
+        published_growth: By tying, the growth with the key that a theorem or a paper's experiments have;
+            drawn from the first point of the network's line, beside the exponent of the line.
         tyings: The tyings of the networks, in the order of the legend.
     """
 
@@ -42,7 +43,7 @@ class Growth:
     key: str
     cell: Cell
     accuracy: float
-    proven_growth: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
+    published_growth: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
     tyings: Sequence[str] = ("dense", "local", "shared")
 
 
@@ -51,11 +52,11 @@ def draw_growth(panels: Sequence[Growth], source: str) -> Drawing:
 
     Args:
         panels: What each column shows.
-        source: The source of the bounds, and the bounds by tying.
+        source: The source of the published growth, and the growth by tying.
     """
     caption = (
         "Training images needed for the test accuracy in the title, geometric mean and 95% interval over "
-        f"seeds. Dotted: growth of the bound ({source}) from the first point of each line. In colour: the "
+        f"seeds. Dotted: published growth ({source}) from the first point of each line. In colour: the "
         "exponents with their 95% intervals."
     )
     return Drawing(draw=lambda table: plot_growth(table, panels), caption=caption)
@@ -76,11 +77,14 @@ def plot_growth(table: pd.DataFrame, panels: Sequence[Growth]) -> Figure:
         axes.set(xlabel=panel.label, title=f"images for {panel.accuracy:.0%}")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=4)
+        if len(values := values_of(select_cell(table, panel.cell), panel.key)) <= MAX_TICKS:
+            axes.set_xticks([float(value) for value in values])
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.yaxis.set_major_formatter("{x:,.0f}")
     first = columns[0]
     first.set_ylabel("training images")
-    first.plot([], [], ":", color=GREY, label="growth of a proven bound")
+    first.plot([], [], ":", color=GREY, label="published growth")
     first.plot([], [], marker="$↑$", linestyle="none", color=GREY, label="lower bound")
     first.plot([], [], marker="$↓$", linestyle="none", color=GREY, label="upper bound")
     low, high = first.get_ylim()
@@ -90,7 +94,7 @@ def plot_growth(table: pd.DataFrame, panels: Sequence[Growth]) -> Figure:
 
 
 def _draw_tying(axes: Axes, table: pd.DataFrame, panel: Growth, tying: str, row: int) -> None:
-    """Draw the line of the networks of one tying and, if a bound is proven, its growth and the exponent.
+    """Draw the line of the networks of one tying and, if a growth is published, this growth and the exponent.
 
     Args:
         axes: The axes of the panel.
@@ -103,9 +107,9 @@ def _draw_tying(axes: Axes, table: pd.DataFrame, panel: Growth, tying: str, row:
     values = values_of(select_cell(table, cell), panel.key)
     cells: dict[float, Cell] = {float(value): {**cell, panel.key: value} for value in values}
     first_images = draw_images_needed(axes, table, cells, panel.accuracy, tying)
-    if proven_growth := panel.proven_growth.get(tying):
+    if published_growth := panel.published_growth.get(tying):
         color = get_style(tying)["color"]
-        growth = np.array([proven_growth(value) for value in values])
+        growth = np.array([published_growth(value) for value in values])
         axes.plot(values, first_images * growth / growth[0], ":", color=color)
         text = f"{tying}: {_format_exponent(table, panel, cell)}"
         axes.text(0.03, 0.98 - 0.07 * row, text, color=color, transform=axes.transAxes, va="top", fontsize=6)

@@ -124,6 +124,7 @@ def _freeze(points: Sequence[SweepPoint], size: str, claims: Sequence[Mapping[st
     elsewhere = {run_id for record in records if record.size != size for run_id in record.runs}
     configs = _choose_one_run_per_cell(points)
     added = _choose_one_run_per_cell([point for point in points if point.extension])
+    planned = _choose_one_run_per_cell([point for point in points if not point.extension])
     record = Record(
         seed_set=first.seeds,
         size=size,
@@ -132,7 +133,7 @@ def _freeze(points: Sequence[SweepPoint], size: str, claims: Sequence[Mapping[st
         seeds=sorted({point.config.seed for point in points}),
         runs=sorted(runs),
         cells=sorted(hash_values(_drop_seed(config)) for config in configs),
-        protocol=_collect_values(configs),
+        protocol=_collect_values(planned),
         claims=[dict(claim) for claim in claims],
         extend=first.tune.extend,
         added=sorted(hash_values(_drop_seed(config)) for config in added),
