@@ -101,15 +101,15 @@ DEFORMATIONS = {
     ),
 }
 LIMITATIONS = (
-    "The networks have two layers and a dense head, which is not invariant to shifts; deep networks that end "
-    "in a global average are closer to the question of Zhang 2019. A network with filters computes its "
-    "convolutions at every pixel, which takes more multiply-accumulates than strides do, at equally many "
-    "parameters. Strides of 1 and 3 also change the size of the head. Shifts are circular and reach an "
-    "eighth of the side, and deformations move pixels by one pixel; other sizes were not tried. The "
-    "correlation is across networks on one data set, and says nothing about causes. R_f compares "
-    "deformations with noise, so networks that were trained on noisy images have a higher one: in a pilot, "
-    "training raised that of a convolution with stride 2 from 1.2 to 1.5 with noise on the images, and "
-    "lowered it to 1.1 without. Only the learning rate was tuned."
+    "The networks have two layers and a dense head, which is not invariant to shifts; deep networks that "
+    "end in a global average are closer to the question of Zhang 2019. A network with filters computes "
+    "its convolutions at every pixel, which takes more multiply-accumulates than strides do, at equally "
+    "many parameters. Strides of 1 and 3 also change the size of the head. Shifts are circular and reach "
+    "an eighth of the side, and deformations move pixels by one pixel; other sizes were not tried. The "
+    "correlation is across networks on one data set, and says nothing about causes; R_f compares "
+    "deformations with noise, so networks that were trained on noisy images have a higher one: in a "
+    "pilot, training raised that of a convolution with stride 2 from 1.2 to 1.5 with noise on the images,"
+    " and lowered it to 1.1 without. Only the learning rate was tuned."
 )
 EXPERIMENT = Experiment(
     question=(

@@ -102,7 +102,7 @@ def draw_levels(levels: int, *tyings: str) -> Growth:
 LIMITATIONS = (
     "Each seed has its own random grammar. Both hierarchies are smaller than the paper's, which have 6 to"
     " 10 classes, symbols and synonyms, and the one of 3 levels has 2 synonyms per symbol rather than as "
-    "many as possible. Exponents are fitted to 1, 2 and 3 places. With 3 levels and 3 places, 512 images "
+    "many as possible. Exponents are fitted to 1, 2 and 3 places; with 3 levels and 3 places, 512 images "
     "were added after the first results, because a convolution often needed fewer than the 1,024 images "
     "that had been the fewest: the claims are exploratory on the first seeds. With 1 place there are only"
     " 1,296 (2 levels) or 512 (3 levels) different signals, so that some test signals are also training "
