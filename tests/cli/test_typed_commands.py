@@ -130,6 +130,7 @@ def test_a_job_that_slurm_refuses_is_one_line_and_writes_nothing(tmp_path: Path)
         "#!/bin/sh\necho 'sbatch: error: Batch job submission failed: no such partition' >&2\nexit 1\n"
     )
     sbatch.chmod(0o755)
+    (sbatch.parent / "srun").symlink_to(sbatch)  # a machine without it counts as one without Slurm
     here = tmp_path / "here"
     here.mkdir()
     ended = subprocess.run(
