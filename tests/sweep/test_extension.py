@@ -197,6 +197,7 @@ def test_an_interrupted_extension_is_resumed_and_belongs_to_the_frozen_protocol(
     assert [(len(r.cells), len(r.added), r.extend, r.ended) for r in records] == [
         *[(4, 0, 2, 0), (6, 2, 2, 8), (8, 4, 2, 12)]
     ]
+    assert all(r.protocol["optim.learning_rate"] == ["0.0001", "0.0003"] for r in records)
     capsys.readouterr()
     assert call_cnnexp("report", "mine") == 0
     assert "exploratory" not in capsys.readouterr().out

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from cnnexp.sweep.agents import split_overrides
-from cnnexp.sweep.points import SweepPoint, format_rerun_commands
-from tests.conftest import call_cnnexp
+from cnnexp.sweep.points import Cells, SweepPoint, format_rerun_commands
+from tests.conftest import Configure, call_cnnexp
 
 EXPERIMENT = """# @package _global_
 experiment: mine
@@ -97,3 +97,15 @@ def test_a_key_that_a_network_lacks_is_null_in_a_condition(launched: Launched) -
     assert [point.config.model.name for point in launched[0]] == ["mlp", "simple_cnn"]
     assert call_cnnexp("run", "model=mlp,simple_cnn", "hydra.sweeper.where=model.kernel_size < 5") == 0
     assert [point.config.model.name for point in launched[1]] == ["simple_cnn"]
+
+
+def test_a_key_of_one_part_distinguishes_its_cells_from_those_of_the_others(configure: Configure) -> None:
+    points = [
+        SweepPoint(config=configure(train={"steps": steps}, seed=seed), overrides=(*words, f"seed={seed}"))
+        for steps, words in ((20, ()), (10, ("train.steps=10",)))
+        for seed in (0, 1)
+    ]
+    groups = Cells({point.config.run_id: point for point in points}).group_runs(
+        point.config.run_id for point in points
+    )
+    assert {name: len(runs) for name, runs in groups.items()} == {"the run": 2, "steps=10": 2}
