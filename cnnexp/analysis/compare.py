@@ -8,7 +8,7 @@ import pandas as pd
 
 from cnnexp.analysis.dataframe import config_keys, normalize_value
 from cnnexp.analysis.statistics import CONFIDENCE, Interval, interval
-from cnnexp.analysis.tables import format_estimate, format_key, format_value, list_metrics, title_metric
+from cnnexp.analysis.tables import format_estimate, format_keys, format_value, list_metrics, title_metric
 from cnnexp.config.data import STORAGE_KEYS, DataSection
 
 METRIC, MOVED, LEVEL = "metric", "moved", "change/confidence"  # columns
@@ -93,7 +93,7 @@ def format_comparison(table: pd.DataFrame, first: str, second: str) -> pd.DataFr
         second: The name of the second sweep.
     """
     keys = list(table.columns[: list(table.columns).index(METRIC)])
-    texts = {format_key(key): table[key].map(format_value) for key in keys}
+    texts = {name: table[key].map(format_value) for key, name in format_keys(keys).items()}
     texts[METRIC] = table[METRIC].map(title_metric)
     for title, name in ((first, "first"), (second, "second"), ("change", "change")):
         columns = (table[METRIC], table[name], table[f"{name}/low"], table[f"{name}/high"])

@@ -119,7 +119,8 @@ def compare_tyings(table: pd.DataFrame) -> pd.DataFrame:
 
 def format_cells(cells: pd.DataFrame) -> pd.DataFrame:
     """Format the rows of `summarize_cells` for people: an interval in one column, short names."""
-    shown = {format_key(key): cells[key].map(format_value) for key in distinguishing_keys(cells)}
+    names = format_keys(distinguishing_keys(cells))
+    shown = {name: cells[key].map(format_value) for key, name in names.items()}
     for column, title in (("params/total", "parameters"), ("macs", "MACs")):
         if column in cells:
             shown[title] = cells[column].map(lambda n: "several" if pd.isna(n) else f"{int(n):,}")
@@ -159,6 +160,17 @@ def format_key(key: str) -> str:
     """Shorten a configuration key for a table: `tying` for `model.tying`, `model` for `model.name`."""
     group, _, name = key.rpartition(".")
     return group if name == "name" else name
+
+
+def format_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Shorten configuration keys for a table, except for those whose short names are alike.
+
+    Example:
+        >>> format_keys(["model.tying", "data.tying", "model.stride"])
+        {'model.tying': 'model.tying', 'data.tying': 'data.tying', 'model.stride': 'stride'}
+    """
+    names = [format_key(key) for key in keys]
+    return {key: name if names.count(name) == 1 else key for key, name in zip(keys, names, strict=True)}
 
 
 def format_percent(value: float, low: float, high: float) -> str:

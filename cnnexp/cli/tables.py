@@ -31,7 +31,7 @@ from cnnexp.analysis.tables import (
     encode_table,
     format_cells,
     format_estimate,
-    format_key,
+    format_keys,
     format_value,
     list_metrics,
     print_table,
@@ -137,7 +137,7 @@ def _format_runs(table: pd.DataFrame) -> pd.DataFrame:
     has_evaluations = EVALUATION in table
     keys = varying_keys(table[table[EVALUATION] == ""] if has_evaluations else table)
     columns = {"run": table["run_id"].str[:ID_CHARACTERS]}
-    columns |= {format_key(key): table[key].map(format_value) for key in keys}
+    columns |= {name: table[key].map(format_value) for key, name in format_keys(keys).items()}
     if has_evaluations:
         columns[EVALUATION] = table[EVALUATION].str.replace(r"(^| )data\.", r"\1", regex=True)
         keys = [*keys, EVALUATION]

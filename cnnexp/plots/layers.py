@@ -180,7 +180,8 @@ def draw_kernel_mosaic(
     """Draw kernels at their output positions, one mosaic per filter; red is positive, blue negative.
 
     All kernels have one colour scale. Weights that are not finite are white. The kernels of one-dimensional
-    signals are drawn as rows, with the mosaics of the filters below one another.
+    signals are drawn as rows; where a row is longer than there are positions, the mosaics of the filters are
+    below one another.
 
     Args:
         kernels: The kernel at each output position (row, column), for each filter; one input channel of it.
@@ -193,6 +194,7 @@ def draw_kernel_mosaic(
     if is_signal:
         kernels = kernels.swapaxes(2, 3)
     rows, columns, kh, kw, filters = kernels.shape
+    is_stacked = is_signal and kw > rows
     finite = np.nan_to_num(kernels, nan=0.0, posinf=0.0, neginf=0.0)
     value = np.clip(finite / (limit or np.abs(finite).max() or 1.0), -1, 1)[..., None]
     end = np.where(value > 0, POSITIVE, NEGATIVE)
@@ -213,8 +215,8 @@ def draw_kernel_mosaic(
         framed = np.pad(enlarged, width, constant_values=FRAME_GREY).swapaxes(1, 2)
         mosaics.append(framed.reshape(rows * framed.shape[1], columns * framed.shape[3], 3))
         height, across, _ = mosaics[0].shape
-        mosaics.append(np.full((12, across, 3) if is_signal else (height, 12, 3), 255, np.uint8))
-    return np.concatenate(mosaics[:-1], axis=0 if is_signal else 1)
+        mosaics.append(np.full((12, across, 3) if is_stacked else (height, 12, 3), 255, np.uint8))
+    return np.concatenate(mosaics[:-1], axis=0 if is_stacked else 1)
 
 
 def read_kernel_mosaics(folder: Path, step: float) -> dict[str, UInt8[np.ndarray, "height width rgb"]]:

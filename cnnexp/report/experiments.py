@@ -12,7 +12,7 @@ import pandas as pd
 from cnnexp.analysis.cells import Not, Rows, select_rows
 from cnnexp.analysis.claims import Claim
 from cnnexp.analysis.dataframe import varying_keys
-from cnnexp.analysis.tables import distinguishing_keys, format_key, format_value
+from cnnexp.analysis.tables import distinguishing_keys, format_keys, format_value
 from cnnexp.core.errors import UsageError
 from cnnexp.core.user_code import (
     NO_EXPERIMENT,
@@ -118,6 +118,7 @@ def choose_curves(experiment: Experiment, table: pd.DataFrame) -> Mapping[str, R
 
     chosen = groups[max(reversed(groups), key=rank)]
     values = {key: chosen[key].iloc[0] for key in names if chosen[key].notna().any()}
-    words = ", ".join(f"{format_key(key)} {format_value(value)}" for key, value in values.items())
+    short = format_keys(list(values))
+    words = ", ".join(f"{short[key]} {format_value(value)}" for key, value in values.items())
     title = textwrap.fill(words, TITLE_CHARACTERS)
     return {title: lambda table: table[table["run_id"].isin(chosen["run_id"])]}

@@ -20,7 +20,7 @@ from cnnexp.analysis.retuning import trace_budgets
 from cnnexp.analysis.tables import (
     compare_tyings,
     distinguishing_keys,
-    format_key,
+    format_keys,
     format_value,
     summarize_cells,
 )
@@ -271,7 +271,8 @@ def _select_kernels(table: pd.DataFrame, runs: Sequence[StoredRun]) -> dict[str,
     for _, cell in cells:
         if len(kernels) == MAX_NETWORKS:
             break
-        values = (f"{format_key(key)}={format_value(cell[key].iloc[0])}" for key in naming_keys)
+        short = format_keys(naming_keys).items()
+        values = (f"{name}={format_value(cell[key].iloc[0])}" for key, name in short)
         label = " ".join(values) or str(table["model.name"].iloc[0])
         _, layers = read_kernels(folders[cell["run_id"].iloc[0]])
         if layers:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from cnnexp.analysis.dataframe import constant_keys, make_dataframe, varying_keys
-from cnnexp.analysis.tables import distinguishing_keys, format_key, format_percent, format_value, title_metric
+from cnnexp.analysis.tables import distinguishing_keys, format_keys, format_percent, format_value, title_metric
 from cnnexp.analysis.tuning import Tuning
 from cnnexp.analysis.verdicts import Verdict
 from cnnexp.config import RunConfig
@@ -139,7 +139,7 @@ def tabulate_tuning(tuning: Tuning) -> pd.DataFrame:
         **{criterion: (100 * choices[criterion]).map("{:.1f}".format)}
     )
     shown = shown[[*distinguishing_keys(shown), criterion, "at_edge"]].map(format_value)
-    titles = {column: format_key(column) for column in shown.columns}
+    titles = format_keys(list(shown.columns))
     titles |= {criterion: title_metric(criterion), "at_edge": "at the edge"}
     return shown.rename(columns=titles)
 
@@ -155,6 +155,7 @@ def tabulate_stopped(runs: Sequence[StoredRun]) -> pd.DataFrame:
         return pd.DataFrame()
     table = make_dataframe(stopped, "stopped")
     keys = [key for key in varying_keys(make_dataframe(runs, status=None)) if key in table]
+    names = format_keys(keys).values()
     rows = []
     by_id = {run.run_id: run.stop for run in stopped}
     for values, cell in table.groupby(keys, sort=True, dropna=False) if keys else [((), table)]:
@@ -162,7 +163,7 @@ def tabulate_stopped(runs: Sequence[StoredRun]) -> pd.DataFrame:
         assert stop is not None
         rows.append(
             {
-                **{format_key(key): format_value(value) for key, value in zip(keys, values, strict=True)},
+                **{name: format_value(value) for name, value in zip(names, values, strict=True)},
                 "runs": str(len(cell)),
                 "rung": f"{stop.rung} of {stop.rungs}",
                 "step": f"{stop.step:,}",
@@ -183,7 +184,7 @@ def tabulate_parameters(table: pd.DataFrame) -> pd.DataFrame:
     counts = [name for name in table.columns if name.startswith("params/")]
     networks = table.drop_duplicates([*keys, *counts])[[*keys, *counts, "macs"]].sort_values(keys)
     titles = {name: name.removeprefix("params/").replace("total", "parameters") for name in counts}
-    titles |= {key: format_key(key) for key in keys} | {"macs": "MACs"}
+    titles |= format_keys(keys) | {"macs": "MACs"}
     numbers = networks[[*counts, "macs"]].map(lambda n: "" if pd.isna(n) else f"{int(n):,}")
     return pd.concat([networks[keys].astype(str), numbers], axis=1).rename(columns=titles)
 
