@@ -8,8 +8,9 @@ import pandas as pd
 
 from cnnexp.analysis.dataframe import config_keys, normalize_value
 from cnnexp.analysis.statistics import CONFIDENCE, Interval, interval
-from cnnexp.analysis.tables import format_estimate, format_keys, format_value, list_metrics, title_metric
+from cnnexp.analysis.tables import format_estimate, format_value, list_metrics, title_metric
 from cnnexp.config.data import STORAGE_KEYS, DataSection
+from cnnexp.core.text import format_keys
 
 METRIC, MOVED, LEVEL = "metric", "moved", "change/confidence"  # columns
 # Keys that say what is done to the images of a data set, or to how many of them.

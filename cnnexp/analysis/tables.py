@@ -13,7 +13,7 @@ from cnnexp.analysis.dataframe import FRACTIONS, choose_metric, varying_keys
 from cnnexp.analysis.statistics import interquartile_mean, interval, probability_greater
 from cnnexp.config.execution import TUNED
 from cnnexp.config.sections import LABEL_ACCURACY
-from cnnexp.core.text import markdown_text
+from cnnexp.core.text import format_keys, markdown_text
 
 Format = Literal["table", "csv", "parquet", "latex", "markdown"]
 NUMBER = re.compile(
@@ -154,23 +154,6 @@ def distinguishing_keys(cells: pd.DataFrame) -> list[str]:
         if key != "model.tying" and others and not texts.duplicated(others).any():
             kept = others
     return [key for key in keys if key in kept or key in TUNED]
-
-
-def format_key(key: str) -> str:
-    """Shorten a configuration key for a table: `tying` for `model.tying`, `model` for `model.name`."""
-    group, _, name = key.rpartition(".")
-    return group if name == "name" else name
-
-
-def format_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Shorten configuration keys for a table, except for those whose short names are alike.
-
-    Example:
-        >>> format_keys(["model.tying", "data.tying", "model.stride"])
-        {'model.tying': 'model.tying', 'data.tying': 'data.tying', 'model.stride': 'stride'}
-    """
-    names = [format_key(key) for key in keys]
-    return {key: name if names.count(name) == 1 else key for key, name in zip(keys, names, strict=True)}
 
 
 def format_percent(value: float, low: float, high: float) -> str:

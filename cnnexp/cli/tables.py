@@ -31,7 +31,6 @@ from cnnexp.analysis.tables import (
     encode_table,
     format_cells,
     format_estimate,
-    format_keys,
     format_value,
     list_metrics,
     print_table,
@@ -41,7 +40,7 @@ from cnnexp.analysis.tuning import tune
 from cnnexp.cli.options import find_sweep
 from cnnexp.config.execution import TUNED
 from cnnexp.core.errors import UsageError, suggestion
-from cnnexp.core.text import pluralize
+from cnnexp.core.text import format_keys, pluralize
 from cnnexp.store.files import write_bytes
 from cnnexp.store.runs import StoredRun
 

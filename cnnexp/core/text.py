@@ -4,6 +4,23 @@ import re
 from collections.abc import Collection, Sequence
 
 
+def format_key(key: str) -> str:
+    """Shorten a configuration key for a table: `tying` for `model.tying`, `model` for `model.name`."""
+    group, _, name = key.rpartition(".")
+    return group if name == "name" else name
+
+
+def format_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Shorten configuration keys for a table, except for those whose short names are alike.
+
+    Example:
+        >>> format_keys(["model.tying", "data.tying", "model.stride"])
+        {'model.tying': 'model.tying', 'data.tying': 'data.tying', 'model.stride': 'stride'}
+    """
+    names = [format_key(key) for key in keys]
+    return {key: name if names.count(name) == 1 else key for key, name in zip(keys, names, strict=True)}
+
+
 def short_number(number: float | int) -> str:
     """Format a number with three digits and a prefix.
 

@@ -12,8 +12,8 @@ from matplotlib.ticker import NullLocator
 
 from cnnexp.analysis.cells import Cell, Rows, select_cell, select_rows, values_of
 from cnnexp.analysis.dataframe import GAP, TEST, TRAIN, name_metric
-from cnnexp.analysis.tables import format_key, format_value
-from cnnexp.core.text import figure_text
+from cnnexp.analysis.tables import format_value
+from cnnexp.core.text import figure_text, format_key
 from cnnexp.plots.axes import (
     GAP_LABEL,
     TEXT_WIDTH_INCHES,

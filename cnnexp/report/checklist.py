@@ -2,9 +2,8 @@
 
 from collections import Counter
 
-from cnnexp.analysis.tables import format_key
 from cnnexp.config.data import describe_licence
-from cnnexp.core.text import markdown_code, pluralize
+from cnnexp.core.text import format_key, markdown_code, pluralize
 from cnnexp.report.compute import describe_compute, tabulate_compute
 from cnnexp.report.render import MARKDOWN_TEMPLATES, Markdown
 from cnnexp.report.report import Report

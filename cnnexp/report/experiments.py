@@ -12,8 +12,9 @@ import pandas as pd
 from cnnexp.analysis.cells import Not, Rows, select_rows
 from cnnexp.analysis.claims import Claim
 from cnnexp.analysis.dataframe import varying_keys
-from cnnexp.analysis.tables import distinguishing_keys, format_keys, format_value
+from cnnexp.analysis.tables import distinguishing_keys, format_value
 from cnnexp.core.errors import UsageError
+from cnnexp.core.text import format_keys
 from cnnexp.core.user_code import (
     NO_EXPERIMENT,
     execute_file,

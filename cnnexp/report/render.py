@@ -14,9 +14,9 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markupsafe import Markup
 
-from cnnexp.analysis.tables import format_cells, format_key, markdown_table
+from cnnexp.analysis.tables import format_cells, markdown_table
 from cnnexp.analysis.verdicts import Verdict, explain_exploratory
-from cnnexp.core.text import markdown_block, markdown_code, markdown_text
+from cnnexp.core.text import format_key, markdown_block, markdown_code, markdown_text
 from cnnexp.plots.rendering import RenderedFigure
 from cnnexp.report.compute import describe_compute, tabulate_compute, tabulate_data
 from cnnexp.report.report import Report

@@ -17,17 +17,11 @@ from cnnexp.analysis.dataframe import (
 )
 from cnnexp.analysis.frozen import FrozenClaims
 from cnnexp.analysis.retuning import trace_budgets
-from cnnexp.analysis.tables import (
-    compare_tyings,
-    distinguishing_keys,
-    format_keys,
-    format_value,
-    summarize_cells,
-)
+from cnnexp.analysis.tables import compare_tyings, distinguishing_keys, format_value, summarize_cells
 from cnnexp.analysis.tuning import Tuning, tune
 from cnnexp.analysis.variance import Resamples, make_resamples
 from cnnexp.analysis.verdicts import Verdict, judge
-from cnnexp.core.text import figure_text, format_ranges, pluralize
+from cnnexp.core.text import figure_text, format_keys, format_ranges, pluralize
 from cnnexp.plots.figures import Drawing, draw_by_count, draw_by_images, draw_by_key
 from cnnexp.plots.growth import draw_budgets, draw_learning_curves
 from cnnexp.plots.layers import plot_kernels

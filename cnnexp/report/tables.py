@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 
 from cnnexp.analysis.dataframe import constant_keys, make_dataframe, varying_keys
-from cnnexp.analysis.tables import distinguishing_keys, format_keys, format_percent, format_value, title_metric
+from cnnexp.analysis.tables import distinguishing_keys, format_percent, format_value, title_metric
 from cnnexp.analysis.tuning import Tuning
 from cnnexp.analysis.verdicts import Verdict
 from cnnexp.config import RunConfig
-from cnnexp.core.text import duration_text, pluralize
+from cnnexp.core.text import duration_text, format_keys, pluralize
 from cnnexp.models.layers import LayerSpec, NetworkSpec, OtherLayers
 from cnnexp.report.report import Report
 from cnnexp.store.files import read_json

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cnnexp.config import RunConfig, parse
 from cnnexp.config.datasets import ArrayData
-from cnnexp.core.text import pluralize
+from cnnexp.core.text import format_keys, pluralize
 from cnnexp.sweep.grid import Condition
 
 
@@ -246,7 +246,8 @@ class Cells:
         keys = dict.fromkeys(key for values_of_run in values.values() for key in values_of_run)
         # A key that only some runs override is None for the others.
         values_of_key = {key: {of_run.get(key) for of_run in values.values()} for key in keys}
-        self._varying = [key for key in values_of_key if len(values_of_key[key]) > 1 and key != "seed"]
+        varying = [key for key in values_of_key if len(values_of_key[key]) > 1 and key != "seed"]
+        self._short_keys = format_keys(varying)
         self._names = {run_id: self._name_cell(values_of_run) for run_id, values_of_run in values.items()}
 
     def name(self, run_id: str) -> str:
@@ -269,7 +270,7 @@ class Cells:
         return members
 
     def _name_cell(self, values: Mapping[str, str]) -> str:
-        words = (f"{key.rpartition('.')[2]}={values[key]}" for key in self._varying if key in values)
+        words = (f"{name}={values[key]}" for key, name in self._short_keys.items() if key in values)
         return " ".join(words) or "the run"
 
 

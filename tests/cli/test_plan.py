@@ -98,6 +98,20 @@ def test_cells_are_named_by_what_varies_and_rerun_by_one_command_each(configure:
     ]
 
 
+def test_keys_of_one_short_name_are_written_in_full(configure: Configure) -> None:
+    points = [
+        SweepPoint(
+            config=configure(seed=seed),
+            overrides=(f"data.tying={teacher}", f"model.tying={student}"),
+        )
+        for seed, (teacher, student) in enumerate(
+            [("shared", "shared"), ("shared", "dense"), ("local", "local")]
+        )
+    ]
+    cells = Cells({point.config.run_id: point for point in points})
+    assert cells.name(points[1].config.run_id) == "data.tying=shared model.tying=dense"
+
+
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """Run `cnnexp plan` in an empty folder, which must stay empty, and return the lines it prints."""

@@ -126,6 +126,16 @@ def test_kernels_of_all_networks_have_one_scale_and_its_key() -> None:
     assert len(np.unique(full.reshape(-1, 3), axis=0)) == 2 and (full != half).any()  # frame and weight
 
 
+def test_kernels_of_signals_lie_side_by_side_unless_they_are_longer_than_there_are_positions() -> None:
+    short, long = np.ones((8, 1, 3, 1, 4)), np.ones((8, 1, 25, 1, 4))
+    height, width, _ = draw_kernel_mosaic(short).shape
+    one_height, one_width, _ = draw_kernel_mosaic(short[..., :1]).shape
+    assert height == one_height and width > 4 * one_width
+    height, width, _ = draw_kernel_mosaic(long).shape
+    one_height, one_width, _ = draw_kernel_mosaic(long[..., :1]).shape
+    assert height > 4 * one_height and width == one_width
+
+
 def test_positions_of_low_rank_show_every_kernel() -> None:
     axes = Figure().subplots()
     geometry = Geometry(in_shape=(6, 6, 1), features=1, kernel_size=(3, 3))
