@@ -105,15 +105,15 @@ def plot_by_density(table: pd.DataFrame) -> Figure:
         Line("tiled(2)", {last: PERMUTED}, "magnitude, pixels permuted"),
     ]
     levels = [Level("dense", DENSE, "dense network"), Level("shared", CONVOLUTION, "convolution")]
-    panel = Panel("weights that survive in each hidden layer", lines, levels)
+    panel = Panel("surviving weights", lines, levels)
     return plot_accuracy_panels(table, [panel], {NEIGHBOURS: "surviving neighbours / chance"})
 
 
 CAPTION = (
     "Accuracy at the end of the last round (hollow: on the training images), gap, and how often neighbours"
     " of surviving weights of the first layer survive, over chance, against the fraction of weights that "
-    "survive. Horizontal lines: test accuracy of the dense network and of a convolution. Mean and 95% "
-    "interval over seeds."
+    "survive in each hidden layer. Horizontal lines: test accuracy of the dense network and of a "
+    "convolution. Mean and 95% interval over seeds."
 )
 CONDITIONS = {
     "dense network": DENSE,

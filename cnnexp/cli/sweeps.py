@@ -226,7 +226,9 @@ def _compose(options: _Options, action: Sequence[str]) -> int:
         )
     )
     search = ["--config-dir", str(config_folder)] if config_folder and not options.config_dir else []
-    hydra_options = [*search, *options.config_options, *options.printing_options]
+    # Told that every command is a sweep, Hydra explains a wrong key even beside KEY=VALUE,VALUE.
+    mode = options.printing_options or ("--multirun",)
+    hydra_options = [*search, *options.config_options, *mode]
     sys.argv = ["cnnexp run", *hydra_options, *checked, *action]
     try:
         _start_hydra(conf, options.package)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from cnnexp.analysis.cells import select_rows
 from cnnexp.analysis.claims import Claim
 from cnnexp.analysis.dataframe import (
     choose_metric,
@@ -227,7 +228,8 @@ def _make_drawings(
     }
     if curves := choose_curves(experiment, table):
         histories = {run.run_id: run.history for run in runs}
-        if max(map(len, histories.values()), default=0) > 2:  # otherwise a line from start to end
+        shown = pd.concat([select_rows(table, rows) for rows in curves.values()])["run_id"]
+        if max((len(histories[run_id]) for run_id in shown), default=0) > 2:  # or a line from start to end
             drawings["learning_curves"] = draw_learning_curves(curves, histories, metric)
         if budgets := trace_budgets(tuning, curves, histories, metric):
             drawings["accuracy_by_budget"] = draw_budgets(budgets, metric)

@@ -51,6 +51,8 @@ def test_correlations_have_no_sign_or_scale_and_constant_pixels_have_none() -> N
     changed = images.copy()
     changed[:, 1, 1] *= -3
     assert correlate_pixels(changed) == pytest.approx(correlations, abs=1e-6)
+    one_channel = images * np.array([100.0, 1.0], np.float32)
+    assert correlate_pixels(one_channel) == pytest.approx(correlations, abs=1e-4)
     changed[:, 2, 2] = 5
     constant = correlate_pixels(changed)
     assert not constant[10].any() and not constant[:, 10].any()
