@@ -78,6 +78,10 @@ def plot_by_gain(table: pd.DataFrame) -> Figure:
     return plot_accuracy_panels(table, [Panel("gain of the images", lines)], {RATIO: "inverse participation"})
 
 
+LOCAL_AND_NOT: dict[str, Cell] = {
+    "images with edges, gain 3": {**IMAGES, GAIN: 3.0, STEPS: 10_000},
+    "their Gaussian clones": {**CLONES, GAIN: 3.0, STEPS: 10_000},
+}
 CAPTION = (
     "Accuracy after the whole training (hollow: on the training images), gap, and inverse participation "
     "ratio of the hidden units, times the number of pixels, against the gain of the images. Mean and 95% "
@@ -96,9 +100,7 @@ EXPERIMENT = Experiment(
     question="Do dense networks become local by themselves?",
     claims=make_claims(CLAIMS, source="Ingrosso and Goldt 2022 (2202.00565)", smallest_effect=0.5),
     figures={"by_gain": Drawing(draw=plot_by_gain, caption=CAPTION)},
-    curves={
-        "images with edges, gain 3": {**IMAGES, GAIN: 3.0, STEPS: 10_000},
-        "their Gaussian clones": {**CLONES, GAIN: 3.0, STEPS: 10_000},
-    },
+    curves=LOCAL_AND_NOT,
+    kernels=LOCAL_AND_NOT,
     limitations=LIMITATIONS,
 )

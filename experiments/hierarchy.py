@@ -102,7 +102,7 @@ def draw_levels(levels: int, *tyings: str) -> Growth:
 LIMITATIONS = (
     "Each seed has its own random grammar. Both hierarchies are smaller than the paper's, which have 6 to"
     " 10 classes, symbols and synonyms, and the one of 3 levels has 2 synonyms per symbol rather than as "
-    "many as possible. Exponents are fitted to 1, 2 and 3 places. In two earlier runs, on other seeds, some"
+    "many as possible. Exponents are fitted to 1, 2 and 3 places; in two earlier runs, on other seeds, some"
     " convolutions needed fewer images at 3 levels and 3 places than the fewest tried; smaller numbers were"
     " added, and all networks were trained again on seeds that had not been used. With 1 place there are only"
     " 1,296 (2 levels) or 512 (3 levels) different signals, so that some test signals are also training "

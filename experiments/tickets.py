@@ -137,5 +137,6 @@ EXPERIMENT = Experiment(
         "by_density": Drawing(draw=plot_by_density, caption=CAPTION),
         "accuracy_by_condition": draw_by_condition({}, CONDITIONS),
     },
+    kernels={"ticket": TICKET, "ticket, pixels permuted": PERMUTED, "dense network": DENSE},
     limitations=LIMITATIONS,
 )

@@ -289,10 +289,12 @@ def _list_layers_on_whole_images(net: nnx.Module) -> dict[str, TiedConv]:
 
 
 def sample_kernels(net: nnx.Module) -> dict[str, Float[Array, "rows columns kh kw filters"]]:
-    """Return a few kernels of every layer with more than one output position, by its name."""
+    """Return a few kernels of every layer with several output positions or of whole images, by its name."""
+    layers = {**_list_layers_on_whole_images(net), **get_spatial_layers(net)}
     return {
-        name: layer.sample_kernels(SAMPLE_SIDE, SAMPLE_FILTERS)
-        for name, layer in get_spatial_layers(net).items()
+        name: layers[name].sample_kernels(SAMPLE_SIDE, SAMPLE_FILTERS)
+        for name in list_tied_layers(net)
+        if name in layers
     }
 
 

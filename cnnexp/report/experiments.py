@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from cnnexp.analysis.cells import Not, Rows, select_rows
+from cnnexp.analysis.cells import CellRule, Not, Rows, select_rows
 from cnnexp.analysis.claims import Claim
 from cnnexp.analysis.dataframe import varying_keys
 from cnnexp.analysis.tables import distinguishing_keys, format_value
@@ -37,6 +37,8 @@ class Experiment:
         figures: its figures by their file names.
         curves: the runs whose learning curves are drawn, by the title of each column of that figure; where
             they are not in the sweep, the largest group of runs that differ only in their tyings.
+        kernels: the runs whose kernels are drawn, one network by each label; where there are none, one
+            network for each combination of the keys `model.*` that vary.
         limitations: what the experiment cannot show, in sentences: its data, its networks, and what was not
             tuned.
         metric: the metric that claims and figures are measured by, such as `average_precision`; see
@@ -49,6 +51,7 @@ class Experiment:
     claims: Sequence[Claim] = ()
     figures: Mapping[str, Drawing] = field(default_factory=dict)
     curves: Mapping[str, Rows] = field(default_factory=dict)
+    kernels: Mapping[str, CellRule] = field(default_factory=dict)
     limitations: str = ""
     metric: str | None = None
     missing: str = ""

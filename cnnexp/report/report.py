@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cnnexp.analysis.cells import select_rows
+from cnnexp.analysis.cells import resolve_cell, select_cell, select_rows
 from cnnexp.analysis.claims import Claim
 from cnnexp.analysis.dataframe import (
     choose_metric,
@@ -233,7 +233,7 @@ def _make_drawings(
             drawings["learning_curves"] = draw_learning_curves(curves, histories, metric)
         if budgets := trace_budgets(tuning, curves, histories, metric):
             drawings["accuracy_by_budget"] = draw_budgets(budgets, metric)
-    if kernels := _select_kernels(table, runs):
+    if kernels := _select_kernels(experiment, table, runs):
         drawings["kernels"] = Drawing(draw=lambda _: plot_kernels(kernels), caption=KERNELS_CAPTION)
     return drawings
 
@@ -251,29 +251,37 @@ def make_default_drawings(table: pd.DataFrame) -> Mapping[str, Drawing]:
     return drawings
 
 
-def _select_kernels(table: pd.DataFrame, runs: Sequence[StoredRun]) -> dict[str, dict]:
+def _select_kernels(
+    experiment: Experiment, table: pd.DataFrame, runs: Sequence[StoredRun]
+) -> dict[str, dict]:
     """Read the first layer's kernels in one run of each network, of the runs that stored any.
 
     Returns:
         By the network's label, the kernels by the name of the layer, as `plot_kernels` takes them.
     """
-    keys = [key for key in varying_keys(table) if key.startswith("model.")]
     folders = {run.run_id: run.folder for run in runs}
     sizes = [key for key in ("data.train_size",) if key in table]
     ordered = table.sort_values([*sizes, "seed"], ascending=[False] * len(sizes) + [True])
-    cells = ordered.groupby(keys, sort=True) if keys else [((), ordered)]
-    naming_keys = distinguishing_keys(ordered[keys].drop_duplicates())
+    named = {
+        label: select_cell(ordered, resolve_cell(rule, table)) for label, rule in experiment.kernels.items()
+    }
     kernels: dict[str, dict] = {}
-    for _, cell in cells:
-        if len(kernels) == MAX_NETWORKS:
-            break
-        short = format_keys(naming_keys).items()
-        values = (f"{name}={format_value(cell[key].iloc[0])}" for key, name in short)
-        label = " ".join(values) or str(table["model.name"].iloc[0])
-        _, layers = read_kernels(folders[cell["run_id"].iloc[0]])
-        if layers:
+    for label, network in (named or _group_networks(ordered)).items():
+        layers = read_kernels(folders[network["run_id"].iloc[0]])[1] if len(network) else {}
+        if layers and len(kernels) < MAX_NETWORKS:
             kernels[figure_text(label)] = dict(list(layers.items())[:1])
     return kernels
+
+
+def _group_networks(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Group runs by the keys `model.*` that vary; return the runs of each network by its label."""
+    keys = [key for key in varying_keys(table) if key.startswith("model.")]
+    short = format_keys(distinguishing_keys(table[keys].drop_duplicates())).items()
+    groups = {}
+    for _, network in table.groupby(keys, sort=True) if keys else [((), table)]:
+        values = (f"{name}={format_value(network[key].iloc[0])}" for key, name in short)
+        groups[" ".join(values) or str(table["model.name"].iloc[0])] = network
+    return groups
 
 
 def _reconstruct_command(table: pd.DataFrame, name: str) -> str:

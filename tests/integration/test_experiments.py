@@ -15,6 +15,7 @@ from flax import nnx
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cnnexp.analysis.cells import resolve_cell, select_cell
 from cnnexp.analysis.dataframe import make_dataframe
 from cnnexp.analysis.verdicts import judge
 from cnnexp.config import RunConfig
@@ -121,6 +122,8 @@ def test_every_size_measures_every_claim_and_draws_every_figure(compose: Any, si
     assert [(verdict.outcome, verdict.effect) for verdict in in_any_order] == [
         (verdict.outcome, verdict.effect) for verdict in verdicts
     ]
+    for rule in experiment.kernels.values():
+        assert len(select_cell(table, resolve_cell(rule, table)))
     for caption, drawing in experiment.figures.items():
         assert drawing.needs(table) == ((size, caption) != ("medium", "signals"))
         if not drawing.needs(table):

@@ -15,7 +15,7 @@ from cnnexp.core.errors import UsageError
 from cnnexp.core.machine import packaged_folder
 from cnnexp.core.platforms import compiling_for
 from cnnexp.data.images import DataShape
-from cnnexp.models.network import TiedNetwork, get_layer
+from cnnexp.models.network import TiedNetwork, get_layer, sample_kernels
 from cnnexp.models.spec import match_target, specify_layers, specify_network, total_count
 from cnnexp.sweep.points import to_dict
 from tests.conftest import Configure
@@ -87,6 +87,18 @@ def test_layers_of_an_mlp_have_names_and_counts(configure: Configure) -> None:
     layers = specify_network(parse(values))
     assert [layer.name for layer in layers] == ["dense_0", "dense_1", "head"]
     assert [layer.counts.params for layer in layers] == [100 * 8 + 8, 8 * 6 + 6, 6 * 10 + 10]
+
+
+def test_kernels_are_sampled_of_convolutions_and_of_a_first_layer_that_sees_the_whole_image(
+    configure: Configure,
+) -> None:
+    whole = {"features": [8, 4], "kernel_size": [10, 1], "padding": "VALID", "pool": "none"}
+    networks = [TiedNetwork(specify_network(configure(model=m)), rngs=nnx.Rngs(0)) for m in (whole, {})]
+    dense, usual = map(sample_kernels, networks)
+    assert {name: kernels.shape for name, kernels in dense.items()} == {"conv_0": (1, 1, 10, 10, 4)}
+    expected = get_layer(networks[0], networks[0].layers[0]).bank[0, :, :, 0, 2]
+    assert (dense["conv_0"][0, 0, :, :, 2] == expected).all()
+    assert "head" not in usual and "conv_0" in usual
 
 
 @pytest.mark.parametrize(
