@@ -292,7 +292,9 @@ def sample_kernels(net: nnx.Module) -> dict[str, Float[Array, "rows columns kh k
     """Return a few kernels of every layer with several output positions or of whole images, by its name."""
     layers = {**_list_layers_on_whole_images(net), **get_spatial_layers(net)}
     return {
-        name: layers[name].sample_kernels(SAMPLE_SIDE, SAMPLE_FILTERS)
+        name: layers[name].sample_kernels(
+            SAMPLE_SIDE, SAMPLE_FILTERS if layers[name].geometry.positions > 1 else SAMPLE_UNITS
+        )
         for name in list_tied_layers(net)
         if name in layers
     }

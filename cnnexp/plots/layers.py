@@ -30,6 +30,7 @@ SHORT_SIDE_PIXELS = 96  # of the mosaic of a filter, about
 LONG_SIDE_PIXELS = 1_000
 MAX_HEIGHT_FRACTION = 0.4  # the height of a mosaic by the width of the figure
 MAX_SIDE_WEIGHTS = 32  # of a mosaic in a figure, where more would be too small to see
+UNITS_IN_ROW = 8  # of a layer with one position
 SIGNAL_PIXELS = 200  # the height of all positions of a signal
 
 
@@ -233,7 +234,8 @@ def plot_kernels(networks: Mapping[str, Mapping[str, Float[np.ndarray, "_ _ _ _ 
     """Plot the kernels of networks, one mosaic per layer, below one another.
 
     All mosaics have one colour scale, whose unit is the root mean square of a layer's weights: weights of
-    layers with few inputs are larger than those of layers with many. Titles give this unit.
+    layers with few inputs are larger than those of layers with many. Titles give this unit. Of layers with
+    one position, whose units see the whole image, the weights of each unit are in their own root mean square.
 
     Args:
         networks: the kernels of each network by layer, by the network's label.
@@ -243,6 +245,9 @@ def plot_kernels(networks: Mapping[str, Mapping[str, Float[np.ndarray, "_ _ _ _ 
         for layer, kernels in layers.items():
             finite = np.nan_to_num(kernels.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
             unit = float(np.sqrt(np.square(finite).mean())) or 1.0
+            if kernels.shape[:2] == (1, 1):
+                labelled_mosaics.append((f"{name}: units of {layer}", _draw_units(finite)))
+                continue
             mosaic = draw_kernel_mosaic(_select_middle(kernels), FULL_COLOUR * unit)
             labelled_mosaics.append((f"{name}: {layer}, root mean square {unit:.2g}", mosaic))
     heights = [min(MAX_HEIGHT_FRACTION, mosaic.shape[0] / mosaic.shape[1]) for _, mosaic in labelled_mosaics]
@@ -266,8 +271,23 @@ def plot_kernels(networks: Mapping[str, Mapping[str, Float[np.ndarray, "_ _ _ _ 
         aspect=40,
         shrink=0.6,
     )
-    bar.set_label("weight, in root mean squares of its layer")
+    has_units = any(k.shape[:2] == (1, 1) for layers in networks.values() for k in layers.values())
+    bar.set_label(f"weight, in root mean squares of its layer{' or unit' if has_units else ''}")
     return figure
+
+
+def _draw_units(
+    kernels: Float[np.ndarray, "1 1 kh kw filters"],
+) -> UInt8[np.ndarray, "height width rgb"]:
+    """Draw the kernel of each unit on its own scale, a few units in a row; signals are below one another."""
+    scale = np.sqrt(np.square(kernels).mean((2, 3), keepdims=True))
+    scaled = kernels / np.where(scale > 0, scale, 1)
+    if _is_signal(kernels):
+        return draw_kernel_mosaic(scaled, FULL_COLOUR)
+    filters = kernels.shape[-1]
+    starts = range(0, max(1, filters - filters % UNITS_IN_ROW), UNITS_IN_ROW)
+    rows = [draw_kernel_mosaic(scaled[..., i : i + UNITS_IN_ROW], FULL_COLOUR) for i in starts]
+    return np.concatenate([np.pad(row, ((0, 12), (0, 0), (0, 0)), constant_values=255) for row in rows])
 
 
 def _select_middle(

@@ -39,6 +39,11 @@ KERNELS_CAPTION = (
     "scale. A convolution has the same filter at every position."
 )
 
+UNITS_CAPTION = (
+    " Of units that see the whole image, the weights of all pixels are drawn, each unit on its own colour "
+    "scale."
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -234,7 +239,9 @@ def _make_drawings(
         if budgets := trace_budgets(tuning, curves, histories, metric):
             drawings["accuracy_by_budget"] = draw_budgets(budgets, metric)
     if kernels := _select_kernels(experiment, table, runs):
-        drawings["kernels"] = Drawing(draw=lambda _: plot_kernels(kernels), caption=KERNELS_CAPTION)
+        sees_image = any(k.shape[:2] == (1, 1) for layers in kernels.values() for k in layers.values())
+        caption = KERNELS_CAPTION + (UNITS_CAPTION if sees_image else "")
+        drawings["kernels"] = Drawing(draw=lambda _: plot_kernels(kernels), caption=caption)
     return drawings
 
 

@@ -95,7 +95,7 @@ def test_kernels_are_sampled_of_convolutions_and_of_a_first_layer_that_sees_the_
     whole = {"features": [8, 4], "kernel_size": [10, 1], "padding": "VALID", "pool": "none"}
     networks = [TiedNetwork(specify_network(configure(model=m)), rngs=nnx.Rngs(0)) for m in (whole, {})]
     dense, usual = map(sample_kernels, networks)
-    assert {name: kernels.shape for name, kernels in dense.items()} == {"conv_0": (1, 1, 10, 10, 4)}
+    assert {name: kernels.shape for name, kernels in dense.items()} == {"conv_0": (1, 1, 10, 10, 8)}
     expected = get_layer(networks[0], networks[0].layers[0]).bank[0, :, :, 0, 2]
     assert (dense["conv_0"][0, 0, :, :, 2] == expected).all()
     assert "head" not in usual and "conv_0" in usual

@@ -126,6 +126,16 @@ def test_kernels_of_all_networks_have_one_scale_and_its_key() -> None:
     assert len(np.unique(full.reshape(-1, 3), axis=0)) == 2 and (full != half).any()  # frame and weight
 
 
+def test_units_of_a_layer_with_one_position_have_a_colour_scale_each() -> None:
+    weights = np.random.default_rng(0).normal(size=(1, 1, 6, 6, 1))
+    pair = np.concatenate([weights, weights / 8], axis=-1)
+    figure = plot_kernels({"dense": {"conv_0": pair}})
+    picture = np.asarray(figure.axes[0].images[0].get_array())
+    half = (picture.shape[1] - 12) // 2
+    assert (picture[:, :half] == picture[:, half + 12 :]).all()
+    assert "unit" in figure.axes[-1].get_xlabel()
+
+
 def test_kernels_of_signals_lie_side_by_side_unless_they_are_longer_than_there_are_positions() -> None:
     short, long = np.ones((8, 1, 3, 1, 4)), np.ones((8, 1, 25, 1, 4))
     height, width, _ = draw_kernel_mosaic(short).shape
