@@ -20,6 +20,7 @@ from cnnexp.nn.tying import Tying, parse_norm_tying
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "tanh": jnp.tanh, "identity": lambda x: x}
 SAMPLE_SIDE, SAMPLE_FILTERS = 8, 4  # positions along a side, and output channels, whose kernels are kept
+SAMPLE_UNITS = 16  # of a layer with one position
 MAX_NAME_CHARACTERS = 64  # names of layers become names of files and metrics
 MONOTONE = ("relu", "tanh", "identity")  # activations that commute with a maximum
 
