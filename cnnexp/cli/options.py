@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 from cnnexp import __version__
 from cnnexp.core.errors import UsageError, suggestion
 
-FORMATS = ("table", "csv", "parquet", "latex", "markdown")
+FORMATS = ("table", "csv", "json", "parquet", "latex", "markdown")
 
 
 class Text(click.ParamType):
