@@ -4,8 +4,7 @@ A cell may also be a function of the dataframe, for values that only the sweep k
 (`cell_at`), or the best one on validation images (`best_cell`).
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -27,8 +26,6 @@ Rows = Cell | Callable[[pd.DataFrame], pd.DataFrame]  # a cell, or a function th
 CellRule = Cell | Callable[[pd.DataFrame], Cell]  # a cell, or a function that chooses it from the dataframe
 # The labels of the rows from which an estimate is computed; None outside of `trace_rows`.
 _ROWS: ContextVar[list[pd.Index] | None] = ContextVar("rows", default=None)
-# A condition on runs, as `--where` takes it: a column, a relation and an operand.
-CONDITION = re.compile(r"([\w./]+)\s*(<=|>=|!=|=|<|>)\s*(.+)")
 # By the id of a table that does not change: its varying keys, and its rows with a value, see `unchanged`.
 _KNOWN: ContextVar[dict[int, dict[Any, Any]] | None] = ContextVar("known", default=None)
 
@@ -120,63 +117,6 @@ def _equals(column: pd.Series, value: object) -> pd.Series:
 def select_rows(table: pd.DataFrame, rows: Rows | None) -> pd.DataFrame:
     """Select the runs of a cell, or those that a function selects; all if `rows` is None."""
     return rows(table) if callable(rows) else select_cell(table, rows or {})
-
-
-def select_runs(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
-    """Select the runs that fulfil all conditions.
-
-    Args:
-        table: One row per run.
-        conditions: For example `model.tying=shared,local`, `data.train_size<=512` and `seed!=0`, as the user
-            gave them with `--where`.
-
-    Returns:
-        The rows of these runs, at least one.
-
-    Raises:
-        UsageError: A condition cannot be parsed, names no column, or no run fulfils it.
-    """
-    for condition in conditions:
-        match = CONDITION.fullmatch(condition.strip())
-        if match is None:
-            raise UsageError(f"--where {condition}: allowed: COLUMN=VALUE[,VALUE…], and !=, <, <=, >, >=")
-        column, relation, operand = match.groups()
-        if column not in table:
-            raise UsageError(
-                f"--where {column}: no such column; {suggestion(column, map(str, table.columns))}"
-            )
-        selected = table[_condition_mask(table[column], relation, operand)]
-        if selected.empty:
-            values = sorted(set(table[column].astype(str)))
-            raise UsageError(f"--where {condition}: no such run; {suggestion(operand, values)}")
-        table = selected
-    return table
-
-
-def _condition_mask(values: pd.Series, relation: str, operand: str) -> pd.Series:
-    """Return for each value whether it is related to a number, or with = and != to one of several values."""
-    if relation in ("=", "!="):
-        numbers = pd.to_numeric(values, errors="coerce")
-        equal = pd.Series(False, index=values.index)
-        for choice in re.split(r",(?![^(\[]*[)\]])", operand):  # not the commas within brackets
-            number = pd.to_numeric(choice, errors="coerce")
-            equal |= (values.map(_without_quotes) == _without_quotes(choice)) | (numbers == number)
-        return equal if relation == "=" else ~equal
-    try:
-        limit = float(operand)
-        numbers = pd.to_numeric(values)
-    except ValueError:
-        raise UsageError(
-            f"--where {values.name}{relation}{operand}: allowed: = and != for what is no number"
-        ) from None
-    return {"<": numbers < limit, "<=": numbers <= limit, ">": numbers > limit, ">=": numbers >= limit}[
-        relation
-    ]
-
-
-def _without_quotes(value: object) -> str:
-    """Write `[local,shared]` for `['local', 'shared']`."""
-    return re.sub(r"['\s]", "", str(value))
 
 
 def note_rows(*selections: pd.DataFrame) -> None:

@@ -1,4 +1,4 @@
-"""Tables of cells, for people and for papers: terminal, Markdown, LaTeX, CSV, Parquet."""
+"""Tables of cells, for people and for papers: terminal, Markdown, LaTeX, CSV, JSON, Parquet."""
 
 import io
 import re
@@ -10,12 +10,13 @@ import pandas as pd
 
 from cnnexp.analysis.cells import pair_cells
 from cnnexp.analysis.dataframe import FRACTIONS, choose_metric, varying_keys
+from cnnexp.analysis.json_rows import encode_json_rows
 from cnnexp.analysis.statistics import interquartile_mean, interval, probability_greater
 from cnnexp.config.execution import TUNED
 from cnnexp.config.sections import LABEL_ACCURACY
 from cnnexp.core.text import format_keys, markdown_text
 
-Format = Literal["table", "csv", "parquet", "latex", "markdown"]
+Format = Literal["table", "csv", "json", "parquet", "latex", "markdown"]
 NUMBER = re.compile(
     r"(?:[≥≤<>] ?)?[+−-]?(?:\d[\d,]*\.?\d*|∞)(?:e[+-]?\d+)?(?:[%x]|(?=[ \[])|$)"
 )  # and its interval
@@ -241,6 +242,8 @@ def encode_table(table: pd.DataFrame, shown: pd.DataFrame, form: Format) -> byte
         return file.getvalue()
     if form == "csv":
         return table.to_csv(index=False).encode()
+    if form == "json":
+        return encode_json_rows(table)
     return (markdown_table(shown) + "\n" if form == "markdown" else latex_table(shown)).encode()
 
 

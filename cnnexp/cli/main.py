@@ -58,7 +58,7 @@ Why do convolutions work? Train sweeps over kernel size, stride and weight tying
 \b
   cnnexp run experiment=why_convolutions    train the sweep that answers the question
   cnnexp report why_convolutions            its table, figures and verdicts
-  cnnexp results why_convolutions --by      the same numbers as CSV, LaTeX, Markdown or Parquet
+  cnnexp results why_convolutions --by      the same numbers as CSV, JSON, LaTeX, Markdown or Parquet
   cnnexp run --help                         every key, with its default and what it means
   cnnexp plan seed=range(100)               what a sweep would train and how long it would take
 """

@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 from cnnexp import __version__
 from cnnexp.core.errors import UsageError, suggestion
 
-FORMATS = ("table", "csv", "parquet", "latex", "markdown")
+FORMATS = ("table", "csv", "json", "parquet", "latex", "markdown")
 
 
 class Text(click.ParamType):
@@ -134,20 +134,23 @@ format_option = click.option(
 
 
 def make_version_option() -> click.Option:
-    """Make the option that prints the version."""
+    """Make the option that prints the version and the git revision."""
     return click.Option(
         ["--version"],
         is_flag=True,
         is_eager=True,
         expose_value=False,
         callback=_print_version,
-        help="Print the version.",
+        help="Print the version, and the git revision if it is known.",
     )
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
-        print(__version__)
+        from cnnexp.core.revision import INSTALLED, UNKNOWN, git_revision
+
+        revision = git_revision()
+        print(__version__ if revision in (INSTALLED, UNKNOWN) else f"{__version__} ({revision})")
         ctx.exit()
 
 

@@ -89,7 +89,8 @@ def report(
     cls=SeveralOption,
     marks="=<>",
     metavar="COND",
-    help="Only runs that meet all conditions, such as model.tying=shared,local 'seed<3'.",
+    help="Only runs that meet all conditions, such as model.tying=shared,local 'seed<3'; "
+    "the short name of a varying key, as in the table, is enough: tying=shared.",
 )
 @click.option(
     "--by",

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from cnnexp.analysis.cells import CONDITION, select_runs
 from cnnexp.analysis.compare import (
     LEVEL,
     METRIC,
@@ -25,6 +24,7 @@ from cnnexp.analysis.dataframe import (
     varying_keys,
     warn_excluded_runs,
 )
+from cnnexp.analysis.run_conditions import RunCondition, parse_run_conditions, select_runs
 from cnnexp.analysis.statistics import CONFIDENCE
 from cnnexp.analysis.tables import (
     Format,
@@ -60,7 +60,7 @@ def print_results(
 
     Args:
         folder: The sweep's folder.
-        conditions: Conditions that a run must fulfil, see `select_runs`.
+        conditions: Conditions that a run must fulfil, see `parse_run_conditions`.
         by: Keys that tell cells apart; if empty, the keys that vary. Each cell is shown at its best learning
             rate and weight decay (see `tune`) unless `by` or `conditions` name one of
             these.
@@ -77,14 +77,15 @@ def print_results(
     for key in by or ():
         if key not in table:
             raise UsageError(f"--by {key}: no such column; {suggestion(key, map(str, table.columns))}")
+    parsed = parse_run_conditions(table, conditions)
     if by is None:
-        table = select_runs(table, conditions)
+        table = select_runs(table, parsed)
         texts = _format_runs(table)
     else:
         table = (
-            summarize_cells(select_runs(table, conditions), [*by, EVALUATION] if by else None)
+            summarize_cells(select_runs(table, parsed), [*by, EVALUATION] if by else None)
             if evaluations
-            else _tuned_cells(runs, conditions, by)
+            else _tuned_cells(runs, parsed, by)
         )
         texts = format_cells(table)
     warn_excluded_runs(runs, corrupt)
@@ -108,12 +109,13 @@ def _write(content: bytes, output: Path | None) -> None:
     print(output)
 
 
-def _tuned_cells(runs: Sequence[StoredRun], conditions: Sequence[str], by: Sequence[str]) -> pd.DataFrame:
+def _tuned_cells(
+    runs: Sequence[StoredRun], conditions: Sequence[RunCondition], by: Sequence[str]
+) -> pd.DataFrame:
     """Return one row per cell, at its best learning rate and weight decay unless the user names these."""
     table = make_dataframe(runs)
-    keys_of_conditions = {m[1] for condition in conditions if (m := CONDITION.match(condition.strip()))}
     tuned_keys: list[str] = []
-    if keys_of_conditions.union(by).isdisjoint(TUNED):
+    if {*by, *(condition.column for condition in conditions)}.isdisjoint(TUNED):
         tuning = tune(runs)
         table, tuned_keys = tuning.table, tuning.keys
         for warning in tuning.warnings:

@@ -3,18 +3,17 @@
 import functools
 import os
 import platform
-import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 
-import cnnexp
 from cnnexp.config import SECTIONS, RunConfig
 from cnnexp.config.data import corruption_summary
 from cnnexp.config.model import CustomModel
 from cnnexp.core.machine import packaged_folder
+from cnnexp.core.revision import git_revision
 from cnnexp.core.user_code import NO_EXPERIMENT, find_experiment_file, list_imported_files
 from cnnexp.models.spec import describe_matching, specify_network, total_count
 from cnnexp.sweep.points import COMMAND_LINE
@@ -93,21 +92,6 @@ def _device_model(device: Any) -> str:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def git_revision() -> str:
-    """Return the commit of the checkout, with "+" if files differ from it; "installed" outside a checkout."""
-    root = Path(cnnexp.__file__).parent.parent
-    if not (root / ".git").exists():
-        return "installed"
-    try:
-        revision, changes = (
-            subprocess.run(["git", "-C", root, *command], capture_output=True, text=True, check=True).stdout
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return revision.strip() + ("+" if changes else "")
 
 
 def summary_of(

@@ -5,8 +5,9 @@ import itertools
 import pandas as pd
 import pytest
 
-from cnnexp.analysis.cells import Not, pair_cells, select_cell, select_runs, unchanged
+from cnnexp.analysis.cells import Not, pair_cells, select_cell, unchanged
 from cnnexp.analysis.dataframe import varying_keys
+from cnnexp.analysis.run_conditions import select_runs
 from cnnexp.core.errors import UsageError
 
 
@@ -44,6 +45,36 @@ def test_conditions_choose_runs(table: pd.DataFrame, conditions: list[str], numb
 def test_wrong_conditions_are_refused(table: pd.DataFrame, condition: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         select_runs(table, [condition])
+
+
+def test_short_names_of_varying_keys_select_the_runs_of_their_columns(table: pd.DataFrame) -> None:
+    table = table.assign(**{"model.name": ["mlp", "resnet"] * 9, "data.name": "digits"})
+    for short, full in (
+        ("tying=shared,local", "model.tying=shared,local"),
+        ("train_size<=64", "data.train_size<=64"),
+        ("model!=mlp", "model.name!=mlp"),
+    ):
+        assert select_runs(table, [short]).equals(select_runs(table, [full]))
+    # The first condition leaves one tying only, which still has its short name.
+    assert len(select_runs(table, ["model.tying=shared", "tying=shared", "train_size=64"])) == 3
+
+
+def test_a_short_name_of_two_varying_keys_is_refused_with_both(table: pd.DataFrame) -> None:
+    table = table.assign(**{"data.tying": ["shared", "dense"] * 9, "seed": 0, "data.seed": range(18)})
+    with pytest.raises(UsageError) as error:
+        select_runs(table, ["tying=shared"])
+    assert str(error.value) == "--where tying: must name one key; write model.tying or data.tying"
+    assert len(select_runs(table, ["seed=0"])) == 18, "the name of a column is not taken for a short one"
+    # A key that does not vary is in no table, and has no short name.
+    assert len(select_runs(table.assign(**{"data.tying": "shared"}), ["tying=shared"])) == 6
+
+
+def test_an_unknown_short_name_is_refused_with_the_nearest_one(table: pd.DataFrame) -> None:
+    with pytest.raises(UsageError, match=r"^--where tyin: no such column; did you mean 'tying'\?"):
+        select_runs(table, ["tyin=shared"])
+    constant = table.assign(**{"model.kernel_size": 3})
+    with pytest.raises(UsageError, match=r"^--where kernel_size: .*did you mean 'model\.kernel_size'\?"):
+        select_runs(constant, ["kernel_size=3"])
 
 
 def test_tying_with_commas_is_one_value() -> None:

@@ -10,8 +10,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from cnnexp.analysis.cells import select_runs
 from cnnexp.analysis.compare import compare_sweeps
+from cnnexp.analysis.run_conditions import select_runs
 from cnnexp.analysis.tables import format_value, latex_table
 from cnnexp.cli.tables import print_comparison, print_results
 from cnnexp.nn.geometry import Geometry
@@ -147,6 +147,7 @@ def test_cells_are_shown_at_their_chosen_values(tuned: Path, capsys: pytest.Capt
         (["optim.learning_rate"], [], [0.56, 0.56]),
         (["model.tying"], ["optim.learning_rate=0.01"], [0.21, 0.91]),
         (["model.tying"], ["optim.learning_rate<1"], [0.21, 0.61, 0.91, 0.51]),
+        (["model.tying"], ["learning_rate=0.01"], [0.21, 0.91]),
     ],
 )
 def test_learning_rates_that_are_named_are_not_chosen(

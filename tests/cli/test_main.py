@@ -38,6 +38,7 @@ def test_run_prints_the_configuration_of_a_job(
 @pytest.mark.parametrize(
     ("word", "packages"),
     [
+        ("--version", ("jax", "flax", "hydra", "wandb", "pandas", "sklearn", "numpy")),
         ("--help", ("jax", "flax", "hydra", "wandb", "pandas", "sklearn")),
         ("plan", ("pandas", "matplotlib", "wandb", "jinja2", "grain", "sklearn", "scipy")),
         ("show", ("sklearn", "scipy.stats", "wandb", "orbax", "grain")),

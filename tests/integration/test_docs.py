@@ -8,7 +8,11 @@ import pytest
 import cnnexp
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "experiments" / "README.md"]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "experiments" / "README.md",
+]
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/layers.md", "docs/networks.md"])
@@ -35,6 +39,7 @@ def test_files_that_are_named_exist(page: Path) -> None:
         "conf/experiment/mine.yaml",
         "conf/experiment_size/NAME_SIZE.yaml",
         "conf/model/my_net.yaml",
+        *(f"conf/{group}/NAME.yaml" for group in ("model", "data", "optim", "experiment", "launcher")),
     }
     assert [path for path in paths if path not in examples and not (ROOT / path).exists()] == []
 

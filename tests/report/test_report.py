@@ -24,6 +24,7 @@ from cnnexp.report.render import POLICY
 from cnnexp.report.report import make_default_drawings
 from cnnexp.store.runs import read_runs
 from tests.browser import dom_of, looked_at
+from tests.conftest import call_cnnexp
 
 SUPPORTED = "supported (exploratory)"  # as the seeds are among those that were seen
 PARAMS = {"dense": 1000, "local": 100, "shared": 10}
@@ -256,6 +257,39 @@ def test_results_in_every_format(
     assert len(printed.splitlines()) == 6 + 2 and "80.0" in printed
     with pytest.raises(UsageError, match=r"did you mean 'model\.tying'"):
         print_results(sweep, by=["model.tieing"])
+
+
+def read_strictly(text: str) -> list[dict[str, object]]:
+    """Read JSON, which has no NaN and no infinity."""
+    return json.loads(text, parse_constant=pytest.fail)
+
+
+def test_json_has_a_record_per_run_with_every_digit_and_null_for_what_is_missing(
+    sweep: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    summary = sweep / "shared-256-0" / "summary.json"
+    precise = 0.1 + 0.2 / 3
+    change = {"test/accuracy": precise, "train/loss": None, "note": [float("nan"), "α"]}
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | change))
+    assert call_cnnexp("results", str(sweep), "--format", "json") == 0
+    records = {record["run_id"]: record for record in read_strictly(capfd.readouterr().out)}
+    run, other = records["shared-256-0"], records["local-256-0"]
+    assert len(records) == 18
+    assert run["model.tying"] == "shared" and run["data.train_size"] == 256 and run["seed"] == 0
+    assert run["test/accuracy"] == precise and run["train/loss"] is None and run["note"] == [None, "α"]
+    assert other["note"] is None and other["steps_to/0.9/high"] is None
+
+
+def test_json_of_cells_is_written_to_a_file_and_agrees_with_parquet(sweep: Path, tmp_path: Path) -> None:
+    words = ["results", str(sweep), "--by", "model.tying", "--where", "seed=0"]
+    for form in ("json", "parquet"):
+        assert call_cnnexp(*words, "--format", form, "-o", str(tmp_path / form)) == 0
+    cells = read_strictly((tmp_path / "json").read_text())
+    assert [cell["model.tying"] for cell in cells] == ["dense", "local", "shared"]
+    assert {cell["test/accuracy/low"] for cell in cells} == {None}  # one seed has no interval
+    pd.testing.assert_frame_equal(
+        pd.DataFrame(cells), pd.read_parquet(tmp_path / "parquet"), check_exact=True, check_dtype=False
+    )
 
 
 def test_two_sweeps_side_by_side(sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
