@@ -20,7 +20,7 @@ from cnnexp.cli.main import cnnexp as cnnexp_command
 ROOT = Path(__file__).resolve().parents[2]
 PATTERNS = ("README.md", "docs/*.*", "experiments/*.md", "experiments/*.py", "experiments/figures/*.png")
 REPORTS = "Reports"  # the section of the navigation that lists the published reports
-HELP_WIDTH = 90  # characters, which fit beside the navigation
+HELP_WIDTH = 78  # characters, which fit beside the navigation
 COMMANDS = """\
 # Commands
 
@@ -93,9 +93,8 @@ def _iterate_commands(
     command: click.Command = cnnexp_command, parent: click.Context | None = None, level: int = 2
 ) -> Iterator[tuple[int, click.Context]]:
     """Iterate over a command and its subcommands, each with the level of its heading."""
-    context = click.Context(
-        command, parent, info_name=command.name, max_content_width=HELP_WIDTH, terminal_width=HELP_WIDTH
-    )
+    context = command.make_context(command.name, [], parent, resilient_parsing=True)
+    context.terminal_width = context.max_content_width = HELP_WIDTH
     yield level, context
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
