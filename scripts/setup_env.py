@@ -87,6 +87,6 @@ def _step(what: str, *command: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Set up .venv from requirements.lock.")
-    extras = ("dev", "local", "optuna", "tfds", "cuda", "tpu", "slurm", "ray")
+    extras = ("dev", "docs", "local", "optuna", "tfds", "cuda", "tpu", "slurm", "ray")
     parser.add_argument("--extra", action="append", default=[], choices=extras)
     set_up(set(parser.parse_args().extra))

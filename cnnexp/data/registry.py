@@ -118,8 +118,8 @@ def register_dataset(section: type[DataSection]) -> Callable[[Class], Class]:
     Args:
         section: The class of the section. Its key `name` has the name of the data set as its default.
 
-    Example::
-
+    Examples:
+        ```python
         class Stripes(cnnexp.DataSection):
             name: Literal["stripes"] = Field(default="stripes", description="The data set.")
             side: int = Field(default=8, ge=2, description="The side of the images, in pixels.")
@@ -129,6 +129,7 @@ def register_dataset(section: type[DataSection]) -> Callable[[Class], Class]:
             def infer_shape(self) -> cnnexp.DataShape: ...
 
             def load(self) -> cnnexp.Images: ...
+        ```
 
     Raises:
         ValueError: Another data set has this name.
@@ -168,12 +169,11 @@ def register_corruption(name: str) -> Callable[[Callable[..., Array]], Callable[
     argument `key` gets a key of JAX for each image, which is the same at every step. Further arguments are
     `data.corruption_options`.
 
-    Example usage::
-
-      >>> import cnnexp
-      >>> @cnnexp.register_corruption("doctest_haze")
-      ... def haze(image, strength, level=1.0):
-      ...     return (1 - strength) * image + strength * level
+    Examples:
+        >>> import cnnexp
+        >>> @cnnexp.register_corruption("doctest_haze")
+        ... def haze(image, strength, level=1.0):
+        ...     return (1 - strength) * image + strength * level
     """
     return CORRUPTIONS.register(name)
 

@@ -31,14 +31,13 @@ def register_model(name: str) -> Callable[[Callable[..., nnx.Module]], Callable[
 
     A package registers its networks in a module that it names as an entry point of the group `cnnexp`.
 
-    Example usage::
-
-      >>> from flax import nnx
-      >>> import cnnexp
-      >>> @cnnexp.register_model("doctest_linear")
-      ... def make(shape, classes, *, rngs, scale=1.0):
-      ...     height, width, channels = shape
-      ...     return nnx.Linear(height * width * channels, classes, rngs=rngs)
+    Examples:
+        >>> from flax import nnx
+        >>> import cnnexp
+        >>> @cnnexp.register_model("doctest_linear")
+        ... def make(shape, classes, *, rngs, scale=1.0):
+        ...     height, width, channels = shape
+        ...     return nnx.Linear(height * width * channels, classes, rngs=rngs)
     """
     return MODELS.register(name)
 
@@ -46,8 +45,9 @@ def register_model(name: str) -> Callable[[Callable[..., nnx.Module]], Callable[
 def tying_of(options: dict[str, Any], default: str = "shared") -> Tying:
     """Return the tying among the options of a network's function: what `model.tying` names.
 
-    >>> tying_of({"width": 16, "tying": "tiled(2)"}).size
-    2
+    Examples:
+        >>> tying_of({"width": 16, "tying": "tiled(2)"}).size
+        2
     """
     return Tying.parse(options.get("tying", default))
 

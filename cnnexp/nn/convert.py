@@ -31,17 +31,16 @@ def from_conv_local(
 ) -> TiedConv:
     """Build a `local` layer with the weights of a `flax.linen.ConvLocal`.
 
-    Example usage::
-
-      >>> import flax.linen as linen
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> from cnnexp.nn.convert import from_conv_local
-      >>> module, x = linen.ConvLocal(4, (3, 3)), jnp.ones((1, 6, 6, 2))
-      >>> variables = module.init(jax.random.key(0), x)
-      >>> layer = from_conv_local(**variables["params"], kernel_size=(3, 3), in_size=(6, 6))
-      >>> bool(jnp.allclose(layer(x), module.apply(variables, x), atol=1e-6))
-      True
+    Examples:
+        >>> import flax.linen as linen
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from cnnexp.nn.convert import from_conv_local
+        >>> module, x = linen.ConvLocal(4, (3, 3)), jnp.ones((1, 6, 6, 2))
+        >>> variables = module.init(jax.random.key(0), x)
+        >>> layer = from_conv_local(**variables["params"], kernel_size=(3, 3), in_size=(6, 6))
+        >>> bool(jnp.allclose(layer(x), module.apply(variables, x), atol=1e-6))
+        True
 
     Args:
         kernel: Its parameter `kernel`, of shape `(oh, ow, c * kh * kw, o)`: channels come first.

@@ -26,18 +26,17 @@ def embed(
     All kernels of a new `low_rank` layer are equal, a point that gradients do not leave; with `rngs` they get
     random parts that cancel in the mixture.
 
-    Example usage::
-
-      >>> import jax.numpy as jnp
-      >>> from flax import nnx
-      >>> from cnnexp import TiedConv, embed
-      >>> convolution = TiedConv(1, 2, (3, 3), in_size=(6, 6), rngs=nnx.Rngs(0))
-      >>> local = embed(convolution, tying="local", bias="local")
-      >>> local.bank.shape, local.bias.shape
-      ((36, 3, 3, 1, 2), (36, 2))
-      >>> x = jnp.ones((1, 6, 6, 1))
-      >>> bool(jnp.allclose(local(x), convolution(x), atol=1e-6))
-      True
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from cnnexp import TiedConv, embed
+        >>> convolution = TiedConv(1, 2, (3, 3), in_size=(6, 6), rngs=nnx.Rngs(0))
+        >>> local = embed(convolution, tying="local", bias="local")
+        >>> local.bank.shape, local.bias.shape
+        ((36, 3, 3, 1, 2), (36, 2))
+        >>> x = jnp.ones((1, 6, 6, 1))
+        >>> bool(jnp.allclose(local(x), convolution(x), atol=1e-6))
+        True
 
     Args:
         layer: The layer to embed; it is not changed.
@@ -76,15 +75,14 @@ def project(layer: TiedConv, *, tying: Tying | str = "shared") -> TiedConv:
 
     The result is the nearest layer of that tying, by the distance between the kernels of each position.
 
-    Example usage::
-
-      >>> from flax import nnx
-      >>> from cnnexp import TiedConv, distance_to, project
-      >>> local = TiedConv(1, 2, (3, 3), in_size=(6, 6), tying="local", rngs=nnx.Rngs(0))
-      >>> project(local, tying="tiled(2)").bank.shape
-      (4, 3, 3, 1, 2)
-      >>> bool(distance_to(project(local), tying="shared") < 1e-5)
-      True
+    Examples:
+        >>> from flax import nnx
+        >>> from cnnexp import TiedConv, distance_to, project
+        >>> local = TiedConv(1, 2, (3, 3), in_size=(6, 6), tying="local", rngs=nnx.Rngs(0))
+        >>> project(local, tying="tiled(2)").bank.shape
+        (4, 3, 3, 1, 2)
+        >>> bool(distance_to(project(local), tying="shared") < 1e-5)
+        True
 
     Args:
         layer: The layer to project; it is not changed.

@@ -27,18 +27,17 @@ class TiedNorm(nnx.Module):
     `shared` it is `flax.nnx.BatchNorm`. Layer normalisation takes them over all units of an image, and group
     normalisation over the positions and a group of adjoining channels of an image (Wu and He 2018).
 
-    Example usage::
-
-      >>> import jax.numpy as jnp
-      >>> from flax import nnx
-      >>> from cnnexp.nn.geometry import Geometry, Norm
-      >>> from cnnexp.nn.normalisation import TiedNorm
-      >>> geometry = Geometry(in_shape=(8, 8, 3), features=4, kernel_size=(3, 3))
-      >>> norm = TiedNorm(geometry, "batch", tying="tiled(2)")
-      >>> norm.scale.shape, norm.mean.shape
-      ((4, 4), (4, 4))
-      >>> norm(jnp.ones((2, 8, 8, 4))).shape
-      (2, 8, 8, 4)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from cnnexp.nn.geometry import Geometry, Norm
+        >>> from cnnexp.nn.normalisation import TiedNorm
+        >>> geometry = Geometry(in_shape=(8, 8, 3), features=4, kernel_size=(3, 3))
+        >>> norm = TiedNorm(geometry, "batch", tying="tiled(2)")
+        >>> norm.scale.shape, norm.mean.shape
+        ((4, 4), (4, 4))
+        >>> norm(jnp.ones((2, 8, 8, 4))).shape
+        (2, 8, 8, 4)
 
     Args:
         geometry: The geometry of the layer whose output is normalised.

@@ -33,16 +33,15 @@ class KernelDistances(NamedTuple):
 def kernel_distances(layer: TiedConv) -> KernelDistances:
     """Measure how the difference of kernels grows with the distance of positions (Ott 2020, Figure 5).
 
-    Example usage::
-
-      >>> from flax import nnx
-      >>> from cnnexp import TiedConv
-      >>> layer = TiedConv(1, 1, (3, 1), in_size=(4, 1), tying="tiled(2)", rngs=nnx.Rngs(0))
-      >>> distances = kernel_distances(layer)
-      >>> distances.offset.tolist(), distances.pairs.tolist()
-      ([1.0, 2.0, 3.0], [3, 2, 1])
-      >>> bool(distances.kernel[1] == 0)  # every second position has the same kernel
-      True
+    Examples:
+        >>> from flax import nnx
+        >>> from cnnexp import TiedConv
+        >>> layer = TiedConv(1, 1, (3, 1), in_size=(4, 1), tying="tiled(2)", rngs=nnx.Rngs(0))
+        >>> distances = kernel_distances(layer)
+        >>> distances.offset.tolist(), distances.pairs.tolist()
+        ([1.0, 2.0, 3.0], [3, 2, 1])
+        >>> bool(distances.kernel[1] == 0)  # every second position has the same kernel
+        True
     """
     oh, ow = layer.geometry.out_size
     flat = np.asarray(layer.position_kernels(), np.float64).reshape(oh * ow, -1)

@@ -44,16 +44,15 @@ class TiedConv(nnx.Module):
     `local` is a locally connected layer, and `dense` connects every input unit to every output unit; `Tying`
     describes the other kinds. Arguments that `nnx.Conv` has as well have its names, defaults and meaning.
 
-    Example usage::
-
-      >>> import jax.numpy as jnp
-      >>> from flax import nnx
-      >>> from cnnexp import TiedConv
-      >>> layer = TiedConv(1, 16, (3, 3), in_size=(28, 28), tying="tiled(2)", rngs=nnx.Rngs(0))
-      >>> layer.bank.shape  # four kernels, which alternate with period 2 down and across
-      (4, 3, 3, 1, 16)
-      >>> layer(jnp.ones((8, 28, 28, 1))).shape
-      (8, 28, 28, 16)
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from cnnexp import TiedConv
+        >>> layer = TiedConv(1, 16, (3, 3), in_size=(28, 28), tying="tiled(2)", rngs=nnx.Rngs(0))
+        >>> layer.bank.shape  # four kernels, which alternate with period 2 down and across
+        (4, 3, 3, 1, 16)
+        >>> layer(jnp.ones((8, 28, 28, 1))).shape
+        (8, 28, 28, 16)
 
     Args:
         in_features: Number of input channels.

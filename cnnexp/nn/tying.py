@@ -27,12 +27,13 @@ NORM_TYING_NAMES = [name for name in BIAS_NAMES if name != "none"]
 class Tying:
     """A way to tie the kernels of a layer across its output positions.
 
-    `str(tying)` and `Tying.parse` are inverse::
+    `str(tying)` and `Tying.parse` are inverse.
 
-      >>> Tying.parse("tiled(2)")
-      Tying(kind='tiled', size=2, softmax=True, separable=True)
-      >>> str(Tying("low_rank", 4, softmax=False))
-      'low_rank(4,free)'
+    Examples:
+        >>> Tying.parse("tiled(2)")
+        Tying(kind='tiled', size=2, softmax=True, separable=True)
+        >>> str(Tying("low_rank", 4, softmax=False))
+        'low_rank(4,free)'
 
     Attributes:
         kind: `shared` has one kernel for all positions, a convolution. In `tiled`, kernels alternate with
@@ -210,12 +211,11 @@ def count_layer(geometry: Geometry, tying: Tying | str, bias: str) -> Counts:
         tying: The tying of its kernels, or the text of it.
         bias: The tying of its biases: `same`, `none`, or the text of a tying.
 
-    Example usage::
-
-      >>> from cnnexp.nn.geometry import Geometry
-      >>> geometry = Geometry(in_shape=(8, 8, 1), features=1, kernel_size=(3, 3), padding="VALID")
-      >>> count_layer(geometry, "shared", bias="none").sharing  # each weight is used at 6 x 6 positions
-      36.0
+    Examples:
+        >>> from cnnexp.nn.geometry import Geometry
+        >>> geometry = Geometry(in_shape=(8, 8, 1), features=1, kernel_size=(3, 3), padding="VALID")
+        >>> count_layer(geometry, "shared", bias="none").sharing  # each weight is used at 6 x 6 positions
+        36.0
     """
     tying = Tying.parse(tying)
     pairs = geometry.in_units * geometry.out_units

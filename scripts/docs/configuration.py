@@ -74,10 +74,16 @@ def _groups(section: str) -> str:
 
 def _table(keys: list[KeyDescription]) -> str:
     rows = [
-        f"| `{key.name}` | {f'`{key.default}`' if key.default else ''} | {key.allowed} | {key.explanation} |"
+        f"| `{key.name}` | {f'`{key.default}`' if key.default else ''} | {_escape(key.allowed)} "
+        f"| {key.explanation} |"
         for key in keys
     ]
     return "\n".join(["| key | default | allowed | meaning |", "|---|---|---|---|", *rows])
+
+
+def _escape(text: str) -> str:
+    """Escape brackets, in which Markdown would see links."""
+    return text.replace("[", "\\[")
 
 
 if __name__ == "__main__":
