@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+import cnnexp
 from cnnexp.config import SECTIONS, RunConfig
 from cnnexp.config.data import corruption_summary
 from cnnexp.config.model import CustomModel
@@ -20,7 +21,7 @@ from cnnexp.sweep.points import COMMAND_LINE
 from cnnexp.training.schedule import estimate_flops, resolve_duration
 
 GROUPS = (*SECTIONS, "experiment", "experiment_size", "size")
-PACKAGES = ("cnnexp", "jax", "flax", "optax", "numpy")
+PACKAGES = ("jax", "flax", "optax", "numpy")
 
 
 @functools.cache
@@ -29,6 +30,7 @@ def provenance() -> dict[str, str]:
     device = jax.devices()[0]
     flags = os.environ.get("XLA_FLAGS", "")
     return {
+        "version/cnnexp": cnnexp.__version__,  # has no metadata in a checkout that is not installed
         **{f"version/{package}": version(package) for package in PACKAGES},
         "version/python": platform.python_version(),
         "device": f"{len(jax.devices())} x {device.platform} ({_device_model(device)})",

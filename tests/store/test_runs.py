@@ -1,6 +1,7 @@
 """Corrupt files and a full disk: nothing is lost, no wrong number is shown, nothing is blocked."""
 
 import errno
+import importlib.metadata
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import cnnexp
 from cnnexp.store.checkpoints import StackCheckpoints, iterate_stacks, list_corrupt_stacks, restore
 from cnnexp.store.files import append_bytes, read_bytes, read_json, write_bytes
 from cnnexp.store.leases import Leases
@@ -290,3 +292,13 @@ def test_no_corruption_of_a_sweep_breaks_a_command_or_changes_a_number() -> None
     check = [sys.executable, str(Path("scripts/check/store_fuzz.py")), "--checkpoints=4", "--others=8"]
     done = subprocess.run(check, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "checkpoints: 4 of 4" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_provenance_of_runs_needs_no_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_version(package: str) -> str:
+        if package == "cnnexp":  # a checkout on the path
+            raise importlib.metadata.PackageNotFoundError(package)
+        return importlib.metadata.version(package)
+
+    monkeypatch.setattr("cnnexp.sweep.provenance.version", find_version)
+    assert provenance.__wrapped__()["version/cnnexp"] == cnnexp.__version__
