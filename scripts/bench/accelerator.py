@@ -11,7 +11,8 @@ Sections, in this order; docs/performance.md explains the table:
 - `stacks`: stacks by each way of computing them (`sweep.stacking`).
 - `nets`: Fashion-MNIST nets of the demo's kind, trained to 90%; two stacks of them say what 10,000 take.
 - `demo`: the sweep and the report of scripts/demo, with an empty and with a filled compilation cache.
-- `experiments`: the experiments that have a size=paper, at size=small, with their reports, cold and warm, several processes at a time.
+- `experiments`: those that have a size=paper, at size=small, with their reports, cold and warm, by several
+  processes at a time.
 
 Every figure is printed and appended to OUT/rows.jsonl and OUT/table.txt as soon as it is measured, so that
 nothing is lost if the command is killed. Every section is a process of its own: the failure of one ends no
