@@ -31,14 +31,6 @@ def list_rows(section: str) -> list[list[str]]:
     return rows[2:]
 
 
-def test_the_citation_names_this_version_and_licence_and_no_person() -> None:
-    citation = yaml.safe_load(read("CITATION.cff"))
-    assert citation["authors"] == [{"name": "the cnnexp authors"}]
-    assert citation["version"] == PROJECT["project"]["version"]
-    assert citation["license"] == PROJECT["project"]["license"]
-    assert citation["message"] and citation["title"].startswith("cnnexp")
-
-
 def test_the_changelog_has_one_section_that_is_unreleased() -> None:
     sections = re.findall(r"^## (.*)$", read("CHANGELOG.md"), re.MULTILINE)
     assert sections == ["[Unreleased]"]
