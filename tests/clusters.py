@@ -10,7 +10,7 @@ from typing import Any
 
 from cnnexp.store.files import read_json
 from cnnexp.store.runs import read_history, read_runs
-from tests.conftest import SMALL_SWEEP
+from tests.conftest import SMALL_SWEEP, STARTED
 
 TYINGS = ("shared", "local")
 # Two stacks that take long enough to be disturbed, and save all the time.
@@ -45,7 +45,9 @@ def start_run(
     command = [*wrapper, sys.executable, "-m", "cnnexp", "run", *overrides]
     variables = {**os.environ, "WANDB_MODE": "disabled", "JAX_NUM_CPU_DEVICES": "1", **(environment or {})}
     with (folder / log).open("w") as file:
-        return subprocess.Popen(command, cwd=folder, env=variables, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=folder, env=variables, stdout=file, stderr=subprocess.STDOUT)
+    STARTED.append(process)
+    return process
 
 
 def wait_for_exit(process: subprocess.Popen, folder: Path, *, code: int = 0, log: str = "run.txt") -> str:

@@ -1,8 +1,9 @@
 """Fixtures for all tests: a small configuration, its images, a small sweep, a cache of compiled programs."""
 
 import os
+import subprocess
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from cnnexp.training import loop, train
 from cnnexp.training.loop import StackTrainer
 
 Configure = Callable[..., RunConfig]
+STARTED: list[subprocess.Popen] = []  # processes that a test started and may not have waited for
 SMALL: dict[str, Any] = {
     "experiment": "test",
     "name": "test",
@@ -125,6 +127,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker("no_cover")
+
+
+@pytest.fixture(autouse=True)
+def end_processes() -> Iterator[None]:
+    """End the processes that a failed test left running, which would disturb the tests after it."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="session")

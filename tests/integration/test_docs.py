@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import cnnexp
+from tests.markdown import read_blocks
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -17,7 +18,7 @@ PAGES = [
 
 @pytest.mark.parametrize("page", ["README.md", "docs/layers.md", "docs/networks.md"])
 def test_python_examples_run(page: str) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    blocks = read_blocks(page, "python")
     assert blocks
     for block in blocks:
         exec(compile(block, page, "exec"), {"__name__": "example"})

@@ -33,6 +33,7 @@ from cnnexp.sweep.plan import group_by_program
 from cnnexp.sweep.points import SweepPoint
 from cnnexp.sweep.provenance import summary_of
 from tests.conftest import call_cnnexp
+from tests.markdown import read_blocks
 
 ROOT = Path(__file__).parents[2]
 LAYERS = ("conv_0", "dense_0")
@@ -233,9 +234,8 @@ def test_pictures_of_kernels_show_tiles_and_stay_small() -> None:
 def test_a_new_experiment_is_two_small_files(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    readme = (ROOT / "experiments/README.md").read_text()
-    (sweep,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
-    (module,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (sweep,) = read_blocks("experiments/README.md", "yaml")
+    (module,) = (block for block in read_blocks("experiments/README.md", "python") if "EXPERIMENT" in block)
     assert len((sweep + module).splitlines()) < 40
     installed = tmp_path / "installed"
     shutil.copytree(ROOT / "conf", installed / "conf")

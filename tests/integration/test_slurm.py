@@ -78,7 +78,9 @@ def test_a_sweep_has_the_same_numbers_after_a_dead_node_a_time_limit_and_a_kill(
     assert {ended[f"shared {seed}"][0] for seed in "01"} == {"finished"}
     assert not {ended[f"shared {seed}"][1] for seed in "01"} & {shared, *workers}
     restarts = re.findall(r"Restarts=(\d)", query(["scontrol", "show", "job", job], slurm))
-    assert sorted(restarts) == ["1", "2"]  # both for the node, one for its time limit
+    of_local, of_shared = sorted(int(number) for number in restarts)
+    assert of_local == 1  # for the node
+    assert of_shared >= 2  # for its time limit too, again on a slow machine
 
     again = wait_for_exit(start_run(on_slurm, *launch, "launcher.wait=true", environment=slurm), on_slurm)
     assert "2 runs in 1 task;" in again
