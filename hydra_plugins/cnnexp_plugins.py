@@ -205,6 +205,8 @@ def _open_mappings(values: dict[str, Any]) -> dict[str, Any]:
 
 _store = ConfigStore.instance()
 _store_defaults(_store)
+# The choice of no experiment; Hydra 1.4 cannot interpolate null into the name of experiment_size.
+_store.store(group="experiment", name="none", node={}, package="_global_", provider="cnnexp")
 _store.store(
     group="hydra/sweeper",
     name="cnnexp",

@@ -2,16 +2,25 @@
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 
 
-def read_blocks(page: str, language: str) -> list[str]:
-    """Return the code of a page's fenced blocks in one language, in the order of the page.
+class Block(NamedTuple):
+    """A fenced block: the word after its fence, such as `python`, and its code."""
+
+    language: str
+    code: str
+
+
+def read_blocks(page: str | Path, *languages: str) -> list[Block]:
+    """Return a page's blocks in some languages, in the order of the page.
 
     Args:
         page: its path from the root of the repository.
-        language: the word after the fence, such as `python`.
+        languages: those wanted; none: all.
     """
     text = (ROOT / page).read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    blocks = [Block(*found) for found in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)]
+    return [block for block in blocks if not languages or block.language in languages]

@@ -16,6 +16,7 @@ from click.shell_completion import CompletionItem
 from cnnexp.cli.commands import RESUME, WORDS, Command
 from cnnexp.cli.options import AtLeastOne, Folder, OneOf, Text, make_version_option
 from cnnexp.core.errors import UsageError
+from cnnexp.core.machine import choose_version_base
 
 METHODS = ("grid", "random", "bayes")
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
@@ -254,7 +255,8 @@ def _typed_words(options: _Options, overrides: Sequence[str]) -> tuple[str, ...]
 def _start_hydra(conf: Path, package: str | None) -> None:
     import hydra
 
-    app = hydra.main(version_base="1.3", config_path=str(conf), config_name="config")(_refuse_other_plugins)
+    decorate = hydra.main(config_path=str(conf), config_name="config", **choose_version_base())
+    app = decorate(_refuse_other_plugins)
     with _refuse_unknown_section(package):
         app()
 

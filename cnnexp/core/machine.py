@@ -164,6 +164,13 @@ def warn_once(line: str) -> None:
     print(f"cnnexp: {line}", file=sys.stderr)
 
 
+def choose_version_base() -> dict[str, str]:
+    """Return the argument of Hydra 1.3 without which it warns, and which Hydra 1.4 deprecates."""
+    import hydra
+
+    return {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
+
+
 def packaged_folder(name: str) -> Path:
     """Return the folder `conf` or `experiments` of this installation: in the package, or beside it."""
     installed = PACKAGE / name

@@ -15,7 +15,7 @@ from cnnexp.config import RunConfig, parse
 from cnnexp.config.data import STORAGE_KEYS, TRAINING_CORRUPTIONS, DataSection
 from cnnexp.config.datasets import ArrayData
 from cnnexp.core.errors import UsageError
-from cnnexp.core.machine import find_config_folder, packaged_folder
+from cnnexp.core.machine import choose_version_base, find_config_folder, packaged_folder
 from cnnexp.data.images import DataShape
 from cnnexp.data.shapes import infer_shape
 from cnnexp.store.measurements import Value
@@ -198,7 +198,7 @@ def _compose_data(name: str) -> dict[str, Any]:
     search = [f"hydra.searchpath={own}"] if own else []
     conf = Path(packaged_folder("conf"))
     try:
-        with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+        with initialize_config_dir(str(conf.resolve()), **choose_version_base()):
             return to_dict(compose("config", [f"data={name}", *search]))["data"]
     except (HydraException, OmegaConfBaseException) as error:
         raise UsageError(explain(error, groups, [f"data={name}"])) from None

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 import cnnexp
-from tests.markdown import read_blocks
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -14,14 +13,6 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     ROOT / "experiments" / "README.md",
 ]
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/layers.md", "docs/networks.md"])
-def test_python_examples_run(page: str) -> None:
-    blocks = read_blocks(page, "python")
-    assert blocks
-    for block in blocks:
-        exec(compile(block, page, "exec"), {"__name__": "example"})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

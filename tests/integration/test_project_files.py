@@ -101,3 +101,12 @@ def test_a_results_folder_has_the_files_that_security_lists_and_no_secret(
     assert hosts == {"usage"}  # the leases are removed at the end
     secrets = [value.encode() for value in ("key" * 20, "token-of-a-test", os.environ["PATH"])]
     assert [name for name, content in files.items() if any(secret in content for secret in secrets)] == []
+
+
+def test_forms_for_issues_have_what_the_code_host_demands() -> None:
+    forms = [path for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml"]
+    assert forms
+    for form in (yaml.safe_load(path.read_text(encoding="utf-8")) for path in forms):
+        assert form["name"] and form["description"]
+        assert len({field["id"] for field in form["body"]}) == len(form["body"])
+        assert all(field["type"] == "textarea" and field["attributes"]["label"] for field in form["body"])
