@@ -2,7 +2,8 @@
 
 The site has the pages *.md, docs/*.md and experiments/*.md at their paths in the repository, so that the
 links between them lead to the same pages on a code host and on the site. MkDocs reads the files where they
-are. Two pages are generated: the references of the commands and of the public Python names.
+are. Notebooks are shown with their stored outputs. Two pages are generated: the references of the commands
+and of the public Python names.
 """
 
 from collections.abc import Iterator
@@ -13,12 +14,14 @@ import click
 import mermaidx
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from notebook_pages import NotebookFile, render_notebook
 
 import cnnexp
 from cnnexp.cli.main import cnnexp as cnnexp_command
 
 ROOT = Path(__file__).resolve().parents[2]
 PATTERNS = ("*.md", "docs/*.*", "experiments/*.md", "experiments/*.py", "experiments/figures/*.png")
+NOTEBOOKS = "docs/notebooks/*.ipynb"
 REPORTS = "Reports"  # the section of the navigation that lists the published reports
 HELP_WIDTH = 78  # characters, which fit beside the navigation
 COMMANDS = """\
@@ -55,7 +58,7 @@ def on_config(config: MkDocsConfig) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Replace the files of `docs_dir` by those of the repository, and add the generated pages."""
+    """Replace the files of `docs_dir` by those of the repository, and add notebooks and generated pages."""
     theme_files = [file for file in files if file.src_dir != config.docs_dir]
     paths = sorted(path for pattern in PATTERNS for path in ROOT.glob(pattern))
     repository_files = [
@@ -64,7 +67,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     ]
     generated = {"docs/commands.md": render_commands(), "docs/api.md": render_api()}
     pages = [File.generated(config, path, content=content) for path, content in generated.items()]
-    return Files([*theme_files, *repository_files, *pages])
+    notebooks = [
+        NotebookFile.generated(config, path.relative_to(ROOT).as_posix(), content=render_notebook(path))
+        for path in sorted(ROOT.glob(NOTEBOOKS))
+    ]
+    return Files([*theme_files, *repository_files, *pages, *notebooks])
 
 
 def render_api() -> str:
