@@ -184,7 +184,7 @@ def _make_row(run: StoredRun) -> dict[str, Any]:
             extra |= _describe_curve(run, metric, f"steps_to/{metric}")
     name = {"run_id": run.run_id}  # the first column, which no stored key may replace
     return (
-        name | {"seeds": "first"} | _dotted(run.config) | run.summary | extra | read_probes(run.folder) | name
+        name | {"seeds": "first"} | flatten(run.config) | run.summary | extra | read_probes(run.folder) | name
     )
 
 
@@ -232,11 +232,12 @@ def steps_to(curve: Sequence[tuple[int | float, int | float]], target: float) ->
     return low, float("inf")
 
 
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested sections by their dotted keys; lists as text."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _dotted(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = str(value) if isinstance(value, list) else value
     return flat

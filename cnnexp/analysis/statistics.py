@@ -1,6 +1,7 @@
 """Intervals of estimates from independent values, one per seed."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -43,19 +44,26 @@ def interval(values: Sequence[float] | Float[np.ndarray, " n"], confidence: floa
         return Interval(mean, mean, mean)
     tail = _widened_tail(n, confidence)
     if n >= MIN_BOOTSTRAP_VALUES and tail * RESAMPLES >= MIN_RESAMPLES_BEYOND:
-        from scipy.stats import bootstrap  # takes seconds to import
-
-        limits = bootstrap(
-            (array,),
-            np.mean,
-            confidence_level=1 - 2 * tail,
-            n_resamples=RESAMPLES,
-            method="BCa",
-            rng=np.random.default_rng(SEED),
-        ).confidence_interval
-        if np.isfinite(limits).all():
-            return Interval(mean, float(limits.low), float(limits.high))
+        low, high = _bootstrap_limits(array.tobytes(), tail)
+        if np.isfinite((low, high)).all():
+            return Interval(mean, low, high)
     return student_interval(array, confidence)
+
+
+@lru_cache(maxsize=10_000)  # `cnnexp watch` asks again for the cells that have not changed
+def _bootstrap_limits(values: bytes, tail: float) -> tuple[float, float]:
+    """Compute the limits of a bootstrap interval that leaves out a fraction `tail` on each side."""
+    from scipy.stats import bootstrap  # takes seconds to import
+
+    limits = bootstrap(
+        (np.frombuffer(values),),
+        np.mean,
+        confidence_level=1 - 2 * tail,
+        n_resamples=RESAMPLES,
+        method="BCa",
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
+    return float(limits.low), float(limits.high)
 
 
 def bounded_interval(bounds: Float[np.ndarray, "n 2"], confidence: float = CONFIDENCE) -> Interval:

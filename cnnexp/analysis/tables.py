@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,9 @@ from cnnexp.analysis.statistics import interquartile_mean, interval, probability
 from cnnexp.config.execution import TUNED
 from cnnexp.config.sections import LABEL_ACCURACY
 from cnnexp.core.text import format_keys, markdown_text
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Format = Literal["table", "csv", "json", "parquet", "latex", "markdown"]
 NUMBER = re.compile(
@@ -36,23 +39,25 @@ def summarize_cells(
     """
     keys = list(keys or varying_keys(table) or ["model.name"])
     metric = metric or choose_metric(table)
+    columns = list(list_metrics(table, metric))
+    used = dict.fromkeys([*keys, "seed", "params/total", "macs", *columns])
     rows = []
-    for values, cell in table.groupby(keys, sort=True, dropna=False):
+    for values, cell in table[list(used)].groupby(keys, sort=True, dropna=False):  # to copy all is slow
         row: dict[str, object] = dict(
             zip(keys, values if isinstance(values, tuple) else (values,), strict=True)
         )
         row |= {
             name: int(cell[name].iloc[0]) for name in ("params/total", "macs") if cell[name].nunique() == 1
         }
-        row["seeds"] = cell["seed"].nunique()
-        for column in list_metrics(table, metric):
-            estimate = interval(cell.groupby("seed")[column].mean().dropna().to_numpy())
+        by_seed = cell.groupby("seed")[columns].mean()
+        row["seeds"] = len(by_seed)
+        for column in columns:
+            estimate = interval(by_seed[column].dropna().to_numpy())
             low, high = estimate[1:]
             if is_fraction(column):  # the interval of Student's t may leave the range
                 low, high = np.clip((low, high), -1 if column.startswith("gap") else 0, 1)
             row |= {column: estimate.value, f"{column}/low": low, f"{column}/high": high}
-        by_seed = cell.groupby("seed")[f"test/{metric}"].mean()
-        row[f"test/{metric}/iqm"] = interquartile_mean(by_seed.to_numpy())
+        row[f"test/{metric}/iqm"] = interquartile_mean(by_seed[f"test/{metric}"].to_numpy())
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -207,13 +212,19 @@ def latex_table(table: pd.DataFrame, columns: str | None = None) -> str:
 
 
 def print_table(shown: pd.DataFrame, title: str | None = None) -> None:
-    """Print a table in the terminal, with numbers aligned to the right.
+    """Print a table in the terminal, see `draw_table`."""
+    from rich.console import Console
+
+    Console().print(draw_table(shown, title))
+
+
+def draw_table(shown: pd.DataFrame, title: str | None = None) -> "Table":
+    """Draw a table for the terminal, with numbers aligned to the right.
 
     Args:
         shown: The texts.
         title: The line above the table.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -225,7 +236,7 @@ def print_table(shown: pd.DataFrame, title: str | None = None) -> None:
         drawn.add_column(Text(header), justify="left" if index == 0 else "right", overflow="fold")
     for row in shown.itertuples(index=False):
         drawn.add_row(*(Text(str(value)) for value in row))
-    Console().print(drawn)
+    return drawn
 
 
 def encode_table(table: pd.DataFrame, shown: pd.DataFrame, form: Format) -> bytes:

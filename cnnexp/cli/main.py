@@ -27,6 +27,10 @@ COMMANDS = {
     "wandb-sweep": ("cnnexp.cli.sweeps:wandb_sweep", "Run a sweep through W&B agents."),
     "report": ("cnnexp.cli.stored:report", "Write the table, figures and verdicts of a sweep."),
     "results": ("cnnexp.cli.stored:results", "Print the runs of a sweep, or its cells, as a table."),
+    "watch": (
+        "cnnexp.cli.watch:watch",
+        "Show the progress, cells and learning curves of a sweep while it is trained.",
+    ),
     "eval": (
         "cnnexp.cli.stored:evaluate",
         "Evaluate the trained networks of a sweep under other conditions.",
@@ -57,6 +61,7 @@ Why do convolutions work? Train sweeps over kernel size, stride and weight tying
 
 \b
   cnnexp run experiment=why_convolutions    train the sweep that answers the question
+  cnnexp watch why_convolutions             its progress, table and learning curves, live
   cnnexp report why_convolutions            its table, figures and verdicts
   cnnexp results why_convolutions --by      the same numbers as CSV, JSON, LaTeX, Markdown or Parquet
   cnnexp run --help                         every key, with its default and what it means

@@ -82,11 +82,12 @@ def print_results(
         table = select_runs(table, parsed)
         texts = _format_runs(table)
     else:
-        table = (
-            summarize_cells(select_runs(table, parsed), [*by, EVALUATION] if by else None)
-            if evaluations
-            else _tuned_cells(runs, parsed, by)
-        )
+        if evaluations:
+            table = summarize_cells(select_runs(table, parsed), [*by, EVALUATION] if by else None)
+        else:
+            table, warnings = summarize_tuned_cells(runs, parsed, by)
+            for warning in warnings:
+                print(f"tuning: {warning}", file=sys.stderr)
         texts = format_cells(table)
     warn_excluded_runs(runs, corrupt)
     if form == "parquet" and output is None and sys.stdout.isatty():
@@ -109,20 +110,27 @@ def _write(content: bytes, output: Path | None) -> None:
     print(output)
 
 
-def _tuned_cells(
-    runs: Sequence[StoredRun], conditions: Sequence[RunCondition], by: Sequence[str]
-) -> pd.DataFrame:
-    """Return one row per cell, at its best learning rate and weight decay unless the user names these."""
-    table = make_dataframe(runs)
-    tuned_keys: list[str] = []
+def summarize_tuned_cells(
+    runs: Sequence[StoredRun], conditions: Sequence[RunCondition] = (), by: Sequence[str] = ()
+) -> tuple[pd.DataFrame, list[str]]:
+    """Summarise each cell at its best learning rate and weight decay, unless the user names these.
+
+    Args:
+        runs: All runs of a sweep, of which at least one has finished.
+        conditions: Conditions that a run must fulfil.
+        by: Keys that tell cells apart; if empty, the keys that vary.
+
+    Returns:
+        The rows of `summarize_cells`, and what is doubtful about the choice, one line each.
+    """
     if {*by, *(condition.column for condition in conditions)}.isdisjoint(TUNED):
         tuning = tune(runs)
-        table, tuned_keys = tuning.table, tuning.keys
-        for warning in tuning.warnings:
-            print(f"tuning: {warning}", file=sys.stderr)
+        table, tuned_keys, warnings = tuning.table, tuning.keys, tuning.warnings
+    else:
+        table, tuned_keys, warnings = make_dataframe(runs), [], []
     table = select_runs(table, conditions)
     untuned = [key for key in varying_keys(table) if key in TUNED and key not in (*tuned_keys, *by)]
-    return summarize_cells(table, [*by, *untuned] if by else None)
+    return summarize_cells(table, [*by, *untuned] if by else None), warnings
 
 
 def _format_runs(table: pd.DataFrame) -> pd.DataFrame:

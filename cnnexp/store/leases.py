@@ -130,7 +130,7 @@ class Leases:
         """Return whether any other worker is alive, with or without leases."""
         for path in set(self._folder.glob("worker-*")) - {self._worker}:
             with suppress(OSError):  # it has just ended
-                modified, _ = _read_with_mtime(path)
+                modified, _ = read_with_mtime(path)
                 if self.now() - modified <= LEASE_SECONDS:
                     return True
         return False
@@ -238,14 +238,14 @@ class _LivenessCache:
     def __contains__(self, lease: _Lease) -> bool:
         if lease.inode not in self._known:
             try:
-                modified, owner = retry_if_stale(lambda: _read_with_mtime(Path(lease.path)))
+                modified, owner = retry_if_stale(lambda: read_with_mtime(Path(lease.path)))
             except OSError as error:
                 if error.errno not in NO_FILE:
                     raise
                 return False  # released just now, or not a lease at all
             age, same_host = self._leases.now() - modified, owner.get("host") == self._leases.host
             self._known[lease.inode] = age <= self._within and not (
-                same_host and _has_exited(owner.get("pid"))
+                same_host and has_exited(owner.get("pid"))
             )
         return self._known[lease.inode]
 
@@ -266,7 +266,8 @@ def _first_line(path: str) -> str:
     return Path(path).read_text(encoding="utf-8").strip()
 
 
-def _has_exited(pid: Any) -> bool:
+def has_exited(pid: Any) -> bool:
+    """Return whether a process of this host has ended; False where that cannot be known."""
     import psutil
 
     if not isinstance(pid, int) or not 0 < pid < 2**31:  # not written by a worker: the age alone decides
@@ -280,7 +281,7 @@ def _has_exited(pid: Any) -> bool:
         return False
 
 
-def _read_with_mtime(path: Path) -> tuple[float, dict[str, Any]]:
+def read_with_mtime(path: Path) -> tuple[float, dict[str, Any]]:
     """Read the modification time and the values of a file. Opening it makes NFS ask the server."""
     with open_regular(path) as file:
         return os.fstat(file.fileno()).st_mtime, parse_json(file.read())

@@ -11,6 +11,7 @@ from cnnexp.core.errors import SweepFailed
 from cnnexp.data.loading import describe_drawn_tests, images_key, read_and_check
 from cnnexp.store.files import read_json, refuse_links
 from cnnexp.store.leases import Leases
+from cnnexp.store.planned import record_planned
 from cnnexp.store.run_writer import record_command
 from cnnexp.store.runs import (
     describe_corrupt_file,
@@ -152,7 +153,7 @@ def start_progress(
 ) -> tuple[Plan, SweepProgress]:
     """Plan a sweep and display its progress, wherever it is trained.
 
-    Corrupt files are moved aside, the claims are frozen, and the command is recorded.
+    Corrupt files are moved aside, the claims are frozen, and the command and its runs are recorded.
 
     Raises:
         UsageError: the module of the experiment raises; nothing was written.
@@ -167,7 +168,10 @@ def start_progress(
     if freeze and (frozen := freeze()):
         progress.print_line(frozen)
     if command:
-        record_command(next(iter(runs.values())), command)
+        first = next(iter(runs.values()))
+        record_command(first, command)
+        if len(runs) > 1:  # an agent of W&B asks for one run at a time
+            record_planned(sweep_folder(first), first.seeds, runs)
     return plan, progress
 
 

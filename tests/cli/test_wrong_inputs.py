@@ -170,7 +170,7 @@ def test_the_table_has_rows_of_every_command() -> None:
     assert len(commands) >= 230
     assert len({tuple(command) for command in commands}) == len(commands)
     named = {word for command in commands for word in command[:2]}
-    assert named >= {"run", "plan", "show", "wandb-sweep", "report", "results", "compare", "sync"}
+    assert named >= {"run", "plan", "show", "wandb-sweep", "report", "results", "watch", "compare", "sync"}
     assert named >= {"dashboard", "data", "completion", "new"}
 
 

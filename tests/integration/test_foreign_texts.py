@@ -112,7 +112,12 @@ def test_control_characters_never_reach_a_terminal_or_a_report(
     sweep: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill_with_text(sweep, "\x1b]0;taken\x07 [red][/x] $\\frac$ \u202e")
-    for arguments in (["report", "theirs"], ["results", "theirs"], ["results", "theirs", "--by"]):
+    for arguments in (
+        ["report", "theirs"],
+        ["results", "theirs"],
+        ["results", "theirs", "--by"],
+        ["watch", "theirs"],
+    ):
         assert call_cnnexp(*arguments) == 0
     assert call_cnnexp("report", "no\x1b[2Jsuch") == 2
     printed = capsys.readouterr()
