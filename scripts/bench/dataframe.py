@@ -4,10 +4,12 @@
     scripts/bench/dataframe.py [--runs 10000] [--repeats 3]
 
 Writes that many finished runs with the store's own writer (20 tyings and sizes, learning rates, seeds; 11
-evaluations each), then times reading them, the frame, the cells with their intervals, and the whole command.
+evaluations each), then times reading them, the frame, the cells with their intervals, the whole command, and
+`cnnexp watch`: its first screen, and a refresh while nothing or one run has changed.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,10 +23,11 @@ import numpy as np
 
 from cnnexp.analysis.dataframe import make_dataframe
 from cnnexp.analysis.tables import summarize_cells
+from cnnexp.cli.snapshot import Watcher
 from cnnexp.config import RunConfig, parse
 from cnnexp.core.terminal import progress_bar
 from cnnexp.store.run_writer import RunWriter
-from cnnexp.store.runs import read_runs
+from cnnexp.store.runs import HISTORY, read_runs
 from cnnexp.sweep.provenance import summary_of
 
 TYINGS = ("shared", "local", "dense", "tiled(2)", "blocked(2)")
@@ -95,11 +98,19 @@ def main() -> None:
         whole, _ = timed(
             lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), arguments.repeats
         )
+        watcher = Watcher(results / "sweep")
+        first, _ = timed(watcher.take, 1)
+        unchanged, _ = timed(watcher.take, arguments.repeats)
+        os.utime(runs[0].folder / HISTORY)
+        changed, _ = timed(watcher.take, 1)
         print(
             f"{len(table):,} runs, {len(table.columns)} columns: read {reading:.1f} s, frame {framing:.1f} s"
         )
         print(
             f"{len(cells)} cells with intervals {grouping:.1f} s; cnnexp results --format csv {whole:.1f} s"
+        )
+        print(
+            f"cnnexp watch: first {first:.1f} s, refreshed {unchanged:.2f} s, after a change {changed:.2f} s"
         )
 
 
