@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from cnnexp.analysis.dataframe import flatten, varying_keys
+from cnnexp.analysis.dataframe import varying_keys
 from cnnexp.analysis.progress import count_states, is_number
 from cnnexp.analysis.tables import distinguishing_keys, format_value
 from cnnexp.config.sections import find_leading_metric
 from cnnexp.core.text import format_keys
+from cnnexp.store.planned_runs import flatten_config
 from cnnexp.store.runs import StoredRun
 
 
@@ -61,7 +62,7 @@ def name_cells(runs: Sequence[StoredRun]) -> dict[str, str]:
     """
     if not runs:
         return {}
-    table = pd.DataFrame([flatten(run.config) for run in runs])
+    table = pd.DataFrame([flatten_config(run.config) for run in runs])
     keys = varying_keys(table) or ["model.name"]
     numbers = table.reindex(columns=keys).groupby(keys, sort=True, dropna=False).ngroup()
     firsts = table.reindex(columns=keys)[~numbers.duplicated()]

@@ -14,11 +14,11 @@ from cnnexp.config.sections import LABEL_ACCURACY, find_leading_metric
 from cnnexp.core.errors import UsageError, suggestion
 from cnnexp.core.text import pluralize
 from cnnexp.store.measurements import Evaluation, format_conditions, read_evaluations, read_probes
+from cnnexp.store.planned_runs import GROUPS, flatten_config
 from cnnexp.store.runs import StoredRun, list_run_folders, list_sweeps, read_sweep
 
 # Whether a run stored its weights can differ between the seeds of a cell, and changes no number.
 NOT_COMPARED = ("train.keep",)
-GROUPS = ("model", "data", "optim", "train")  # of configuration keys, in the order in which people read them
 # What computed a run, beside its configuration: the column of the summary, and how it is named.
 MADE_ON = {"device_kind": "device", "product_precision": "precision of products"}
 PILOT = "pilot"  # the set of seeds that no table shows
@@ -183,9 +183,8 @@ def _make_row(run: StoredRun) -> dict[str, Any]:
         if run.history and f"test/{metric}" in run.history[0]:
             extra |= _describe_curve(run, metric, f"steps_to/{metric}")
     name = {"run_id": run.run_id}  # the first column, which no stored key may replace
-    return (
-        name | {"seeds": "first"} | flatten(run.config) | run.summary | extra | read_probes(run.folder) | name
-    )
+    config = {"seeds": "first"} | flatten_config(run.config)
+    return name | config | run.summary | extra | read_probes(run.folder) | name
 
 
 def _describe_curve(run: StoredRun, metric: str, prefix: str) -> dict[str, float]:
@@ -230,17 +229,6 @@ def steps_to(curve: Sequence[tuple[int | float, int | float]], target: float) ->
             return low, float(step)
         low = step + 1.0
     return low, float("inf")
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of nested sections by their dotted keys; lists as text."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = str(value) if isinstance(value, list) else value
-    return flat
 
 
 def read_finished_runs(folder: Path) -> tuple[list[StoredRun], list[Path]]:

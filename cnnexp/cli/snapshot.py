@@ -16,7 +16,7 @@ from cnnexp.core.text import duration_text, pluralize
 from cnnexp.core.user_code import NO_EXPERIMENT
 from cnnexp.store.changes import Reading, SweepReader
 from cnnexp.store.files import replace_unprintable
-from cnnexp.store.planned import read_planned
+from cnnexp.store.planned_runs import read_planned_runs
 from cnnexp.store.runs import StoredRun, read_error_line
 from cnnexp.store.workers import find_live_workers
 
@@ -108,7 +108,9 @@ class Watcher:
     def take(self) -> Snapshot:
         """Read what is new in the store, and take a snapshot."""
         reading, workers = self._reader.read(), find_live_workers(self._folder)
-        runs, planned = drop_pilots(reading.runs, read_planned(self._folder))
+        configs = read_planned_runs(self._folder)
+        seed_sets = {run_id: config.get("seeds", "first") for run_id, config in configs.items()}
+        runs, planned = drop_pilots(reading.runs, seed_sets)
         progress = measure_progress(
             runs,
             planned,

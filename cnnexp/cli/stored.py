@@ -8,6 +8,7 @@ import click
 
 from cnnexp.cli.commands import Command, SeveralOption
 from cnnexp.cli.options import (
+    AtLeastOne,
     FilePath,
     Folder,
     Text,
@@ -168,8 +169,18 @@ def join(names: tuple[str, ...], results_dir: Path, form: Any) -> None:
     metavar="DIR",
     help="Write W&B's offline files to this folder instead, or send the runs to Trackio (`trackio`).",
 )
+@click.option(
+    "--jobs",
+    type=AtLeastOne(),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="The number of runs that are sent at a time.",
+)
 @config_dir_option
-def sync(name: str | None, results_dir: Path, follow: bool, to: str | None, config_dir: Path | None) -> int:
+def sync(
+    name: str | None, results_dir: Path, follow: bool, to: str | None, jobs: int, config_dir: Path | None
+) -> int:
     """Upload the runs of the sweep NAME that W&B lacks; without NAME, those of all sweeps."""
     from cnnexp.core.machine import check_writable
     from cnnexp.store.runs import list_sweeps
@@ -183,7 +194,7 @@ def sync(name: str | None, results_dir: Path, follow: bool, to: str | None, conf
         raise UsageError(f"--results-dir {sweeps}: holds no sweep; run: cnnexp run --help")
     try:
         for folder in folders:
-            sync_sweep(folder, follow=follow, to=to, config_folder=config_dir)
+            sync_sweep(folder, follow=follow, to=to, config_folder=config_dir, jobs=jobs)
     except SyncError as error:
         print(f"cnnexp: {error}", file=sys.stderr)
         return 1

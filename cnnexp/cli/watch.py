@@ -95,13 +95,13 @@ def watch(name: str, results_dir: Path, every: float, once: bool, serve: bool, p
 
 def _find_planned(name: str, results_dir: Path) -> Path | None:
     """Return the folder of a sweep that is about to start its first run, which `find_sweep` does not find."""
-    from cnnexp.store.planned import read_planned
+    from cnnexp.store.planned_runs import read_planned_runs
     from cnnexp.store.runs import list_run_folders
 
     if not name or list_run_folders(Path(name).expanduser()):
         return None
     folder = check_results_dir(results_dir) / name
-    return folder if read_planned(folder) else None
+    return folder if read_planned_runs(folder) else None
 
 
 def show_screen(watcher: Any, every: float, *, once: bool) -> None:

@@ -151,7 +151,7 @@ def _is_corrupt(path: Path, status: Mapping[str, Any]) -> bool:
         return compute_crc32(path) != checksums[path.name]
     if not os.path.lexists(path):
         return path.name == CONFIG and bool(status)
-    return not path.is_file() or (path.name == CONFIG and not _read_config(path))
+    return not path.is_file() or (path.name == CONFIG and not read_config(path))
 
 
 def _is_intact(status: Mapping[str, Any]) -> bool:
@@ -216,7 +216,7 @@ def read_run(folder: Path) -> StoredRun:
         ValueError: its configuration cannot be read.
     """
     status = read_json(folder / STATUS)  # the last written is read first
-    config = _read_config(folder / CONFIG)
+    config = read_config(folder / CONFIG)
     if not config:
         raise ValueError(f"corrupt file {folder / CONFIG}")
     return StoredRun(
@@ -230,7 +230,7 @@ def read_run(folder: Path) -> StoredRun:
     )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """Read a configuration, or nothing where it cannot be read.
 
     The runs of a sweep have most sections in common, and each distinct section is parsed once.

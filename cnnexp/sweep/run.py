@@ -11,7 +11,7 @@ from cnnexp.core.errors import SweepFailed
 from cnnexp.data.loading import describe_drawn_tests, images_key, read_and_check
 from cnnexp.store.files import read_json, refuse_links
 from cnnexp.store.leases import Leases
-from cnnexp.store.planned import record_planned
+from cnnexp.store.planned_runs import record_planned_runs
 from cnnexp.store.run_writer import record_command
 from cnnexp.store.runs import (
     describe_corrupt_file,
@@ -168,10 +168,9 @@ def start_progress(
     if freeze and (frozen := freeze()):
         progress.print_line(frozen)
     if command:
-        first = next(iter(runs.values()))
-        record_command(first, command)
-        if len(runs) > 1:  # an agent of W&B asks for one run at a time
-            record_planned(sweep_folder(first), first.seeds, runs)
+        record_command(next(iter(runs.values())), command)
+    if len(runs) > 1:  # an agent of W&B asks for one run at a time
+        record_planned_runs(runs)
     return plan, progress
 
 

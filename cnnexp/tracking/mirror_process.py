@@ -22,8 +22,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cnnexp.analysis.cell_names import name_cells
 from cnnexp.core.errors import describe_exception
 from cnnexp.core.text import pluralize
+from cnnexp.store.runs import CONFIG, read_config
 from cnnexp.tracking.target import Reachability, Target, hide_credentials, remove_secrets
 from cnnexp.tracking.trackio_run import TrackioRun
 from cnnexp.tracking.wandb_run import WandbRun
@@ -51,18 +53,35 @@ class RunSender:
         self.errors: dict[str, Exception] = {}
         self.sent = self.moved = 0
         self._runs: dict[str, WandbRun | TrackioRun] = {}
+        self._cells: dict[Path, dict[str, str]] = {}  # their names by the folder of the sweep and the run
+        self._lock = threading.Lock()
 
     def add(self, folders: Sequence[str]) -> None:
         """Add folders in which there is or may be something new."""
         for folder in folders:
-            kind = TrackioRun if self.target.mode == "local" else WandbRun
-            run = self._runs.setdefault(folder, kind(Path(folder), self.target))
+            run = self._runs[folder] = self._runs.get(folder) or self._make_run(Path(folder))
             self.errors.pop(folder, None)
             if run.is_complete:
                 del self._runs[folder]
                 self.pending.pop(folder, None)
             else:
                 self.pending[folder] = None
+
+    def _make_run(self, folder: Path) -> WandbRun | TrackioRun:
+        kind = TrackioRun if self.target.mode == "local" else WandbRun
+        return kind(folder, self.target, self.name_cell(folder))
+
+    def name_cell(self, folder: Path) -> str:
+        """Return the name of a run's cell; empty where its configuration cannot be read."""
+        if folder.name not in self._cells.get(folder.parent, {}):
+            self._cells[folder.parent] = {folder.name: ""} | name_cells(folder.parent)
+        return self._cells[folder.parent][folder.name]
+
+    def describe_run(self, folder: str) -> str:
+        """Name a run by its cell and its seed, or by its folder where its configuration cannot be read."""
+        path = Path(folder)
+        cell, seed = self.name_cell(path), read_config(path / CONFIG).get("seed")
+        return f"{cell} seed {seed}" if cell else path.name
 
     @property
     def unsent(self) -> int:
@@ -78,18 +97,29 @@ class RunSender:
         """
         folder = next(iter(self.pending))
         del self.pending[folder]
+        self.send(folder)
+        if len(self.errors) >= MAX_FAILED_RUNS:
+            self.raise_first_error()
+
+    def send(self, folder: str) -> None:
+        """Send what is new in a folder that was added. Several threads may send different folders.
+
+        Raises:
+            Exception: W&B refuses the key. Any other error is added to `errors`.
+        """
         run = self._runs[folder]
         try:
             run.send_new()
         except Exception as error:
             del self._runs[folder]
             self.errors[folder] = error
-            if len(self.errors) >= MAX_FAILED_RUNS or _is_refusal(error):
+            if is_refusal(error):
                 raise
             return
         if run.is_complete:
-            self.sent += 1
-            self.moved += run.was_on_server
+            with self._lock:
+                self.sent += 1
+                self.moved += run.was_on_server
             del self._runs[folder]
 
     def raise_first_error(self) -> None:
@@ -147,7 +177,7 @@ def main() -> None:
     try:
         _send_all(sender, sweep, first_line["process"])
     except BaseException as error:  # whatever W&B does, the sweep only prints a line
-        code = REFUSED if _is_refusal(error) else OUTAGE
+        code = REFUSED if is_refusal(error) else OUTAGE
         unsent = f"; not sent yet: {pluralize(sender.unsent, 'run')}" if sender.unsent else ""
         _print_message(f"W&B: {describe_error(error)}{unsent}")
     if sender.sent:
@@ -211,7 +241,8 @@ def describe_sent(sender: RunSender, sweep: Path, seconds: float) -> str:
     return f"W&B: {runs} sent to project {target.project} in {seconds:.0f} s{known}"
 
 
-def _is_refusal(error: BaseException) -> bool:
+def is_refusal(error: BaseException) -> bool:
+    """Return whether W&B refuses the key or its rights, which concerns all runs."""
     signs = r"AuthenticationError|\b401\b|invalid api key|permission denied"
     return re.search(signs, f"{type(error).__name__} {error}") is not None
 

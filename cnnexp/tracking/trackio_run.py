@@ -8,10 +8,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from cnnexp.config.sections import LABEL_ACCURACY
 from cnnexp.plots.layers import read_kernel_mosaics
 from cnnexp.store.files import read_json, write_json
 from cnnexp.store.runs import ENDED, read_run
 from cnnexp.tracking.target import Target
+
+LEDGER = "trackio.json"  # in the run's folder: the name of the run at Trackio, and what was sent
+# The order of the charts: first whether the networks learn what they were not trained on. Groups that are not
+# named follow by their names, and `epoch` stands for the charts without a group, which are axes.
+SPLITS, METRICS = ("validation", "gap", "test", "train"), (LABEL_ACCURACY, "accuracy")
+CHARTS = [*(f"{split}/{metric}" for split in SPLITS for metric in METRICS), "epoch"]
 
 
 def trackio_folder(results: Path) -> Path:
@@ -33,19 +40,20 @@ class TrackioRun:
     Args:
         folder: the run's.
         target: the project.
+        cell: the name of its cell.
     """
 
     was_on_server = False  # see `WandbRun`
 
-    def __init__(self, folder: Path, target: Target):
-        self._folder, self._target = folder, target
+    def __init__(self, folder: Path, target: Target, cell: str):
+        self._folder, self._target, self._cell = folder, target, cell
         self._sent = 0  # rows
 
     @property
     def is_complete(self) -> bool:
         """Return whether the run has ended and was sent completely."""
         status = read_json(self._folder / "status.json").get("status")
-        return read_json(self._folder / "trackio.json").get("status") == status in (*ENDED, "stopped")
+        return read_json(self._folder / LEDGER).get("status") == status in (*ENDED, "stopped")
 
     def send_new(self) -> None:
         """Send the rows that Trackio does not have yet."""
@@ -54,10 +62,18 @@ class TrackioRun:
         run = read_run(self._folder)
         if len(run.history) > self._sent:
             use_trackio(self._folder.parent.parent)
-            self._log(run.run_id, run)
+            # Trackio finds a run by its name, which must not change while the run is sent, and must be
+            # different in all sweeps of a project.
+            name = f"{self._cell} seed {run.config['seed']} ({run.config['name']})"
+            name = read_json(self._folder / LEDGER).get("name", name)
+            self._record(name=name)
+            self._log(name, run)
             self._sent = len(run.history)
         if run.status in (*ENDED, "stopped"):
-            write_json(self._folder / "trackio.json", {"status": run.status, "rows": self._sent})
+            self._record(status=run.status, rows=self._sent)
+
+    def _record(self, **values: object) -> None:
+        write_json(self._folder / LEDGER, read_json(self._folder / LEDGER) | values)
 
     def _log(self, name: str, run: Any) -> None:
         import trackio
@@ -101,6 +117,7 @@ class TrackioRun:
 def show_trackio(results: Path, project: str) -> None:
     """Serve Trackio's dashboard on the loopback interface until it is interrupted."""
     use_trackio(results)
+    os.environ.setdefault("TRACKIO_PLOT_ORDER", ",".join(CHARTS))
     import trackio
 
     trackio.show(project=project, host="127.0.0.1", open_browser=False, block_thread=True)

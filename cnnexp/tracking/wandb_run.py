@@ -1,16 +1,17 @@
 """One run of the store as one W&B run, which receives each step once, whatever is restarted."""
 
 import glob
-import hashlib
-import json
+import os
+import re
 import shutil
 import tempfile
 from contextlib import suppress
+from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from cnnexp.core.errors import UsageError
-from cnnexp.load import LoadedRun
+from cnnexp.analysis.cell_names import name_cells
 from cnnexp.plots.layers import read_kernel_mosaics
 from cnnexp.store.files import is_name, read_json, write_json
 from cnnexp.store.runs import ENDED, WEIGHTS, StoredRun, read_history, read_run
@@ -33,27 +34,30 @@ class WandbRun:
     Args:
         folder: the run's.
         target: where it is sent to.
+        cell: the name of its cell; None: as `name_cells` has it.
 
     Attributes:
         was_on_server: whether the server had the run before this folder sent anything of it, from another
             sweep or an earlier attempt. The run moves to this sweep's group and keeps the steps that it had.
     """
 
-    def __init__(self, folder: Path, target: Target):
+    def __init__(self, folder: Path, target: Target, cell: str | None = None):
         self._folder, self._target = folder, target
+        self._cell = name_cells(folder.parent).get(folder.name, "") if cell is None else cell
         self._sent = 0  # rows
         self._wandb_run: Any = None
         self.was_on_server = False
 
     @property
     def is_complete(self) -> bool:
-        """Return whether the run has ended and was sent completely."""
+        """Return whether the run has ended and was sent completely, under the name that it has now."""
         sent, status = self._ledger(), read_json(self._folder / "status.json").get("status")
         return (
             bool(sent)
             and sent.get("status") == status != "running"
             and self._target.agent_run in (None, sent.get("run"))
             and sent.get("rows") == len(read_history(self._folder))
+            and sent.get("cell", self._cell) == self._cell  # earlier versions did not record it
         )
 
     def send_new(self) -> None:
@@ -81,16 +85,15 @@ class WandbRun:
         if self._target.mode == "offline":  # written again from the store, so that no run is there twice
             for earlier in (folder / "wandb").glob(f"offline-run-????????_??????-{glob.escape(run_id)}"):
                 shutil.rmtree(earlier)
-        cell = name_cell(run)
         wandb_run = start_wandb_run(
             self._target,
             folder,
             id=run_id,
-            name=shorten(cell, NAME_LIMIT, f" seed {run.config['seed']}"),
+            name=shorten(self._cell, NAME_LIMIT, f" seed {run.config['seed']}"),
             group=shorten(run.config["name"], NAME_LIMIT),
-            job_type=shorten(cell, LABEL_LIMIT),
+            job_type=shorten(self._cell, LABEL_LIMIT),
             tags=[shorten(tag, LABEL_LIMIT) for tag in (run.config["experiment"],) if tag],
-            config={**run.config, "cell": cell},
+            config={**run.config, "cell": self._cell},
         )
         self.was_on_server = wandb_run.starting_step > 0 and ledger.get("run") != run_id
         if wandb_run.settings.save_code and self._target.code:
@@ -122,7 +125,7 @@ class WandbRun:
         return sent if isinstance(sent, dict) and is_name(sent.get("run")) else {}
 
     def _record(self, status: str, run: str) -> None:
-        sent = {"run": run, "status": status, "rows": self._sent}
+        sent = {"run": run, "status": status, "rows": self._sent, "cell": self._cell}
         file = self._folder / LEDGER
         write_json(file, read_json(file) | {self._target.address: sent})
 
@@ -157,12 +160,27 @@ class WandbRun:
         import wandb
 
         artifact = wandb.Artifact(
-            f"weights-{run.run_id}",
+            name_weights(run.config["name"], self._cell, run.config["seed"]),
             type="model",
-            metadata={"step": weights.step, "seed": run.config["seed"], "sweep": run.config["name"]},
+            metadata={
+                "step": weights.step,
+                "seed": run.config["seed"],
+                "sweep": run.config["name"],
+                "run": run.run_id,
+            },
         )
         artifact.add_file(str(run.folder / WEIGHTS), name=WEIGHTS)
         self._wandb_run.log_artifact(artifact)
+
+
+def name_weights(sweep: str, cell: str, seed: int) -> str:
+    """Name the artifact of a run's weights, of the characters that W&B allows in such a name.
+
+    >>> name_weights("mine", "local k[5,3] crop=2", 0)
+    'weights-mine-local-k-5-3-crop-2-seed-0'
+    """
+    words = re.sub(r"[^A-Za-z0-9_.]+", "-", f"weights {sweep} {cell}").strip("-")
+    return shorten(words, NAME_LIMIT, f"-seed-{seed}")
 
 
 def _metrics(run: StoredRun) -> list[str]:
@@ -181,6 +199,8 @@ def start_wandb_run(target: Target, folder: Path, *, stats_of: int | None = None
     Returns:
         The W&B run.
     """
+    # Reports of the client's own errors delay each further run by three requests, while all others wait.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     settings = wandb.Settings(
@@ -192,14 +212,14 @@ def start_wandb_run(target: Target, folder: Path, *, stats_of: int | None = None
         x_stats_pid=stats_of or 0,
         x_stats_sampling_interval=STATS_SECONDS,
         x_disable_meta=True,
-        x_save_requirements=stats_of is None,
+        x_save_requirements=False,  # the client reads all installed packages anew for each run
         x_transaction_log_flush_interval=1,
         init_timeout=INIT_SECONDS,
         finish_timeout=FINISH_SECONDS,
         finish_timeout_raises=True,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    return wandb.init(
+    wandb_run = wandb.init(
         project=target.project,
         entity=target.entity,
         dir=folder,
@@ -209,29 +229,15 @@ def start_wandb_run(target: Target, folder: Path, *, stats_of: int | None = None
         settings=settings,
         **run,
     )
+    if stats_of is None:
+        requirements = Path(wandb_run.dir) / "requirements.txt"
+        requirements.write_text(list_packages(), encoding="utf-8")
+        wandb_run.save(requirements, base_path=wandb_run.dir, policy="now")
+    return wandb_run
 
 
-def name_cell(run: StoredRun) -> str:
-    """Name the cell of a run: the keys that are read most, and a hash of the whole configuration."""
-    model, data, optim = (run.config[section] for section in ("model", "data", "optim"))
-    words = [model["name"], _format_value(model.get("tying", "dense"))]
-    words += [f"{key[0]}{_format_value(model[key])}" for key in ("kernel_size", "stride") if model.get(key)]
-    if model.get("match", "none") != "none":
-        words.append(f"{model['match']} of {_format_value(model['match_tying'])}")
-    words += [data["name"], f"{data['train_size']} images" if data.get("train_size") else ""]
-    hashed = _hash_cell(run)
-    return " ".join(filter(None, [*words, f"lr {optim['learning_rate']:g}", hashed]))
-
-
-def _hash_cell(run: StoredRun) -> str:
-    """Return a hash of the configuration without the seed; code of the user is executed only if allowed."""
-    try:
-        config = LoadedRun(run.folder).permit_code("model")
-    except UsageError:
-        text = json.dumps({**run.config, "seed": 0}, sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:6]
-    return config.model_copy(update={"seed": 0}).run_id[:6]
-
-
-def _format_value(value: Any) -> str:
-    return "-".join(map(str, value)) if isinstance(value, list) else str(value)
+@cache
+def list_packages() -> str:
+    """List the installed packages with their versions, one in a line, as W&B's client does."""
+    packages = {f"{found.metadata['Name']}=={found.version}" for found in distributions()}
+    return "\n".join(sorted(packages, key=str.lower)) + "\n"

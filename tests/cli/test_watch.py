@@ -25,7 +25,7 @@ from rich.console import Console
 from cnnexp.cli.snapshot import Watcher, choose_curves
 from cnnexp.cli.watch_screen import Scale, draw_braille, draw_screen
 from cnnexp.cli.watch_server import FILES, FOLDER, start_server
-from cnnexp.store.planned import record_planned
+from cnnexp.store.planned_runs import PLANNED
 from cnnexp.store.run_writer import RunWriter, record_failure
 from cnnexp.sweep.provenance import summary_of
 from tests.browser import FRAME, dom_of
@@ -80,7 +80,14 @@ def fill(store: Store) -> None:
     store.finish(store.start("dense", 1), "diverged", **{"test/accuracy": math.nan, "train/loss": math.nan})
     writer = store.start("tiled(2)", 0)
     record_failure(store.config, "Traceback\nValueError: too [bold]large[/bold]\n")
-    record_planned(store.folder, "first", [writer.folder.name, "new"])
+    plan_runs(store.folder, writer.folder.name, "new")
+
+
+def plan_runs(folder: Path, *run_ids: str) -> None:
+    """Record that a command asked for runs."""
+    write_json(
+        folder / PLANNED / "0.json", {"common": {"seeds": "first"}, "runs": dict.fromkeys(run_ids, {})}
+    )
 
 
 def list_files(folder: Path) -> set[tuple[str, int]]:
@@ -116,7 +123,7 @@ def test_the_screen_has_counts_the_table_of_results_and_a_curve_of_every_cell(
 
 
 def test_a_sweep_that_has_just_begun_says_so(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    record_planned(store.folder, "first", ["a", "b"])
+    plan_runs(store.folder, "a", "b")
     screen = watch_once(capsys, "test")
     assert "0 of 2 runs finished, 2 queued" in screen and "no run has finished yet" in screen
     store.start("shared", 0, 0)

@@ -31,7 +31,8 @@ class WandbServer:
     """Serves on a port of loopback. `failing` is what every request meets:
 
     None: it is answered; "silent": it is not; a number: that HTTP status. `answers_left`: requests that are
-    answered before the server goes silent.
+    answered before the server goes silent. `latency_seconds`: how long each request waits for its answer.
+    `refused`: names of runs that the server refuses.
     """
 
     def __init__(self) -> None:
@@ -42,6 +43,8 @@ class WandbServer:
         self.keys: set[str] = set()
         self.failing: str | int | None = None
         self.answers_left: int | None = None
+        self.latency_seconds = 0.0
+        self.refused: set[str] = set()
         self.lock = threading.RLock()
         self.stopped = threading.Event()
         handler = type("Handler", (_Handler,), {"recorder": self})
@@ -71,6 +74,8 @@ class WandbServer:
         if operation == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
         if operation == "UpsertBucket":
+            if values["name"] in self.refused:
+                raise Refused(f"no run may be called {values['name']}")
             refuse_too_long(values)
             return self._upsert(values)
         if operation == "RunResumeStatus":
@@ -173,6 +178,7 @@ def wandb_server() -> Iterator[WandbServer]:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # of connections; a client that sends many runs at a time opens several for each
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is part of the tests."""
@@ -236,6 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _meets_failure(self) -> bool:
         server = self.recorder
+        time.sleep(server.latency_seconds)
         if server.answers_left is not None:
             server.answers_left -= 1
             if server.answers_left < 0:

@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 import cnnexp
+from cnnexp.analysis.cell_names import name_cells
 from cnnexp.core.errors import UsageError
 from cnnexp.core.user_code import compute_code_checksum, load_object
 from cnnexp.load import LoadedRun
 from cnnexp.store.run_writer import RunWriter
-from cnnexp.tracking.wandb_run import name_cell
 from tests.conftest import Configure
 from tests.integration.foreign_sweep import change_file
 
@@ -154,7 +154,7 @@ def test_every_section_is_checked(store: Store, section: str, values: dict[str, 
 
 def test_the_name_of_a_cell_in_wandb_executes_nothing_foreign(store: Store) -> None:
     folder = store_custom(store, "0" * 12, file="my_net.py")
-    assert name_cell(LoadedRun(folder)._stored).startswith("custom")
+    assert name_cells(folder.parent)[folder.name].startswith("custom")
     assert not Path("executed").exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 from cnnexp.store import changes
 from cnnexp.store.changes import SweepReader
 from cnnexp.store.leases import LEASE_SECONDS, Leases
-from cnnexp.store.planned import read_planned, record_planned
+from cnnexp.store.planned_runs import read_planned_runs, record_planned_runs
 from cnnexp.store.run_writer import RunWriter
 from cnnexp.store.runs import read_runs, sweep_folder
 from cnnexp.store.workers import find_live_workers
@@ -64,15 +64,22 @@ def test_a_corrupt_run_is_named_until_it_is_whole_again(
     assert len(reading.runs) == 1 and reading.corrupt == []
 
 
-def test_planned_runs_are_those_of_all_commands_and_files_of_others_are_checked(tmp_path: Path) -> None:
-    record_planned(tmp_path, "first", ["a", "b"])
-    record_planned(tmp_path, "first", ["b", "a"])
-    record_planned(tmp_path, "pilot", ["c"])
-    assert len(list((tmp_path / "planned").iterdir())) == 2
-    for number, text in enumerate(('{"runs": 3, "seeds": "first"}', '{"runs": ["../x"], "seeds": "first"}')):
-        (tmp_path / "planned" / f"{number}.json").write_text(text)
-    assert read_planned(tmp_path) == {"a": "first", "b": "first", "c": "pilot"}
-    assert read_planned(tmp_path / "nowhere") == {}
+def test_planned_runs_are_those_of_all_commands_and_files_of_others_are_checked(configure: Configure) -> None:
+    runs = [configure(), configure(seed=1), configure(seeds="pilot")]
+    a, b, c = ({run.run_id: run} for run in runs)
+    for command in (a | b, b | a, c):
+        record_planned_runs(command)
+    folder = sweep_folder(runs[0])
+    assert len(list((folder / "planned").iterdir())) == 2
+    for number, text in enumerate(
+        ('{"runs": 3, "common": {}}', '{"common": {}, "runs": {"../x": {}}}', "[]")
+    ):
+        (folder / "planned" / f"{number}.json").write_text(text)
+    planned = read_planned_runs(folder)
+    assert {run.run_id: planned[run.run_id]["seeds"] for run in runs} == {
+        run.run_id: run.seeds for run in runs
+    }
+    assert len(planned) == 3 and read_planned_runs(folder / "nowhere") == {}
 
 
 def test_a_worker_is_alive_while_it_gives_signs_of_life(configure: Configure, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnexp.store.files import read_json
+from cnnexp.store.files import read_json, write_json
 from tests.browser import dom_of
 from tests.conftest import SMALL_SWEEP
 from tests.fakes.wandb_server import KEY
@@ -61,7 +61,7 @@ def test_offline_files_have_every_evaluation_once(shell: Shell) -> None:
 @pytest.mark.slow
 def test_trackio_shows_the_runs_in_a_browser(shell: Shell) -> None:
     shell.environment |= {"TRACKIO_SPACE_ID": "some/space", "TRACKIO_SERVER_URL": "http://127.0.0.1:9"}
-    done = shell.run("seed=0,1", "tracking.project=my.model", mode="local")
+    done = shell.run("seed=0,1", "data.validation_size=32", "tracking.project=my.model", mode="local")
     assert "cnnexp dashboard --local --project my.model" in done.stderr
     shell.wait_for_mirrors()
     database = Path("results/trackio/mymodel.db")
@@ -70,17 +70,19 @@ def test_trackio_shows_the_runs_in_a_browser(shell: Shell) -> None:
         with contextlib.closing(sqlite3.connect(database)) as opened:
             return sorted(opened.execute("SELECT run_name, step FROM metrics"))
 
-    expected = sorted((run.run_id, row["step"]) for run in read_stored().values() for row in run.history)
+    names = [f"simple_cnn shared k3 s1 seed {seed} (default)" for seed in (0, 1)]
+    expected = sorted((name, step) for name in names for step in (0, 3, 6))
     assert read_rows() == expected
-    for ledger in SWEEP.glob("*/trackio.json"):
-        ledger.unlink()  # as if the mirror had been killed after the last row
+    for file in SWEEP.glob("*/trackio.json"):  # as if the mirror had been killed after the last row
+        write_json(file, {"name": read_json(file)["name"]})
     shell.sync("default", "--to", "trackio")
     assert read_rows() == expected
     assert not shell.server.operations
     page = read_page_of_trackio(shell)
-    for run_id in read_stored():
-        assert run_id in page
-    assert "accuracy" in page
+    for name in names:
+        assert name in page
+    groups = re.findall(r"\b(charts|gap|test|train|validation) \(\d+\)", re.sub(r"<[^>]*>", "", page))
+    assert groups == ["validation", "gap", "test", "train", "charts"]
 
 
 def read_page_of_trackio(shell: Shell) -> str:
@@ -107,8 +109,10 @@ def test_weights_are_a_model_artifact_where_asked_for(shell: Shell) -> None:
     (stored,) = read_stored().values()
     (file,) = SWEEP.glob("wandb/offline-run-*/*.wandb")
     (artifact,) = read_wandb_file(file)["artifacts"]
-    assert artifact["type"] == "model" and artifact["name"] == f"weights-{stored.run_id}"
+    assert artifact["type"] == "model"
+    assert artifact["name"] == "weights-default-simple_cnn-shared-k3-s1-seed-0"
     assert artifact["files"] == ["weights.safetensors"] and artifact["metadata"]["step"] == 6
+    assert artifact["metadata"]["run"] == stored.run_id
     shell.run("seed=0", "name=plain", mode="offline")
     shell.wait_for_mirrors()
     (file,) = Path("results/plain").glob("wandb/offline-run-*/*.wandb")

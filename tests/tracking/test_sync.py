@@ -3,7 +3,9 @@
 import contextlib
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,13 @@ from outages import full_disk
 from cnnexp.config.execution import Tracking
 from cnnexp.store.run_writer import RunWriter, record_failure
 from cnnexp.sweep.provenance import summary_of
+from cnnexp.tracking import sync
 from cnnexp.tracking.mirror import Mirror
+from cnnexp.tracking.mirror_process import RunSender
+from cnnexp.tracking.target import Target
 from tests.conftest import Configure
 from tests.fakes.wandb_server import KEY
+from tests.synthetic_store import STEPS, write_runs
 from tests.tracking.shell import SWEEP, Shell, assert_complete, kill_mirrors, read_stored
 from tests.wandb_file import read_wandb_file
 
@@ -176,3 +182,78 @@ def test_neither_a_refused_nor_an_accepted_key_is_printed_or_stored(
     contents = [file.read_bytes() for file in Path().rglob("*") if file.is_file()]
     for key in (KEY, wrong):
         assert key not in printed and not any(key.encode() in content for content in contents)
+
+
+class Waiting(RunSender):
+    """A sender whose runs wait for each other, and of which some fail."""
+
+    def __init__(self, runs: int, at_a_time: int, failing: Collection[str] = ()):
+        super().__init__(Target(mode="offline", project="p", entity=None))
+        self.pending = dict.fromkeys(map(str, range(runs)))
+        self.arrived: list[str] = []
+        self._failing, self._barrier = failing, threading.Barrier(at_a_time)
+
+    def send(self, folder: str) -> None:
+        self._barrier.wait(timeout=20)
+        time.sleep(0.01)
+        if folder in self._failing:
+            self.errors[folder] = OSError(f"no {folder}")
+        else:
+            self.arrived.append(folder)
+
+
+def test_runs_are_sent_several_at_a_time_and_a_failure_stops_no_other() -> None:
+    sender, advanced = Waiting(16, at_a_time=8, failing=["0", "3"]), list[int]()
+    sync.send_pending(sender, 8, advanced.append)
+    assert len(sender.arrived) == 14 and set(sender.errors) == {"0", "3"} and sum(advanced) == 16
+
+
+def test_runs_that_all_fail_are_not_tried_to_the_last() -> None:
+    sender = Waiting(200, at_a_time=1, failing=[str(number) for number in range(200)])
+    with pytest.raises(OSError, match="no "):
+        sync.send_pending(sender, 2, lambda _: None)
+    assert sync.MAX_FAILURES_IN_SUCCESSION <= len(sender.errors) < 200
+
+
+@pytest.mark.slow
+def test_a_run_that_is_refused_is_named_and_the_next_sync_sends_it_alone(
+    shell: Shell, configure: Configure
+) -> None:
+    runs = [
+        configure(seed=seed, model={"tying": tying}) for tying in ("shared", "local") for seed in range(6)
+    ]
+    write_runs(runs)
+    shell.server.refused = {runs[8].run_id}
+    done = shell("sync", "test", "--jobs", "4")
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()[-3:]
+    assert lines[0] == "cnnexp: W&B: not sent: 1 run:" and lines[1].startswith("  local seed 2: no run may")
+    assert lines[2] == "to try again, run: cnnexp sync test"
+    sent = {name: run.steps for name, run in shell.server.runs.items()}
+    assert sent == {run.run_id: list(STEPS) for run in runs if run is not runs[8]}
+    shell.server.refused.clear()
+    shell.server.operations.clear()
+    shell.sync("test")
+    assert_complete(shell.server, "test")
+    assert shell.server.operations.count("RunResumeStatus") == 2  # of this run, and of the sweep
+
+
+@pytest.mark.slow
+def test_runs_are_renamed_once_another_key_varies(shell: Shell, configure: Configure) -> None:
+    write_runs(
+        configure(seed=seed, model={"tying": tying}) for tying in ("shared", "local") for seed in (0, 1)
+    )
+    shell.sync("test")
+    assert {run.meta["displayName"] for run in shell.server.runs.values()} == {
+        *(f"{tying} seed {seed}" for tying in ("shared", "local") for seed in (0, 1)),
+        "test: all runs",
+    }
+    write_runs([configure(model={"tying": "local", "kernel_size": 5})])
+    shell.sync("test")
+    runs = [run for run in shell.server.runs.values() if run.meta["jobType"] != "sweep"]
+    assert {run.meta["displayName"] for run in runs} == {
+        *(f"{tying} k3 seed {seed}" for tying in ("shared", "local") for seed in (0, 1)),
+        "local k5 seed 0",
+    }
+    assert {run.config["cell"] for run in runs} == {"shared k3", "local k3", "local k5"}
+    assert_complete(shell.server, "test")

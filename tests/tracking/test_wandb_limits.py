@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from cnnexp.analysis.cell_names import name_cells
 from cnnexp.core.errors import UsageError
 from cnnexp.store.run_writer import RunWriter
 from cnnexp.store.runs import read_run
 from cnnexp.tracking.target import LABEL_LIMIT, NAME_LIMIT, shorten
-from cnnexp.tracking.wandb_run import name_cell
 from tests.clusters import write_modules
 from tests.conftest import Configure
 from tests.fakes.wandb_records import refuse_too_long
@@ -37,7 +37,8 @@ def test_runs_with_long_names_are_sent_without_secrets_or_modules_of_the_working
     tmp_path: Path,
 ) -> None:
     mark, experiment, name = write_modules(tmp_path), "e" * 70, "n" * 140
-    model = {"match": "params", "tying": "low_rank(4,free)", "kernel_size": [[5, 3], 3], "features": [4, 4]}
+    ties, kernels = ["low_rank(4,free)", "blocked(2)", "tiled(2)"], [[5, 3], [3, 5], [11, 13]]
+    model = {"match": "params", "tying": ties, "kernel_size": kernels, "features": [4, 4, 4]}
     writer = RunWriter(configure(experiment=experiment, name=name, model=model))
     writer.log({"step": 0, "test/accuracy": 0.5})
     writer.interrupt()
@@ -47,7 +48,8 @@ def test_runs_with_long_names_are_sent_without_secrets_or_modules_of_the_working
     assert done.returncode == 0, done.stderr
     assert set(sent) == {run.run_id, shorten(f"sweep-{name}", NAME_LIMIT)}
     one, whole = sent[run.run_id], sent[shorten(f"sweep-{name}", NAME_LIMIT)]
-    assert len(name_cell(run)) > LABEL_LIMIT and one.config["cell"] == name_cell(run)
+    cell = name_cells(writer.folder.parent)[run.run_id]
+    assert len(cell) > LABEL_LIMIT and one.config["cell"] == cell
     assert one.config["name"] == name and one.config["experiment"] == experiment
     assert one.steps == [0] and one.meta["displayName"].endswith(" seed 0")
     assert one.meta["groupName"] == whole.meta["groupName"]
