@@ -19,6 +19,7 @@ from cnnexp.analysis.verdicts import Verdict, explain_exploratory
 from cnnexp.core.text import format_key, markdown_block, markdown_code, markdown_text
 from cnnexp.plots.rendering import RenderedFigure
 from cnnexp.report.compute import describe_compute, tabulate_compute, tabulate_data
+from cnnexp.report.failures import list_failures
 from cnnexp.report.report import Report
 from cnnexp.report.tables import (
     list_cell_runs,
@@ -33,9 +34,7 @@ from cnnexp.report.tables import (
     tabulate_verdicts,
 )
 from cnnexp.store.files import is_name
-from cnnexp.store.runs import StoredRun, describe_fault, read_error_line
 
-MAX_FAILURES = 20  # listed in a report
 # A second line of defence: even if a page held a script or an address, no browser would run or fetch it.
 # The script that sorts tables is allowed by its hash; no other is.
 SORT_SCRIPT = (Path(__file__).parent / "templates" / "sort.js.jinja").read_text(encoding="utf-8")
@@ -114,7 +113,7 @@ def render_markdown(report: Report, figure_prefix: str = "", run_prefix: str | N
         data_sources=Markdown(markdown_table(tabulate_data(report.table))),
         parameters=Markdown(markdown_table(tabulate_parameters(report.table))),
         protocol=Markdown(markdown_table(protocol, ["key"])),
-        failures=[Markdown(line) for line in _list_failures(report.runs, report.corrupt)],
+        failures=[Markdown(line) for line in list_failures(report.runs, report.corrupt)],
         commands=Markdown(markdown_block("\n".join(report.commands))),
         versions=", ".join(list_versions(report.table)),
     )
@@ -152,23 +151,6 @@ def _describe_tally(verdicts: Sequence[Verdict]) -> str:
     counted = [verdict.outcome for verdict in verdicts if not verdict.exploratory]
     texts = [f"{counted.count(outcome)} {outcome}" for outcome in VERDICTS]
     return ", ".join([*texts, f"{len(verdicts) - len(counted)} exploratory"])
-
-
-def _list_failures(runs: Sequence[StoredRun], corrupt: Sequence[Path]) -> list[str]:
-    """List the runs without a result, or whose result diverged or cannot be read, each with its reason."""
-    lines = [
-        f"{markdown_code(file.parent.name)} corrupt: {markdown_code(file.name)} ({describe_fault(file)})"
-        for file in corrupt
-    ]
-    for run in runs:
-        if run.status in ("finished", "stopped"):
-            continue
-        step = run.summary.get("diverged_step")
-        diverged = f"the loss is not finite from step {step} on" if step is not None else ""
-        reason = read_error_line(run.folder) or diverged
-        lines.append(f"{markdown_code(run.run_id)} {markdown_text(run.status + (reason and f': {reason}'))}")
-    omitted = len(lines) - MAX_FAILURES
-    return lines[:MAX_FAILURES] + ([f"… and {omitted:,} more"] if omitted > 0 else [])
 
 
 def render_html(markdown: str, figures: Mapping[str, RenderedFigure], *, title: str) -> str:

@@ -12,16 +12,24 @@ from wandb_workspaces.reports.v2 import interface as reports
 from wandb_workspaces.reports.v2.interface import Config, SummaryMetric
 
 from cnnexp.analysis.dataframe import make_dataframe, varying_keys, warn_excluded_runs
-from cnnexp.core.text import markdown_text
 from cnnexp.report.output import write_report
+from cnnexp.report.ranking import find_criterion
 from cnnexp.report.report import Report
 from cnnexp.store.files import read_json, write_json, write_text
 from cnnexp.store.runs import read_runs, read_sweep
+from cnnexp.tracking.review import format_failures, format_ranking, format_unfinished, format_verdicts
 from cnnexp.tracking.target import NAME_LIMIT, Target, hide_credentials, shorten
 
+WINNERS = "1. Which cells win, by how much, over how many seeds"
+GAPS = "2. Generalisation gap against the number of parameters"
+FAILURES = "3. What diverged or failed"
+UNFINISHED = "4. What is still running"
 ADDRESSES = "dashboard.json"  # in the sweep's folder: where its workspace and its report were saved
+MAX_BARS = 100  # in a panel
 PINNED_COLUMNS = [
     "run:displayName",
+    "run:state",
+    "run:tags",
     "config:model.tying.value",
     "config:model.kernel_size.value",
     "config:model.stride.value",
@@ -33,100 +41,111 @@ PINNED_COLUMNS = [
 
 
 def _list_pinned_columns(metric: str) -> list[str]:
-    return [*PINNED_COLUMNS, *(f"summary:{split}/{metric}.last" for split in ("train", "test", "gap"))]
+    return [
+        *PINNED_COLUMNS,
+        *(f"summary:{split}/{metric}.last" for split in ("validation", "test", "gap", "train")),
+    ]
 
 
 def make_sections(folder: Path, metric: str) -> dict[str, list[Any]]:
-    """Make the panels of a sweep by the names of their sections.
+    """Make the panels of a sweep by the names of their sections, in the order in which a reviewer asks.
 
     Each line of the curves by tying is the mean of all runs of a tying, and the name of the section says what
-    varies among them besides the seed. Each line of the curves by cell is the mean over the seeds of a cell.
+    varies among them besides the seed. All other panels have one line or bar per cell. An error bar is the
+    standard error over seeds.
 
     Args:
         folder: The sweep's folder.
         metric: The metric that its report is measured by, such as `accuracy`.
     """
-    pooled_keys = [key for key in varying_keys(make_dataframe(read_runs(folder))) if key != "model.tying"]
+    runs = read_runs(folder)
+    pooled_keys = [key for key in varying_keys(make_dataframe(runs)) if key != "model.tying"]
     spread = f" (spread over {', '.join(['seeds', *pooled_keys])})"
     train, test, gap = (f"{split}/{metric}" for split in ("train", "test", "gap"))
+    validated = any(f"validation/{metric}" in row for run in runs for row in run.history[:1])
+    chosen = f"validation/{metric}" if validated else test
     name = metric.replace("_", " ")
-    axes = ((test, "step"), (test, "images"), (train, "step"), (gap, "step"))
+    axes = ((chosen, "step"), (test, "images"), (train, "step"), (gap, "step"))
     return {
-        f"Learning curves, by tying{spread}": [_curve(curve, axis, "model.tying") for curve, axis in axes],
+        WINNERS: [_bars(f"{curve}.last", "cell") for curve in dict.fromkeys((chosen, test))],
+        GAPS: [_scatter(x, f"{y}.last") for y in (gap, test) for x in ("params/total", "macs/image")],
+        FAILURES: [_count(f"runs/{status}") for status in ("diverged", "failed")],
+        UNFINISHED: [_count("runs/running")],
         "Learning curves, by cell (spread over seeds)": [
-            _curve(curve, "step", "cell") for curve in (test, gap)
+            _curve(curve, "step", "cell") for curve in dict.fromkeys((chosen, test, gap))
         ],
-        f"Gap and {name} against costs": [
-            _scatter(x, f"{y}.last") for y in (gap, test) for x in ("params/total", "macs/image")
-        ],
+        f"Learning curves, by tying{spread}": [_curve(curve, axis, "model.tying") for curve, axis in axes],
         f"Test {name} by kernel size and stride": [
             _bars(f"{test}.last", key) for key in ("model.kernel_size", "model.stride", "model.tying")
         ],
-        "All keys and metrics": [
-            reports.ParallelCoordinatesPlot(
-                title=f"configuration and {name}",
-                columns=[
-                    *(
-                        _column(Config(key), key)
-                        for key in ("model.tying", "model.kernel_size", "model.stride")
-                    ),
-                    _column(Config("data.train_size"), "data.train_size"),
-                    _column(SummaryMetric("params/total"), "parameters", log=True),
-                    _column(SummaryMetric(f"{gap}.last"), "gap"),
-                    _column(SummaryMetric(f"{test}.last"), f"test {name}"),
-                ],
-            )
-        ],
+        "All keys and metrics": [_parallel_coordinates(metric)],
     }
 
 
+def _list_answers(folder: Path, report: Report) -> dict[str, list[Any]]:
+    """List the panels of all sections, those that the store answers in words first in their section."""
+    sections = make_sections(folder, report.metric)
+    figures = reports.MediaBrowser(title="figures", media_keys=_figure_keys(folder))
+    sections |= {"Verdicts": [], "Figures": [figures]}
+    words = {
+        WINNERS: format_ranking(report),
+        FAILURES: format_failures(report),
+        UNFINISHED: format_unfinished(report),
+        "Verdicts": format_verdicts(report),
+    }
+    for name, text in words.items():
+        sections[name].insert(0, reports.MarkdownPanel(markdown=text))
+    return sections
+
+
 def make_workspace(folder: Path, target: Target) -> workspaces.Workspace:
-    """Make the W&B workspace of a sweep: its runs, the verdicts on its claims, its figures, and panels.
+    """Make the W&B workspace of a sweep: the answers to a reviewer's first questions, then all else.
 
     Args:
         folder: The sweep's folder.
         target: The entity and the project at W&B.
     """
     report = write_report(folder, target.config_path)
-    verdict_panels = [
-        reports.MarkdownPanel(markdown=format_verdicts(report)),
-        reports.MediaBrowser(title="figures", media_keys=_figure_keys(folder)),
-    ]
-    sections = {"Verdicts": verdict_panels, **make_sections(folder, report.metric)}
+    order = find_criterion(report.table, report.metric)
     return workspaces.Workspace(
         entity=target.entity or "",
         project=target.project,
         name=_title(folder),
         sections=[
-            workspaces.Section(name=name, panels=panels, is_open=True) for name, panels in sections.items()
+            workspaces.Section(name=name, panels=panels, is_open=True)
+            for name, panels in _list_answers(folder, report).items()
         ],
         runset_settings=workspaces.RunsetSettings(
             filters=[workspaces.Metric("Group") == _group_name(folder)],
-            order=[workspaces.Ordering(workspaces.Summary(f"test/{report.metric}.last"), ascending=False)],
+            order=[workspaces.Ordering(workspaces.Summary(f"{order}.last"), ascending=False)],
             pinned_columns=_list_pinned_columns(report.metric),
         ),
     )
 
 
 def make_wandb_report(folder: Path, target: Target) -> reports.Report:
-    """Make the W&B report of a sweep: the verdicts, figures, panels of all sections, and runs."""
+    """Make the W&B report of a sweep: the same sections as its workspace, each with its runs."""
     report = write_report(folder, target.config_path)
+    group = f"Group == {_group_name(folder)!r}"
     # Without a name, a run set is that of the report's own project; for a name the package asks the server.
-    runs = reports.Runset(
-        name=folder.name,
-        filters=f"Group == {_group_name(folder)!r}",
-        pinned_columns=_list_pinned_columns(report.metric),
+    pinned = _list_pinned_columns(report.metric)
+    runs = reports.Runset(name=folder.name, filters=group, pinned_columns=pinned)
+    running = reports.Runset(
+        name="still running", filters=f"{group} and State == 'running'", pinned_columns=pinned
     )
-    blocks: list[Any] = [reports.MarkdownBlock(text=format_verdicts(report))]
-    for name, panels in make_sections(folder, report.metric).items():
-        blocks += [reports.H2(text=name), reports.PanelGrid(runsets=[runs], panels=panels)]
-    figures = reports.MediaBrowser(title="figures", media_keys=_figure_keys(folder))
-    blocks += [reports.H2(text="Figures"), reports.PanelGrid(runsets=[runs], panels=[figures])]
+    blocks: list[Any] = []
+    for name, panels in _list_answers(folder, report).items():
+        texts = [panel for panel in panels if isinstance(panel, reports.MarkdownPanel)]
+        drawn = [panel for panel in panels if panel not in texts]
+        blocks.append(reports.H2(text=name))
+        blocks += [reports.MarkdownBlock(text=text.markdown) for text in texts]
+        if drawn:
+            blocks.append(reports.PanelGrid(runsets=[running if name == UNFINISHED else runs], panels=drawn))
     return reports.Report(
         project=target.project,
         entity=target.entity or "",
         title=_title(folder),
-        description="Verdicts, figures and runs of one sweep.",
+        description="Which cells win, the gap, what failed and what is running, curves and verdicts.",
         blocks=blocks,
         width="fluid",
     )
@@ -194,17 +213,6 @@ def _update_saved_report(url: str, report: Any) -> Any:
     return saved
 
 
-def format_verdicts(report: Report) -> str:
-    """List the claims of a sweep with their verdicts and estimates, as Markdown."""
-    lines = [
-        f"- **{verdict.marked_outcome}**: {verdict.claim.sentence} {verdict.claim.quantity}: {verdict.effect}"
-        for verdict in report.verdicts
-    ]
-    missing = report.experiment.missing
-    no_claims = f"No claims: {markdown_text(missing)}." if missing else "This experiment makes no claims."
-    return "\n".join([f"## {markdown_text(report.folder.parent.name)}: verdicts", *(lines or [no_claims])])
-
-
 def _title(folder: Path) -> str:
     return shorten(f"cnnexp {folder.name}", NAME_LIMIT)
 
@@ -243,13 +251,39 @@ def _scatter(x: str, y: str) -> reports.ScatterPlot:
     )
 
 
+def _parallel_coordinates(metric: str) -> reports.ParallelCoordinatesPlot:
+    name = metric.replace("_", " ")
+    keys = ("model.tying", "model.kernel_size", "model.stride", "data.train_size")
+    return reports.ParallelCoordinatesPlot(
+        title=f"configuration and {name}",
+        columns=[
+            *(_column(Config(key), key) for key in keys),
+            _column(SummaryMetric("params/total"), "parameters", log=True),
+            _column(SummaryMetric(f"gap/{metric}.last"), "gap"),
+            _column(SummaryMetric(f"test/{metric}.last"), f"test {name}"),
+        ],
+    )
+
+
+def _count(metric: str) -> reports.BarPlot:
+    """Make bars of the number of runs of each cell with a status."""
+    return reports.BarPlot(
+        title=f"{metric.removeprefix('runs/')} runs by cell",
+        metrics=[metric],
+        groupby=Config("cell"),
+        groupby_aggfunc="sum",
+        max_bars_to_show=MAX_BARS,
+    )
+
+
 def _bars(metric: str, key: str) -> reports.BarPlot:
     return reports.BarPlot(
         title=f"{metric.removesuffix('.last')} by {key}",
         metrics=[metric],
         groupby=Config(key),
         groupby_aggfunc="mean",
-        groupby_rangefunc="stddev",
+        groupby_rangefunc="stderr",
+        max_bars_to_show=MAX_BARS,
     )
 
 

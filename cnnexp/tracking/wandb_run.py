@@ -20,6 +20,10 @@ from cnnexp.tracking.target import LABEL_LIMIT, NAME_LIMIT, Target, shorten
 
 AXES = ("step", "epoch", "images", "macs")  # of charts
 SUMMARY_NAMES = {"macs": "macs/image"}  # in W&B, where `macs` counts those of training so far
+# Summed over the runs of a cell by a panel; `failed` are also the interrupted ones, which have no result.
+COUNTS = dict.fromkeys(
+    (f"runs/{kind}" for kind in ("running", "finished", "diverged", "stopped", "failed")), 0
+)
 LEDGER = "wandb.json"
 INIT_SECONDS = 20
 FINISH_SECONDS = 20
@@ -100,6 +104,7 @@ class WandbRun:
             with suppress(OSError):  # the run is worth more than its code
                 self._log_code(wandb_run)
         self._record("running", run_id)
+        wandb_run.summary.update({**COUNTS, "runs/running": 1})
         for axis in AXES:
             wandb_run.define_metric(axis, hidden=axis != "step")
         for key in _metrics(run):
@@ -142,6 +147,8 @@ class WandbRun:
         wandb_run, run_id = self._wandb_run, self._wandb_run.id
         final = {SUMMARY_NAMES.get(key, key): value for key, value in run.summary.items()}
         wandb_run.summary.update({key: final[key] for key in final if key not in _metrics(run)})
+        counted = f"runs/{'failed' if run.status == 'interrupted' else run.status}"
+        wandb_run.summary.update({**COUNTS, counted: 1})
         if run.status in ("diverged", "stopped"):
             wandb_run.tags = (*(wandb_run.tags or ()), run.status)
         if self._target.artifacts and run.status in ENDED:

@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
+from cnnexp.load import load_sweep
 from cnnexp.store.files import read_json, write_json
+from cnnexp.store.run_writer import RunWriter, record_failure
 from cnnexp.tracking.target import Target
+from tests.conftest import Configure
+from tests.synthetic_store import write_runs
 
 
 def test_the_address_of_a_workspace_is_stored_although_its_report_fails(
@@ -73,3 +77,59 @@ def test_panels_show_the_metric_by_which_the_report_is_measured(tmp_path: Path) 
         text = str(sections)
         assert f"test/{metric}" in text and f"gap/{metric}.last" in text and f"test/{other}" not in text
         assert f"Test {metric.replace('_', ' ')} by kernel size and stride" in sections
+
+
+@pytest.fixture
+def specification(tmp_path: Path, configure: Configure, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Write a dashboard of two cells of four seeds, of which one diverged, one failed and one is running."""
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the package's own use of pydantic
+        from cnnexp.tracking import dashboard
+    runs = [configure(seed=seed, model={"tying": t}) for t in ("shared", "local") for seed in range(4)]
+    write_runs([*runs[:5], runs[7]], diverged=[5])
+    record_failure(runs[5], "no memory")
+    RunWriter(runs[6]).log({"step": 0})
+    file = dashboard.write_dry_run(Path("results/test"), Target(mode="offline", project="p", entity=None))
+    return read_json(file)
+
+
+def test_the_first_sections_answer_what_a_reviewer_asks_first(specification: dict[str, Any]) -> None:
+    sections = specification["workspace"]["section"]["panelBankConfig"]["sections"]
+    assert [section["name"].partition(",")[0] for section in sections[:6]] == [
+        "1. Which cells win",
+        "2. Generalisation gap against the number of parameters",
+        "3. What diverged or failed",
+        "4. What is still running",
+        "Learning curves",
+        "Learning curves",
+    ]
+    texts = [panel["config"].get("value", "") for section in sections for panel in section["panels"]]
+    drawn = [panel["config"] for section in sections for panel in section["panels"]]
+    winners, failures, running = texts[0], texts[7], texts[10]
+    table = load_sweep("results/test").set_index("model.tying")["validation/accuracy"]
+    means = table.groupby(level=0).mean().sort_values(ascending=False)
+    rows = [line.split(" | ") for line in winners.splitlines()[4:]]
+    assert [row[0].strip("| ") for row in rows] == list(means.index)
+    assert [row[4].split(" ")[0] for row in rows] == [f"{100 * mean:.1f}" for mean in means]
+    assert {row[0].strip("| "): row[3] for row in rows} == {"shared": "4", "local": "1"}
+    charts = [(chart["metrics"], chart["groupBy"]) for chart in drawn[1:3]]
+    assert charts == [([f"{split}/accuracy.last"], "cell.value") for split in ("validation", "test")]
+    assert "local seed 3, diverged" in failures and "local seed 1, failed: no memory" in failures
+    assert "running: local, seed 2" in running and "local" not in failures.replace("local seed", "")
+    assert [chart["groupAgg"] for chart in (*drawn[8:10], drawn[11])] == ["sum"] * 3
+
+
+def test_the_report_begins_with_the_same_sections_and_lists_the_running_runs(
+    specification: dict[str, Any],
+) -> None:
+    blocks = specification["report"]["blocks"]
+    headings = [block["children"][0]["text"] for block in blocks if block["type"] == "heading"]
+    sections = specification["workspace"]["section"]["panelBankConfig"]["sections"]
+    assert headings == [section["name"] for section in sections]
+    (grid,) = (b for b in blocks if b["type"] == "panel-grid" and "runs/running" in str(b))
+    filters = grid["metadata"]["runSets"][0]["filters"]["filters"]
+    assert [(one["key"]["name"], one["value"]) for one in filters] == [
+        ("group", "test"),
+        ("state", "running"),
+    ]
