@@ -60,12 +60,19 @@ class CellNames:
 def name_cells(folder: Path) -> dict[str, str]:
     """Name the cell of each run that a sweep has or was asked for, by the id of the run.
 
+    The runs of another set of seeds than the first, such as `confirm`, are a cell of their own.
+
     Args:
         folder: The sweep's folder.
     """
     runs = read_configs(folder)
     names = CellNames(runs.values())
-    return {run_id: names.name(config) for run_id, config in runs.items()}
+    return {run_id: names.name(config) + _name_set(config) for run_id, config in runs.items()}
+
+
+def _name_set(config: Mapping[str, Any]) -> str:
+    seeds = config.get("seeds", "first")
+    return "" if seeds == "first" else f" ({seeds})"
 
 
 def _shorten(text: str) -> str:

@@ -109,6 +109,12 @@ class Tracking(Section):
     artifacts: bool = Field(
         default=False, description="Whether W&B receives the weights of each run, as a model artifact."
     )
+    aggregate: Literal["auto", "cells", "runs"] = Field(
+        default="auto",
+        description="What becomes a run of W&B. `runs`: each run. `cells`: the mean of each cell over its "
+        "seeds, with intervals and a table of its runs, but without weights. `auto`: `cells` for a sweep of "
+        "more than 1,000 runs. Trackio always receives each run.",
+    )
 
     @model_validator(mode="after")
     def _check_names(self) -> "Tracking":

@@ -28,6 +28,7 @@ from cnnexp.core.text import pluralize
 from cnnexp.store.runs import CONFIG, read_config
 from cnnexp.tracking.target import Reachability, Target, hide_credentials, remove_secrets
 from cnnexp.tracking.trackio_run import TrackioRun
+from cnnexp.tracking.wandb_cell import WandbCell, is_aggregated
 from cnnexp.tracking.wandb_run import WandbRun
 from cnnexp.tracking.wandb_summary import all_runs_ended, send_summary, start_machine_run
 
@@ -45,6 +46,8 @@ class RunSender:
         errors: what failed, by folder, since the folder was last added.
         sent: the number of runs that were sent completely.
         moved: the number of these that the server had before, and that moved to the group of this sweep.
+        waits_for_cells: whether a cell is sent only once all its planned runs have ended.
+        unit: what becomes a run of W&B: "run" or "cell".
     """
 
     def __init__(self, target: Target):
@@ -52,14 +55,19 @@ class RunSender:
         self.pending: dict[str, None] = {}
         self.errors: dict[str, Exception] = {}
         self.sent = self.moved = 0
-        self._runs: dict[str, WandbRun | TrackioRun] = {}
+        self.waits_for_cells = True
+        self.unit = "run"
+        self._runs: dict[str, WandbRun | TrackioRun | WandbCell] = {}
         self._cells: dict[Path, dict[str, str]] = {}  # their names by the folder of the sweep and the run
         self._lock = threading.Lock()
 
     def add(self, folders: Sequence[str]) -> None:
-        """Add folders in which there is or may be something new."""
-        for folder in folders:
-            run = self._runs[folder] = self._runs.get(folder) or self._make_run(Path(folder))
+        """Add folders in which there is or may be something new. A cell has the first of its folders."""
+        self._note_runs(list(map(Path, folders)))
+        for folder in dict.fromkeys(map(self._find_unit, folders)):
+            if self.unit == "cell" or folder not in self._runs:
+                self._runs[folder] = self._make_run(Path(folder))
+            run = self._runs[folder]
             self.errors.pop(folder, None)
             if run.is_complete:
                 del self._runs[folder]
@@ -67,21 +75,41 @@ class RunSender:
             else:
                 self.pending[folder] = None
 
-    def _make_run(self, folder: Path) -> WandbRun | TrackioRun:
+    def _note_runs(self, folders: Sequence[Path]) -> None:
+        """Read the names of the cells of new runs, and whether their sweep is sent by cells."""
+        if any(folder.name not in self._cells.get(folder.parent, {}) for folder in folders):
+            for sweep in {folder.parent for folder in folders}:
+                unreadable = {folder.name: "" for folder in folders if folder.parent == sweep}
+                self._cells[sweep] = unreadable | name_cells(sweep)
+                self.unit = "cell" if is_aggregated(self.target, sweep, len(self._cells[sweep])) else "run"
+
+    def _find_unit(self, folder: str) -> str:
+        """Return the folder under which a run, or the cell that it is sent with, is kept."""
+        path = Path(folder)
+        return str(self._list_members(path)[0]) if self.unit == "cell" and self.name_cell(path) else folder
+
+    def _list_members(self, folder: Path) -> list[Path]:
+        """List the folders of the runs of a cell: those planned, or only those in the store."""
+        names = self._cells[folder.parent]
+        members = sorted(folder.parent / run for run, name in names.items() if name == names[folder.name])
+        return members if self.waits_for_cells else [path for path in members if path.exists()]
+
+    def _make_run(self, folder: Path) -> WandbRun | TrackioRun | WandbCell:
+        if self.unit == "cell":
+            members = self._list_members(folder)
+            return WandbCell(members, self.target, self.name_cell(folder), waits=self.waits_for_cells)
         kind = TrackioRun if self.target.mode == "local" else WandbRun
         return kind(folder, self.target, self.name_cell(folder))
 
     def name_cell(self, folder: Path) -> str:
         """Return the name of a run's cell; empty where its configuration cannot be read."""
-        if folder.name not in self._cells.get(folder.parent, {}):
-            self._cells[folder.parent] = {folder.name: ""} | name_cells(folder.parent)
         return self._cells[folder.parent][folder.name]
 
     def describe_run(self, folder: str) -> str:
-        """Name a run by its cell and its seed, or by its folder where its configuration cannot be read."""
+        """Name a cell, or a run by its cell and seed, or by its folder if its configuration is unreadable."""
         path = Path(folder)
         cell, seed = self.name_cell(path), read_config(path / CONFIG).get("seed")
-        return f"{cell} seed {seed}" if cell else path.name
+        return (cell if self.unit == "cell" else f"{cell} seed {seed}") if cell else path.name
 
     @property
     def unsent(self) -> int:
@@ -231,7 +259,7 @@ def describe_sent(sender: RunSender, sweep: Path, seconds: float) -> str:
         sweep: the folder of the sweep.
         seconds: how long it took.
     """
-    target, runs = sender.target, pluralize(sender.sent, "run")
+    target, runs = sender.target, pluralize(sender.sent, sender.unit)
     if target.mode == "local":
         return f"Trackio: {runs} logged; {target.advice(sweep)}"
     if target.mode == "offline":

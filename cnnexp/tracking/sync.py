@@ -99,6 +99,7 @@ def _describe(error: Exception) -> str:
 
 def _send(folder: Path, sender: RunSender, jobs: int, *, with_summary: bool) -> None:
     corrupt = {run: files for run in list_run_folders(folder) if (files := find_corrupt_files(run))}
+    sender.waits_for_cells = not with_summary
     sender.add([str(run.resolve()) for run in list_run_folders(folder) if run not in corrupt])
     with progress_bar("sending runs", sender.unsent) as advance:
         send_pending(sender, jobs, advance)
@@ -183,6 +184,7 @@ def target_of_sweep(
                 entity=tracking.entity,
                 directory=str(directory) if directory else None,
                 artifacts=tracking.artifacts,
+                aggregate=tracking.aggregate,
                 config_folder=str(config_folder.resolve()) if config_folder else None,
             )
     raise UsageError(f"{folder}: no run has a configuration that can be read")

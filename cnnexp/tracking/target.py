@@ -48,6 +48,7 @@ class Target:
         code: the files of the user that W&B receives with each run, if it saves code.
         config_folder: the user's folder of configuration files, beside which the experiment may be.
         agent_run: the id that an agent of W&B gave to its only run; None: there is no agent.
+        aggregate: whether W&B receives runs or cells, see `tracking.aggregate`.
     """
 
     mode: Mode
@@ -58,6 +59,7 @@ class Target:
     code: Sequence[str] = ()
     config_folder: str | None = None
     agent_run: str | None = None
+    aggregate: Literal["auto", "cells", "runs"] = "auto"
 
     @property
     def config_path(self) -> Path | None:
@@ -106,6 +108,7 @@ def target_of_config(tracking: Tracking) -> Target:
         entity=tracking.entity,
         artifacts=tracking.artifacts,
         agent_run=agent_run,
+        aggregate=tracking.aggregate,
     )
 
 

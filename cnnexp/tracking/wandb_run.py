@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import distributions
@@ -105,12 +106,7 @@ class WandbRun:
                 self._log_code(wandb_run)
         self._record("running", run_id)
         wandb_run.summary.update({**COUNTS, "runs/running": 1})
-        for axis in AXES:
-            wandb_run.define_metric(axis, hidden=axis != "step")
-        for key in _metrics(run):
-            if "/" in key:
-                best = "min" if key.endswith("loss") or key.startswith("gap/") else "max"
-                wandb_run.define_metric(key, step_metric="step", summary=f"last,{best}")
+        define_metrics(wandb_run, _metrics(run))
         return wandb_run
 
     def _log_code(self, wandb_run: Any) -> None:
@@ -178,6 +174,16 @@ class WandbRun:
         )
         artifact.add_file(str(run.folder / WEIGHTS), name=WEIGHTS)
         self._wandb_run.log_artifact(artifact)
+
+
+def define_metrics(wandb_run: Any, metrics: Iterable[str]) -> None:
+    """Tell W&B the axes of the charts, and for each metric whether its best value is small or large."""
+    for axis in AXES:
+        wandb_run.define_metric(axis, hidden=axis != "step")
+    for key in metrics:
+        if "/" in key:
+            best = "min" if key.endswith("loss") or key.startswith("gap/") else "max"
+            wandb_run.define_metric(key, step_metric="step", summary=f"last,{best}")
 
 
 def name_weights(sweep: str, cell: str, seed: int) -> str:
