@@ -197,7 +197,7 @@ def _tabulate_runs(runs: Sequence[StoredRun]) -> Any:
     import wandb
 
     metrics = [key for key in (runs[0].history or [{}])[-1] if key not in AXES]
-    rows = [
+    rows: list[Any] = [
         [run.run_id, run.config["seed"], run.status, *(run.summary.get(m) for m in metrics)] for run in runs
     ]
     return wandb.Table(columns=["run", "seed", "status", *metrics], data=rows)
