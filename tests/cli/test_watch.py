@@ -25,6 +25,7 @@ from rich.console import Console
 from cnnexp.cli.snapshot import Watcher, choose_curves
 from cnnexp.cli.watch_screen import Scale, draw_braille, draw_screen
 from cnnexp.cli.watch_server import FILES, FOLDER, start_server
+from cnnexp.store.files import write_json
 from cnnexp.store.planned_runs import PLANNED
 from cnnexp.store.run_writer import RunWriter, record_failure
 from cnnexp.sweep.provenance import summary_of
@@ -85,9 +86,8 @@ def fill(store: Store) -> None:
 
 def plan_runs(folder: Path, *run_ids: str) -> None:
     """Record that a command asked for runs."""
-    write_json(
-        folder / PLANNED / "0.json", {"common": {"seeds": "first"}, "runs": dict.fromkeys(run_ids, {})}
-    )
+    runs = {run_id: {"seeds": "first"} for run_id in run_ids}
+    write_json(folder / PLANNED / "0.json", {"common": {}, "runs": runs})
 
 
 def list_files(folder: Path) -> set[tuple[str, int]]:

@@ -64,8 +64,11 @@ def test_a_corrupt_run_is_named_until_it_is_whole_again(
     assert len(reading.runs) == 1 and reading.corrupt == []
 
 
-def test_planned_runs_are_those_of_all_commands_and_files_of_others_are_checked(configure: Configure) -> None:
-    runs = [configure(), configure(seed=1), configure(seeds="pilot")]
+def test_planned_runs_are_those_of_all_commands_and_files_of_others_are_checked(
+    configure: Configure, tmp_path: Path
+) -> None:
+    configs = ({"seed": 0}, {"seed": 1}, {"seed": 2, "seeds": "pilot"})
+    runs = [configure(results_dir=str(tmp_path), **config) for config in configs]
     a, b, c = ({run.run_id: run} for run in runs)
     for command in (a | b, b | a, c):
         record_planned_runs(command)
