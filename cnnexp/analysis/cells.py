@@ -227,6 +227,6 @@ def _get_metric(table: pd.DataFrame, metric: str | pd.Series) -> pd.Series | flo
         return metric
     if metric.endswith("*"):  # the mean over layers
         return table[[column for column in table if str(column).startswith(metric[:-1])]].mean(axis=1)
-    if metric.startswith("probe/") and metric not in table:  # `cnnexp probe` was not run yet
-        return np.nan
+    if metric.startswith(("probe/", "learned/")) and metric not in table:
+        return np.nan  # `cnnexp probe` was not run yet, or no run that has finished has such a layer
     return table[metric]

@@ -110,3 +110,10 @@ def test_what_is_known_of_unchanged_tables_is_forgotten_afterwards() -> None:
             assert pair_cells(other, "test/accuracy", shared).tolist() == []
     table["model.tying"] = ["local", "local", "shared"]
     assert pair_cells(table, "test/accuracy", shared).tolist() == [[1.0]]
+
+
+def test_what_no_run_has_measured_has_no_values(table: pd.DataFrame) -> None:
+    for metric in ("learned/locality/conv_0", "probe/equivariance_error/conv_0"):
+        assert pair_cells(table, metric, {"model.tying": "shared"}).tolist() == []
+    with pytest.raises(KeyError):
+        pair_cells(table, "test/acuracy", {"model.tying": "shared"})
