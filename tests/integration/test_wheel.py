@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+import zipfile
 from itertools import chain
 from pathlib import Path
 
@@ -70,6 +71,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         names = {name.partition("/")[2] for name in files.getnames()}
     assert {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "tests/conftest.py"} <= names
     (built,) = folder.glob("*.whl")
+    with zipfile.ZipFile(built) as files:
+        (metadata,) = (name for name in files.namelist() if name.endswith(".dist-info/METADATA"))
+        assert "License-Expression: Apache-2.0" in files.read(metadata).decode()
+        assert metadata.replace("METADATA", "licenses/LICENSE") in files.namelist()
     return built
 
 
