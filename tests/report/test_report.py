@@ -233,7 +233,7 @@ def test_report_says_what_failed_and_what_was_typed(sweep: Path) -> None:
     (sweep / "commands.txt").write_text("cnnexp run experiment=why_convolutions 'seed=range(3)'\n")
     write_report(sweep)
     markdown = (sweep / "report/report.md").read_text()
-    assert "- `shared-999-0` failed: ValueError: no such thing" in markdown
+    assert re.search(r"- `shared-999-0` shared .*seed \d+, failed: ValueError: no such thing\n", markdown)
     assert "```\ncnnexp run experiment=why_convolutions 'seed=range(3)'\n```" in markdown
     assert "18 finished, 1 failed" in markdown and "| dense | 1,000 |" in markdown
 
