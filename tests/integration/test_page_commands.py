@@ -37,6 +37,7 @@ ELSEWHERE = {
     "wandb login": "asks for a key",
     "cnnexp sync": "needs a server; tests/tracking sends to one on loopback",
     "cnnexp dashboard": "needs a server; tests/tracking sends to one on loopback",
+    "--serve": "serves until it is stopped; tests/cli/test_watch.py reads the page",
     "size=medium": "trains hundreds of runs; test_experiments.py composes them",
     "results/aliasing": "reads a sweep of minutes",
     "data=kmnist": "its images would be downloaded",
@@ -125,6 +126,7 @@ def run_shell(code: str, folder: Path, environment: dict[str, str]) -> None:
         env=environment,
         capture_output=True,
         text=True,
+        timeout=600,
     )
     assert done.returncode == 0, f"{code}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
