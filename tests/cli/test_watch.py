@@ -296,11 +296,19 @@ def test_a_port_that_is_taken_is_named_in_one_line(store: Store, capsys: pytest.
     assert error == f"cnnexp: --port {port}: is in use; allowed: a free port, or 0 to choose one\n"
 
 
+HEARS_CTRL_C = """
+import signal  # a job in the background ignores Ctrl-C, and so would the commands that it starts
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from cnnexp.cli.main import main
+main()
+"""
+
+
 def run_in_terminal(*words: str, folder: Path) -> tuple[subprocess.Popen, int]:
     """Start a command in a terminal of 120 x 40 characters; return it and the other end of the terminal."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "cnnexp", *words],
+        [sys.executable, "-c", HEARS_CTRL_C, *words],
         cwd=folder,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
         stdin=theirs,
